@@ -1,0 +1,109 @@
+"""What flows through a step: prompts, samples, groups and the plan of a global batch.
+
+Axes: P prompts in a global batch, G samples of one prompt, S = P * G samples, M minibatches,
+T response tokens. Sample s belongs to prompt s // G and is its member s % G; minibatch m holds the
+samples [m * B, (m + 1) * B) with B = `ppo_mini_batch_size`.
+
+Fields are filled in the order of the step: the controller fills Prompt, the rollout ranks tokens and
+log-probs, the judge scores, the ref ranks `ref_logprobs`, the train ranks `advantage`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+
+
+class Outcome(IntEnum):
+    """How the judgement of one sample by one rule ended. Failures are never a silent zero."""
+
+    RIGHT = 0
+    WRONG = 1
+    NO_ANSWER = 2
+    TIMEOUT = 3
+    CRASH = 4
+
+    @property
+    def failed(self) -> bool:
+        """True when the rule itself failed: the value says nothing about the response."""
+        return self in (Outcome.TIMEOUT, Outcome.CRASH)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one rule said about one response: `value` before its weight, and how it came about."""
+
+    value: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question, rendered through the template. `index` is its row in the data set."""
+
+    index: int
+    text: str
+    tokens: np.ndarray  # int32 [prompt tokens]
+    answer: str
+
+
+@dataclass(slots=True)
+class Sample:
+    """One response. `logprobs[t]` is the log-prob of `tokens[t]` under the policy that drew it,
+    at the sampling temperature, before top-k and top-p cut the distribution."""
+
+    tokens: np.ndarray  # int32 [T], ends with an end-of-text id unless truncated
+    logprobs: np.ndarray  # float32 [T]
+    truncated: bool
+    version: int  # of the weights it was drawn with
+    scores: dict[str, Score] = field(default_factory=dict)  # by rule
+    reward: float = 0.0  # weighted sum of the scores
+    ref_logprobs: np.ndarray | None = None  # float32 [T]
+    advantage: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        return any(score.outcome.failed for score in self.scores.values())
+
+
+@dataclass(slots=True)
+class Group:
+    """A prompt of the global batch with its G samples; `position` is its place in the batch."""
+
+    position: int
+    prompt: Prompt
+    samples: list[Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The plan of one global batch, equal on all ranks and fixed before generation starts."""
+
+    step: int
+    version: int  # weights that must draw every sample
+    prompts: list[Prompt]  # [P]
+    samples_per_prompt: int  # G
+    minibatch_size: int  # B, in samples
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.prompts) * self.samples_per_prompt
+
+    @property
+    def num_minibatches(self) -> int:
+        return self.num_samples // self.minibatch_size
+
+    def arrivals(self, minibatch: int) -> range:
+        """Positions of the prompts whose first sample lies in this minibatch.
+
+        Whole groups travel: a group that spans several minibatches arrives with the first.
+        """
+        group, size = self.samples_per_prompt, self.minibatch_size
+        first = -(-minibatch * size // group)
+        return range(first, -(-(minibatch + 1) * size // group))
+
+    def samples_of(self, minibatch: int) -> range:
+        """Numbers of the samples that this minibatch trains on."""
+        return range(minibatch * self.minibatch_size, (minibatch + 1) * self.minibatch_size)
