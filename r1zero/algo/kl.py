@@ -1,0 +1,45 @@
+"""Estimators of the divergence from the reference policy, per token, and its coefficient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+# log-ratios beyond this would overflow the exponential of `low_var_kl` and drown the batch.
+MAX_LOG_RATIO, MAX_KL = 20.0, 10.0
+
+
+def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
+    """Penalty for each token, any shape, with gradient.
+
+    With d = log p - log ref (http://joschu.net/blog/kl-approx.html): `kl` d, `abs` |d|, `mse` d^2 / 2,
+    `low_var_kl` exp(-d) - 1 + d, with d held to +-20 and the result to 10.
+    """
+    d = logprobs - ref_logprobs
+    if estimator == "kl":
+        return d
+    if estimator == "abs":
+        return d.abs()
+    if estimator == "mse":
+        return 0.5 * d.square()
+    assert estimator == "low_var_kl", estimator
+    d = d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return (torch.exp(-d) - 1 + d).clamp(max=MAX_KL)
+
+
+@dataclass
+class KLCoefficient:
+    """Weight of the penalty: fixed, or steered towards `target` (arXiv:1909.08593, section 2.2)."""
+
+    value: float
+    target: float | None = None  # None: fixed
+    horizon: int | None = None  # in samples
+
+    def update(self, measured: float, num_samples: int) -> None:
+        """Move towards the target after a step in which `measured` was the mean penalty per token."""
+        if self.target is None:
+            return
+        assert self.horizon
+        error = min(max(measured / self.target - 1, -0.2), 0.2)
+        self.value *= 1 + error * num_samples / self.horizon

@@ -1,0 +1,206 @@
+"""The Megatron-core model of one role: a GPTModel that stops at the last hidden state.
+
+megatron-core's local layer spec (no Transformer Engine), with a core attention for packed sequences
+and an RMSNorm that knows sequence parallelism. The same modules, and so the same parameter names,
+on NPU, GPU and CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer import MegatronModule, TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from r1zero.algo.packing import Microbatch
+from r1zero.algo.rotary import inverse_frequencies
+from r1zero.model import ModelShape
+from r1zero.weights.convert import load_hf
+from r1zero.weights.names import Tensor, stage_of, tensors
+from r1zero.world.device import Device, packed_causal_attention
+from r1zero.world.groups import Grid
+
+
+class RMSNorm(torch.nn.Module):
+    """torch's rms_norm as Megatron builds norms. Under sequence parallelism each rank sees a part of
+    the tokens, so the gradient must be summed over TP ranks: the flag on the weight asks for it."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
+        super().__init__()
+        self.shape, self.eps = (hidden_size,), eps
+        self.weight = torch.nn.Parameter(torch.ones(
+            hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last axis of x [..., hidden]."""
+        return F.rms_norm(x, self.shape, self.weight, self.eps)
+
+
+class PackedAttention(MegatronModule):
+    """Core attention over sequences laid end to end; stands where Megatron puts its own."""
+
+    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType,
+                 attention_type: str, softmax_scale: float | None = None, **_: object) -> None:
+        super().__init__(config=config)
+        self.scale = softmax_scale or config.kv_channels**-0.5
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None,
+                packed_seq_params: PackedSeqParams | None = None, **_: object) -> torch.Tensor:
+        """query [T, heads, D], key and value [T, kv heads, D] -> [T, heads * D]."""
+        assert packed_seq_params is not None, "the policy only runs packed sequences"
+        output = packed_causal_attention(query, key, value, packed_seq_params.ends, self.scale)
+        return output.reshape(output.shape[0], -1)
+
+
+class Backbone(GPTModel):
+    """GPTModel whose last stage returns hidden states: log-probs never need all logits at once."""
+
+    def _postprocess(self, hidden_states: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return hidden_states
+
+    def head_weight(self) -> torch.Tensor:
+        """This rank's rows of the output layer [V / TP, hidden]; last stage only."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+
+class RoleModel:
+    """One copy of the model, cut over the ranks of a role."""
+
+    def __init__(self, shape: ModelShape, grid: Grid, device: Device, dtype: torch.dtype,
+                 sequence_parallel: bool, recompute: bool, seed: int) -> None:
+        assert grid.member
+        self.shape, self.grid, self.device, self.dtype = shape, grid, device, dtype
+        self.groups = _collection(grid)
+        self.config = _transformer_config(shape, grid, device, dtype, sequence_parallel, recompute)
+        with self.active():
+            model_parallel_cuda_manual_seed(seed, tp_rank=grid.tp_index, ep_rank=0, etp_rank=grid.tp_index)
+            self.module = Backbone(
+                self.config, _layer_specs(self.config, shape), shape.vocab_size, shape.max_positions,
+                pre_process=grid.is_first_stage, post_process=grid.is_last_stage,
+                share_embeddings_and_output_weights=shape.tied, position_embedding_type="rope",
+                rotary_base=shape.rope_theta, pg_collection=self.groups)
+        self.module.rotary_pos_emb.inv_freq = inverse_frequencies(shape).to(device.torch)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Point the few globals that Megatron and MindSpeed still read at this role's groups.
+
+        A rank may hold two roles with different layouts, so they are set for each use.
+        """
+        names = ("_TENSOR_MODEL_PARALLEL_GROUP", "_PIPELINE_MODEL_PARALLEL_GROUP", "_DATA_PARALLEL_GROUP")
+        before = [vars(parallel_state)[name] for name in names]
+        vars(parallel_state).update(zip(names, (self.groups.tp, self.groups.pp, self.groups.dp), strict=True))
+        if parallel_state._GLOBAL_MEMORY_BUFFER is None:
+            parallel_state._set_global_memory_buffer()
+        try:
+            yield
+        finally:
+            vars(parallel_state).update(zip(names, before, strict=True))
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """This rank's parameters by Megatron name with global layer numbers."""
+        offset = get_transformer_layer_offset(self.config, pp_rank=self.grid.stage)
+        named = {}
+        for name, parameter in self.module.named_parameters():
+            prefix, _, rest = name.partition("decoder.layers.")
+            if rest:
+                layer, _, tail = rest.partition(".")
+                name = f"{prefix}decoder.layers.{int(layer) + offset}.{tail}"
+            named[name] = parameter
+        return named
+
+    def owned(self) -> list[Tensor]:
+        """The entries of the names table that live on this rank's stage."""
+        span = self.grid.span
+        return [t for t in tensors(self.shape) if stage_of(t, self.shape.num_layers, span.pp) == self.grid.stage]
+
+    @torch.no_grad()
+    def load(self, folder: str) -> None:
+        """Fill the parameters from a Hugging Face folder. ValueError when it does not fit the model."""
+        parameters = self.parameters()
+        wanted = self.owned()
+        copies_embedding = self.shape.tied and self.grid.is_last_stage and not self.grid.is_first_stage
+        if copies_embedding:  # with tied weights the last stage keeps a copy under the output layer's name
+            wanted = wanted + [t for t in tensors(self.shape) if t.name == "embedding.word_embeddings.weight"]
+        for tensor, shard in load_hf(folder, self.shape, wanted, self.grid.tp_index, self.grid.span.tp, self.dtype):
+            outside = tensor.name not in parameters
+            parameters.pop("output_layer.weight" if outside else tensor.name).copy_(shard)
+        assert not parameters, f"parameters without weights: {sorted(parameters)}"
+
+    def hidden(self, batch: Microbatch, module: torch.nn.Module | None = None) -> torch.Tensor:
+        """Run this stage on packed tokens. Returns [tokens (/ TP under SP), 1, hidden]."""
+        lengths = torch.tensor([0, *batch.ends], dtype=torch.int32, device=self.device.torch)
+        longest = max(end - start for start, end in zip([0, *batch.ends], batch.ends))
+        packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=lengths, cu_seqlens_kv=lengths,
+                                 max_seqlen_q=longest, max_seqlen_kv=longest)
+        packed.ends = batch.ends  # host integers: fused attention takes lists, without a device sync
+        return (module or self.module)(batch.tokens[None], batch.positions[None], None, packed_seq_params=packed)
+
+    def full_hidden(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Make the last stage's output whole on every TP rank: [tokens, hidden], gradient summed over TP."""
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, group=self.groups.tp)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=self.groups.tp)
+        return hidden[:, 0]
+
+
+def _collection(grid: Grid) -> ProcessGroupCollection:
+    """Name the role's groups as Megatron does. No context or expert parallelism: groups of one."""
+    g, alone = grid.groups, grid.groups["self"]
+    return ProcessGroupCollection(
+        tp=g["tp"], pp=g["pp"], mp=g["mp"], dp=g["dp"], dp_cp=g["dp"], tp_cp=g["tp"], tp_dp_cp=g["all"],
+        cp=alone, ep=alone, hcp=None, embd=g.get("embd"), pos_embd=alone if grid.is_first_stage else None,
+        expt_tp=g["tp"], tp_ep=g["tp"], tp_ep_pp=g["mp"], expt_dp=g["dp"],
+        intra_dp_cp=g["dp"], intra_expt_dp=g["dp"], inter_dist_opt=None, intra_dist_opt=g["all"])
+
+
+def _transformer_config(shape: ModelShape, grid: Grid, device: Device, dtype: torch.dtype,
+                        sequence_parallel: bool, recompute: bool) -> TransformerConfig:
+    span = grid.span
+    full = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1) if recompute else {}
+    return TransformerConfig(
+        num_layers=shape.num_layers, hidden_size=shape.hidden_size, ffn_hidden_size=shape.ffn_size,
+        num_attention_heads=shape.num_heads, num_query_groups=shape.num_kv_heads, kv_channels=shape.head_dim,
+        normalization="RMSNorm", layernorm_epsilon=shape.norm_eps, qk_layernorm=shape.qk_norm,
+        add_bias_linear=False, add_qkv_bias=shape.qkv_bias, gated_linear_unit=True, activation_func=F.silu,
+        attention_dropout=0.0, hidden_dropout=0.0,
+        tensor_model_parallel_size=span.tp, pipeline_model_parallel_size=span.pp,
+        sequence_parallel=sequence_parallel and span.tp > 1,
+        params_dtype=dtype, bf16=dtype == torch.bfloat16, pipeline_dtype=dtype,
+        # Packed microbatches differ in length; the dispatcher's name is what that flag asks of dense models too.
+        variable_seq_lengths=True, moe_token_dispatcher_type="alltoall",
+        # Our loss divides by the global token count itself; Megatron must not divide again.
+        calculate_per_token_loss=True,
+        perform_initialization=False, use_cpu_initialization=device.is_cpu,
+        bias_activation_fusion=not device.is_cpu, bias_dropout_fusion=False, masked_softmax_fusion=False,
+        apply_rope_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False, **full)
+
+
+def _layer_specs(config: TransformerConfig, shape: ModelShape) -> TransformerBlockSubmodules:
+    layer = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = PackedAttention
+    if shape.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    count = shape.num_layers // config.pipeline_model_parallel_size
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)

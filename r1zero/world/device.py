@@ -1,0 +1,191 @@
+"""The device seam: Ascend NPU, NVIDIA GPU or plain CPU behind one object.
+
+The only file that imports torch_npu and MindSpeed, and the only one that may change how torch or
+Megatron see the hardware. `prepare` must run before anything from Megatron is imported: MindSpeed
+patches Megatron while it is imported, and on a CPU the few CUDA calls that megatron-core makes
+without asking must already answer for the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+# Side of the compressed causal mask that the NPU attention reads for any sequence length.
+NPU_MASK_SIDE = 2048
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a rank computes on. `backend` is torch.distributed's name for its collectives."""
+
+    kind: str  # "npu", "cuda" or "cpu"
+    torch: torch.device
+    backend: str  # "hccl", "nccl" or "gloo"
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.kind == "cpu"
+
+    def peak_gigabytes(self) -> float:
+        """Highest memory use of this process: device memory, or resident memory on a CPU."""
+        if self.kind == "npu":
+            return torch.npu.max_memory_allocated() / 1e9
+        if self.kind == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what was queued, so that clocks tell the truth."""
+        if self.kind == "npu":
+            torch.npu.synchronize()
+        elif self.kind == "cuda":
+            torch.cuda.synchronize()
+
+    def group_options(self, buffer_megabytes: int) -> object | None:
+        """Options for a group: HCCL takes two such buffers of device memory for each group in use."""
+        if self.kind != "npu":
+            return None
+        options = torch_npu_module()._C._distributed_c10d.ProcessGroupHCCL.Options()
+        options.hccl_config = {"hccl_buffer_size": max(1, buffer_megabytes)}
+        return options
+
+
+def detect() -> str:
+    """The best kind of device that this machine has."""
+    if importlib.util.find_spec("torch_npu") and torch_npu_module().npu.is_available():
+        return "npu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torch_npu_module():  # noqa: ANN201 - the module only exists on Ascend machines
+    import torch_npu
+
+    return torch_npu
+
+
+def prepare(kind: str, local_rank: int, deterministic: bool = False) -> Device:
+    """Make the device current and Megatron importable on it. Call once, before importing Megatron."""
+    assert kind in ("npu", "cuda", "cpu"), kind
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=kind != "cpu")
+    if kind == "npu":
+        _import_mindspeed()
+        torch.npu.set_device(local_rank)
+        return Device(kind, torch.device("npu", local_rank), "hccl")
+    if kind == "cuda":
+        torch.cuda.set_device(local_rank)
+        return Device(kind, torch.device("cuda", local_rank), "nccl")
+    _answer_cuda_with_cpu()
+    return Device(kind, torch.device("cpu"), "gloo")
+
+
+def _import_mindspeed() -> None:
+    """Import torch_npu and MindSpeed's adaptor, hiding our command line from the adaptor.
+
+    It parses sys.argv and would turn every flag it finds, ours too, into attributes of each
+    TransformerConfig.
+    """
+    torch_npu_module()
+    argv, sys.argv = sys.argv, [sys.argv[0], "--use-flash-attn"]
+    try:
+        import mindspeed.megatron_adaptor  # noqa: F401
+    finally:
+        sys.argv = argv
+
+
+# -- megatron-core on a CPU ---------------------------------------------------------------------
+
+
+def _cpu_device() -> torch.device:
+    return torch.device("cpu")
+
+
+class _NoStream:
+    """Stands for torch.cuda.Stream, which must stay a class: libraries annotate with it."""
+
+    def wait_stream(self, stream: object) -> None:
+        """A CPU runs in order."""
+
+
+def _answer_cuda_with_cpu() -> None:
+    """Let the CUDA calls that megatron-core makes unasked answer for the CPU.
+
+    This is the measured minimum for dense models with TP, PP, DP and SP; megatron-core 0.16.1 has
+    no CPU platform of its own. Applied once; a second call does nothing.
+    """
+    if torch.cuda.current_device is _cpu_device:
+        return
+    torch.cuda.current_device = _cpu_device
+    torch.cuda.synchronize = lambda *_: None
+    torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()
+    torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed) and None
+    torch.cuda.Stream, torch.cuda.current_stream = _NoStream, lambda *_: _NoStream()
+    torch.cuda.stream = lambda _: contextlib.nullcontext()
+    torch.Tensor.cuda = lambda self, *_, **__: self
+    torch.tensor, torch.zeros = _on_cpu(torch.tensor), _on_cpu(torch.zeros)
+    _name_cpu_tensors_cuda()
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+
+
+def _on_cpu(factory):  # noqa: ANN001, ANN202 - same signature as the factory
+    def make(*args, device=None, **kwargs):  # noqa: ANN002, ANN003, ANN202
+        if device is not None and torch.device(device).type == "cuda":
+            device = "cpu"
+        return factory(*args, device=device, **kwargs)
+
+    return make
+
+
+def _name_cpu_tensors_cuda() -> None:
+    """megatron-core's distributed optimizer sorts parameters by the string `tensor.type()`."""
+    original = torch.Tensor.type
+
+    def type_(self: torch.Tensor, *args, **kwargs):  # noqa: ANN002, ANN003, ANN202
+        if args or kwargs:
+            return original(self, *args, **kwargs)
+        return original(self).replace("torch.", "torch.cuda.")
+
+    torch.Tensor.type = type_
+
+
+# -- fused attention ----------------------------------------------------------------------------
+
+
+def packed_causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                            ends: Sequence[int], scale: float) -> torch.Tensor:
+    """Causal self-attention of sequences laid end to end, with grouped queries. Differentiable.
+
+    query [T, heads, D], key and value [T, kv heads, D]; sequence i holds the tokens
+    [ends[i - 1], ends[i]). Returns [T, heads, D].
+    """
+    if query.device.type == "npu":
+        mask = torch.ones(NPU_MASK_SIDE, NPU_MASK_SIDE, dtype=torch.bool, device=query.device).triu(1)
+        return torch_npu_module().npu_fusion_attention(
+            query, key, value, head_num=query.shape[1], input_layout="TND", atten_mask=mask, scale=scale,
+            actual_seq_qlen=list(ends), actual_seq_kvlen=list(ends), sparse_mode=2)[0]
+    query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [heads, T, D]
+    outputs, start = [], 0
+    for end in ends:
+        rows = slice(start, end)
+        outputs.append(F.scaled_dot_product_attention(
+            query[None, :, rows], key[None, :, rows], value[None, :, rows],
+            is_causal=True, scale=scale, enable_gqa=True)[0])
+        start = end
+    return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+def warm_up(group: dist.ProcessGroup, device: Device) -> None:
+    """Run the first collective of a group now. HCCL and NCCL connect there, and block until all come."""
+    dist.all_reduce(torch.zeros(1, device=device.torch), group=group)

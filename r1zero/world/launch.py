@@ -1,0 +1,115 @@
+"""Who started this process: torchrun, Slurm's srun, or a person. Reads the environment.
+
+torchrun's variables win, so that `srun torchrun ...` works too; Slurm's are used when they are
+absent; without either the process is a world of one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """This process's place in the job."""
+
+    launcher: str  # "torchrun", "slurm" or "single"
+    rank: int
+    world_size: int
+    local_rank: int
+    node_of_rank: tuple[int, ...]  # [world]
+    address: str  # of rank 0
+    port: int
+
+
+def read_launch() -> Launch:
+    """Read the place of this process from the environment. ValueError when it is incomplete."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return _from_torchrun()
+    if "SLURM_PROCID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
+        return _from_slurm()
+    return Launch("single", 0, 1, 0, (0,), "127.0.0.1", 0)
+
+
+def ranks_per_node_hint() -> int | None:
+    """Processes on each node as the launcher will start them (NPROC_PER_NODE), when it says so."""
+    text = os.environ.get("NPROC_PER_NODE")
+    if text is None:
+        return None
+    return _integer("NPROC_PER_NODE", text)
+
+
+def _from_torchrun() -> Launch:
+    rank, size = _read("RANK"), _read("WORLD_SIZE")
+    local_size = _read("LOCAL_WORLD_SIZE", size)
+    if size % local_size:
+        raise ValueError(f"WORLD_SIZE={size} is not a multiple of LOCAL_WORLD_SIZE={local_size}: "
+                         "start the same number of processes on every node")
+    nodes = tuple(r // local_size for r in range(size))
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    return Launch("torchrun", rank, size, _read("LOCAL_RANK", rank % local_size), nodes, address, _read("MASTER_PORT"))
+
+
+def _from_slurm() -> Launch:
+    size = _read("SLURM_STEP_NUM_TASKS")
+    nodes = tuple(node for node, tasks in enumerate(_tasks_per_node()) for _ in range(tasks))
+    if len(nodes) != size:
+        raise ValueError(f"SLURM_STEP_TASKS_PER_NODE describes {len(nodes)} tasks but SLURM_STEP_NUM_TASKS={size}")
+    address = os.environ.get("MASTER_ADDR") or _first_slurm_node()
+    # One port for all tasks of this step, and another for the next step of the same job.
+    default_port = 20000 + (_read("SLURM_JOB_ID") * 64 + _read("SLURM_STEP_ID", 0) % 64) % 20000
+    return Launch("slurm", _read("SLURM_PROCID"), size, _read("SLURM_LOCALID"), nodes, address,
+                  _read("MASTER_PORT", default_port))
+
+
+def _tasks_per_node() -> list[int]:
+    """Expand Slurm's "2(x3),1" into [2, 2, 2, 1]."""
+    text = os.environ.get("SLURM_STEP_TASKS_PER_NODE", os.environ["SLURM_STEP_NUM_TASKS"])
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text} is not of the form 2(x3),1")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _first_slurm_node() -> str:
+    """An address of the first node: its name if that resolves, else the one Slurm itself uses."""
+    node_list = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    name = _scontrol("show", "hostnames", node_list).split()[0]
+    try:
+        socket.getaddrinfo(name, None)
+        return name
+    except socket.gaierror:
+        match = re.search(r"NodeAddr=(\S+)", _scontrol("show", "node", name))
+        if match is None:
+            raise ValueError(f"the Slurm node {name} has no address that resolves: set MASTER_ADDR") from None
+        return match[1]
+
+
+def _scontrol(*arguments: str) -> str:
+    try:
+        return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        raise ValueError(f"`scontrol {' '.join(arguments)}` failed: set MASTER_ADDR to the first node's name") from None
+
+
+def _read(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        if default is None:
+            raise ValueError(f"the environment variable {name} is not set; start with torchrun or srun")
+        return default
+    return _integer(name, text)
+
+
+def _integer(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"the environment variable {name}={text} must be a whole number") from None

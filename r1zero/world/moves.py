@@ -1,0 +1,137 @@
+"""Moves between roles: how values leave one role and reach another, on the control plane.
+
+A move is an asynchronous send for the giver and a blocking receive for the taker. That alone makes
+the pipeline: rollout ranks hand over a minibatch and go on decoding, while the ranks that wait for
+it wake up. Values are pickled; arrays travel as raw bytes, without padding.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from r1zero.batch import Group
+from r1zero.world.groups import Grid, World
+
+T = TypeVar("T")
+
+
+class Absent:
+    """Stands for an object that lives on other ranks: its attributes exist, using them is our mistake."""
+
+    def __init__(self, role: str) -> None:
+        self._role = role
+
+    def __getattr__(self, name: str) -> Absent:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        raise AssertionError(f"this object lives on {self._role} ranks only")
+
+    def __bool__(self) -> bool:
+        raise AssertionError(f"this object lives on {self._role} ranks only")
+
+
+def on(grid: Grid, function: Callable[..., T], *args: Any) -> T | None:
+    """Call `function` on the ranks of a role; None elsewhere."""
+    return function(*args) if grid.member else None
+
+
+class Mover:
+    """The moves of one rank. Sends stay pending until `flush`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._pending: list[tuple[dist.Work, torch.Tensor]] = []
+        self._to_myself: defaultdict[int, deque[bytes]] = defaultdict(deque)
+
+    def broadcast(self, value: T | None) -> T:
+        """Give the controller's value to every rank."""
+        return _broadcast(value, 0, self.world.control, self.world.rank)
+
+    def hand_over(self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid) -> list[Group] | None:
+        """Move the groups at these batch positions from one role to the replicas of another.
+
+        Position p lives on replica p % DP of either role. The giver's speakers send; the taker's
+        leaders receive and tell their replica. Returns the taker's groups in order, None elsewhere.
+        """
+        if giver.member and giver.speaks:
+            assert groups is not None
+            for replica in range(taker.span.dp):
+                share = [group for group in groups if group.position % taker.span.dp == replica]
+                if share:
+                    self._send(share, taker.span.rank_at(0, replica, 0))
+        if not taker.member:
+            return None
+        arrived: list[Group] = []
+        if taker.leads:
+            mine = [p for p in positions if p % taker.span.dp == taker.replica]
+            for sender in sorted({giver.span.speaker(p % giver.span.dp) for p in mine}):
+                arrived += self._receive(sender)
+            arrived.sort(key=lambda group: group.position)
+        leader = taker.span.rank_at(0, taker.replica, 0)
+        return _broadcast(arrived, leader, taker.replica_control, self.world.rank)
+
+    def hand_to_all(self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid) -> list[Group] | None:
+        """Move groups from the replicas of one role to every rank of another, in order of position."""
+        first = taker.span.first
+        if giver.member and giver.speaks and groups:
+            self._send(groups, first)
+        if not taker.member:
+            return None
+        arrived: list[Group] = []
+        if self.world.rank == first:
+            for sender in sorted({giver.span.speaker(p % giver.span.dp) for p in positions}):
+                arrived += self._receive(sender)
+            arrived.sort(key=lambda group: group.position)
+        return _broadcast(arrived, first, taker.role_control, self.world.rank)
+
+    def gather(self, value: T) -> list[T]:
+        """Collect one value from every rank, in rank order, on every rank."""
+        gathered: list[Any] = [None] * self.world.size
+        dist.all_gather_object(gathered, value, group=self.world.control)
+        return gathered
+
+    def flush(self) -> None:
+        """Wait until everything sent has been taken."""
+        for work, _ in self._pending:
+            work.wait()
+        self._pending.clear()
+
+    def _send(self, value: object, rank: int) -> None:
+        data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        if rank == self.world.rank:
+            self._to_myself[rank].append(data)
+            return
+        payload = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        for tensor in (torch.tensor([payload.numel()], dtype=torch.int64), payload):
+            self._pending.append((dist.isend(tensor, rank, group=self.world.control), tensor))
+
+    def _receive(self, rank: int) -> Any:
+        if rank == self.world.rank:
+            return pickle.loads(self._to_myself[rank].popleft())
+        size = torch.zeros(1, dtype=torch.int64)
+        dist.recv(size, rank, group=self.world.control)
+        payload = torch.empty(int(size), dtype=torch.uint8)
+        dist.recv(payload, rank, group=self.world.control)
+        return pickle.loads(payload.numpy().data)
+
+
+def _broadcast(value: T | None, source: int, group: dist.ProcessGroup | None, rank: int) -> T:
+    """Broadcast an object inside a control-plane group from a global rank."""
+    if dist.get_world_size(group) == 1:
+        return value
+    data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL) if rank == source else b""
+    size = torch.tensor([len(data)], dtype=torch.int64)
+    dist.broadcast(size, source, group=group)
+    payload = torch.frombuffer(bytearray(data), dtype=torch.uint8) if rank == source \
+        else torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(payload, source, group=group)
+    return value if rank == source else pickle.loads(payload.numpy().data)
