@@ -1,0 +1,140 @@
+"""Carry out a reshard plan: weights go from the train ranks' parameters into the rollout ranks' in place.
+
+What waits for what: a source packs a bucket and starts its broadcast; a receiver unpacks it when it has landed.
+Every rank goes through the plan in the same order and waits only for its oldest broadcast, so none can wait in
+a circle. Have all ranks meet (on gloo) before `publish`: a device collective must not be where they wait for
+each other.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+
+from r1zero.weights.names import local_view
+from r1zero.weights.reshard import Bucket, Piece, Plan
+
+CHUNK = 1 << 20  # elements that a checksum widens to 64 bits at a time
+BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by element size
+
+Weights = Mapping[str, torch.Tensor]  # Megatron name with the global layer number -> this rank's parameter
+Checksums = dict[tuple[str, int, int], int]  # ("sent" or "received", bucket, piece) -> sum
+
+
+class Publisher:
+    """One rank's part in publishing. All ranks of the world construct it and call its methods together."""
+
+    def __init__(self, plan: Plan, rank: int, group_for: Callable[[tuple[int, ...]], dist.ProcessGroup | None],
+                 source: Weights | None, target: Weights | None, dtype: torch.dtype, device: torch.device | str,
+                 in_flight: int = 4) -> None:
+        """Allocate the buckets and get the groups: `group_for` is called on every rank for every group, in order.
+
+        `source` is given on train ranks, `target` on rollout ranks, both hold `dtype`; at most `in_flight`
+        buckets are under way at a time.
+        """
+        self.plan, self.rank, self._dtype = plan, rank, dtype
+        self.source, self.target = source or {}, target or {}
+        for name, param in (*self.source.items(), *self.target.items()):
+            assert param.dtype == dtype, f"{name} is {param.dtype}, but weights are published as {dtype}"
+        groups = {ranks: group_for(ranks) for ranks in plan.groups()}
+        self._mine = [bucket for bucket in plan.buckets if rank in bucket.ranks]
+        self._groups = {ranks: group for ranks, group in groups.items() if rank in ranks}
+        sizes = [bucket.numel for bucket in self._mine if not bucket.local]
+        self._buffers = [torch.empty(max(sizes), dtype=dtype, device=device)
+                         for _ in range(min(in_flight, len(sizes)))]
+
+    @torch.no_grad()
+    def publish(self) -> int:
+        """Bring the target up to date; return the bytes written to it, which are its shard's size on every call."""
+        flying: deque[tuple[dist.Work, Bucket, torch.Tensor]] = deque()
+        idle = deque(self._buffers)
+        for bucket in self._mine:
+            if bucket.local:
+                self._copy(bucket)
+                continue
+            if not idle:
+                idle.append(self._land(*flying.popleft()))
+            buffer = idle.popleft()
+            flying.append((self._launch(bucket, buffer), bucket, buffer))
+        while flying:
+            self._land(*flying.popleft())
+        return self.plan.received(self.rank) * self._dtype.itemsize
+
+    @torch.no_grad()
+    def checksums(self) -> Checksums:
+        """Sum every piece this rank gave or got, over the parameters themselves, weighted by position."""
+        found: dict[tuple[str, int, int], torch.Tensor] = {}
+        for number, bucket in enumerate(self.plan.buckets):
+            for index, piece in enumerate(bucket.pieces):
+                if self.rank == bucket.source:
+                    found["sent", number, index] = _checksum(self._source_view(piece))
+                if self.rank in bucket.receivers:
+                    found["received", number, index] = _checksum(self._target_view(piece))
+        if not found:
+            return {}
+        return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # one trip to the host
+
+    def verify(self, by_rank: Sequence[Checksums]) -> None:
+        """Compare what receivers hold with what sources hold, given every rank's checksums in rank order.
+
+        RuntimeError naming the first tensor that differs.
+        """
+        for number, bucket in enumerate(self.plan.buckets):
+            for index, piece in enumerate(bucket.pieces):
+                sent = by_rank[bucket.source]["sent", number, index]
+                for receiver in bucket.receivers:
+                    if by_rank[receiver]["received", number, index] != sent:
+                        name = self.plan.tensors[piece.tensor].name
+                        raise RuntimeError(f"after publishing, {name} on rollout rank {receiver} differs from train "
+                                           f"rank {bucket.source}: weights were corrupted on the way, or changed since")
+
+    def _launch(self, bucket: Bucket, buffer: torch.Tensor) -> dist.Work:
+        """Start a bucket's broadcast, packed first if this rank is its source."""
+        if self.rank == bucket.source:
+            for piece, flat in _laid_out(bucket, buffer):
+                flat.copy_(self._source_view(piece))
+        return dist.broadcast(buffer[:bucket.numel], src=bucket.source, group=self._groups[bucket.ranks],
+                              async_op=True)
+
+    def _land(self, work: dist.Work, bucket: Bucket, buffer: torch.Tensor) -> torch.Tensor:
+        """Finish a broadcast, unpack it if this rank is a receiver, and return the buffer for the next."""
+        work.wait()
+        if self.rank in bucket.receivers:
+            for piece, flat in _laid_out(bucket, buffer):
+                self._target_view(piece).copy_(flat)
+        return buffer
+
+    def _copy(self, bucket: Bucket) -> None:
+        for piece in bucket.pieces:
+            self._target_view(piece).copy_(self._source_view(piece))
+
+    def _source_view(self, piece: Piece) -> torch.Tensor:
+        tensor = self.plan.tensors[piece.tensor]
+        return local_view(tensor, self.source[tensor.name], self.plan.train_tp)[piece.source]
+
+    def _target_view(self, piece: Piece) -> torch.Tensor:
+        tensor = self.plan.tensors[piece.tensor]
+        return local_view(tensor, self.target[tensor.name], self.plan.rollout_tp)[piece.target]
+
+
+def _laid_out(bucket: Bucket, buffer: torch.Tensor) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Yield each piece with its part of the flat buffer, in the piece's shape."""
+    for piece in bucket.pieces:
+        yield piece, buffer[piece.offset:piece.offset + piece.numel].view(piece.shape)
+
+
+def _checksum(values: torch.Tensor) -> torch.Tensor:
+    """Sum the bits of each element times an odd weight of its position, modulo 2^64; return an int64 scalar.
+
+    One changed element always changes the sum; so do all but a vanishing share of exchanged ones.
+    """
+    bits = values.reshape(-1).view(BITS[values.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=values.device)
+    for start in range(0, len(bits), CHUNK):
+        chunk = bits[start:start + CHUNK].long()
+        weights = torch.arange(2 * start + 1, 2 * (start + len(chunk)) + 1, 2, device=values.device)
+        total += (chunk * weights).sum()
+    return total
