@@ -1,0 +1,30 @@
+"""The frozen start policy: looks back at finished groups and notes its own log-probs."""
+
+from __future__ import annotations
+
+from r1zero.algo.packing import Item, cut_microbatches
+from r1zero.batch import Group
+from r1zero.policy.megatron import RoleModel
+from r1zero.policy.pipeline import look_up_logprobs
+
+
+class Reference:
+    """The model of the ref ranks."""
+
+    def __init__(self, model: RoleModel, temperature: float, max_samples: int, max_tokens: int | None) -> None:
+        self.model, self.temperature = model, temperature
+        self.max_samples, self.max_tokens = max_samples, max_tokens
+        model.module.eval()
+
+    def add_logprobs(self, groups: list[Group]) -> list[Group]:
+        """Fill `ref_logprobs` of every sample. On stages before the last the groups stay as they are."""
+        items = [Item(number, group.prompt, sample) for number, (group, sample) in
+                 enumerate((group, sample) for group in groups for sample in group.samples)]
+        if not items:
+            return groups
+        microbatches = cut_microbatches(items, self.max_samples, self.max_tokens)
+        found = look_up_logprobs(self.model, self.model.module, microbatches, self.temperature)
+        if self.model.grid.is_last_stage:
+            for item in items:
+                item.sample.ref_logprobs = found[item.number]
+        return groups

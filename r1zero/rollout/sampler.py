@@ -1,0 +1,131 @@
+"""From logits to tokens: one uniform number a token, inverse CDF, over a vocabulary cut by TP.
+
+The uniform of a token depends on (seed, step, prompt, sample, position) and on nothing else, so who
+generates a sample, and beside whom, does not change it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+# Tokens summed at once before the search narrows to one block.
+MAX_BLOCK = 128
+# Largest float32 below 1: keeps a scaled uniform strictly below the total it is scaled by.
+BELOW_ONE = 1.0 - 2.0**-23
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. `top_k` 0 and `top_p` 1 mean the whole distribution."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+
+
+def uniforms(seed: int, step: int, position: int, member: int, count: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) of one sample's tokens, fp32 [count] (Philox, Salmon et al. 2011).
+
+    A counter-based generator: entry t is the same whatever `count` is.
+    """
+    generator = np.random.Philox(key=[seed, step], counter=[0, position, member, 0])
+    return np.random.Generator(generator).random(count, dtype=np.float32)
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
+         group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one token a row. logits fp32 [n, V / TP] (overwritten), uniform fp32 [n].
+
+    Returns (tokens int64 [n], log-probs fp32 [n]), equal on all TP ranks. The log-prob is that of the
+    whole distribution at this temperature, before top-k and top-p, as the trainer computes it.
+    `group` is None without tensor parallelism.
+    """
+    if sampling.temperature != 1.0:
+        logits.div_(sampling.temperature)
+    if sampling.top_k > 0 or sampling.top_p < 1.0:
+        return _draw_filtered(logits, uniform, sampling, group)
+    top = logits.amax(dim=-1, keepdim=True)
+    if group is not None:
+        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    weights = logits.sub_(top).exp_()
+    tokens, chosen, total = _invert(weights, uniform, group)
+    return tokens, (chosen / total).log_()
+
+
+def _invert(weights: torch.Tensor, uniform: torch.Tensor,
+            group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the token where the running sum of `weights` [n, V / TP] passes uniform * total.
+
+    First over sums of blocks, then inside the block found. Returns (tokens, their weights, totals).
+    """
+    count, width = weights.shape
+    block = _block_size(width, group)
+    if width % block:  # only without TP: the last block is filled up with zeros
+        weights = torch.nn.functional.pad(weights, (0, block - width % block))
+    local = weights.view(count, -1, block)
+    sums = local.sum(dim=-1)
+    if group is not None:
+        parts = [torch.empty_like(sums) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, sums, group=group)
+        sums = torch.cat(parts, dim=1)
+    index, rest, total = _search(sums, uniform)
+    first = 0 if group is None else dist.get_rank(group) * local.shape[1]
+    here = (index >= first) & (index < first + local.shape[1])
+    mine = local[torch.arange(count, device=index.device), torch.where(here, index - first, 0)]
+    inner, _, inner_total = _search(mine, None, rest)
+    chosen = mine.gather(1, inner[:, None])[:, 0]
+    tokens = index * block + inner
+    if group is not None:
+        found = torch.stack([torch.where(here, tokens, 0).float(), torch.where(here, chosen, 0.0)])
+        dist.all_reduce(found, group=group)  # token ids are exact in fp32 below 2^24
+        tokens, chosen = found[0].long(), found[1]
+    return tokens, chosen, total
+
+
+def _search(weights: torch.Tensor, uniform: torch.Tensor | None,
+            target: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """First column where the running sum exceeds the target; what of the target is left; the total.
+
+    The target is kept below the total, so the column found always has a positive weight.
+    """
+    running = weights.cumsum(dim=1)
+    total = running[:, -1]
+    wanted = uniform * total if target is None else target
+    wanted = torch.minimum(wanted, total * BELOW_ONE)
+    index = (running <= wanted[:, None]).sum(dim=1)
+    index = index.clamp_(max=weights.shape[1] - 1)
+    before = torch.where(index > 0, running.gather(1, (index - 1).clamp(min=0)[:, None])[:, 0], 0.0)
+    return index, wanted - before, total
+
+
+def _block_size(width: int, group: dist.ProcessGroup | None) -> int:
+    if group is None:
+        return MAX_BLOCK
+    block = MAX_BLOCK
+    while width % block:
+        block //= 2
+    return block
+
+
+def _draw_filtered(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
+                   group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw from the `top_k` largest logits, of these the fewest that hold `top_p` of the probability."""
+    if group is not None:
+        parts = [torch.empty_like(logits) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, logits, group=group)
+        logits = torch.cat(parts, dim=1)
+    logprobs = torch.log_softmax(logits, dim=-1)
+    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
+    if sampling.top_k > 0:
+        ordered[:, sampling.top_k:] = -torch.inf
+    weights = torch.softmax(ordered, dim=-1)
+    if sampling.top_p < 1.0:  # a token stays while the ones before it hold less than top_p
+        weights = weights * (weights.cumsum(dim=-1) - weights < sampling.top_p)
+    ranks, _, _ = _invert(weights, uniform, None)
+    tokens = order.gather(1, ranks[:, None])[:, 0]
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
