@@ -31,7 +31,7 @@ from r1zero.algo.packing import Microbatch
 from r1zero.algo.rotary import inverse_frequencies
 from r1zero.model import ModelShape
 from r1zero.weights.convert import load_hf
-from r1zero.weights.names import Tensor, stage_of, tensors
+from r1zero.weights.names import stage_tensors
 from r1zero.world.device import Device, packed_causal_attention
 from r1zero.world.groups import Grid
 
@@ -127,22 +127,13 @@ class RoleModel:
             named[name] = parameter
         return named
 
-    def owned(self) -> list[Tensor]:
-        """The entries of the names table that live on this rank's stage."""
-        span = self.grid.span
-        return [t for t in tensors(self.shape) if stage_of(t, self.shape.num_layers, span.pp) == self.grid.stage]
-
     @torch.no_grad()
     def load(self, folder: str) -> None:
         """Fill the parameters from a Hugging Face folder. ValueError when it does not fit the model."""
-        parameters = self.parameters()
-        wanted = self.owned()
-        copies_embedding = self.shape.tied and self.grid.is_last_stage and not self.grid.is_first_stage
-        if copies_embedding:  # with tied weights the last stage keeps a copy under the output layer's name
-            wanted = wanted + [t for t in tensors(self.shape) if t.name == "embedding.word_embeddings.weight"]
-        for tensor, shard in load_hf(folder, self.shape, wanted, self.grid.tp_index, self.grid.span.tp, self.dtype):
-            outside = tensor.name not in parameters
-            parameters.pop("output_layer.weight" if outside else tensor.name).copy_(shard)
+        parameters, span = self.parameters(), self.grid.span
+        held = stage_tensors(self.shape, self.grid.stage, span.pp)
+        for tensor, shard in load_hf(folder, self.shape, held, self.grid.tp_index, span.tp, self.dtype):
+            parameters.pop(tensor.name).copy_(shard)
         assert not parameters, f"parameters without weights: {sorted(parameters)}"
 
     def hidden(self, batch: Microbatch, module: torch.nn.Module | None = None) -> torch.Tensor:

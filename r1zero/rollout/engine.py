@@ -46,7 +46,7 @@ class Engine:
 
     def submit(self, batch: Batch) -> None:
         """Queue this replica's share of a batch: the prompts at positions p % replicas == replica."""
-        assert self._batch is None or not self._open, "the last batch is not collected yet"
+        assert not any(self._open.values()), "the last batch is not collected yet"
         assert batch.version == self.version, f"weights {self.version} cannot draw batch {batch.version}"
         self._batch, size = batch, batch.samples_per_prompt
         mine = range(self.replica, len(batch.prompts), self.num_replicas)

@@ -1,0 +1,97 @@
+"""The numbers of a step, from what the ranks recorded: the keys of metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from r1zero.algo.loss import STATS
+from r1zero.batch import Batch, Group
+from r1zero.observe.clock import Span
+from r1zero.policy.policy import UpdateStats
+from r1zero.world.roles import Placement
+
+# Phases of a step whose time is that of the slowest rank.
+PHASES = ("rollout", "reward", "ref", "update", "publish")
+
+
+@dataclass(frozen=True, slots=True)
+class RankRecord:
+    """What one rank tells about a step."""
+
+    spans: list[Span]
+    published_bytes: int  # written into this rank's rollout weights
+    peak_gigabytes: float
+
+
+def step_metrics(batch: Batch, groups: Sequence[Group], updates: Sequence[UpdateStats],
+                 records: Sequence[RankRecord], placement: Placement) -> dict[str, float]:
+    """All metrics of a step. Token averages run over all response tokens of all updates."""
+    metrics: dict[str, float] = {"step": batch.step}
+    metrics |= sample_metrics(groups)
+    metrics |= _update_metrics(updates)
+    metrics |= _time_metrics(records, placement)
+    prompt_tokens = sum(len(group.prompt.tokens) * len(group.samples) for group in groups)
+    response_tokens = sum(len(sample.tokens) for group in groups for sample in group.samples)
+    rate = (prompt_tokens + response_tokens) / metrics["time/step"]
+    written, seconds = sum(record.published_bytes for record in records), metrics["time/publish"]
+    metrics |= {
+        "tokens/prompt": prompt_tokens, "tokens/response": response_tokens,
+        "throughput/tokens_per_second": rate, "throughput/tokens_per_second_per_rank": rate / len(records),
+        "publish/bytes": written, "publish/gigabytes_per_second": written / 1e9 / seconds if seconds else 0.0,
+        "weights_version": batch.version,
+    }
+    return metrics
+
+
+def sample_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards and lengths of the samples of these groups."""
+    samples = [sample for group in groups for sample in group.samples]
+    lengths = np.array([len(sample.tokens) for sample in samples])
+    flat = [group for group in groups if len({sample.reward for sample in group.samples}) == 1]
+    metrics = {"reward/mean": float(np.mean([sample.reward for sample in samples]))}
+    for rule in samples[0].scores:
+        metrics[f"reward/{rule}"] = float(np.mean([sample.scores[rule].value for sample in samples]))
+        metrics[f"reward/{rule}/right"] = share_right(groups, rule)
+    return metrics | {
+        "reward/failed": sum(sample.failed for sample in samples),
+        "reward/equal_groups": len(flat) / len(groups),  # groups that teach nothing
+        "response_length/mean": float(lengths.mean()), "response_length/max": int(lengths.max()),
+        "response_truncated": float(np.mean([sample.truncated for sample in samples])),
+    }
+
+
+def share_right(groups: Sequence[Group], rule: str) -> float:
+    """Share of samples that the rule called right."""
+    outcomes = [sample.scores[rule].outcome for group in groups for sample in group.samples]
+    return sum(outcome.name == "RIGHT" for outcome in outcomes) / len(outcomes)
+
+
+def _update_metrics(updates: Sequence[UpdateStats]) -> dict[str, float]:
+    sums = {key: sum(update.sums[key] for update in updates) for key in STATS}
+    tokens = sums["tokens"]
+    return {
+        "loss": sums["loss"] / tokens, "kl": sums["kl"] / tokens, "entropy": sums["entropy"] / tokens,
+        "clip_fraction": sums["clipped"] / tokens, "mismatch/mean": sums["mismatch"] / tokens,
+        "mismatch/max": max(update.mismatch_max for update in updates),
+        "grad_norm": float(np.mean([update.grad_norm for update in updates])), "lr": updates[-1].lr,
+        "updates": len(updates),
+    }
+
+
+def _time_metrics(records: Sequence[RankRecord], placement: Placement) -> dict[str, float]:
+    """Phases by their slowest rank, waits as the mean over a role's ranks, memory by the largest rank."""
+
+    def seconds(rank: int, name: str) -> float:
+        return sum(span.seconds for span in records[rank].spans if span.name == name)
+
+    spans = [span for record in records for span in record.spans]
+    metrics = {"time/step": max(span.end for span in spans) - min(span.start for span in spans)}
+    for phase in PHASES:
+        metrics[f"time/{phase}"] = max(seconds(rank, phase) for rank in range(len(records)))
+    for role in placement.spans:
+        metrics[f"time/wait/{role.role}"] = float(np.mean([seconds(rank, "wait") for rank in role.ranks]))
+        metrics[f"memory/peak_gigabytes/{role.role}"] = max(records[rank].peak_gigabytes for rank in role.ranks)
+    return metrics

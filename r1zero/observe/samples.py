@@ -1,0 +1,34 @@
+"""Every sample of a step as a parquet file: one row a response."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from r1zero.batch import Group
+
+
+def write_samples(path: Path, groups: Sequence[Group], decode: Callable[[np.ndarray], str]) -> None:
+    """Write the groups to `path`, whole or not at all. `decode` turns tokens into text."""
+    rows = []
+    for group in groups:
+        for member, sample in enumerate(group.samples):
+            row = {
+                "position": group.position, "member": member, "prompt_index": group.prompt.index,
+                "prompt": group.prompt.text, "response": decode(sample.tokens), "ground_truth": group.prompt.answer,
+                "reward": sample.reward, "advantage": sample.advantage,
+                "prompt_length": len(group.prompt.tokens), "response_length": len(sample.tokens),
+                "truncated": sample.truncated, "weights_version": sample.version,
+            }
+            for rule, score in sample.scores.items():
+                row |= {f"score/{rule}": score.value, f"outcome/{rule}": score.outcome.name.lower()}
+            rows.append(row)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
+    os.replace(partial, path)

@@ -1,0 +1,73 @@
+"""One rank fails, all stop, and the job shows one cause.
+
+A rank that fails writes its cause into the job's store; a watcher thread in every other rank sees it
+within a second or two and ends the process, even if its main thread is stuck in a collective.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+
+import torch.distributed as dist
+
+KEY, CLAIMS = "r1zero/failed", "r1zero/failure_claims"
+POLL_SECONDS = 1.0
+# How long a rank that lost its peer waits for the peer to say why; and rank 0, which may hold the store,
+# stays for others to read.
+GRACE_SECONDS = 5.0
+
+log = logging.getLogger("r1zero")
+
+
+class FailureWatch:
+    """Watches for failures of other ranks, and tells them of ours."""
+
+    def __init__(self, store: dist.Store, name: str) -> None:
+        """Start watching. `name` says who this rank is: "rank 3 (ref)"."""
+        self._store, self._name = store, name
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch; call before leaving the world in peace."""
+        self._done.set()
+        self._thread.join()
+
+    def fail(self, error: BaseException) -> str | None:
+        """Tell the other ranks, and return what to show: None when another rank's failure came first.
+
+        A broken connection is a consequence, so its rank waits a moment for the one who knows the cause.
+        """
+        self._done.set()
+        consequence = isinstance(error, RuntimeError) and any(
+            word in str(error) for word in ("Connection", "connection", "Socket", "socket", "peer"))
+        deadline = time.monotonic() + (GRACE_SECONDS if consequence else 0.0)
+        try:
+            while time.monotonic() < deadline and not self._store.check([KEY]):
+                time.sleep(0.2)
+            if self._store.add(CLAIMS, 1) > 1:
+                return None
+            cause = f"{self._name} failed: {type(error).__name__}: {error}"
+            if consequence:
+                cause = f"{self._name} lost the connection to another rank, which ended without a word " \
+                        f"(killed, or out of memory?): {error}"
+            self._store.set(KEY, cause)
+            time.sleep(GRACE_SECONDS / 2)
+            return cause
+        except RuntimeError:  # the store went down with its rank
+            return f"{self._name} lost the connection to rank 0: {error}"
+
+    def _watch(self) -> None:
+        while not self._done.wait(POLL_SECONDS):
+            try:
+                failed = self._store.check([KEY])
+            except RuntimeError:
+                continue  # the main thread will notice too, and knows more
+            if failed:
+                log.error("stopped, because %s", self._store.get(KEY).decode())
+                logging.shutdown()
+                os._exit(1)

@@ -1,0 +1,154 @@
+"""Our two forward passes against transformers: the trainer's at every TP and PP, and the engine's."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+from models import make_model
+from multiproc import DEVICE, run_ranks
+
+from r1zero.algo.packing import Item, pack
+from r1zero.batch import Batch, Prompt, Sample
+from r1zero.model import ModelShape
+from r1zero.policy.megatron import RoleModel
+from r1zero.policy.pipeline import look_up_logprobs
+from r1zero.rollout.decoder import Decoder
+from r1zero.rollout.engine import Engine
+from r1zero.rollout.sampler import Sampling
+from r1zero.weights.convert import load_hf
+from r1zero.weights.names import tensors
+from r1zero.world.groups import World
+from r1zero.world.launch import Launch
+from r1zero.world.roles import place
+
+# fp32 sums in another order differ by a few units in the last place; logits here reach about 10.
+TOLERANCE = 1e-4
+LENGTHS = [(5, 7), (17, 3), (1, 20), (9, 1)]  # (prompt, response)
+
+
+def make_world(rank, size, store, train, rollout=None, ref=None):
+    """A colocated world: `train` is (TP, PP); rollout and ref follow with TP only."""
+    placement = place((size, *train), (size, rollout or 1), (size, ref or 1, 1), colocate=True)
+    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
+    return World(launch, placement, DEVICE, timedelta(seconds=60), store)
+
+
+def items(vocab, seed=3):
+    random = np.random.default_rng(seed)
+    return [Item(i, Prompt(i, "", random.integers(3, vocab, p, dtype=np.int32), ""),
+                 Sample(random.integers(3, vocab, r, dtype=np.int32), np.zeros(r, np.float32), False, 0))
+            for i, (p, r) in enumerate(LENGTHS)]
+
+
+def reference_logprobs(model, item, temperature):
+    """Log-probs of a response under transformers, one sequence at a time."""
+    tokens = torch.tensor(np.concatenate([item.prompt.tokens, item.sample.tokens]), dtype=torch.int64)
+    with torch.no_grad():
+        logits = model(tokens[None]).logits[0, len(item.prompt.tokens) - 1:-1].float() / temperature
+    return logits.log_softmax(-1).gather(1, tokens[len(item.prompt.tokens):, None])[:, 0].numpy()
+
+
+def trainer_body(rank, size, store, folder, layout, sequence_parallel):
+    world = make_world(rank, size, store, layout)
+    shape = ModelShape.from_folder(folder)
+    model = RoleModel(shape, world.train, DEVICE, torch.float32, sequence_parallel, recompute=False, seed=1)
+    model.load(folder)
+    return look_up_logprobs(model, model.module, [items(512)[:3], items(512)[3:]], 0.8)
+
+
+@pytest.mark.parametrize(("family", "size", "layout", "sequence_parallel"), [
+    ("qwen2", 1, (1, 1), False), ("qwen2", 2, (2, 1), False), ("qwen2", 2, (1, 2), False), ("qwen2", 4, (2, 2), True),
+    ("qwen2_tied", 2, (2, 1), True), ("qwen2_tied", 2, (1, 2), False),
+    ("qwen3", 1, (1, 1), False), ("qwen3", 2, (2, 1), True), ("qwen3", 2, (1, 2), False),
+    ("llama", 1, (1, 1), False), ("llama", 2, (2, 1), False), ("llama", 2, (1, 2), False),
+])
+def test_trainer_logprobs_equal_transformers(tmp_path, family, size, layout, sequence_parallel):
+    model = make_model(family, tmp_path)
+    results = run_ranks(trainer_body, size, str(tmp_path), layout, sequence_parallel)
+    found = results[-1]  # the last rank is on the last stage
+    for item in items(512):
+        np.testing.assert_allclose(found[item.number], reference_logprobs(model, item, 0.8), rtol=0, atol=TOLERANCE)
+
+
+def logits_body(rank, size, store, folder, layout):
+    world = make_world(rank, size, store, layout)
+    model = RoleModel(ModelShape.from_folder(folder), world.train, DEVICE, torch.float32, False, False, 1)
+    model.load(folder)
+    batch = pack(items(512), torch.device("cpu"))
+    with torch.no_grad(), model.active():
+        if world.train.span.pp > 1:
+            if not world.train.is_first_stage:
+                received = torch.empty(len(batch.tokens), 1, model.shape.hidden_size)
+                torch.distributed.recv(received, world.rank - world.train.span.tp)
+                model.module.set_input_tensor(received)
+            hidden = model.hidden(batch)
+            if not world.train.is_last_stage:
+                torch.distributed.send(hidden.contiguous(), world.rank + world.train.span.tp)
+                return None
+        else:
+            hidden = model.hidden(batch)
+        return (hidden[:, 0] @ model.module.head_weight().t()).numpy()
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+@pytest.mark.parametrize(("size", "layout"), [(1, (1, 1)), (2, (2, 1)), (2, (1, 2))])
+def test_trainer_logits_equal_transformers(tmp_path, family, size, layout):
+    model = make_model(family, tmp_path)
+    shards = [part for part in run_ranks(logits_body, size, str(tmp_path), layout) if part is not None]
+    found, start = np.concatenate(shards, axis=1), 0
+    for item in items(512):
+        tokens = np.concatenate([item.prompt.tokens, item.sample.tokens[:-1]])
+        with torch.no_grad():
+            expected = model(torch.tensor(tokens[None], dtype=torch.int64)).logits[0].numpy()
+        np.testing.assert_allclose(found[start:start + len(tokens)], expected, rtol=0, atol=TOLERANCE)
+        start += len(tokens)
+
+
+def engine_body(rank, size, store, folder, tp, max_running):
+    """Generate with a small engine, then let the trainer look at the same samples."""
+    world = make_world(rank, size, store, (1, 1), rollout=tp)
+    shape, grid = ModelShape.from_folder(folder), world.rollout
+    decoder = Decoder(shape, tp, grid.groups["tp"], torch.float32, torch.device("cpu"), 128)
+    for tensor, shard in load_hf(folder, shape, tensors(shape), grid.tp_index, tp, torch.float32):
+        decoder.weights[tensor.name].copy_(shard)
+    engine = Engine(decoder, Sampling(0.7, 1.0, 0, seed=5), (2, 9, 40), budget=24, max_running=max_running,
+                    max_tokens=10**6, replica=grid.replica, num_replicas=grid.span.dp)
+    engine.version = 4
+    random = np.random.default_rng(0)
+    prompts = [Prompt(i, "", random.integers(3, 512, n, dtype=np.int32), "") for i, n in enumerate([4, 11, 1, 30, 8])]
+    batch = Batch(step=2, version=4, prompts=prompts, samples_per_prompt=3, minibatch_size=15)
+    engine.submit(batch)
+    groups = engine.collect(0)
+    model = RoleModel(shape, world.train, DEVICE, torch.float32, False, recompute=False, seed=1)
+    model.load(folder)
+    samples = [Item(g.position * 3 + i, g.prompt, s) for g in groups for i, s in enumerate(g.samples)]
+    looked_up = look_up_logprobs(model, model.module, [samples], 0.7)
+    return {item.number: (item.sample.tokens, item.sample.logprobs, item.sample.truncated, looked_up[item.number])
+            for item in samples}
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen2_tied", "qwen3", "llama"])
+def test_engine_logprobs_equal_the_trainers(tmp_path, family):
+    make_model(family, tmp_path)
+    [found] = run_ranks(engine_body, 1, str(tmp_path), 1, None)
+    assert len(found) == 15
+    for tokens, drawn, truncated, looked_up in found.values():
+        np.testing.assert_allclose(drawn, looked_up, rtol=0, atol=TOLERANCE)
+        ended = tokens[-1] in (2, 9, 40)
+        assert truncated == (not ended) and (ended or len(tokens) == 24)
+        assert not np.isin(tokens[:-1], (2, 9, 40)).any()
+
+
+def test_samples_do_not_depend_on_slots_tp_or_replicas(tmp_path):
+    make_model("qwen2", tmp_path)
+    [expected] = run_ranks(engine_body, 1, str(tmp_path), 1, None)
+    assert len({tokens.tobytes() for tokens, *_ in expected.values()}) == 15, "samples must differ from each other"
+    for size, tp, max_running in ((1, 1, 1), (1, 1, 4), (2, 2, 5), (2, 1, 3), (4, 2, 2)):
+        found = {}
+        for part in run_ranks(engine_body, size, str(tmp_path), tp, max_running):
+            found |= part
+        for number, (tokens, *_) in expected.items():
+            np.testing.assert_array_equal(found[number][0], tokens, err_msg=f"sample {number} at {size, tp, max_running}")
