@@ -6,6 +6,9 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,11 @@ class Clock:
         yield
         self._synchronize()
         self.spans.append(Span(name, start, time.time()))
+
+    def time(self, name: str, function: Callable[..., T], *args: Any) -> T:
+        """Time one call."""
+        with self.span(name):
+            return function(*args)
 
     def take(self) -> list[Span]:
         """Hand out the spans so far and start anew."""

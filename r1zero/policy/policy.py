@@ -75,9 +75,11 @@ class Policy:
                 self._old_logprobs |= look_up_logprobs(self.model, self.ddp, microbatches, actor.temperature)
         return self._step(microbatches, advantages, weight, denominator)
 
-    def finish(self, measured_kl: float, num_samples: int) -> None:
-        """End a global batch: steer the KL coefficient."""
-        self.kl.update(measured_kl, num_samples)
+    def finish(self, updates: list[UpdateStats], batch: Batch) -> list[Group]:
+        """End a global batch: steer the KL coefficient, and hand out all groups in order."""
+        tokens = sum(update.sums["tokens"] for update in updates)
+        self.kl.update(sum(update.sums["kl"] for update in updates) / tokens, batch.num_samples)
+        return [self._groups[position] for position in sorted(self._groups)]
 
     # -- inside one update ----------------------------------------------------------------------
 

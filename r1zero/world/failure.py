@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -37,14 +39,26 @@ class FailureWatch:
         self._done.set()
         self._thread.join()
 
-    def fail(self, error: BaseException) -> str | None:
-        """Tell the other ranks, and return what to show: None when another rank's failure came first.
+    def end_process(self, error: BaseException) -> NoReturn:
+        """Tell the other ranks, show the cause if it is ours, and end this process with exit code 1.
+
+        Leaves without cleaning up: a rank in the middle of a collective cannot.
+        """
+        log.exception("failed")
+        cause = self._claim(error)
+        if cause is not None:
+            print(f"r1zero: {cause}", file=sys.stderr, flush=True)
+        logging.shutdown()
+        os._exit(1)
+
+    def _claim(self, error: BaseException) -> str | None:
+        """Publish the cause, and return it; None when another rank's failure came first.
 
         A broken connection is a consequence, so its rank waits a moment for the one who knows the cause.
         """
         self._done.set()
         consequence = isinstance(error, RuntimeError) and any(
-            word in str(error) for word in ("Connection", "connection", "Socket", "socket", "peer"))
+            word in str(error).lower() for word in ("connection", "socket", "peer"))
         deadline = time.monotonic() + (GRACE_SECONDS if consequence else 0.0)
         try:
             while time.monotonic() < deadline and not self._store.check([KEY]):

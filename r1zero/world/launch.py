@@ -35,12 +35,12 @@ def read_launch() -> Launch:
     return Launch("single", 0, 1, 0, (0,), "127.0.0.1", 0)
 
 
-def ranks_per_node_hint() -> int | None:
-    """Processes on each node as the launcher will start them (NPROC_PER_NODE), when it says so."""
+def announced_world_size() -> int | None:
+    """World size that the launcher is about to start (NNODES x NPROC_PER_NODE), when the caller says so."""
     text = os.environ.get("NPROC_PER_NODE")
     if text is None:
         return None
-    return _integer("NPROC_PER_NODE", text)
+    return _integer("NPROC_PER_NODE", text) * _read("NNODES", 1)
 
 
 def _from_torchrun() -> Launch:

@@ -45,16 +45,21 @@ def on(grid: Grid, function: Callable[..., T], *args: Any) -> T | None:
 
 
 class Mover:
-    """The moves of one rank. Sends stay pending until `flush`."""
+    """The moves of one rank. Sends stay pending until `settle`."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self._pending: list[tuple[dist.Work, torch.Tensor]] = []
         self._to_myself: defaultdict[int, deque[bytes]] = defaultdict(deque)
 
-    def broadcast(self, value: T | None) -> T:
-        """Give the controller's value to every rank."""
+    def from_controller(self, function: Callable[..., T], *args: Any) -> T:
+        """Call `function` on the controller and give its value to every rank."""
+        value = self.at_controller(function, *args)
         return _broadcast(value, 0, self.world.control, self.world.rank)
+
+    def at_controller(self, function: Callable[..., T], *args: Any) -> T | None:
+        """Call `function` on the controller; None elsewhere."""
+        return function(*args) if self.world.is_controller else None
 
     def hand_over(self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid) -> list[Group] | None:
         """Move the groups at these batch positions from one role to the replicas of another.
@@ -99,11 +104,12 @@ class Mover:
         dist.all_gather_object(gathered, value, group=self.world.control)
         return gathered
 
-    def flush(self) -> None:
-        """Wait until everything sent has been taken."""
+    def settle(self) -> None:
+        """Wait until everything sent has been taken, and until all ranks have come this far."""
         for work, _ in self._pending:
             work.wait()
         self._pending.clear()
+        self.world.barrier()
 
     def _send(self, value: object, rank: int) -> None:
         data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)

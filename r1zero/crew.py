@@ -1,0 +1,144 @@
+"""The crew of a rank: the objects its roles need, built once. What lives elsewhere is Absent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from r1zero.batch import Batch
+from r1zero.config import Config
+from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
+from r1zero.data.template import Template
+from r1zero.model import ModelShape
+from r1zero.observe.clock import Clock
+from r1zero.policy.megatron import RoleModel
+from r1zero.policy.policy import Policy
+from r1zero.policy.reference import Reference
+from r1zero.reward.judge import Judge
+from r1zero.reward.scorer import Scorer
+from r1zero.rollout.decoder import Decoder
+from r1zero.rollout.engine import Engine
+from r1zero.rollout.sampler import Sampling
+from r1zero.weights.names import tensors
+from r1zero.weights.publish import Publisher
+from r1zero.weights.reshard import plan
+from r1zero.world.groups import World
+from r1zero.world.moves import Absent, Mover
+
+
+@dataclass
+class Crew:
+    """Everything that a step works with on this rank."""
+
+    cfg: Config
+    world: World
+    move: Mover
+    clock: Clock
+    shape: ModelShape
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Prompts | Absent  # controller
+    eval_prompts: Prompts | Absent | None  # controller, when the configuration names eval data
+    engine: Engine | Absent  # rollout
+    scorer: Scorer | Absent  # rollout
+    reference: Reference | Absent  # ref
+    policy: Policy | Absent  # train
+    publisher: Publisher
+
+    def draw(self, step: int) -> Batch:
+        """Plan the global batch of step 1, 2, ...; the weights were published once before each step."""
+        training, actor = self.cfg.training, self.cfg.actor_rollout
+        count = training.global_batch_size
+        return Batch(step, step - 1, self.prompts.draw((step - 1) * count, count), actor.n_samples_per_prompt,
+                     actor.ppo_mini_batch_size)
+
+    def publish(self, version: int) -> int:
+        """Bring the rollout ranks' weights up to date; returns the bytes written on this rank."""
+        received = self.publisher.publish()
+        self._set_version(version)
+        return received
+
+    def start(self, version: int) -> None:
+        """Publish the start weights and prove that they arrived bit for bit. RuntimeError if not."""
+        self.move.settle()
+        self.publish(version)
+        self.publisher.verify(self.move.gather(self.publisher.checksums()))
+
+    def close(self) -> None:
+        """End the processes beside this rank."""
+        if self.world.rollout.member:
+            self.scorer.close()
+
+    def _set_version(self, version: int) -> None:
+        if self.world.rollout.member:
+            self.engine.version = version
+
+
+def build_crew(cfg: Config, world: World) -> Crew:
+    """Build what this rank's roles need. Collective. ValueError for bad models, data or templates."""
+    shape = ModelShape.from_folder(cfg.actor_rollout.load)
+    tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
+    dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
+    prompts = eval_prompts = Absent("controller")
+    if world.is_controller:
+        prompts = _prompts(cfg, tokenizer, cfg.actor_rollout.data_path)
+    if cfg.training.eval_data_path is None:
+        eval_prompts = None
+    elif world.is_controller:
+        eval_prompts = _prompts(cfg, tokenizer, cfg.training.eval_data_path)
+    policy = _policy(cfg, world, shape, dtype) if world.train.member else Absent("train")
+    reference = _reference(cfg, world, dtype) if world.ref.member else Absent("ref")
+    engine = scorer = Absent("rollout")
+    if world.rollout.member:
+        scorer = _scorer(cfg, world, tokenizer)
+        engine = _engine(cfg, world, shape, dtype, end_of_text_ids(cfg.actor_rollout.load, tokenizer), scorer)
+    reshard = plan(tensors(shape), shape.num_layers, world.train.span, world.rollout.span, dtype.itemsize,
+                   cfg.training.publish_bucket_megabytes * 2**20)
+    publisher = Publisher(
+        reshard, world.rank, partial(world.tensor_group, buffer_megabytes=cfg.training.publish_bucket_megabytes),
+        policy.model.parameters() if world.train.member else None,
+        engine.decoder.weights if world.rollout.member else None, dtype, world.device.torch)
+    return Crew(cfg, world, Mover(world), Clock(world.device.synchronize), shape, tokenizer, prompts, eval_prompts,
+                engine, scorer, reference, policy, publisher)
+
+
+def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str) -> Prompts:
+    training = cfg.training
+    return Prompts(path, training.map_keys, Template(training.prompt_type, training.prompt_type_path), tokenizer,
+                   cfg.actor_rollout.max_prompt_length, training.seed, shuffle=not training.no_shuffle)
+
+
+def _policy(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype) -> Policy:
+    model = RoleModel(shape, world.train, world.device, dtype, cfg.training.sequence_parallel,
+                      cfg.actor_rollout.recompute_granularity == "full", cfg.training.seed)
+    model.load(cfg.actor_rollout.load)
+    return Policy(model, cfg, cfg.training.train_iters * cfg.updates_per_step)
+
+
+def _reference(cfg: Config, world: World, dtype: torch.dtype) -> Reference:
+    model = RoleModel(ModelShape.from_folder(cfg.ref.load), world.ref, world.device, dtype,
+                      sequence_parallel=False, recompute=False, seed=cfg.training.seed)
+    model.load(cfg.ref.load)
+    model.module.requires_grad_(False)
+    return Reference(model, cfg.actor_rollout.temperature, cfg.ref.micro_batch_size, cfg.ref.max_tokens_per_microbatch)
+
+
+def _scorer(cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase) -> Scorer:
+    judge = None
+    if world.rollout.speaks:
+        judge = Judge(cfg.algorithm.verifier_function, cfg.algorithm.verifier_weight,
+                      cfg.reward.workers, cfg.reward.deadline_seconds)
+    return Scorer(judge, partial(tokenizer.decode, skip_special_tokens=True))
+
+
+def _engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, end_ids: tuple[int, ...],
+            scorer: Scorer) -> Engine:
+    actor, grid = cfg.actor_rollout, world.rollout
+    decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length)
+    sampling = Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)
+    engine = Engine(decoder, sampling, end_ids, cfg.response_budget, actor.max_running_samples,
+                    actor.max_tokens_to_oom, grid.replica, grid.span.dp)
+    engine.on_sample, engine.on_step = scorer.submit, scorer.poll
+    return engine

@@ -1,0 +1,127 @@
+"""The loop around the step: evaluate, train, keep the run folder, save the model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from r1zero.config import Config
+from r1zero.crew import Crew, build_crew
+from r1zero.dryrun import batch_line
+from r1zero.evaluation import evaluate
+from r1zero.observe.samples import write_samples
+from r1zero.step import StepOutcome, train_step
+from r1zero.weights.convert import save_hf
+from r1zero.weights.gather import gather_tensors
+from r1zero.world.groups import World
+
+log = logging.getLogger("r1zero")
+
+
+def train(cfg: Config, world: World) -> None:
+    """Train from the start weights to `train_iters`. Collective."""
+    crew = build_crew(cfg, world)
+    try:
+        _announce(crew)
+        crew.start(version=0)
+        before = _evaluate(crew, 0)
+        with _progress(crew) as bar:
+            for step in range(1, cfg.training.train_iters + 1):
+                _keep(crew, bar, train_step(step, crew))
+        after = _evaluate(crew, cfg.training.train_iters)
+        export(crew, Path(cfg.output_dir) / "model")
+        crew.move.at_controller(_conclude, crew, before, after)
+    finally:
+        crew.close()
+
+
+def export(crew: Crew, folder: Path) -> None:
+    """Write the trained model as a Hugging Face folder. Collective; the controller writes, tensor by tensor."""
+    parameters = crew.policy.model.parameters() if crew.world.train.member else None
+    stream = gather_tensors(crew.world, crew.shape, parameters)
+    if crew.world.is_controller:
+        source, dtype = crew.cfg.actor_rollout.load, "bfloat16" if crew.cfg.training.bf16 else "float32"
+        save_hf(folder, crew.shape, stream, source, dtype)
+    else:
+        list(stream)
+
+
+def _announce(crew: Crew) -> None:
+    world = crew.world
+    log.info("%s (%s) on %s", f"rank {world.rank} of {world.size}", world.roles, world.device.torch)
+    if world.is_controller:
+        log.info(batch_line(crew.cfg, world.placement))
+        dropped, kept = crew.prompts.num_dropped, len(crew.prompts)
+        log.info("%d prompts; %d dropped, longer than max_prompt_length=%d tokens",
+                 kept, dropped, crew.cfg.actor_rollout.max_prompt_length)
+
+
+def _evaluate(crew: Crew, version: int) -> dict[str, float] | None:
+    if crew.cfg.training.eval_data_path is None:
+        return None
+    return evaluate(crew, version)
+
+
+def _progress(crew: Crew) -> tqdm:
+    """A bar with the time left, on the controller's terminal only."""
+    silent = not crew.world.is_controller or not sys.stderr.isatty()
+    return tqdm(total=crew.cfg.training.train_iters, unit="step", disable=silent)
+
+
+def _keep(crew: Crew, bar: tqdm, outcome: StepOutcome | None) -> None:
+    """Write a step into the run folder and show it."""
+    bar.update()
+    if outcome is None:
+        return
+    folder, metrics = Path(crew.cfg.output_dir), outcome.metrics
+    step = int(metrics["step"])
+    decode = partial(crew.tokenizer.decode, skip_special_tokens=False)
+    write_samples(folder / "samples" / f"step_{step:06d}.parquet", outcome.groups, decode)
+    _append(folder / "metrics.jsonl", metrics)
+    spans = [[rank, span.name, span.start, span.end] for rank, record in enumerate(outcome.records)
+             for span in record.spans]
+    _append(folder / "logs" / "spans.jsonl", {"step": step, "spans": spans})
+    bar.clear()
+    log.info(_line(metrics, crew.cfg.training.train_iters))
+
+
+def _append(path: Path, entry: dict) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def _line(m: dict[str, float], total: int) -> str:
+    """One readable line a step."""
+    rules = "  ".join(f"{key.split('/')[1]} {value:4.0%}" for key, value in m.items() if key.endswith("/right"))
+    return (f"step {m['step']:>{len(str(total))}}/{total}  reward {m['reward/mean']:+.3f}  {rules}  "
+            f"length {m['response_length/mean']:.1f}  kl {m['kl']:.4f}  entropy {m['entropy']:.3f}  "
+            f"grad {m['grad_norm']:.2f}  mismatch {m['mismatch/mean']:.1e}  "
+            f"{m['throughput/tokens_per_second']:.0f} tok/s  {m['time/step']:.1f} s")
+
+
+def _conclude(crew: Crew, before: dict[str, float] | None, after: dict[str, float] | None) -> None:
+    """Show what training did, and where everything is."""
+    if before is not None and after is not None:
+        data, count = crew.cfg.training.eval_data_path, len(crew.eval_prompts)
+        log.info("\nheld-out problems: %s, %d problems x %d, temperature %g", data, count,
+                 crew.cfg.training.eval_samples_per_prompt, crew.cfg.actor_rollout.temperature)
+        log.info("%-24s %8s %8s", "", "before", "after")
+        for key, label in _rows(before):
+            log.info("%-24s %8s %8s", label, _shown(key, before[key]), _shown(key, after[key]))
+        _append(Path(crew.cfg.output_dir) / "evaluation.jsonl", {"before": before, "after": after})
+    log.info("\nrun folder: %s\nmodel:      %s", crew.cfg.output_dir, Path(crew.cfg.output_dir) / "model")
+
+
+def _rows(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    names = {"acc": "accuracy", "base_acc": "accuracy"}
+    rules = [(key, names.get(key.split("/")[1], key.split("/")[1])) for key in metrics if key.endswith("/right")]
+    return rules + [("reward/mean", "reward"), ("response_length/mean", "response length")]
+
+
+def _shown(key: str, value: float) -> str:
+    return f"{value:.1%}" if key.endswith("/right") else f"{value:.2f}"
