@@ -1,0 +1,252 @@
+"""The configuration of a run: every key once, with its default and its meaning.
+
+YAML section and key give the path in the tree: `training.train_iters`, `actor_rollout.lr` (in the file under
+`actor_rollout_ref`), `algorithm.kl_ctrl.kl_coef`. A key without a default must be given. `r1zero/loading.py`
+reads it, `r1zero/checks.py` holds its rules. Keys are spelled with dashes or underscores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1zero.world.roles import Placement, place
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Names of `algorithm.verifier_function`; reasoning_steps is another name of step.
+RULE_NAMES = ("acc", "format", "strict_format", "step", "reasoning_steps", "base_acc")
+
+# What a model file under configs/model/ may say about the network. It is compared with the model folder's
+# config.json, which rules; without the folder (a dry run elsewhere) it stands in for it.
+SHAPE_KEYS: dict[str, type] = {
+    "num_layers": int,
+    "hidden_size": int,
+    "ffn_hidden_size": int,
+    "num_attention_heads": int,
+    "num_query_groups": int,
+    "kv_channels": int,
+    "padded_vocab_size": int,
+    "max_position_embeddings": int,
+    "norm_epsilon": float,
+    "rotary_base": float,
+    "untie_embeddings_and_output_weights": bool,
+    "add_qkv_bias": bool,
+    "qk_layernorm": bool,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What holds for the whole run."""
+
+    global_batch_size: int  # prompts between two publishes of the weights
+    seq_length: int  # longest prompt plus longest response, in tokens
+    train_iters: int  # steps: global batches drawn
+    bf16: bool = False  # weights and activations in bf16 with fp32 master weights and gradients; else all fp32
+    sequence_parallel: bool = False  # cut activations along the sequence between TP ranks; off at TP 1
+    seed: int = 1234  # of data order and sampling
+    no_shuffle: bool = False  # take the prompts in file order
+    tokenizer_name_or_path: str | None = None  # folder; default actor_rollout.load
+    prompt_type: str = "qwen_r1"  # name of a prompt template
+    prompt_type_path: str | None = None  # templates file; default configs/templates.json
+    map_keys: dict[str, str] = field(default_factory=lambda: dict(  # column of each part; "" = none
+        prompt="question", query="", response="ground_truth_answer", system=""))
+    save_interval: int | None = None  # steps between checkpoints; default none but the last
+    deterministic: bool = False  # ask the device for bit-equal repeats, at some cost in speed
+    distributed_backend: str | None = None  # of the tensor plane; default hccl, nccl or gloo, as the device is
+    distributed_timeout_minutes: int = 45  # how long ranks wait for one another
+    publish_bucket_megabytes: int = 64  # size of one broadcast of weights
+    eval_data_path: str | None = None  # problems answered before the first and after the last step
+    eval_samples_per_prompt: int = 1  # responses for each of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorRollout:
+    """The model that learns: how it is trained, and how it generates."""
+
+    load: str  # Hugging Face model folder
+    data_path: str  # prompts: .parquet, .jsonl or .json
+    ppo_mini_batch_size: int  # responses between two optimizer steps
+    n_samples_per_prompt: int  # responses of a prompt: a group
+    model: str | None = None  # name of a model file listed in `defaults`
+    save: str | None = None  # folder of checkpoints; default checkpoints/ in the run folder
+    # Generation.
+    num_samples_per_step: int = 1  # takes part in the divisibility rule of ppo_mini_batch_size only
+    do_sample: bool = True  # must be on: greedy responses of a group are all equal
+    temperature: float = 1.0
+    top_p: float = 1.0  # 1 = off
+    top_k: int = 0  # 0 or -1 = off
+    max_prompt_length: int = 512  # longer prompts are dropped; the response gets the rest of seq_length
+    max_tokens_to_oom: int = 12000  # tokens that a rollout replica may hold in its KV cache
+    max_running_samples: int | None = None  # responses decoded together in a replica; default from max_tokens_to_oom
+    # Learning.
+    micro_batch_size: int = 1  # responses in one forward and backward pass of a replica
+    max_tokens_per_microbatch: int | None = None  # if given, this many tokens at most instead
+    recompute_granularity: str | None = None  # full: keep only each layer's input for the backward pass
+    ppo_epochs: int = 1  # passes over a global batch
+    shuffle_minibatch: bool = False  # must be off: minibatches are composed before generation starts
+    clip_ratio: float = 0.2
+    clip_ratio_low: float | None = None  # ratio is clipped to [1 - low, 1 + high]; default clip_ratio
+    clip_ratio_high: float | None = None
+    entropy_coeff: float = 0.0  # weight of the entropy bonus in the loss
+    lr: float = 1e-6
+    min_lr: float = 0.0
+    lr_decay_style: str = "constant"
+    lr_warmup_fraction: float | None = None  # of all updates of the run
+    lr_warmup_iters: int = 0  # in updates; or this
+    weight_decay: float = 0.01
+    clip_grad: float = 1.0  # limit of the global gradient norm; 0 = off
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
+    # Layout.
+    num_gpus_for_train: int = 1  # ranks; they come first
+    num_gpus_for_infer: int = 1
+    tensor_model_parallel_size: int = 1  # of train
+    pipeline_model_parallel_size: int = 1  # of train
+    infer_tensor_parallel_size: int | None = None  # default that of train
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ref:
+    """The frozen model that the KL term looks back to."""
+
+    model: str | None = None  # default that of actor_rollout
+    load: str | None = None  # default actor_rollout.load
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    micro_batch_size: int = 1  # responses in one forward pass
+    max_tokens_per_microbatch: int | None = None  # if given, this many tokens at most instead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """Rules score the responses; there is no reward model."""
+
+    model: str | None = None
+    verifier: bool = True  # must be on
+    acc_wrong: float = -1.0  # what a wrong answer is worth to the rule acc; a right one is worth 1
+    acc_missing: float = -1.0  # and a response without an answer
+    workers: int = 2  # processes that score, beside each rollout replica
+    deadline_seconds: float = 10.0  # for one response and one rule; then its worker is killed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KlCtrl:
+    """The coefficient of the KL term."""
+
+    type: str = "fixed"  # or adaptive: steered so that the KL stays near target_kl
+    kl_coef: float = 0.05
+    target_kl: float | None = None
+    horizon: int | None = None  # responses within which an adaptive coefficient follows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithm:
+    """GRPO: group-normalised advantages, clipped ratio, KL in the loss."""
+
+    gamma: float = 1.0  # discount of the score per token; must be 1
+    lam: float = 0.95
+    adv_estimator: str = "group_norm"
+    advantage_whiten: bool = False  # whiten advantages once more over the tokens of a global batch
+    kl_penalty: str = "low_var_kl"  # estimator of the KL: kl, abs, mse or low_var_kl
+    kl_ctrl: KlCtrl = field(default_factory=KlCtrl)
+    missing_eos_penalty: float = 0.0
+    verifier_function: list[str] = field(default_factory=lambda: ["acc"])
+    verifier_weight: list[float] = field(default_factory=lambda: [1.0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourcePool:
+    """Ranks of each role. Ranks fill the nodes in the launcher's order, so only the sums of the lists count."""
+
+    actor_rollout: list[int] = field(default_factory=list)  # default [num_gpus_for_train + num_gpus_for_infer]
+    ref: list[int] = field(default_factory=list)  # default [one replica]
+    reward: list[int] = field(default_factory=list)  # must be empty: rules need no device
+    colocate: bool = False  # every rank has every role; the counts then do not matter
+    ranks_per_node: int | None = None  # where the nodes end, if the launcher does not tell
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A run. Paths are relative to the current directory."""
+
+    name: str
+    output_dir: str
+    training: Training
+    actor_rollout: ActorRollout
+    ref: Ref
+    reward: Reward
+    algorithm: Algorithm
+    resource_pool: ResourcePool
+    model: dict[str, dict[str, Any]]  # SHAPE_KEYS given by the model files, by model name
+
+    @property
+    def response_budget(self) -> int:
+        """Longest response in tokens."""
+        return self.training.seq_length - self.actor_rollout.max_prompt_length
+
+    @property
+    def num_samples(self) -> int:
+        """Responses in a global batch."""
+        return self.training.global_batch_size * self.actor_rollout.n_samples_per_prompt
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.num_samples // self.actor_rollout.ppo_mini_batch_size * self.actor_rollout.ppo_epochs
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that the resource pool asks for."""
+        pool = self.resource_pool
+        return sum(pool.actor_rollout) + (0 if pool.colocate else sum(pool.ref))
+
+    def running_samples(self, replicas: int) -> int:
+        """Responses that one of `replicas` rollout replicas decodes together: the slots of its engine."""
+        slots = self.actor_rollout.max_running_samples
+        if slots is None:
+            slots = self.actor_rollout.max_tokens_to_oom // self.training.seq_length
+        return min(slots, -(-self.training.global_batch_size // replicas) * self.actor_rollout.n_samples_per_prompt)
+
+    def model_keys(self, role: str) -> dict[str, Any]:
+        """What the model file says about the network of `role`; empty when it names none."""
+        name = self.ref.model if role == "ref" else self.actor_rollout.model
+        return self.model.get(name, {}) if name else {}
+
+
+def placement(cfg: Config, world_size: int) -> Placement:
+    """Lay the roles out in a world. ValueError when they do not fit it.
+
+    A world of one rank holds all roles, whatever the counts.
+    """
+    actor, ref = cfg.actor_rollout, cfg.ref
+    grids = {"train": (actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size),
+             "rollout": (actor.infer_tensor_parallel_size or actor.tensor_model_parallel_size, 1),
+             "ref": (ref.tensor_model_parallel_size, ref.pipeline_model_parallel_size)}
+    if cfg.resource_pool.colocate or world_size == 1:
+        sizes = dict.fromkeys(grids, world_size)
+    else:
+        sizes = {"train": actor.num_gpus_for_train, "rollout": actor.num_gpus_for_infer,
+                 "ref": sum(cfg.resource_pool.ref)}
+        if sum(sizes.values()) != world_size:
+            needed = " + ".join(f"{size} {role}" for role, size in sizes.items())
+            raise ValueError(f"the world has {world_size} ranks, but num_gpus_for_train, num_gpus_for_infer and "
+                             f"resource_pool.ref need {sum(sizes.values())} ({needed}): start that many processes, "
+                             "or 1 for a world that holds all roles")
+    (train_tp, train_pp), (rollout_tp, _), (ref_tp, ref_pp) = grids.values()
+    return place((sizes["train"], train_tp, train_pp), (sizes["rollout"], rollout_tp),
+                 (sizes["ref"], ref_tp, ref_pp), colocate=cfg.resource_pool.colocate or world_size == 1)
+
+
+def nodes(cfg: Config, world_size: int) -> list[int]:
+    """Node of each rank when no launcher tells: from ranks_per_node, else from the resource pool.
+
+    Several entries under resource_pool.actor_rollout mean several nodes; the largest fills one.
+    """
+    per_node = cfg.resource_pool.ranks_per_node
+    if per_node is None:
+        entries = cfg.resource_pool.actor_rollout
+        per_node = max(entries + cfg.resource_pool.ref) if len(entries) > 1 else world_size
+    return [rank // per_node for rank in range(world_size)]

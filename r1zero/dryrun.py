@@ -1,0 +1,201 @@
+"""What a configuration would do, without starting it: placement, batches, and an estimate of memory.
+
+Memory per rank (B = bytes of a parameter: 2 in bf16, 4 in fp32; N = parameters on the rank; of all ranks of a
+role the fullest is shown):
+
+  weights      N x B; on train ranks twice when a step has several updates, since old log-probs of later
+               minibatches are taken with the weights that drew them
+  gradients    N x 4: Megatron accumulates and reduces them in fp32
+  optimizer    N x 12 / DP in bf16 (fp32 master weight and two moments), N x 8 / DP in fp32, by the distributed
+               optimizer (Rajbhandari et al. 2020, ZeRO stage 1)
+  activations  T tokens of a microbatch. With full recomputation the input of every layer, T x hidden x B, plus what one
+               layer keeps for its backward pass; without, what every layer keeps (Korthikanti et al. 2022, with
+               fused attention and a gated MLP); times the microbatches in flight on that stage (PP - stage, at most). Plus
+               the output layer: three chunks of logits and its gradient, both fp32
+  KV cache     2 x layers x kv heads / TP x head size x B for each token of each running response
+  buckets      broadcasts of weights under way
+
+Not counted: kernels' workspaces, the allocator's fragmentation, and communication buffers (on Ascend 2 x HCCL_BUFFSIZE
+megabytes for each group in use).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from r1zero.config import Config, nodes, placement
+from r1zero.inputs import absent, model_shape
+from r1zero.loading import dump
+from r1zero.model import ModelShape
+from r1zero.world.roles import Placement, Span
+
+LOGIT_CHUNK_BYTES = 256 * 2**20  # fp32 logits held at once, see r1zero/policy/logprobs.py
+BUCKETS_IN_FLIGHT = 4  # see r1zero/weights/publish.py
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one rank in one role."""
+
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    activations: float = 0
+    kv_cache: float = 0
+    buckets: float = 0
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, entry.name) for entry in fields(self))
+
+
+def report(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int] | None = None) -> str:
+    """Describe the run: resolved configuration, placement, batches, memory, and what could not be looked at."""
+    world_size = cfg.world_size if world_size is None else world_size
+    placed = placement(cfg, world_size)
+    parts = [dump(cfg).rstrip(), placement_table(placed, node_of_rank or nodes(cfg, world_size)), batch_line(cfg, placed),
+             memory_table(cfg, placed)]
+    missing = dict.fromkeys(absent(cfg).values())
+    parts.append("\n".join(f"not checked: {path} is not on this machine" for path in missing))
+    return "\n\n".join(part for part in parts if part)
+
+
+def placement_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
+    """One line a rank: its node, its roles, and its place in the grid of each."""
+    rows = [["rank", "node", "role", "TP", "PP", "DP"]]
+    for rank in range(placed.world_size):
+        for span in placed.spans:
+            if rank in span.ranks:
+                tp, dp, pp = span.coords(rank)
+                rows.append([str(rank), str(node_of_rank[rank]), span.role, str(tp), str(pp), str(dp)])
+    return _table(rows)
+
+
+def batch_line(cfg: Config, placed: Placement) -> str:
+    """Work the batch sizes out, as in `120 prompts x 4 = 480 samples -> 8 updates of 60 -> ...`."""
+    actor, replicas = cfg.actor_rollout, placed.train.dp
+    updates = cfg.num_samples // actor.ppo_mini_batch_size
+    epochs = f" x {actor.ppo_epochs} epochs" if actor.ppo_epochs > 1 else ""
+    if actor.max_tokens_per_microbatch is not None:
+        micro = f"microbatches of at most {actor.max_tokens_per_microbatch} tokens"
+    else:
+        count = -(-actor.ppo_mini_batch_size // (replicas * actor.micro_batch_size))
+        micro = f"{count} microbatch{'es' if count > 1 else ''} of {actor.micro_batch_size}"
+    return (f"{cfg.training.global_batch_size} prompts x {actor.n_samples_per_prompt} = {cfg.num_samples} samples -> "
+            f"{updates} update{'s' if updates > 1 else ''} of {actor.ppo_mini_batch_size}{epochs} -> DP {replicas} x {micro}")
+
+
+def memory_table(cfg: Config, placed: Placement) -> str:
+    """Gigabytes of the fullest rank of each role."""
+    shapes = {role: model_shape(cfg, role) for role in ("actor_rollout", "ref")}
+    if None in shapes.values():
+        return "memory: the shape of the model is not known here (neither its folder nor a model file)"
+    rows = [["GB per rank", *(entry.name.replace("_", " ") for entry in fields(Memory)), "total"]]
+    found = memory(cfg, placed, shapes["actor_rollout"], shapes["ref"])
+    for role, item in found.items():
+        values = [getattr(item, entry.name) for entry in fields(item)]
+        rows.append([role, *(f"{value / 1e9:.2f}" for value in (*values, item.total))])
+    lines = [_table(rows)]
+    if placed.colocated:
+        lines.append(f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB")
+    missing = absent(cfg)
+    lines += dict.fromkeys(f"the shape of {section.load} is taken from the model file {section.model}"
+                           for key, section in (("actor_rollout.load", cfg.actor_rollout), ("ref.load", cfg.ref))
+                           if key in missing)
+    return "\n".join(lines)
+
+
+def memory(cfg: Config, placed: Placement, policy: ModelShape, reference: ModelShape) -> dict[str, Memory]:
+    """Estimate the memory of the fullest rank of each role."""
+    train = max((_train_memory(cfg, policy, placed.train, stage) for stage in range(placed.train.pp)),
+                key=lambda item: item.total)
+    ref = max((_ref_memory(cfg, reference, placed.ref, stage) for stage in range(placed.ref.pp)),
+              key=lambda item: item.total)
+    return {"train": train, "rollout": _rollout_memory(cfg, policy, placed.rollout), "ref": ref}
+
+
+def _train_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Memory:
+    actor, size = cfg.actor_rollout, _parameter_bytes(cfg)
+    parameters = stage_parameters(shape, span.tp, span.pp, stage)
+    tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
+    layers = shape.num_layers // span.pp
+    kept = layer_activations(shape, span.tp, tokens, size, cfg.training.sequence_parallel)
+    if actor.recompute_granularity == "full":
+        cut = span.tp if cfg.training.sequence_parallel else 1
+        in_flight = (span.pp - stage) * layers * tokens * shape.hidden_size * size / cut
+        activations = in_flight + kept
+    else:
+        activations = (span.pp - stage) * layers * kept
+    if stage == span.pp - 1:
+        activations += 3 * LOGIT_CHUNK_BYTES + shape.vocab_size / span.tp * shape.hidden_size * 4
+    return Memory(
+        weights=parameters * size * (2 if cfg.updates_per_step > 1 else 1),
+        gradients=parameters * 4,
+        optimizer=parameters * (12 if cfg.training.bf16 else 8) / span.dp,
+        activations=activations,
+        buckets=_bucket_bytes(cfg))
+
+
+def _rollout_memory(cfg: Config, shape: ModelShape, span: Span) -> Memory:
+    slots, size = cfg.running_samples(span.dp), _parameter_bytes(cfg)
+    token = 2 * shape.num_layers * shape.num_kv_heads / span.tp * shape.head_dim * size
+    prefill = layer_activations(shape, span.tp, cfg.actor_rollout.max_prompt_length, size, False)
+    logits = 2 * slots * shape.vocab_size * 4  # of all vocabulary shards, and the probabilities
+    return Memory(
+        weights=stage_parameters(shape, span.tp, 1, 0) * size,
+        activations=prefill + logits,
+        kv_cache=token * slots * cfg.training.seq_length,
+        buckets=_bucket_bytes(cfg))
+
+
+def _ref_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Memory:
+    size = _parameter_bytes(cfg)
+    tokens = cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
+    logits = 2 * LOGIT_CHUNK_BYTES if stage == span.pp - 1 else 0
+    return Memory(weights=stage_parameters(shape, span.tp, span.pp, stage) * size,
+                  activations=layer_activations(shape, span.tp, tokens, size, False) + logits)
+
+
+def stage_parameters(shape: ModelShape, tp: int, pp: int, stage: int) -> int:
+    """Parameters on one rank of a pipeline stage; norms stand whole on every TP rank."""
+    norms = 2 * shape.hidden_size + shape.qk_norm * 2 * shape.head_dim
+    cut = shape.hidden_size * (shape.qkv_size + shape.num_heads * shape.head_dim + 3 * shape.ffn_size)
+    cut += shape.qkv_bias * shape.qkv_size
+    total = shape.num_layers // pp * (cut // tp + norms)
+    embedding = shape.vocab_size // tp * shape.hidden_size
+    first, last = stage == 0, stage == pp - 1
+    if first:
+        total += embedding
+    if last:
+        # A tied output layer is the embedding itself, unless that lives on another stage.
+        total += shape.hidden_size + (0 if shape.tied and first else embedding)
+    return total
+
+
+def layer_activations(shape: ModelShape, tp: int, tokens: int, size: int, sequence_parallel: bool) -> float:
+    """Bytes that one layer keeps for its backward pass.
+
+    Whole on every TP rank, unless cut by sequence parallelism: the inputs and outputs of both norms and both residual
+    sums, 6 x hidden. Cut by TP: query, key and value before and after rotation, attention's output, and three or four
+    products of the gated MLP.
+    """
+    whole = 6 * shape.hidden_size / (tp if sequence_parallel else 1)
+    cut = 2 * shape.qkv_size + shape.num_heads * shape.head_dim + 4 * shape.ffn_size
+    return tokens * size * (whole + cut / tp)
+
+
+def _parameter_bytes(cfg: Config) -> int:
+    return 2 if cfg.training.bf16 else 4
+
+
+def _bucket_bytes(cfg: Config) -> float:
+    return BUCKETS_IN_FLIGHT * cfg.training.publish_bucket_megabytes * 1e6
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Align columns: text to the left, the rest to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
+                       for column, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,315 @@
+"""From a YAML file and overrides to a Config, and back.
+
+For each role the keys are merged: model file < `training` < the role's section < override. So a key of a role may
+stand in any of the three. What is wrong is collected and raised once, a sentence each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r1zero import config, legacy
+from r1zero.config import ROOT, SHAPE_KEYS, Config
+from r1zero.typed import Given, Notes, construct, convert, field_names, nearest, spelled
+
+CONFIGS = ROOT / "configs"
+EMBEDDED = ROOT / ".cache"  # where tools/make_tiny.py puts its model and data
+SECTIONS: dict[str, type] = {
+    "training": config.Training, "actor_rollout": config.ActorRollout, "ref": config.Ref, "reward": config.Reward,
+    "algorithm": config.Algorithm, "resource_pool": config.ResourcePool}
+TOP = ("name", "output_dir", "defaults", "model", "training", "actor_rollout_ref", "reward", "algorithm",
+       "resource_pool")
+# Keys that may stand in training, in a role or in a model file.
+FREE_KEYS = (field_names(config.Training) | field_names(config.ActorRollout) | field_names(config.Ref)
+             | set(legacy.NO_EFFECT) | set(legacy.FIXED))
+
+
+def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """Read a configuration and return it with warnings. ValueError with a sentence for everything wrong.
+
+    A bare name means configs/<name>.yaml; an override is `section.key=value`.
+    """
+    path = _find(name_or_path)
+    notes = Notes()
+    sections = _split(_read_yaml(path), notes)
+    for override in overrides:
+        _override(sections, override, notes)
+    models = _models(sections, path, notes)
+    cfg = None if notes.problems else _build(sections, models, path.stem, notes)
+    if cfg is None or notes.problems:
+        raise ValueError("\n".join(notes.problems))
+    return _resolve(cfg, notes), notes.warnings
+
+
+def dump(cfg: Config) -> str:
+    """Write the resolved configuration as YAML that loads back to an equal Config."""
+    tree = dataclasses.asdict(cfg)
+    for section, kind in SECTIONS.items():
+        defaults = {entry.name: entry.default for entry in dataclasses.fields(kind)}
+        tree[section] = {key: value for key, value in tree[section].items() if value is not None and not
+                         (f"{section}.{key}" in legacy.NO_EFFECT_FIELDS and value == defaults[key])}
+    kl_ctrl = tree["algorithm"]["kl_ctrl"]
+    tree["algorithm"]["kl_ctrl"] = {key: value for key, value in kl_ctrl.items() if value is not None}
+    tree["actor_rollout_ref"] = {role: tree.pop(role) for role in ("actor_rollout", "ref")}
+    return yaml.safe_dump({key: tree[key] for key in TOP if tree.get(key)}, sort_keys=False, width=110)
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice, in either spelling, with two values is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            value = self.construct_object(value_node, deep=True)
+            key = str(key_node.value).replace("-", "_")
+            if key != "<<" and seen.setdefault(key, value) != value:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} is given twice, as {seen[key]!r} and {value!r}; keep one", key_node.start_mark)
+        return super().construct_mapping(node, deep=True)
+
+
+def _find(name_or_path: str) -> Path:
+    shipped = CONFIGS / (name_or_path if name_or_path.endswith((".yaml", ".yml")) else f"{name_or_path}.yaml")
+    for path in (Path(name_or_path), shipped):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    raise ValueError(f"--config {name_or_path}: there is no such file, nor {shipped}; the shipped configs are "
+                     f"{', '.join(known)}{nearest(Path(name_or_path).stem, known)}")
+
+
+def _read_yaml(path: Path) -> dict:
+    """Read a file that holds a YAML mapping. ValueError with file and line."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        raise ValueError(f"{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold sections such as `training:`, but holds {type(content).__name__}")
+    return content
+
+
+def _split(content: dict, notes: Notes) -> dict[str, Any]:
+    """Bring the roles to the top and check that sections are known mappings."""
+    sections = {str(key).replace("-", "_"): value for key, value in content.items()}
+    for key in sorted(set(sections) - set(TOP)):
+        notes.refuse(f"{key} is not a section of the configuration{_place(key) or nearest(key, TOP)}")
+    sections = {key: sections[key] for key in TOP if sections.get(key) is not None}
+    mappings = {key: sections.pop(key, {}) for key in (*SECTIONS, "actor_rollout_ref", "model")}
+    if isinstance(mappings["actor_rollout_ref"], dict):
+        roles = spelled(mappings.pop("actor_rollout_ref"))
+        for key in sorted(set(roles) - {"actor_rollout", "ref"}):
+            notes.refuse(f"actor_rollout_ref.{key} is unknown: it has the sections actor_rollout and ref")
+        mappings |= {role: roles.get(role) or {} for role in ("actor_rollout", "ref")}
+    for key, mapping in mappings.items():
+        if not isinstance(mapping, dict):
+            notes.refuse(f"{key}: {mapping!r} must be a section with keys")
+        else:
+            sections[key] = mapping if key == "model" else spelled(mapping)
+    return sections
+
+
+def _place(key: str) -> str:
+    """Say in which section a key belongs."""
+    owners = [name for name, kind in SECTIONS.items() if key in field_names(kind)]
+    return f"; did you mean {owners[0]}.{key}?" if owners else ""
+
+
+def _override(sections: dict[str, Any], text: str, notes: Notes) -> None:
+    """Set one `section.key=value`; the value is read as YAML."""
+    name, equals, written = text.partition("=")
+    path = [part.replace("-", "_") for part in name.strip().split(".")]
+    if path[0] == "actor_rollout_ref":
+        path = path[1:]
+    try:
+        value = yaml.load(written, _Loader)
+    except yaml.YAMLError:
+        value = written
+    if not equals or not path:
+        notes.refuse(f"the override {text!r} must have the form section.key=value")
+    elif path[0] in ("name", "output_dir") and len(path) == 1:
+        sections[path[0]] = value
+    elif path[0] not in SECTIONS or len(path) < 2:
+        notes.refuse(f"the override {text!r} must begin with one of the sections {', '.join(SECTIONS)}"
+                              f"{_place(path[-1]) or nearest(path[0], SECTIONS)}")
+    else:
+        place = sections[path[0]]
+        for part in path[1:-1]:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                notes.refuse(f"the override {text!r}: {part} has no keys of its own")
+                return
+        place[path[-1]] = value
+
+
+def _models(sections: dict[str, Any], path: Path, notes: Notes) -> dict[str, dict[str, Any]]:
+    """Collect the model files that `defaults` names, and models written in the file itself."""
+    models = {str(name): spelled(keys) for name, keys in sections.get("model", {}).items() if isinstance(keys, dict)}
+    entries = sections.get("defaults", [])
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if entry == "_self_":
+            continue
+        if not isinstance(entry, dict) or set(entry) != {"model"}:
+            notes.refuse(f"defaults: {entry!r} is unknown; it lists model files: `- model: [qwen25-7b]`")
+            continue
+        names = entry["model"] if isinstance(entry["model"], list) else [entry["model"]]
+        for name in map(str, names):
+            models.setdefault(name, _model_file(name, path, notes))
+    for name, keys in models.items():
+        _refuse_unknown(keys, FREE_KEYS | set(SHAPE_KEYS), f"model {name}: ", notes)
+    return models
+
+
+def _model_file(name: str, path: Path, notes: Notes) -> dict[str, Any]:
+    folders = (path.parent / "model", CONFIGS / "model")
+    for file in (folder / f"{name}.yaml" for folder in folders):
+        if file.is_file():
+            content = _read_yaml(file)
+            if list(content) == [name] and isinstance(content[name], dict):
+                return spelled(content[name])
+            notes.refuse(f"{file} must have the one top-level key {name}, with the model's keys below it")
+            return {}
+    known = {file.stem for folder in folders for file in folder.glob("*.yaml")}
+    notes.refuse(f"defaults: there is no model file {name}.yaml in {' or '.join(map(str, folders))}"
+                          f"{nearest(name, known)}")
+    return {}
+
+
+# Building -----------------------------------------------------------------------------------------------------------
+
+
+def _build(sections: dict[str, Any], models: dict[str, dict], stem: str, notes: Notes) -> Config | None:
+    """Merge, check and type all sections. Returns None, with problems noted, when that fails."""
+    for section, mapping in ((name, sections[name]) for name in SECTIONS):
+        own = field_names(SECTIONS[section])
+        accepted = FREE_KEYS if section in ("training", "actor_rollout", "ref") else own
+        _refuse_unknown(mapping, accepted | (FREE_KEYS if section == "reward" else set()), f"{section}.", notes)
+        _note_ineffective(section, mapping, own, notes)
+    merged = {role: _merge(role, sections, models, notes) for role in ("actor_rollout", "ref")}
+    _refuse_two_values(sections["ref"], merged["actor_rollout"], notes)
+    built: dict[str, Any] = {}
+    for section, kind in SECTIONS.items():
+        given = merged.get("actor_rollout" if section == "training" else section)
+        if given is None:
+            given = {key: Given(value, f"{section}.{key}") for key, value in sections[section].items()}
+        built[section] = construct(kind, given, section, notes)
+    name = convert(sections.get("name", stem), str, "name", notes)
+    output_dir = convert(sections.get("output_dir", f"runs/{name}"), str, "output_dir", notes)
+    used = {built[role].model for role in ("actor_rollout", "ref") if built[role] is not None}
+    shapes = {model: {key: convert(keys[key], kind, f"model {model}: {key}", notes)
+                      for key, kind in SHAPE_KEYS.items() if keys.get(key) is not None}
+              for model, keys in models.items() if model in used}
+    return None if notes.problems else Config(name=name, output_dir=output_dir, model=shapes, **built)
+
+
+def _refuse_unknown(mapping: dict, accepted: set[str], where: str, notes: Notes) -> None:
+    for key in mapping:
+        if key in accepted:
+            if key in legacy.FIXED and mapping[key] is not None and mapping[key] not in legacy.FIXED[key][0]:
+                values, reason = legacy.FIXED[key]
+                notes.refuse(f"{where}{key}: {mapping[key]!r} is not supported, only {values[0]!r}: {reason}")
+        elif key in SHAPE_KEYS:
+            notes.refuse(f"{where}{key} describes the network: it belongs in a model file under configs/model/")
+        else:
+            notes.refuse(f"{where}{key} is unknown{nearest(key, accepted) or _place(key)}")
+
+
+def _note_ineffective(section: str, mapping: dict, own: set[str], notes: Notes) -> None:
+    for key in mapping:
+        where = f"{section}.{key}"
+        if where in legacy.NO_EFFECT_FIELDS:
+            notes.ignore(where, legacy.NO_EFFECT_FIELDS[where])
+        elif section == "reward" and key not in own:
+            notes.ignore(where, "rules score the responses, there is no reward model")
+        elif key in legacy.NO_EFFECT:
+            notes.ignore(where, legacy.NO_EFFECT[key])
+        elif section == "ref" and key in field_names(config.ActorRollout) - own:
+            notes.ignore(where, "the reference model neither learns nor generates")
+
+
+def _merge(role: str, sections: dict[str, Any], models: dict[str, dict], notes: Notes) -> dict[str, Given]:
+    """Merge the keys of a role: model file < training < the role's section."""
+    name = sections[role].get("model")
+    if role == "ref" and name is None:
+        name = sections["actor_rollout"].get("model")
+    if name is not None and str(name) not in models:
+        notes.refuse(f"{role if sections[role].get('model') else 'actor_rollout'}.model: {name} is not listed under defaults: add `- model: [{name}]`"
+                              f"{nearest(str(name), models)}")
+    layers = (("", models.get(str(name), {})), ("training.", sections["training"]), (f"{role}.", sections[role]))
+    for key in layers[0][1]:
+        if key in legacy.NO_EFFECT and role == "actor_rollout":
+            notes.ignore(f"model {name}: {key}", legacy.NO_EFFECT[key])
+    return {key: Given(value, f"{prefix or f'model {name}: '}{key}")
+            for prefix, mapping in layers for key, value in mapping.items()}
+
+
+def _refuse_two_values(ref: dict[str, Any], actor: dict[str, Given], notes: Notes) -> None:
+    """A run has one value of each key of `training`; a ref section that asks for another is refused."""
+    for entry in dataclasses.fields(config.Training):
+        value = ref.get(entry.name)
+        if value is not None and (entry.name not in actor or value != actor[entry.name].value):
+            notes.refuse(f"ref.{entry.name}: {value!r} is not what holds for the run; "
+                                  f"set training.{entry.name}, which all roles share")
+
+
+# Defaults that follow from other keys -------------------------------------------------------------------------------
+
+
+def _resolve(cfg: Config, notes: Notes) -> Config:
+    """Fill in the defaults that depend on other keys."""
+    training, actor, ref, pool = cfg.training, cfg.actor_rollout, cfg.ref, cfg.resource_pool
+    load = embedded(actor.load, "model")
+    train_tp = actor.tensor_model_parallel_size
+    infer_tp = actor.infer_tensor_parallel_size or train_tp
+    replica = ref.tensor_model_parallel_size * ref.pipeline_model_parallel_size
+    if training.sequence_parallel and train_tp == 1:
+        notes.ignore("training.sequence_parallel", "tensor_model_parallel_size is 1, so nothing is cut")
+    if pool.colocate:
+        one_role = max(train_tp * actor.pipeline_model_parallel_size, infer_tp, replica)
+        default = [one_role]
+    else:
+        default = [actor.num_gpus_for_train + actor.num_gpus_for_infer]
+    eval_data = training.eval_data_path
+    return dataclasses.replace(
+        cfg,
+        training=dataclasses.replace(
+            training,
+            sequence_parallel=training.sequence_parallel and train_tp > 1,
+            tokenizer_name_or_path=embedded(training.tokenizer_name_or_path or load, "model"),
+            prompt_type_path=training.prompt_type_path or str(CONFIGS / "templates.json"),
+            eval_data_path=eval_data and embedded(eval_data, "eval")),
+        actor_rollout=dataclasses.replace(
+            actor, load=load, data_path=embedded(actor.data_path, "train"), infer_tensor_parallel_size=infer_tp,
+            clip_ratio_low=actor.clip_ratio if actor.clip_ratio_low is None else actor.clip_ratio_low,
+            clip_ratio_high=actor.clip_ratio if actor.clip_ratio_high is None else actor.clip_ratio_high),
+        ref=dataclasses.replace(ref, load=embedded(ref.load or load, "model"), model=ref.model or actor.model),
+        resource_pool=dataclasses.replace(pool, actor_rollout=pool.actor_rollout or default,
+                                          ref=pool.ref or [replica]))
+
+
+def embedded(path: str, part: str) -> str:
+    """Turn `embedded:tiny` into the place of its model, train or eval part; other paths stay as they are.
+
+    `embedded:tiny/eval` names the part itself.
+    """
+    if not path.startswith("embedded:"):
+        return path
+    name, _, chosen = path.removeprefix("embedded:").partition("/")
+    parts = {"model": "model", "train": "train.parquet", "eval": "eval.parquet"}
+    if name != "tiny" or (chosen or part) not in parts:
+        raise ValueError(f"{path} is unknown; embedded are embedded:tiny and, of its parts, "
+                         + ", ".join(f"embedded:tiny/{known}" for known in parts))
+    return str(EMBEDDED / name / parts[chosen or part])

@@ -1,0 +1,122 @@
+"""From YAML values to the typed fields of a dataclass, without loss and with a sentence for what does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+class Given(NamedTuple):
+    """A value as the user wrote it, and where."""
+
+    value: Any
+    where: str
+
+
+class Notes:
+    """What is wrong, and what has no effect and why."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.ineffective: dict[str, list[str]] = {}  # places by reason
+
+    def refuse(self, sentence: str) -> None:
+        if sentence not in self.problems:  # a key that two roles share is converted twice
+            self.problems.append(sentence)
+
+    def ignore(self, where: str, reason: str) -> None:
+        self.ineffective.setdefault(reason, []).append(where)
+
+    @property
+    def warnings(self) -> list[str]:
+        return [f"{', '.join(places)}: accepted, no effect: {reason}" for reason, places in self.ineffective.items()]
+
+
+def field_names(kind: type) -> set[str]:
+    return {entry.name for entry in dataclasses.fields(kind)}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Say which known word the user may have meant; empty when none is near."""
+    found = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def spelled(mapping: dict) -> dict[str, Any]:
+    """Spell all keys with underscores, also those of mappings inside."""
+    return {str(key).replace("-", "_"): spelled(value) if isinstance(value, dict) else value
+            for key, value in mapping.items()}
+
+
+def construct(kind: type, given: dict[str, Given], section: str, notes: Notes) -> Any:
+    """Make the dataclass `kind` from the keys it has; None, with problems noted, when that fails."""
+    hints, values, before = typing.get_type_hints(kind), {}, len(notes.problems)
+    for entry in dataclasses.fields(kind):
+        item = given.get(entry.name)
+        if item is not None and item.value is not None:
+            values[entry.name] = convert(item.value, hints[entry.name], item.where, notes)
+        elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+            notes.refuse(f"{section}.{entry.name} is missing: it has no default")
+    return kind(**values) if len(notes.problems) == before else None
+
+
+def convert(value: Any, kind: Any, where: str, notes: Notes) -> Any:
+    """Convert a YAML value to the type of its key; None, with the problem noted, when it does not fit."""
+    if typing.get_origin(kind) is types.UnionType:
+        kind = next(member for member in typing.get_args(kind) if member is not types.NoneType)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            return notes.refuse(f"{where}: {value!r} must be a section with keys")
+        for key in sorted(set(value) - field_names(kind)):
+            notes.refuse(f"{where}.{key} is unknown{nearest(key, field_names(kind))}")
+        return construct(kind, {key: Given(item, f"{where}.{key}") for key, item in value.items()}, where, notes)
+    if typing.get_origin(kind) is list:
+        if not isinstance(value, list):
+            return notes.refuse(f"{where}: {value!r} must be a list, such as [{value}]")
+        return [convert(item, typing.get_args(kind)[0], f"{where}[{i}]", notes) for i, item in enumerate(value)]
+    if typing.get_origin(kind) is dict:
+        return _columns(value, where, notes)
+    try:
+        return _scalar(value, kind)
+    except ValueError:
+        return notes.refuse(f"{where}: {value!r} must be {WORDS[kind]}")
+
+
+def _columns(value: Any, where: str, notes: Notes) -> dict[str, str] | None:
+    """Read map_keys: a mapping, or one as a JSON string. What it does not name keeps its default."""
+    parts = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            return notes.refuse(f"{where}: {value!r} is not a JSON object: {error}")
+    if not isinstance(value, dict) or not all(isinstance(column, str | None) for column in value.values()):
+        return notes.refuse(f"{where}: {value!r} must map {', '.join(parts)} to columns of the data")
+    for part in sorted(set(value) - set(parts)):
+        notes.refuse(f"{where}.{part} is unknown{nearest(part, parts)}; known are {', '.join(parts)}")
+    return parts | {part: column or "" for part, column in value.items()}
+
+
+def _scalar(value: Any, kind: type) -> Any:
+    """Convert without loss, so that `1e-6`, which YAML 1.1 reads as text, is a number. ValueError when it is not."""
+    if kind is bool:
+        words = {"true": True, "false": False}
+        if isinstance(value, bool) or str(value).lower() in words:
+            return words[str(value).lower()]
+    elif isinstance(value, bool) or not isinstance(value, str | int | float):
+        pass
+    elif kind is str:
+        return str(value)
+    elif kind is float and math.isfinite(float(value)):
+        return float(value)
+    elif kind is int and (isinstance(value, int) or float(value).is_integer()):
+        return int(value) if isinstance(value, int) else int(float(value))
+    raise ValueError(value)

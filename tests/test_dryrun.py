@@ -1,0 +1,151 @@
+"""What a dry run says, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from r1zero.checks import check
+from r1zero.config import placement
+from r1zero.dryrun import batch_line, layer_activations, memory, memory_table, placement_table, report, stage_parameters
+from r1zero.inputs import model_shape
+from r1zero.loading import load_config
+from r1zero.model import ModelShape
+
+QWEN_7B = 7_615_616_512  # parameters that the model's card and its index file state
+
+
+def shape_7b() -> ModelShape:
+    shape = model_shape(load_config("qwen25_7b")[0], "actor_rollout")
+    assert shape is not None
+    return shape
+
+
+def tiny_shape(**changes: object) -> ModelShape:
+    config = {"architectures": ["Qwen3ForCausalLM"], "num_hidden_layers": 4, "hidden_size": 8,
+              "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4,
+              "vocab_size": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
+              "tie_word_embeddings": True, "rope_theta": 1e4}
+    return ModelShape.from_config(config | changes)
+
+
+def test_shape_of_the_model_file_has_the_parameters_of_the_real_model() -> None:
+    assert shape_7b().num_parameters == QWEN_7B
+    assert stage_parameters(shape_7b(), 1, 1, 0) == QWEN_7B
+
+
+def test_stages_add_up_to_the_model() -> None:
+    shape = shape_7b()
+    assert sum(stage_parameters(shape, 1, 4, stage) for stage in range(4)) == QWEN_7B
+    # Under TP only the norms, 2 a layer and the last, stand on both ranks.
+    assert 2 * stage_parameters(shape, 2, 1, 0) == QWEN_7B + (2 * 28 + 1) * 3584
+
+
+def test_last_stage_of_a_tied_model_holds_a_copy_of_the_embedding() -> None:
+    shape = tiny_shape()
+    whole = stage_parameters(shape, 1, 1, 0)
+    assert whole == shape.num_parameters
+    assert stage_parameters(shape, 1, 2, 0) + stage_parameters(shape, 1, 2, 1) == whole + 16 * 8
+
+
+def test_memory_of_7b_by_hand() -> None:
+    cfg, _ = load_config("qwen25_7b")
+    found = memory(cfg, placement(cfg, 16), shape_7b(), shape_7b())
+    # Layer: qkv 3584 x 4608 + 4608, output 3584^2, MLP 3 x 3584 x 18944, halved by TP2; two norms.
+    layer = (3584 * 4608 + 4608 + 3584**2 + 3 * 3584 * 18944) // 2 + 2 * 3584
+    last = 7 * layer + 152064 // 2 * 3584 + 3584
+    train, rollout, ref = found["train"], found["rollout"], found["ref"]
+    assert train.weights == 2 * 2 * last  # bf16, twice: 8 updates a step
+    assert train.gradients == 4 * last
+    assert train.optimizer == 12 * last  # one replica
+    weights = 2 * (28 * layer + 2 * (152064 // 2 * 3584) + 3584)
+    assert rollout.weights == ref.weights == weights
+    # 3 replicas: 40 prompts x 4 responses of 4096 tokens; keys and values of 28 layers x 2 heads x 128, bf16.
+    assert rollout.kv_cache == 160 * 4096 * 2 * 28 * 2 * 128 * 2
+    assert train.buckets == rollout.buckets == 4 * 64e6 and ref.buckets == 0
+    assert ref.gradients == ref.optimizer == ref.kv_cache == 0
+
+
+def test_layer_activations_by_hand() -> None:
+    # 10 tokens, fp32: whole 6 x 8; cut 2 x qkv (24) + attention 8 + 4 x 12, halved by TP2.
+    assert layer_activations(tiny_shape(), 2, 10, 4, False) == 10 * 4 * (48 + 104 / 2)
+    assert layer_activations(tiny_shape(), 2, 10, 4, True) == 10 * 4 * (48 + 104) / 2
+
+
+@pytest.mark.parametrize("overrides, key, ratio", [
+    (["training.bf16=false"], "gradients", 1.0),
+    (["training.bf16=false"], "weights", 2.0),
+    (["training.bf16=false"], "optimizer", 8 / 12),  # no master weight beside an fp32 weight
+    (["actor_rollout.ppo_mini_batch_size=480"], "weights", 0.5),  # one update: no copy to keep
+    (["actor_rollout.num_gpus_for_train=16", "resource_pool.actor_rollout=[8, 8, 6]"], "optimizer", 0.5),
+])
+def test_train_memory_follows_the_configuration(overrides: list[str], key: str, ratio: float) -> None:
+    base, _ = load_config("qwen25_7b")
+    cfg, _ = load_config("qwen25_7b", overrides)
+    before = memory(base, placement(base, base.world_size), shape_7b(), shape_7b())["train"]
+    after = memory(cfg, placement(cfg, cfg.world_size), shape_7b(), shape_7b())["train"]
+    assert getattr(after, key) == pytest.approx(ratio * getattr(before, key))
+
+
+def test_recomputation_saves_activations() -> None:
+    kept = []
+    for value in ("full", "null"):
+        cfg, _ = load_config("qwen25_7b", [f"actor_rollout.recompute_granularity={value}"])
+        kept.append(memory(cfg, placement(cfg, 16), shape_7b(), shape_7b())["train"].activations)
+    assert kept[1] > 5 * kept[0]
+
+
+def test_one_node_config_fits_its_npus_and_its_comment() -> None:
+    cfg, _ = load_config("qwen25_7b_one_node")
+    assert cfg.world_size == 8
+    found = memory(cfg, placement(cfg, 8), shape_7b(), shape_7b())
+    totals = {role: round(item.total / 1e9, 1) for role, item in found.items()}
+    assert totals == {"train": 41.5, "rollout": 41.2, "ref": 19.4}
+    assert all(total < 0.75 * 64 for total in totals.values())  # the rest for what is not counted
+
+
+@pytest.mark.parametrize("overrides, line", [
+    ([], "120 prompts x 4 = 480 samples -> 8 updates of 60 -> DP 1 x 30 microbatches of 2"),
+    (["actor_rollout.max_tokens_per_microbatch=9000", "actor_rollout.ppo_epochs=2"],
+     "120 prompts x 4 = 480 samples -> 8 updates of 60 x 2 epochs -> DP 1 x microbatches of at most 9000 tokens"),
+    (["actor_rollout.num_gpus_for_train=16", "actor_rollout.ppo_mini_batch_size=480",
+      "actor_rollout.micro_batch_size=240", "resource_pool.actor_rollout=[22]"],
+     "120 prompts x 4 = 480 samples -> 1 update of 480 -> DP 2 x 1 microbatch of 240"),
+])
+def test_batch_line(overrides: list[str], line: str) -> None:
+    cfg, _ = load_config("qwen25_7b", overrides)
+    assert batch_line(cfg, placement(cfg, cfg.world_size)) == line
+
+
+def test_placement_table_of_7b() -> None:
+    cfg, _ = load_config("qwen25_7b")
+    lines = placement_table(placement(cfg, 16), [rank // 8 for rank in range(16)]).splitlines()
+    rows = [line.split() for line in lines]
+    assert rows[0] == ["rank", "node", "role", "TP", "PP", "DP"] and len(rows) == 17
+    assert rows[1 + 0] == ["0", "0", "train", "0", "0", "0"]
+    assert rows[1 + 7] == ["7", "0", "train", "1", "3", "0"]
+    assert rows[1 + 8] == ["8", "1", "rollout", "0", "0", "0"]
+    assert rows[1 + 13] == ["13", "1", "rollout", "1", "0", "2"]
+    assert rows[1 + 15] == ["15", "1", "ref", "1", "0", "0"]
+
+
+def test_report_of_7b_works_without_its_weights() -> None:
+    cfg, _ = load_config("qwen25_7b", ["actor_rollout.load=/nowhere/Qwen2.5-7B-Instruct"])
+    assert check(cfg, absent_ok=True) == []
+    text = report(cfg)
+    assert "global_batch_size: 120" in text and "8 updates of 60" in text and "GB per rank" in text
+    assert "not checked: /nowhere/Qwen2.5-7B-Instruct is not on this machine" in text
+    assert text.count("/nowhere/Qwen2.5-7B-Instruct is taken from the model file qwen25-7b") == 1
+    assert "does not exist" in "\n".join(check(cfg))  # a real run is refused
+
+
+def test_report_in_a_world_of_one_shows_all_roles_and_their_sum() -> None:
+    cfg, _ = load_config("smollm2_135m_gsm8k", ["actor_rollout.load=/nowhere/smol"])
+    text = report(cfg, 1, [0])
+    assert all(f"0        0  {role.rjust(7)}" in text for role in ("train", "rollout", "ref"))
+    found = memory(cfg, placement(cfg, 1), model_shape(cfg, "actor_rollout"), model_shape(cfg, "ref"))
+    assert f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB" in text
+
+
+def test_memory_without_any_shape_says_so() -> None:
+    cfg, _ = load_config("tiny", ["actor_rollout.load=/nowhere"])
+    assert "not known here" in memory_table(cfg, placement(cfg, 4))
