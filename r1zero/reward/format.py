@@ -1,0 +1,86 @@
+r"""The shape of a response: its tags, its boxes, its steps.
+
+Nothing here knows mathematics, and everything takes time linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+# One alternative per thing that opens or closes; `\\.` swallows escaped braces and double backslashes.
+_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+
+_STEP = re.compile(
+    r"Step \d+:"  # Step 3:
+    r"|^[ \t]*\d+\.(?=\s)"  # 3. at the start of any line
+    r"|\n-|\n\*"  # a bullet
+    r"|\b(?:First|Second|Next|Finally),",
+    re.MULTILINE,
+)
+STEPS_WANTED = 3
+
+
+def last_box(text: str) -> str | None:
+    r"""Return the content of the last complete, outermost `\boxed{...}` or `\fbox{...}`, or None.
+
+    Braces nest, `\{` and `\}` do not count, white space may stand before the brace. A box that is never
+    closed is no box. Boxes inside the box lose their command and keep their braces.
+    """
+    start = end = -1
+    opened: list[int] = []  # where the content of an open brace starts; negative for a plain brace
+    for match in _BRACES.finditer(text):
+        if match["box"]:
+            opened.append(match.end())
+        elif match["open"]:
+            opened.append(-1)
+        elif match["close"] and opened:
+            content = opened.pop()
+            if content >= 0:
+                start, end = content, match.start()
+    return None if end < 0 else _BOX.sub("{", text[start:end]).strip()
+
+
+def answer_part(response: str) -> str:
+    """Return what stands in the last `<answer>`, closed or cut off; the whole text if there is none."""
+    start = response.rfind("<answer>")
+    if start < 0:
+        return response
+    return response[start + len("<answer>") :].split("</answer>", 1)[0]
+
+
+def extract_answer(response: str) -> str | None:
+    """Return the boxed answer, or None when there is none or it is empty.
+
+    Where an `<answer>` is, only it counts: a box in the reasoning is not the answer. There is no other
+    fallback: a number that is not boxed is no answer.
+    """
+    return last_box(answer_part(response)) or None
+
+
+def full_format(response: str) -> bool:
+    r"""Tell whether the response is `<think>..</think>`, white space or nothing, `<answer>..</answer>`.
+
+    It starts with `<think>`; each of the four tags stands in it once; the answer holds a complete, not
+    empty `\boxed{...}`; after `</answer>` only white space may follow.
+    """
+    text = response.rstrip()
+    if any(text.count(tag) != 1 for tag in TAGS):
+        return False
+    if not (text.startswith("<think>") and text.endswith("</answer>")):
+        return False
+    thought, _, rest = text.partition("</think>")
+    return "<answer>" not in thought and rest.lstrip().startswith("<answer>") and bool(extract_answer(text))
+
+
+def strict_format(response: str) -> bool:
+    """Tell whether the response has the full format, ends with `</answer>` and has no box in its thinking."""
+    thinking = response.partition("</think>")[0]
+    return response.endswith("</answer>") and full_format(response) and last_box(thinking) is None
+
+
+def reasoning_steps(response: str) -> float:
+    """Return the credit for visible steps: how many marks of a step there are, of three, at most 1."""
+    return min(1.0, len(_STEP.findall(response)) / STEPS_WANTED)
