@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Set up if needed, check the input, train.
+#
+#   bash launch.sh                                   the embedded tiny job: CPU, 4 processes
+#   bash launch.sh CONFIG [key.path=value ...]       configs/CONFIG.yaml or a path, with overrides
+#   bash launch.sh CONFIG --dry-run                  what would run where, and the memory it needs
+#
+# On several nodes start it on each with NNODES, NODE_RANK and MASTER_ADDR set (and MASTER_PORT, else 29500).
+# NPROC_PER_NODE defaults to the ranks that the config asks for, divided by the nodes. Variables that you set
+# stay as they are. tools/setup_env.sh tells which ones steer the set-up.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/tools/setup_env.sh"
+
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0; fi
+config=tiny
+if [[ $# -gt 0 && $1 != -* && $1 != *=* ]]; then config=$1; shift; fi
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # ranks share the cores; more threads than cores slow all down
+export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
+export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1800}
+export HCCL_EXEC_TIMEOUT=${HCCL_EXEC_TIMEOUT:-7200}
+
+set_up
+for file in "$config" "$root/configs/$config" "$root/configs/$config.yaml"; do
+  if [[ "$*" == *embedded:tiny* ]] || grep -qs embedded:tiny "$file"; then make_tiny; break; fi
+done
+
+program=("$root/r1zero/main.py" --config "$config" "$@")
+for argument in "$@"; do
+  if [[ $argument == --dry-run || $argument == --check ]]; then exec "$python" "${program[@]}"; fi
+done
+
+export NNODES=${NNODES:-1}
+if [[ -z ${NPROC_PER_NODE:-} ]]; then
+  ranks=$("$python" "${program[@]}" --print-world-size)
+  if ((ranks % NNODES)); then
+    die "$config asks for $ranks ranks, which NNODES=$NNODES does not divide; set NPROC_PER_NODE"
+  fi
+  export NPROC_PER_NODE=$((ranks / NNODES))
+fi
+"$python" "${program[@]}" --check
+
+if ((NNODES == 1)) && [[ -z ${MASTER_PORT:-} ]]; then
+  where=(--standalone)  # finds a free port
+else
+  if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} || -z ${NODE_RANK:-} ]]; then
+    die "NNODES=$NNODES needs MASTER_ADDR (the first node's address) and NODE_RANK (0 to $((NNODES - 1)))"
+  fi
+  where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:-0}"
+    --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}")
+fi
+say "starting $NPROC_PER_NODE processes on each of $NNODES node(s): $config $*"
+exec "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$NPROC_PER_NODE" "${program[@]}"
