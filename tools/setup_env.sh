@@ -9,7 +9,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 say() { echo "launch: $*"; }
 die() { echo "launch: $*" >&2; exit 2; }
 
-# set_up EXTRA...: find or make the environment, with the extras of setup.cfg for this machine and those given.
+# set_up EXTRA...: find or make the environment, with setup.cfg's extras for this machine and those given.
 set_up() {
   if [[ ${R1ZERO_SETUP:-1} == 0 ]]; then
     python=${R1ZERO_PYTHON:-python3}
@@ -23,7 +23,7 @@ set_up() {
   for extra in "$machine" "$@"; do locked install "$extra"; done
   if [[ $machine == npu ]]; then
     "$python" -c 'import importlib.util as u; raise SystemExit(u.find_spec("mindspeed") is None)' \
-      || die "MindSpeed is missing: clone its branch core_r0.16.0 and run $python -m pip install -e on the clone"
+      || die "MindSpeed is missing: clone its branch core_r0.16.0 and install the clone with $python -m pip"
   fi
 }
 
