@@ -54,13 +54,14 @@ def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor
             source_folder: str | Path, dtype_name: str, shard_bytes: int = 5 * 10**9) -> None:
     """Write a Hugging Face folder from whole tensors in Megatron's layout for TP 1, in any order.
 
-    `dtype_name` is torch's ("bfloat16"). Files are at most `shard_bytes` long, unless one tensor is longer. The
-    folder appears complete or not at all; an older model folder of that name is replaced.
-    ValueError if it is the source or not a model folder.
+    `dtype_name` is torch's ("bfloat16"). Files are at most `shard_bytes` long, unless one tensor is longer.
+    The folder appears complete or not at all; an older model folder of that name is replaced. ValueError if
+    it is the source or not a model folder.
     """
     folder, source = Path(folder), Path(source_folder)
     if folder.exists() and (folder.resolve() == source.resolve() or not _replaceable(folder)):
-        raise ValueError(f"{folder} exists and is the source model or not a model folder; name another one to save to")
+        raise ValueError(f"{folder} exists and is the source model or not a model folder; "
+                         "name another one to save to")
     partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -80,15 +81,17 @@ def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor
 
 
 def _open(folder: Path, shape: ModelShape) -> dict[str, safe_open]:
-    """Map each tensor's Hugging Face name to its open file. ValueError listing what does not fit the model."""
+    """Map each tensor's Hugging Face name to its open file. ValueError listing what does not fit."""
     files: dict[str, safe_open] = {}
     for path in _weight_files(folder):
         try:
             file = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read as safetensors ({error}); fetch the model again") from None
+            raise ValueError(f"{path} cannot be read as safetensors ({error}); "
+                             "fetch the model again") from None
         files.update(dict.fromkeys(file.keys(), file))
-    expected = {name: size for tensor in tensors(shape) for name, size in zip(tensor.hf, tensor.hf_shape, strict=True)}
+    expected = {name: size for tensor in tensors(shape)
+                for name, size in zip(tensor.hf, tensor.hf_shape, strict=True)}
     problems = [f"{name} is missing" for name in expected if name not in files]
     for name, file in files.items():
         if name in expected:
@@ -106,13 +109,14 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}; weights in another format must be saved as "
-                         "safetensors first")
+        raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}; "
+                         "weights in another format must be saved as safetensors first")
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
         return [folder / name for name in sorted(names)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of safetensors files ({error!r}); fetch the model again") from None
+        raise ValueError(f"{index} is not an index of safetensors files ({error!r}); "
+                         "fetch the model again") from None
 
 
 def _misfit(name: str, source, expected: tuple[int, ...]) -> list[str]:
@@ -154,8 +158,9 @@ def _check_tied(folder: Path, embedding: torch.Tensor, head, tp_rank: int) -> No
     """Refuse a separate output layer in a model that claims to have none: one of the two would be lost."""
     rows = len(embedding)
     if not torch.equal(embedding, head[tp_rank * rows:(tp_rank + 1) * rows]):
-        raise ValueError(f"the weights in {folder} have an lm_head.weight that differs from the embedding although "
-                         "its config.json says tie_word_embeddings: true; set that to false, or drop lm_head.weight")
+        raise ValueError(f"the weights in {folder} have an lm_head.weight that differs from the embedding "
+                         "although its config.json says tie_word_embeddings: true; set that to false, or "
+                         "drop lm_head.weight")
 
 
 # Writing.

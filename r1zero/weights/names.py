@@ -58,7 +58,8 @@ def tensors(shape: ModelShape) -> list[Tensor]:
     table = [_plain(EMBEDDING, "model.embed_tokens.weight", vocab, 0, "first")]
     for layer in range(shape.num_layers):
         table += _layer(shape, layer)
-    table.append(_plain("decoder.final_layernorm.weight", "model.norm.weight", (shape.hidden_size,), None, "last"))
+    norm = (shape.hidden_size,)
+    table.append(_plain("decoder.final_layernorm.weight", "model.norm.weight", norm, None, "last"))
     if not shape.tied:
         table.append(_plain(OUTPUT_LAYER, "lm_head.weight", vocab, 0, "last"))
     return table
@@ -78,7 +79,7 @@ def stage_tensors(shape: ModelShape, stage: int, pp: int) -> list[Tensor]:
 
 
 def stage_of(tensor: Tensor, num_layers: int, pp: int) -> int:
-    """Return the pipeline stage that holds a tensor, layers being spread evenly. ValueError if they cannot be."""
+    """Return the pipeline stage of a tensor, layers being spread evenly. ValueError if they cannot be."""
     if num_layers % pp:
         raise ValueError(f"num_hidden_layers {num_layers} cannot be spread evenly over {pp} pipeline stages; "
                          "choose a pipeline size that divides it")
@@ -96,12 +97,12 @@ def name_on_stage(tensor: Tensor, num_layers: int, pp: int) -> str:
 
 
 def local_shape(tensor: Tensor, tp: int) -> tuple[int, ...]:
-    """Return the shape of one TP rank's parameter as Megatron holds it. ValueError if TP does not divide it."""
+    """Return the shape of one TP rank's parameter in Megatron. ValueError if TP does not divide it."""
     return _fold(_local_view_shape(tensor, tp))
 
 
 def local_view(tensor: Tensor, param: torch.Tensor, tp: int) -> torch.Tensor:
-    """View a rank's parameter like `tensor.view`, cut along `axis`; writing to the view writes the parameter."""
+    """View a rank's parameter, in place, as its part of `tensor.view`: writing there writes the parameter."""
     assert tuple(param.shape) == local_shape(tensor, tp), f"{tensor.name} has the shape {tuple(param.shape)}"
     return param.detach().view(_local_view_shape(tensor, tp))
 
@@ -115,7 +116,7 @@ def shard(tensor: Tensor, full: torch.Tensor, tp_rank: int, tp: int) -> torch.Te
 
 
 def merge(tensor: Tensor, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Join the parameters of all TP ranks, in their order, into the whole tensor in Megatron's layout for TP 1."""
+    """Join the parameters of all TP ranks into the whole tensor in Megatron's layout for TP 1."""
     if tensor.axis is None:
         return shards[0]
     views = [local_view(tensor, param, len(shards)) for param in shards]
@@ -136,12 +137,13 @@ def _layer(shape: ModelShape, layer: int) -> list[Tensor]:
                       tuple((rows, *columns) for rows in (query, key, key)),
                       (shape.qkv_size, *columns), 0, layer, "layer", shape.num_kv_heads)
 
-    table = [plain("input_layernorm.weight", "input_layernorm.weight", (hidden,), None), qkv("weight", (hidden,))]
+    table = [plain("input_layernorm.weight", "input_layernorm.weight", (hidden,), None),
+             qkv("weight", (hidden,))]
     if shape.qkv_bias:
         table.append(qkv("bias", ()))
-    if shape.qk_norm:
-        table += [plain(f"self_attention.{part}_layernorm.weight", f"self_attn.{part}_norm.weight", (head,), None)
-                  for part in "qk"]
+    for part in "qk" if shape.qk_norm else "":
+        name, source = f"self_attention.{part}_layernorm.weight", f"self_attn.{part}_norm.weight"
+        table.append(plain(name, source, (head,), None))
     gate_up = Tensor(f"{megatron}.mlp.linear_fc1.weight",
                      tuple(f"{hf}.mlp.{part}_proj.weight" for part in ("gate", "up")),
                      ((ffn, hidden), (ffn, hidden)), (2, ffn, hidden), 1, layer, "layer")
@@ -163,8 +165,8 @@ def _local_view_shape(tensor: Tensor, tp: int) -> tuple[int, ...]:
         return tensor.view
     size = tensor.view[tensor.axis]
     if size % tp:
-        raise ValueError(f"{tensor.name} has {size} slices along its cut axis, which tensor parallel size {tp} "
-                         "does not divide; choose a size that does")
+        raise ValueError(f"{tensor.name} has {size} slices along its cut axis, which tensor parallel size "
+                         f"{tp} does not divide; choose a size that does")
     return tensor.view[:tensor.axis] + (size // tp,) + tensor.view[tensor.axis + 1:]
 
 

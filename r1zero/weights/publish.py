@@ -1,9 +1,9 @@
 """Carry out a reshard plan: weights go from the train ranks' parameters into the rollout ranks' in place.
 
-What waits for what: a source packs a bucket and starts its broadcast; a receiver unpacks it when it has landed.
-Every rank goes through the plan in the same order and waits only for its oldest broadcast, so none can wait in
-a circle. Have all ranks meet (on gloo) before `publish`: a device collective must not be where they wait for
-each other.
+What waits for what: a source packs a bucket and starts its broadcast; a receiver unpacks it when it has
+landed. Every rank goes through the plan in the same order and waits only for its oldest broadcast, so no
+ranks wait in a circle. Have all of them meet (on gloo) before `publish`: a device collective must not be
+where they wait for each other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from r1zero.weights.names import local_view
 from r1zero.weights.reshard import Bucket, Piece, Plan
 
-CHUNK = 1 << 20  # elements that a checksum widens to 64 bits at a time
+CHUNK = 1 << 18  # elements that a checksum widens to 64 bits at a time
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by element size
 
 Weights = Mapping[str, torch.Tensor]  # Megatron name with the global layer number -> this rank's parameter
@@ -27,13 +27,14 @@ Checksums = dict[tuple[str, int, int], int]  # ("sent" or "received", bucket, pi
 class Publisher:
     """One rank's part in publishing. All ranks of the world construct it and call its methods together."""
 
-    def __init__(self, plan: Plan, rank: int, group_for: Callable[[tuple[int, ...]], dist.ProcessGroup | None],
-                 source: Weights | None, target: Weights | None, dtype: torch.dtype, device: torch.device | str,
-                 in_flight: int = 4) -> None:
-        """Allocate the buckets and get the groups: `group_for` is called on every rank for every group, in order.
+    def __init__(self, plan: Plan, rank: int,
+                 group_for: Callable[[tuple[int, ...]], dist.ProcessGroup | None],
+                 source: Weights | None, target: Weights | None,
+                 dtype: torch.dtype, device: torch.device | str, in_flight: int = 4) -> None:
+        """Allocate the buckets and get the groups.
 
-        `source` is given on train ranks, `target` on rollout ranks, both hold `dtype`; at most `in_flight`
-        buckets are under way at a time.
+        `group_for` is called on every rank for every group, in one order. `source` is given on train ranks,
+        `target` on rollout ranks, and both hold `dtype`. At most `in_flight` buckets are under way at a time.
         """
         self.plan, self.rank, self._dtype = plan, rank, dtype
         self.source, self.target = source or {}, target or {}
@@ -48,7 +49,7 @@ class Publisher:
 
     @torch.no_grad()
     def publish(self) -> int:
-        """Bring the target up to date; return the bytes written to it, which are its shard's size on every call."""
+        """Bring the target up to date; return the bytes written to it: its shard's size, each time."""
         flying: deque[tuple[dist.Work, Bucket, torch.Tensor]] = deque()
         idle = deque(self._buffers)
         for bucket in self._mine:
@@ -75,7 +76,8 @@ class Publisher:
                     found["received", number, index] = _checksum(self._target_view(piece))
         if not found:
             return {}
-        return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))  # one trip to the host
+        sums = torch.stack(list(found.values())).tolist()  # one trip to the host
+        return dict(zip(found, sums, strict=True))
 
     def verify(self, by_rank: Sequence[Checksums]) -> None:
         """Compare what receivers hold with what sources hold, given every rank's checksums in rank order.
@@ -88,8 +90,9 @@ class Publisher:
                 for receiver in bucket.receivers:
                     if by_rank[receiver]["received", number, index] != sent:
                         name = self.plan.tensors[piece.tensor].name
-                        raise RuntimeError(f"after publishing, {name} on rollout rank {receiver} differs from train "
-                                           f"rank {bucket.source}: weights were corrupted on the way, or changed since")
+                        raise RuntimeError(f"after publishing, {name} on rollout rank {receiver} differs "
+                                           f"from train rank {bucket.source}: it was corrupted on the way or "
+                                           "has changed since")
 
     def _launch(self, bucket: Bucket, buffer: torch.Tensor) -> dist.Work:
         """Start a bucket's broadcast, packed first if this rank is its source."""

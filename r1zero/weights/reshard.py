@@ -5,7 +5,7 @@ tensor the plan intersects what is held with what is needed:
 
     linear_proj columns      0        n/4       n/2      3n/4       n
     train TP 2               |------- t0 -------|------- t1 -------|
-    rollout TP 4             |-- r0 --|-- r1 ---|-- r2 ---|-- r3 --|      t0 -> r0, t0 -> r1, t1 -> r2, t1 -> r3
+    rollout TP 4             |-- r0 --|-- r1 ---|-- r2 ---|-- r3 --|   t0 -> r0, t0 -> r1, t1 -> r2, t1 -> r3
 
 A piece with the same source and receivers as others shares flat buckets with them; a bucket is one broadcast.
 Each rollout rank receives every element of its shard exactly once. A rank that holds what it needs copies it.
@@ -122,7 +122,8 @@ def _overlaps(tensor: Tensor, train_tp: int, rollout_tp: int,
     whole = tuple(slice(0, size) for size in tensor.view)
     if tensor.axis is None:
         # All hold it. It rides along with the cut tensors, so that it needs no process groups of its own.
-        partners = [holder for holder, _, _ in _intervals(lcm(train_tp, rollout_tp), train_tp, rollout_tp, needy)]
+        size = lcm(train_tp, rollout_tp)
+        partners = [holder for holder, _, _ in _intervals(size, train_tp, rollout_tp, needy)]
         yield range(train_tp), partners, whole, whole
         return
     local_shape(tensor, train_tp), local_shape(tensor, rollout_tp)  # refuses a TP that does not divide
