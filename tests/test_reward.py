@@ -201,6 +201,8 @@ CASES = {
         ("3,5", r"3 \text{ and } 5", True),
         ("2,3", r"x=2 \text{ or } x=3", True),
         ("3,5", "3", False),
+        ("3", "3, 5", False),
+        ("3", r"3 \text{ or } 5", False),
         ("3,5", "3,5,7", False),
         ("100,200", "200, 100", True),
         ("a=1,b=2", "b=2,a=1", True),
@@ -243,6 +245,9 @@ CASES = {
         ("C", "B", False),
         ("C", r"\textbf{(B)}\ C", False),
         ("C", "AC", False),
+        ("C", "(C) or (B)", False),
+        ("C", "(C) (B)", False),
+        ("C", "C, B", False),
     ],
     "Chinese": [
         ("5", "5\u5143", True),

@@ -216,7 +216,8 @@ def _by_value(item: Quantity) -> Fraction:
 
 _BASED = re.compile(r"([0-9A-F]+) ?_ ?\{? ?([0-9]+) ?\}?")
 _LETTER = re.compile(r"\(?([A-Z])\)?")
-_CHOICE = re.compile(r"\(?([A-Za-z])(?:\)?|[).:].*)")
+_CHOICE = re.compile(r"\(?([A-Za-z])(?:\)?|[).:](.*))")
+_HEDGE = re.compile(r"\b(?:or|and)\b|(?<![A-Za-z0-9])[A-Z][).:,]")  # a second choice
 _WORDS = re.compile(r"[^\W\d_](?:[^\W\d_]|[ '.-])*")
 
 
@@ -243,7 +244,9 @@ def _same_words(gold: str, given: str) -> bool | None:
     letter = _LETTER.fullmatch(bare)
     if letter:
         choice = _CHOICE.fullmatch(_WRAPPED.sub(r"\1", given).replace("{", "").replace("}", "").strip())
-        return (choice[1].upper() == letter[1]) if choice else None
+        if not choice:
+            return None
+        return choice[1].upper() == letter[1] and not _HEDGE.search(choice[2] or "")
     if not _WORDS.fullmatch(bare) or len(bare) < 2:
         return None
     if " ".join(bare.casefold().split()) == " ".join(worded.strip(" .").casefold().split()):
