@@ -7,4 +7,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=${TOKENIZERS
 set_up test
 make_tiny
 cd "$root"
-exec "$python" -m pytest -q tests "$@"
+exec "$python" -m pytest -q "$@"
