@@ -17,7 +17,7 @@ import torch.distributed as dist
 from r1zero.weights.names import local_view
 from r1zero.weights.reshard import Bucket, Piece, Plan
 
-CHUNK = 1 << 18  # elements that a checksum widens to 64 bits at a time
+CHUNK = 1 << 16  # elements that a checksum widens to 64 bits at a time
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by element size
 
 Weights = Mapping[str, torch.Tensor]  # Megatron name with the global layer number -> this rank's parameter
