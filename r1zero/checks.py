@@ -6,56 +6,58 @@ A sentence names the key, its value and the nearest values that would work.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
 from r1zero.config import RULE_NAMES, Config, nodes, placement
-from r1zero.inputs import check_inputs, model_shape
-from r1zero.model import ModelShape
-from r1zero.typed import nearest
+from r1zero.inputs import check_inputs
+from r1zero.network import check_models
+from r1zero.sentences import multiple, multiples, nearest, neighbours, product_text, shown
 from r1zero.world.roles import Placement
 
 Bound = tuple[Callable[[Any], bool], str]
 AT_LEAST_1: Bound = (lambda value: value >= 1, "must be at least 1")
+BELOW_1: Bound = (lambda value: 0 <= value < 1, "must be at least 0 and below 1, such as 0.9")
 NOT_NEGATIVE: Bound = (lambda value: value >= 0, "must not be negative; 0 is the least")
 
 BOUNDS: dict[str, Bound] = {
     **dict.fromkeys((
         "training.global_batch_size", "training.seq_length", "training.train_iters", "training.save_interval",
         "training.distributed_timeout_minutes", "training.publish_bucket_megabytes",
-        "training.eval_samples_per_prompt", "actor_rollout.ppo_mini_batch_size", "actor_rollout.num_samples_per_step",
-        "actor_rollout.max_prompt_length", "actor_rollout.max_running_samples", "actor_rollout.micro_batch_size",
-        "actor_rollout.ppo_epochs", "actor_rollout.num_gpus_for_train", "actor_rollout.num_gpus_for_infer",
+        "training.eval_samples_per_prompt", "actor_rollout.ppo_mini_batch_size",
+        "actor_rollout.num_samples_per_step", "actor_rollout.max_prompt_length",
+        "actor_rollout.max_running_samples", "actor_rollout.micro_batch_size", "actor_rollout.ppo_epochs",
+        "actor_rollout.num_gpus_for_train", "actor_rollout.num_gpus_for_infer",
         "actor_rollout.tensor_model_parallel_size", "actor_rollout.pipeline_model_parallel_size",
         "actor_rollout.infer_tensor_parallel_size", "ref.tensor_model_parallel_size",
         "ref.pipeline_model_parallel_size", "ref.micro_batch_size", "reward.workers",
         "resource_pool.ranks_per_node"), AT_LEAST_1),
     **dict.fromkeys((
+        "actor_rollout.adam_beta1", "actor_rollout.adam_beta2", "actor_rollout.lr_warmup_fraction"), BELOW_1),
+    **dict.fromkeys((
         "training.seed", "actor_rollout.entropy_coeff", "actor_rollout.lr", "actor_rollout.min_lr",
         "actor_rollout.lr_warmup_iters", "actor_rollout.weight_decay", "actor_rollout.clip_grad",
         "algorithm.kl_ctrl.kl_coef"), NOT_NEGATIVE),
     "actor_rollout.n_samples_per_prompt": (
-        lambda value: value >= 2, "must be at least 2: group_norm compares the responses of a prompt with each other"),
+        lambda value: value >= 2, "must be at least 2: group_norm compares the responses of a prompt"),
     "actor_rollout.temperature": (lambda value: value > 0, "must be above 0, such as 1.0"),
-    "actor_rollout.top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1; 1.0 turns it off"),
+    "actor_rollout.top_p": (lambda value: 0 < value <= 1, "must be above 0, at most 1; 1.0 turns it off"),
     "actor_rollout.top_k": (lambda value: value >= -1, "must be at least 1, or 0 or -1 to turn it off"),
     "actor_rollout.clip_ratio": (lambda value: 0 < value < 1, "must be between 0 and 1, such as 0.2"),
-    "actor_rollout.clip_ratio_low": (lambda value: 0 < value <= 1, "must be above 0 and at most 1, such as 0.2"),
+    "actor_rollout.clip_ratio_low": (lambda value: 0 < value <= 1, "must be above 0, at most 1, such as 0.2"),
     "actor_rollout.clip_ratio_high": (lambda value: value > 0, "must be above 0, such as 0.28"),
-    "actor_rollout.lr_warmup_fraction": (lambda value: 0 <= value < 1, "must be at least 0 and below 1, such as 0.1"),
-    "actor_rollout.adam_beta1": (lambda value: 0 <= value < 1, "must be at least 0 and below 1, such as 0.9"),
-    "actor_rollout.adam_beta2": (lambda value: 0 <= value < 1, "must be at least 0 and below 1, such as 0.95"),
     "actor_rollout.adam_eps": (lambda value: value > 0, "must be above 0, such as 1e-8"),
-    "actor_rollout.do_sample": (bool, "must be true: greedy responses of a group are all equal and teach nothing"),
+    "actor_rollout.do_sample": (bool, "must be true: greedy responses of a group are all equal"),
     "actor_rollout.shuffle_minibatch": (
-        lambda value: not value, "must be false: minibatches are composed before generation starts, and prompts are "
-                                 "shuffled anyway unless training.no_shuffle is set"),
+        lambda value: not value, "must be false: minibatches are composed before generation starts, and "
+                                 "prompts are shuffled anyway unless training.no_shuffle is set"),
     "reward.verifier": (bool, "must be true: responses are scored by rules, there is no reward model"),
     "reward.deadline_seconds": (lambda value: value > 0, "must be above 0, such as 10"),
     "algorithm.gamma": (
-        lambda value: value == 1, "must be 1.0: group_norm gives every token of a response the same advantage"),
-    "resource_pool.reward": (lambda value: not sum(value), "must be []: rules score on CPUs, there is no reward model"),
+        lambda value: value == 1, "must be 1.0: group_norm gives all tokens of a response one advantage"),
+    "resource_pool.reward": (
+        lambda value: not sum(value), "must be []: rules score on CPUs, there is no reward model"),
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -74,9 +76,9 @@ REFUSED = {
 
 def check(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int] | None = None,
           absent_ok: bool = False) -> list[str]:
-    """Return a sentence for every rule that `cfg` breaks in this world (default: the one its pool asks for).
+    """Return a sentence for every rule that `cfg` breaks in this world (default: what its pool asks for).
 
-    With `absent_ok` model folders and data files that are not on this machine pass; what is there is still checked.
+    With `absent_ok`, model folders and data files that are not on this machine pass.
     """
     problems = check_values(cfg)
     if problems:
@@ -99,7 +101,7 @@ def check_values(cfg: Config) -> list[str]:
     for key, (holds, sentence) in BOUNDS.items():
         value = attrgetter(key)(cfg)
         if value is not None and not holds(value):
-            problems.append(f"{key}: {_shown(value)} {sentence}")
+            problems.append(f"{key}: {shown(value)} {sentence}")
     for key, known in CHOICES.items():
         value = attrgetter(key)(cfg)
         if value is not None and value not in known:
@@ -110,8 +112,12 @@ def check_values(cfg: Config) -> list[str]:
 
 def check_algorithm(cfg: Config) -> list[str]:
     """Rules among keys of rewards, KL and schedule."""
-    problems, algorithm, actor = [], cfg.algorithm, cfg.actor_rollout
-    rules, weights = algorithm.verifier_function, algorithm.verifier_weight
+    return _check_rewards(cfg) + _check_kl(cfg) + _check_schedule(cfg)
+
+
+def _check_rewards(cfg: Config) -> list[str]:
+    problems = []
+    rules, weights = cfg.algorithm.verifier_function, cfg.algorithm.verifier_weight
     for name in rules:
         if name not in RULE_NAMES:
             problems.append(f"algorithm.verifier_function: {name} is not one of "
@@ -119,14 +125,23 @@ def check_algorithm(cfg: Config) -> list[str]:
     if not rules or len(set(rules)) < len(rules):
         problems.append(f"algorithm.verifier_function: {rules} must name at least one rule, and each once")
     if len(rules) != len(weights):
-        problems.append(f"algorithm.verifier_weight: {weights} has {len(weights)} weights for the {len(rules)} rules of "
-                        f"verifier_function {rules}; give {len(rules)}, such as {[round(1 / max(1, len(rules)), 2)] * len(rules)}")
-    control = algorithm.kl_ctrl
-    if control.type == "adaptive":
-        for key, value, example in (("target_kl", control.target_kl, 0.1), ("horizon", control.horizon, 10000)):
-            if value is None or value <= 0:
-                problems.append(f"algorithm.kl_ctrl.{key}: {_shown(value)} must be above 0 with type adaptive, "
-                                f"such as {example}")
+        even = [round(1 / max(1, len(rules)), 2)] * len(rules)
+        problems.append(f"algorithm.verifier_weight: {weights} has {len(weights)} weights for the "
+                        f"{len(rules)} rules of verifier_function {rules}; give as many, such as {even}")
+    return problems
+
+
+def _check_kl(cfg: Config) -> list[str]:
+    control = cfg.algorithm.kl_ctrl
+    if control.type != "adaptive":
+        return []
+    needed = (("target_kl", control.target_kl, 0.1), ("horizon", control.horizon, 10000))
+    return [f"algorithm.kl_ctrl.{key}: {shown(value)} must be above 0 with type adaptive, such as {example}"
+            for key, value, example in needed if value is None or value <= 0]
+
+
+def _check_schedule(cfg: Config) -> list[str]:
+    problems, actor = [], cfg.actor_rollout
     if actor.min_lr > actor.lr:
         problems.append(f"actor_rollout.min_lr: {actor.min_lr} must not be above lr {actor.lr}; 0.0 works")
     if actor.lr_warmup_iters and actor.lr_warmup_fraction:
@@ -134,8 +149,8 @@ def check_algorithm(cfg: Config) -> list[str]:
                         f"{actor.lr_warmup_fraction} exclude each other; set one of them to 0")
     updates = cfg.training.train_iters * cfg.updates_per_step
     if actor.lr_warmup_iters >= max(1, updates):
-        problems.append(f"actor_rollout.lr_warmup_iters: {actor.lr_warmup_iters} must be below the {updates} updates of "
-                        f"the run; {max(0, updates - 1)} is the most")
+        problems.append(f"actor_rollout.lr_warmup_iters: {actor.lr_warmup_iters} must be below the {updates} "
+                        f"updates of the run; {max(0, updates - 1)} is the most")
     return problems
 
 
@@ -149,9 +164,9 @@ def check_pool(cfg: Config) -> list[str]:
         return []
     problems, total = [], actor.num_gpus_for_train + actor.num_gpus_for_infer
     if sum(pool.actor_rollout) != total:
-        problems.append(f"resource_pool.actor_rollout: {pool.actor_rollout} adds up to {sum(pool.actor_rollout)}, but "
-                        f"num_gpus_for_train {actor.num_gpus_for_train} + num_gpus_for_infer "
-                        f"{actor.num_gpus_for_infer} = {total}; [{total}] would work")
+        problems.append(f"resource_pool.actor_rollout: {pool.actor_rollout} adds up to "
+                        f"{sum(pool.actor_rollout)}, but num_gpus_for_train {actor.num_gpus_for_train} + "
+                        f"num_gpus_for_infer {actor.num_gpus_for_infer} = {total}; [{total}] would work")
     tp, pp = actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size
     problems += multiple("actor_rollout.num_gpus_for_train", actor.num_gpus_for_train,
                          [("tensor_model_parallel_size", tp), ("pipeline_model_parallel_size", pp)])
@@ -160,10 +175,10 @@ def check_pool(cfg: Config) -> list[str]:
     problems += multiple("resource_pool.ref", sum(pool.ref),
                          [("ref.tensor_model_parallel_size", ref.tensor_model_parallel_size),
                           ("ref.pipeline_model_parallel_size", ref.pipeline_model_parallel_size)])
-    too_large = [entry for entry in pool.actor_rollout + pool.ref if pool.ranks_per_node and entry > pool.ranks_per_node]
-    if too_large:
-        problems.append(f"resource_pool.ranks_per_node: {pool.ranks_per_node} is less than the {too_large[0]} ranks that "
-                        f"an entry of the pool puts on one node; {too_large[0]} would work, or split the entry")
+    largest = max(pool.actor_rollout + pool.ref)
+    if pool.ranks_per_node is not None and largest > pool.ranks_per_node:
+        problems.append(f"resource_pool.ranks_per_node: {pool.ranks_per_node} is less than the {largest} "
+                        f"ranks that an entry of the pool puts on one node; {largest} would work")
     return problems
 
 
@@ -171,10 +186,11 @@ def check_placement(cfg: Config, world_size: int,
                     node_of_rank: Sequence[int]) -> tuple[list[str], Placement | None]:
     """The pool against the world and its nodes. The placement is None when there is none."""
     if world_size == 1:
-        keys = [f"{role}.{axis}_parallel_size" for role in ("actor_rollout", "ref")
-                for axis in ("tensor_model", "pipeline_model")] + ["actor_rollout.infer_tensor_parallel_size"]
-        wrong = [f"{key}: {attrgetter(key)(cfg)} must be 1 in a world of one rank; start more processes or set it to 1"
-                 for key in keys if attrgetter(key)(cfg) != 1]
+        keys = ["actor_rollout.tensor_model_parallel_size", "actor_rollout.pipeline_model_parallel_size",
+                "actor_rollout.infer_tensor_parallel_size", "ref.tensor_model_parallel_size",
+                "ref.pipeline_model_parallel_size"]
+        wrong = [f"{key}: {attrgetter(key)(cfg)} must be 1 in a world of one rank; start {cfg.world_size} "
+                 "processes or set it to 1" for key in keys if attrgetter(key)(cfg) != 1]
         return (wrong, None) if wrong else ([], placement(cfg, 1))
     try:
         placed = placement(cfg, world_size)
@@ -200,14 +216,14 @@ def check_batches(cfg: Config, placed: Placement) -> list[str]:
     step = math.lcm(*(math.prod(value for _, value in factors) for factors in minibatch))
     works = [number for number in range(step, samples + 1, step) if samples % number == 0]
     if samples % size:
-        problems.append(f"actor_rollout.ppo_mini_batch_size: {size} must divide the {samples} responses of a global batch "
-                        f"({cfg.training.global_batch_size} prompts x {actor.n_samples_per_prompt}); "
-                        f"{_neighbours(size, works)}")
+        problems.append(f"actor_rollout.ppo_mini_batch_size: {size} must divide the {samples} responses of a "
+                        f"global batch of {cfg.training.global_batch_size} prompts; "
+                        f"{neighbours(size, works)}")
     for factors in minibatch:
         product = math.prod(value for _, value in factors)
         if size % product:
             problems.append(f"actor_rollout.ppo_mini_batch_size: {size} must be a multiple of {product} = "
-                            f"{_product(factors)}; {_neighbours(size, works)}")
+                            f"{product_text(factors)}; {neighbours(size, works)}")
     return problems
 
 
@@ -216,113 +232,12 @@ def check_lengths(cfg: Config) -> list[str]:
     actor, length = cfg.actor_rollout, cfg.training.seq_length
     problems = []
     if actor.max_prompt_length >= length:
-        problems.append(f"actor_rollout.max_prompt_length: {actor.max_prompt_length} leaves no room for a response in "
-                        f"seq_length {length}; {length - 1} is the most")
+        problems.append(f"actor_rollout.max_prompt_length: {actor.max_prompt_length} leaves no room for a "
+                        f"response in seq_length {length}; {length - 1} is the most")
     for key in ("actor_rollout.max_tokens_to_oom", "actor_rollout.max_tokens_per_microbatch",
                 "ref.max_tokens_per_microbatch"):
         value = attrgetter(key)(cfg)
         if value is not None and value < length:
-            problems.append(f"{key}: {value} is less than one sequence of training.seq_length {length} tokens; "
+            problems.append(f"{key}: {value} is less than one sequence of seq_length {length} tokens; "
                             f"{length} is the least")
     return problems
-
-
-def check_models(cfg: Config) -> list[str]:
-    """The network against lengths, grids and the model file; nothing when its shape cannot be known here."""
-    problems, actor, ref = [], cfg.actor_rollout, cfg.ref
-    shapes = {role: model_shape(cfg, role) for role in ("actor_rollout", "ref")}
-    for role, shape in shapes.items():
-        if shape is not None:
-            problems += _check_model_keys(cfg, role, shape)
-    policy, reference = shapes["actor_rollout"], shapes["ref"]
-    if policy is not None:
-        limit = min(policy.max_positions, cfg.model_keys("actor_rollout").get("max_position_embeddings", math.inf))
-        if cfg.training.seq_length > limit:
-            problems.append(f"training.seq_length: {cfg.training.seq_length} is more than the {limit} positions of the "
-                            f"model {actor.load}; {limit} is the most")
-        problems += _check_grid("actor_rollout.tensor_model_parallel_size", actor.tensor_model_parallel_size, policy)
-        if actor.infer_tensor_parallel_size != actor.tensor_model_parallel_size:
-            problems += _check_grid("actor_rollout.infer_tensor_parallel_size", actor.infer_tensor_parallel_size, policy)
-        problems += _check_grid("actor_rollout.pipeline_model_parallel_size", actor.pipeline_model_parallel_size, policy)
-    if reference is not None:
-        problems += _check_grid("ref.tensor_model_parallel_size", ref.tensor_model_parallel_size, reference)
-        problems += _check_grid("ref.pipeline_model_parallel_size", ref.pipeline_model_parallel_size, reference)
-        if policy is not None and policy.vocab_size != reference.vocab_size:
-            problems.append(f"ref.load: {ref.load} has a vocabulary of {reference.vocab_size} rows, but "
-                            f"actor_rollout.load {actor.load} has {policy.vocab_size}; both must be the same model family")
-    return problems
-
-
-def _check_grid(key: str, value: int | None, shape: ModelShape) -> list[str]:
-    """A parallel size must divide what it cuts."""
-    if "pipeline" in key:
-        cut = {"num_layers": shape.num_layers}
-    else:
-        cut = {"num_attention_heads": shape.num_heads, "num_query_groups": shape.num_kv_heads,
-               "ffn_hidden_size": shape.ffn_size, "vocabulary": shape.vocab_size}
-    uneven = [f"{name} {size}" for name, size in cut.items() if size % (value or 1)]
-    if not uneven:
-        return []
-    common = math.gcd(*cut.values())
-    works = [number for number in range(1, common + 1) if common % number == 0]
-    return [f"{key}: {value} does not divide {', '.join(uneven)} of the model; {_neighbours(value or 1, works)}"]
-
-
-def _check_model_keys(cfg: Config, role: str, shape: ModelShape) -> list[str]:
-    """What the model file says about the network must agree with its config.json."""
-    truth = {
-        "num_layers": shape.num_layers, "hidden_size": shape.hidden_size, "ffn_hidden_size": shape.ffn_size,
-        "num_attention_heads": shape.num_heads, "num_query_groups": shape.num_kv_heads, "kv_channels": shape.head_dim,
-        "padded_vocab_size": shape.vocab_size, "norm_epsilon": shape.norm_eps, "rotary_base": shape.rope_theta,
-        "untie_embeddings_and_output_weights": not shape.tied, "add_qkv_bias": shape.qkv_bias,
-        "qk_layernorm": shape.qk_norm}
-    name, load = attrgetter(f"{role}.model")(cfg), attrgetter(f"{role}.load")(cfg)
-    given = cfg.model_keys(role)
-    problems = [f"model {name}: {key}: {_shown(value)} is not what {load}/config.json says; "
-                f"{_shown(truth[key])} would work, or leave the key out"
-                for key, value in given.items() if key in truth and value != truth[key]]
-    positions = given.get("max_position_embeddings", 0)
-    if positions > shape.max_positions:
-        problems.append(f"model {name}: max_position_embeddings: {positions} is more than {load}/config.json says; "
-                        f"{shape.max_positions} is the most")
-    return problems
-
-
-# Sentences ----------------------------------------------------------------------------------------------------------
-
-Factors = list[tuple[str, int]]
-
-
-def multiple(key: str, value: int, factors: Factors) -> list[str]:
-    return multiples(key, value, [factors])
-
-
-def multiples(key: str, value: int, all_factors: Iterable[Factors]) -> list[str]:
-    """One sentence for each product that does not divide the value; the neighbours meet all of them."""
-    products = [(math.prod(number for _, number in factors), factors) for factors in all_factors]
-    step = math.lcm(*(product for product, _ in products))
-    below, above = value // step * step, (value // step + 1) * step
-    works = [number for number in (below, above) if number > 0]
-    return [f"{key}: {value} must be a multiple of {product} = {_product(factors)}; {_neighbours(value, works)}"
-            for product, factors in products if value % product]
-
-
-def _product(factors: Factors) -> str:
-    return " x ".join(f"{name} {number}" for name, number in factors)
-
-
-def _neighbours(value: int, works: Sequence[int]) -> str:
-    """Name the nearest working values on both sides."""
-    near = [max((number for number in works if number <= value), default=None),
-            min((number for number in works if number >= value), default=None)]
-    found = sorted({number for number in near if number is not None})
-    if not found:
-        return "no value would work with the other batch sizes: change training.global_batch_size first"
-    return " and ".join(map(str, found)) + (" would work" if len(found) == 1 else " are the nearest that would work")
-
-
-def _shown(value: Any) -> str:
-    """Write a value as YAML does."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "nothing" if value is None else str(value)

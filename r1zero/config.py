@@ -44,7 +44,7 @@ class Training:
     global_batch_size: int  # prompts between two publishes of the weights
     seq_length: int  # longest prompt plus longest response, in tokens
     train_iters: int  # steps: global batches drawn
-    bf16: bool = False  # weights and activations in bf16 with fp32 master weights and gradients; else all fp32
+    bf16: bool = False  # bf16 weights with fp32 master weights and gradients; else all fp32
     sequence_parallel: bool = False  # cut activations along the sequence between TP ranks; off at TP 1
     seed: int = 1234  # of data order and sampling
     no_shuffle: bool = False  # take the prompts in file order
@@ -55,7 +55,7 @@ class Training:
         prompt="question", query="", response="ground_truth_answer", system=""))
     save_interval: int | None = None  # steps between checkpoints; default none but the last
     deterministic: bool = False  # ask the device for bit-equal repeats, at some cost in speed
-    distributed_backend: str | None = None  # of the tensor plane; default hccl, nccl or gloo, as the device is
+    distributed_backend: str | None = None  # of tensors; default hccl, nccl or gloo, as the device is
     distributed_timeout_minutes: int = 45  # how long ranks wait for one another
     publish_bucket_megabytes: int = 64  # size of one broadcast of weights
     eval_data_path: str | None = None  # problems answered before the first and after the last step
@@ -80,7 +80,7 @@ class ActorRollout:
     top_k: int = 0  # 0 or -1 = off
     max_prompt_length: int = 512  # longer prompts are dropped; the response gets the rest of seq_length
     max_tokens_to_oom: int = 12000  # tokens that a rollout replica may hold in its KV cache
-    max_running_samples: int | None = None  # responses decoded together in a replica; default from max_tokens_to_oom
+    max_running_samples: int | None = None  # decoded together in a replica; default from the line above
     # Learning.
     micro_batch_size: int = 1  # responses in one forward and backward pass of a replica
     max_tokens_per_microbatch: int | None = None  # if given, this many tokens at most instead
@@ -160,12 +160,12 @@ class Algorithm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourcePool:
-    """Ranks of each role. Ranks fill the nodes in the launcher's order, so only the sums of the lists count."""
+    """Ranks of each role. They fill the nodes in the launcher's order, so only sums of the lists count."""
 
-    actor_rollout: list[int] = field(default_factory=list)  # default [num_gpus_for_train + num_gpus_for_infer]
-    ref: list[int] = field(default_factory=list)  # default [one replica]
+    actor_rollout: list[int] = field(default_factory=list)  # default [train + infer ranks]
+    ref: list[int] = field(default_factory=list)  # default one replica, or none more if colocated
     reward: list[int] = field(default_factory=list)  # must be empty: rules need no device
-    colocate: bool = False  # every rank has every role; the counts then do not matter
+    colocate: bool = False  # every rank of the pool has every role; num_gpus_* then do not matter
     ranks_per_node: int | None = None  # where the nodes end, if the launcher does not tell
 
 
@@ -200,15 +200,13 @@ class Config:
     @property
     def world_size(self) -> int:
         """Ranks that the resource pool asks for."""
-        pool = self.resource_pool
-        return sum(pool.actor_rollout) + (0 if pool.colocate else sum(pool.ref))
+        return sum(self.resource_pool.actor_rollout) + sum(self.resource_pool.ref)
 
     def running_samples(self, replicas: int) -> int:
         """Responses that one of `replicas` rollout replicas decodes together: the slots of its engine."""
-        slots = self.actor_rollout.max_running_samples
-        if slots is None:
-            slots = self.actor_rollout.max_tokens_to_oom // self.training.seq_length
-        return min(slots, -(-self.training.global_batch_size // replicas) * self.actor_rollout.n_samples_per_prompt)
+        actor, prompts = self.actor_rollout, -(-self.training.global_batch_size // replicas)
+        slots = actor.max_tokens_to_oom // self.training.seq_length
+        return min(slots, actor.max_running_samples or slots, prompts * actor.n_samples_per_prompt)
 
     def model_keys(self, role: str) -> dict[str, Any]:
         """What the model file says about the network of `role`; empty when it names none."""
@@ -232,9 +230,10 @@ def placement(cfg: Config, world_size: int) -> Placement:
                  "ref": sum(cfg.resource_pool.ref)}
         if sum(sizes.values()) != world_size:
             needed = " + ".join(f"{size} {role}" for role, size in sizes.items())
-            raise ValueError(f"the world has {world_size} ranks, but num_gpus_for_train, num_gpus_for_infer and "
-                             f"resource_pool.ref need {sum(sizes.values())} ({needed}): start that many processes, "
-                             "or 1 for a world that holds all roles")
+            raise ValueError(
+                f"the world has {world_size} ranks, but num_gpus_for_train, num_gpus_for_infer and "
+                f"resource_pool.ref need {sum(sizes.values())} ({needed}): start that many processes, "
+                "or 1 for a world that holds all roles")
     (train_tp, train_pp), (rollout_tp, _), (ref_tp, ref_pp) = grids.values()
     return place((sizes["train"], train_tp, train_pp), (sizes["rollout"], rollout_tp),
                  (sizes["ref"], ref_tp, ref_pp), colocate=cfg.resource_pool.colocate or world_size == 1)

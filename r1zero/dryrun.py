@@ -6,17 +6,18 @@ role the fullest is shown):
   weights      N x B; on train ranks twice when a step has several updates, since old log-probs of later
                minibatches are taken with the weights that drew them
   gradients    N x 4: Megatron accumulates and reduces them in fp32
-  optimizer    N x 12 / DP in bf16 (fp32 master weight and two moments), N x 8 / DP in fp32, by the distributed
-               optimizer (Rajbhandari et al. 2020, ZeRO stage 1)
-  activations  T tokens of a microbatch. With full recomputation the input of every layer, T x hidden x B, plus what one
-               layer keeps for its backward pass; without, what every layer keeps (Korthikanti et al. 2022, with
-               fused attention and a gated MLP); times the microbatches in flight on that stage (PP - stage, at most). Plus
-               the output layer: three chunks of logits and its gradient, both fp32
+  optimizer    N x 12 / DP in bf16 (fp32 master weight and two moments), N x 8 / DP in fp32, by the
+               distributed optimizer (Rajbhandari et al. 2020, ZeRO stage 1)
+  activations  T tokens of a microbatch. With full recomputation the input of every layer, T x hidden x B,
+               plus what one layer keeps for its backward pass; without, what every layer keeps (counted as
+               by Korthikanti et al. 2022, with fused attention and a gated MLP); times the microbatches in
+               flight on that stage (PP - stage, at most). Plus the output layer: three chunks of logits and
+               its gradient, both fp32
   KV cache     2 x layers x kv heads / TP x head size x B for each token of each running response
   buckets      broadcasts of weights under way
 
-Not counted: kernels' workspaces, the allocator's fragmentation, and communication buffers (on Ascend 2 x HCCL_BUFFSIZE
-megabytes for each group in use).
+Not counted: kernels' workspaces, the allocator's fragmentation, and communication buffers (on Ascend
+2 x HCCL_BUFFSIZE megabytes for each group in use).
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from r1zero.config import Config, nodes, placement
-from r1zero.inputs import absent, model_shape
+from r1zero.inputs import absent
 from r1zero.loading import dump
 from r1zero.model import ModelShape
+from r1zero.network import model_shape
 from r1zero.world.roles import Placement, Span
 
 LOGIT_CHUNK_BYTES = 256 * 2**20  # fp32 logits held at once, see r1zero/policy/logprobs.py
@@ -51,11 +53,11 @@ class Memory:
 
 
 def report(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int] | None = None) -> str:
-    """Describe the run: resolved configuration, placement, batches, memory, and what could not be looked at."""
+    """Describe the run: configuration, placement, batches, memory, and what could not be looked at."""
     world_size = cfg.world_size if world_size is None else world_size
     placed = placement(cfg, world_size)
-    parts = [dump(cfg).rstrip(), placement_table(placed, node_of_rank or nodes(cfg, world_size)), batch_line(cfg, placed),
-             memory_table(cfg, placed)]
+    table = placement_table(placed, node_of_rank or nodes(cfg, world_size))
+    parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed), memory_table(cfg, placed)]
     missing = dict.fromkeys(absent(cfg).values())
     parts.append("\n".join(f"not checked: {path} is not on this machine" for path in missing))
     return "\n\n".join(part for part in parts if part)
@@ -82,8 +84,9 @@ def batch_line(cfg: Config, placed: Placement) -> str:
     else:
         count = -(-actor.ppo_mini_batch_size // (replicas * actor.micro_batch_size))
         micro = f"{count} microbatch{'es' if count > 1 else ''} of {actor.micro_batch_size}"
-    return (f"{cfg.training.global_batch_size} prompts x {actor.n_samples_per_prompt} = {cfg.num_samples} samples -> "
-            f"{updates} update{'s' if updates > 1 else ''} of {actor.ppo_mini_batch_size}{epochs} -> DP {replicas} x {micro}")
+    prompts, plural = cfg.training.global_batch_size, "s" if updates > 1 else ""
+    return (f"{prompts} prompts x {actor.n_samples_per_prompt} = {cfg.num_samples} samples -> "
+            f"{updates} update{plural} of {actor.ppo_mini_batch_size}{epochs} -> DP {replicas} x {micro}")
 
 
 def memory_table(cfg: Config, placed: Placement) -> str:
@@ -100,9 +103,9 @@ def memory_table(cfg: Config, placed: Placement) -> str:
     if placed.colocated:
         lines.append(f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB")
     missing = absent(cfg)
+    models = (("actor_rollout.load", cfg.actor_rollout), ("ref.load", cfg.ref))
     lines += dict.fromkeys(f"the shape of {section.load} is taken from the model file {section.model}"
-                           for key, section in (("actor_rollout.load", cfg.actor_rollout), ("ref.load", cfg.ref))
-                           if key in missing)
+                           for key, section in models if key in missing)
     return "\n".join(lines)
 
 
@@ -176,9 +179,9 @@ def stage_parameters(shape: ModelShape, tp: int, pp: int, stage: int) -> int:
 def layer_activations(shape: ModelShape, tp: int, tokens: int, size: int, sequence_parallel: bool) -> float:
     """Bytes that one layer keeps for its backward pass.
 
-    Whole on every TP rank, unless cut by sequence parallelism: the inputs and outputs of both norms and both residual
-    sums, 6 x hidden. Cut by TP: query, key and value before and after rotation, attention's output, and three or four
-    products of the gated MLP.
+    Whole on every TP rank, unless cut by sequence parallelism: inputs and outputs of both norms and both
+    residual sums, 6 x hidden. Cut by TP: query, key and value before and after rotation, attention's output,
+    and four products of the gated MLP.
     """
     whole = 6 * shape.hidden_size / (tp if sequence_parallel else 1)
     cut = 2 * shape.qkv_size + shape.num_heads * shape.head_dim + 4 * shape.ffn_size
@@ -190,7 +193,7 @@ def _parameter_bytes(cfg: Config) -> int:
 
 
 def _bucket_bytes(cfg: Config) -> float:
-    return BUCKETS_IN_FLIGHT * cfg.training.publish_bucket_megabytes * 1e6
+    return BUCKETS_IN_FLIGHT * cfg.training.publish_bucket_megabytes * 2**20
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,36 +14,25 @@ import pyarrow.parquet as pq
 from r1zero.config import Config
 from r1zero.data.template import Template
 from r1zero.model import ModelShape
-from r1zero.typed import nearest
+from r1zero.sentences import nearest
 
-ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 TINY = "tiny"
-
-
-def model_shape(cfg: Config, role: str) -> ModelShape | None:
-    """Shape of a role's model: from its folder, else from the model file, else None."""
-    folder = Path((cfg.ref.load if role == "ref" else cfg.actor_rollout.load) or "")
-    if folder.is_dir():
-        try:
-            return ModelShape.from_folder(folder)
-        except ValueError:
-            return None  # check_inputs says what is wrong with it
-    try:
-        return _shape_from_keys(cfg.model_keys(role))
-    except KeyError:
-        return None
 
 
 def absent(cfg: Config) -> dict[str, str]:
     """Paths by key, of model folders and data files that are not on this machine."""
     paths = {"actor_rollout.load": cfg.actor_rollout.load, "ref.load": cfg.ref.load,
-             "training.tokenizer_name_or_path": cfg.training.tokenizer_name_or_path,
-             "actor_rollout.data_path": cfg.actor_rollout.data_path, "training.eval_data_path": cfg.training.eval_data_path}
+             "training.tokenizer_name_or_path": cfg.training.tokenizer_name_or_path, **_data(cfg)}
     return {key: path for key, path in paths.items() if path is not None and not Path(path).exists()}
 
 
+def _data(cfg: Config) -> dict[str, str | None]:
+    return {"actor_rollout.data_path": cfg.actor_rollout.data_path,
+            "training.eval_data_path": cfg.training.eval_data_path}
+
+
 def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
-    """Return a sentence for every file that is missing (unless `absent_ok`), unreadable or of the wrong kind."""
+    """Return a sentence for every file that is missing (unless `absent_ok`), damaged or of a wrong kind."""
     missing = absent(cfg)
     problems = [] if absent_ok else _missing_sentences(missing)
     loads = {"ref.load": cfg.ref.load, "actor_rollout.load": cfg.actor_rollout.load}
@@ -53,8 +41,7 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
     tokenizer = cfg.training.tokenizer_name_or_path
     if "training.tokenizer_name_or_path" not in missing:
         problems += _check_tokenizer(Path(tokenizer or ""))
-    data = {"actor_rollout.data_path": cfg.actor_rollout.data_path, "training.eval_data_path": cfg.training.eval_data_path}
-    for key, path in data.items():
+    for key, path in _data(cfg).items():
         if path is not None and key not in missing:
             problems += check_data(key, Path(path), cfg.training.map_keys)
     try:
@@ -73,8 +60,8 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
             way_out = "; make it with `python tools/make_tiny.py`"
         else:
             beside = Path(path).parent
-            found = nearest(Path(path).name, [entry.name for entry in beside.iterdir()]) if beside.is_dir() else ""
-            way_out = found or "; give its path, relative to the current directory or absolute"
+            names = [entry.name for entry in beside.iterdir()] if beside.is_dir() else []
+            way_out = nearest(Path(path).name, names) or "; relative paths start at the current directory"
         problems.append(f"{key}: {path} does not exist: it must be a {kind}{way_out}")
     return problems[::-1]
 
@@ -123,16 +110,14 @@ def check_safetensors(path: Path) -> None:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if 8 + length <= size else None
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"] if header else []
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; the index names it, so copy it into the folder") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        header, ends = None, []
-    if header is None:
-        raise ValueError(f"{path} has no safetensors header: it is damaged or cut off; copy it again")
+        raise ValueError(f"{path} cannot be read: {error.strerror}; copy it into the folder") from None
+    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not of this form
+        raise ValueError(f"{path} has no safetensors header: damaged or cut off; copy it again") from None
     wanted = 8 + length + max(ends, default=0)
     if size != wanted:
-        raise ValueError(f"{path} has {size} bytes, but its header describes {wanted}: it is damaged or cut off; "
+        raise ValueError(f"{path} has {size} bytes, but its header describes {wanted}: damaged or cut off; "
                          "copy it again")
 
 
@@ -155,10 +140,11 @@ def check_data(key: str, path: Path, map_keys: dict[str, str]) -> list[str]:
     problems = []
     for part, column in map_keys.items():
         if column and column not in columns:
-            problems.append(f"training.map_keys.{part}: {path} has no column {column}{nearest(column, columns)}; "
-                            f"it has {', '.join(columns)}")
+            problems.append(f"training.map_keys.{part}: {path} has no column {column}; "
+                            f"it has {', '.join(columns)}{nearest(column, columns)}")
         elif not column and part in ("prompt", "response"):
-            problems.append(f"training.map_keys.{part}: must name a column of {path}; it has {', '.join(columns)}")
+            problems.append(f"training.map_keys.{part}: nothing must be one of the columns of {path}: "
+                            + ", ".join(columns))
     return problems
 
 
@@ -178,22 +164,3 @@ def _table(path: Path) -> tuple[list[str], int]:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows[:1]):
         raise ValueError("it must hold objects, one a problem")
     return list(rows[0]) if rows else [], len(rows)
-
-
-def _shape_from_keys(keys: dict[str, Any]) -> ModelShape:
-    """Read Megatron's names of a model file. KeyError when one is missing."""
-    family = "qwen3" if keys.get("qk_layernorm") else "qwen2" if keys.get("add_qkv_bias") else "llama"
-    return ModelShape.from_config({
-        "architectures": [ARCHITECTURES[family]],
-        "num_hidden_layers": keys["num_layers"],
-        "hidden_size": keys["hidden_size"],
-        "intermediate_size": keys["ffn_hidden_size"],
-        "num_attention_heads": keys["num_attention_heads"],
-        "num_key_value_heads": keys.get("num_query_groups"),
-        "head_dim": keys.get("kv_channels"),
-        "vocab_size": keys["padded_vocab_size"],
-        "max_position_embeddings": keys["max_position_embeddings"],
-        "rope_theta": keys.get("rotary_base", 10000.0),
-        "rms_norm_eps": keys.get("norm_epsilon", 1e-6),
-        "tie_word_embeddings": not keys.get("untie_embeddings_and_output_weights", False),
-    })

@@ -1,7 +1,7 @@
 """From a YAML file and overrides to a Config, and back.
 
-For each role the keys are merged: model file < `training` < the role's section < override. So a key of a role may
-stand in any of the three. What is wrong is collected and raised once, a sentence each.
+For each role the keys are merged: model file < `training` < the role's section < override. So a key of a
+role may stand in any of the three. What is wrong is collected and raised once, a sentence each.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import yaml
 
 from r1zero import config, legacy
 from r1zero.config import ROOT, SHAPE_KEYS, Config
-from r1zero.typed import Given, Notes, construct, convert, field_names, nearest, spelled
+from r1zero.sentences import Notes, nearest
+from r1zero.typed import Given, Loader, construct, convert, field_names, read_yaml, spelled
 
 CONFIGS = ROOT / "configs"
 EMBEDDED = ROOT / ".cache"  # where tools/make_tiny.py puts its model and data
 SECTIONS: dict[str, type] = {
-    "training": config.Training, "actor_rollout": config.ActorRollout, "ref": config.Ref, "reward": config.Reward,
-    "algorithm": config.Algorithm, "resource_pool": config.ResourcePool}
+    "training": config.Training, "actor_rollout": config.ActorRollout, "ref": config.Ref,
+    "reward": config.Reward, "algorithm": config.Algorithm, "resource_pool": config.ResourcePool}
 TOP = ("name", "output_dir", "defaults", "model", "training", "actor_rollout_ref", "reward", "algorithm",
        "resource_pool")
 # Keys that may stand in training, in a role or in a model file.
@@ -36,7 +37,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Confi
     """
     path = _find(name_or_path)
     notes = Notes()
-    sections = _split(_read_yaml(path), notes)
+    sections = _split(read_yaml(path), notes)
     for override in overrides:
         _override(sections, override, notes)
     models = _models(sections, path, notes)
@@ -59,21 +60,7 @@ def dump(cfg: Config) -> str:
     return yaml.safe_dump({key: tree[key] for key in TOP if tree.get(key)}, sort_keys=False, width=110)
 
 
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice, in either spelling, with two values is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            value = self.construct_object(value_node, deep=True)
-            key = str(key_node.value).replace("-", "_")
-            if key != "<<" and seen.setdefault(key, value) != value:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} is given twice, as {seen[key]!r} and {value!r}; keep one", key_node.start_mark)
-        return super().construct_mapping(node, deep=True)
+# -- reading --------------------------------------------------------------------------------------
 
 
 def _find(name_or_path: str) -> Path:
@@ -82,24 +69,8 @@ def _find(name_or_path: str) -> Path:
         if path.is_file():
             return path
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    raise ValueError(f"--config {name_or_path}: there is no such file, nor {shipped}; the shipped configs are "
+    raise ValueError(f"--config {name_or_path}: there is no such file, nor {shipped}; shipped are "
                      f"{', '.join(known)}{nearest(Path(name_or_path).stem, known)}")
-
-
-def _read_yaml(path: Path) -> dict:
-    """Read a file that holds a YAML mapping. ValueError with file and line."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else str(path)
-        raise ValueError(f"{line}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold sections such as `training:`, but holds {type(content).__name__}")
-    return content
 
 
 def _split(content: dict, notes: Notes) -> dict[str, Any]:
@@ -117,8 +88,8 @@ def _split(content: dict, notes: Notes) -> dict[str, Any]:
     for key, mapping in mappings.items():
         if not isinstance(mapping, dict):
             notes.refuse(f"{key}: {mapping!r} must be a section with keys")
-        else:
-            sections[key] = mapping if key == "model" else spelled(mapping)
+            mapping = {}
+        sections[key] = mapping if key == "model" else spelled(mapping)
     return sections
 
 
@@ -135,7 +106,7 @@ def _override(sections: dict[str, Any], text: str, notes: Notes) -> None:
     if path[0] == "actor_rollout_ref":
         path = path[1:]
     try:
-        value = yaml.load(written, _Loader)
+        value = yaml.load(written, Loader)
     except yaml.YAMLError:
         value = written
     if not equals or not path:
@@ -144,7 +115,7 @@ def _override(sections: dict[str, Any], text: str, notes: Notes) -> None:
         sections[path[0]] = value
     elif path[0] not in SECTIONS or len(path) < 2:
         notes.refuse(f"the override {text!r} must begin with one of the sections {', '.join(SECTIONS)}"
-                              f"{_place(path[-1]) or nearest(path[0], SECTIONS)}")
+                     f"{_place(path[-1]) or nearest(path[0], SECTIONS)}")
     else:
         place = sections[path[0]]
         for part in path[1:-1]:
@@ -157,8 +128,8 @@ def _override(sections: dict[str, Any], text: str, notes: Notes) -> None:
 
 def _models(sections: dict[str, Any], path: Path, notes: Notes) -> dict[str, dict[str, Any]]:
     """Collect the model files that `defaults` names, and models written in the file itself."""
-    models = {str(name): spelled(keys) for name, keys in sections.get("model", {}).items() if isinstance(keys, dict)}
-    entries = sections.get("defaults", [])
+    inline, entries = sections.get("model", {}), sections.get("defaults", [])
+    models = {str(name): spelled(keys) for name, keys in inline.items() if isinstance(keys, dict)}
     for entry in entries if isinstance(entries, list) else [entries]:
         if entry == "_self_":
             continue
@@ -177,27 +148,27 @@ def _model_file(name: str, path: Path, notes: Notes) -> dict[str, Any]:
     folders = (path.parent / "model", CONFIGS / "model")
     for file in (folder / f"{name}.yaml" for folder in folders):
         if file.is_file():
-            content = _read_yaml(file)
+            content = read_yaml(file)
             if list(content) == [name] and isinstance(content[name], dict):
                 return spelled(content[name])
             notes.refuse(f"{file} must have the one top-level key {name}, with the model's keys below it")
             return {}
     known = {file.stem for folder in folders for file in folder.glob("*.yaml")}
     notes.refuse(f"defaults: there is no model file {name}.yaml in {' or '.join(map(str, folders))}"
-                          f"{nearest(name, known)}")
+                 f"{nearest(name, known)}")
     return {}
 
 
-# Building -----------------------------------------------------------------------------------------------------------
+# -- building -------------------------------------------------------------------------------------
 
 
 def _build(sections: dict[str, Any], models: dict[str, dict], stem: str, notes: Notes) -> Config | None:
     """Merge, check and type all sections. Returns None, with problems noted, when that fails."""
-    for section, mapping in ((name, sections[name]) for name in SECTIONS):
-        own = field_names(SECTIONS[section])
-        accepted = FREE_KEYS if section in ("training", "actor_rollout", "ref") else own
-        _refuse_unknown(mapping, accepted | (FREE_KEYS if section == "reward" else set()), f"{section}.", notes)
-        _note_ineffective(section, mapping, own, notes)
+    for section, kind in SECTIONS.items():
+        own = field_names(kind)
+        accepted = own if section in ("algorithm", "resource_pool") else own | FREE_KEYS
+        _refuse_unknown(sections[section], accepted, f"{section}.", notes)
+        _note_ineffective(section, sections[section], own, notes)
     merged = {role: _merge(role, sections, models, notes) for role in ("actor_rollout", "ref")}
     _refuse_two_values(sections["ref"], merged["actor_rollout"], notes)
     built: dict[str, Any] = {}
@@ -220,9 +191,10 @@ def _refuse_unknown(mapping: dict, accepted: set[str], where: str, notes: Notes)
         if key in accepted:
             if key in legacy.FIXED and mapping[key] is not None and mapping[key] not in legacy.FIXED[key][0]:
                 values, reason = legacy.FIXED[key]
-                notes.refuse(f"{where}{key}: {mapping[key]!r} is not supported, only {values[0]!r}: {reason}")
+                notes.refuse(f"{where}{key}: {mapping[key]!r} is not supported, "
+                             f"only {values[0]!r}: {reason}")
         elif key in SHAPE_KEYS:
-            notes.refuse(f"{where}{key} describes the network: it belongs in a model file under configs/model/")
+            notes.refuse(f"{where}{key} describes the network: put it into a model file under configs/model/")
         else:
             notes.refuse(f"{where}{key} is unknown{nearest(key, accepted) or _place(key)}")
 
@@ -242,18 +214,18 @@ def _note_ineffective(section: str, mapping: dict, own: set[str], notes: Notes) 
 
 def _merge(role: str, sections: dict[str, Any], models: dict[str, dict], notes: Notes) -> dict[str, Given]:
     """Merge the keys of a role: model file < training < the role's section."""
-    name = sections[role].get("model")
-    if role == "ref" and name is None:
-        name = sections["actor_rollout"].get("model")
+    owner = "ref" if role == "ref" and sections["ref"].get("model") is not None else "actor_rollout"
+    name = sections[owner].get("model")
     if name is not None and str(name) not in models:
-        notes.refuse(f"{role if sections[role].get('model') else 'actor_rollout'}.model: {name} is not listed under defaults: add `- model: [{name}]`"
-                              f"{nearest(str(name), models)}")
-    layers = (("", models.get(str(name), {})), ("training.", sections["training"]), (f"{role}.", sections[role]))
-    for key in layers[0][1]:
+        notes.refuse(f"{owner}.model: {name} is not listed under defaults: add `- model: [{name}]`"
+                     f"{nearest(str(name), models)}")
+    from_file = models.get(str(name), {})
+    layers = ((f"model {name}: ", from_file), ("training.", sections["training"]),
+              (f"{role}.", sections[role]))
+    for key in from_file:
         if key in legacy.NO_EFFECT and role == "actor_rollout":
             notes.ignore(f"model {name}: {key}", legacy.NO_EFFECT[key])
-    return {key: Given(value, f"{prefix or f'model {name}: '}{key}")
-            for prefix, mapping in layers for key, value in mapping.items()}
+    return {key: Given(value, f"{where}{key}") for where, mapping in layers for key, value in mapping.items()}
 
 
 def _refuse_two_values(ref: dict[str, Any], actor: dict[str, Given], notes: Notes) -> None:
@@ -262,10 +234,10 @@ def _refuse_two_values(ref: dict[str, Any], actor: dict[str, Given], notes: Note
         value = ref.get(entry.name)
         if value is not None and (entry.name not in actor or value != actor[entry.name].value):
             notes.refuse(f"ref.{entry.name}: {value!r} is not what holds for the run; "
-                                  f"set training.{entry.name}, which all roles share")
+                         f"set training.{entry.name}, which all roles share")
 
 
-# Defaults that follow from other keys -------------------------------------------------------------------------------
+# -- defaults that follow from other keys ---------------------------------------------------------
 
 
 def _resolve(cfg: Config, notes: Notes) -> Config:
@@ -277,11 +249,9 @@ def _resolve(cfg: Config, notes: Notes) -> Config:
     replica = ref.tensor_model_parallel_size * ref.pipeline_model_parallel_size
     if training.sequence_parallel and train_tp == 1:
         notes.ignore("training.sequence_parallel", "tensor_model_parallel_size is 1, so nothing is cut")
+    ranks, ref_pool = actor.num_gpus_for_train + actor.num_gpus_for_infer, pool.ref or [replica]
     if pool.colocate:
-        one_role = max(train_tp * actor.pipeline_model_parallel_size, infer_tp, replica)
-        default = [one_role]
-    else:
-        default = [actor.num_gpus_for_train + actor.num_gpus_for_infer]
+        ranks, ref_pool = max(train_tp * actor.pipeline_model_parallel_size, infer_tp, replica), pool.ref
     eval_data = training.eval_data_path
     return dataclasses.replace(
         cfg,
@@ -292,12 +262,14 @@ def _resolve(cfg: Config, notes: Notes) -> Config:
             prompt_type_path=training.prompt_type_path or str(CONFIGS / "templates.json"),
             eval_data_path=eval_data and embedded(eval_data, "eval")),
         actor_rollout=dataclasses.replace(
-            actor, load=load, data_path=embedded(actor.data_path, "train"), infer_tensor_parallel_size=infer_tp,
+            actor, load=load, data_path=embedded(actor.data_path, "train"),
+            infer_tensor_parallel_size=infer_tp,
             clip_ratio_low=actor.clip_ratio if actor.clip_ratio_low is None else actor.clip_ratio_low,
             clip_ratio_high=actor.clip_ratio if actor.clip_ratio_high is None else actor.clip_ratio_high),
-        ref=dataclasses.replace(ref, load=embedded(ref.load or load, "model"), model=ref.model or actor.model),
-        resource_pool=dataclasses.replace(pool, actor_rollout=pool.actor_rollout or default,
-                                          ref=pool.ref or [replica]))
+        ref=dataclasses.replace(
+            ref, load=embedded(ref.load or load, "model"), model=ref.model or actor.model),
+        resource_pool=dataclasses.replace(pool, actor_rollout=pool.actor_rollout or [ranks],
+                                          ref=ref_pool))
 
 
 def embedded(path: str, part: str) -> str:

@@ -1,15 +1,18 @@
-"""From YAML values to the typed fields of a dataclass, without loss and with a sentence for what does not fit."""
+"""From a YAML file to the typed fields of a dataclass, with a sentence for what does not fit."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import types
 import typing
-from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
+
+from r1zero.sentences import Notes, nearest
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -21,33 +24,38 @@ class Given(NamedTuple):
     where: str
 
 
-class Notes:
-    """What is wrong, and what has no effect and why."""
+class Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice, in either spelling, with two values is an error."""
 
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-        self.ineffective: dict[str, list[str]] = {}  # places by reason
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            value = self.construct_object(value_node, deep=True)
+            key = str(key_node.value).replace("-", "_")
+            if key != "<<" and seen.setdefault(key, value) != value:
+                problem = f"{key} is given twice, as {seen[key]!r} and {value!r}; keep one"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        return super().construct_mapping(node, deep=True)
 
-    def refuse(self, sentence: str) -> None:
-        if sentence not in self.problems:  # a key that two roles share is converted twice
-            self.problems.append(sentence)
 
-    def ignore(self, where: str, reason: str) -> None:
-        self.ineffective.setdefault(reason, []).append(where)
-
-    @property
-    def warnings(self) -> list[str]:
-        return [f"{', '.join(places)}: accepted, no effect: {reason}" for reason, places in self.ineffective.items()]
+def read_yaml(path: Path) -> dict:
+    """Read a file that holds a YAML mapping. ValueError with file and line."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        raise ValueError(f"{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold sections such as `training:`, but holds {type(content).__name__}")
+    return content
 
 
 def field_names(kind: type) -> set[str]:
     return {entry.name for entry in dataclasses.fields(kind)}
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Say which known word the user may have meant; empty when none is near."""
-    found = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def spelled(mapping: dict) -> dict[str, Any]:
@@ -77,11 +85,13 @@ def convert(value: Any, kind: Any, where: str, notes: Notes) -> Any:
             return notes.refuse(f"{where}: {value!r} must be a section with keys")
         for key in sorted(set(value) - field_names(kind)):
             notes.refuse(f"{where}.{key} is unknown{nearest(key, field_names(kind))}")
-        return construct(kind, {key: Given(item, f"{where}.{key}") for key, item in value.items()}, where, notes)
+        given = {key: Given(item, f"{where}.{key}") for key, item in value.items()}
+        return construct(kind, given, where, notes)
     if typing.get_origin(kind) is list:
         if not isinstance(value, list):
             return notes.refuse(f"{where}: {value!r} must be a list, such as [{value}]")
-        return [convert(item, typing.get_args(kind)[0], f"{where}[{i}]", notes) for i, item in enumerate(value)]
+        member = typing.get_args(kind)[0]
+        return [convert(item, member, f"{where}[{i}]", notes) for i, item in enumerate(value)]
     if typing.get_origin(kind) is dict:
         return _columns(value, where, notes)
     try:
@@ -106,7 +116,7 @@ def _columns(value: Any, where: str, notes: Notes) -> dict[str, str] | None:
 
 
 def _scalar(value: Any, kind: type) -> Any:
-    """Convert without loss, so that `1e-6`, which YAML 1.1 reads as text, is a number. ValueError when it is not."""
+    """Convert without loss; `1e-6`, which YAML 1.1 reads as text, is a number. ValueError when it is none."""
     if kind is bool:
         words = {"true": True, "false": False}
         if isinstance(value, bool) or str(value).lower() in words:

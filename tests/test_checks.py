@@ -1,0 +1,311 @@
+"""Every rule, with a value that breaks it: the sentence names key, value and a neighbour that works."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from r1zero.checks import check
+from r1zero.config import RULE_NAMES, nodes, placement
+from r1zero.loading import load_config
+from small_config import MODEL, SHAPE, home, load, only  # noqa: F401
+
+RULES = [
+    # Each key by itself.
+    (["training.global_batch_size=0"], ["training.global_batch_size: 0 must be at least 1"]),
+    (["training.train_iters=0"], ["training.train_iters: 0 must be at least 1"]),
+    (["actor_rollout.tensor_model_parallel_size=0"],
+     ["actor_rollout.tensor_model_parallel_size: 0", "at least 1"]),
+    (["actor_rollout.n_samples_per_prompt=1"],
+     ["actor_rollout.n_samples_per_prompt: 1", "at least 2", "group_norm"]),
+    (["actor_rollout.temperature=0"], ["actor_rollout.temperature: 0.0", "1.0"]),
+    (["actor_rollout.top_p=1.5"], ["actor_rollout.top_p: 1.5", "at most 1"]),
+    (["actor_rollout.top_k=-2"], ["actor_rollout.top_k: -2", "-1"]),
+    (["actor_rollout.do_sample=false"], ["actor_rollout.do_sample: false must be true"]),
+    (["actor_rollout.shuffle_minibatch=true"], ["actor_rollout.shuffle_minibatch: true must be false"]),
+    (["actor_rollout.clip_ratio=0"], ["actor_rollout.clip_ratio: 0.0", "0.2"]),
+    (["actor_rollout.clip_ratio_low=1.5"], ["actor_rollout.clip_ratio_low: 1.5", "0.2"]),
+    (["actor_rollout.clip_ratio_high=0"], ["actor_rollout.clip_ratio_high: 0.0", "0.28"]),
+    (["actor_rollout.lr=-1e-6"], ["actor_rollout.lr: -1e-06 must not be negative"]),
+    (["actor_rollout.entropy_coeff=-1"], ["actor_rollout.entropy_coeff: -1.0 must not be negative"]),
+    (["actor_rollout.clip_grad=-1"], ["actor_rollout.clip_grad: -1.0 must not be negative; 0"]),
+    (["actor_rollout.adam_beta1=1"], ["actor_rollout.adam_beta1: 1.0", "0.9"]),
+    (["actor_rollout.adam_beta2=1"], ["actor_rollout.adam_beta2: 1.0", "0.9"]),
+    (["actor_rollout.adam_eps=0"], ["actor_rollout.adam_eps: 0.0", "1e-8"]),
+    (["actor_rollout.lr_warmup_fraction=1"], ["actor_rollout.lr_warmup_fraction: 1.0", "below 1"]),
+    (["actor_rollout.lr_decay_style=cosin"], ["actor_rollout.lr_decay_style: cosin", "did you mean cosine?"]),
+    (["actor_rollout.recompute_granularity=selective"],
+     ["actor_rollout.recompute_granularity: selective", "full"]),
+    (["training.distributed_backend=mpi"], ["training.distributed_backend: mpi", "gloo"]),
+    (["reward.verifier=false"], ["reward.verifier: false must be true"]),
+    (["reward.deadline_seconds=0"], ["reward.deadline_seconds: 0.0", "10"]),
+    (["algorithm.gamma=0.9"], ["algorithm.gamma: 0.9 must be 1.0"]),
+    (["algorithm.adv_estimator=gae"], ["algorithm.adv_estimator: gae", "group_norm", "critic"]),
+    (["algorithm.kl_penalty=full"], ["algorithm.kl_penalty: full", "low_var_kl", "logits"]),
+    (["algorithm.kl_penalty=k3"], ["algorithm.kl_penalty: k3", "kl, abs, mse, low_var_kl"]),
+    (["algorithm.kl_ctrl.type=linear"], ["algorithm.kl_ctrl.type: linear", "fixed, adaptive"]),
+    (["algorithm.kl_ctrl.kl_coef=-0.1"], ["algorithm.kl_ctrl.kl_coef: -0.1 must not be negative"]),
+    (["resource_pool.reward=[1]"], ["resource_pool.reward: [1] must be []"]),
+    # Rewards, KL, schedule.
+    (["algorithm.verifier_weight=[1.0]"],
+     ["algorithm.verifier_weight: [1.0]", "1 weights", "2 rules", "[0.5, 0.5]"]),
+    (["algorithm.verifier_function=[acc, fromat]"],
+     ["algorithm.verifier_function: fromat", "did you mean format?"]),
+    (["algorithm.verifier_function=[acc, acc]"],
+     ["algorithm.verifier_function: ['acc', 'acc']", "each once"]),
+    (["algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.target_kl=0.1"],
+     ["algorithm.kl_ctrl.horizon: nothing must be above 0", "10000"]),
+    (["algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.horizon=5", "algorithm.kl_ctrl.target_kl=0"],
+     ["algorithm.kl_ctrl.target_kl: 0.0 must be above 0", "0.1"]),
+    (["actor_rollout.min_lr=1"], ["actor_rollout.min_lr: 1.0", "lr 1e-06", "0.0 works"]),
+    (["actor_rollout.lr_warmup_iters=1", "actor_rollout.lr_warmup_fraction=0.5"],
+     ["actor_rollout.lr_warmup_iters: 1", "lr_warmup_fraction 0.5", "set one of them to 0"]),
+    (["actor_rollout.lr_warmup_iters=10"],
+     ["actor_rollout.lr_warmup_iters: 10", "10 updates", "9 is the most"]),
+    # Ranks.
+    (["resource_pool.actor_rollout=[2]"],
+     ["resource_pool.actor_rollout: [2] adds up to 2", "[3] would work"]),
+    (["resource_pool.actor_rollout=[3, 0]"], ["resource_pool.actor_rollout: [3, 0]"]),
+    (["actor_rollout.num_gpus_for_train=3", "actor_rollout.pipeline_model_parallel_size=2",
+      "resource_pool.actor_rollout=[5]"],
+     ["actor_rollout.num_gpus_for_train: 3 must be a multiple of 2", "pipeline_model_parallel_size 2",
+      "2 and 4"]),
+    (["actor_rollout.num_gpus_for_infer=3", "actor_rollout.infer_tensor_parallel_size=2",
+      "resource_pool.actor_rollout=[4]"],
+     ["actor_rollout.num_gpus_for_infer: 3 must be a multiple of 2", "infer_tensor_parallel_size 2",
+      "2 and 4"]),
+    (["resource_pool.ref=[3]", "ref.tensor_model_parallel_size=2"],
+     ["resource_pool.ref: 3 must be a multiple of 2", "ref.tensor_model_parallel_size 2", "2 and 4"]),
+    (["resource_pool.ranks_per_node=2"], ["resource_pool.ranks_per_node: 2", "3 would work"]),
+    # Batches; 2 rollout replicas, num_samples_per_step 3, micro_batch_size 4.
+    (["training.global_batch_size=8", "actor_rollout.ppo_mini_batch_size=32"],
+     ["training.global_batch_size: 8 must be a multiple of 6", "rollout replicas 2 x num_samples_per_step 3",
+      "12"]),
+    (["training.global_batch_size=18", "actor_rollout.ppo_mini_batch_size=24"],
+     ["training.global_batch_size: 18 must be a multiple of 4", "micro_batch_size 4", "12 and 24"]),
+    (["ref.micro_batch_size=5"],
+     ["training.global_batch_size: 12 must be a multiple of 5", "ref.micro_batch_size 5", "60"]),
+    (["actor_rollout.ppo_mini_batch_size=36"],
+     ["actor_rollout.ppo_mini_batch_size: 36 must divide the 48 responses", "24 and 48"]),
+    (["actor_rollout.ppo_mini_batch_size=16"],
+     ["actor_rollout.ppo_mini_batch_size: 16 must be a multiple of 6", "num_samples_per_step 3", "24"]),
+    (["actor_rollout.ppo_mini_batch_size=6"],
+     ["actor_rollout.ppo_mini_batch_size: 6 must be a multiple of 4", "micro_batch_size 4", "12"]),
+    # Lengths.
+    (["actor_rollout.max_prompt_length=96"], ["actor_rollout.max_prompt_length: 96", "seq_length 96", "95"]),
+    (["actor_rollout.max_tokens_to_oom=95"], ["actor_rollout.max_tokens_to_oom: 95", "96 is the least"]),
+    (["actor_rollout.max_tokens_per_microbatch=50"], ["actor_rollout.max_tokens_per_microbatch: 50", "96"]),
+    (["ref.max_tokens_per_microbatch=50"], ["ref.max_tokens_per_microbatch: 50", "96"]),
+    (["training.seq_length=257"], ["training.seq_length: 257", "256"]),
+    # The model: 4 layers, 4 heads, 2 kv heads.
+    (["actor_rollout.tensor_model_parallel_size=3", "actor_rollout.num_gpus_for_train=3",
+      "actor_rollout.infer_tensor_parallel_size=1", "resource_pool.actor_rollout=[5]"],
+     ["actor_rollout.tensor_model_parallel_size: 3", "num_attention_heads 4", "num_query_groups 2",
+      "2 would work"]),
+    (["actor_rollout.infer_tensor_parallel_size=4", "actor_rollout.num_gpus_for_infer=4",
+      "resource_pool.actor_rollout=[5]"],
+     ["actor_rollout.infer_tensor_parallel_size: 4 does not divide num_query_groups 2", "2 would work"]),
+    (["ref.tensor_model_parallel_size=4", "resource_pool.ref=[4]"],
+     ["ref.tensor_model_parallel_size: 4 does not divide num_query_groups 2", "2 would work"]),
+    (["actor_rollout.pipeline_model_parallel_size=3", "actor_rollout.num_gpus_for_train=3",
+      "resource_pool.actor_rollout=[5]"],
+     ["actor_rollout.pipeline_model_parallel_size: 3 does not divide num_layers 4", "2 and 4"]),
+    (["ref.pipeline_model_parallel_size=3", "resource_pool.ref=[3]"],
+     ["ref.pipeline_model_parallel_size: 3 does not divide num_layers 4", "2 and 4"]),
+    # The template.
+    (["training.prompt_type=qwen_r2"], ["training.prompt_type", "qwen_r2", "qwen_r1"]),
+    (["training.prompt_type_path=/nowhere.json"], ["training.prompt_type", "/nowhere.json"]),
+]
+
+
+@pytest.mark.parametrize("overrides, pieces", RULES, ids=[" ".join(overrides) for overrides, _ in RULES])
+def test_rule(home: Path, overrides: list[str], pieces: list[str]) -> None:
+    problems = check(load(home, *overrides))
+    assert any(all(piece in problem for piece in pieces) for problem in problems), problems
+    assert all("\n" not in problem for problem in problems)
+
+
+def test_named_neighbours_work(home: Path) -> None:
+    for value in (24, 48):
+        assert check(load(home, f"actor_rollout.ppo_mini_batch_size={value}")) == []
+    for value in (12, 24):
+        assert check(load(home, f"training.global_batch_size={value}")) == []
+    assert check(load(home, "training.global_batch_size=60", "ref.micro_batch_size=5")) == []
+    assert check(load(home, "training.seq_length=256")) == []
+
+
+def test_token_budgets_replace_the_rules_of_microbatch_sizes(home: Path) -> None:
+    odd = ["actor_rollout.micro_batch_size=7", "ref.micro_batch_size=11"]
+    assert len(check(load(home, *odd))) == 3
+    budgets = ["actor_rollout.max_tokens_per_microbatch=96", "ref.max_tokens_per_microbatch=96"]
+    assert check(load(home, *odd, *budgets)) == []
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_world_of_another_size_than_the_pool_is_refused(home: Path, world_size: int) -> None:
+    problem = only(check(load(home), world_size))
+    for piece in (f"{world_size} ranks", "need 4", "1 train + 2 rollout + 1 ref"):
+        assert piece in problem
+
+
+def test_world_of_one_has_all_roles(home: Path) -> None:
+    cfg = load(home)
+    assert check(cfg, 1) == []
+    placed = placement(cfg, 1)
+    assert placed.colocated and placed.roles_of(0) == ["train", "rollout", "ref"]
+    (problem,) = check(load(home, "ref.tensor_model_parallel_size=2", "resource_pool.ref=[2]"), 1)
+    assert "ref.tensor_model_parallel_size: 2 must be 1" in problem
+
+
+def test_colocated_roles_span_the_world(home: Path) -> None:
+    cfg = load(home, "resource_pool.colocate=true", "actor_rollout.micro_batch_size=1",
+               "actor_rollout.num_samples_per_step=1", "ref.micro_batch_size=1")
+    assert cfg.world_size == 4 and check(cfg) == [] and check(cfg, 2) == []
+    assert [span.size for span in placement(cfg, 4).spans] == [4, 4, 4]
+    for name, overrides, size in (("tiny", [], 1), ("qwen25_7b", ["actor_rollout.num_gpus_for_train=1"], 8)):
+        pool = ["resource_pool.colocate=true", "resource_pool.actor_rollout=null", "resource_pool.ref=null"]
+        assert load_config(name, pool + overrides)[0].world_size == size  # one replica of the largest role
+
+
+def test_tensor_parallel_group_must_not_cross_nodes(home: Path) -> None:
+    cfg = load(home, "actor_rollout.infer_tensor_parallel_size=2", "actor_rollout.num_samples_per_step=6")
+    assert check(cfg, 4, [0, 0, 0, 1]) == []
+    (problem,) = check(cfg, 4, [0, 0, 1, 1])  # rollout ranks are 1 and 2
+    assert "rollout ranks [1, 2]" in problem and "nodes [0, 1]" in problem
+
+
+def test_nodes_without_a_launcher(home: Path) -> None:
+    assert nodes(load(home), 4) == [0, 0, 0, 0]
+    assert nodes(load(home, "resource_pool.ranks_per_node=2"), 4) == [0, 0, 1, 1]
+    assert nodes(load_config("qwen25_7b", ["resource_pool.actor_rollout=[6, 8]"])[0], 16) == [0] * 8 + [1] * 8
+
+
+def test_model_file_must_agree_with_config_json(home: Path) -> None:
+    wrong = {"num_layers": 5, "hidden_size": 64, "num_query_groups": 4, "rotary_base": 1000000,
+             "add_qkv_bias": False, "max_position_embeddings": 512}
+    (home / "model" / "small.yaml").write_text(yaml.safe_dump({"small": MODEL | wrong}))
+    problems = check(load(home))
+    for key, right in (("num_layers: 5", "4 would"), ("hidden_size: 64", "32 would"),
+                       ("num_query_groups: 4", "2 would"), ("rotary_base: 1000000.0", "10000.0 would"),
+                       ("add_qkv_bias: false", "true would"),
+                       ("max_position_embeddings: 512", "256 is the most")):
+        assert any(f"model small: {key}" in problem and right in problem for problem in problems), key
+
+
+def test_model_file_may_shorten_the_positions(home: Path) -> None:
+    keys = MODEL | {"max_position_embeddings": 90}
+    (home / "model" / "small.yaml").write_text(yaml.safe_dump({"small": keys}))
+    problem = only(check(load(home)))
+    assert "training.seq_length: 96" in problem and "90 is the most" in problem
+
+
+def test_rule_names_are_those_of_the_rewards() -> None:
+    from r1zero.reward.rules import RULES as scorers
+    assert set(RULE_NAMES) == set(scorers)
+
+
+# -- files ---
+
+
+def test_missing_model_folder(home: Path) -> None:
+    cfg = load(home, f"actor_rollout.load={home}/nte")
+    problem = only(check(cfg))
+    for piece in ("actor_rollout.load", f"{home}/nte does not exist", "did you mean net?"):
+        assert piece in problem
+    assert check(cfg, absent_ok=True) == []
+
+
+def test_missing_tiny_model_names_the_tool(home: Path) -> None:
+    problem = only(check(load(home, f"actor_rollout.load={home}/.cache/tiny/model")))
+    assert "tools/make_tiny.py" in problem
+
+
+def test_folder_without_config_json(home: Path) -> None:
+    (home / "net" / "config.json").unlink()
+    assert "config.json does not exist" in only(check(load(home)))
+    assert "config.json does not exist" in only(check(load(home), absent_ok=True))
+
+
+def test_megatron_checkpoint_is_not_a_model_folder(home: Path) -> None:
+    (home / "net" / "latest_checkpointed_iteration.txt").write_text("1")
+    problem = only(check(load(home)))
+    assert "actor_rollout.load" in problem and "Megatron checkpoint" in problem and "Hugging Face" in problem
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1])
+def test_cut_off_weights(home: Path, keep: int) -> None:
+    weights = home / "net" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    problem = only(check(load(home)))
+    assert "actor_rollout.load" in problem and str(weights) in problem and "copy it again" in problem
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 64, (9).to_bytes(8, "little") + b"[1, 2, 3]", b"PK" * 50])
+def test_corrupt_weights(home: Path, content: bytes) -> None:
+    (home / "net" / "model.safetensors").write_bytes(content)
+    assert "no safetensors header" in only(check(load(home)))
+
+
+def test_missing_shard_is_named(home: Path) -> None:
+    net = home / "net"
+    (net / "model.safetensors").rename(net / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (net / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00002-of-00002.safetensors cannot be read" in only(check(load(home)))
+    (net / "model.safetensors.index.json").write_text("{}")
+    assert "is not an index" in only(check(load(home)))
+
+
+def test_folder_without_weights_or_tokenizer(home: Path) -> None:
+    (home / "net" / "model.safetensors").unlink()
+    (home / "net" / "tokenizer.json").unlink()
+    weights, tokenizer = check(load(home))
+    assert "model.safetensors" in weights and "training.tokenizer_name_or_path" in tokenizer
+
+
+def test_reference_of_another_vocabulary(home: Path) -> None:
+    other = home / "other"
+    other.mkdir()
+    for file in (home / "net").iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    (other / "config.json").write_text(json.dumps(SHAPE | {"vocab_size": 64}))
+    problems = check(load(home, f"ref.load={other}"))
+    assert any("ref.load" in problem and "64 rows" in problem and "128" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name, content, pieces", [
+    ("gone.parquet", None, ["does not exist"]),
+    ("empty.jsonl", "", ["holds no rows"]),
+    ("blank.jsonl", "\n\n", ["holds no rows"]),
+    ("empty.json", "[]", ["holds no rows"]),
+    ("bad.jsonl", "{\"question\": ", ["cannot be read"]),
+    ("bad.json", "{\"question\": \"x\"}", ["cannot be read", "objects"]),
+    ("bad.parquet", "not parquet", ["cannot be read"]),
+    ("data.bin", "x", ["'.bin' is not one of .parquet, .jsonl, .json"]),
+    ("other.jsonl", "{\"questions\": \"1?\", \"ground_truth_answer\": \"1\"}",
+     ["training.map_keys.prompt", "no column question", "did you mean questions?"]),
+    ("other.json", "[{\"question\": \"1?\", \"label\": \"1\"}]",
+     ["training.map_keys.response", "no column ground_truth_answer", "question, label"]),
+])
+def test_bad_data(home: Path, name: str, content: str | None, pieces: list[str]) -> None:
+    if content is not None:
+        (home / name).write_text(content)
+    for key in ("actor_rollout.data_path", "training.eval_data_path"):
+        problem = only(check(load(home, f"{key}={home / name}")))
+        for piece in pieces:
+            assert piece in problem
+        assert name in problem and ("map_keys" in problem or problem.startswith(key))
+
+
+def test_empty_parquet_and_missing_column(home: Path) -> None:
+    nothing = pa.array([], pa.string())
+    pq.write_table(pa.table({"question": nothing, "ground_truth_answer": nothing}), home / "train.parquet")
+    assert "holds no rows" in only(check(load(home)))
+    pq.write_table(pa.table({"question": ["x"], "answer": ["y"]}), home / "train.parquet")
+    assert "has no column ground_truth_answer" in only(check(load(home)))
+    assert check(load(home, "training.map_keys.response=answer")) == []
