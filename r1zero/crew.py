@@ -18,6 +18,7 @@ from r1zero.policy.megatron import RoleModel
 from r1zero.policy.policy import Policy
 from r1zero.policy.reference import Reference
 from r1zero.reward.judge import Judge
+from r1zero.reward.rules import AccuracyValues
 from r1zero.reward.scorer import Scorer
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine
@@ -111,15 +112,15 @@ def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str) -> Prom
 
 
 def _policy(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype) -> Policy:
-    model = RoleModel(shape, world.train, world.device, dtype, cfg.training.sequence_parallel,
-                      cfg.actor_rollout.recompute_granularity == "full", cfg.training.seed)
+    model = RoleModel(shape, world.train, world.device, dtype, cfg.training.seq_length,
+                      cfg.training.sequence_parallel, cfg.actor_rollout.recompute_granularity == "full", cfg.training.seed)
     model.load(cfg.actor_rollout.load)
     return Policy(model, cfg, cfg.training.train_iters * cfg.updates_per_step)
 
 
 def _reference(cfg: Config, world: World, dtype: torch.dtype) -> Reference:
     model = RoleModel(ModelShape.from_folder(cfg.ref.load), world.ref, world.device, dtype,
-                      sequence_parallel=False, recompute=False, seed=cfg.training.seed)
+                      cfg.training.seq_length, sequence_parallel=False, recompute=False, seed=cfg.training.seed)
     model.load(cfg.ref.load)
     model.module.requires_grad_(False)
     return Reference(model, cfg.actor_rollout.temperature, cfg.ref.micro_batch_size, cfg.ref.max_tokens_per_microbatch)
@@ -129,7 +130,8 @@ def _scorer(cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase) -> Sc
     judge = None
     if world.rollout.speaks:
         judge = Judge(cfg.algorithm.verifier_function, cfg.algorithm.verifier_weight,
-                      cfg.reward.workers, cfg.reward.deadline_seconds)
+                      cfg.reward.workers, cfg.reward.deadline_seconds,
+                      AccuracyValues(wrong=cfg.reward.acc_wrong, missing=cfg.reward.acc_missing))
     return Scorer(judge, partial(tokenizer.decode, skip_special_tokens=True))
 
 

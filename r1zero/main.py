@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from r1zero.loading import dump, load_config  # noqa: E402
 from r1zero.world.launch import Launch, announced_world_size, read_launch  # noqa: E402
 
 BAD_INPUT = 2
+LET_FIRST_SPEAK_SECONDS = 3.0
 
 
 def main() -> int:
@@ -75,6 +77,8 @@ def _refuse(problems: list[str], speak: bool) -> int:
     if speak:
         for problem in problems:
             print(f"r1zero: {problem}", file=sys.stderr)
+    else:  # a launcher ends the job with its first process: let the one that speaks be heard
+        time.sleep(LET_FIRST_SPEAK_SECONDS)
     return BAD_INPUT
 
 

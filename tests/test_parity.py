@@ -38,7 +38,7 @@ def make_world(rank, size, store, train, rollout=None, ref=None):
 
 def items(vocab, seed=3):
     random = np.random.default_rng(seed)
-    return [Item(i, Prompt(i, "", random.integers(3, vocab, p, dtype=np.int32), ""),
+    return [Item(i, i, Prompt(i, "", random.integers(3, vocab, p, dtype=np.int32), ""),
                  Sample(random.integers(3, vocab, r, dtype=np.int32), np.zeros(r, np.float32), False, 0))
             for i, (p, r) in enumerate(LENGTHS)]
 
@@ -54,7 +54,7 @@ def reference_logprobs(model, item, temperature):
 def trainer_body(rank, size, store, folder, layout, sequence_parallel):
     world = make_world(rank, size, store, layout)
     shape = ModelShape.from_folder(folder)
-    model = RoleModel(shape, world.train, DEVICE, torch.float32, sequence_parallel, recompute=False, seed=1)
+    model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, sequence_parallel, recompute=False, seed=1)
     model.load(folder)
     return look_up_logprobs(model, model.module, [items(512)[:3], items(512)[3:]], 0.8)
 
@@ -75,7 +75,7 @@ def test_trainer_logprobs_equal_transformers(tmp_path, family, size, layout, seq
 
 def logits_body(rank, size, store, folder, layout):
     world = make_world(rank, size, store, layout)
-    model = RoleModel(ModelShape.from_folder(folder), world.train, DEVICE, torch.float32, False, False, 1)
+    model = RoleModel(ModelShape.from_folder(folder), world.train, DEVICE, torch.float32, 128, False, False, 1)
     model.load(folder)
     batch = pack(items(512), torch.device("cpu"))
     with torch.no_grad(), model.active():
@@ -122,9 +122,9 @@ def engine_body(rank, size, store, folder, tp, max_running):
     batch = Batch(step=2, version=4, prompts=prompts, samples_per_prompt=3, minibatch_size=15)
     engine.submit(batch)
     groups = engine.collect(0)
-    model = RoleModel(shape, world.train, DEVICE, torch.float32, False, recompute=False, seed=1)
+    model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, False, recompute=False, seed=1)
     model.load(folder)
-    samples = [Item(g.position * 3 + i, g.prompt, s) for g in groups for i, s in enumerate(g.samples)]
+    samples = [Item(g.position * 3 + i, g.position, g.prompt, s) for g in groups for i, s in enumerate(g.samples)]
     looked_up = look_up_logprobs(model, model.module, [samples], 0.7)
     return {item.number: (item.sample.tokens, item.sample.logprobs, item.sample.truncated, looked_up[item.number])
             for item in samples}

@@ -1,115 +1,173 @@
-"""Samples to microbatches: balanced over replicas, packed end to end without padding."""
+"""Samples to microbatches: balanced over replicas, packed without padding, each prompt once.
+
+The samples of a group share their prompt, so a microbatch computes it once and lets every response
+attend to it: with short answers to long prompts that is most of the work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 
 from r1zero.batch import Prompt, Sample
+from r1zero.world.device import Segments
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A sample ready to be looked at by a model: its prompt, itself, and its number in the batch."""
+    """A sample ready to be looked at by a model: its number in the batch, its prompt's position, and both."""
 
     number: int
+    position: int
     prompt: Prompt
     sample: Sample
 
     @property
-    def length(self) -> int:
-        """Tokens that a model must read: the last response token predicts nothing."""
-        return len(self.prompt.tokens) + len(self.sample.tokens) - 1
+    def own_tokens(self) -> int:
+        """Tokens beside the prompt that a model must read: the last response token predicts nothing."""
+        return len(self.sample.tokens) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Microbatch:
-    """Sequences laid end to end. T tokens, R of which predict a response token.
+    """Prompts and responses laid end to end: T tokens, and R response tokens to be predicted.
 
-    Two samples, prompts [7 8] and [9], responses [1 2] and [3 4]: tokens [7 8 1 9 3], ends [3, 5],
-    rows [1 2 3 4], targets [1 2 3 4], starts [0, 2, 4].
+    One prompt [7 8] with the responses [1 2 3] and [4 5]: tokens [7 8 1 2 4], positions [0 1 2 3 2],
+    rows [1 2 3 1 4] predict the targets [1 2 3 4 5], starts [0 3 5].
     """
 
     items: list[Item]
     tokens: torch.Tensor  # int64 [T]
-    positions: torch.Tensor  # int64 [T], within each sequence
-    ends: list[int]  # cumulative sequence lengths
+    positions: torch.Tensor  # int64 [T]
+    segments: Segments  # a prompt sees itself, a response its prompt and itself
     rows: torch.Tensor  # int64 [R], places in `tokens` whose output predicts a response token
     targets: torch.Tensor  # int64 [R]
     starts: list[int]  # [items + 1], where each sample's response begins in `rows`
 
     def spread(self, per_sample: Sequence[float]) -> torch.Tensor:
         """Repeat one number per sample for each of its response tokens: fp32 [R]."""
-        counts = np.diff(self.starts)
-        return torch.from_numpy(np.repeat(np.asarray(per_sample, dtype=np.float32), counts)).to(self.targets.device)
+        values = np.repeat(np.asarray(per_sample, dtype=np.float32), np.diff(self.starts))
+        return torch.from_numpy(values).to(self.targets.device)
 
     def join(self, per_token: Sequence[np.ndarray]) -> torch.Tensor:
         """Lay one array per sample end to end: fp32 [R]."""
         return torch.from_numpy(np.concatenate(per_token).astype(np.float32)).to(self.targets.device)
 
     def cut(self, values: torch.Tensor) -> list[np.ndarray]:
-        """The inverse of `join`."""
+        """Cut [R] into one fp32 array per sample: the inverse of `join`."""
         array = values.detach().float().cpu().numpy()
         return [array[a:b] for a, b in zip(self.starts, self.starts[1:])]
 
 
 def pack(items: list[Item], device: torch.device, multiple_of: int = 1) -> Microbatch:
-    """Lay the items end to end. Tokens that fill up to `multiple_of` form a sequence of their own."""
-    tokens, positions, rows, targets, ends, starts = [], [], [], [], [], [0]
-    total = 0
-    for item in items:
-        prompt, response = item.prompt.tokens, item.sample.tokens
-        tokens += [prompt, response[:-1]]
-        positions.append(np.arange(item.length))
-        rows.append(np.arange(total + len(prompt) - 1, total + item.length))
-        targets.append(response)
-        total += item.length
-        ends.append(total)
-        starts.append(starts[-1] + len(response))
-    if total % multiple_of:
-        filler = multiple_of - total % multiple_of
-        tokens.append(np.zeros(filler, dtype=np.int64))
-        positions.append(np.arange(filler))
-        ends.append(total + filler)
+    """Lay the items end to end, a prompt once for neighbours that share it.
+
+    Tokens that fill up to `multiple_of` form a segment of their own.
+    """
+    lay = _Layout()
+    starts = [0]
+    for bundle in bundles(items):
+        prompt = bundle[0].prompt.tokens
+        first = lay.add(prompt, 0, np.empty(0, dtype=np.int64))
+        prompt_rows = np.arange(first, first + len(prompt))
+        for item in bundle:
+            begin = lay.add(item.sample.tokens[:-1], len(prompt), prompt_rows)
+            lay.rows += [prompt_rows[-1:], np.arange(begin, begin + item.own_tokens)]
+            lay.targets.append(item.sample.tokens)
+            starts.append(starts[-1] + len(item.sample.tokens))
+    if lay.total % multiple_of:
+        lay.add(np.zeros(multiple_of - lay.total % multiple_of, dtype=np.int64), 0, np.empty(0, dtype=np.int64))
 
     def tensor(parts: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
 
-    return Microbatch(items, tensor(tokens), tensor(positions), ends, tensor(rows), tensor(targets), starts)
+    segments = Segments(lay.query_ends, lay.key_ends, tensor(lay.key_rows))
+    return Microbatch(items, tensor(lay.tokens), tensor(lay.positions), segments, tensor(lay.rows),
+                      tensor(lay.targets), starts)
+
+
+class _Layout:
+    """The parts of a microbatch while it grows."""
+
+    def __init__(self) -> None:
+        self.tokens, self.positions, self.rows, self.targets, self.key_rows = [], [], [], [], []
+        self.query_ends: list[int] = []
+        self.key_ends: list[int] = []
+        self.total = 0
+
+    def add(self, tokens: np.ndarray, position: int, prefix_rows: np.ndarray) -> int:
+        """Add a segment that starts at `position` of its sequence; return the place of its first token."""
+        first, count = self.total, len(tokens)
+        if count:
+            self.tokens.append(tokens)
+            self.positions.append(np.arange(position, position + count))
+            self.key_rows += [prefix_rows, np.arange(first, first + count)]
+            self.total += count
+            self.query_ends.append(self.total)
+            self.key_ends.append((self.key_ends[-1] if self.key_ends else 0) + len(prefix_rows) + count)
+        return first
+
+
+def bundles(items: Iterable[Item]) -> list[list[Item]]:
+    """Put neighbours that share a prompt together."""
+    return [list(group) for _, group in groupby(items, key=lambda item: item.position)]
+
+
+def num_tokens(bundle: Sequence[Item]) -> int:
+    """Tokens that a bundle takes in a microbatch: its prompt once, and every response."""
+    return len(bundle[0].prompt.tokens) + sum(item.own_tokens for item in bundle)
 
 
 def share_out(items: Sequence[Item], replicas: int) -> list[list[Item]]:
-    """Deal the items to replicas so that their token counts are close, keeping order within each.
+    """Deal the items to replicas so that their token counts are close; bundles stay whole if there are enough.
 
     Longest first to the least loaded replica (Graham 1969: at most 4/3 of the best possible).
     """
-    loads, shares = [0] * replicas, [[] for _ in range(replicas)]
-    for item in sorted(items, key=lambda item: (-item.length, item.number)):
+    shares: list[list[Item]] = [[] for _ in range(replicas)]
+    loads = [0] * replicas
+    whole = bundles(items)
+    while len(whole) < min(replicas, len(items)):
+        largest = max((b for b in whole if len(b) > 1), key=num_tokens)
+        at, half = whole.index(largest), len(largest) // 2
+        whole[at:at + 1] = [largest[:half], largest[half:]]
+    for bundle in sorted(whole, key=lambda bundle: (-num_tokens(bundle), bundle[0].number)):
         replica = loads.index(min(loads))
-        loads[replica] += item.length
-        shares[replica].append(item)
+        loads[replica] += num_tokens(bundle)
+        shares[replica] += bundle
     return [sorted(share, key=lambda item: item.number) for share in shares]
 
 
 def cut_microbatches(items: Sequence[Item], max_samples: int, max_tokens: int | None) -> list[list[Item]]:
     """Cut a replica's share into microbatches: by tokens when a budget is given, else by samples.
 
-    With a token budget, longest first into the first microbatch with room; an item longer than the
-    budget gets one of its own.
+    With a budget, pieces of bundles go longest first into the first microbatch with room; an item
+    longer than the budget gets a microbatch of its own.
     """
     if max_tokens is None:
         return [list(items[i:i + max_samples]) for i in range(0, len(items), max_samples)]
-    bins: list[list[Item]] = []
+    pieces = [piece for bundle in bundles(items) for piece in _pieces(bundle, max_tokens)]
+    filled: list[list[Item]] = []
     room: list[int] = []
-    for item in sorted(items, key=lambda item: (-item.length, item.number)):
-        place = next((i for i, free in enumerate(room) if free >= item.length), None)
+    for piece in sorted(pieces, key=lambda piece: (-num_tokens(piece), piece[0].number)):
+        place = next((i for i, free in enumerate(room) if free >= num_tokens(piece)), None)
         if place is None:
-            bins.append([])
+            filled.append([])
             room.append(max_tokens)
-            place = len(bins) - 1
-        bins[place].append(item)
-        room[place] -= item.length
-    return bins
+            place = len(filled) - 1
+        filled[place] += piece
+        room[place] -= num_tokens(piece)
+    return filled
+
+
+def _pieces(bundle: list[Item], max_tokens: int) -> list[list[Item]]:
+    """Cut a bundle where the next response would pass the budget."""
+    pieces: list[list[Item]] = [[]]
+    for item in bundle:
+        if pieces[-1] and num_tokens([*pieces[-1], item]) > max_tokens:
+            pieces.append([])
+        pieces[-1].append(item)
+    return pieces

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,11 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from r1zero.algo.packing import Microbatch
-from r1zero.algo.rotary import inverse_frequencies
+from r1zero.algo.rotary import rotary_tables, rotate
 from r1zero.model import ModelShape
 from r1zero.weights.convert import load_hf
 from r1zero.weights.names import stage_tensors
-from r1zero.world.device import Device, packed_causal_attention
+from r1zero.world.device import Device, Segments, packed_causal_attention
 from r1zero.world.groups import Grid
 
 
@@ -52,8 +53,20 @@ class RMSNorm(torch.nn.Module):
         return F.rms_norm(x, self.shape, self.weight, self.eps)
 
 
+@dataclass
+class PackedBatch(PackedSeqParams):
+    """What Megatron hands down to every layer's attention: the segments and the rotary tables of this batch."""
+
+    segments: Segments | None = None
+    cos: torch.Tensor | None = None  # [T, 1, head_dim]
+    sin: torch.Tensor | None = None
+
+
 class PackedAttention(MegatronModule):
-    """Core attention over sequences laid end to end; stands where Megatron puts its own."""
+    """Core attention over a packed batch; stands where Megatron puts its own, and turns queries and keys too.
+
+    Responses of a group continue one shared prompt, so positions are not those that Megatron would count.
+    """
 
     def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType,
                  attention_type: str, softmax_scale: float | None = None, **_: object) -> None:
@@ -61,10 +74,12 @@ class PackedAttention(MegatronModule):
         self.scale = softmax_scale or config.kv_channels**-0.5
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None,
-                packed_seq_params: PackedSeqParams | None = None, **_: object) -> torch.Tensor:
+                packed_seq_params: PackedBatch | None = None, **_: object) -> torch.Tensor:
         """query [T, heads, D], key and value [T, kv heads, D] -> [T, heads * D]."""
-        assert packed_seq_params is not None, "the policy only runs packed sequences"
-        output = packed_causal_attention(query, key, value, packed_seq_params.ends, self.scale)
+        batch = packed_seq_params
+        assert isinstance(batch, PackedBatch), "the policy only runs packed batches"
+        query, key = rotate(query, batch.cos, batch.sin), rotate(key, batch.cos, batch.sin)
+        output = packed_causal_attention(query, key, value, batch.segments, self.scale)
         return output.reshape(output.shape[0], -1)
 
 
@@ -85,7 +100,8 @@ class RoleModel:
     """One copy of the model, cut over the ranks of a role."""
 
     def __init__(self, shape: ModelShape, grid: Grid, device: Device, dtype: torch.dtype,
-                 sequence_parallel: bool, recompute: bool, seed: int) -> None:
+                 max_positions: int, sequence_parallel: bool, recompute: bool, seed: int) -> None:
+        """Build this rank's part. `max_positions` bounds the tokens of one sequence."""
         assert grid.member
         self.shape, self.grid, self.device, self.dtype = shape, grid, device, dtype
         self.groups = _collection(grid)
@@ -95,9 +111,10 @@ class RoleModel:
             self.module = Backbone(
                 self.config, _layer_specs(self.config, shape), shape.vocab_size, shape.max_positions,
                 pre_process=grid.is_first_stage, post_process=grid.is_last_stage,
-                share_embeddings_and_output_weights=shape.tied, position_embedding_type="rope",
-                rotary_base=shape.rope_theta, pg_collection=self.groups)
-        self.module.rotary_pos_emb.inv_freq = inverse_frequencies(shape).to(device.torch)
+                share_embeddings_and_output_weights=shape.tied, position_embedding_type="none",
+                pg_collection=self.groups)
+        cos, sin = rotary_tables(shape, max_positions, device.torch)
+        self._cos, self._sin = cos.to(dtype)[:, None], sin.to(dtype)[:, None]
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -138,11 +155,8 @@ class RoleModel:
 
     def hidden(self, batch: Microbatch, module: torch.nn.Module | None = None) -> torch.Tensor:
         """Run this stage on packed tokens. Returns [tokens (/ TP under SP), 1, hidden]."""
-        lengths = torch.tensor([0, *batch.ends], dtype=torch.int32, device=self.device.torch)
-        longest = max(end - start for start, end in zip([0, *batch.ends], batch.ends))
-        packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=lengths, cu_seqlens_kv=lengths,
-                                 max_seqlen_q=longest, max_seqlen_kv=longest)
-        packed.ends = batch.ends  # host integers: fused attention takes lists, without a device sync
+        packed = PackedBatch(qkv_format="thd", segments=batch.segments,
+                             cos=self._cos[batch.positions], sin=self._sin[batch.positions])
         return (module or self.module)(batch.tokens[None], batch.positions[None], None, packed_seq_params=packed)
 
     def full_hidden(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ class Policy:
     def _items(self, batch: Batch, minibatch: int) -> list[Item]:
         size = batch.samples_per_prompt
         found = [(s, self._groups[s // size]) for s in batch.samples_of(minibatch)]
-        return [Item(s, group.prompt, group.samples[s % size]) for s, group in found]
+        return [Item(s, group.position, group.prompt, group.samples[s % size]) for s, group in found]
 
     def _advantages(self, items: list[Item]) -> dict[int, float]:
         values = [item.sample.advantage for item in items]

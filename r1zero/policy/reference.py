@@ -18,7 +18,7 @@ class Reference:
 
     def add_logprobs(self, groups: list[Group]) -> list[Group]:
         """Fill `ref_logprobs` of every sample. On stages before the last the groups stay as they are."""
-        items = [Item(number, group.prompt, sample) for number, (group, sample) in
+        items = [Item(number, group.position, group.prompt, sample) for number, (group, sample) in
                  enumerate((group, sample) for group in groups for sample in group.samples)]
         if not items:
             return groups

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from r1zero.algo.rotary import rotary_tables
+from r1zero.algo.rotary import rotary_tables, rotate
 from r1zero.model import ModelShape
 from r1zero.rollout.kv_cache import PromptCache, SlotCache
 from r1zero.weights.names import local_shape, tensors
-from r1zero.world.device import packed_causal_attention
+from r1zero.world.device import Segments, packed_causal_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Decoder:
             query, key, value = self._qkv(layer, hidden, cos, sin)
             keys.append(key)
             values.append(value)
-            attended = packed_causal_attention(query, key, value, ends, self.shape.head_dim**-0.5)
+            attended = packed_causal_attention(query, key, value, Segments.plain(ends), self.shape.head_dim**-0.5)
             hidden = self._mix(layer, hidden, attended.reshape(len(tokens), -1))
         last = torch.tensor(ends, device=self.device) - 1
         logits = self._logits(hidden[last])
@@ -125,7 +125,7 @@ class Decoder:
         if layer.q_norm is not None:
             query = F.rms_norm(query, (dim,), layer.q_norm, self.shape.norm_eps)
             key = F.rms_norm(key, (dim,), layer.k_norm, self.shape.norm_eps)
-        return _rotate(query, cos, sin), _rotate(key, cos, sin), value
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
 
     def _mix(self, layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Close the attention half and run the MLP half; one all-reduce each."""
@@ -153,9 +153,3 @@ class Decoder:
             k_norm=weight("self_attention.k_layernorm.weight"), proj=weight("self_attention.linear_proj.weight"),
             mlp_norm=weight("pre_mlp_layernorm.weight"), gate_up=weight("mlp.linear_fc1.weight"),
             down=weight("mlp.linear_fc2.weight"))
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn x [T, heads, D] by its position: halves (a, b) -> (a cos - b sin, b cos + a sin)."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin

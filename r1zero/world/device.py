@@ -12,12 +12,12 @@ import contextlib
 import importlib.util
 import resource
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+import torch.utils._device
 
 # Side of the compressed causal mask that the NPU attention reads for any sequence length.
 NPU_MASK_SIDE = 2048
@@ -131,6 +131,7 @@ def _answer_cuda_with_cpu() -> None:
     torch.cuda.Stream, torch.cuda.current_stream = _NoStream, lambda *_: _NoStream()
     torch.cuda.stream = lambda _: contextlib.nullcontext()
     torch.Tensor.cuda = lambda self, *_, **__: self
+    torch.utils._device._device_constructors()  # remembers the true factories: `with torch.device("meta")` needs them
     torch.tensor, torch.zeros = _on_cpu(torch.tensor), _on_cpu(torch.zeros)
     _name_cpu_tensors_cuda()
     from megatron.core.tensor_parallel import random
@@ -163,26 +164,51 @@ def _name_cpu_tensors_cuda() -> None:
 # -- fused attention ----------------------------------------------------------------------------
 
 
-def packed_causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                            ends: Sequence[int], scale: float) -> torch.Tensor:
-    """Causal self-attention of sequences laid end to end, with grouped queries. Differentiable.
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Which tokens of a packed batch see which: each segment's queries see a prefix and, causally, themselves.
 
-    query [T, heads, D], key and value [T, kv heads, D]; sequence i holds the tokens
-    [ends[i - 1], ends[i]). Returns [T, heads, D].
+    Segment i holds the queries [query_ends[i - 1], query_ends[i]). Its keys are [key_ends[i - 1], key_ends[i])
+    of the tokens listed in `key_rows`: first the prefix, then the segment itself, so that the last query
+    sees all of them. Without `key_rows` there is no prefix, and keys lie as the queries do. Ends are host
+    integers, since the fused kernels take lists and must not wait for the device.
     """
+
+    query_ends: list[int]
+    key_ends: list[int]
+    key_rows: torch.Tensor | None = None  # int64
+
+    @classmethod
+    def plain(cls, ends: list[int]) -> Segments:
+        """Sequences laid end to end that see only themselves."""
+        return cls(ends, ends)
+
+
+def packed_causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
+                            scale: float) -> torch.Tensor:
+    """Causal attention within the segments of a packed batch, with grouped queries. Differentiable.
+
+    query [T, heads, D], key and value [T, kv heads, D]. Returns [T, heads, D].
+    """
+    if segments.key_rows is not None:
+        key, value = key[segments.key_rows], value[segments.key_rows]
     if query.device.type == "npu":
         mask = torch.ones(NPU_MASK_SIDE, NPU_MASK_SIDE, dtype=torch.bool, device=query.device).triu(1)
         return torch_npu_module().npu_fusion_attention(
             query, key, value, head_num=query.shape[1], input_layout="TND", atten_mask=mask, scale=scale,
-            actual_seq_qlen=list(ends), actual_seq_kvlen=list(ends), sparse_mode=2)[0]
-    query, key, value = (x.transpose(0, 1) for x in (query, key, value))  # [heads, T, D]
-    outputs, start = [], 0
-    for end in ends:
-        rows = slice(start, end)
+            actual_seq_qlen=segments.query_ends, actual_seq_kvlen=segments.key_ends,
+            sparse_mode=3)[0]  # 3: causal, aligned at the last query and the last key
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))  # [1, heads, T, D]
+    outputs, q_start, k_start = [], 0, 0
+    for q_end, k_end in zip(segments.query_ends, segments.key_ends, strict=True):
+        prefix = (k_end - k_start) - (q_end - q_start)
+        mask = None
+        if prefix:
+            mask = torch.ones(q_end - q_start, k_end - k_start, dtype=torch.bool, device=query.device).tril(prefix)
         outputs.append(F.scaled_dot_product_attention(
-            query[None, :, rows], key[None, :, rows], value[None, :, rows],
-            is_causal=True, scale=scale, enable_gqa=True)[0])
-        start = end
+            query[:, :, q_start:q_end], key[:, :, k_start:k_end], value[:, :, k_start:k_end], attn_mask=mask,
+            is_causal=mask is None, scale=scale, enable_gqa=True)[0])
+        q_start, k_start = q_end, k_end
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
