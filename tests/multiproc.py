@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
+import pickle
 import tempfile
 import time
 import traceback
@@ -53,7 +54,7 @@ def _collect(processes: list, queue: Any, deadline: float) -> list[Any]:
             rank, value, error = queue.get()
             if error:
                 raise AssertionError(f"rank {rank} of {len(processes)}:\n{error}")
-            results[rank] = value
+            results[rank] = pickle.loads(value)
             continue
         dead = [rank for rank, process in enumerate(processes) if process.exitcode not in (None, 0)]
         if dead and queue.empty():
@@ -75,7 +76,7 @@ def _child(body: Callable[..., Any], rank: int, world_size: int, folder: str, qu
         result, error = body(rank, world_size, store, *args), None
     except BaseException:  # noqa: BLE001 - the edge of the process: the parent shows it
         result, error = None, traceback.format_exc()
-    queue.put((rank, result, error))
+    queue.put((rank, pickle.dumps(result), error))  # by value: the queue itself would share tensors by file handle
     if error:
         time.sleep(timeout_seconds)  # keep connections open, so that no later error hides the first one
     if dist.is_initialized():

@@ -49,7 +49,7 @@ def test_two_shot_chat_shows_two_answers_in_the_full_format_before_the_question(
     turns = Template("two_shot_chat").render("What is 1+2?").split("<|im_start|>assistant\n")
     answers = [turn.split("<|im_end|>")[0] for turn in turns[1:-1]]
     assert len(answers) == 2 and all(map(full_format, answers))
-    assert turns[-1] == "" and turns[-2].endswith("What is 1+2?<|im_end|>\n")
+    assert turns[-1] == "" and "\nWhat is 1+2?\n" in turns[-2]
 
 
 def test_a_system_text_without_a_place_for_it_is_refused() -> None:

@@ -18,6 +18,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -32,7 +33,7 @@ from r1zero.algo.packing import Microbatch
 from r1zero.algo.rotary import rotary_tables, rotate
 from r1zero.model import ModelShape
 from r1zero.weights.convert import load_hf
-from r1zero.weights.names import stage_tensors
+from r1zero.weights.names import local_shape, stage_tensors
 from r1zero.world.device import Device, Segments, packed_causal_attention
 from r1zero.world.groups import Grid
 
@@ -113,6 +114,7 @@ class RoleModel:
                 pre_process=grid.is_first_stage, post_process=grid.is_last_stage,
                 share_embeddings_and_output_weights=shape.tied, position_embedding_type="none",
                 pg_collection=self.groups)
+        self._mark_cut_parameters()
         cos, sin = rotary_tables(shape, max_positions, device.torch)
         self._cos, self._sin = cos.to(dtype)[:, None], sin.to(dtype)[:, None]
 
@@ -143,6 +145,17 @@ class RoleModel:
                 name = f"{prefix}decoder.layers.{int(layer) + offset}.{tail}"
             named[name] = parameter
         return named
+
+    def _mark_cut_parameters(self) -> None:
+        """Say which parameters TP cuts. Megatron does it while initialising at random, which loading leaves out;
+        unmarked, the gradient norm would count one TP rank's shards only."""
+        parameters, span = self.parameters(), self.grid.span
+        for tensor in stage_tensors(self.shape, self.grid.stage, span.pp):
+            parameter = parameters[tensor.name]
+            if tensor.axis is not None and not getattr(parameter, "tensor_model_parallel", False):
+                whole, part = local_shape(tensor, 1), local_shape(tensor, span.tp)
+                dim = next((d for d in range(len(part)) if part[d] != whole[d]), 0)
+                set_tensor_model_parallel_attributes(parameter, True, dim, 1)
 
     @torch.no_grad()
     def load(self, folder: str) -> None:
