@@ -22,7 +22,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero import checks, dryrun  # noqa: E402
 from r1zero.config import Config, nodes, placement  # noqa: E402
-from r1zero.loading import dump, load_config  # noqa: E402
+from r1zero.loading import load_config  # noqa: E402
+from r1zero.observe.folder import check_writable  # noqa: E402
 from r1zero.world.launch import Launch, announced_world_size, read_launch  # noqa: E402
 
 BAD_INPUT = 2
@@ -42,7 +43,7 @@ def main() -> int:
         if args.dry_run or args.check:
             return _look(cfg, warnings, size, args.dry_run)
         node_of_rank = launch.node_of_rank if launch.launcher != "single" else None
-        problems = checks.check(cfg, launch.world_size, node_of_rank)
+        problems = checks.check(cfg, launch.world_size, node_of_rank) or check_writable(cfg.output_dir)
     except ValueError as error:
         return _refuse([str(error)], _is_first())
     if problems:
@@ -92,27 +93,22 @@ def _is_first() -> bool:
 
 def _run(cfg: Config, warnings: list[str], launch: Launch) -> int:
     """Join the world and train. The imports are heavy, and Megatron must come after the device is set."""
-    from r1zero.observe.log import start_logging
+    from r1zero.observe.log import hush_libraries
+
+    hush_libraries()
     from r1zero.world import device as devices
     from r1zero.world.failure import FailureWatch
     from r1zero.world.groups import World
 
-    folder = Path(cfg.output_dir)
-    log = start_logging(folder / "logs", launch.rank, to_console=launch.rank == 0)
-    if launch.rank == 0:
-        (folder / "config.yaml").write_text(dump(cfg))
-        for warning in warnings:
-            log.warning("warning: %s", warning)
     kind = "cpu" if cfg.training.distributed_backend == "gloo" else devices.detect()
     device = devices.prepare(kind, launch.local_rank, cfg.training.deterministic)
-    placed = placement(cfg, launch.world_size)
     timeout = timedelta(minutes=cfg.training.distributed_timeout_minutes)
-    world = World(launch, placed, device, timeout)
+    world = World(launch, placement(cfg, launch.world_size), device, timeout)
     watch = FailureWatch(world.store, f"rank {world.rank} ({world.roles})")
     try:
         from r1zero.training import train
 
-        train(cfg, world)
+        train(cfg, world, warnings)
         watch.stop()
         world.leave()
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from r1zero.config import Config
 from r1zero.crew import Crew, build_crew
 from r1zero.dryrun import batch_line
 from r1zero.evaluation import evaluate
+from r1zero.loading import dump
+from r1zero.observe.folder import start_folder
+from r1zero.observe.log import start_logging
 from r1zero.observe.samples import write_samples
 from r1zero.step import StepOutcome, train_step
 from r1zero.weights.convert import save_hf
@@ -23,8 +27,16 @@ from r1zero.world.groups import World
 log = logging.getLogger("r1zero")
 
 
-def train(cfg: Config, world: World) -> None:
+def train(cfg: Config, world: World, warnings: Sequence[str] = ()) -> None:
     """Train from the start weights to `train_iters`. Collective."""
+    folder = Path(cfg.output_dir)
+    if world.is_controller:
+        moved = start_folder(folder, dump(cfg))
+    world.barrier()  # no rank may open its log before the folder is there
+    start_logging(folder / "logs", world.rank, to_console=world.is_controller)
+    if world.is_controller:
+        for line in [f"warning: {warning}" for warning in warnings] + moved:
+            log.info(line)
     crew = build_crew(cfg, world)
     try:
         _announce(crew)
@@ -34,7 +46,7 @@ def train(cfg: Config, world: World) -> None:
             for step in range(1, cfg.training.train_iters + 1):
                 _keep(crew, bar, train_step(step, crew))
         after = _evaluate(crew, cfg.training.train_iters)
-        export(crew, Path(cfg.output_dir) / "model")
+        export(crew, folder / "model")
         crew.move.at_controller(_conclude, crew, before, after)
     finally:
         crew.close()

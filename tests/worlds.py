@@ -24,8 +24,6 @@ def train_body(rank: int, size: int, store: object, config: str, overrides: list
     assert not problems, problems
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     world = World(launch, placement(cfg, size), DEVICE, timedelta(seconds=120), store)
-    Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
-    (Path(cfg.output_dir) / "logs").mkdir(exist_ok=True)
     train(cfg, world)
     return {"roles": world.roles}
 
