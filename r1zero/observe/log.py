@@ -29,6 +29,7 @@ def start_logging(folder: Path, rank: int, to_console: bool) -> logging.Logger:
     if to_console:
         console = logging.StreamHandler(sys.stdout)
         console.setFormatter(logging.Formatter("%(message)s"))
+        console.addFilter(lambda record: record.exc_info is None)  # tracebacks are for the file
         log.addHandler(console)
     logging.getLogger().handlers = [file]
     for name in ("transformers", "megatron"):

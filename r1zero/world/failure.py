@@ -67,8 +67,9 @@ class FailureWatch:
                 return None
             cause = f"{self._name} failed: {type(error).__name__}: {error}"
             if consequence:
+                said = str(error).split(". This is typically")[0]
                 cause = f"{self._name} lost the connection to another rank, which ended without a word " \
-                        f"(killed, or out of memory?): {error}"
+                        f"(killed, or out of memory?): {said}"
             self._store.set(KEY, cause)
             time.sleep(GRACE_SECONDS / 2)
             return cause

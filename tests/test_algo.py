@@ -1,0 +1,100 @@
+"""Advantages, KL, loss and its denominator against values worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from r1zero.algo.advantage import group_advantages, whiten
+from r1zero.algo.kl import KLCoefficient, kl_penalty
+from r1zero.algo.loss import STATS, LossTerms, grpo_loss
+from r1zero.algo.rotary import inverse_frequencies
+from r1zero.model import ModelShape, RopeScaling
+
+
+def test_advantages_of_a_group_by_hand():
+    # mean 0.125 - 0.25 = -0.125, deviations 1.125, -0.375 x 3, squares 1.265625 + 3 x 0.140625, / 3 -> 0.5625
+    found = group_advantages([1.0, -0.5, -0.5, -0.5])
+    np.testing.assert_allclose(found, [1.125 / 0.75, -0.5, -0.5, -0.5], rtol=2e-6)
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0, 1 / 3, 0.7, -0.1])
+@pytest.mark.parametrize("size", [2, 7, 64])
+def test_equal_rewards_have_no_advantage_at_all(reward, size):
+    assert not group_advantages([reward] * size).any()
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(ValueError, match="at least 2 samples.*raise n_samples_per_prompt"):
+        group_advantages([1.0])
+
+
+def test_whitening_weighs_by_tokens():
+    # Tokens: 1, 1, 1, -1 -> mean 0.5, variance (3 x 0.25 + 2.25) / 3 = 1
+    np.testing.assert_allclose(whiten([1.0, -1.0], [3, 1]), [0.5, -1.5], rtol=1e-7)
+
+
+@pytest.mark.parametrize(("estimator", "expected"), [
+    ("kl", -0.4), ("abs", 0.4), ("mse", 0.08), ("low_var_kl", math.exp(0.4) - 1 - 0.4)])
+def test_kl_estimators(estimator, expected):
+    found = kl_penalty(torch.tensor([-1.5]), torch.tensor([-1.1]), estimator)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_low_var_kl_stays_finite():
+    found = kl_penalty(torch.tensor([-200.0, -1.0]), torch.tensor([-1.0, -200.0]), "low_var_kl")
+    assert found[0] == 10.0 and found[1] == 10.0
+
+
+def test_adaptive_coefficient_follows_its_target_and_a_fixed_one_stays():
+    fixed, adaptive = KLCoefficient(0.05), KLCoefficient(0.05, target=0.1, horizon=1000)
+    fixed.update(9.0, 100)
+    assert fixed.value == 0.05
+    adaptive.update(0.11, 100)  # 10% above the target, 100 of 1000 samples: 1% up
+    assert adaptive.value == pytest.approx(0.05 * 1.01)
+    adaptive.update(5.0, 100)  # errors are held to 20%: 2% up
+    assert adaptive.value == pytest.approx(0.05 * 1.01 * 1.02)
+
+
+TERMS = LossTerms(clip_low=0.2, clip_high=0.3, kl_estimator="kl", kl_coefficient=0.1, entropy_coefficient=0.01)
+
+
+def loss_of(ratio, advantage, mask=1.0, denominator=1):
+    one = torch.ones(1)
+    logprobs = torch.tensor([math.log(ratio) - 2.0], requires_grad=True)
+    return logprobs, *grpo_loss(logprobs, 3 * one, -2 * one, -2.5 * one, -2.25 * one, advantage * one, mask * one,
+                                denominator, TERMS)
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "surrogate", "clipped"), [
+    (1.1, 2.0, -2.2, 0), (1.5, 2.0, -2.6, 1), (1.5, -2.0, 3.0, 0),  # the upper clip only bounds gains
+    (0.5, 2.0, -1.0, 0), (0.5, -2.0, 1.6, 1)])  # and the lower one only bounds them for bad samples
+def test_loss_clips_each_side_by_hand(ratio, advantage, surrogate, clipped):
+    _, loss, sums = loss_of(ratio, advantage)
+    kl = math.log(ratio) - 2.0 + 2.5
+    assert loss.item() == pytest.approx(surrogate + 0.1 * kl - 0.01 * 3, rel=1e-5)
+    stats = dict(zip(STATS, sums.tolist()))
+    assert stats["clipped"] == clipped and stats["tokens"] == 1 and stats["entropy"] == 3
+    assert stats["mismatch"] == pytest.approx(0.25) and stats["kl"] == pytest.approx(kl, rel=1e-5)
+
+
+def test_masked_tokens_have_no_part_and_the_denominator_divides():
+    logprobs, loss, sums = loss_of(1.1, 2.0, mask=0.0)
+    loss.backward()
+    assert loss.item() == 0 and logprobs.grad.item() == 0 and not sums.any()
+    assert loss_of(1.1, 2.0, denominator=8)[1].item() == pytest.approx(loss_of(1.1, 2.0)[1].item() / 8)
+
+
+def test_llama3_rope_equals_transformers():
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    parameters = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                      original_max_position_embeddings=8192)
+    theirs = LlamaRotaryEmbedding(LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters=parameters))
+    shape = ModelShape("llama", 1, 256, 1, 2, 2, 128, 8, 131072, 500000.0, RopeScaling(8.0, 1.0, 4.0, 8192), 1e-5,
+                       False, False, False)
+    torch.testing.assert_close(inverse_frequencies(shape), theirs.inv_freq, rtol=1e-6, atol=0)
