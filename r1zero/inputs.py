@@ -1,6 +1,6 @@
 """The files a run reads, looked at before it starts: model folders, weights, tokenizer, data and template.
 
-Only headers and first lines are read, so even a large model takes a moment.
+Of weights only headers are read, so even a large model takes a moment; data is read whole.
 """
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from r1zero.config import Config
+from r1zero.data.problems import read_problems
 from r1zero.data.template import Template
 from r1zero.model import ModelShape
 from r1zero.sentences import nearest
@@ -130,37 +128,9 @@ def _check_tokenizer(folder: Path) -> list[str]:
 
 
 def check_data(key: str, path: Path, map_keys: dict[str, str]) -> list[str]:
-    """A data file must have rows, and the columns that map_keys names."""
+    """Every row of a data file must have the columns that map_keys names, filled."""
     try:
-        columns, rows = _table(path)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        return [f"{key}: {path} cannot be read: {str(error).splitlines()[0]}"]
-    if not rows:
-        return [f"{key}: {path} holds no rows"]
-    problems = []
-    for part, column in map_keys.items():
-        if column and column not in columns:
-            problems.append(f"training.map_keys.{part}: {path} has no column {column}; "
-                            f"it has {', '.join(columns)}{nearest(column, columns)}")
-        elif not column and part in ("prompt", "response"):
-            problems.append(f"training.map_keys.{part}: nothing must be one of the columns of {path}: "
-                            + ", ".join(columns))
-    return problems
-
-
-def _table(path: Path) -> tuple[list[str], int]:
-    """Columns and a count of rows (of .jsonl: 1 for any). ValueError for a file that is none."""
-    if path.suffix == ".parquet":
-        metadata = pq.read_metadata(path)
-        return metadata.schema.to_arrow_schema().names, metadata.num_rows
-    if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
-            line = next((line for line in file if line.strip()), None)
-        rows = [] if line is None else [json.loads(line)]
-    elif path.suffix == ".json":
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        raise ValueError(f"the ending {path.suffix!r} is not one of .parquet, .jsonl, .json")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows[:1]):
-        raise ValueError("it must hold objects, one a problem")
-    return list(rows[0]) if rows else [], len(rows)
+        read_problems(path, map_keys)
+    except ValueError as error:
+        return [f"{key}: {error}"]
+    return []

@@ -105,15 +105,19 @@ def _run(cfg: Config, warnings: list[str], launch: Launch) -> int:
     timeout = timedelta(minutes=cfg.training.distributed_timeout_minutes)
     world = World(launch, placement(cfg, launch.world_size), device, timeout)
     watch = FailureWatch(world.store, f"rank {world.rank} ({world.roles})")
+    ready = False
     try:
-        from r1zero.training import train
+        from r1zero.training import prepare, train
 
-        train(cfg, world, warnings)
+        crew = prepare(cfg, world, warnings)
+        ready = True
+        train(crew)
         watch.stop()
         world.leave()
         return 0
     except Exception as error:  # noqa: BLE001 - the edge of the process: tell the other ranks, then end
-        watch.end_process(error)
+        bad_input = isinstance(error, ValueError) and not ready
+        watch.end_process(error, BAD_INPUT if bad_input else 1)
 
 
 if __name__ == "__main__":

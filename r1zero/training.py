@@ -27,25 +27,30 @@ from r1zero.world.groups import World
 log = logging.getLogger("r1zero")
 
 
-def train(cfg: Config, world: World, warnings: Sequence[str] = ()) -> None:
-    """Train from the start weights to `train_iters`. Collective."""
-    folder = Path(cfg.output_dir)
+def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Crew:
+    """Start the run folder and build the crew. Collective. ValueError for input that turns out to be bad."""
+    folder, said = Path(cfg.output_dir), []
     if world.is_controller:
-        moved = start_folder(folder, dump(cfg))
+        said = [f"warning: {warning}" for warning in warnings] + start_folder(folder, dump(cfg))
     world.barrier()  # no rank may open its log before the folder is there
     start_logging(folder / "logs", world.rank, to_console=world.is_controller)
-    if world.is_controller:
-        for line in [f"warning: {warning}" for warning in warnings] + moved:
-            log.info(line)
+    for line in said:
+        log.info(line)
     crew = build_crew(cfg, world)
+    _announce(crew)
+    return crew
+
+
+def train(crew: Crew) -> None:
+    """Train from the start weights to `train_iters`. Collective."""
+    last, folder = crew.cfg.training.train_iters, Path(crew.cfg.output_dir)
     try:
-        _announce(crew)
         crew.start(version=0)
         before = _evaluate(crew, 0)
         with _progress(crew) as bar:
-            for step in range(1, cfg.training.train_iters + 1):
+            for step in range(1, last + 1):
                 _keep(crew, bar, train_step(step, crew))
-        after = _evaluate(crew, cfg.training.train_iters)
+        after = _evaluate(crew, last)
         export(crew, folder / "model")
         crew.move.at_controller(_conclude, crew, before, after)
     finally:

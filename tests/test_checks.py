@@ -280,17 +280,17 @@ def test_reference_of_another_vocabulary(home: Path) -> None:
 
 @pytest.mark.parametrize("name, content, pieces", [
     ("gone.parquet", None, ["does not exist"]),
-    ("empty.jsonl", "", ["holds no rows"]),
-    ("blank.jsonl", "\n\n", ["holds no rows"]),
-    ("empty.json", "[]", ["holds no rows"]),
-    ("bad.jsonl", "{\"question\": ", ["cannot be read"]),
-    ("bad.json", "{\"question\": \"x\"}", ["cannot be read", "objects"]),
+    ("empty.jsonl", "", ["has no rows"]),
+    ("blank.jsonl", "\n\n", ["has no rows"]),
+    ("empty.json", "[]", ["has no rows"]),
+    ("bad.jsonl", "{\"question\": ", ["line 1: not valid JSON"]),
+    ("bad.json", "{\"question\": \"x\"}", ["must hold a JSON list of objects"]),
     ("bad.parquet", "not parquet", ["cannot be read"]),
-    ("data.bin", "x", ["'.bin' is not one of .parquet, .jsonl, .json"]),
+    ("data.bin", "x", ["ends in .parquet, .jsonl, .json"]),
     ("other.jsonl", "{\"questions\": \"1?\", \"ground_truth_answer\": \"1\"}",
-     ["training.map_keys.prompt", "no column question", "did you mean questions?"]),
+     ["set training.map_keys", "no column 'question'", "did you mean questions?"]),
     ("other.json", "[{\"question\": \"1?\", \"label\": \"1\"}]",
-     ["training.map_keys.response", "no column ground_truth_answer", "question, label"]),
+     ["set training.map_keys", "no column 'ground_truth_answer'", "question, label"]),
 ])
 def test_bad_data(home: Path, name: str, content: str | None, pieces: list[str]) -> None:
     if content is not None:
@@ -305,7 +305,7 @@ def test_bad_data(home: Path, name: str, content: str | None, pieces: list[str])
 def test_empty_parquet_and_missing_column(home: Path) -> None:
     nothing = pa.array([], pa.string())
     pq.write_table(pa.table({"question": nothing, "ground_truth_answer": nothing}), home / "train.parquet")
-    assert "holds no rows" in only(check(load(home)))
+    assert "has no rows" in only(check(load(home)))
     pq.write_table(pa.table({"question": ["x"], "answer": ["y"]}), home / "train.parquet")
-    assert "has no column ground_truth_answer" in only(check(load(home)))
+    assert "has no column 'ground_truth_answer'" in only(check(load(home)))
     assert check(load(home, "training.map_keys.response=answer")) == []

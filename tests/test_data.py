@@ -14,7 +14,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from r1zero.data.prompts import Problem, Prompts, end_of_text_ids, load_tokenizer, read_problems
+from r1zero.data.problems import Problem, read_problems
+from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
 from r1zero.data.template import Template
 
 KEYS = {"prompt": "question", "query": "", "response": "answer", "system": ""}

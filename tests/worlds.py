@@ -12,7 +12,7 @@ from multiproc import DEVICE, run_ranks
 from r1zero.checks import check
 from r1zero.config import placement
 from r1zero.loading import load_config
-from r1zero.training import train
+from r1zero.training import prepare, train
 from r1zero.world.groups import World
 from r1zero.world.launch import Launch
 
@@ -24,7 +24,7 @@ def train_body(rank: int, size: int, store: object, config: str, overrides: list
     assert not problems, problems
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     world = World(launch, placement(cfg, size), DEVICE, timedelta(seconds=120), store)
-    train(cfg, world)
+    train(prepare(cfg, world))
     return {"roles": world.roles}
 
 

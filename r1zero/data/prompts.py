@@ -6,31 +6,16 @@ by asking for the next position. Also here: the model's tokenizer and the ids th
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from r1zero.batch import Prompt
+from r1zero.data.problems import parse_json, read_problems
 from r1zero.data.template import Template
 
 _CHUNK = 1024  # texts tokenised in one call
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One row of the data: what is asked, the right answer, and a system text ("" = the template's)."""
-
-    question: str
-    answer: str
-    system: str
 
 
 class Prompts:
@@ -78,112 +63,6 @@ class Prompts:
         return np.argsort(bits, kind="stable")
 
 
-def read_problems(path: str | Path, map_keys: dict[str, str]) -> list[Problem]:
-    """Read the problems of a .parquet, .jsonl or .json file (a list of objects), in the file's order.
-
-    `map_keys` names the columns of prompt, query, response and system; "" means that there is none. The
-    question is prompt, newline, query, without the empty ones. ValueError when file, row or column is bad.
-    """
-    path = Path(path)
-    columns = {part: map_keys.get(part, "") for part in ("prompt", "query", "response", "system")}
-    for part in ("prompt", "response"):
-        if not columns[part]:
-            raise ValueError(f"map_keys.{part} is empty; it must name the column of {path} with the {part}")
-    wanted = list(dict.fromkeys(column for column in columns.values() if column))
-    problems = [_problem(f"{path}, {place}", row, columns) for place, row in _rows(path, wanted)]
-    if not problems:
-        raise ValueError(f"{path} has no rows; data_path must name a file with at least one problem")
-    return problems
-
-
-def _problem(place: str, row: dict, columns: dict[str, str]) -> Problem:
-    """Check one row. `place` names its file and number."""
-    def text(part: str, required: bool, numbers: bool = False) -> str:
-        column = columns[part]
-        value = row.get(column) if column else None
-        if isinstance(value, float) and math.isnan(value):
-            value = None
-        if numbers and isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-            value = str(value)
-        if value is None and not required:
-            return ""
-        if not isinstance(value, str):
-            found = "is missing or null" if value is None else f"is {value!r}, not a text"
-            raise ValueError(f"{place}: column {column!r} {found}; correct or remove the row")
-        if required and not value.strip():
-            raise ValueError(f"{place}: column {column!r} is empty; correct or remove the row")
-        return value
-
-    parts = text("prompt", required=True), text("query", required=False)
-    return Problem("\n".join(part for part in parts if part), text("response", required=True, numbers=True),
-                   text("system", required=False))
-
-
-def _rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
-    """Yield ("row 1", {column: value}) for each row; for JSONL the number is that of the line."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; data_path must name a .parquet, .jsonl or .json file")
-    readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".json": _json_rows}
-    if path.suffix not in readers:
-        raise ValueError(f"{path} is of an unknown kind; data_path must name a file that ends in "
-                         + ", ".join(readers))
-    try:
-        yield from readers[path.suffix](path, columns)
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read as a {path.suffix} file: {error}") from None
-
-
-def _parquet_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
-    with pq.ParquetFile(path) as file:
-        _require(path, columns, file.schema_arrow.names)
-        number = 0
-        for batch in file.iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
-
-
-def _jsonl_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
-    with path.open(encoding="utf-8") as lines:
-        records = ((f"line {number}", _parse(f"{path}, line {number}", line))
-                   for number, line in enumerate(lines, 1) if line.strip())
-        yield from _objects(path, columns, records)
-
-
-def _json_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
-    records = _parse(str(path), path.read_text(encoding="utf-8"))
-    if not isinstance(records, list):
-        raise ValueError(f"{path} must hold a JSON list of objects; for one object a line name it .jsonl")
-    numbered = ((f"row {number}", record) for number, record in enumerate(records, 1))
-    yield from _objects(path, columns, numbered)
-
-
-def _objects(path: Path, columns: list[str],
-             records: Iterator[tuple[str, object]]) -> Iterator[tuple[str, dict]]:
-    """Pass JSON objects on. The first one must have all columns; a later lack is the fault of its row."""
-    for count, (place, record) in enumerate(records):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, {place}: found {type(record).__name__}, not a JSON object; "
-                             "correct or remove the row")
-        if count == 0:
-            _require(path, columns, list(record))
-        yield place, record
-
-
-def _require(path: Path, columns: list[str], present: list[str]) -> None:
-    missing = [column for column in columns if column not in present]
-    if missing:
-        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(present) or 'none'}; "
-                         "set map_keys to the right ones")
-
-
-def _parse(place: str, text: str) -> object:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not valid JSON: {error}") from None
-
-
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a local model folder. ValueError when it is missing or broken."""
     folder = Path(folder)
@@ -191,7 +70,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"{folder} has no tokenizer.json or tokenizer_config.json; tokenizer_name_or_path "
                          "(default: load) must name a folder with the tokenizer files")
     for path in sorted(folder.glob("*token*.json")):
-        _parse(str(path), path.read_text(encoding="utf-8"))  # a cut-off file shall name itself
+        parse_json(str(path), path.read_text(encoding="utf-8"))  # a cut-off file shall name itself
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -207,7 +86,7 @@ def end_of_text_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> t
     for name in ("generation_config.json", "config.json"):
         path = Path(folder) / name
         if path.is_file():
-            ids = _parse(str(path), path.read_text(encoding="utf-8")).get("eos_token_id")
+            ids = parse_json(str(path), path.read_text(encoding="utf-8")).get("eos_token_id")
             found |= set(ids) if isinstance(ids, list) else {ids}
     if found == {None}:
         raise ValueError(f"{folder} names no end of text; set eos_token_id in its generation_config.json")

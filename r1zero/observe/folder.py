@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 
 
@@ -11,9 +11,11 @@ def check_writable(output_dir: str) -> list[str]:
     folder = Path(output_dir)
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return [f"output_dir: {output_dir} cannot be written, because of {folder}; name another folder"]
-    return []
+    try:
+        with tempfile.TemporaryDirectory(dir=folder):
+            return []
+    except OSError as error:
+        return [f"output_dir: {output_dir} cannot be written ({error.strerror} in {folder}); name another folder"]
 
 
 def start_folder(folder: Path, config: str) -> list[str]:

@@ -39,8 +39,8 @@ class FailureWatch:
         self._done.set()
         self._thread.join()
 
-    def end_process(self, error: BaseException) -> NoReturn:
-        """Tell the other ranks, show the cause if it is ours, and end this process with exit code 1.
+    def end_process(self, error: BaseException, exit_code: int = 1) -> NoReturn:
+        """Tell the other ranks, show the cause if it is ours, and end this process.
 
         Leaves without cleaning up: a rank in the middle of a collective cannot.
         """
@@ -49,7 +49,7 @@ class FailureWatch:
         if cause is not None:
             print(f"r1zero: {cause}", file=sys.stderr, flush=True)
         logging.shutdown()
-        os._exit(1)
+        os._exit(exit_code)
 
     def _claim(self, error: BaseException) -> str | None:
         """Publish the cause, and return it; None when another rank's failure came first.

@@ -1,0 +1,131 @@
+"""Reading problems from .parquet, .jsonl and .json files; a bad row is named by file and number."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from r1zero.sentences import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One row of the data: what is asked, the right answer, and a system text ("" = the template's)."""
+
+    question: str
+    answer: str
+    system: str
+
+
+def read_problems(path: str | Path, map_keys: dict[str, str]) -> list[Problem]:
+    """Read the problems of a .parquet, .jsonl or .json file (a list of objects), in the file's order.
+
+    `map_keys` names the columns of prompt, query, response and system; "" means that there is none. The
+    question is prompt, newline, query, without the empty ones. ValueError when file, row or column is bad.
+    """
+    path = Path(path)
+    columns = {part: map_keys.get(part, "") for part in ("prompt", "query", "response", "system")}
+    for part in ("prompt", "response"):
+        if not columns[part]:
+            raise ValueError(f"map_keys.{part} is empty; it must name the column of {path} with the {part}")
+    wanted = list(dict.fromkeys(column for column in columns.values() if column))
+    problems = [_problem(f"{path}, {place}", row, columns) for place, row in _rows(path, wanted)]
+    if not problems:
+        raise ValueError(f"{path} has no rows; data_path must name a file with at least one problem")
+    return problems
+
+
+def _problem(place: str, row: dict, columns: dict[str, str]) -> Problem:
+    """Check one row. `place` names its file and number."""
+    def text(part: str, required: bool, numbers: bool = False) -> str:
+        column = columns[part]
+        value = row.get(column) if column else None
+        if isinstance(value, float) and math.isnan(value):
+            value = None
+        if numbers and isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+            value = str(value)
+        if value is None and not required:
+            return ""
+        if not isinstance(value, str):
+            found = "is missing or null" if value is None else f"is {value!r}, not a text"
+            raise ValueError(f"{place}: column {column!r} {found}; correct or remove the row")
+        if required and not value.strip():
+            raise ValueError(f"{place}: column {column!r} is empty; correct or remove the row")
+        return value
+
+    parts = text("prompt", required=True), text("query", required=False)
+    return Problem("\n".join(part for part in parts if part), text("response", required=True, numbers=True),
+                   text("system", required=False))
+
+
+def _rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
+    """Yield ("row 1", {column: value}) for each row; for JSONL the number is that of the line."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; data_path must name a .parquet, .jsonl or .json file")
+    readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".json": _json_rows}
+    if path.suffix not in readers:
+        raise ValueError(f"{path} is of an unknown kind; data_path must name a file that ends in "
+                         + ", ".join(readers))
+    try:
+        yield from readers[path.suffix](path, columns)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read as a {path.suffix} file: {error}") from None
+
+
+def _parquet_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
+    with pq.ParquetFile(path) as file:
+        _require(path, columns, file.schema_arrow.names)
+        number = 0
+        for batch in file.iter_batches(columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+
+
+def _jsonl_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
+    with path.open(encoding="utf-8") as lines:
+        records = ((f"line {number}", parse_json(f"{path}, line {number}", line))
+                   for number, line in enumerate(lines, 1) if line.strip())
+        yield from _objects(path, columns, records)
+
+
+def _json_rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
+    records = parse_json(str(path), path.read_text(encoding="utf-8"))
+    if not isinstance(records, list):
+        raise ValueError(f"{path} must hold a JSON list of objects; for one object a line name it .jsonl")
+    numbered = ((f"row {number}", record) for number, record in enumerate(records, 1))
+    yield from _objects(path, columns, numbered)
+
+
+def _objects(path: Path, columns: list[str],
+             records: Iterator[tuple[str, object]]) -> Iterator[tuple[str, dict]]:
+    """Pass JSON objects on. The first one must have all columns; a later lack is the fault of its row."""
+    for count, (place, record) in enumerate(records):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, {place}: found {type(record).__name__}, not a JSON object; "
+                             "correct or remove the row")
+        if count == 0:
+            _require(path, columns, list(record))
+        yield place, record
+
+
+def _require(path: Path, columns: list[str], present: list[str]) -> None:
+    missing = [column for column in columns if column not in present]
+    if missing:
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(present) or 'none'}"
+                         f"{nearest(missing[0], present)}; set training.map_keys to the right ones")
+
+
+def parse_json(place: str, text: str) -> object:
+    """Parse JSON text found at `place`. ValueError naming it."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not valid JSON: {error}") from None
