@@ -47,7 +47,7 @@ def main() -> int:
     except ValueError as error:
         return _refuse([str(error)], _is_first())
     if problems:
-        return _refuse(problems, launch.rank == 0)
+        return _refuse(problems, launch.speaks)
     return _run(cfg, warnings, launch)
 
 
@@ -86,7 +86,7 @@ def _refuse(problems: list[str], speak: bool) -> int:
 def _is_first() -> bool:
     """Whether this process should speak for the job, as far as can be told; a broken environment speaks up."""
     try:
-        return read_launch().rank == 0
+        return read_launch().speaks
     except ValueError:
         return True
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +20,7 @@ from r1zero.data.problems import Problem, read_problems
 from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
 from r1zero.data.template import Template
 
+ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"prompt": "question", "query": "", "response": "answer", "system": ""}
 Tokens = PreTrainedTokenizerFast
 ROWS = [{"question": f"What is {n}+1?", "answer": str(n + 1)} for n in range(10)]
@@ -234,3 +237,16 @@ def test_tiny_tokenizer_survives_autotokenizer_and_reads_any_text(recipe: Module
         assert loaded(text)["input_ids"] == made(text)["input_ids"]
         assert loaded.decode(loaded(text)["input_ids"]) == text
     assert len(loaded(render("What is 47+38?"))["input_ids"]) == 17
+
+
+def test_gsm8k_is_turned_into_our_columns(tmp_path: Path) -> None:
+    source = tmp_path / "train.jsonl"
+    source.write_text('{"question": "Q1", "answer": "1000+234=<<1000+234=1234>>1234\\n#### 1,234"}\n'
+                      '{"question": "Q2", "answer": "It is\\n#### -5"}\n')
+    command = [sys.executable, str(ROOT / "tools" / "prepare_gsm8k.py"), str(source), str(tmp_path / "out" / "t.parquet")]
+    assert subprocess.run(command, capture_output=True, text=True).returncode == 0
+    assert pq.read_table(tmp_path / "out" / "t.parquet").to_pylist() == [
+        {"question": "Q1", "ground_truth_answer": "1234"}, {"question": "Q2", "ground_truth_answer": "-5"}]
+    source.write_text('{"question": "Q1", "answer": "no number"}\n')
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "row 1: the answer does not end in" in done.stderr

@@ -193,11 +193,7 @@ def packed_causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch
     if segments.key_rows is not None:
         key, value = key[segments.key_rows], value[segments.key_rows]
     if query.device.type == "npu":
-        mask = torch.ones(NPU_MASK_SIDE, NPU_MASK_SIDE, dtype=torch.bool, device=query.device).triu(1)
-        return torch_npu_module().npu_fusion_attention(
-            query, key, value, head_num=query.shape[1], input_layout="TND", atten_mask=mask, scale=scale,
-            actual_seq_qlen=segments.query_ends, actual_seq_kvlen=segments.key_ends,
-            sparse_mode=3)[0]  # 3: causal, aligned at the last query and the last key
+        return npu_attention(query, key, value, segments, scale)
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))  # [1, heads, T, D]
     outputs, q_start, k_start = [], 0, 0
     for q_end, k_end in zip(segments.query_ends, segments.key_ends, strict=True):
@@ -210,6 +206,16 @@ def packed_causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch
             is_causal=mask is None, scale=scale, enable_gqa=True)[0])
         q_start, k_start = q_end, k_end
     return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+def npu_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
+                  scale: float) -> torch.Tensor:
+    """The same by torch_npu's fused training attention; key and value are laid out by key_rows already."""
+    mask = torch.ones(NPU_MASK_SIDE, NPU_MASK_SIDE, dtype=torch.bool, device=query.device).triu(1)
+    return torch_npu_module().npu_fusion_attention(
+        query, key, value, head_num=query.shape[1], input_layout="TND", atten_mask=mask, scale=scale,
+        actual_seq_qlen=segments.query_ends, actual_seq_kvlen=segments.key_ends,
+        sparse_mode=3)[0]  # 3: causal, aligned at the last query and the last key
 
 
 def warm_up(group: dist.ProcessGroup, device: Device) -> None:

@@ -25,6 +25,11 @@ class Launch:
     address: str  # of rank 0
     port: int
 
+    @property
+    def speaks(self) -> bool:
+        """True in the process that speaks for the job."""
+        return self.rank == 0
+
 
 def read_launch() -> Launch:
     """Read the place of this process from the environment. ValueError when it is incomplete."""

@@ -1,0 +1,123 @@
+"""The NPU seam against torch_npu's published contract. No NPU is here: this mocks one, and says so.
+
+The operator is defined in PyTorch's dispatcher with the signature of torch_npu's wheels (2.7.1.post4 and
+2.13.0), so PyTorch itself refuses a wrong keyword or type; its body computes on the CPU what the
+documentation says. That proves the call and its meaning, not the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from multiproc import DEVICE
+from test_packing import random_items
+
+from r1zero.algo.packing import pack
+from r1zero.world import device
+
+SIGNATURE = (
+    "npu_fusion_attention(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, Tensor? pse=None, "
+    "Tensor? padding_mask=None, Tensor? atten_mask=None, float scale=1., float keep_prob=1., "
+    "int pre_tockens=2147483647, int next_tockens=2147483647, int inner_precise=0, int[]? prefix=None, "
+    "int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, "
+    "bool sync=False, str softmax_layout=\"\", Tensor? sink=None) -> (Tensor, Tensor, Tensor, Tensor, int, int, int)")
+
+
+def documented(query, key, value, head_num, input_layout, *, atten_mask, scale, actual_seq_qlen, actual_seq_kvlen,
+               sparse_mode, **others):
+    """TND, sparse_mode 3: sequence i ends at entry i of the lists, masked where the 2048 x 2048 mask, moved so
+    that last query meets last key, is True; query head h reads key head h // (heads / kv heads)."""
+    assert input_layout == "TND" and sparse_mode == 3 and head_num == query.shape[1]
+    assert tuple(atten_mask.shape) == (2048, 2048) and atten_mask.dtype in (torch.bool, torch.uint8)
+    assert actual_seq_qlen[-1] == len(query) and actual_seq_kvlen[-1] == len(key) and actual_seq_qlen[0] > 0
+    output, q, k = torch.empty_like(query), 0, 0
+    for q_end, k_end in zip(actual_seq_qlen, actual_seq_kvlen):
+        rows, columns = q_end - q, k_end - k
+        for head in range(query.shape[1]):
+            shared = head // (query.shape[1] // key.shape[1])
+            scores = query[q:q_end, head] @ key[k:k_end, shared].t() * scale
+            hidden = torch.arange(columns)[None] - torch.arange(rows)[:, None] > columns - rows
+            output[q:q_end, head] = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ value[k:k_end, shared]
+        q, k = q_end, k_end
+    nothing = query.new_empty(0)
+    return output, nothing, nothing, nothing, 0, 0, 0
+
+
+@pytest.fixture(scope="module")
+def library():
+    made = torch.library.Library("npu_contract", "DEF")
+    made.define(SIGNATURE)
+    made.impl("npu_fusion_attention", documented, "CompositeExplicitAutograd")
+    yield torch.ops.npu_contract
+    made._destroy()
+
+
+def test_the_attention_call_keeps_the_published_contract(library, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_npu", types.SimpleNamespace(npu_fusion_attention=library.npu_fusion_attention))
+    batch = pack(random_items(), torch.device("cpu"))
+    torch.manual_seed(1)
+    query, key, value = (torch.randn(len(batch.tokens), heads, 8) for heads in (4, 2, 2))
+    expected = device.packed_causal_attention(query, key, value, batch.segments, 0.25)
+    rows = batch.segments.key_rows
+    found = device.npu_attention(query, key[rows], value[rows], batch.segments, 0.25)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_mindspeed_does_not_see_our_command_line(monkeypatch):
+    seen = []
+
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "mindspeed.megatron_adaptor":
+                seen.append(list(sys.argv))
+            return None
+
+    monkeypatch.setitem(sys.modules, "torch_npu", types.SimpleNamespace())
+    package = types.ModuleType("mindspeed")
+    package.__path__ = []
+    monkeypatch.setitem(sys.modules, "mindspeed", package)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    argv = ["main.py", "--config", "qwen25_7b", "training.train_iters=3"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(ModuleNotFoundError):
+        device._import_mindspeed()
+    assert seen == [["main.py", "--use-flash-attn"]] and sys.argv == argv
+
+
+def test_hccl_groups_have_bounded_buffers(monkeypatch):
+    options = types.SimpleNamespace
+    group = types.SimpleNamespace(ProcessGroupHCCL=types.SimpleNamespace(Options=options))
+    monkeypatch.setitem(sys.modules, "torch_npu",
+                        types.SimpleNamespace(_C=types.SimpleNamespace(_distributed_c10d=group)))
+    npu = device.Device("npu", torch.device("cpu"), "hccl")
+    assert npu.group_options(200).hccl_config == {"hccl_buffer_size": 200}
+    assert DEVICE.group_options(200) is None
+
+
+def test_only_the_world_knows_ranks_environment_and_npu_packages():
+    """The rule that keeps the seam in one place."""
+    root = os.path.join(os.path.dirname(__file__), "..", "r1zero")
+    for folder, _, files in os.walk(root):
+        for name in (n for n in files if n.endswith(".py")):
+            path, inside = os.path.join(folder, name), os.path.relpath(folder, root)
+            text = open(path, encoding="utf-8").read()
+            if inside != "world":
+                assert "os.environ" not in text and "rank == 0" not in text, path
+            if (inside, name) != ("world", "device.py"):
+                assert "import torch_npu" not in text and "import mindspeed" not in text, path
+            if inside not in ("policy", "weights") and (inside, name) != ("world", "device.py"):
+                assert "import megatron" not in text and "from megatron" not in text, path
+
+
+def test_the_cpu_answers_for_cuda_without_harm():
+    assert torch.zeros(1, device="cuda").device.type == "cpu" and torch.tensor([1], device="cuda").device.type == "cpu"
+    with torch.device("meta"):
+        assert torch.zeros(2).device.type == "meta" and torch.tensor([1.0]).device.type == "meta"
+    assert torch.ones(2).type() == "torch.cuda.FloatTensor" and torch.ones(2).type(torch.int64).dtype == torch.int64
+    assert np.asarray(torch.ones(2)).sum() == 2 and not dist.is_initialized()

@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Turn GSM8K's own files into the trainer's columns.
+
+    python tools/prepare_gsm8k.py train.jsonl data/gsm8k_train.parquet
+
+IN is .jsonl or .parquet with the columns question and answer, where the answer ends in "#### 1,234". OUT gets the
+columns question and ground_truth_answer (1234). Exit code 2 for a file that is not of that form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from r1zero.data.problems import read_problems  # noqa: E402
+
+FINAL = re.compile(r"####\s*(-?[\d,]*\.?\d+)\s*$")
+
+
+def final_answer(solution: str, place: str) -> str:
+    """Return the number behind the last ####. ValueError when there is none."""
+    match = FINAL.search(solution)
+    if match is None:
+        raise ValueError(f"{place}: the answer does not end in '#### NUMBER'")
+    return match[1].replace(",", "")
+
+
+def main() -> int:
+    """Convert one file; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", type=Path)
+    parser.add_argument("output", type=Path)
+    args = parser.parse_args()
+    try:
+        problems = read_problems(args.input, {"prompt": "question", "response": "answer"})
+        rows = [{"question": problem.question, "ground_truth_answer": final_answer(problem.answer, f"row {number}")}
+                for number, problem in enumerate(problems, 1)]
+    except ValueError as error:
+        print(f"prepare_gsm8k: {error}", file=sys.stderr)
+        return 2
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), args.output, compression="zstd")
+    print(f"{len(rows)} problems in {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
