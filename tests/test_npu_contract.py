@@ -29,8 +29,8 @@ SIGNATURE = (
     "bool sync=False, str softmax_layout=\"\", Tensor? sink=None) -> (Tensor, Tensor, Tensor, Tensor, int, int, int)")
 
 
-def documented(query, key, value, head_num, input_layout, *, atten_mask, scale, actual_seq_qlen, actual_seq_kvlen,
-               sparse_mode, **others):
+def documented(query, key, value, head_num, input_layout, pse, padding_mask, atten_mask, scale, keep_prob,
+               pre_tockens, next_tockens, inner_precise, prefix, actual_seq_qlen, actual_seq_kvlen, sparse_mode, *others):
     """TND, sparse_mode 3: sequence i ends at entry i of the lists, masked where the 2048 x 2048 mask, moved so
     that last query meets last key, is True; query head h reads key head h // (heads / kv heads)."""
     assert input_layout == "TND" and sparse_mode == 3 and head_num == query.shape[1]
