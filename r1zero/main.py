@@ -104,7 +104,7 @@ def _run(cfg: Config, warnings: list[str], launch: Launch) -> int:
     device = devices.prepare(kind, launch.local_rank, cfg.training.deterministic)
     timeout = timedelta(minutes=cfg.training.distributed_timeout_minutes)
     world = World(launch, placement(cfg, launch.world_size), device, timeout)
-    watch = FailureWatch(world.store, f"rank {world.rank} ({world.roles})")
+    watch = FailureWatch(world.store, world.rank, world.roles)
     ready = False
     try:
         from r1zero.training import prepare, train

@@ -176,14 +176,16 @@ def test_a_failing_rank_ends_the_job_with_one_cause(tiny, tmp_path, bad):
     assert "the moon is in the way" in (tmp_path / "run" / "logs" / f"rank_{bad:04d}.log").read_text()
 
 
-def test_a_killed_rank_ends_the_job(tiny, tmp_path):
+@pytest.mark.parametrize("killed", [0, 2])
+def test_a_killed_rank_ends_the_job(tiny, tmp_path, killed):
     processes = start(tmp_path / "run", bad=-1)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not metrics.exists():
         assert all(process.poll() is None for process in processes)
         time.sleep(0.2)
-    os.kill(processes[2].pid, signal.SIGKILL)
+    os.kill(processes[killed].pid, signal.SIGKILL)
     codes, errors, seconds = finish(processes)
-    assert codes == [1, 1, -signal.SIGKILL, 1] and seconds < 30
+    assert codes == [-signal.SIGKILL if rank == killed else 1 for rank in range(4)] and seconds < 30
     assert len([line for line in errors.splitlines() if line.startswith("r1zero:")]) == 1, errors
-    assert "killed, or out of memory?" in errors and "Traceback" not in errors
+    assert ("lost the connection to rank 0" if killed == 0 else "killed, or out of memory?") in errors
+    assert "Traceback" not in errors

@@ -27,9 +27,9 @@ log = logging.getLogger("r1zero")
 class FailureWatch:
     """Watches for failures of other ranks, and tells them of ours."""
 
-    def __init__(self, store: dist.Store, name: str) -> None:
-        """Start watching. `name` says who this rank is: "rank 3 (ref)"."""
-        self._store, self._name = store, name
+    def __init__(self, store: dist.Store, rank: int, roles: str) -> None:
+        """Start watching."""
+        self._store, self._rank, self._name = store, rank, f"rank {rank} ({roles})"
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
         self._thread.start()
@@ -48,8 +48,7 @@ class FailureWatch:
         cause = self._claim(error)
         if cause is not None:
             print(f"r1zero: {cause}", file=sys.stderr, flush=True)
-        logging.shutdown()
-        os._exit(exit_code)
+        self._exit(exit_code)
 
     def _claim(self, error: BaseException) -> str | None:
         """Publish the cause, and return it; None when another rank's failure came first.
@@ -71,10 +70,10 @@ class FailureWatch:
                 cause = f"{self._name} lost the connection to another rank, which ended without a word " \
                         f"(killed, or out of memory?): {said}"
             self._store.set(KEY, cause)
-            time.sleep(GRACE_SECONDS / 2)
             return cause
-        except RuntimeError:  # the store went down with its rank
-            return f"{self._name} lost the connection to rank 0: {error}"
+        except RuntimeError:  # the store went down with rank 0; one of those left must say so
+            said = str(error).split(". This is typically")[0]
+            return f"{self._name} lost the connection to rank 0: {said}" if self._rank == 1 else None
 
     def _watch(self) -> None:
         while not self._done.wait(POLL_SECONDS):
@@ -84,5 +83,11 @@ class FailureWatch:
                 continue  # the main thread will notice too, and knows more
             if failed:
                 log.error("stopped, because %s", self._store.get(KEY).decode())
-                logging.shutdown()
-                os._exit(1)
+                self._exit(1)
+
+    def _exit(self, code: int) -> NoReturn:
+        """End the process; rank 0, whose process may hold the store, only after the others could read it."""
+        logging.shutdown()
+        if self._rank == 0:
+            time.sleep(GRACE_SECONDS)
+        os._exit(code)
