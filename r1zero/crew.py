@@ -21,7 +21,7 @@ from r1zero.reward.judge import Judge
 from r1zero.reward.rules import AccuracyValues
 from r1zero.reward.scorer import Scorer
 from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.engine import Engine
+from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.sampler import Sampling
 from r1zero.weights.names import tensors
 from r1zero.weights.publish import Publisher
@@ -58,7 +58,8 @@ class Crew:
     def publish(self, version: int) -> int:
         """Bring the rollout ranks' weights up to date; returns the bytes written on this rank."""
         received = self.publisher.publish()
-        self._set_version(version)
+        if self.world.rollout.member:
+            self.engine.accept(version)
         return received
 
     def start(self, version: int) -> None:
@@ -71,10 +72,6 @@ class Crew:
         """End the processes beside this rank."""
         if self.world.rollout.member:
             self.scorer.close()
-
-    def _set_version(self, version: int) -> None:
-        if self.world.rollout.member:
-            self.engine.version = version
 
 
 def build_crew(cfg: Config, world: World) -> Crew:
@@ -140,7 +137,7 @@ def _engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, en
     actor, grid = cfg.actor_rollout, world.rollout
     decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length)
     sampling = Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)
-    engine = Engine(decoder, sampling, end_ids, cfg.response_budget, actor.max_running_samples,
-                    actor.max_tokens_to_oom, grid.replica, grid.span.dp)
+    limits = Limits(cfg.response_budget, actor.max_tokens_to_oom, actor.max_running_samples)
+    engine = Engine(decoder, sampling, end_ids, limits, grid.replica, grid.span.dp)
     engine.on_sample, engine.on_step = scorer.submit, scorer.poll
     return engine

@@ -16,7 +16,7 @@ from r1zero.model import ModelShape
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import look_up_logprobs
 from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.engine import Engine
+from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.sampler import Sampling
 from r1zero.weights.convert import load_hf
 from r1zero.weights.names import tensors
@@ -107,16 +107,15 @@ def test_trainer_logits_equal_transformers(tmp_path, family, size, layout):
         start += len(tokens)
 
 
-def engine_body(rank, size, store, folder, tp, max_running):
+def engine_body(rank, size, store, folder, tp, limits):
     """Generate with a small engine, then let the trainer look at the same samples."""
     world = make_world(rank, size, store, (1, 1), rollout=tp)
     shape, grid = ModelShape.from_folder(folder), world.rollout
     decoder = Decoder(shape, tp, grid.groups["tp"], torch.float32, torch.device("cpu"), 128)
     for tensor, shard in load_hf(folder, shape, tensors(shape), grid.tp_index, tp, torch.float32):
         decoder.weights[tensor.name].copy_(shard)
-    engine = Engine(decoder, Sampling(0.7, 1.0, 0, seed=5), (2, 9, 40), budget=24, max_running=max_running,
-                    max_tokens=10**6, replica=grid.replica, num_replicas=grid.span.dp)
-    engine.version = 4
+    engine = Engine(decoder, Sampling(0.7, 1.0, 0, seed=5), (2, 9, 40), limits, grid.replica, grid.span.dp)
+    engine.accept(4)
     random = np.random.default_rng(0)
     prompts = [Prompt(i, "", random.integers(3, 512, n, dtype=np.int32), "") for i, n in enumerate([4, 11, 1, 30, 8])]
     batch = Batch(step=2, version=4, prompts=prompts, samples_per_prompt=3, minibatch_size=15)
@@ -126,6 +125,7 @@ def engine_body(rank, size, store, folder, tp, max_running):
     model.load(folder)
     samples = [Item(g.position * 3 + i, g.position, g.prompt, s) for g in groups for i, s in enumerate(g.samples)]
     looked_up = look_up_logprobs(model, model.module, [samples], 0.7)
+    assert (engine.preemptions > 0) == (limits.max_tokens < 200)
     return {item.number: (item.sample.tokens, item.sample.logprobs, item.sample.truncated, looked_up[item.number])
             for item in samples}
 
@@ -133,7 +133,7 @@ def engine_body(rank, size, store, folder, tp, max_running):
 @pytest.mark.parametrize("family", ["qwen2", "qwen2_tied", "qwen3", "llama"])
 def test_engine_logprobs_equal_the_trainers(tmp_path, family):
     make_model(family, tmp_path)
-    [found] = run_ranks(engine_body, 1, str(tmp_path), 1, None)
+    [found] = run_ranks(engine_body, 1, str(tmp_path), 1, Limits(24, 10**6))
     assert len(found) == 15
     for tokens, drawn, truncated, looked_up in found.values():
         np.testing.assert_allclose(drawn, looked_up, rtol=0, atol=TOLERANCE)
@@ -142,13 +142,17 @@ def test_engine_logprobs_equal_the_trainers(tmp_path, family):
         assert not np.isin(tokens[:-1], (2, 9, 40)).any()
 
 
-def test_samples_do_not_depend_on_slots_tp_or_replicas(tmp_path):
+def test_samples_do_not_depend_on_rows_blocks_chunks_preemption_tp_or_replicas(tmp_path):
     make_model("qwen2", tmp_path)
-    [expected] = run_ranks(engine_body, 1, str(tmp_path), 1, None)
+    [expected] = run_ranks(engine_body, 1, str(tmp_path), 1, Limits(24, 10**6))
     assert len({tokens.tobytes() for tokens, *_ in expected.values()}) == 15, "samples must differ from each other"
-    for size, tp, max_running in ((1, 1, 1), (1, 1, 4), (2, 2, 5), (2, 1, 3), (4, 2, 2)):
+    for size, tp, limits in (
+            (1, 1, Limits(24, 10**6, 1)), (1, 1, Limits(24, 10**6, 4)), (1, 1, Limits(24, 10**6, None, 7, 4)),
+            (1, 1, Limits(24, 10**6, 5, 4096, 1)), (1, 1, Limits(24, 10**6, None, 4096, 16)),
+            (1, 1, Limits(24, 60, None, 4096, 4)),  # about a tenth of the tokens: preemption
+            (2, 2, Limits(24, 10**6, 5)), (2, 1, Limits(24, 10**6, 3)), (4, 2, Limits(24, 70, None, 5, 8))):
         found = {}
-        for part in run_ranks(engine_body, size, str(tmp_path), tp, max_running):
+        for part in run_ranks(engine_body, size, str(tmp_path), tp, limits):
             found |= part
         for number, (tokens, *_) in expected.items():
-            np.testing.assert_array_equal(found[number][0], tokens, err_msg=f"sample {number} at {size, tp, max_running}")
+            np.testing.assert_array_equal(found[number][0], tokens, err_msg=f"sample {number} at {size, tp, limits}")

@@ -1,20 +1,23 @@
 """The forward pass of generation, in Megatron's weight layout, so that publishing only copies.
 
-Two entries: `prefill` runs whole prompts laid end to end, `decode` runs one token of every running
-sample. Tensor parallel with one all-reduce per block half; logits stay cut over the vocabulary.
+Two entries: `extend` runs many new tokens of several sequences (prompts, pieces of long prompts, samples
+that lost their place), `decode` runs one token of every running sample. Tensor parallel with one all-reduce per block half; logits stay cut over the vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
 from r1zero.algo.rotary import rotary_tables, rotate
 from r1zero.model import ModelShape
-from r1zero.rollout.kv_cache import PromptCache, SlotCache
+from r1zero.rollout.attention import Step
+from r1zero.rollout.linear import Linear
 from r1zero.weights.names import local_shape, tensors
 from r1zero.world.device import Segments, packed_causal_attention
 
@@ -24,14 +27,32 @@ class Layer:
     """This rank's weights of one layer."""
 
     input_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
+    qkv: Linear
     q_norm: torch.Tensor | None
     k_norm: torch.Tensor | None
-    proj: torch.Tensor
+    proj: Linear
     mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """New tokens of one sequence, and what is cached of it already."""
+
+    tokens: np.ndarray  # int [T], T > 0
+    start: int = 0  # tokens before these
+    keys: torch.Tensor | None = None  # [layers, kv heads, start, D] of those; None when there are none
+    values: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """What a chunk added."""
+
+    keys: torch.Tensor  # [layers, kv heads, T, D] of the new tokens
+    values: torch.Tensor
+    logits: torch.Tensor  # fp32 [V / TP] after the last one
 
 
 class Decoder:
@@ -50,61 +71,50 @@ class Decoder:
         self.layers = [self._layer(i) for i in range(shape.num_layers)]
         self.embedding = self.weights["embedding.word_embeddings.weight"]
         self.final_norm = self.weights["decoder.final_layernorm.weight"]
-        self.head = self.embedding if shape.tied else self.weights["output_layer.weight"]
+        self.head = Linear(self.embedding if shape.tied else self.weights["output_layer.weight"])
+
+    def prepare(self) -> None:
+        """Lay out the weights for the processor; call after they were written."""
+        for layer in self.layers:
+            for linear in (layer.qkv, layer.proj, layer.gate_up, layer.down):
+                linear.prepare()
+        self.head.prepare()
 
     @torch.no_grad()
-    def prefill(self, tokens: torch.Tensor, positions: torch.Tensor, ends: list[int]) -> list[PromptCache]:
-        """Run prompts laid end to end: tokens and positions int64 [T], `ends` cumulative lengths."""
-        hidden = self._embed(tokens)
-        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
+    def extend(self, chunks: Sequence[Chunk]) -> list[Extended]:
+        """Run new tokens of several sequences in one pass, each after the keys that it has already."""
+        tokens = self._tensor(np.concatenate([chunk.tokens for chunk in chunks]))
+        positions = np.concatenate([chunk.start + np.arange(len(chunk.tokens)) for chunk in chunks])
+        ends = np.cumsum([len(chunk.tokens) for chunk in chunks]).tolist()
+        segments = Segments(ends, np.cumsum([chunk.start + len(chunk.tokens) for chunk in chunks]).tolist())
+        hidden, (cos, sin) = self._embed(tokens), self._rotary(self._tensor(positions))
         keys, values = [], []
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             query, key, value = self._qkv(layer, hidden, cos, sin)
             keys.append(key)
             values.append(value)
-            attended = packed_causal_attention(query, key, value, Segments.plain(ends), self.shape.head_dim**-0.5)
+            key, value = _after(chunks, index, 0, key, ends), _after(chunks, index, 1, value, ends)
+            attended = packed_causal_attention(query, key, value, segments, self.shape.head_dim**-0.5)
             hidden = self._mix(layer, hidden, attended.reshape(len(tokens), -1))
-        last = torch.tensor(ends, device=self.device) - 1
-        logits = self._logits(hidden[last])
+        logits = self._logits(hidden[self._tensor(np.asarray(ends)) - 1])
         all_keys, all_values = torch.stack(keys).transpose(1, 2), torch.stack(values).transpose(1, 2)
-        starts = [0, *ends[:-1]]
-        return [PromptCache(all_keys[:, :, a:b], all_values[:, :, a:b], logits[i])
-                for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
+        return [Extended(all_keys[:, :, end - len(chunk.tokens):end], all_values[:, :, end - len(chunk.tokens):end],
+                         logits[i]) for i, (chunk, end) in enumerate(zip(chunks, ends, strict=True))]
 
     @torch.no_grad()
-    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, longest: int, cache: SlotCache) -> torch.Tensor:
-        """Run one token of rows [0, n): token and its position, int64 [n]; `longest` = max position + 1.
-
-        Writes the tokens' keys and values into the cache. Returns fp32 logits [n, V / TP].
-        """
-        count = len(tokens)
-        rows = torch.arange(count, device=self.device)
-        hidden = self._embed(tokens)
-        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
-        unseen = torch.arange(longest, device=self.device)[None] > positions[:, None]  # [n, longest]
+    def decode(self, tokens: np.ndarray, positions: np.ndarray, step: Step) -> torch.Tensor:
+        """Run one token of each running sample: token and its position, int64 [n]. Returns fp32 logits [n, V / TP]."""
+        hidden, (cos, sin) = self._embed(self._tensor(tokens)), self._rotary(self._tensor(positions))
         for index, layer in enumerate(self.layers):
             query, key, value = self._qkv(layer, hidden, cos, sin)
-            cache.keys[index, rows, :, positions] = key
-            cache.values[index, rows, :, positions] = value
-            attended = self._attend(query, cache.keys[index], cache.values[index], unseen)
-            hidden = self._mix(layer, hidden, attended)
+            hidden = self._mix(layer, hidden, step.attend(index, query, key, value))
         return self._logits(hidden)
 
-    def _attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-                unseen: torch.Tensor) -> torch.Tensor:
-        """query [n, heads, D] over this layer's cache [slots, kv heads, capacity, D] -> [n, heads * D].
+    def _rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.cos[positions][:, None], self.sin[positions][:, None]
 
-        The heads that share keys become the rows of one small product per (sample, kv head), so keys
-        are neither expanded nor copied.
-        """
-        count, longest = unseen.shape
-        batch = count * self.kv_heads
-        grouped = query.reshape(batch, -1, self.shape.head_dim)
-        keys = keys.view(-1, *keys.shape[2:])[:batch, :longest]
-        values = values.view(-1, *values.shape[2:])[:batch, :longest]
-        scores = torch.bmm(grouped, keys.transpose(1, 2)).float().mul_(self.shape.head_dim**-0.5)
-        scores.view(count, -1, longest).masked_fill_(unseen[:, None], -torch.inf)
-        return torch.bmm(scores.softmax(dim=-1).to(values.dtype), values).view(count, -1)
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.astype(np.int64)).to(self.device)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.group is None:
@@ -120,7 +130,7 @@ class Decoder:
         """Queries [T, heads, D], keys and values [T, kv heads, D], rotated."""
         dim, per_group = self.shape.head_dim, self.heads // self.kv_heads
         x = F.rms_norm(hidden, hidden.shape[-1:], layer.input_norm, self.shape.norm_eps)
-        x = F.linear(x, layer.qkv, layer.qkv_bias).view(len(hidden), self.kv_heads, per_group + 2, dim)
+        x = layer.qkv(x).view(len(hidden), self.kv_heads, per_group + 2, dim)
         query, key, value = x[:, :, :per_group].reshape(len(hidden), self.heads, dim), x[:, :, -2], x[:, :, -1]
         if layer.q_norm is not None:
             query = F.rms_norm(query, (dim,), layer.q_norm, self.shape.norm_eps)
@@ -129,14 +139,14 @@ class Decoder:
 
     def _mix(self, layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Close the attention half and run the MLP half; one all-reduce each."""
-        hidden = hidden + self._sum(F.linear(attended, layer.proj))
+        hidden = hidden + self._sum(layer.proj(attended))
         x = F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, self.shape.norm_eps)
-        gate, up = F.linear(x, layer.gate_up).chunk(2, dim=-1)
-        return hidden + self._sum(F.linear(F.silu(gate) * up, layer.down))
+        gate, up = layer.gate_up(x).chunk(2, dim=-1)
+        return hidden + self._sum(layer.down(F.silu(gate) * up))
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = F.rms_norm(hidden, hidden.shape[-1:], self.final_norm, self.shape.norm_eps)
-        return F.linear(hidden, self.head).float()
+        return self.head(hidden).float()
 
     def _sum(self, partial: torch.Tensor) -> torch.Tensor:
         if self.group is not None:
@@ -148,8 +158,21 @@ class Decoder:
             return self.weights.get(f"decoder.layers.{index}.{name}")
 
         return Layer(
-            input_norm=weight("input_layernorm.weight"), qkv=weight("self_attention.linear_qkv.weight"),
-            qkv_bias=weight("self_attention.linear_qkv.bias"), q_norm=weight("self_attention.q_layernorm.weight"),
-            k_norm=weight("self_attention.k_layernorm.weight"), proj=weight("self_attention.linear_proj.weight"),
-            mlp_norm=weight("pre_mlp_layernorm.weight"), gate_up=weight("mlp.linear_fc1.weight"),
-            down=weight("mlp.linear_fc2.weight"))
+            input_norm=weight("input_layernorm.weight"),
+            qkv=Linear(weight("self_attention.linear_qkv.weight"), weight("self_attention.linear_qkv.bias")),
+            q_norm=weight("self_attention.q_layernorm.weight"), k_norm=weight("self_attention.k_layernorm.weight"),
+            proj=Linear(weight("self_attention.linear_proj.weight")), mlp_norm=weight("pre_mlp_layernorm.weight"),
+            gate_up=Linear(weight("mlp.linear_fc1.weight")), down=Linear(weight("mlp.linear_fc2.weight")))
+
+
+def _after(chunks: Sequence[Chunk], layer: int, which: int, new: torch.Tensor, ends: list[int]) -> torch.Tensor:
+    """Lay each sequence's cached keys (or values: `which` 1) before its new ones: [all tokens, kv heads, D]."""
+    if all(chunk.start == 0 for chunk in chunks):
+        return new
+    parts, first = [], 0
+    for chunk, end in zip(chunks, ends, strict=True):
+        if chunk.start:
+            parts.append((chunk.values if which else chunk.keys)[layer].transpose(0, 1))
+        parts.append(new[first:end])
+        first = end
+    return torch.cat(parts)

@@ -1,48 +1,65 @@
 """The generation engine of one rollout replica: continuous batching over all samples of a step.
 
 `submit` takes the replica's share of a batch; `collect` decodes until the groups of one minibatch
-are complete, keeping every slot busy with later samples meanwhile. Every rank of the replica runs
+are complete, keeping every row busy with later samples meanwhile. Every rank of the replica runs
 the same scheduler on the same tokens, so tensor parallelism needs no commands between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from r1zero.batch import Batch, Group, Sample
-from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.kv_cache import PromptCache, SlotCache
+from r1zero.rollout.attention import Layout, Row
+from r1zero.rollout.decoder import Chunk, Decoder
+from r1zero.rollout.kv_cache import BlockPool
+from r1zero.rollout.prompts import PromptCache, PromptCaches
 from r1zero.rollout.sampler import Sampling, draw, uniforms
-from r1zero.rollout.scheduler import Queue, Rows, Ticket
+from r1zero.rollout.scheduler import Progress, Queue, Rows, Ticket
 
-# Prompt tokens run in one prefill: enough to fill the device, little enough not to stall decoding.
-PREFILL_TOKENS = 4096
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much an engine may hold and do at once."""
+
+    budget: int  # response tokens of a sample
+    max_tokens: int  # of KV cache, in tokens
+    max_running: int | None = None  # samples decoded together; None: as many as the cache can hold
+    prefill_tokens: int = 4096  # prompt tokens between two decoding steps, so that prompts do not stall samples
+    block: int | None = None  # tokens of a cache block; None: what suits the device
 
 
 class Engine:
-    """Samples responses. `on_sample(group, sample)` is called as each sample is finished, `on_step()`
-    after each decoding step, so that others can work while generation goes on."""
+    """Samples responses. `on_sample(group, member)` is called as each sample is finished, `on_step()`
+    after each decoding step, so that others can work while generation goes on. `length_of(position,
+    member)` replaces the budget of single samples, for benchmarks."""
 
-    def __init__(self, decoder: Decoder, sampling: Sampling, end_ids: tuple[int, ...], budget: int,
-                 max_running: int | None, max_tokens: int, replica: int, num_replicas: int) -> None:
-        self.decoder, self.sampling, self.budget = decoder, sampling, budget
-        self.max_running, self.max_tokens = max_running, max_tokens
+    def __init__(self, decoder: Decoder, sampling: Sampling, end_ids: tuple[int, ...], limits: Limits,
+                 replica: int = 0, num_replicas: int = 1) -> None:
+        self.decoder, self.sampling, self.limits = decoder, sampling, limits
         self.replica, self.num_replicas = replica, num_replicas
-        self.version = -1  # of the weights in the decoder; publishing sets it
-        self.decoded_tokens = 0
-        self._end_ids = np.asarray(sorted(end_ids))
-        self._cache = SlotCache(decoder.shape, decoder.kv_heads, decoder.dtype, decoder.device)
-        self._queue, self._rows = Queue(), Rows(0, budget)
-        self._batch: Batch | None = None
-        self._groups: dict[int, Group] = {}
-        self._missing: dict[int, int] = {}  # members of a group without a slot; its prompt cache goes at 0
-        self._open: dict[int, int] = {}  # members of a group not finished
-        self._prompts: dict[int, PromptCache] = {}
+        self.version = -1  # of the weights in the decoder
+        self.preemptions = self.decoded_tokens = 0
         self.on_sample: Callable[[Group, int], None] = lambda group, member: None
         self.on_step: Callable[[], None] = lambda: None
+        self.length_of: Callable[[int, int], int] = lambda position, member: limits.budget
+        self._end_ids = np.asarray(sorted(end_ids))
+        self._pool = BlockPool(decoder.shape, decoder.kv_heads, decoder.dtype, decoder.device, limits.block)
+        self._caches = PromptCaches(decoder, self._pool, limits.prefill_tokens)
+        self._queue, self._rows = Queue(), Rows(0)
+        self._layout: Layout | None = None  # None: rows or blocks have changed since
+        self._batch: Batch | None = None
+        self._groups: dict[int, Group] = {}
+        self._open: dict[int, int] = {}  # members of a group that are not finished
+
+    def accept(self, version: int) -> None:
+        """Take note that the decoder's weights were written, as this version."""
+        self.decoder.prepare()
+        self.version = version
 
     def submit(self, batch: Batch) -> None:
         """Queue this replica's share of a batch: the prompts at positions p % replicas == replica."""
@@ -51,97 +68,166 @@ class Engine:
         self._batch, size = batch, batch.samples_per_prompt
         mine = range(self.replica, len(batch.prompts), self.num_replicas)
         self._groups = {p: Group(p, batch.prompts[p], [None] * size) for p in mine}
-        self._missing, self._open = dict.fromkeys(mine, size), dict.fromkeys(mine, size)
-        self._queue.extend([Ticket(p, member) for p in mine for member in range(size)])
-        self._reserve(batch, len(mine) * size)
+        self._open = dict.fromkeys(mine, size)
+        for position in mine:
+            for member in range(size):
+                self._queue.put(Ticket(position, member))
+        self._reserve(len(mine), size)
 
     def collect(self, minibatch: int) -> list[Group]:
         """Decode until this replica's groups of the minibatch are complete, and hand them out."""
         assert self._batch is not None
         positions = [p for p in self._batch.arrivals(minibatch) if p in self._groups]
         while any(self._open[p] for p in positions):
-            self._step()
+            self._admit()
+            if self._rows.count:
+                self._grow()
+                self._decode()
+            self.on_step()
         return [self._groups[p] for p in positions]
 
     # -- one step -------------------------------------------------------------------------------
 
-    def _step(self) -> None:
-        """Admit what fits, then draw one more token for every running sample."""
-        self._admit()
-        rows = self._rows
-        if rows.count:
-            positions = rows.lengths[:rows.count].copy()
-            logits = self.decoder.decode(
-                self._tensor(rows.last_tokens()), self._tensor(positions), int(positions.max()) + 1, self._cache)
-            rows.lengths[:rows.count] += 1
-            self._draw(np.arange(rows.count), logits)
-        self.on_step()
-
     def _admit(self) -> None:
-        """Give free slots to waiting samples, running the prompts that are new in as few passes as can be."""
+        """Give rows to waiting samples in order, as far as rows, blocks and finished prompts go."""
         rows = self._rows
-        tickets = self._queue.take(rows.slots - rows.count)
-        if not tickets:
+        wanted = self._queue.first(rows.size - rows.count)
+        if not wanted:
             return
-        self._prefill([p for p in dict.fromkeys(t.position for t in tickets) if p not in self._prompts])
-        first, logits = rows.count, []
-        for ticket in tickets:
-            prompt = self._prompts[ticket.position]
-            row = rows.add(ticket, prompt.keys.shape[2], uniforms(
-                self.sampling.seed, self._batch.step, ticket.position, ticket.member, self.budget))
-            self._cache.admit(row, prompt)
-            logits.append(prompt.logits)
-            self._missing[ticket.position] -= 1
-            if not self._missing[ticket.position]:
-                del self._prompts[ticket.position]
-        self._draw(np.arange(first, rows.count), torch.stack(logits))
+        self._make_room(wanted[0])
+        wanted = self._affordable(wanted)
+        self._caches.fill([(p, self._groups[p].prompt.tokens) for p in dict.fromkeys(t.position for t in wanted)])
+        fresh: list[int] = []
+        for ticket in wanted:
+            prompt = self._caches.get(ticket.position)
+            if prompt is None:  # a long one of which more pieces must run
+                break
+            _, begun = self._queue.take()
+            blocks = self._pool.take_own(self._blocks_to_start(ticket, begun))
+            if begun is None:
+                begun = Progress.fresh(ticket, self._uniforms(ticket))
+                fresh.append(rows.count)
+            self._restore(begun, prompt, blocks)
+            rows.add(begun, prompt.length + max(begun.count - 1, 0), blocks)
+            prompt.users += 1
+            self._layout = None
+        if fresh:
+            logits = [self._caches.get(rows.running[row].ticket.position).logits for row in fresh]
+            self._draw(fresh, torch.stack(logits))
 
-    def _prefill(self, positions: list[int]) -> None:
-        while positions:
-            count, total = 0, 0
-            for position in positions:
-                total += len(self._groups[position].prompt.tokens)
-                if count and total > PREFILL_TOKENS:
-                    break
-                count += 1
-            now, positions = positions[:count], positions[count:]
-            prompts = [self._groups[p].prompt.tokens for p in now]
-            caches = self.decoder.prefill(
-                self._tensor(np.concatenate(prompts)), self._tensor(np.concatenate([np.arange(len(t)) for t in prompts])),
-                np.cumsum([len(t) for t in prompts]).tolist())
-            self._prompts.update(zip(now, caches, strict=True))
+    def _grow(self) -> None:
+        """Give a block to every row whose last one is full, taking from the last rows if there is no other."""
+        rows, block = self._rows, self._pool.block
+        needy = [rows.running[row].ticket for row in range(rows.count)
+                 if rows.lengths[row] == (len(self._prompt(row).shared) + len(rows.blocks[row])) * block]
+        for ticket in sorted(needy):
+            while not self._pool.num_free:
+                if not self._caches.drop_idle():
+                    self._preempt(rows.last())
+            row = next((row for row in range(rows.count) if rows.running[row].ticket == ticket), None)
+            if row is not None:  # else it was the last one itself
+                rows.blocks[row] += self._pool.take_own(1)
+                self._layout = None
 
-    def _draw(self, numbers: np.ndarray, logits: torch.Tensor) -> None:
-        """Draw the next token of these rows and let finished samples go."""
+    def _decode(self) -> None:
+        """Draw one more token for every running sample."""
         rows = self._rows
-        uniform = torch.from_numpy(rows.next_uniforms(numbers)).to(logits.device)
+        if self._layout is None:
+            self._layout = Layout([Row(rows.running[row].ticket.position, self._prompt(row).shared, rows.blocks[row])
+                                   for row in range(rows.count)],
+                                  self._pool, self._batch.samples_per_prompt, self.decoder.device)
+        positions = rows.lengths[:rows.count]
+        logits = self.decoder.decode(rows.newest[:rows.count], positions, self._layout.step(positions))
+        positions += 1
+        self._draw(list(range(rows.count)), logits)
+
+    def _draw(self, numbers: list[int], logits: torch.Tensor) -> None:
+        """Draw the next token of these rows, in ascending order, and let finished samples go."""
+        rows = self._rows
+        uniform = torch.from_numpy(rows.uniforms(numbers)).to(logits.device)
         drawn, logprobs = draw(logits, uniform, self.sampling, self.decoder.group)
         tokens = drawn.cpu().numpy()
         rows.record(numbers, tokens, logprobs.cpu().numpy())
         self.decoded_tokens += len(numbers)
         ended = np.isin(tokens, self._end_ids)
-        done = ended | (rows.generated[numbers] == self.budget)
-        for at in np.flatnonzero(done)[::-1]:  # from the back: freeing a row moves the last one into it
-            self._finish(int(numbers[at]), truncated=not ended[at])
+        for at in range(len(numbers) - 1, -1, -1):  # from the back: freeing a row moves the last one into it
+            progress = rows.running[numbers[at]]
+            if ended[at] or progress.count == len(progress.tokens):
+                self._finish(numbers[at], truncated=not ended[at])
+
+    # -- coming and going -----------------------------------------------------------------------
 
     def _finish(self, row: int, truncated: bool) -> None:
-        rows, ticket = self._rows, self._rows.tickets[row]
-        count = rows.generated[row]
-        group = self._groups[ticket.position]
-        group.samples[ticket.member] = Sample(
-            rows.tokens[row, :count].copy(), rows.logprobs[row, :count].copy(), bool(truncated), self._batch.version)
-        self._open[ticket.position] -= 1
-        moved = rows.remove(row)
-        if moved is not None:
-            self._cache.move(moved, row, int(rows.lengths[row]))
-        self.on_sample(group, ticket.member)
+        progress = self._release(row)
+        position, member, count = progress.ticket.position, progress.ticket.member, progress.count
+        self._groups[position].samples[member] = Sample(
+            progress.tokens[:count].copy(), progress.logprobs[:count].copy(), bool(truncated), self._batch.version)
+        self._open[position] -= 1
+        if not self._open[position]:
+            self._caches.drop(position)
+        self.on_sample(self._groups[position], member)
 
-    def _reserve(self, batch: Batch, wanted: int) -> None:
-        """Size the slots: as many samples as fit into `max_tokens` at their full length."""
-        capacity = max(len(prompt.tokens) for prompt in batch.prompts) + self.budget
-        slots = max(1, min(wanted, self.max_tokens // capacity, self.max_running or wanted))
-        self._cache.reserve(slots, capacity)
-        self._rows = Rows(slots, self.budget)
+    def _preempt(self, row: int) -> None:
+        """Let a sample wait again with the tokens it has; its keys are computed anew when its turn comes."""
+        progress = self._release(row)
+        self._queue.put(progress.ticket, progress)
+        self.preemptions += 1
 
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(values.astype(np.int64)).to(self.decoder.device)
+    def _release(self, row: int) -> Progress:
+        self._prompt(row).users -= 1
+        progress, blocks = self._rows.remove(row)
+        self._pool.give_back(blocks)
+        self._layout = None
+        return progress
+
+    def _restore(self, progress: Progress, prompt: PromptCache, blocks: list[int]) -> None:
+        """Fill a starting row's own blocks: the rest of its prompt, and what it had drawn but for the newest token."""
+        keys, values = prompt.tail_keys, prompt.tail_values
+        if progress.count > 1:
+            drawn = Chunk(progress.tokens[:progress.count - 1], prompt.length, *self._caches.read(prompt))
+            [again] = self.decoder.extend([drawn])
+            keys, values = torch.cat([keys, again.keys], dim=2), torch.cat([values, again.values], dim=2)
+        self._pool.write(blocks, keys, values)
+
+    def _affordable(self, wanted: list[Ticket]) -> list[Ticket]:
+        """Those of the first that wait for which there are blocks, leaving some for the growth of what runs:
+        else a sample would start only to be preempted."""
+        free = self._pool.num_free - min(self._rows.count, self._pool.num_blocks // 8)
+        new: set[int] = set()
+        for number, ticket in enumerate(wanted):
+            free -= self._blocks_to_start(ticket, self._queue.progress(ticket))
+            if self._caches.get(ticket.position) is None and ticket.position not in new:
+                new.add(ticket.position)
+                free -= len(self._groups[ticket.position].prompt.tokens) // self._pool.block
+            if free < 0:
+                return wanted[:number]
+        return wanted
+
+    def _make_room(self, ticket: Ticket) -> None:
+        """Let the first that waits start, if need be at the cost of prompts that nobody uses."""
+        while not self._affordable([ticket]) and self._caches.drop_idle(but=ticket.position):
+            pass
+
+    def _blocks_to_start(self, ticket: Ticket, begun: Progress | None) -> int:
+        """Own blocks for the rest of the prompt, what was drawn before, and the next token."""
+        tail = len(self._groups[ticket.position].prompt.tokens) % self._pool.block
+        return (tail + (begun.count - 1 if begun else 0)) // self._pool.block + 1
+
+    def _reserve(self, num_prompts: int, group_size: int) -> None:
+        """Size rows and blocks: what the samples can need at most, within the limits, and room for one in any case."""
+        limits, block = self.limits, self._pool.block
+        lengths = [len(group.prompt.tokens) for group in self._groups.values()] or [1]
+        longest = max(lengths) + limits.budget
+        one = -(-longest // block)
+        most = sum(length // block for length in lengths) + num_prompts * group_size * (-(-limits.budget // block) + 1)
+        self._pool.reserve(max(one, min(most, limits.max_tokens // block)))
+        samples = max(1, num_prompts * group_size)
+        self._rows = Rows(min(samples, limits.max_running or samples, self._pool.num_blocks))
+        self._layout = None
+
+    def _prompt(self, row: int) -> PromptCache:
+        return self._caches.get(self._rows.running[row].ticket.position)
+
+    def _uniforms(self, ticket: Ticket) -> np.ndarray:
+        return uniforms(self.sampling.seed, self._batch.step, ticket.position, ticket.member,
+                        self.length_of(ticket.position, ticket.member))

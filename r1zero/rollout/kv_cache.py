@@ -1,56 +1,104 @@
-"""Keys and values of the samples in flight, and of prompts whose group still waits for slots."""
+"""Keys and values in blocks: one pool, shared prompt blocks at its low end, samples' own blocks at its high end.
+
+A block holds `block` consecutive tokens of one sequence. The whole blocks of a prompt are shared by its
+group; what is left of the prompt is copied into each member's first own block, so every sequence is a
+plain list of blocks of which only the last is partly filled. Both ends give out the block nearest to
+them first: attention over all blocks in use is then attention over two compact ranges.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
 
 import torch
 
 from r1zero.model import ModelShape
 
-
-@dataclass(slots=True)
-class PromptCache:
-    """A prompt after its prefill; shared by its group until all members have a slot."""
-
-    keys: torch.Tensor  # [layers, kv heads, prompt tokens, D]
-    values: torch.Tensor
-    logits: torch.Tensor  # fp32 [V / TP], for the first token of each member
+# Tokens of a block: long enough for efficient products, short enough not to waste much on a last block.
+# 128 is what Ascend's fused attention asks for.
+CPU_BLOCK, NPU_BLOCK = 64, 128
 
 
-class SlotCache:
-    """One row of keys and values per running sample, rows [0, running) in use.
+class BlockPool:
+    """The keys and values of all running samples and their prompts: [layers, blocks, kv heads, block, D]."""
 
-    A (row, kv head) pair's keys are contiguous, which is what batched products want.
-    """
-
-    def __init__(self, shape: ModelShape, kv_heads: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._layers, self._kv_heads, self._head_dim = shape.num_layers, kv_heads, shape.head_dim
-        self._dtype, self._device = dtype, device
-        self.slots = self.capacity = 0
+    def __init__(self, shape: ModelShape, kv_heads: int, dtype: torch.dtype, device: torch.device,
+                 block: int | None = None) -> None:
+        self.block = block or (NPU_BLOCK if device.type == "npu" else CPU_BLOCK)
+        self.num_blocks = 0
+        self._layout = (shape.num_layers, kv_heads, shape.head_dim, dtype, device)
         self.keys = self.values = torch.empty(0)
+        self._free: set[int] = set()
+        self._shared: set[int] = set()
+        self._own: set[int] = set()
+        self._lowest: list[int] = []  # heaps of the free ones from either end
+        self._highest: list[int] = []
 
     @property
-    def num_bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
+    def num_free(self) -> int:
+        return len(self._free)
 
-    def reserve(self, slots: int, capacity: int) -> None:
-        """Make room for `slots` samples of `capacity` tokens each, keeping a large enough buffer."""
-        if slots <= self.slots and capacity <= self.capacity:
+    @property
+    def shared_range(self) -> int:
+        """Shared blocks lie in [0, shared_range); own ones may, too, when blocks are scarce."""
+        return max(self._shared, default=-1) + 1
+
+    @property
+    def own_start(self) -> int:
+        """Own blocks lie in [own_start, num_blocks); shared ones may, too, when blocks are scarce."""
+        return min(self._own, default=self.num_blocks)
+
+    def reserve(self, num_blocks: int) -> None:
+        """Have at least this many blocks; call only while none is in use."""
+        assert not self._shared and not self._own
+        if num_blocks <= self.num_blocks:
             return
-        self.slots, self.capacity = max(slots, self.slots), max(capacity, self.capacity)
-        shape = (self._layers, self.slots, self._kv_heads, self.capacity, self._head_dim)
+        layers, kv_heads, dim, dtype, device = self._layout
+        self.num_blocks = num_blocks
         self.keys = self.values = torch.empty(0)  # free before allocating anew
-        self.keys = torch.zeros(shape, dtype=self._dtype, device=self._device)
-        self.values = torch.zeros(shape, dtype=self._dtype, device=self._device)
+        size = (layers, num_blocks, kv_heads, self.block, dim)
+        # Zeros, since a masked score times a value that is not a number would still be none.
+        self.keys = torch.zeros(size, dtype=dtype, device=device)
+        self.values = torch.zeros(size, dtype=dtype, device=device)
+        self._free = set(range(num_blocks))
+        self._lowest, self._highest = list(range(num_blocks)), [-number for number in reversed(range(num_blocks))]
 
-    def admit(self, row: int, prompt: PromptCache) -> None:
-        """Start a row with its prompt."""
-        length = prompt.keys.shape[2]
-        self.keys[:, row, :, :length] = prompt.keys
-        self.values[:, row, :, :length] = prompt.values
+    def take_shared(self, count: int) -> list[int]:
+        """Take blocks for a prompt: the lowest free ones."""
+        blocks = [self._take(self._lowest, 1) for _ in range(count)]
+        self._shared.update(blocks)
+        return blocks
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Move a row of `length` tokens into a free one."""
-        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+    def take_own(self, count: int) -> list[int]:
+        """Take blocks for one sample: the highest free ones."""
+        blocks = [self._take(self._highest, -1) for _ in range(count)]
+        self._own.update(blocks)
+        return blocks
+
+    def give_back(self, blocks: list[int]) -> None:
+        """Free blocks of either kind."""
+        for block in blocks:
+            self._shared.discard(block)
+            self._own.discard(block)
+            self._free.add(block)
+            heapq.heappush(self._lowest, block)
+            heapq.heappush(self._highest, -block)
+
+    def write(self, blocks: list[int], keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write tokens [layers, kv heads, T, D] into the blocks, from the first one's start."""
+        for index, block in enumerate(blocks):
+            rows = slice(index * self.block, min((index + 1) * self.block, keys.shape[2]))
+            self.keys[:, block, :, :rows.stop - rows.start] = keys[:, :, rows]
+            self.values[:, block, :, :rows.stop - rows.start] = values[:, :, rows]
+
+    def read(self, blocks: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of whole blocks, each [layers, kv heads, T, D]."""
+        return tuple(pool[:, blocks].transpose(1, 2).flatten(2, 3) for pool in (self.keys, self.values))
+
+    def _take(self, heap: list[int], sign: int) -> int:
+        """Pop the nearest free block; entries of blocks that the other end took since are passed over."""
+        assert self._free, "no block is free"
+        while (block := sign * heapq.heappop(heap)) not in self._free:
+            pass
+        self._free.remove(block)
+        return block

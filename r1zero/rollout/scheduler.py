@@ -1,18 +1,20 @@
-"""Which samples run next: plain ordered Python, equal on all ranks of a replica.
+"""Which samples run, and in which rows: plain ordered Python, equal on all ranks of a replica.
 
-Samples wait in the order of the batch (minibatch, prompt, member) and take slots as they get free.
-Running samples always fill rows [0, running), so a decoding step touches no idle row.
+Samples wait in the order of the batch (minibatch, prompt, member), which is their priority: rows and
+blocks go to the first that waits, and when blocks run out the last that runs gives its own back and
+waits again, keeping its tokens. Running samples always fill rows [0, count).
 """
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Ticket:
     """One sample that is wanted: its prompt's position in the batch, its number in the group."""
 
@@ -21,77 +23,101 @@ class Ticket:
 
 
 @dataclass(slots=True)
-class Rows:
-    """State of the running samples; arrays have one entry a slot, of which the first `count` run."""
+class Progress:
+    """What is known of one sample: the tokens drawn, their log-probs, and the numbers that draw them."""
 
-    slots: int
-    budget: int  # response tokens a sample may have
+    ticket: Ticket
+    uniforms: np.ndarray  # float32 [budget]
+    tokens: np.ndarray  # int32 [budget], the first `count` are drawn
+    logprobs: np.ndarray  # float32 [budget]
     count: int = 0
-    tickets: list[Ticket | None] = field(init=False)
-    lengths: np.ndarray = field(init=False)  # tokens whose keys are in the cache
-    generated: np.ndarray = field(init=False)  # response tokens so far
-    tokens: np.ndarray = field(init=False)  # int32 [slots, budget]
-    logprobs: np.ndarray = field(init=False)  # float32 [slots, budget]
-    uniforms: np.ndarray = field(init=False)  # float32 [slots, budget]
+
+    @classmethod
+    def fresh(cls, ticket: Ticket, uniforms: np.ndarray) -> Progress:
+        """A sample without tokens; its budget is the number of uniforms."""
+        budget = len(uniforms)
+        return cls(ticket, uniforms, np.zeros(budget, np.int32), np.zeros(budget, np.float32))
+
+
+@dataclass(slots=True)
+class Rows:
+    """The running samples. Arrays have one entry a row, of which the first `count` are in use."""
+
+    size: int
+    count: int = 0
+    running: list[Progress] = field(default_factory=list)
+    blocks: list[list[int]] = field(default_factory=list)  # each row's own
+    lengths: np.ndarray = field(init=False)  # tokens in the cache, prompt included
+    newest: np.ndarray = field(init=False)  # int64, the token drawn last: the next input
 
     def __post_init__(self) -> None:
-        self.tickets = [None] * self.slots
-        self.lengths = np.zeros(self.slots, dtype=np.int64)
-        self.generated = np.zeros(self.slots, dtype=np.int64)
-        self.tokens = np.zeros((self.slots, self.budget), dtype=np.int32)
-        self.logprobs = np.zeros((self.slots, self.budget), dtype=np.float32)
-        self.uniforms = np.zeros((self.slots, self.budget), dtype=np.float32)
+        self.lengths = np.zeros(self.size, dtype=np.int64)
+        self.newest = np.zeros(self.size, dtype=np.int64)
 
-    def add(self, ticket: Ticket, prompt_length: int, uniforms: np.ndarray) -> int:
+    def add(self, progress: Progress, length: int, blocks: list[int]) -> int:
         """Give a sample the next free row and return it."""
         row = self.count
-        assert row < self.slots
-        self.tickets[row], self.lengths[row], self.generated[row] = ticket, prompt_length, 0
-        self.uniforms[row] = uniforms
+        assert row < self.size
+        self.running.append(progress)
+        self.blocks.append(blocks)
+        self.lengths[row] = length
+        if progress.count:
+            self.newest[row] = progress.tokens[progress.count - 1]
         self.count += 1
         return row
 
-    def record(self, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Append one drawn token to each of these rows."""
-        at = self.generated[rows]
-        self.tokens[rows, at], self.logprobs[rows, at] = tokens, logprobs
-        self.generated[rows] += 1
-
-    def last_tokens(self) -> np.ndarray:
-        """The newest token of each running row, int64 [count]: the input of the next decoding step."""
-        running = np.arange(self.count)
-        return self.tokens[running, self.generated[:self.count] - 1].astype(np.int64)
-
-    def next_uniforms(self, rows: np.ndarray) -> np.ndarray:
-        """The uniform number that draws each row's next token."""
-        return self.uniforms[rows, self.generated[rows]]
-
-    def remove(self, row: int) -> int | None:
-        """Free a row by moving the last running one into it; returns the row moved, if any."""
+    def remove(self, row: int) -> tuple[Progress, list[int]]:
+        """Take a sample out; the last running one moves into its row."""
         self.count -= 1
-        last = self.count
-        moved = last if row != last else None
-        if moved is not None:
-            self.tickets[row] = self.tickets[last]
-            for state in (self.lengths, self.generated, self.tokens, self.logprobs, self.uniforms):
-                state[row] = state[last]
-        self.tickets[last] = None
-        return moved
+        gone = self.running[row], self.blocks[row]
+        last, blocks = self.running.pop(), self.blocks.pop()
+        if row != self.count:
+            self.running[row], self.blocks[row] = last, blocks
+            self.lengths[row], self.newest[row] = self.lengths[self.count], self.newest[self.count]
+        return gone
+
+    def last(self) -> int:
+        """The row of the sample with the lowest priority."""
+        return max(range(self.count), key=lambda row: self.running[row].ticket)
+
+    def uniforms(self, rows: Sequence[int]) -> np.ndarray:
+        """The number that draws each row's next token, float32."""
+        return np.array([self.running[row].uniforms[self.running[row].count] for row in rows], dtype=np.float32)
+
+    def record(self, rows: Sequence[int], tokens: np.ndarray, logprobs: np.ndarray) -> None:
+        """Append one drawn token to each of these rows."""
+        self.newest[rows] = tokens
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            progress = self.running[row]
+            progress.tokens[progress.count], progress.logprobs[progress.count] = token, logprob
+            progress.count += 1
 
 
 class Queue:
-    """Samples that wait for a slot, in order."""
+    """Samples that wait for a row, by priority; those that lost theirs keep their tokens."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: list[Ticket] = []
+        self._begun: dict[Ticket, Progress] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def extend(self, tickets: list[Ticket]) -> None:
-        """Add samples behind those that wait."""
-        self._waiting.extend(tickets)
+    def put(self, ticket: Ticket, begun: Progress | None = None) -> None:
+        """Let a sample wait."""
+        heapq.heappush(self._waiting, ticket)
+        if begun is not None:
+            self._begun[ticket] = begun
 
-    def take(self, count: int) -> list[Ticket]:
-        """The next `count` samples, fewer when fewer wait."""
-        return [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+    def first(self, count: int) -> list[Ticket]:
+        """Look at the next `count` samples."""
+        return heapq.nsmallest(count, self._waiting)
+
+    def progress(self, ticket: Ticket) -> Progress | None:
+        """What a waiting sample has drawn already, if anything."""
+        return self._begun.get(ticket)
+
+    def take(self) -> tuple[Ticket, Progress | None]:
+        """Take the next sample out."""
+        ticket = heapq.heappop(self._waiting)
+        return ticket, self._begun.pop(ticket, None)

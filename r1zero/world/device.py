@@ -218,6 +218,20 @@ def npu_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, s
         sparse_mode=3)[0]  # 3: causal, aligned at the last query and the last key
 
 
+def npu_paged_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block_table: torch.Tensor,
+                        lengths: list[int]) -> torch.Tensor:
+    """Decode attention by torch_npu's fused inference kernel over a block cache.
+
+    query [n, heads, D], keys and values [blocks, kv heads, block, D], block_table int32 [n, most blocks],
+    lengths: tokens of each row. Returns [n, heads * D].
+    """
+    output, _ = torch_npu_module().npu_fused_infer_attention_score(
+        query[:, :, None].contiguous(), keys, values, block_table=block_table, actual_seq_lengths_kv=lengths,
+        num_heads=query.shape[1], num_key_value_heads=keys.shape[1], scale=query.shape[2]**-0.5,
+        input_layout="BNSD", block_size=keys.shape[2], sparse_mode=0)
+    return output.view(len(query), -1)
+
+
 def warm_up(group: dist.ProcessGroup, device: Device) -> None:
     """Run the first collective of a group now. HCCL and NCCL connect there, and block until all come."""
     dist.all_reduce(torch.zeros(1, device=device.torch), group=group)
