@@ -34,6 +34,6 @@ def rotary_tables(shape: ModelShape, positions: int, device: torch.device) -> tu
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn x [T, heads, D] by its position: halves (a, b) -> (a cos - b sin, b cos + a sin)."""
+    """Turn x [..., D] by its position: halves (a, b) -> (a cos - b sin, b cos + a sin); tables broadcast."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-b, a], dim=-1) * sin

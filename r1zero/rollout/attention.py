@@ -2,8 +2,8 @@
 
 Nothing is padded to the longest sample and no key is copied. Each block is one small product of its
 queries with its keys: for a sample's own block the query heads that share a kv head, for a shared prompt
-block those of the whole group. Per block there is a maximum, a sum of weights and a weighted sum of
-values; a sample's result is the merge of its blocks' (Flash-Decoding: split the keys, then combine).
+block those of the whole group. The scores, small beside the keys, are then gathered by sample for one
+softmax, dealt back to the blocks for the product with the values, and summed by sample.
 """
 
 from __future__ import annotations
@@ -30,50 +30,53 @@ class Row:
 
 
 class Layout:
-    """Who attends to which blocks, for n running samples. Rebuilt when a sample or a block comes or goes."""
+    """Who attends to which blocks, for n running samples. Rebuilt when a sample or a block comes or goes.
+
+    An entry is a sample's use of a block. Entries are numbered own blocks first, then shared blocks times
+    group members; entry E, the last, stands for no block. A sample has at most W entries.
+    """
 
     def __init__(self, rows: Sequence[Row], pool: BlockPool, group_size: int, device: torch.device) -> None:
         count, block = len(rows), pool.block
         self.pool, self.count = pool, count
         self.own_start, self.shared_range = pool.own_start, pool.shared_range
         num_own = pool.num_blocks - self.own_start
-        own_rows = np.full(num_own, count)  # `count` is a row that nobody reads
-        own_first = np.zeros(num_own, dtype=np.int64)  # place in its sequence of each own block's first token
-        shared_rows = np.full((self.shared_range, group_size), count)
         width = max(len(row.shared) + len(row.own) for row in rows)
-        merge = np.full((count, width), num_own + shared_rows.size)  # the last entry is one that is all hidden
+        own = np.full(num_own, count * width)  # place (row, entry) of each own block; the last place is nobody's
+        shared = np.full((self.shared_range, group_size), count * width)
+        entries = np.full((count, width), num_own + shared.size)
         self.last_block = np.empty(count, dtype=np.int64)
         members: dict[int, int] = {}
         for number, row in enumerate(rows):
             member = members.get(row.position, 0)
             members[row.position] = member + 1
-            shared_rows[row.shared, member] = number
-            own = np.asarray(row.own) - self.own_start
-            own_rows[own] = number
-            own_first[own] = (len(row.shared) + np.arange(len(own))) * block
-            merge[number, :len(row.shared)] = num_own + np.asarray(row.shared, dtype=np.int64) * group_size + member
-            merge[number, len(row.shared):len(row.shared) + len(own)] = own
+            blocks, places = np.asarray(row.own) - self.own_start, number * width + np.arange(width)
+            whole, total = len(row.shared), len(row.shared) + len(row.own)
+            shared[row.shared, member] = places[:whole]
+            own[blocks] = places[whole:total]
+            entries[number, :whole] = num_own + np.asarray(row.shared, dtype=np.int64) * group_size + member
+            entries[number, whole:total] = blocks
             self.last_block[number] = row.own[-1]
-        self._own_rows, self._own_first = own_rows, own_first
-        self.own_rows, self.shared_rows, self.merge = (
-            torch.from_numpy(x).to(device) for x in (own_rows, shared_rows, merge))
+        self.width = width
+        self._first = np.arange(width)[:, None] * block + np.arange(block)  # place of each slot in its sequence
+        self.own, self.shared, self.entries = (torch.from_numpy(x).to(device) for x in (own, shared, entries))
+        self.own_rows, self.shared_rows = self.own // width, self.shared // width
         self._tables = [row.shared + row.own for row in rows]
 
     def step(self, positions: np.ndarray) -> Step:
         """Prepare one step in which row i's new token stands at `positions[i]` of its sequence."""
-        device, block = self.merge.device, self.pool.block
-        lengths = np.append(positions + 1, 0)
-        fill = lengths[self._own_rows] - self._own_first
-        hidden = torch.from_numpy(np.where(np.arange(block) < fill[:, None], np.float32(0), np.float32(HIDDEN)))
+        device, block = self.entries.device, self.pool.block
+        seen = self._first <= positions[:, None, None]
+        hidden = torch.from_numpy(np.where(seen, np.float32(0), np.float32(HIDDEN))).view(self.count, 1, 1, -1)
         return Step(self, torch.from_numpy(self.last_block).to(device), torch.from_numpy(positions % block).to(device),
-                    hidden.to(device), lengths[:-1].tolist())
+                    hidden.to(device), (positions + 1).tolist())
 
     def block_table(self) -> torch.Tensor:
         """Blocks of each row in order, int32 [n, most blocks]: what the NPU's fused attention reads."""
-        table = torch.zeros(self.merge.shape, dtype=torch.int32)
+        table = torch.zeros(self.entries.shape, dtype=torch.int32)
         for number, blocks in enumerate(self._tables):
             table[number, :len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
-        return table.to(self.merge.device)
+        return table.to(self.entries.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Step:
     layout: Layout
     block: torch.Tensor  # int64 [n], where each row's new token goes
     offset: torch.Tensor  # int64 [n]
-    hidden: torch.Tensor  # fp32 [own blocks, block], added to the scores
+    hidden: torch.Tensor  # fp32 [n, 1, 1, W * block], added to the scores
     lengths: list[int]  # tokens of each row, the new one included
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -94,42 +97,40 @@ class Step:
         values[self.block, :, self.offset] = value
         if query.device.type == "npu":
             return npu_paged_attention(query, keys, values, self.layout.block_table(), self.lengths)
-        return self._merge(query, keys, values)
+        return self._by_blocks(query, keys, values)
 
-    def _merge(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        layout, (count, heads, dim) = self.layout, query.shape
-        kv_heads = keys.shape[1]
+    def _by_blocks(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        layout, (count, heads, dim), kv_heads = self.layout, query.shape, keys.shape[1]
+        own, shared = slice(layout.own_start, None), slice(0, layout.shared_range)
         padded = torch.cat([query, query.new_zeros(1, heads, dim)]).view(count + 1, kv_heads, -1, dim)
-        own = padded[layout.own_rows]  # [own blocks, kv heads, heads per kv head, D]
-        parts = [_partial(own, keys[layout.own_start:], values[layout.own_start:], self.hidden[:, None, None])]
-        if layout.shared_range:
-            shared = padded[layout.shared_rows].transpose(1, 2).flatten(2, 3)  # group members become rows, too
-            found = _partial(shared, keys[:layout.shared_range], values[:layout.shared_range], None)
-            size = (layout.shared_range, kv_heads, layout.shared_rows.shape[1], -1)
-            parts.append(tuple(x.view(*size, *x.shape[3:]).transpose(1, 2).flatten(0, 1) for x in found))
-        top, total, weighted = (torch.cat([*columns, _nothing(columns[0], fill)])[layout.merge] for columns, fill in
-                                zip(zip(*parts, strict=True), (HIDDEN, 0.0, 0.0), strict=True))
-        scale = torch.exp(top - top.amax(dim=1, keepdim=True))  # [n, blocks, kv heads, heads per kv head]
-        total = (total * scale).sum(dim=1)
-        return ((weighted * scale[..., None]).sum(dim=1) / total[..., None]).to(query.dtype).view(count, -1)
+        scores = _join(_product(padded[layout.own_rows], keys[own].transpose(2, 3)),
+                       _product(_to_groups(padded[layout.shared_rows]), keys[shared].transpose(2, 3)), layout)
+        by_row = scores[layout.entries].permute(0, 2, 3, 1, 4)  # [n, kv heads, heads per kv head, W, block]
+        weights = torch.add(self.hidden, by_row.reshape(*by_row.shape[:3], -1), alpha=dim**-0.5).softmax(dim=-1)
+        weights = weights.to(values.dtype).view(by_row.shape).permute(0, 3, 1, 2, 4).flatten(0, 1)
+        weights = torch.cat([weights, _zeros_like_one(weights)])  # [n * W + 1, kv heads, heads per kv head, block]
+        found = _join(_product(weights[layout.own], values[own]),
+                      _product(_to_groups(weights[layout.shared]), values[shared]), layout)
+        return found[layout.entries].sum(dim=1).view(count, -1)
 
 
-def _partial(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-             hidden: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention inside each block. query [blocks, kv heads, m, D], keys [blocks, kv heads, block, D].
-
-    Returns fp32 maximum and sum of weights [blocks, kv heads, m], and the weighted values [..., D].
-    """
-    size = query.shape[:3]
-    flat = query.flatten(0, 1)
-    scores = torch.bmm(flat, keys.flatten(0, 1).transpose(1, 2)).view(*size, -1).float().mul_(query.shape[-1]**-0.5)
-    if hidden is not None:
-        scores += hidden
-    top = scores.amax(dim=-1)
-    weights = scores.sub_(top[..., None]).exp_()
-    weighted = torch.bmm(weights.to(values.dtype).flatten(0, 1), values.flatten(0, 1))
-    return top, weights.sum(dim=-1), weighted.view(*size, -1)
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Batched product over the first two axes: [blocks, kv heads, a, b] x [blocks, kv heads, b, c]."""
+    return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).view(*left.shape[:3], right.shape[-1])
 
 
-def _nothing(like: torch.Tensor, fill: float) -> torch.Tensor:
-    return like.new_full((1, *like.shape[1:]), fill)
+def _to_groups(rows: torch.Tensor) -> torch.Tensor:
+    """Let group members be rows of one product: [blocks, G, kv heads, m, x] -> [blocks, kv heads, G * m, x]."""
+    return rows.transpose(1, 2).flatten(2, 3)
+
+
+def _join(own: torch.Tensor, shared: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Number what was found by entry, [E + 1, kv heads, m, x]; the last one is zero."""
+    blocks, kv_heads, rows, last = shared.shape
+    members = layout.shared.shape[1]
+    shared = shared.view(blocks, kv_heads, members, rows // members, last).transpose(1, 2).flatten(0, 1)
+    return torch.cat([own, shared, _zeros_like_one(own)])
+
+
+def _zeros_like_one(entries: torch.Tensor) -> torch.Tensor:
+    return entries.new_zeros(1, *entries.shape[1:])

@@ -52,7 +52,7 @@ class Extended:
 
     keys: torch.Tensor  # [layers, kv heads, T, D] of the new tokens
     values: torch.Tensor
-    logits: torch.Tensor  # fp32 [V / TP] after the last one
+    logits: torch.Tensor  # [V / TP] after the last one
 
 
 class Decoder:
@@ -103,7 +103,7 @@ class Decoder:
 
     @torch.no_grad()
     def decode(self, tokens: np.ndarray, positions: np.ndarray, step: Step) -> torch.Tensor:
-        """Run one token of each running sample: token and its position, int64 [n]. Returns fp32 logits [n, V / TP]."""
+        """Run one token of each running sample: token and its position, int64 [n]. Returns logits [n, V / TP]."""
         hidden, (cos, sin) = self._embed(self._tensor(tokens)), self._rotary(self._tensor(positions))
         for index, layer in enumerate(self.layers):
             query, key, value = self._qkv(layer, hidden, cos, sin)
@@ -111,7 +111,7 @@ class Decoder:
         return self._logits(hidden)
 
     def _rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.cos[positions][:, None], self.sin[positions][:, None]
+        return self.cos[positions][:, None, None], self.sin[positions][:, None, None]
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.device)
@@ -127,15 +127,17 @@ class Decoder:
 
     def _qkv(self, layer: Layer, hidden: torch.Tensor, cos: torch.Tensor,
              sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries [T, heads, D], keys and values [T, kv heads, D], rotated."""
+        """Queries [T, heads, D], keys and values [T, kv heads, D], queries and keys turned by their positions."""
         dim, per_group = self.shape.head_dim, self.heads // self.kv_heads
         x = F.rms_norm(hidden, hidden.shape[-1:], layer.input_norm, self.shape.norm_eps)
         x = layer.qkv(x).view(len(hidden), self.kv_heads, per_group + 2, dim)
-        query, key, value = x[:, :, :per_group].reshape(len(hidden), self.heads, dim), x[:, :, -2], x[:, :, -1]
+        turning, value = x[:, :, :-1], x[:, :, -1]
         if layer.q_norm is not None:
-            query = F.rms_norm(query, (dim,), layer.q_norm, self.shape.norm_eps)
-            key = F.rms_norm(key, (dim,), layer.k_norm, self.shape.norm_eps)
-        return rotate(query, cos, sin), rotate(key, cos, sin), value
+            query, key = turning[:, :, :-1], turning[:, :, -1:]
+            turning = torch.cat([F.rms_norm(query, (dim,), layer.q_norm, self.shape.norm_eps),
+                                 F.rms_norm(key, (dim,), layer.k_norm, self.shape.norm_eps)], dim=2)
+        turned = rotate(turning, cos, sin)
+        return turned[:, :, :-1].reshape(len(hidden), self.heads, dim), turned[:, :, -1], value
 
     def _mix(self, layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Close the attention half and run the MLP half; one all-reduce each."""
@@ -146,7 +148,7 @@ class Decoder:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = F.rms_norm(hidden, hidden.shape[-1:], self.final_norm, self.shape.norm_eps)
-        return self.head(hidden).float()
+        return self.head(hidden)
 
     def _sum(self, partial: torch.Tensor) -> torch.Tensor:
         if self.group is not None:

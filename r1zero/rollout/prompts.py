@@ -20,7 +20,7 @@ class PromptCache:
     shared: list[int]
     tail_keys: torch.Tensor  # [layers, kv heads, length % block, D], copied into each member's first block
     tail_values: torch.Tensor
-    logits: torch.Tensor  # fp32 [V / TP]
+    logits: torch.Tensor  # [V / TP]
     users: int = 0  # running samples
 
 

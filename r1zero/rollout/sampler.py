@@ -39,20 +39,23 @@ def uniforms(seed: int, step: int, position: int, member: int, count: int) -> np
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
          group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one token a row. logits fp32 [n, V / TP] (overwritten), uniform fp32 [n].
+    """Draw one token a row. logits [n, V / TP] in any float type, uniform fp32 [n].
 
     Returns (tokens int64 [n], log-probs fp32 [n]), equal on all TP ranks. The log-prob is that of the
     whole distribution at this temperature, before top-k and top-p, as the trainer computes it.
     `group` is None without tensor parallelism.
     """
     if sampling.temperature != 1.0:
-        logits.div_(sampling.temperature)
+        logits = logits.float() / sampling.temperature
     if sampling.top_k > 0 or sampling.top_p < 1.0:
-        return _draw_filtered(logits, uniform, sampling, group)
-    top = logits.amax(dim=-1, keepdim=True)
-    if group is not None:
+        return _draw_filtered(logits.float(), uniform, sampling, group)
+    if group is None:
+        weights = torch.softmax(logits, dim=-1, dtype=torch.float32)  # one pass over the logits
+    else:
+        logits = logits.float()
+        top = logits.amax(dim=-1, keepdim=True)
         dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-    weights = logits.sub_(top).exp_()
+        weights = (logits - top).exp_()
     tokens, chosen, total = _invert(weights, uniform, group)
     return tokens, (chosen / total).log_()
 

@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""Measure the rollout engine, beside transformers' generate and the machine's own limits. Prints one JSON line.
+
+    python tools/bench_rollout.py --model 135m --prompts 16 --samples 4 --prompt-len 128 --lengths fixed:128 \\
+        --dtype bf16 --threads 2 --repeats 3 --vs transformers --roofline
+
+--model is a Hugging Face folder or a shape (135m, 0.5b, tiny; random weights). --lengths is fixed:N,
+lognormal:MEAN:SIGMA (of the underlying normal; the mean is that of the lengths) capped at --cap, or a file with
+one length a line. Lengths are forced: both systems draw exactly the same number of tokens for each sample.
+Ours includes laying out the weights once, as after a publish. Medians of --repeats, the two systems taking
+turns; the first round of each is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+SHAPES = {  # Hugging Face config keys
+    "135m": dict(architectures=["LlamaForCausalLM"], hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                 num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, max_position_embeddings=8192,
+                 rms_norm_eps=1e-5, tie_word_embeddings=True),
+    "0.5b": dict(architectures=["Qwen2ForCausalLM"], hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+                 num_attention_heads=14, num_key_value_heads=2, vocab_size=151936, max_position_embeddings=32768,
+                 rms_norm_eps=1e-6, tie_word_embeddings=True),
+    "tiny": dict(architectures=["Qwen2ForCausalLM"], hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+                 num_attention_heads=4, num_key_value_heads=2, vocab_size=4096, max_position_embeddings=8192,
+                 rms_norm_eps=1e-6, tie_word_embeddings=True),
+}
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="135m")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--prompt-len", type=int, default=128)
+    parser.add_argument("--lengths", default="fixed:128")
+    parser.add_argument("--cap", type=int, default=512)
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--max-running", type=int, default=None, help="rows of our engine; default all that fit")
+    parser.add_argument("--max-tokens", type=int, default=10**6, help="KV budget of our engine, in tokens")
+    parser.add_argument("--vs", choices=("transformers",))
+    parser.add_argument("--roofline", action="store_true")
+    return parser.parse_args()
+
+
+def draw_lengths(spec: str, count: int, cap: int) -> np.ndarray:
+    """Forced response lengths, int [count]."""
+    kind, _, rest = spec.partition(":")
+    if kind == "fixed":
+        return np.full(count, int(rest))
+    if kind == "lognormal":
+        mean, sigma = map(float, rest.split(":"))
+        drawn = np.random.default_rng(0).lognormal(np.log(mean) - sigma**2 / 2, sigma, count)
+        return np.clip(drawn.round(), 1, cap).astype(int)
+    return np.resize([int(line) for line in Path(spec).read_text().split()], count)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    args = parse()
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    lengths = draw_lengths(args.lengths, args.prompts * args.samples, args.cap)
+    model = Model(args, torch)
+    random = np.random.default_rng(1)
+    prompts = random.integers(10, model.shape.vocab_size, (args.prompts, args.prompt_len), dtype=np.int32)
+    ours = Ours(args, model, prompts, lengths)
+    theirs = Theirs(args, model, prompts, lengths) if args.vs else None
+    runs: dict[str, list[dict]] = {"ours": [], "theirs": []}
+    for _ in range(args.repeats + 1):
+        runs["ours"].append(ours.run())
+        if theirs:
+            runs["theirs"].append(theirs.run())
+    result = {key: getattr(args, key) for key in ("model", "prompts", "samples", "prompt_len", "lengths", "dtype",
+                                                  "threads", "repeats", "max_running", "max_tokens")}
+    result |= {"tokens": int(lengths.sum()), "mean_length": float(lengths.mean()), "max_length": int(lengths.max())}
+    result |= median(runs["ours"][1:], "")
+    result["tokens_per_second"] = lengths.sum() / result["seconds"]
+    if theirs:
+        result |= median(runs["theirs"][1:], "transformers_")
+        result["transformers_tokens_per_second"] = lengths.sum() / result["transformers_seconds"]
+        result["ratio"] = result["transformers_seconds"] / result["seconds"]
+    if args.roofline:
+        result |= roofline(args, model, ours, result["decode_seconds"], torch)
+    result["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()}))
+    return 0
+
+
+def median(runs: list[dict], prefix: str) -> dict[str, float]:
+    """The median of each figure."""
+    return {prefix + key: float(statistics.median(run[key] for run in runs)) for key in runs[0]}
+
+
+class Model:
+    """The weights both systems run: a transformers model, and its shape."""
+
+    def __init__(self, args: argparse.Namespace, torch) -> None:  # noqa: ANN001 - imported late
+        from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+        from r1zero.model import ModelShape
+
+        self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
+        if args.model in SHAPES:
+            config = SHAPES[args.model]
+            self.shape = ModelShape.from_config(config)
+            kinds = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
+            make_config, make = kinds[self.shape.family]
+            self.theirs = make(make_config(**{key: value for key, value in config.items() if key != "architectures"}))
+            self.theirs = self.theirs.to(self.dtype).eval()
+        else:
+            self.shape = ModelShape.from_folder(args.model)
+            self.theirs = AutoModelForCausalLM.from_pretrained(args.model, dtype=self.dtype).eval()
+
+
+class Ours:
+    """The engine, one replica, no tensor parallelism."""
+
+    def __init__(self, args: argparse.Namespace, model: Model, prompts: np.ndarray, lengths: np.ndarray) -> None:
+        import tempfile
+
+        import torch
+
+        from r1zero.batch import Batch, Prompt
+        from r1zero.rollout.decoder import Decoder
+        from r1zero.rollout.engine import Engine, Limits
+        from r1zero.rollout.sampler import Sampling
+        from r1zero.weights.convert import load_hf
+        from r1zero.weights.names import tensors
+
+        budget = int(lengths.max())
+        decoder = Decoder(model.shape, 1, None, model.dtype, torch.device("cpu"), args.prompt_len + budget)
+        with tempfile.TemporaryDirectory() as folder:
+            model.theirs.save_pretrained(folder)
+            for tensor, shard in load_hf(folder, model.shape, tensors(model.shape), 0, 1, model.dtype):
+                decoder.weights[tensor.name].copy_(shard)
+        self.engine = Engine(decoder, Sampling(1.0, 1.0, 0, seed=0), (), Limits(budget, args.max_tokens, args.max_running))
+        self.engine.length_of = lambda position, member: int(lengths[position * args.samples + member])
+        self.engine.accept(0)
+        texts = [Prompt(i, "", tokens, "") for i, tokens in enumerate(prompts)]
+        self.batch = Batch(1, 0, texts, args.samples, args.prompts * args.samples)
+        self.lengths, self.steps, self.decode_rows = lengths, 0, 0
+
+    def run(self) -> dict[str, float]:
+        """One generation of the whole batch, with the layout of the weights inside the clock."""
+        engine, extend, spent = self.engine, self.engine.decoder.extend, [0.0]
+        self.steps = self.decode_rows = 0
+
+        def timed_extend(chunks):  # noqa: ANN001, ANN202
+            began = time.perf_counter()
+            found = extend(chunks)
+            spent[0] += time.perf_counter() - began
+            return found
+
+        engine.decoder.extend = timed_extend
+        engine.on_step = self._count
+        began = time.perf_counter()
+        engine.accept(0)
+        prepared = time.perf_counter()
+        engine.submit(self.batch)
+        groups = engine.collect(0)
+        seconds = time.perf_counter() - began
+        engine.decoder.extend = extend
+        assert [len(s.tokens) for g in groups for s in g.samples] == self.lengths.tolist()
+        return {"seconds": seconds, "prepare_seconds": prepared - began, "prefill_seconds": spent[0],
+                "decode_seconds": seconds - (prepared - began) - spent[0], "preemptions": engine.preemptions}
+
+    def _count(self) -> None:
+        self.steps += 1
+
+
+class Theirs:
+    """transformers' generate as trainers call it: one padded batch, every copy of a prompt prefilled, sampling."""
+
+    def __init__(self, args: argparse.Namespace, model: Model, prompts: np.ndarray, lengths: np.ndarray) -> None:
+        import torch
+        from transformers import StoppingCriteria, StoppingCriteriaList
+
+        self.model, self.lengths, start = model.theirs, lengths, args.prompt_len
+        self.inputs = torch.from_numpy(np.repeat(prompts, args.samples, axis=0).astype(np.int64))
+
+        class Ends(StoppingCriteria):
+            """Each row is done at its own length."""
+
+            def __call__(self, ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
+                return torch.from_numpy(ids.shape[1] - start >= lengths)
+
+        self.criteria = StoppingCriteriaList([Ends()])
+
+    def run(self) -> dict[str, float]:
+        """One generation of the whole batch."""
+        import torch
+
+        began = time.perf_counter()
+        with torch.no_grad():
+            found = self.model.generate(
+                self.inputs, attention_mask=torch.ones_like(self.inputs), do_sample=True, temperature=1.0, top_k=0,
+                top_p=1.0, max_new_tokens=int(self.lengths.max()), stopping_criteria=self.criteria, pad_token_id=0,
+                eos_token_id=None)
+        assert found.shape[1] == self.inputs.shape[1] + self.lengths.max()
+        return {"seconds": time.perf_counter() - began}
+
+
+def roofline(args: argparse.Namespace, model: Model, ours: Ours, decode_seconds: float, torch) -> dict[str, float]:  # noqa: ANN001
+    """The least time of the decode phase on this machine, and the fraction of it reached.
+
+    A step must read all weights and the live keys and values once (bytes / measured read bandwidth) and multiply
+    (flops / measured peak of a large product); the two can overlap, so the least is the larger, summed over steps.
+    """
+    size, shape = model.dtype.itemsize, model.shape
+    bandwidth, peak = read_bandwidth(torch), matmul_peak(model.dtype, torch)
+    per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size
+    products = shape.num_parameters - (0 if shape.tied else shape.vocab_size * shape.hidden_size)
+    least = 0.0
+    running = args.max_running or len(ours.lengths)
+    # Rows in flight when samples start in order as rows get free.
+    for rows, tokens in in_flight(ours.lengths, running, args.prompt_len, args.samples):
+        moved = products * size + tokens * per_token
+        multiplied = 2 * products * rows + 4 * shape.num_layers * shape.num_heads * shape.head_dim * tokens
+        least += max(moved / bandwidth, multiplied / peak)
+    return {"read_gigabytes_per_second": bandwidth / 1e9, "peak_gigaflops": peak / 1e9, "decode_steps": ours.steps,
+            "roofline_decode_seconds": least, "roofline_fraction": least / decode_seconds}
+
+
+def in_flight(lengths: np.ndarray, running: int, prompt_len: int, group: int) -> list[tuple[int, int]]:
+    """(rows, live tokens, shared prompts counted once) of each decoding step."""
+    waiting, rows, steps = list(enumerate(lengths)), [], []
+    while waiting or rows:
+        while waiting and len(rows) < running:
+            number, length = waiting.pop(0)
+            if length > 1:
+                rows.append([number // group, 1, length])
+        if rows:
+            steps.append((len(rows), len({row[0] for row in rows}) * prompt_len + sum(row[1] for row in rows)))
+        for row in rows:
+            row[1] += 1
+        rows = [row for row in rows if row[1] < row[2]]
+    return steps
+
+
+def read_bandwidth(torch) -> float:  # noqa: ANN001
+    """Bytes a second of summing a large array: the best of several passes."""
+    array = torch.ones(64 * 2**20, dtype=torch.float32)
+    return array.numel() * 4 / best(array.sum)
+
+
+def matmul_peak(dtype, torch) -> float:  # noqa: ANN001
+    """Flops a second of a large square product."""
+    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
+    return 2 * 2048**3 / best(lambda: a @ b)
+
+
+def best(call) -> float:  # noqa: ANN001
+    """Least seconds of several calls."""
+    seconds = []
+    for _ in range(8):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
