@@ -32,51 +32,63 @@ class Row:
 class Layout:
     """Who attends to which blocks, for n running samples. Rebuilt when a sample or a block comes or goes.
 
-    An entry is a sample's use of a block. Entries are numbered own blocks first, then shared blocks times
-    group members; entry E, the last, stands for no block. A sample has at most W entries.
+    An entry is a sample's use of a block; a sample has at most W. All tables are numbers of rows in flat
+    [rows, x] views, so that every rearrangement of a step is one copy of rows. K kv heads, m heads each, G group.
     """
 
-    def __init__(self, rows: Sequence[Row], pool: BlockPool, group_size: int, device: torch.device) -> None:
-        count, block = len(rows), pool.block
+    def __init__(self, rows: Sequence[Row], pool: BlockPool, group_size: int, heads: int, device: torch.device) -> None:
+        count, block, kv_heads = len(rows), pool.block, pool.keys.shape[2]
         self.pool, self.count = pool, count
         self.own_start, self.shared_range = pool.own_start, pool.shared_range
-        num_own = pool.num_blocks - self.own_start
+        num_own, shape = pool.num_blocks - self.own_start, (kv_heads, heads // kv_heads)
         width = max(len(row.shared) + len(row.own) for row in rows)
-        own = np.full(num_own, count * width)  # place (row, entry) of each own block; the last place is nobody's
-        shared = np.full((self.shared_range, group_size), count * width)
-        entries = np.full((count, width), num_own + shared.size)
+        # Blocks that nobody uses compute for sample 0, and nobody reads what they find.
+        own, shared = np.zeros((2, num_own), np.int64), np.zeros((2, self.shared_range, group_size), np.int64)
+        heads_of_own = np.arange(num_own * heads).reshape(num_own, *shape)
+        heads_of_shared = num_own * heads + np.arange(self.shared_range * group_size * heads).reshape(
+            self.shared_range, kv_heads, group_size, shape[1]).transpose(0, 2, 1, 3)
+        nothing = (num_own + self.shared_range * group_size) * heads
+        entries = np.full((count, *shape, width), nothing)  # [n, K, m, W]
         self.last_block = np.empty(count, dtype=np.int64)
         members: dict[int, int] = {}
         for number, row in enumerate(rows):
             member = members.get(row.position, 0)
             members[row.position] = member + 1
-            blocks, places = np.asarray(row.own) - self.own_start, number * width + np.arange(width)
-            whole, total = len(row.shared), len(row.shared) + len(row.own)
-            shared[row.shared, member] = places[:whole]
-            own[blocks] = places[whole:total]
-            entries[number, :whole] = num_own + np.asarray(row.shared, dtype=np.int64) * group_size + member
-            entries[number, whole:total] = blocks
+            mine, whole, total = np.asarray(row.own) - self.own_start, len(row.shared), len(row.shared) + len(row.own)
+            shared[0, row.shared, member], shared[1, row.shared, member] = number, np.arange(whole)
+            own[0, mine], own[1, mine] = number, np.arange(whole, total)
+            entries[number, ..., :whole] = np.moveaxis(heads_of_shared[row.shared, member], 0, -1)
+            entries[number, ..., whole:total] = np.moveaxis(heads_of_own[mine], 0, -1)
             self.last_block[number] = row.own[-1]
-        self.width = width
         self._first = np.arange(width)[:, None] * block + np.arange(block)  # place of each slot in its sequence
-        self.own, self.shared, self.entries = (torch.from_numpy(x).to(device) for x in (own, shared, entries))
-        self.own_rows, self.shared_rows = self.own // width, self.shared // width
+        head = np.arange(heads).reshape(shape)
+
+        def flat(table: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(table).reshape(-1)).to(device)
+
+        # Query rows [n * heads] and weight rows [n * heads * W] for own [blocks, K, m] and shared [blocks, K, G, m].
+        own, shared = own[:, :, None, None], shared[:, :, None, :, None]
+        own_queries, shared_queries = own[0] * heads + head, shared[0] * heads + head[:, None]
+        self.own_queries, self.own_weights = flat(own_queries), flat(own_queries * width + own[1])
+        self.shared_queries, self.shared_weights = flat(shared_queries), flat(shared_queries * width + shared[1])
+        self.entries, self.width = flat(entries), width
         self._tables = [row.shared + row.own for row in rows]
+        self._device = device
 
     def step(self, positions: np.ndarray) -> Step:
         """Prepare one step in which row i's new token stands at `positions[i]` of its sequence."""
-        device, block = self.entries.device, self.pool.block
         seen = self._first <= positions[:, None, None]
-        hidden = torch.from_numpy(np.where(seen, np.float32(0), np.float32(HIDDEN))).view(self.count, 1, 1, -1)
-        return Step(self, torch.from_numpy(self.last_block).to(device), torch.from_numpy(positions % block).to(device),
-                    hidden.to(device), (positions + 1).tolist())
+        hidden = torch.from_numpy(np.where(seen, np.float32(0), np.float32(HIDDEN)).reshape(self.count, 1, -1))
+        return Step(self, torch.from_numpy(self.last_block).to(self._device),
+                    torch.from_numpy(positions % self.pool.block).to(self._device), hidden.to(self._device),
+                    (positions + 1).tolist())
 
     def block_table(self) -> torch.Tensor:
         """Blocks of each row in order, int32 [n, most blocks]: what the NPU's fused attention reads."""
-        table = torch.zeros(self.entries.shape, dtype=torch.int32)
+        table = torch.zeros(self.count, self.width, dtype=torch.int32)
         for number, blocks in enumerate(self._tables):
             table[number, :len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
-        return table.to(self.entries.device)
+        return table.to(self._device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +98,7 @@ class Step:
     layout: Layout
     block: torch.Tensor  # int64 [n], where each row's new token goes
     offset: torch.Tensor  # int64 [n]
-    hidden: torch.Tensor  # fp32 [n, 1, 1, W * block], added to the scores
+    hidden: torch.Tensor  # fp32 [n, 1, W * block], added to the scores
     lengths: list[int]  # tokens of each row, the new one included
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -100,37 +112,24 @@ class Step:
         return self._by_blocks(query, keys, values)
 
     def _by_blocks(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        layout, (count, heads, dim), kv_heads = self.layout, query.shape, keys.shape[1]
-        own, shared = slice(layout.own_start, None), slice(0, layout.shared_range)
-        padded = torch.cat([query, query.new_zeros(1, heads, dim)]).view(count + 1, kv_heads, -1, dim)
-        scores = _join(_product(padded[layout.own_rows], keys[own].transpose(2, 3)),
-                       _product(_to_groups(padded[layout.shared_rows]), keys[shared].transpose(2, 3)), layout)
-        by_row = scores[layout.entries].permute(0, 2, 3, 1, 4)  # [n, kv heads, heads per kv head, W, block]
-        weights = torch.add(self.hidden, by_row.reshape(*by_row.shape[:3], -1), alpha=dim**-0.5).softmax(dim=-1)
-        weights = weights.to(values.dtype).view(by_row.shape).permute(0, 3, 1, 2, 4).flatten(0, 1)
-        weights = torch.cat([weights, _zeros_like_one(weights)])  # [n * W + 1, kv heads, heads per kv head, block]
-        found = _join(_product(weights[layout.own], values[own]),
-                      _product(_to_groups(weights[layout.shared]), values[shared]), layout)
-        return found[layout.entries].sum(dim=1).view(count, -1)
+        layout, (count, heads, dim) = self.layout, query.shape
+        queries, scale = query.reshape(-1, dim), dim**-0.5
+        own = [x[layout.own_start:].flatten(0, 1) for x in (keys, values)]
+        shared = [x[:layout.shared_range].flatten(0, 1) for x in (keys, values)]
+        scores = torch.cat([_product(queries, layout.own_queries, own[0].transpose(1, 2)),
+                            _product(queries, layout.shared_queries, shared[0].transpose(1, 2)),
+                            keys.new_zeros(1, layout.pool.block)])
+        by_sample = scores.index_select(0, layout.entries).view(count, heads, -1)  # [n, heads, W * block]
+        weights = torch.add(self.hidden, by_sample, alpha=scale).softmax(dim=-1).to(values.dtype)
+        weights = weights.view(-1, layout.pool.block)  # [n * heads * W, block]
+        found = torch.cat([_product(weights, layout.own_weights, own[1]),
+                           _product(weights, layout.shared_weights, shared[1]), values.new_zeros(1, dim)])
+        return found.index_select(0, layout.entries).view(count, heads, -1, dim).sum(dim=2).view(count, -1)
 
 
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Batched product over the first two axes: [blocks, kv heads, a, b] x [blocks, kv heads, b, c]."""
-    return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).view(*left.shape[:3], right.shape[-1])
-
-
-def _to_groups(rows: torch.Tensor) -> torch.Tensor:
-    """Let group members be rows of one product: [blocks, G, kv heads, m, x] -> [blocks, kv heads, G * m, x]."""
-    return rows.transpose(1, 2).flatten(2, 3)
-
-
-def _join(own: torch.Tensor, shared: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Number what was found by entry, [E + 1, kv heads, m, x]; the last one is zero."""
-    blocks, kv_heads, rows, last = shared.shape
-    members = layout.shared.shape[1]
-    shared = shared.view(blocks, kv_heads, members, rows // members, last).transpose(1, 2).flatten(0, 1)
-    return torch.cat([own, shared, _zeros_like_one(own)])
-
-
-def _zeros_like_one(entries: torch.Tensor) -> torch.Tensor:
-    return entries.new_zeros(1, *entries.shape[1:])
+def _product(rows: torch.Tensor, chosen: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """Multiply the chosen rows [N, x], dealt evenly to B blocks, with blocks [B, x, y] -> [N, y]."""
+    if not len(chosen):
+        return rows.new_empty(0, blocks.shape[2])
+    dealt = rows.index_select(0, chosen).view(len(blocks), -1, rows.shape[1])
+    return torch.bmm(dealt, blocks).view(-1, blocks.shape[2])

@@ -80,7 +80,7 @@ class Decoder:
                 linear.prepare()
         self.head.prepare()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def extend(self, chunks: Sequence[Chunk]) -> list[Extended]:
         """Run new tokens of several sequences in one pass, each after the keys that it has already."""
         tokens = self._tensor(np.concatenate([chunk.tokens for chunk in chunks]))
@@ -101,7 +101,7 @@ class Decoder:
         return [Extended(all_keys[:, :, end - len(chunk.tokens):end], all_values[:, :, end - len(chunk.tokens):end],
                          logits[i]) for i, (chunk, end) in enumerate(zip(chunks, ends, strict=True))]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def decode(self, tokens: np.ndarray, positions: np.ndarray, step: Step) -> torch.Tensor:
         """Run one token of each running sample: token and its position, int64 [n]. Returns logits [n, V / TP]."""
         hidden, (cos, sin) = self._embed(self._tensor(tokens)), self._rotary(self._tensor(positions))

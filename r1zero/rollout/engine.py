@@ -74,6 +74,7 @@ class Engine:
                 self._queue.put(Ticket(position, member))
         self._reserve(len(mine), size)
 
+    @torch.inference_mode()
     def collect(self, minibatch: int) -> list[Group]:
         """Decode until this replica's groups of the minibatch are complete, and hand them out."""
         assert self._batch is not None
@@ -135,7 +136,7 @@ class Engine:
         if self._layout is None:
             self._layout = Layout([Row(rows.running[row].ticket.position, self._prompt(row).shared, rows.blocks[row])
                                    for row in range(rows.count)],
-                                  self._pool, self._batch.samples_per_prompt, self.decoder.device)
+                                  self._pool, self._batch.samples_per_prompt, self.decoder.heads, self.decoder.device)
         positions = rows.lengths[:rows.count]
         logits = self.decoder.decode(rows.newest[:rows.count], positions, self._layout.step(positions))
         positions += 1
