@@ -19,6 +19,9 @@ from multiproc import DEVICE
 from test_packing import random_items
 
 from r1zero.algo.packing import pack
+from r1zero.model import ModelShape
+from r1zero.rollout.attention import Layout, Row
+from r1zero.rollout.kv_cache import BlockPool
 from r1zero.world import device
 
 SIGNATURE = (
@@ -27,6 +30,28 @@ SIGNATURE = (
     "int pre_tockens=2147483647, int next_tockens=2147483647, int inner_precise=0, int[]? prefix=None, "
     "int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None, int sparse_mode=0, bool gen_mask_parallel=True, "
     "bool sync=False, str softmax_layout=\"\", Tensor? sink=None) -> (Tensor, Tensor, Tensor, Tensor, int, int, int)")
+
+INFER_SIGNATURE = (
+    "npu_fused_infer_attention_score(Tensor query, Tensor key, Tensor value, *, Tensor? pse_shift=None, "
+    "Tensor? atten_mask=None, SymInt[]? actual_seq_lengths=None, SymInt[]? actual_seq_lengths_kv=None, "
+    "Tensor? block_table=None, int num_heads=1, float scale=1.0, int pre_tokens=2147483647, int next_tokens=2147483647, "
+    "str input_layout=\"BSH\", int num_key_value_heads=0, int sparse_mode=0, int inner_precise=0, int block_size=0, "
+    "bool softmax_lse_flag=False) -> (Tensor, Tensor)")  # without the quantisation arguments, which are not used
+
+
+def documented_infer(query, key, value, *, actual_seq_lengths_kv, block_table, num_heads, scale, input_layout,
+                     num_key_value_heads, block_size, sparse_mode, **others):
+    """BNSD decode over blocks (blocks, kv heads, block, D): row i sees the first lengths[i] tokens of its blocks."""
+    assert input_layout == "BNSD" and query.shape[2] == 1 and query.is_contiguous() and sparse_mode == 0
+    assert block_table.dtype == torch.int32 and key.shape[2] == block_size and key.shape[1] == num_key_value_heads
+    output = torch.empty_like(query)
+    for row, length in enumerate(actual_seq_lengths_kv):
+        keys, values = (x[block_table[row].long()].transpose(0, 1).flatten(1, 2)[:, :length] for x in (key, value))
+        for head in range(num_heads):
+            shared = head // (num_heads // num_key_value_heads)
+            weights = (query[row, head] @ keys[shared].t() * scale).softmax(-1)
+            output[row, head] = weights @ values[shared]
+    return output, query.new_empty(0)
 
 
 def documented(query, key, value, head_num, input_layout, pse, padding_mask, atten_mask, scale, keep_prob,
@@ -54,6 +79,8 @@ def library():
     made = torch.library.Library("npu_contract", "DEF")
     made.define(SIGNATURE)
     made.impl("npu_fusion_attention", documented, "CompositeExplicitAutograd")
+    made.define(INFER_SIGNATURE)
+    made.impl("npu_fused_infer_attention_score", documented_infer, "CompositeExplicitAutograd")
     yield torch.ops.npu_contract
     made._destroy()
 
@@ -66,6 +93,26 @@ def test_the_attention_call_keeps_the_published_contract(library, monkeypatch):
     expected = device.packed_causal_attention(query, key, value, batch.segments, 0.25)
     rows = batch.segments.key_rows
     found = device.npu_attention(query, key[rows], value[rows], batch.segments, 0.25)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_decode_attention_call_keeps_the_published_contract(library, monkeypatch):
+    """The NPU's call on block tables against our attention by blocks: two groups that share prompt blocks, ragged."""
+    monkeypatch.setitem(sys.modules, "torch_npu",
+                        types.SimpleNamespace(npu_fused_infer_attention_score=library.npu_fused_infer_attention_score))
+    shape = ModelShape("qwen2", 1, 64, 1, 4, 2, 16, 8, 64, 1e4, None, 1e-6, True, True, False)
+    pool = BlockPool(shape, 2, torch.float32, torch.device("cpu"), block=4)
+    pool.reserve(24)
+    torch.manual_seed(3)
+    pool.keys.normal_()
+    pool.values.normal_()
+    prompts = [pool.take_shared(2), pool.take_shared(1), []]
+    rows = [Row(p, prompts[p], pool.take_own(count)) for p, count in ((0, 2), (0, 1), (1, 3), (2, 1), (0, 1))]
+    positions = np.array([13, 8, 15, 2, 11])
+    step = Layout(rows, pool, 3, 4, torch.device("cpu")).step(positions)
+    query, key, value = torch.randn(5, 4, 16), torch.randn(5, 2, 16), torch.randn(5, 2, 16)
+    expected = step.attend(0, query, key, value)
+    found = device.npu_paged_attention(query, pool.keys[0], pool.values[0], step.layout.block_table, step.lengths)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 

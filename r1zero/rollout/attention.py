@@ -72,8 +72,10 @@ class Layout:
         self.own_queries, self.own_weights = flat(own_queries), flat(own_queries * width + own[1])
         self.shared_queries, self.shared_weights = flat(shared_queries), flat(shared_queries * width + shared[1])
         self.entries, self.width = flat(entries), width
-        self._tables = [row.shared + row.own for row in rows]
         self._device = device
+        # Blocks of each row in order, int32 [n, W]: what the NPU's fused attention reads.
+        tables = [row.shared + row.own + [0] * (width - len(row.shared) - len(row.own)) for row in rows]
+        self.block_table = torch.tensor(tables, dtype=torch.int32, device=device)
 
     def step(self, positions: np.ndarray) -> Step:
         """Prepare one step in which row i's new token stands at `positions[i]` of its sequence."""
@@ -82,13 +84,6 @@ class Layout:
         return Step(self, torch.from_numpy(self.last_block).to(self._device),
                     torch.from_numpy(positions % self.pool.block).to(self._device), hidden.to(self._device),
                     (positions + 1).tolist())
-
-    def block_table(self) -> torch.Tensor:
-        """Blocks of each row in order, int32 [n, most blocks]: what the NPU's fused attention reads."""
-        table = torch.zeros(self.count, self.width, dtype=torch.int32)
-        for number, blocks in enumerate(self._tables):
-            table[number, :len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
-        return table.to(self._device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +103,7 @@ class Step:
         keys[self.block, :, self.offset] = key
         values[self.block, :, self.offset] = value
         if query.device.type == "npu":
-            return npu_paged_attention(query, keys, values, self.layout.block_table(), self.lengths)
+            return npu_paged_attention(query, keys, values, self.layout.block_table, self.lengths)
         return self._by_blocks(query, keys, values)
 
     def _by_blocks(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
