@@ -40,7 +40,7 @@ INFER_SIGNATURE = (
 
 
 def documented_infer(query, key, value, *, actual_seq_lengths_kv, block_table, num_heads, scale, input_layout,
-                     num_key_value_heads, block_size, sparse_mode, **others):
+                     num_key_value_heads, block_size, sparse_mode=0, **others):
     """BNSD decode over blocks (blocks, kv heads, block, D): row i sees the first lengths[i] tokens of its blocks."""
     assert input_layout == "BNSD" and query.shape[2] == 1 and query.is_contiguous() and sparse_mode == 0
     assert block_table.dtype == torch.int32 and key.shape[2] == block_size and key.shape[1] == num_key_value_heads
