@@ -155,12 +155,12 @@ class Ours:
         self.engine.accept(0)
         texts = [Prompt(i, "", tokens, "") for i, tokens in enumerate(prompts)]
         self.batch = Batch(1, 0, texts, args.samples, args.prompts * args.samples)
-        self.lengths, self.steps, self.decode_rows = lengths, 0, 0
+        self.lengths, self.steps = lengths, 0
 
     def run(self) -> dict[str, float]:
         """One generation of the whole batch, with the layout of the weights inside the clock."""
         engine, extend, spent = self.engine, self.engine.decoder.extend, [0.0]
-        self.steps = self.decode_rows = 0
+        self.steps, preempted = 0, engine.preemptions
 
         def timed_extend(chunks):  # noqa: ANN001, ANN202
             began = time.perf_counter()
@@ -179,7 +179,7 @@ class Ours:
         engine.decoder.extend = extend
         assert [len(s.tokens) for g in groups for s in g.samples] == self.lengths.tolist()
         return {"seconds": seconds, "prepare_seconds": prepared - began, "prefill_seconds": spent[0],
-                "decode_seconds": seconds - (prepared - began) - spent[0], "preemptions": engine.preemptions}
+                "decode_seconds": seconds - (prepared - began) - spent[0], "preemptions": engine.preemptions - preempted}
 
     def _count(self) -> None:
         self.steps += 1
