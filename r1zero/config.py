@@ -53,7 +53,7 @@ class Training:
     prompt_type_path: str | None = None  # templates file; default configs/templates.json
     map_keys: dict[str, str] = field(default_factory=lambda: dict(  # column of each part; "" = none
         prompt="question", query="", response="ground_truth_answer", system=""))
-    save_interval: int | None = None  # steps between checkpoints; default none but the last
+    save_interval: int | None = None  # steps between checkpoints; accepted with a warning, nothing is saved yet
     deterministic: bool = False  # ask the device for bit-equal repeats, at some cost in speed
     distributed_backend: str | None = None  # of tensors; default hccl, nccl or gloo, as the device is
     distributed_timeout_minutes: int = 45  # how long ranks wait for one another
@@ -150,7 +150,7 @@ class Algorithm:
     gamma: float = 1.0  # discount of the score per token; must be 1
     lam: float = 0.95
     adv_estimator: str = "group_norm"
-    advantage_whiten: bool = False  # whiten advantages once more over the tokens of a global batch
+    advantage_whiten: bool = False  # whiten advantages once more over the tokens of a minibatch
     kl_penalty: str = "low_var_kl"  # estimator of the KL: kl, abs, mse or low_var_kl
     kl_ctrl: KlCtrl = field(default_factory=KlCtrl)
     missing_eos_penalty: float = 0.0
