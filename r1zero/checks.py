@@ -36,8 +36,8 @@ BOUNDS: dict[str, Bound] = {
     **dict.fromkeys((
         "actor_rollout.adam_beta1", "actor_rollout.adam_beta2", "actor_rollout.lr_warmup_fraction"), BELOW_1),
     **dict.fromkeys((
-        "training.seed", "actor_rollout.entropy_coeff", "actor_rollout.lr", "actor_rollout.min_lr",
-        "actor_rollout.lr_warmup_iters", "actor_rollout.weight_decay", "actor_rollout.clip_grad",
+        "training.seed", "training.report_interval", "actor_rollout.entropy_coeff", "actor_rollout.lr",
+        "actor_rollout.min_lr", "actor_rollout.lr_warmup_iters", "actor_rollout.weight_decay", "actor_rollout.clip_grad",
         "algorithm.kl_ctrl.kl_coef"), NOT_NEGATIVE),
     "actor_rollout.n_samples_per_prompt": (
         lambda value: value >= 2, "must be at least 2: group_norm compares the responses of a prompt"),

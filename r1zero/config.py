@@ -60,6 +60,7 @@ class Training:
     publish_bucket_megabytes: int = 64  # size of one broadcast of weights
     eval_data_path: str | None = None  # problems answered before the first and after the last step
     eval_samples_per_prompt: int = 1  # responses for each of them
+    report_interval: int = 5  # steps between two writings of report.html (1% of the time at most); 0 = at the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

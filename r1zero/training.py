@@ -18,6 +18,7 @@ from r1zero.evaluation import evaluate
 from r1zero.loading import dump
 from r1zero.observe.folder import start_folder
 from r1zero.observe.log import start_logging
+from r1zero.observe.report import LiveReport
 from r1zero.observe.samples import write_samples
 from r1zero.step import StepOutcome, train_step
 from r1zero.weights.convert import save_hf
@@ -44,15 +45,17 @@ def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Crew:
 def train(crew: Crew) -> None:
     """Train from the start weights to `train_iters`. Collective."""
     last, folder = crew.cfg.training.train_iters, Path(crew.cfg.output_dir)
+    report = LiveReport(folder, crew.cfg.training.report_interval)
     try:
         crew.start(version=0)
         before = _evaluate(crew, 0)
         with _progress(crew) as bar:
             for step in range(1, last + 1):
-                _keep(crew, bar, train_step(step, crew))
+                _keep(crew, bar, report, train_step(step, crew))
         after = _evaluate(crew, last)
         export(crew, folder / "model")
         crew.move.at_controller(_conclude, crew, before, after)
+        crew.move.at_controller(report.finish)
     finally:
         crew.close()
 
@@ -90,7 +93,7 @@ def _progress(crew: Crew) -> tqdm:
     return tqdm(total=crew.cfg.training.train_iters, unit="step", disable=silent)
 
 
-def _keep(crew: Crew, bar: tqdm, outcome: StepOutcome | None) -> None:
+def _keep(crew: Crew, bar: tqdm, report: LiveReport, outcome: StepOutcome | None) -> None:
     """Write a step into the run folder and show it."""
     bar.update()
     if outcome is None:
@@ -102,9 +105,11 @@ def _keep(crew: Crew, bar: tqdm, outcome: StepOutcome | None) -> None:
     _append(folder / "metrics.jsonl", metrics)
     spans = [[rank, span.name, span.start, span.end] for rank, record in enumerate(outcome.records)
              for span in record.spans]
-    _append(folder / "logs" / "spans.jsonl", {"step": step, "spans": spans})
+    roles = [crew.world.placement.roles_of(rank) for rank in range(crew.world.size)]
+    _append(folder / "logs" / "spans.jsonl", {"step": step, "roles": roles, "spans": spans})
     bar.clear()
     log.info(_line(metrics, crew.cfg.training.train_iters))
+    report.after_step(step)
 
 
 def _append(path: Path, entry: dict) -> None:
@@ -131,7 +136,8 @@ def _conclude(crew: Crew, before: dict[str, float] | None, after: dict[str, floa
         for key, label in _rows(before):
             log.info("%-24s %8s %8s", label, _shown(key, before[key]), _shown(key, after[key]))
         _append(Path(crew.cfg.output_dir) / "evaluation.jsonl", {"before": before, "after": after})
-    log.info("\nrun folder: %s\nmodel:      %s", crew.cfg.output_dir, Path(crew.cfg.output_dir) / "model")
+    folder = Path(crew.cfg.output_dir)
+    log.info("\nrun folder: %s\nmodel:      %s\nreport:     %s", folder, folder / "model", folder / "report.html")
 
 
 def _rows(metrics: dict[str, float]) -> list[tuple[str, str]]:

@@ -1,0 +1,219 @@
+// Charts: one x axis of steps, one cursor for all of them, values of the cursor's step beside the names.
+
+const STEPS = [...new Set(RUNS.flatMap((run) => run.steps))].sort((a, b) => a - b);
+const SPANS = { off: 0, light: 5, strong: 20 };  // steps over which smoothing looks back
+const charts = [];
+const hiddenRuns = new Set();
+let smoothing = SPANS[memory.get("smoothing", "off")] ?? 0;
+
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+// A run's values on the common axis: undefined where the run has no such step, null where it has no number.
+function onAxis(run, values) {
+  if (run.steps.length === STEPS.length) return values.slice();
+  const at = new Map(run.steps.map((step, i) => [step, values[i]]));
+  return STEPS.map((step) => at.get(step));
+}
+
+// Exponential mean over about `span` steps, unbiased at the start.
+function smoothed(values, span) {
+  if (!span) return values;
+  const keep = 1 - 2 / (span + 1);
+  let sum = 0, weight = 0;
+  return values.map((value) => {
+    if (typeof value !== "number") return value;
+    sum = keep * sum + (1 - keep) * value;
+    weight = keep * weight + (1 - keep);
+    return sum / weight;
+  });
+}
+
+class Chart {
+  constructor(spec) {
+    this.spec = spec;
+    this.hidden = new Set();
+    this.unit = spec.unit ?? UNITS[spec.kind];
+    this.build();
+    charts.push(this);
+    new ResizeObserver(() => this.resize()).observe(this.plot);
+  }
+
+  build() {
+    const { spec } = this;
+    this.at = el("span", { class: "at" });
+    this.values = spec.lines.map(() => el("span", { class: "value" }));
+    this.buttons = spec.lines.map((line, i) => el("button", {
+      type: "button", class: "line", "aria-pressed": "true", title: `Show or hide ${line.label}`,
+      onclick: () => this.toggle(i),
+    }, el("span", { class: "swatch" + (line.dash?.length ? " dashed" : ""), style: `--swatch: var(${line.color})` }),
+      el("span", { class: "label" }, line.label), this.values[i]));
+    this.plot = el("div", { class: "plot", tabindex: "0", role: "img", onkeydown: (event) => this.key(event) });
+    this.node = el("article", { class: "chart" },
+      el("header", {}, el("h3", {}, spec.title), this.at),
+      el("div", { class: "lines" }, ...this.buttons), this.plot,
+      spec.note ? el("p", { class: "note" }, spec.note) : null);
+    this.show(null);
+  }
+
+  toggle(i) {
+    if (!this.hidden.delete(i)) this.hidden.add(i);
+    this.buttons[i].setAttribute("aria-pressed", String(!this.hidden.has(i)));
+    this.draw();
+  }
+
+  isHidden(i) {
+    return this.hidden.has(i) || hiddenRuns.has(this.spec.lines[i].run);
+  }
+
+  // Rows of uPlot's data with the series that draws each: what lies below comes first.
+  layers() {
+    const { spec } = this;
+    const clean = (value) => (spec.log && typeof value === "number" && value <= 0 ? null : value);
+    const raw = spec.lines.map((line) => onAxis(line.run, valuesOf(line.run, line).map(clean)));
+    this.raw = raw;
+    const rows = [], series = [], bands = [];
+    const add = (row, options) => { rows.push(row); return series.push(options); };  // its number in uPlot
+    if (spec.stacked) {
+      let total = STEPS.map(() => 0), below = null;
+      spec.lines.forEach((line, i) => {
+        if (line.overlay || this.isHidden(i)) return;
+        total = smoothed(raw[i], smoothing).map((value, x) => total[x] + (value ?? 0));
+        const row = total.map((value, x) => (raw[i][x] === undefined ? undefined : value));
+        const number = add(row, { stroke: () => color(line.color), width: 1, points: { show: STEPS.length === 1 },
+                                  fill: below ? undefined : () => color(line.color) });
+        if (below) bands.push({ series: [number, below], fill: () => color(line.color) });
+        below = number;
+      });
+    }
+    const ends = [];
+    spec.lines.forEach((line, i) => {
+      if ((spec.stacked && !line.overlay) || this.isHidden(i)) return;
+      const stroke = () => color(line.color);
+      if (smoothing && !line.ghost) add(raw[i], { stroke: () => color(line.color) + "48", width: 1, points: { show: false } });
+      const number = add(smoothed(raw[i], smoothing), line.ghost
+        ? { stroke: () => color(line.color) + "30", width: 1, points: { show: false } }
+        : { stroke, width: line.width ?? 2, dash: line.dash, points: { size: 5, fill: stroke } });
+      if (spec.band?.includes(line.key)) ends.push(number);
+    });
+    if (ends.length === 2) bands.push({ series: ends.reverse(), fill: () => color("--c1") + "26" });
+    return { rows, series, bands };
+  }
+
+  draw() {
+    const zoom = this.u && [this.u.scales.x.min, this.u.scales.x.max];
+    this.u?.destroy();
+    const { rows, series, bands } = this.layers();
+    this.u = new uPlot(this.options(series, bands), [STEPS, ...rows], this.plot);
+    if (zoom && zoom[0] !== null && STEPS.length > 1) this.u.setScale("x", { min: zoom[0], max: zoom[1] });
+    this.describe();
+  }
+
+  options(series, bands) {
+    const { spec } = this;
+    const axis = { stroke: () => color("--muted"), font: "11px system-ui, sans-serif", labelSize: 16,
+                   labelFont: "11px system-ui, sans-serif", labelGap: 0,
+                   grid: { stroke: () => color("--grid"), width: 1 }, ticks: { show: false } };
+    const only = STEPS.length === 1 ? [STEPS[0] - 1, STEPS[0] + 1] : null;
+    const range = (u, low, high) => {
+      if (low === null) return [0, 1];
+      const room = (high - low || Math.abs(high) || 1) * 0.08;
+      return [spec.zero && low >= 0 ? 0 : low - room, high + room];
+    };
+    return {
+      width: this.plot.clientWidth || 320, height: 190, legend: { show: false }, padding: [8, 12, 0, 0],
+      cursor: { sync: { key: "steps" }, points: { size: 7 }, drag: { x: true, y: false } },
+      scales: { x: { time: false, range: only ? () => only : undefined },
+                y: spec.log ? { distr: 3 } : { range } },
+      axes: [{ ...axis, size: 24, label: "step", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000] },
+             { ...axis, size: 46, label: this.unit || undefined, space: 34,
+               values: (u, splits) => this.ticks(splits) }],
+      series: [{}, ...series], bands,
+      hooks: { setCursor: [(u) => this.show(u.cursor.idx ?? null)], draw: [(u) => this.markResumes(u)] },
+    };
+  }
+
+  // Tick labels: the unit is on the axis, so only the number; as many digits as the spacing asks for.
+  ticks(splits) {
+    const scale = this.spec.kind === "share" ? 100 : 1;
+    const known = splits.filter((value) => value !== null);
+    const gap = known.length > 1 ? Math.abs(known[1] - known[0]) * scale : 1;
+    const largest = Math.max(...known.map(Math.abs)) * scale;
+    return splits.map((value) => {
+      if (value === null) return null;
+      if (value === 0) return "0";
+      if (this.spec.log || largest < 0.001) return value.toExponential(0).replace("e+", "e");
+      if (largest >= 10000) return `${+(value * scale / 1000).toFixed(1)}k`;
+      return (value * scale).toFixed(Math.max(0, Math.ceil(-Math.log10(gap) - 1e-9)));
+    });
+  }
+
+  // A dotted line where a run went on after a stop.
+  markResumes(u) {
+    const { ctx, bbox } = u;
+    ctx.save();
+    ctx.strokeStyle = color("--muted");
+    ctx.setLineDash([2, 4]);
+    for (const step of new Set(RUNS.flatMap((run) => (hiddenRuns.has(run) ? [] : run.resumed)))) {
+      const x = Math.round(u.valToPos(step - 0.5, "x", true));
+      if (x < bbox.left || x > bbox.left + bbox.width) continue;
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+    }
+    ctx.restore();
+  }
+
+  // Values at the cursor; without one, the last of each line.
+  show(index) {
+    const { lines, kind } = this.spec;
+    this.at.textContent = index === null ? "" : `step ${STEPS[index]}`;
+    this.values.forEach((node, i) => {
+      const row = this.raw?.[i] ?? [];
+      node.textContent = formatted(index === null ? row.findLast((value) => typeof value === "number") : row[index], kind);
+    });
+    this.index = index;
+    return lines.map((line, i) => `${line.label} ${this.values[i].textContent}`).join(", ");
+  }
+
+  describe() {
+    const ends = this.spec.lines.map((line, i) => {
+      const known = this.raw[i].filter((value) => typeof value === "number");
+      return `${line.label} from ${formatted(known[0], this.spec.kind)} to ${formatted(known.at(-1), this.spec.kind)}`;
+    });
+    this.plot.setAttribute("aria-label", `${this.spec.title} over ${plural(STEPS.length, "step")}: ${ends.join("; ")}. `
+      + "Left and right arrow keys read values.");
+    this.show(this.index ?? null);
+  }
+
+  // Arrow keys move the cursor of all charts.
+  key(event) {
+    const last = STEPS.length - 1, from = this.index ?? (event.key === "ArrowLeft" ? last + 1 : -1);
+    const to = { ArrowLeft: from - 1, ArrowRight: from + 1, Home: 0, End: last }[event.key];
+    if (event.key === "Escape") return this.moveAll(null);
+    if (to === undefined) return;
+    event.preventDefault();
+    this.moveAll(Math.min(last, Math.max(0, to)));
+    announce(`step ${STEPS[this.index]}: ${this.show(this.index)}`);
+  }
+
+  moveAll(index) {
+    for (const chart of charts) {
+      if (!chart.u) continue;
+      const left = index === null ? -10 : chart.u.valToPos(STEPS[index], "x");
+      chart.u.setCursor({ left, top: index === null ? -10 : 1 }, true, false);
+      chart.show(index);
+    }
+  }
+
+  resize() {
+    const width = this.plot.clientWidth;
+    if (!width) return;
+    if (!this.u) this.draw();
+    else if (width !== this.u.width) this.u.setSize({ width, height: 190 });
+  }
+}
+
+function redrawCharts() {
+  for (const chart of charts) if (chart.u) chart.draw();
+}

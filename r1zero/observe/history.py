@@ -1,0 +1,141 @@
+"""What a run folder tells the report, read as it grows: each file once, each line once.
+
+Folders of older or broken runs are read as far as they go: missing files, missing keys, numbers that are not
+finite and half-written lines are left out. When a run was resumed, the lines of the steps that it did again
+replace the earlier ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from r1zero.observe.picks import finite, length_percentiles, pack_step
+
+SPAN_RANKS = 64  # ranks whose spans are kept
+Metrics = dict[str, float | None]
+
+
+class Lines:
+    """The new objects of a JSON-lines file at each call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Read what was appended since the last call, up to the last whole line."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, _, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + 1 if whole else 0
+        return [entry for entry in map(_parsed, whole.splitlines()) if entry is not None]
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Parse a line; None for one that a crash cut in two."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+class RunHistory:
+    """A run folder as the report shows it. Packed samples and spans stay below `packed_bytes`:
+    when they would not, every second step loses them, then every second of the rest, and so on."""
+
+    def __init__(self, folder: Path, packed_bytes: int) -> None:
+        self.folder, self._packed_bytes, self._every = folder, packed_bytes, 1
+        self._metrics_lines = Lines(folder / "metrics.jsonl")
+        self._span_lines = Lines(folder / "logs" / "spans.jsonl")
+        self.metrics: dict[int, Metrics] = {}  # by step, ascending
+        self._spans: dict[int, list[list[Any]]] = {}  # of steps that are not packed yet
+        self._packed: dict[int, str] = {}
+        self._unread: set[int] = set()  # steps whose samples were not looked at
+        self._roles: list[list[str]] = []  # by rank
+        self._resumed: list[int] = []  # first steps of the later attempts
+
+    def read(self, most_files: int | None = None) -> None:
+        """Take in what is new; of sample files at most `most_files`, the newest first."""
+        for entry in self._metrics_lines.new():
+            self._add_metrics(entry)
+        for entry in self._span_lines.new():
+            self._add_spans(entry)
+        for step in sorted(self._unread, reverse=True)[:most_files]:
+            self._add_samples(step)
+        self._thin()
+
+    def as_json(self) -> dict[str, Any]:
+        """The run as the page's scripts take it."""
+        text, config = self._config()
+        keys = sorted({key for metrics in self.metrics.values() for key in metrics} - {"step"})
+        return {
+            "folder": self.folder.resolve().name, "name": config.get("name") or self.folder.resolve().name,
+            "config": text, "lastStep": (config.get("training") or {}).get("train_iters"),
+            "steps": list(self.metrics),
+            "series": {key: [metrics.get(key) for metrics in self.metrics.values()] for key in keys},
+            "evaluation": [_cleaned(entry) for entry in Lines(self.folder / "evaluation.jsonl").new()],
+            "resumed": self._resumed, "roles": self._roles, "packedEvery": self._every, "packed": self._packed,
+        }
+
+    def _add_metrics(self, entry: dict[str, Any]) -> None:
+        if not isinstance(entry.get("step"), int):
+            return
+        step = entry["step"]
+        undone = [done for done in self.metrics if done >= step]  # a resumed run does these steps again
+        if undone:
+            self._resumed = [first for first in self._resumed if first < step] + [step]
+        for done in undone:
+            del self.metrics[done]
+            self._packed.pop(done, None)
+            self._unread.discard(done)
+        self.metrics[step] = _cleaned(entry)
+        self._unread.add(step)
+
+    def _add_spans(self, entry: dict[str, Any]) -> None:
+        """Keep [rank, name, start, end] in milliseconds since the step began."""
+        spans = [span for span in entry.get("spans", []) if span[0] < SPAN_RANKS]
+        began = min((span[2] for span in spans), default=0.0)
+        self._roles = entry.get("roles", self._roles)
+        self._spans[entry.get("step", 0)] = [
+            [rank, name, round((start - began) * 1e3, 2), round((end - began) * 1e3, 2)]
+            for rank, name, start, end in spans]
+
+    def _add_samples(self, step: int) -> None:
+        """Read and pack the samples of a step; what is no table of samples counts as none."""
+        path, spans = self.folder / "samples" / f"step_{step:06d}.parquet", self._spans.pop(step, [])
+        self._unread.discard(step)
+        due = step % self._every == 0
+        try:
+            table = pq.read_table(path, columns=None if due else ["response_length"])
+            self.metrics[step] |= length_percentiles(table)
+            packed = pack_step(table, spans) if due else None
+        except (OSError, ValueError, KeyError):  # missing, cut off, or of another form
+            packed = pack_step(None, spans) if due and spans else None
+        if packed:
+            self._packed[step] = packed
+
+    def _thin(self) -> None:
+        """Keep the packed steps below their limit."""
+        while sum(map(len, self._packed.values())) > self._packed_bytes and len(self._packed) > 1:
+            self._every *= 2
+            self._packed = {step: packed for step, packed in self._packed.items() if step % self._every == 0}
+
+    def _config(self) -> tuple[str, dict[str, Any]]:
+        """config.yaml as text and parsed; empty when there is none."""
+        path = self.folder / "config.yaml"
+        text = path.read_text() if path.exists() else ""
+        config = yaml.safe_load(text) if text else {}
+        return text, config if isinstance(config, dict) else {}
+
+
+def _cleaned(entry: dict[str, Any]) -> dict[str, Any]:
+    """Only numbers and nested objects of numbers; what is not finite becomes None."""
+    kept = {key: _cleaned(value) if isinstance(value, dict) else finite(value) for key, value in entry.items()}
+    return {key: value for key, value in kept.items() if value is None or isinstance(value, (int, float, dict))}

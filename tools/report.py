@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Make the report of a run, or one that compares several.
+
+    python tools/report.py runs/tiny                       # writes runs/tiny/report.html
+    python tools/report.py runs/tiny runs/tiny.1           # writes comparison.html
+    python tools/report.py runs/* --output reports/all.html
+
+The page opens from disk and needs no server and no network. Exit code 2 for a folder that is no run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from r1zero.observe.report import open_runs, write_report  # noqa: E402
+
+
+def main() -> int:
+    """Write one page; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, which hold metrics.jsonl")
+    parser.add_argument("--output", type=Path, help="the page; default RUN/report.html, of several comparison.html")
+    args = parser.parse_args()
+    output = args.output or (args.runs[0] / "report.html" if len(args.runs) == 1 else Path("comparison.html"))
+    try:
+        histories = open_runs(args.runs)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_report(output, histories)
+    except ValueError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"report: {output} cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+    print(f"{output}: {', '.join(f'{len(history.metrics)} steps of {history.folder}' for history in histories)}, "
+          f"{output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
