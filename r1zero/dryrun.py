@@ -58,7 +58,7 @@ def report(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[in
     placed = placement(cfg, world_size)
     table = placement_table(placed, node_of_rank or nodes(cfg, world_size))
     parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed), memory_table(cfg, placed)]
-    missing = dict.fromkeys(absent(cfg).values())
+    missing = absent(cfg)
     parts.append("\n".join(f"not checked: {path} is not on this machine" for path in missing))
     return "\n\n".join(part for part in parts if part)
 
@@ -103,9 +103,8 @@ def memory_table(cfg: Config, placed: Placement) -> str:
     if placed.colocated:
         lines.append(f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB")
     missing = absent(cfg)
-    models = (("actor_rollout.load", cfg.actor_rollout), ("ref.load", cfg.ref))
     lines += dict.fromkeys(f"the shape of {section.load} is taken from the model file {section.model}"
-                           for key, section in models if key in missing)
+                           for section in (cfg.actor_rollout, cfg.ref) if section.load in missing)
     return "\n".join(lines)
 
 

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 
 from r1zero.config import Config
+from r1zero.data.blend import split_blend
+from r1zero.data.packed import is_packed, read_packed
 from r1zero.data.problems import read_problems
 from r1zero.data.template import Template
 from r1zero.model import ModelShape
@@ -18,30 +20,40 @@ TINY = "tiny"
 
 
 def absent(cfg: Config) -> dict[str, str]:
-    """Paths by key, of model folders and data files that are not on this machine."""
-    paths = {"actor_rollout.load": cfg.actor_rollout.load, "ref.load": cfg.ref.load,
-             "training.tokenizer_name_or_path": cfg.training.tokenizer_name_or_path, **_data(cfg)}
-    return {key: path for key, path in paths.items() if path is not None and not Path(path).exists()}
+    """The key of each path, of model folders and data, that is not on this machine."""
+    named = [("actor_rollout.load", cfg.actor_rollout.load), ("ref.load", cfg.ref.load),
+             ("training.tokenizer_name_or_path", cfg.training.tokenizer_name_or_path), *_data_sets(cfg)[0]]
+    return {path: key for key, path in reversed(named)
+            if path is not None and not Path(path).exists() and not is_packed(path)}
 
 
-def _data(cfg: Config) -> dict[str, str | None]:
-    return {"actor_rollout.data_path": cfg.actor_rollout.data_path,
-            "training.eval_data_path": cfg.training.eval_data_path}
+def _data_sets(cfg: Config) -> tuple[list[tuple[str, str]], list[str]]:
+    """(key, path) of each data set, and a sentence for each blend that is malformed."""
+    found, problems = [], []
+    for key, text in (("actor_rollout.data_path", cfg.actor_rollout.data_path),
+                      ("training.eval_data_path", cfg.training.eval_data_path)):
+        try:
+            found += [(key, path) for _, path in split_blend(text)] if text is not None else []
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+    return found, problems
 
 
 def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
     """Return a sentence for every file that is missing (unless `absent_ok`), damaged or of a wrong kind."""
     missing = absent(cfg)
-    problems = [] if absent_ok else _missing_sentences(missing)
-    loads = {"ref.load": cfg.ref.load, "actor_rollout.load": cfg.actor_rollout.load}
-    for folder, key in {path: key for key, path in loads.items() if key not in missing}.items():
-        problems += check_folder(key, Path(folder or ""))
+    data_sets, problems = _data_sets(cfg)
+    problems += [] if absent_ok else _missing_sentences(missing)
+    loads = {cfg.ref.load: "ref.load", cfg.actor_rollout.load: "actor_rollout.load"}
+    for folder, key in loads.items():
+        if folder not in missing:
+            problems += check_folder(key, Path(folder or ""))
     tokenizer = cfg.training.tokenizer_name_or_path
-    if "training.tokenizer_name_or_path" not in missing:
+    if tokenizer not in missing:
         problems += _check_tokenizer(Path(tokenizer or ""))
-    for key, path in _data(cfg).items():
-        if path is not None and key not in missing:
-            problems += check_data(key, Path(path), cfg.training.map_keys)
+    for key, path in data_sets:
+        if path not in missing:
+            problems += check_data(key, path, cfg.training.map_keys, _vocab_size(cfg.actor_rollout.load))
     try:
         Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
     except ValueError as error:
@@ -49,11 +61,19 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
     return problems
 
 
+def _vocab_size(folder: str) -> int:
+    """The rows of the model's embedding; without a readable model, more than any."""
+    try:
+        return ModelShape.from_folder(folder).vocab_size
+    except ValueError:
+        return 2**31
+
+
 def _missing_sentences(missing: dict[str, str]) -> list[str]:
     """One sentence a path; a folder that several keys name is missed once."""
     problems = []
-    for path, key in {path: key for key, path in reversed(missing.items())}.items():
-        kind = "file of prompts" if "data" in key else "Hugging Face model folder"
+    for path, key in missing.items():
+        kind = "file of prompts, or the prefix of preprocessed ones" if "data" in key else "Hugging Face model folder"
         if Path(path).parts[-3:-1] == (".cache", TINY):
             way_out = "; make it with `python tools/make_tiny.py`"
         else:
@@ -127,10 +147,14 @@ def _check_tokenizer(folder: Path) -> list[str]:
             "give a folder that holds a Hugging Face tokenizer"]
 
 
-def check_data(key: str, path: Path, map_keys: dict[str, str]) -> list[str]:
-    """Every row of a data file must have the columns that map_keys names, filled."""
+def check_data(key: str, path: str, map_keys: dict[str, str], vocab_size: int) -> list[str]:
+    """Every row of a data file must have the columns that map_keys names, filled; or preprocessed files be whole."""
     try:
-        read_problems(path, map_keys)
+        if is_packed(path):
+            for _ in read_packed(path, vocab_size):
+                pass
+        else:
+            read_problems(path, map_keys)
     except ValueError as error:
         return [f"{key}: {error}"]
     return []

@@ -27,6 +27,8 @@ class Problem:
 def read_problems(path: str | Path, map_keys: dict[str, str]) -> list[Problem]:
     """Read the problems of a .parquet, .jsonl or .json file (a list of objects), in the file's order.
 
+    A folder stands for its files of one of these kinds, in the order of their names.
+
     `map_keys` names the columns of prompt, query, response and system; "" means that there is none. The
     question is prompt, newline, query, without the empty ones. ValueError when file, row or column is bad.
     """
@@ -36,7 +38,8 @@ def read_problems(path: str | Path, map_keys: dict[str, str]) -> list[Problem]:
         if not columns[part]:
             raise ValueError(f"map_keys.{part} is empty; it must name the column of {path} with the {part}")
     wanted = list(dict.fromkeys(column for column in columns.values() if column))
-    problems = [_problem(f"{path}, {place}", row, columns) for place, row in _rows(path, wanted)]
+    problems = [_problem(f"{file}, {place}", row, columns) for file in _files(path)
+                for place, row in _rows(file, wanted)]
     if not problems:
         raise ValueError(f"{path} has no rows; data_path must name a file with at least one problem")
     return problems
@@ -65,16 +68,27 @@ def _problem(place: str, row: dict, columns: dict[str, str]) -> Problem:
                    text("system", required=False))
 
 
+def _files(path: Path) -> list[Path]:
+    """Return the data files that a path stands for. ValueError for a folder with none, or of several kinds."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in _READERS)
+    kinds = sorted({file.suffix for file in files})
+    if len(kinds) != 1:
+        raise ValueError(f"{path} holds {' and '.join(kinds) or 'no data'} files; data_path must name a file, or a folder "
+                         f"with files of one of the kinds {', '.join(_READERS)}")
+    return files
+
+
 def _rows(path: Path, columns: list[str]) -> Iterator[tuple[str, dict]]:
     """Yield ("row 1", {column: value}) for each row; for JSONL the number is that of the line."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist; data_path must name a .parquet, .jsonl or .json file")
-    readers = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".json": _json_rows}
-    if path.suffix not in readers:
+    if path.suffix not in _READERS:
         raise ValueError(f"{path} is of an unknown kind; data_path must name a file that ends in "
-                         + ", ".join(readers))
+                         + ", ".join(_READERS))
     try:
-        yield from readers[path.suffix](path, columns)
+        yield from _READERS[path.suffix](path, columns)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as a {path.suffix} file: {error}") from None
 
@@ -121,6 +135,9 @@ def _require(path: Path, columns: list[str], present: list[str]) -> None:
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}; it has {', '.join(present) or 'none'}"
                          f"{nearest(missing[0], present)}; set training.map_keys to the right ones")
+
+
+_READERS = {".parquet": _parquet_rows, ".jsonl": _jsonl_rows, ".json": _json_rows}
 
 
 def parse_json(place: str, text: str) -> object:

@@ -1,17 +1,20 @@
-"""The endless stream of prompts: problems of a file, rendered, tokenised, shuffled by epoch.
+"""The endless stream of prompts: problems of data sets, rendered, tokenised, shuffled by epoch, blended.
 
-What is at a position of the stream follows from the file, the seed and the position alone, so a run resumes
+What is at a position of the stream follows from the data, the seed and the position alone, so a run resumes
 by asking for the next position. Also here: the model's tokenizer and the ids that end a response.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from r1zero.batch import Prompt
+from r1zero.data.blend import Blend, split_blend
+from r1zero.data.packed import is_packed, read_packed
 from r1zero.data.problems import parse_json, read_problems
 from r1zero.data.template import Template
 
@@ -19,48 +22,88 @@ _CHUNK = 1024  # texts tokenised in one call
 
 
 class Prompts:
-    """The problems of one file as a stream of prompts without end."""
+    """The problems of one data set, or of a blend of several, as a stream of prompts without end.
 
-    def __init__(self, path: str | Path, map_keys: dict[str, str], template: Template,
+    `prompts` are those of one epoch of every data set in the order of the data; their indices go on from one
+    data set to the next. Each epoch of a data set is another permutation; the blend says whose turn it is.
+    """
+
+    def __init__(self, data_path: str | Path, map_keys: dict[str, str], template: Template,
                  tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, seed: int,
                  shuffle: bool = True) -> None:
-        """Read `path` and drop prompts of more than `max_prompt_length` tokens.
+        """Read `data_path` (see data/blend.py) and drop prompts of more than `max_prompt_length` tokens.
 
-        ValueError when the file, a row or a column is bad, or no prompt is left.
+        ValueError when a file, a row or a column is bad, or no prompt is left.
         """
-        problems = read_problems(path, map_keys)
         self.seed, self.shuffle = seed, shuffle
         self.prompts: list[Prompt] = []
-        for first in range(0, len(problems), _CHUNK):
-            chunk = problems[first:first + _CHUNK]
-            texts = [template.render(problem.question, problem.system) for problem in chunk]
-            ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-            self.prompts += [Prompt(first + i, texts[i], np.asarray(ids[i], np.int32), chunk[i].answer)
-                             for i in range(len(chunk)) if len(ids[i]) <= max_prompt_length]
-        self.num_dropped = len(problems) - len(self.prompts)
-        if not self.prompts:
-            raise ValueError(f"{path}: all {len(problems)} prompts are longer than max_prompt_length="
-                             f"{max_prompt_length} tokens; set a larger one")
+        self.num_dropped = 0
+        self._sets: list[range] = []  # of each data set, its places in `prompts`
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each data set, its epoch and permutation
+        blend, first = split_blend(str(data_path)), 0
+        for _, path in blend:
+            found = _read(path, first, map_keys, template, tokenizer)
+            kept = [prompt for prompt in found if len(prompt.tokens) <= max_prompt_length]
+            if not kept:
+                raise ValueError(f"{path}: all {len(found)} prompts are longer than max_prompt_length="
+                                 f"{max_prompt_length} tokens; set a larger one")
+            self._sets.append(range(len(self.prompts), len(self.prompts) + len(kept)))
+            self.prompts += kept
+            self.num_dropped += len(found) - len(kept)
+            first = found[-1].index + 1
+        self._blend = Blend([share for share, _ in blend])
 
     def __len__(self) -> int:
-        """Return the number of prompts of an epoch."""
+        """Return the number of prompts of an epoch of every data set."""
         return len(self.prompts)
 
     def draw(self, start: int, count: int) -> list[Prompt]:
         """Return the prompts at the positions [start, start + count) of the stream."""
-        drawn: list[Prompt] = []
-        while len(drawn) < count:
-            epoch, slot = divmod(start + len(drawn), len(self))
-            drawn += [self.prompts[i] for i in self._order(epoch)[slot:slot + count - len(drawn)]]
-        return drawn
+        return [self._prompt(*self._blend[position]) for position in range(start, start + count)]
 
-    def _order(self, epoch: int) -> np.ndarray:
-        """Return the permutation of an epoch, int64 [prompts]."""
+    def _prompt(self, data_set: int, number: int) -> Prompt:
+        """Return the prompt that a data set gives when it is its turn for the `number`-th time, from 0."""
+        places = self._sets[data_set]
+        epoch, slot = divmod(number, len(places))
+        if self._orders.get(data_set, (-1,))[0] != epoch:
+            self._orders[data_set] = epoch, self._order(data_set, epoch)
+        return self.prompts[places[self._orders[data_set][1][slot]]]
+
+    def _order(self, data_set: int, epoch: int) -> np.ndarray:
+        """Return the permutation of an epoch, int64 [prompts of the data set]."""
+        size = len(self._sets[data_set])
         if not self.shuffle:
-            return np.arange(len(self))
+            return np.arange(size)
         # Sorting raw random bits: unlike Generator.permutation, they are the same in every release of numpy.
-        bits = np.random.Philox(key=[self.seed, epoch]).random_raw(len(self))
+        bits = np.random.Philox(key=[self.seed, data_set << 32 | epoch]).random_raw(size)
         return np.argsort(bits, kind="stable")
+
+
+def _read(path: str, first: int, map_keys: dict[str, str], template: Template,
+          tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """Read a raw file, or what is tokenised under a prefix; indices count rows from `first`."""
+    if is_packed(path):
+        rows = list(read_packed(path, len(tokenizer)))
+        texts, answers = (detokenize(tokenizer, ids, special) for ids, special in (
+            ([row.prompt for row in rows], True), ([row.answer for row in rows], False)))
+        return [Prompt(first + row.index, text, row.prompt, answer)
+                for row, text, answer in zip(rows, texts, answers, strict=True)]
+    problems = read_problems(path, map_keys)
+    texts = [template.render(problem.question, problem.system) for problem in problems]
+    return [Prompt(first + i, texts[i], np.asarray(ids, np.int32), problems[i].answer)
+            for i, ids in enumerate(tokenize(tokenizer, texts))]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of texts as they stand: nothing is put in front or behind."""
+    chunks = [texts[at:at + _CHUNK] for at in range(0, len(texts), _CHUNK)]
+    return [ids for chunk in chunks
+            for ids in tokenizer(chunk, add_special_tokens=False, return_attention_mask=False)["input_ids"]]
+
+
+def detokenize(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]], special: bool) -> list[str]:
+    """Return the texts of token ids; `special` tokens are written out or left out."""
+    return tokenizer.batch_decode(sequences, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

@@ -1,0 +1,85 @@
+"""Prompts and answers that tools/preprocess_data.py has tokenised: `<prefix>_packed_<field>_document.bin` and .idx.
+
+Two forms are read, as the fields input_ids and labels say: labels may be the answer alone (the R1 handlers), or as
+long as input_ids, with -100 on the prompt and then the answer and an end of text (AlpacaStyleInstructionHandler).
+Document n comes from row n of the raw file; it is empty when the row was dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from r1zero.data.indexed import MAKE_AGAIN, Indexed, index_path, read_indexed, values_path
+
+IGNORED = -100  # label of a token that is no answer
+
+
+def stem(prefix: str | Path, field: str) -> Path:
+    """Return the path of a field's files, without .bin or .idx."""
+    return Path(f"{prefix}_packed_{field}_document")
+
+
+def is_packed(prefix: str | Path) -> bool:
+    """Whether there is anything of a tokenised data set under this prefix."""
+    return any(path.exists() for field in ("input_ids", "labels")
+               for path in (index_path(stem(prefix, field)), values_path(stem(prefix, field))))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRow:
+    """One problem: `index` is its row in the raw file."""
+
+    index: int
+    prompt: np.ndarray  # int32 [prompt tokens]
+    answer: np.ndarray  # int32 [answer tokens]
+
+
+def read_packed(prefix: str | Path, vocab_size: int) -> Iterator[PackedRow]:
+    """Yield the rows of a tokenised data set that are not empty.
+
+    ValueError when a file is missing or damaged, the fields do not belong together, or a token id is not below
+    `vocab_size`.
+    """
+    if not index_path(stem(prefix, "labels")).exists() and index_path(stem(prefix, "input_ids")).exists():
+        raise ValueError(f"{prefix} has no {index_path(stem(prefix, 'labels')).name}, so nothing says which answers are "
+                         "right; preprocess it with --handler-name R1AlpacaStyleInstructionHandler")
+    inputs, labels = read_indexed(stem(prefix, "input_ids")), read_indexed(stem(prefix, "labels"))
+    if len(inputs) != len(labels):
+        raise ValueError(f"{prefix}: {len(inputs)} documents of input_ids, but {len(labels)} of labels; {MAKE_AGAIN}")
+    _check_ids(inputs, inputs.values < 0, vocab_size)
+    _check_ids(labels, (labels.values < 0) & (labels.values != IGNORED), vocab_size)
+    if not len(inputs.values):
+        raise ValueError(f"{prefix} holds no prompts; {MAKE_AGAIN} from a file with at least one problem")
+    for document in range(len(inputs)):
+        prompt, answer = inputs[document], labels[document]
+        if len(prompt) or len(answer):
+            yield _row(prefix, document, prompt, answer)
+
+
+def _check_ids(field: Indexed, negative: np.ndarray, vocab_size: int) -> None:
+    wrong = np.flatnonzero(negative | (field.values >= vocab_size))
+    if len(wrong):
+        document = int(np.searchsorted(field.bounds, wrong[0], side="right")) - 1
+        raise ValueError(f"{field.path}, document {document}: token id {field.values[wrong[0]]} is outside the "
+                         f"vocabulary of {vocab_size}; was it made with the tokenizer of another model?")
+
+
+def _row(prefix: str | Path, document: int, tokens: np.ndarray, labels: np.ndarray) -> PackedRow:
+    """Tell prompt and answer apart."""
+    given = labels != IGNORED
+    if given.all():
+        prompt, answer = tokens, labels
+    else:
+        start = int(given.argmax()) if given.any() else len(labels)
+        prompt, answer = tokens[:start], labels[start:]
+        if not np.array_equal(answer, tokens[start:]):
+            raise ValueError(f"{prefix}, document {document}: labels must be {IGNORED} on the prompt and then repeat "
+                             f"input_ids; {MAKE_AGAIN}")
+    if not len(prompt) or not len(answer):
+        missing = "answer" if len(prompt) else "prompt"
+        raise ValueError(f"{prefix}, document {document} has no {missing}; {MAKE_AGAIN}")
+    return PackedRow(document, prompt, answer)

@@ -1,0 +1,142 @@
+"""Turning raw problems into .bin/.idx files, in several processes, in the order of the rows.
+
+A handler decides which fields a row becomes. The prompt is tokenised as training tokenises it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from r1zero.data.indexed import IndexedWriter
+from r1zero.data.packed import IGNORED, stem
+from r1zero.data.problems import Problem
+from r1zero.data.prompts import detokenize, load_tokenizer, tokenize
+from r1zero.data.template import Template
+
+Fields = dict[str, np.ndarray]  # int32 arrays by name, those of one row
+Handler = Callable[[list[int], list[int], int], Fields]  # prompt, answer and end of text to fields
+_ROWS_A_TASK = 256
+
+
+def _fields(**fields: list[int]) -> Fields:
+    return {"attention_mask": np.ones(len(fields["input_ids"]), np.int32)} | {
+        name: np.asarray(ids, np.int32) for name, ids in fields.items()}
+
+
+def _instruction(prompt: list[int], answer: list[int], end: int) -> Fields:
+    """Prompt and answer in one sequence; labels of the same length, without those of the prompt."""
+    answer = [*answer, end]
+    return _fields(input_ids=prompt + answer, labels=[IGNORED] * len(prompt) + answer)
+
+
+HANDLERS: dict[str, Handler] = {
+    "R1AlpacaStyleInstructionHandler": lambda prompt, answer, end: _fields(input_ids=prompt, labels=answer),
+    "AlpacaStyleInstructionHandler": _instruction,
+    "PPOAlpacaStyleInstructionHandler": lambda prompt, answer, end: _fields(input_ids=prompt),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How rows become fields; every process reads the rest from these files."""
+
+    tokenizer: str  # folder
+    prompt_type: str
+    prompt_type_path: str
+    handler: str
+    too_long: int | None = None  # rows with a field of this many tokens or more are dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a problem became: its fields, None when it is dropped, and how its answer changes on the way back."""
+
+    fields: Fields | None
+    change: str = ""  # empty when the tokens give the answer back as it was
+
+
+@dataclass(slots=True)
+class Summary:
+    """What became of all rows."""
+
+    rows: int = 0
+    dropped: int = 0
+    tokens: int = 0  # of input_ids
+    changed: int = 0  # answers that their tokens do not give back as they were
+    example: str = ""  # the first of them
+
+    def count(self, row: Row) -> None:
+        """Take note of the next row."""
+        self.rows += 1
+        self.dropped += row.fields is None
+        self.tokens += 0 if row.fields is None else len(row.fields["input_ids"])
+        self.changed += bool(row.change)
+        if row.change and not self.example:
+            self.example = f"row {self.rows}: {row.change}"
+
+
+def preprocess(problems: Sequence[Problem], prefix: str, recipe: Recipe, workers: int,
+               advance: Callable[[int], object] = lambda rows: None) -> Summary:
+    """Write the fields of all problems under `prefix`, complete or not at all; `advance` is told of rows done.
+
+    ValueError for a bad tokenizer or template and when no row is left, RuntimeError when a worker dies.
+    """
+    _tools(recipe)  # finds what is wrong before any process starts
+    names = list(HANDLERS[recipe.handler]([0], [0], 0))
+    tasks = [problems[at:at + _ROWS_A_TASK] for at in range(0, len(problems), _ROWS_A_TASK)]
+    summary = Summary()
+    with IndexedWriter([stem(prefix, name) for name in names]) as writer:
+        for rows in _results(partial(make_rows, recipe), tasks, workers):
+            for row in rows:
+                writer.add(None if row.fields is None else [row.fields[name] for name in names])
+                summary.count(row)
+            advance(len(rows))
+        if summary.dropped == summary.rows:
+            raise ValueError(f"--seq-length {recipe.too_long}: every row has a field of that many tokens or more; "
+                             "give a larger one")
+    return summary
+
+
+def make_rows(recipe: Recipe, problems: Sequence[Problem]) -> list[Row]:
+    """Tokenise problems and make their fields."""
+    tokenizer, template = _tools(recipe)
+    prompts = tokenize(tokenizer, [template.render(each.question, each.system) for each in problems])
+    answers = tokenize(tokenizer, [each.answer for each in problems])
+    made = []
+    for problem, prompt, answer, back in zip(problems, prompts, answers,
+                                             detokenize(tokenizer, answers, special=False), strict=True):
+        fields = HANDLERS[recipe.handler](prompt, answer, tokenizer.eos_token_id)
+        fits = recipe.too_long is None or max(map(len, fields.values())) < recipe.too_long
+        change = "" if back == problem.answer else f"{problem.answer!r} becomes {back!r}"
+        made.append(Row(fields if fits else None, change))
+    return made
+
+
+@lru_cache(maxsize=1)
+def _tools(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Template]:
+    """Load what the recipe names, once in a process."""
+    return load_tokenizer(recipe.tokenizer), Template(recipe.prompt_type, recipe.prompt_type_path)
+
+
+def _results(work: Callable[[Sequence[Problem]], list[Row]], tasks: Sequence[Sequence[Problem]],
+             workers: int) -> Iterator[list[Row]]:
+    """Yield the results of the tasks in order."""
+    if workers == 1:
+        yield from map(work, tasks)
+        return
+    # Fresh processes: a fork of one that has run the tokenizer's threads may hang.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        yield from pool.map(work, tasks)
+    except BrokenProcessPool:
+        raise RuntimeError("a worker died, perhaps for lack of memory; nothing was written; try fewer --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
