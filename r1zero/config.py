@@ -68,7 +68,9 @@ class ActorRollout:
     """The model that learns: how it is trained, and how it generates."""
 
     load: str  # Hugging Face model folder
-    data_path: str  # prompts: .parquet, .jsonl or .json
+    # Prompts: a .parquet, .jsonl or .json file, a folder of such files, the prefix of preprocessed .bin/.idx
+    # files, or a blend of these by weights: 0.7,data/math,0.3,data/gsm8k.parquet
+    data_path: str
     ppo_mini_batch_size: int  # responses between two optimizer steps
     n_samples_per_prompt: int  # responses of a prompt: a group
     model: str | None = None  # name of a model file listed in `defaults`

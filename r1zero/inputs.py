@@ -73,7 +73,8 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
     """One sentence a path; a folder that several keys name is missed once."""
     problems = []
     for path, key in missing.items():
-        kind = "file of prompts, or the prefix of preprocessed ones" if "data" in key else "Hugging Face model folder"
+        kind = ("file of prompts, or the prefix of preprocessed ones" if "data" in key
+                else "Hugging Face model folder")
         if Path(path).parts[-3:-1] == (".cache", TINY):
             way_out = "; make it with `python tools/make_tiny.py`"
         else:
@@ -148,7 +149,7 @@ def _check_tokenizer(folder: Path) -> list[str]:
 
 
 def check_data(key: str, path: str, map_keys: dict[str, str], vocab_size: int) -> list[str]:
-    """Every row of a data file must have the columns that map_keys names, filled; or preprocessed files be whole."""
+    """Rows of a raw file must have the columns that map_keys names; preprocessed files must be whole."""
     try:
         if is_packed(path):
             for _ in read_packed(path, vocab_size):

@@ -6,10 +6,10 @@
         --tokenizer-type PretrainedFromHF --workers 4 --log-interval 1000 --prompt-type qwen_r1 \
         --map-keys '{"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}'
 
-Writes dataset/math_packed_input_ids_document.bin and .idx, and the same for attention_mask and labels; all appear at
-the end, complete. Document n is row n. Handlers: R1AlpacaStyleInstructionHandler keeps prompt and answer apart,
-AlpacaStyleInstructionHandler writes them as one sequence with labels -100 on the prompt (training reads both);
-PPOAlpacaStyleInstructionHandler writes no labels. Exit codes: 0 done, 1 failed, 2 bad input.
+Writes dataset/math_packed_input_ids_document.bin and .idx, and the same for attention_mask and labels; all
+appear at the end, complete. Document n is row n. Handlers: R1AlpacaStyleInstructionHandler keeps prompt and
+answer apart, AlpacaStyleInstructionHandler writes them as one sequence with labels -100 on the prompt (training
+reads both), PPOAlpacaStyleInstructionHandler writes no labels. Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--input", required=True, help="a .parquet, .jsonl or .json file, or a folder of files of one of these kinds")
+    add("--input", required=True, help="a .parquet, .jsonl or .json file, or a folder of files of one kind")
     add("--output-prefix", required=True, help="path and beginning of the names of the files to write")
     add("--tokenizer-name-or-path", required=True, help="folder with a Hugging Face tokenizer")
     add("--tokenizer-type", default="PretrainedFromHF", choices=["PretrainedFromHF"])
     add("--handler-name", default="R1AlpacaStyleInstructionHandler", help="what a row becomes, see above")
     add("--prompt-type", default="qwen_r1", help="name of a prompt template")
     add("--prompt-type-path", default=str(TEMPLATES), help="templates file")
-    add("--map-keys", default=DEFAULT_KEYS, metavar="JSON", help=f'column of each part, "" = none; default {DEFAULT_KEYS}')
+    add("--map-keys", default=DEFAULT_KEYS, metavar="JSON", help="column of each part; default " + DEFAULT_KEYS)
     add("--dataset-additional-keys", nargs="*", default=["labels"], metavar="KEY",
         help="labels, which the R1 handler always writes")
     add("--seq-length", type=at_least_1, help="drop rows with a field of this many tokens or more")
@@ -75,23 +75,25 @@ def run(args: argparse.Namespace) -> int:
     """Look at the cheap things first, then read, then import what is heavy."""
     keys = map_keys(args.map_keys)
     if args.dataset_additional_keys not in ([], ["labels"]):
-        raise ValueError(f"--dataset-additional-keys {' '.join(args.dataset_additional_keys)}: only labels can be added")
+        raise ValueError(f"--dataset-additional-keys {' '.join(args.dataset_additional_keys)}: only labels can "
+                         "be added")
     check_writable(Path(args.output_prefix))
     problems = read_problems(args.input, keys)
 
     from r1zero.data.preprocess import HANDLERS, Recipe, preprocess
 
     if args.handler_name not in HANDLERS:
-        raise ValueError(f"--handler-name {args.handler_name} is unknown{nearest(args.handler_name, HANDLERS)}; there are "
-                         + ", ".join(HANDLERS))
+        raise ValueError(f"--handler-name {args.handler_name} is unknown"
+                         f"{nearest(args.handler_name, HANDLERS)}; there are {', '.join(HANDLERS)}")
     recipe = Recipe(args.tokenizer_name_or_path, args.prompt_type, args.prompt_type_path, args.handler_name,
                     args.seq_length)
     with tqdm(total=len(problems), unit="row", miniters=args.log_interval) as bar:
         done = preprocess(problems, args.output_prefix, recipe, args.workers, bar.update)
     if done.changed:
-        print(f"warning: {done.changed} answers change when their tokens become text again; {done.example}", file=sys.stderr)
-    print(f"{done.rows - done.dropped} rows, {done.tokens} tokens in {args.output_prefix}_packed_*_document.bin; "
-          f"{done.dropped} rows dropped by --seq-length")
+        print(f"warning: {done.changed} answers change when their tokens become text again; {done.example}",
+              file=sys.stderr)
+    print(f"{done.rows - done.dropped} rows, {done.tokens} tokens in {args.output_prefix}_packed_*_document.bin"
+          f"; {done.dropped} rows dropped by --seq-length")
     return 0
 
 
@@ -102,7 +104,7 @@ def map_keys(text: str) -> dict[str, str]:
         raise ValueError(f"--map-keys {text} must be a JSON object that maps parts to names of columns")
     for part, column in given.items():
         if part in NOT_READ and column:
-            raise ValueError(f"--map-keys: {part}={column!r}, but these handlers do not read {part}; set it to \"\"")
+            raise ValueError(f"--map-keys: {part}={column!r}, but no handler here reads {part}; set it to \"\"")
         if part not in PARTS + NOT_READ:
             raise ValueError(f"--map-keys: {part!r} is not one of {', '.join(PARTS)}{nearest(part, PARTS)}")
     return given

@@ -21,7 +21,8 @@ def split_blend(text: str) -> list[tuple[float, str]]:
     if len(words) == 1 or Path(text).exists() or is_packed(text):
         return [(1.0, text)]
     if len(words) % 2:
-        raise ValueError(f"{text!r} is neither a path nor weights and paths in turn, such as 0.7,data/a,0.3,data/b")
+        raise ValueError(f"{text!r} is neither a path nor weights and paths in turn, such as "
+                         "0.7,data/a,0.3,data/b")
     weights = [_weight(word, path) for word, path in zip(words[::2], words[1::2], strict=True)]
     return [(weight / sum(weights), path) for weight, path in zip(weights, words[1::2], strict=True)]
 
@@ -32,8 +33,8 @@ def _weight(word: str, path: str) -> float:
     except ValueError:
         weight = 0.0
     if not 0 < weight < float("inf"):
-        raise ValueError(f"the weight of {path or 'nothing'} is {word!r}; it must be a number above 0, in front of "
-                         "its path: 0.7,data/a,0.3,data/b")
+        raise ValueError(f"the weight of {path or 'nothing'} is {word!r}; it must be a number above 0, in "
+                         "front of its path: 0.7,data/a,0.3,data/b")
     return weight
 
 

@@ -1,8 +1,8 @@
-"""Prompts and answers that tools/preprocess_data.py has tokenised: `<prefix>_packed_<field>_document.bin` and .idx.
+"""What tools/preprocess_data.py has tokenised: `<prefix>_packed_<field>_document.bin` and .idx.
 
-Two forms are read, as the fields input_ids and labels say: labels may be the answer alone (the R1 handlers), or as
-long as input_ids, with -100 on the prompt and then the answer and an end of text (AlpacaStyleInstructionHandler).
-Document n comes from row n of the raw file; it is empty when the row was dropped.
+Two forms are read: labels may be the answer alone (the R1 handlers), or as long as input_ids, with -100 on the
+prompt and then the answer and an end of text (AlpacaStyleInstructionHandler). Document n comes from row n of
+the raw file; it is empty when the row was dropped.
 """
 
 from __future__ import annotations
@@ -41,15 +41,17 @@ class PackedRow:
 def read_packed(prefix: str | Path, vocab_size: int) -> Iterator[PackedRow]:
     """Yield the rows of a tokenised data set that are not empty.
 
-    ValueError when a file is missing or damaged, the fields do not belong together, or a token id is not below
-    `vocab_size`.
+    ValueError when a file is missing or damaged, the fields do not belong together, or a token id is not
+    below `vocab_size`.
     """
-    if not index_path(stem(prefix, "labels")).exists() and index_path(stem(prefix, "input_ids")).exists():
-        raise ValueError(f"{prefix} has no {index_path(stem(prefix, 'labels')).name}, so nothing says which answers are "
-                         "right; preprocess it with --handler-name R1AlpacaStyleInstructionHandler")
+    answers = index_path(stem(prefix, "labels"))
+    if not answers.exists() and index_path(stem(prefix, "input_ids")).exists():
+        raise ValueError(f"{prefix} has no {answers.name}, so nothing says which answers are right; preprocess "
+                         "it with --handler-name R1AlpacaStyleInstructionHandler")
     inputs, labels = read_indexed(stem(prefix, "input_ids")), read_indexed(stem(prefix, "labels"))
     if len(inputs) != len(labels):
-        raise ValueError(f"{prefix}: {len(inputs)} documents of input_ids, but {len(labels)} of labels; {MAKE_AGAIN}")
+        raise ValueError(f"{prefix}: {len(inputs)} documents of input_ids, but {len(labels)} of labels; "
+                         f"{MAKE_AGAIN}")
     _check_ids(inputs, inputs.values < 0, vocab_size)
     _check_ids(labels, (labels.values < 0) & (labels.values != IGNORED), vocab_size)
     if not len(inputs.values):
@@ -77,8 +79,8 @@ def _row(prefix: str | Path, document: int, tokens: np.ndarray, labels: np.ndarr
         start = int(given.argmax()) if given.any() else len(labels)
         prompt, answer = tokens[:start], labels[start:]
         if not np.array_equal(answer, tokens[start:]):
-            raise ValueError(f"{prefix}, document {document}: labels must be {IGNORED} on the prompt and then repeat "
-                             f"input_ids; {MAKE_AGAIN}")
+            raise ValueError(f"{prefix}, document {document}: labels must be {IGNORED} on the prompt and then "
+                             f"repeat input_ids; {MAKE_AGAIN}")
     if not len(prompt) or not len(answer):
         missing = "answer" if len(prompt) else "prompt"
         raise ValueError(f"{prefix}, document {document} has no {missing}; {MAKE_AGAIN}")

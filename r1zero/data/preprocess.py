@@ -57,7 +57,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a problem became: its fields, None when it is dropped, and how its answer changes on the way back."""
+    """What a problem became: its fields, None when dropped, and how its answer changes on the way back."""
 
     fields: Fields | None
     change: str = ""  # empty when the tokens give the answer back as it was
@@ -85,7 +85,7 @@ class Summary:
 
 def preprocess(problems: Sequence[Problem], prefix: str, recipe: Recipe, workers: int,
                advance: Callable[[int], object] = lambda rows: None) -> Summary:
-    """Write the fields of all problems under `prefix`, complete or not at all; `advance` is told of rows done.
+    """Write the fields of all problems under `prefix`, complete or not at all; `advance` hears of rows done.
 
     ValueError for a bad tokenizer or template and when no row is left, RuntimeError when a worker dies.
     """
@@ -100,8 +100,8 @@ def preprocess(problems: Sequence[Problem], prefix: str, recipe: Recipe, workers
                 summary.count(row)
             advance(len(rows))
         if summary.dropped == summary.rows:
-            raise ValueError(f"--seq-length {recipe.too_long}: every row has a field of that many tokens or more; "
-                             "give a larger one")
+            raise ValueError(f"--seq-length {recipe.too_long}: every row has a field of that many tokens or "
+                             "more; give a larger one")
     return summary
 
 
@@ -137,6 +137,7 @@ def _results(work: Callable[[Sequence[Problem]], list[Row]], tasks: Sequence[Seq
     try:
         yield from pool.map(work, tasks)
     except BrokenProcessPool:
-        raise RuntimeError("a worker died, perhaps for lack of memory; nothing was written; try fewer --workers") from None
+        raise RuntimeError("a worker died, perhaps for lack of memory, and nothing was written; try fewer "
+                           "--workers") from None
     finally:
         pool.shutdown(cancel_futures=True)

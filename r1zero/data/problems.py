@@ -75,8 +75,8 @@ def _files(path: Path) -> list[Path]:
     files = sorted(file for file in path.iterdir() if file.suffix in _READERS)
     kinds = sorted({file.suffix for file in files})
     if len(kinds) != 1:
-        raise ValueError(f"{path} holds {' and '.join(kinds) or 'no data'} files; data_path must name a file, or a folder "
-                         f"with files of one of the kinds {', '.join(_READERS)}")
+        raise ValueError(f"{path} holds {' and '.join(kinds) or 'no data'} files; data_path must name a "
+                         f"file, or a folder with files of one of the kinds {', '.join(_READERS)}")
     return files
 
 

@@ -101,9 +101,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
             for ids in tokenizer(chunk, add_special_tokens=False, return_attention_mask=False)["input_ids"]]
 
 
-def detokenize(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]], special: bool) -> list[str]:
+def detokenize(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]],
+               special: bool) -> list[str]:
     """Return the texts of token ids; `special` tokens are written out or left out."""
-    return tokenizer.batch_decode(sequences, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+    return tokenizer.batch_decode(sequences, skip_special_tokens=not special,
+                                  clean_up_tokenization_spaces=False)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
