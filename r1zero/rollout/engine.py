@@ -7,7 +7,7 @@ the same scheduler on the same tokens, so tensor parallelism needs no commands b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,12 +61,12 @@ class Engine:
         self.decoder.prepare()
         self.version = version
 
-    def submit(self, batch: Batch) -> None:
-        """Queue this replica's share of a batch: the prompts at positions p % replicas == replica."""
+    def submit(self, batch: Batch, positions: Sequence[int] | None = None) -> None:
+        """Queue this replica's share of a batch: the prompts at `positions`, by default p % replicas == replica."""
         assert not any(self._open.values()), "the last batch is not collected yet"
         assert batch.version == self.version, f"weights {self.version} cannot draw batch {batch.version}"
         self._batch, size = batch, batch.samples_per_prompt
-        mine = range(self.replica, len(batch.prompts), self.num_replicas)
+        mine = range(self.replica, len(batch.prompts), self.num_replicas) if positions is None else positions
         self._groups = {p: Group(p, batch.prompts[p], [None] * size) for p in mine}
         self._open = dict.fromkeys(mine, size)
         for position in mine:
