@@ -24,6 +24,7 @@ class Outcome(IntEnum):
     NO_ANSWER = 2
     TIMEOUT = 3
     CRASH = 4
+    GRADED = 5  # a value without a verdict, such as that of a length
 
     @property
     def failed(self) -> bool:
@@ -37,6 +38,7 @@ class Score:
 
     value: float
     outcome: Outcome
+    why: str = ""  # of a failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,12 @@ class Sample:
     @property
     def failed(self) -> bool:
         return any(score.outcome.failed for score in self.scores.values())
+
+    @property
+    def failure(self) -> str:
+        """Name the first scorer that failed and why; "" when none did."""
+        failed = (f"{name}: {score.why}" for name, score in self.scores.items() if score.outcome.failed)
+        return next(failed, "")
 
 
 @dataclass(slots=True)

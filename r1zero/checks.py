@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
-from r1zero.config import RULE_NAMES, Config, nodes, placement
+from r1zero.config import Config, nodes, placement
 from r1zero.inputs import check_inputs
 from r1zero.network import check_models
+from r1zero.reward.rules import check_names
+from r1zero.reward.trial import check_custom
 from r1zero.sentences import multiple, multiples, nearest, neighbours, product_text, shown
 from r1zero.world.roles import Placement
 
@@ -31,8 +33,8 @@ BOUNDS: dict[str, Bound] = {
         "actor_rollout.num_gpus_for_train", "actor_rollout.num_gpus_for_infer",
         "actor_rollout.tensor_model_parallel_size", "actor_rollout.pipeline_model_parallel_size",
         "actor_rollout.infer_tensor_parallel_size", "ref.tensor_model_parallel_size",
-        "ref.pipeline_model_parallel_size", "ref.micro_batch_size", "reward.workers",
-        "resource_pool.ranks_per_node"), AT_LEAST_1),
+        "ref.pipeline_model_parallel_size", "ref.micro_batch_size", "reward.workers", "reward.overlong_cache",
+        "reward.repetition_ngram", "resource_pool.ranks_per_node"), AT_LEAST_1),
     **dict.fromkeys((
         "actor_rollout.adam_beta1", "actor_rollout.adam_beta2", "actor_rollout.lr_warmup_fraction"), BELOW_1),
     **dict.fromkeys((
@@ -54,6 +56,8 @@ BOUNDS: dict[str, Bound] = {
                                  "prompts are shuffled anyway unless training.no_shuffle is set"),
     "reward.verifier": (bool, "must be true: responses are scored by rules, there is no reward model"),
     "reward.deadline_seconds": (lambda value: value > 0, "must be above 0, such as 10"),
+    "reward.worker_memory_megabytes": (lambda value: value >= 64, "must be at least 64, such as 1024"),
+    "reward.max_failure_rate": (lambda value: 0 <= value <= 1, "must be from 0 to 1, such as 0.05; 1 never stops"),
     "algorithm.gamma": (
         lambda value: value == 1, "must be 1.0: group_norm gives all tokens of a response one advantage"),
     "resource_pool.reward": (
@@ -91,8 +95,10 @@ def check(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int
         problems += found
     if placed is not None:
         problems += check_batches(cfg, placed)
-    problems += check_lengths(cfg) + check_models(cfg)
-    return problems + check_inputs(cfg, absent_ok)
+    problems += check_lengths(cfg) + check_models(cfg) + check_inputs(cfg, absent_ok)
+    if problems or absent_ok:
+        return problems
+    return check_custom(cfg)  # last, since it starts a process
 
 
 def check_values(cfg: Config) -> list[str]:
@@ -116,14 +122,8 @@ def check_algorithm(cfg: Config) -> list[str]:
 
 
 def _check_rewards(cfg: Config) -> list[str]:
-    problems = []
     rules, weights = cfg.algorithm.verifier_function, cfg.algorithm.verifier_weight
-    for name in rules:
-        if name not in RULE_NAMES:
-            problems.append(f"algorithm.verifier_function: {name} is not one of "
-                            f"{', '.join(RULE_NAMES)}{nearest(name, RULE_NAMES)}")
-    if not rules or len(set(rules)) < len(rules):
-        problems.append(f"algorithm.verifier_function: {rules} must name at least one rule, and each once")
+    problems = [f"algorithm.verifier_function: {problem}" for problem in check_names(rules)]
     if len(rules) != len(weights):
         even = [round(1 / max(1, len(rules)), 2)] * len(rules)
         problems.append(f"algorithm.verifier_weight: {weights} has {len(weights)} weights for the "

@@ -15,9 +15,6 @@ from r1zero.world.roles import Placement, place
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Names of `algorithm.verifier_function`; reasoning_steps is another name of step.
-RULE_NAMES = ("acc", "format", "strict_format", "step", "reasoning_steps", "base_acc")
-
 # What a model file under configs/model/ may say about the network. It is compared with the model folder's
 # config.json, which rules; without the folder (a dry run elsewhere) it stands in for it.
 SHAPE_KEYS: dict[str, type] = {
@@ -125,15 +122,39 @@ class Ref:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """What the scorer acc gives. MindSpeed-LLM's three levels are right 1, wrong -0.5, missing -1."""
+
+    right: float = 1.0
+    wrong: float = -1.0
+    missing: float = -1.0  # a response without an answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cosine:
+    """What the scorer cosine gives at length 0 (short) and just below the limit (long); the paper's values."""
+
+    right_short: float = 2.0
+    right_long: float = 1.0
+    wrong_short: float = -10.0
+    wrong_long: float = 0.0
+    exceeded: float = -10.0  # at the limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """Rules score the responses; there is no reward model."""
+    """Rules score the responses; there is no reward model. `docs/rewards.md` describes the scorers."""
 
     model: str | None = None
     verifier: bool = True  # must be on
-    acc_wrong: float = -1.0  # what a wrong answer is worth to the rule acc; a right one is worth 1
-    acc_missing: float = -1.0  # and a response without an answer
+    accuracy: Accuracy = field(default_factory=Accuracy)
+    cosine: Cosine = field(default_factory=Cosine)
+    overlong_cache: int | None = None  # last tokens before the limit that overlong punishes; default a fifth of it
+    repetition_ngram: int = 40  # words that must repeat to count for the scorer repetition
     workers: int = 2  # processes that score, beside each rollout replica
-    deadline_seconds: float = 10.0  # for one response and one rule; then its worker is killed
+    deadline_seconds: float = 10.0  # for one call of one scorer; then its worker is killed
+    worker_memory_megabytes: int = 1024  # that a worker may grow by after its start
+    max_failure_rate: float = 0.05  # share of responses whose scoring may fail; beyond it the run stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +178,8 @@ class Algorithm:
     kl_penalty: str = "low_var_kl"  # estimator of the KL: kl, abs, mse or low_var_kl
     kl_ctrl: KlCtrl = field(default_factory=KlCtrl)
     missing_eos_penalty: float = 0.0
-    verifier_function: list[str] = field(default_factory=lambda: ["acc"])
-    verifier_weight: list[float] = field(default_factory=lambda: [1.0])
+    verifier_function: list[str] = field(default_factory=lambda: ["acc"])  # scorers; yours as module:function
+    verifier_weight: list[float] = field(default_factory=lambda: [1.0])  # the reward is their weighted sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,7 @@ from r1zero.policy.megatron import RoleModel
 from r1zero.policy.policy import Policy
 from r1zero.policy.reference import Reference
 from r1zero.reward.judge import Judge
-from r1zero.reward.rules import AccuracyValues
-from r1zero.reward.scorer import Scorer
+from r1zero.reward.scorer import SampleScorer
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.sampler import Sampling
@@ -43,7 +42,7 @@ class Crew:
     prompts: Prompts | Absent  # controller
     eval_prompts: Prompts | Absent | None  # controller, when the configuration names eval data
     engine: Engine | Absent  # rollout
-    scorer: Scorer | Absent  # rollout
+    scorer: SampleScorer | Absent  # rollout
     reference: Reference | Absent  # ref
     policy: Policy | Absent  # train
     publisher: Publisher
@@ -123,17 +122,15 @@ def _reference(cfg: Config, world: World, dtype: torch.dtype) -> Reference:
     return Reference(model, cfg.actor_rollout.temperature, cfg.ref.micro_batch_size, cfg.ref.max_tokens_per_microbatch)
 
 
-def _scorer(cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase) -> Scorer:
+def _scorer(cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase) -> SampleScorer:
     judge = None
     if world.rollout.speaks:
-        judge = Judge(cfg.algorithm.verifier_function, cfg.algorithm.verifier_weight,
-                      cfg.reward.workers, cfg.reward.deadline_seconds,
-                      AccuracyValues(wrong=cfg.reward.acc_wrong, missing=cfg.reward.acc_missing))
-    return Scorer(judge, partial(tokenizer.decode, skip_special_tokens=True))
+        judge = Judge(cfg.algorithm.verifier_function, cfg.algorithm.verifier_weight, cfg.reward)
+    return SampleScorer(judge, partial(tokenizer.decode, skip_special_tokens=True), cfg.response_budget)
 
 
 def _engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, end_ids: tuple[int, ...],
-            scorer: Scorer) -> Engine:
+            scorer: SampleScorer) -> Engine:
     actor, grid = cfg.actor_rollout, world.rollout
     decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length)
     sampling = Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)

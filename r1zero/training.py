@@ -20,6 +20,7 @@ from r1zero.observe.folder import start_folder
 from r1zero.observe.log import start_logging
 from r1zero.observe.report import LiveReport
 from r1zero.observe.samples import write_samples
+from r1zero.reward.guard import FailureGuard
 from r1zero.step import StepOutcome, train_step
 from r1zero.weights.convert import save_hf
 from r1zero.weights.gather import gather_tensors
@@ -46,12 +47,13 @@ def train(crew: Crew) -> None:
     """Train from the start weights to `train_iters`. Collective."""
     last, folder = crew.cfg.training.train_iters, Path(crew.cfg.output_dir)
     report = LiveReport(folder, crew.cfg.training.report_interval)
+    guard = FailureGuard(crew.cfg.reward.max_failure_rate)
     try:
         crew.start(version=0)
         before = _evaluate(crew, 0)
         with _progress(crew) as bar:
             for step in range(1, last + 1):
-                _keep(crew, bar, report, train_step(step, crew))
+                _keep(crew, bar, report, guard, train_step(step, crew))
         after = _evaluate(crew, last)
         export(crew, folder / "model")
         crew.move.at_controller(_conclude, crew, before, after)
@@ -93,8 +95,8 @@ def _progress(crew: Crew) -> tqdm:
     return tqdm(total=crew.cfg.training.train_iters, unit="step", disable=silent)
 
 
-def _keep(crew: Crew, bar: tqdm, report: LiveReport, outcome: StepOutcome | None) -> None:
-    """Write a step into the run folder and show it."""
+def _keep(crew: Crew, bar: tqdm, report: LiveReport, guard: FailureGuard, outcome: StepOutcome | None) -> None:
+    """Write a step into the run folder and show it; stop the run if too many of its scores failed."""
     bar.update()
     if outcome is None:
         return
@@ -110,6 +112,7 @@ def _keep(crew: Crew, bar: tqdm, report: LiveReport, outcome: StepOutcome | None
     bar.clear()
     log.info(_line(metrics, crew.cfg.training.train_iters))
     report.after_step(step)
+    guard.check(outcome.groups)
 
 
 def _append(path: Path, entry: dict) -> None:
@@ -133,16 +136,16 @@ def _conclude(crew: Crew, before: dict[str, float] | None, after: dict[str, floa
         log.info("\nheld-out problems: %s, %d problems x %d, temperature %g", data, count,
                  crew.cfg.training.eval_samples_per_prompt, crew.cfg.actor_rollout.temperature)
         log.info("%-24s %8s %8s", "", "before", "after")
-        for key, label in _rows(before):
+        for key, label in _rows([key for key in before if key in after]):
             log.info("%-24s %8s %8s", label, _shown(key, before[key]), _shown(key, after[key]))
         _append(Path(crew.cfg.output_dir) / "evaluation.jsonl", {"before": before, "after": after})
     folder = Path(crew.cfg.output_dir)
     log.info("\nrun folder: %s\nmodel:      %s\nreport:     %s", folder, folder / "model", folder / "report.html")
 
 
-def _rows(metrics: dict[str, float]) -> list[tuple[str, str]]:
+def _rows(keys: list[str]) -> list[tuple[str, str]]:
     names = {"acc": "accuracy", "base_acc": "accuracy"}
-    rules = [(key, names.get(key.split("/")[1], key.split("/")[1])) for key in metrics if key.endswith("/right")]
+    rules = [(key, names.get(key.split("/")[1], key.split("/")[1])) for key in keys if key.endswith("/right")]
     return rules + [("reward/mean", "reward"), ("response_length/mean", "response length")]
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from r1zero.checks import check
-from r1zero.config import RULE_NAMES, nodes, placement
+from r1zero.config import nodes, placement
 from r1zero.loading import load_config
 from small_config import MODEL, SHAPE, home, load, only  # noqa: F401
 
@@ -58,6 +58,9 @@ RULES = [
      ["algorithm.verifier_function: fromat", "did you mean format?"]),
     (["algorithm.verifier_function=[acc, acc]"],
      ["algorithm.verifier_function: ['acc', 'acc']", "each once"]),
+    (["algorithm.verifier_function=[format, cosine]"],
+     ["algorithm.verifier_function: cosine depends on", "name acc"]),
+    (["reward.max_failure_rate=5"], ["reward.max_failure_rate: 5.0 must be from 0 to 1", "0.05"]),
     (["algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.target_kl=0.1"],
      ["algorithm.kl_ctrl.horizon: nothing must be above 0", "10000"]),
     (["algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.horizon=5", "algorithm.kl_ctrl.target_kl=0"],
@@ -202,11 +205,6 @@ def test_model_file_may_shorten_the_positions(home: Path) -> None:
     (home / "model" / "small.yaml").write_text(yaml.safe_dump({"small": keys}))
     problem = only(check(load(home)))
     assert "training.seq_length: 96" in problem and "90 is the most" in problem
-
-
-def test_rule_names_are_those_of_the_rewards() -> None:
-    from r1zero.reward.rules import RULES as scorers
-    assert set(RULE_NAMES) == set(scorers)
 
 
 # -- files ---

@@ -1,26 +1,37 @@
-"""The judge with real worker processes: verdicts, deadlines, deaths, order, and nothing left behind."""
+"""The judge with real worker processes: verdicts, deadlines, deaths, groups, custom scorers, nothing left behind."""
+
+from __future__ import annotations
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from r1zero.batch import Outcome, Score
-from r1zero.reward import judge as judge_module
-from r1zero.reward.judge import ITEMS_AT_WORKER, Judge
-from r1zero.reward.rules import AccuracyValues
+from r1zero.batch import Group, Outcome, Prompt, Sample, Score
+from r1zero.config import Accuracy, Reward
+from r1zero.reward import pool as pool_module
+from r1zero.reward.case import Case
+from r1zero.reward.guard import WINDOW, FailureGuard
+from r1zero.reward.judge import Judge
+from r1zero.reward.pool import ITEMS_AT_WORKER
 
 GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"
 HOSTILE = r"\boxed{9^{9^{9^{9}}}}"  # runs in C and never ends
+ONE = Reward(workers=1, deadline_seconds=1.5)
 
 
-def processes(judge: Judge) -> list[int]:
-    return [worker.process.pid for worker in judge._workers]
+def submit(judge: Judge, key: Hashable, response: str, answer: str, member: int = 0, size: int = 1, tokens: int = 1) -> None:
+    judge.submit(key, member, size, Case("q", response, answer, tokens, limit=100, truncated=False))
+
+
+def collect(judge: Judge, keys: Sequence[Hashable]) -> dict[Hashable, dict[str, Score]]:
+    """Scores of groups of one."""
+    return {key: scores for key, [scores] in judge.collect(keys).items()}
 
 
 def is_alive(pid: int) -> bool:
@@ -33,23 +44,23 @@ def is_alive(pid: int) -> bool:
 
 def wait_until_ready(judge: Judge) -> None:
     limit = time.monotonic() + 60
-    while not all(worker.ready for worker in judge._workers):
+    while not judge.pool.ready:
         assert time.monotonic() < limit
         judge.poll(0.1)
 
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Judge]:
-    with Judge(["acc", "format"], [0.75, 0.25], workers=1, deadline_seconds=1.5) as running:
+    with Judge(["acc", "format"], [0.75, 0.25], ONE) as running:
         yield running
 
 
 def test_scores_and_weights(judge: Judge) -> None:
-    judge.submit("right", GOOD % r"\frac{1}{2}", "0.5")
-    judge.submit("wrong", GOOD % "2", "0.5")
-    judge.submit("unformatted", r"\boxed{0.5}", "0.5")
-    judge.submit("none", "I do not know", "0.5")
-    scores = judge.collect(["none", "right", "unformatted", "wrong"])
+    submit(judge, "right", GOOD % r"\frac{1}{2}", "0.5")
+    submit(judge, "wrong", GOOD % "2", "0.5")
+    submit(judge, "unformatted", r"\boxed{0.5}", "0.5")
+    submit(judge, "none", "I do not know", "0.5")
+    scores = collect(judge, ["none", "right", "unformatted", "wrong"])
     assert list(scores) == ["none", "right", "unformatted", "wrong"]
     assert scores["right"] == {"acc": Score(1.0, Outcome.RIGHT), "format": Score(1.0, Outcome.RIGHT)}
     assert scores["wrong"] == {"acc": Score(-1.0, Outcome.WRONG), "format": Score(1.0, Outcome.RIGHT)}
@@ -58,48 +69,51 @@ def test_scores_and_weights(judge: Judge) -> None:
     assert rewards == {"right": 1.0, "wrong": -0.5, "unformatted": 0.75, "none": -0.75}
 
 
-def test_deadline_ends_an_item_and_spares_those_behind_it(judge: Judge) -> None:
+def test_deadline_ends_one_scorer_and_spares_the_rest(judge: Judge) -> None:
     wait_until_ready(judge)
-    before = judge.replaced
+    before = judge.pool.replaced
     start = time.monotonic()
-    judge.submit("hostile", HOSTILE, "5")
+    submit(judge, "hostile", f"<think>a</think><answer>{HOSTILE}</answer>", "5")
     for number in range(5):
-        judge.submit(number, GOOD % number, "3")
-    hostile = judge.collect(["hostile"])["hostile"]
-    elapsed = time.monotonic() - start
-    assert hostile == {"acc": Score(-1.0, Outcome.TIMEOUT), "format": Score(0.0, Outcome.TIMEOUT)}
-    assert 1.4 < elapsed < 2.5
-    values = [scores["acc"].value for scores in judge.collect(range(5)).values()]
+        submit(judge, number, GOOD % number, "3")
+    while judge.pool.replaced == before:
+        judge.poll(0.01)
+    assert 1.4 < time.monotonic() - start < 2.5
+    hostile = collect(judge, ["hostile"])["hostile"]
+    assert hostile["acc"] == Score(-1.0, Outcome.TIMEOUT, "no score within 1.5 s")
+    assert hostile["format"] == Score(1.0, Outcome.RIGHT), "format does not fail with acc"
+    values = [scores["acc"].value for scores in collect(judge, range(5)).values()]
     assert values == [-1.0, -1.0, -1.0, 1.0, -1.0]
-    assert judge.replaced == before + 1
+    assert judge.pool.replaced == before + 1
 
 
 def test_time_not_polled_does_not_count_against_waiting_items(judge: Judge) -> None:
     wait_until_ready(judge)
     for number in range(ITEMS_AT_WORKER):
-        judge.submit(number, r"\boxed{%d}" % number, "7")
-    time.sleep(2 * judge.deadline_seconds + 2.5)  # the engine decodes, nobody looks
-    scores = judge.collect(range(ITEMS_AT_WORKER))
+        submit(judge, number, r"\boxed{%d}" % number + " " * 50_000, "7")  # more than a pipe holds
+    time.sleep(2 * judge.pool.deadline_seconds + 1.5)  # the engine decodes, nobody looks
+    scores = collect(judge, range(ITEMS_AT_WORKER))
     assert {each["acc"].outcome for each in scores.values()} == {Outcome.RIGHT, Outcome.WRONG}
 
 
-def test_killed_worker_costs_one_item(judge: Judge) -> None:
+def test_killed_worker_costs_one_score(judge: Judge) -> None:
     wait_until_ready(judge)
-    judge.submit("hostile", HOSTILE, "5")
-    judge.submit("next", r"\boxed{5}", "5")
+    submit(judge, "hostile", HOSTILE, "5")
+    submit(judge, "next", r"\boxed{5}", "5")
     time.sleep(0.3)
-    os.kill(processes(judge)[0], signal.SIGKILL)
-    scores = judge.collect(["hostile", "next"])
-    assert scores["hostile"]["acc"] == Score(-1.0, Outcome.CRASH)
+    os.kill(judge.pool.processes[0], signal.SIGKILL)
+    scores = collect(judge, ["hostile", "next"])
+    assert scores["hostile"]["acc"] == Score(-1.0, Outcome.CRASH, "its process ended with status -9")
+    assert scores["hostile"]["format"].outcome is Outcome.WRONG
     assert scores["next"]["acc"] == Score(1.0, Outcome.RIGHT)
 
 
 def test_stopped_worker_is_replaced(judge: Judge) -> None:
     wait_until_ready(judge)
-    os.kill(processes(judge)[0], signal.SIGSTOP)
-    judge.submit("stopped", r"\boxed{5}", "5")
-    judge.submit("next", r"\boxed{5}", "5")
-    scores = judge.collect(["stopped", "next"])
+    os.kill(judge.pool.processes[0], signal.SIGSTOP)
+    submit(judge, "stopped", r"\boxed{5}", "5")
+    submit(judge, "next", r"\boxed{5}", "5")
+    scores = collect(judge, ["stopped", "next"])
     assert scores["stopped"]["acc"].outcome is Outcome.TIMEOUT
     assert scores["next"]["acc"].outcome is Outcome.RIGHT
 
@@ -107,9 +121,9 @@ def test_stopped_worker_is_replaced(judge: Judge) -> None:
 def test_odd_text_harms_nobody(judge: Judge) -> None:
     texts = ["\x00\ud800\u202e", "\\boxed{" * 100_000, "{" * 2_000_000, r"\boxed{" + "(" * 900 + "}"]
     for number, text in enumerate(texts):
-        judge.submit(number, text, "5")
-    judge.submit("sane", r"\boxed{5}", "5")
-    scores = judge.collect([*range(len(texts)), "sane"])
+        submit(judge, number, text, "5")
+    submit(judge, "sane", r"\boxed{5}", "5")
+    scores = collect(judge, [*range(len(texts)), "sane"])
     assert all(scores[number]["acc"].value == -1.0 for number in range(len(texts)))
     assert scores["sane"]["acc"].outcome is Outcome.RIGHT
 
@@ -118,38 +132,39 @@ def test_order_and_number_of_workers_do_not_change_scores(judge: Judge) -> None:
     golds = ["3", r"\frac{1}{2}", r"2\sqrt{3}", "(x+1)^2", "(1,2)"]
     answers = ["3", "0.5", r"\sqrt{12}", "x^2+2x+1", "(2,1)", "no"]
     items = {(gold, answer): (GOOD % answer, gold) for gold in golds for answer in answers}
-    with Judge(["acc", "format"], [0.75, 0.25], workers=2, deadline_seconds=20) as other:
+    with Judge(["acc", "format"], [0.75, 0.25], Reward(workers=2, deadline_seconds=20)) as other:
         for key in items:
-            judge.submit(key, *items[key])
+            submit(judge, key, *items[key])
         for key in reversed(items):
-            other.submit(key, *items[key])
+            submit(other, key, *items[key])
         assert judge.collect(items) == other.collect(items)
 
 
 def test_work_goes_on_between_polls(judge: Judge) -> None:
     wait_until_ready(judge)
     for number in range(100):
-        judge.submit(number, r"\boxed{%d}" % number, "7")
-    assert judge._pending, "submitting waits for verdicts"
+        submit(judge, number, r"\boxed{%d}" % number, "7")
+    assert not judge.is_done(99), "submitting waits for verdicts"
     limit = time.monotonic() + 30
-    while judge._pending and time.monotonic() < limit:
+    while not all(judge.is_done(number) for number in range(100)) and time.monotonic() < limit:
         time.sleep(0.01)  # a decode step
         judge.poll()
     assert len(judge.collect(range(100))) == 100 and time.monotonic() < limit
 
 
 def test_memory_of_a_worker_is_bounded() -> None:
-    with Judge(["acc"], [1.0], workers=1, deadline_seconds=4, memory_bytes=96 << 20) as small:
+    small_reward = Reward(workers=1, deadline_seconds=4, worker_memory_megabytes=96)
+    with Judge(["acc"], [1.0], small_reward) as small:
         wait_until_ready(small)
-        status = Path(f"/proc/{processes(small)[0]}/status")
-        small.submit("huge", r"\boxed{2^{2^{34}}}", "5x")  # takes 400 MiB within 4 s if it may
+        status = Path(f"/proc/{small.pool.processes[0]}/status")
+        submit(small, "huge", r"\boxed{2^{2^{34}}}", "5x")  # takes 400 MiB within 4 s if it may
         peaks = []
-        while "huge" in small._pending:
+        while not small.is_done("huge"):
             small.poll(0.02)
             lines = status.read_text().splitlines() if status.exists() else []
             peaks += [int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM")]
-        small.submit("sane", r"\boxed{5}", "5")
-        scores = small.collect(["huge", "sane"])
+        submit(small, "sane", r"\boxed{5}", "5")
+        scores = collect(small, ["huge", "sane"])
     assert 50 < max(peaks) < 250  # MiB; 75 of them are sympy
     assert scores["huge"]["acc"].value == -1.0
     assert scores["sane"]["acc"].outcome is Outcome.RIGHT
@@ -157,26 +172,26 @@ def test_memory_of_a_worker_is_bounded() -> None:
 
 def test_constructor_does_not_wait_and_close_leaves_no_process() -> None:
     start = time.monotonic()
-    judge = Judge(["acc"], [1.0], workers=2, deadline_seconds=5, accuracy=AccuracyValues(wrong=-0.5))
+    judge = Judge(["acc"], [1.0], Reward(workers=2, deadline_seconds=5, accuracy=Accuracy(wrong=-0.5)))
     assert time.monotonic() - start < 0.5
-    judge.submit("wrong", r"\boxed{4}", "5")
-    assert judge.collect(["wrong"])["wrong"]["acc"] == Score(-0.5, Outcome.WRONG)
-    judge.submit("hostile", HOSTILE, "5")
-    pids = processes(judge)
+    submit(judge, "wrong", r"\boxed{4}", "5")
+    assert collect(judge, ["wrong"])["wrong"]["acc"] == Score(-0.5, Outcome.WRONG)
+    submit(judge, "hostile", HOSTILE, "5")
+    pids = judge.pool.processes
     judge.close()
     assert not any(map(is_alive, pids))
 
 
 def test_workers_end_with_their_parent() -> None:
     program = (
-        "from r1zero.reward.judge import Judge\n"
-        "judge = Judge(['acc'], [1.0], workers=2, deadline_seconds=1)\n"
-        "judge.submit(0, r'\\boxed{1}', '1'); judge.collect([0])\n"
-        f"judge.submit(1, {HOSTILE!r}, '5'); judge.poll(0.1)\n"
-        "print(*(worker.process.pid for worker in judge._workers), flush=True)\n"
+        "from r1zero.config import Reward\nfrom r1zero.reward.case import Case\nfrom r1zero.reward.judge import Judge\n"
+        "judge = Judge(['acc'], [1.0], Reward(workers=2, deadline_seconds=1))\n"
+        "judge.submit(0, 0, 1, Case('', r'\\boxed{1}', '1', 1, 9, False)); judge.collect([0])\n"
+        f"judge.submit(1, 0, 1, Case('', {HOSTILE!r}, '5', 1, 9, False)); judge.poll(0.1)\n"
+        "print(*judge.pool.processes, flush=True)\n"
         "import os; os._exit(0)\n"
     )
-    root = Path(judge_module.__file__).parents[2]
+    root = Path(pool_module.__file__).parents[2]
     output = subprocess.check_output([sys.executable, "-c", program], cwd=root, text=True)
     pids = [int(pid) for pid in output.split()]
     assert len(pids) == 2
@@ -192,34 +207,124 @@ def is_running(pid: int) -> bool:
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
-def test_workers_ignore_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_in_the_current_folder_hides_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "math_verify.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
-    with Judge(["acc"], [1.0], workers=1) as judge:
-        judge.submit(0, r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
-        assert judge.collect([0])[0]["acc"].outcome is Outcome.RIGHT
+    with Judge(["acc"], [1.0], ONE) as judge:
+        submit(judge, 0, r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
+        assert collect(judge, [0])[0]["acc"].outcome is Outcome.RIGHT
 
 
 def test_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r1zero.reward.judge._PROGRAM", "raise SystemExit(7)")
-    with Judge(["acc"], [1.0], workers=1) as judge, pytest.raises(RuntimeError, match="status 7"):
-        judge.submit(0, r"\boxed{1}", "1")
+    monkeypatch.setattr("r1zero.reward.pool._PROGRAM", "raise SystemExit(7)")
+    with Judge(["acc"], [1.0], ONE) as judge, pytest.raises(RuntimeError, match="status 7"):
+        submit(judge, 0, r"\boxed{1}", "1")
+        judge.collect([0])
+
+
+def test_worker_that_hangs_at_its_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("r1zero.reward.pool._PROGRAM", "import time; time.sleep(60)")
+    with Judge(["acc"], [1.0], ONE, start_seconds=0.5) as judge, pytest.raises(RuntimeError, match="not ready after"):
+        submit(judge, 0, r"\boxed{1}", "1")
         judge.collect([0])
 
 
 def test_checker_that_errs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     lie = "from r1zero.reward import worker; worker.SELF_TEST.append(('1', r'\\boxed{2}', True)); "
-    program = judge_module._PROGRAM.replace("from r1zero.reward.worker", lie + "from r1zero.reward.worker")
-    monkeypatch.setattr("r1zero.reward.judge._PROGRAM", program)
-    with Judge(["acc"], [1.0], workers=1) as judge, pytest.raises(RuntimeError, match="self-test.*is 1"):
-        judge.submit(0, r"\boxed{1}", "1")
+    program = pool_module._PROGRAM.replace("from r1zero.reward.worker", lie + "from r1zero.reward.worker")
+    monkeypatch.setattr("r1zero.reward.pool._PROGRAM", program)
+    with Judge(["acc"], [1.0], ONE) as judge, pytest.raises(RuntimeError, match="self-test.*is 1"):
+        submit(judge, 0, r"\boxed{1}", "1")
         judge.collect([0])
 
 
-def test_bad_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="verifier_weight: 1 weights for 2"):
-        Judge(["acc", "format"], [1.0])
-    with pytest.raises(ValueError, match="at least 1 worker"):
-        Judge(["acc"], [1.0], workers=0)
-    with pytest.raises(ValueError, match="no scorer 'acu'"):
-        Judge(["acu"], [1.0])
+# -- groups and custom scorers ---
+
+CUSTOM = r"""
+import os, time
+def behave(cases):
+    what = cases[0].response
+    if "raise" in what: raise KeyError("no such key")
+    if "die" in what: os._exit(5)
+    if "hang" in what: time.sleep(100)
+    if "short" in what: return [1.0]
+    if "greedy" in what: return [float(len(bytearray(1 << 32)))] * len(cases)
+    print("noise between messages")
+    return [case.tokens + 100 * bool(case.right) for case in cases]
+"""
+
+
+@pytest.fixture(scope="module")
+def shaped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+    path = tmp_path_factory.mktemp("custom") / "mine.py"
+    path.write_text(CUSTOM)
+    reward = Reward(workers=1, deadline_seconds=1, worker_memory_megabytes=256)
+    with Judge([f"{path}:behave", "acc", "length", "overlong"], [0.1, 1, 2, 3], reward) as running:
+        yield running
+
+
+def test_scorers_of_a_group_see_all_of_it_with_the_verdicts(shaped: Judge) -> None:
+    answers = [("5", 10), ("6", 30), ("5", 50)]
+    for member in (2, 0, 1):  # they end in any order
+        submit(shaped, "g", r"\boxed{%s}" % answers[member][0], "5", member, 3, answers[member][1])
+    members = shaped.collect(["g"])["g"]
+    assert [list(scores) for scores in members] == [["mine.behave", "acc", "length", "overlong"]] * 3
+    assert [scores["mine.behave"].value for scores in members] == [110, 30, 150]
+    assert [scores["length"].value for scores in members] == [0.5, 0.0, -0.5]
+    assert shaped.reward(members[0]) == pytest.approx(11 + 1 + 1)
+
+
+@pytest.mark.parametrize(("response", "outcome", "why"), [
+    ("raise", Outcome.CRASH, "KeyError: 'no such key'"),
+    ("die", Outcome.CRASH, "its process ended with status 5"),
+    ("hang", Outcome.TIMEOUT, "no score within 1 s"),
+    ("short", Outcome.CRASH, "returned 1 values for 2 responses"),
+    ("greedy", Outcome.CRASH, "out of the memory that reward.worker_memory_megabytes allows"),
+])
+def test_custom_scorer_that_fails_fails_alone(shaped: Judge, response: str, outcome: Outcome, why: str) -> None:
+    for member, answer in enumerate("56"):
+        submit(shaped, response, response + r" \boxed{%s}" % answer, "5", member, 2, tokens=10 + member)
+    members = shaped.collect([response])[response]
+    for scores in members:
+        assert scores["mine.behave"].value == 0 and scores["mine.behave"].outcome is outcome
+        assert why in scores["mine.behave"].why
+    assert [scores["acc"].value for scores in members] == [1, -1]
+    assert [scores["length"].value for scores in members] == [0.5, -0.5]
+
+
+def test_custom_scorer_alone_needs_no_mathematics(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("import sys\ndef loaded(cases): return [float('sympy' in sys.modules)] * len(cases)\n")
+    with Judge([f"{path}:loaded"], [1.0], ONE) as judge:
+        submit(judge, 0, "a", "b")
+        assert collect(judge, [0])[0]["mine.loaded"].value == 0
+
+
+# -- the rate of failures ---
+
+
+def groups(good: int, bad: int) -> list[Group]:
+    scores = [Score(1.0, Outcome.RIGHT)] * good + [Score(-1.0, Outcome.TIMEOUT, "no score within 1 s")] * bad
+    samples = [Sample(None, None, False, 0, scores={"acc": score}) for score in scores]
+    return [Group(0, Prompt(0, "", None, ""), samples)]
+
+
+def test_guard_stops_a_run_at_too_many_failures_in_the_window() -> None:
+    guard = FailureGuard(0.05)
+    for _ in range(5):
+        guard.check(groups(0, 5))  # 25 of 25: a tiny run is not stopped
+    with pytest.raises(RuntimeError, match="26 of the last 26 responses, 26 times with `acc: no score within 1 s`"):
+        guard.check(groups(0, 1))
+
+
+def test_guard_forgets_old_steps_and_keeps_its_rate() -> None:
+    guard = FailureGuard(0.05)
+    for _ in range(100):
+        guard.check(groups(95, 5))
+    guard.check(groups(2 * WINDOW, 0))
+    guard.check(groups(0, 50))  # of 1050
+    with pytest.raises(RuntimeError, match="reward.max_failure_rate 0.05"):
+        guard.check(groups(0, 3))
+    with pytest.raises(RuntimeError):
+        FailureGuard(0.0).check(groups(1000, 1))
+    FailureGuard(1.0).check(groups(0, 1000))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from r1zero.algo.loss import STATS
-from r1zero.batch import Batch, Group
+from r1zero.batch import Batch, Group, Outcome
 from r1zero.observe.clock import Span
 from r1zero.policy.policy import UpdateStats
 from r1zero.world.roles import Placement
@@ -54,19 +55,18 @@ def sample_metrics(groups: Sequence[Group]) -> dict[str, float]:
     metrics = {"reward/mean": float(np.mean([sample.reward for sample in samples]))}
     for rule in samples[0].scores:
         metrics[f"reward/{rule}"] = float(np.mean([sample.scores[rule].value for sample in samples]))
-        metrics[f"reward/{rule}/right"] = share_right(groups, rule)
+        outcomes = Counter(sample.scores[rule].outcome for sample in samples)
+        if not outcomes[Outcome.GRADED]:
+            metrics[f"reward/{rule}/right"] = outcomes[Outcome.RIGHT] / len(samples)
+        metrics[f"reward/{rule}/timeout"] = outcomes[Outcome.TIMEOUT] / len(samples)
+        metrics[f"reward/{rule}/crash"] = outcomes[Outcome.CRASH] / len(samples)
+    failed = sum(sample.failed for sample in samples)
     return metrics | {
-        "reward/failed": sum(sample.failed for sample in samples),
+        "reward/failed": failed, "reward/failure_rate": failed / len(samples),
         "reward/equal_groups": len(flat) / len(groups),  # groups that teach nothing
         "response_length/mean": float(lengths.mean()), "response_length/max": int(lengths.max()),
         "response_truncated": float(np.mean([sample.truncated for sample in samples])),
     }
-
-
-def share_right(groups: Sequence[Group], rule: str) -> float:
-    """Share of samples that the rule called right."""
-    outcomes = [sample.scores[rule].outcome for group in groups for sample in group.samples]
-    return sum(outcome.name == "RIGHT" for outcome in outcomes) / len(outcomes)
 
 
 def _update_metrics(updates: Sequence[UpdateStats]) -> dict[str, float]:

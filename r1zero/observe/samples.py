@@ -23,7 +23,7 @@ def write_samples(path: Path, groups: Sequence[Group], decode: Callable[[np.ndar
                 "prompt": group.prompt.text, "response": decode(sample.tokens), "ground_truth": group.prompt.answer,
                 "reward": sample.reward, "advantage": sample.advantage,
                 "prompt_length": len(group.prompt.tokens), "response_length": len(sample.tokens),
-                "truncated": sample.truncated, "weights_version": sample.version,
+                "truncated": sample.truncated, "weights_version": sample.version, "failure": sample.failure,
             }
             for rule, score in sample.scores.items():
                 row |= {f"score/{rule}": score.value, f"outcome/{rule}": score.outcome.name.lower()}

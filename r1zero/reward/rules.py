@@ -1,83 +1,111 @@
 """The table of scorers: a name, what it looks at, what its verdicts are worth.
 
-A check returns credit from 0 to 1, or None when there is no answer to check. A rule turns that into a
-Score. Only the processes of the judge call rules, since a hostile answer can hang or kill one.
+Two kinds: a check gives a verdict, right or wrong; a grade is a value without one. Some look at a response by
+itself, as soon as it is finished, others at all responses to a prompt together with the verdicts on them.
+Only the processes of the judge call scorers, since a hostile answer can hang or kill one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from dataclasses import dataclass
+from functools import partial
 
 from r1zero.batch import Outcome, Score
+from r1zero.config import Accuracy, Reward
+from r1zero.reward import custom, shaping
 from r1zero.reward import format as shape
+from r1zero.reward.case import Case, Grader
+from r1zero.sentences import nearest
 
-Check = Callable[[str, str], float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class AccuracyValues:
-    """What a right answer, a wrong one and none at all are worth."""
-
-    right: float = 1.0
-    wrong: float = -1.0
-    missing: float = -1.0
+Check = Callable[[Case], float | None]  # credit from 0 to 1; None when there is no answer to check
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """A check with its values. Credit in between is worth a value in between."""
+class Scorer:
+    """Scores a batch of responses, in order."""
 
-    check: Check
-    values: AccuracyValues
+    score: Callable[[Sequence[Case]], list[Score]]
+    failed: float  # value of a response on which the scorer times out or crashes: never more than the worst
+    whole_group: bool = False  # takes all responses to a prompt, judged by the others; if it fails, all get 0
 
-    def __call__(self, response: str, answer: str) -> Score:
-        """Score a response against the right answer."""
-        credit, values = self.check(response, answer), self.values
+
+def _check(check: Check, values: Accuracy) -> Scorer:
+    """Make a scorer of a check. Credit in between is worth a value in between."""
+
+    def score(case: Case) -> Score:
+        credit = check(case)
         if credit is None:
             return Score(values.missing, Outcome.NO_ANSWER)
         if credit >= 1:
             return Score(values.right, Outcome.RIGHT)
         return Score(values.wrong + credit * (values.right - values.wrong), Outcome.WRONG)
 
-    def failure(self, outcome: Outcome) -> Score:
-        """Return what a check that ended with TIMEOUT or CRASH is worth: no more than a wrong answer."""
-        assert outcome.failed
-        return Score(self.values.wrong, outcome)
+    return Scorer(lambda cases: [score(case) for case in cases], values.wrong)
 
 
-def accuracy(response: str, answer: str) -> float | None:
+def _grade(grade: Callable[[Case], float], worst: float) -> Scorer:
+    return Scorer(lambda cases: [Score(grade(case), Outcome.GRADED) for case in cases], worst)
+
+
+def _grade_group(grade: Grader) -> Scorer:
+    return Scorer(lambda cases: [Score(value, Outcome.GRADED) for value in grade(cases)], 0.0, whole_group=True)
+
+
+def accuracy(case: Case) -> float | None:
     """Compare the boxed answer with the right one."""
     # sympy takes a second to import; only the judge's processes judge, so only they pay for it.
     from r1zero.reward.math_answer import same
 
-    given = shape.extract_answer(response)
-    return None if given is None else float(same(answer, given))
+    given = shape.extract_answer(case.response)
+    return None if given is None else float(same(case.gold, given))
 
 
-RULES: dict[str, Rule] = {
-    "acc": Rule(accuracy, AccuracyValues()),
-    "base_acc": Rule(accuracy, AccuracyValues(1.0, 0.0, 0.0)),
-    "format": Rule(lambda response, _: float(shape.full_format(response)), AccuracyValues(1.0, 0.0, 0.0)),
-    "strict_format": Rule(lambda response, _: float(shape.strict_format(response)), AccuracyValues()),
-    "reasoning_steps": Rule(
-        lambda response, _: shape.reasoning_steps(response), AccuracyValues(1.0, 0.0, 0.0)
-    ),
+_ONE_OR_ZERO = Accuracy(right=1.0, wrong=0.0, missing=0.0)
+_ONE_OR_MINUS_ONE = Accuracy(right=1.0, wrong=-1.0, missing=-1.0)
+
+SCORERS: dict[str, Callable[[Reward], Scorer]] = {
+    "acc": lambda reward: _check(accuracy, reward.accuracy),
+    "base_acc": lambda _: _check(accuracy, _ONE_OR_ZERO),
+    "format": lambda _: _check(lambda case: float(shape.full_format(case.response)), _ONE_OR_ZERO),
+    "strict_format": lambda _: _check(lambda case: float(shape.strict_format(case.response)), _ONE_OR_MINUS_ONE),
+    "reasoning_steps": lambda _: _check(lambda case: shape.reasoning_steps(case.response), _ONE_OR_ZERO),
+    "length": lambda _: _grade_group(shaping.length),
+    "cosine": lambda reward: _grade_group(partial(shaping.cosine, values=reward.cosine)),
+    "overlong": lambda reward: _grade(partial(shaping.overlong, cache_tokens=reward.overlong_cache), -1.0),
+    "repetition": lambda reward: _grade(partial(shaping.repetition, ngram=reward.repetition_ngram), -1.0),
 }
-RULES["step"] = RULES["reasoning_steps"]  # the name that older configurations use
+SCORERS["step"] = SCORERS["reasoning_steps"]  # the name that older configurations use
+
+VERDICTS = ("acc", "base_acc")  # either tells the others which responses are right
+NEED_VERDICT = ("length", "cosine")
+NEED_TOKENS = ("length", "cosine", "overlong")
 
 
-def select_rules(names: Sequence[str], values: AccuracyValues = AccuracyValues()) -> dict[str, Rule]:
-    """Return the named rules in order, `acc` with the values given; raise ValueError for an unknown name."""
+def shown_name(name: str) -> str:
+    """Return what metrics and samples call a scorer."""
+    return custom.short_name(name) if custom.is_custom(name) else name
+
+
+def check_names(names: Sequence[str]) -> list[str]:
+    """Return a sentence for everything that is wrong with a list of scorers."""
+    problems = []
     for name in names:
-        if name not in RULES:
-            near = get_close_matches(name, RULES, 1, 0.0)[0]
-            raise ValueError(
-                f"reward.verifier_function: no scorer '{name}'; did you mean '{near}'? "
-                f"There are {', '.join(RULES)}"
-            )
-    if len(set(names)) < len(names):
-        raise ValueError(f"reward.verifier_function: {list(names)} names a scorer twice; name each once")
-    table = RULES | {"acc": replace(RULES["acc"], values=values)}
-    return {name: table[name] for name in names}
+        if custom.is_custom(name):
+            problems += custom.check_name(name)
+        elif name not in SCORERS:
+            problems.append(f"{name} is not one of {', '.join(SCORERS)}{nearest(name, SCORERS)}; "
+                            "a scorer of your own is package.module:function or path/to/file.py:function")
+        elif name in NEED_VERDICT and not set(VERDICTS) & set(names):
+            problems.append(f"{name} depends on which responses are right: name acc, too")
+    if not names or len({shown_name(name) for name in names}) < len(names):
+        problems.append(f"{list(names)} must name at least one scorer, and each once")
+    return problems
+
+
+def select(names: Sequence[str], reward: Reward) -> dict[str, Scorer]:
+    """Return the named scorers in order, by the name they are shown with. ValueError for names that cannot be."""
+    for problem in check_names(names):
+        raise ValueError(problem)
+    return {shown_name(name): _grade_group(partial(custom.grade, name)) if custom.is_custom(name)
+            else SCORERS[name](reward) for name in names}

@@ -1,26 +1,33 @@
-"""A process of the judge: reads items from stdin, scores them one by one, writes the scores to stdout.
+"""A process of the judge: reads orders from stdin, runs their scorers one by one, writes the scores to stdout.
 
-It holds sympy and nothing heavy. Its life is cheap: the kernel ends it at the deadline of an item, whatever
-the item makes it do, and its memory is bounded; the judge starts another.
+It holds sympy and custom scorers. Its life is cheap: the kernel ends it at the deadline of a call, whatever
+the response makes it do, and its memory is bounded; the judge starts another.
 
-Messages both ways are JSON behind four bytes of length. The first one in holds the Setup, the first one out
-{"broken": sentence or ""}; after that each {"response", "answer"} is answered, in order, by {"scores"}.
+Messages both ways stand behind four bytes of length. In: a pickled Setup, then pickled Orders. Out is JSON,
+since nothing that happens here may run code there: {"broken": sentence or ""} once, then for each scorer of
+each order {"scores": [[value, outcome], ...]} or {"crash": why}.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import resource
 import signal
 import struct
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from r1zero.batch import Outcome, Score
-from r1zero.reward.rules import AccuracyValues, Rule, accuracy, select_rules
+from r1zero.config import Reward
+from r1zero.reward import custom
+from r1zero.reward.case import Case
+from r1zero.reward.rules import VERDICTS, Scorer, accuracy, select
 
 _LENGTH = struct.Struct(">I")
+OUT_OF_MEMORY = 3  # exit status
+WHY_CHARACTERS = 300
 
 # (right answer, response, whether it is right): one for each way through the comparison.
 SELF_TEST = [
@@ -35,26 +42,28 @@ SELF_TEST = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker needs to know: scorers by name, values of `acc`, limits of time and of memory."""
+    """What a worker needs to know before its first order."""
 
-    rules: list[str]
-    accuracy: AccuracyValues
-    deadline_seconds: float
-    memory_bytes: int
-
-    def message(self) -> bytes:
-        return pack(asdict(self))
+    names: list[str]  # of scorers, as configured
+    reward: Reward
 
 
-def pack(message: dict[str, Any]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Scorers by shown name, to be run in this order on these responses."""
+
+    names: list[str]
+    cases: list[Case]
+
+
+def framed(body: bytes) -> bytes:
     """Return a message as bytes for the pipe."""
-    body = json.dumps(message).encode("ascii")  # escapes what is no character, such as half a surrogate pair
     return _LENGTH.pack(len(body)) + body
 
 
-def unpack(buffer: bytearray) -> dict[str, Any] | None:
+def unframe(buffer: bytearray) -> bytes | None:
     """Take the first message out of a buffer; None while it is not all there."""
     if len(buffer) < _LENGTH.size:
         return None
@@ -63,29 +72,37 @@ def unpack(buffer: bytearray) -> dict[str, Any] | None:
         return None
     body = bytes(buffer[_LENGTH.size : end])
     del buffer[:end]
-    return json.loads(body)
+    return body
 
 
-def _receive(pipe: BinaryIO) -> dict[str, Any] | None:
+def _receive(pipe: BinaryIO) -> Any:
     """Wait for a message; None when the judge is gone."""
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
     size = _LENGTH.unpack(head)[0]
     body = pipe.read(size)
-    return json.loads(body) if len(body) == size else None
+    return pickle.loads(body) if len(body) == size else None
 
 
 def _send(pipe: BinaryIO, message: dict[str, Any]) -> None:
-    pipe.write(pack(message))
+    pipe.write(framed(json.dumps(message).encode("ascii")))  # escapes halves of surrogate pairs
     pipe.flush()
 
 
-def self_test() -> str:
-    """Compare known answers; return "" or a sentence about the first wrong verdict."""
+def _prepare(names: Sequence[str]) -> str:
+    """Load custom scorers and compare known answers; return "" or a sentence about what is wrong."""
+    try:
+        for name in filter(custom.is_custom, names):
+            custom.load(name)
+    except ValueError as error:
+        return str(error)
+    if not set(VERDICTS) & set(names):
+        return ""
     for gold, response, right in SELF_TEST:
-        if accuracy(response, gold) != float(right):
-            return f"{response} is{'' if right else ' not'} {gold}, but the comparison says otherwise"
+        if accuracy(Case("", response, gold, tokens=0, limit=0, truncated=False)) != float(right):
+            return (f"the answer checker fails its self-test: {response} is{'' if right else ' not'} {gold}, "
+                    "but the comparison says otherwise")
     return ""
 
 
@@ -98,11 +115,13 @@ def _bound_memory(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _score(rule: Rule, response: str, answer: str) -> Score:
+def _run(scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
     try:
-        return rule(response, answer)
-    except (MemoryError, RecursionError):
-        return rule.failure(Outcome.CRASH)
+        return {"scores": [(score.value, score.outcome) for score in scorer.score(cases)]}
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)  # what is left in this process may be torn or fill its memory
+    except Exception as error:  # noqa: BLE001 - the edge of libraries and of code of the user; the judge counts it
+        return {"crash": f"{type(error).__name__}: {error}"[:WHY_CHARACTERS]}
 
 
 def main() -> None:
@@ -113,18 +132,19 @@ def main() -> None:
     os.dup2(nothing, 1)  # what a library prints must not end up between messages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the judge, whose end is ours
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel kills; Python may be deep in C
-    setup = _receive(inbox)
+    setup: Setup | None = _receive(inbox)
     if setup is None:
         return
-    rules = select_rules(setup["rules"], AccuracyValues(**setup["accuracy"]))
-    broken = self_test()
-    _bound_memory(setup["memory_bytes"])
+    scorers = select(setup.names, setup.reward)
+    broken = _prepare(setup.names)
+    _bound_memory(setup.reward.worker_memory_megabytes << 20)
     _send(outbox, {"broken": broken})
-    while (item := _receive(inbox)) is not None:
-        signal.setitimer(signal.ITIMER_REAL, setup["deadline_seconds"])
-        scores = [_score(rule, item["response"], item["answer"]) for rule in rules.values()]
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _send(outbox, {"scores": [(score.value, score.outcome) for score in scores]})
+    while (order := _receive(inbox)) is not None:
+        for name in order.names:
+            signal.setitimer(signal.ITIMER_REAL, setup.reward.deadline_seconds)
+            answer = _run(scorers[name], order.cases)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            _send(outbox, answer)
 
 
 if __name__ == "__main__":

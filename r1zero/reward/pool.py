@@ -1,0 +1,258 @@
+"""Worker processes that a hostile answer may hang or kill, and the items on their way through them.
+
+    put --> waiting --> [worker: item in hand, next, next, ...] --> poll
+
+Nothing here blocks unless asked to. A worker runs the scorers of an item one after the other and tells each
+result. It dies at the deadline of a call (TIMEOUT) or of anything else (CRASH): only the scorer in hand fails
+then; the rest of the item and what stood behind it wait again, first in line, and a new worker starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from r1zero.batch import Outcome, Score
+from r1zero.reward.case import Case
+from r1zero.reward.rules import Scorer
+from r1zero.reward.worker import OUT_OF_MEMORY, Order, Setup, framed, unframe
+
+ITEMS_AT_WORKER = 16  # enough work until the next poll, few enough that the workers end together
+START_SECONDS = 300.0  # for a worker to import sympy from a slow shared disk
+GRACE_SECONDS = 0.5  # after the deadline, for the kernel to end a worker by itself
+STARTS = 3  # workers in a row that die before they are ready until we give up
+
+# The package is found from its own place; the current folder comes last, so that nothing in it hides a library.
+_ROOT = str(Path(__file__).resolve().parents[2])
+_PROGRAM = (
+    f"import os, sys; sys.path = [{_ROOT!r}, *filter(None, sys.path), os.getcwd()]; "
+    "from r1zero.reward.worker import main; main()"
+)
+
+
+@dataclass(eq=False, slots=True)
+class Item:
+    """Responses of a group with the scorers that are still to run on them, the first one in hand."""
+
+    group: Hashable
+    members: Sequence[int]
+    cases: list[Case]
+    left: deque[str]
+    scores: dict[str, list[Score]] = field(default_factory=dict)
+
+    def note(self, scores: list[Score]) -> None:
+        """Take the scores of the scorer in hand."""
+        self.scores[self.left.popleft()] = scores
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    """A process, the bytes on their way to and from it, and its items, the one in hand first."""
+
+    process: subprocess.Popen[bytes]
+    outgoing: bytearray
+    incoming: bytearray = field(default_factory=bytearray)
+    items: deque[Item] = field(default_factory=deque)
+    ready: bool = False
+    since: float = field(default_factory=time.monotonic)  # of its last sign of life, or of new work
+
+    def write(self) -> None:
+        """Hand over as many bytes as the pipe takes."""
+        try:
+            while self.outgoing:
+                del self.outgoing[: os.write(self.process.stdin.fileno(), self.outgoing)]
+                self.since = time.monotonic()
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self.outgoing.clear()  # it is dead, which reading will tell
+
+    def read(self) -> bool:
+        """Take what the pipe holds; return False when the process has ended."""
+        try:
+            while chunk := os.read(self.process.stdout.fileno(), 1 << 16):
+                self.incoming += chunk
+        except BlockingIOError:
+            return True
+        return False
+
+
+class Pool:
+    """A fixed number of workers. RuntimeError from `put` and `poll` when they cannot start or are broken."""
+
+    def __init__(self, setup: Setup, scorers: Mapping[str, Scorer], start_seconds: float = START_SECONDS) -> None:
+        self.replaced = 0  # workers that died and were replaced
+        self.slowest_seconds = 0.0  # longest call so far, as seen from here
+        self.deadline_seconds = setup.reward.deadline_seconds
+        self._scorers = scorers
+        self._start_seconds = start_seconds
+        self._setup = framed(pickle.dumps(setup))
+        self._waiting: deque[Item] = deque()
+        self._finished: list[Item] = []
+        self._failed_starts = 0
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[_Worker] = []
+        for _ in range(setup.reward.workers):
+            self._start()
+
+    @property
+    def processes(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process.pid for worker in self._workers]
+
+    @property
+    def ready(self) -> bool:
+        """Whether all workers have started."""
+        return all(worker.ready for worker in self._workers)
+
+    def put(self, item: Item) -> None:
+        """Queue an item."""
+        self._waiting.append(item)
+
+    def poll(self, wait_seconds: float = 0.0) -> list[Item]:
+        """Hand out work, replace dead workers, return finished items; wait for news if asked to."""
+        self._hand_out()
+        for event, _ in self._selector.select(wait_seconds):
+            worker: _Worker = event.data
+            if worker not in self._workers:
+                continue  # buried a moment ago
+            if event.fileobj is worker.process.stdin:
+                self._push(worker)
+            else:
+                alive = worker.read()
+                self._take(worker)
+                if not alive:
+                    self._bury(worker, *_cause(worker.process.wait(), self.deadline_seconds))
+        self._kill_stuck()
+        self._hand_out()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def close(self) -> None:
+        """End all workers; unfinished items are lost."""
+        for worker in self._workers:
+            self._end(worker)
+        self._workers.clear()
+        self._selector.close()
+
+    def _start(self) -> None:
+        # Popen, since a fork of a process with torch's threads may hang; the environment is inherited.
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+        )
+        worker = _Worker(process, bytearray(self._setup))
+        for pipe in (process.stdin, process.stdout):
+            os.set_blocking(pipe.fileno(), False)
+        self._selector.register(process.stdout, selectors.EVENT_READ, worker)
+        self._workers.append(worker)
+        self._push(worker)
+
+    def _take(self, worker: _Worker) -> None:
+        """Read the messages that a worker has sent so far."""
+        while (body := unframe(worker.incoming)) is not None:
+            message = json.loads(body)
+            if not worker.ready:
+                if message["broken"]:
+                    raise RuntimeError(f"the scorers cannot work: {message['broken']}")
+                worker.ready, self._failed_starts = True, 0
+            elif "crash" in message:
+                self._fail(worker, Outcome.CRASH, message["crash"])
+            else:
+                self._note(worker, [Score(value, Outcome(outcome)) for value, outcome in message["scores"]])
+            worker.since = time.monotonic()
+
+    def _note(self, worker: _Worker, scores: list[Score]) -> None:
+        """Give the item in hand the scores of the scorer in hand."""
+        self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - worker.since)
+        worker.items[0].note(scores)
+        if not worker.items[0].left:
+            self._finished.append(worker.items.popleft())
+
+    def _fail(self, worker: _Worker, outcome: Outcome, why: str) -> None:
+        item = worker.items[0]
+        self._note(worker, [Score(self._scorers[item.left[0]].failed, outcome, why)] * len(item.cases))
+
+    def _bury(self, worker: _Worker, outcome: Outcome, why: str) -> None:
+        """Replace a worker that died: the scorer in its hands failed, all the rest waits again."""
+        self._end(worker)
+        self._workers.remove(worker)
+        if worker.ready:
+            self.replaced += 1
+            if worker.items:
+                self._fail(worker, outcome, why)
+                self._waiting.extendleft(reversed(worker.items))
+        else:
+            self._failed_starts += 1
+            if self._failed_starts == STARTS:
+                raise RuntimeError(f"{STARTS} reward workers in a row ended before they were ready ({why}); run "
+                                   f"`{sys.executable} -c 'import r1zero.reward.math_answer'`, or import your "
+                                   "scorers, to see why")
+        self._start()
+
+    def _kill_stuck(self) -> None:
+        """Kill workers that neither answer nor die, such as stopped ones."""
+        now, deadline = time.monotonic(), self.deadline_seconds
+        for worker in list(self._workers):
+            if not worker.ready and now - worker.since > self._start_seconds:
+                raise RuntimeError(f"a reward worker is not ready after {self._start_seconds:.0f} s: a custom scorer "
+                                   f"hangs when it is imported, or the disk of {sys.prefix} is very slow")
+            if worker.items and now - worker.since > deadline + GRACE_SECONDS:
+                worker.process.kill()
+                self._bury(worker, *_cause(-signal.SIGALRM, deadline))
+
+    def _hand_out(self) -> None:
+        """Give waiting items to the workers with the least to do, and push bytes."""
+        ready = [worker for worker in self._workers if worker.ready]
+        while self._waiting and ready:
+            worker = min(ready, key=lambda each: len(each.items))
+            if len(worker.items) >= ITEMS_AT_WORKER:
+                break
+            item = self._waiting.popleft()
+            if not worker.items:
+                worker.since = time.monotonic()
+            worker.items.append(item)
+            worker.outgoing += framed(pickle.dumps(Order(list(item.left), item.cases)))
+        for worker in ready:
+            self._push(worker)
+
+    def _push(self, worker: _Worker) -> None:
+        """Write what the pipe takes; listen for room only while something is left."""
+        pipe = worker.process.stdin
+        worker.write()
+        listening = pipe in self._selector.get_map()
+        if worker.outgoing and not listening:
+            self._selector.register(pipe, selectors.EVENT_WRITE, worker)
+        elif listening and not worker.outgoing:
+            self._selector.unregister(pipe)
+
+    def _end(self, worker: _Worker) -> None:
+        for pipe in (worker.process.stdin, worker.process.stdout):
+            if pipe in self._selector.get_map():
+                self._selector.unregister(pipe)
+        worker.process.kill()
+        worker.process.wait()
+        worker.process.stdin.close()
+        worker.process.stdout.close()
+
+
+def _cause(status: int, deadline_seconds: float) -> tuple[Outcome, str]:
+    """Say what ended a worker with this status."""
+    if status == -signal.SIGALRM:
+        return Outcome.TIMEOUT, f"no score within {deadline_seconds:g} s"
+    if status == OUT_OF_MEMORY:
+        return Outcome.CRASH, "out of the memory that reward.worker_memory_megabytes allows"
+    return Outcome.CRASH, f"its process ended with status {status}"

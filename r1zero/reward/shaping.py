@@ -1,0 +1,68 @@
+"""Values that shape how a model answers, not what: length and repetition. Formulas as published.
+
+Lengths are in tokens. `docs/rewards.md` says what each term is for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from r1zero.config import Cosine
+from r1zero.reward.case import Case
+
+# A word, a CJK character, or a mark: texts without spaces have n-grams, too.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
+OVERLONG_CACHE_SHARE = 0.2  # of the limit: 4096 of 20480 in the paper
+
+
+def length(cases: Sequence[Case]) -> list[float]:
+    """Prefer the shorter answers of a group (Kimi k1.5, arXiv:2501.12599, section 2.3.3).
+
+    lambda = 1/2 - (len - min len) / (max len - min len); worth lambda if right, min(0, lambda) if not,
+    0 for all when they are equally long. From 1/2 to -1/2.
+    """
+    shortest, longest = min(case.tokens for case in cases), max(case.tokens for case in cases)
+    if shortest == longest:
+        return [0.0] * len(cases)
+    grades = [0.5 - (case.tokens - shortest) / (longest - shortest) for case in cases]
+    return [grade if case.right else min(0.0, grade) for case, grade in zip(cases, grades, strict=True)]
+
+
+def cosine(cases: Sequence[Case], values: Cosine) -> list[float]:
+    """Prefer short right answers and long wrong ones (arXiv:2502.03373, section 4, "cosine reward").
+
+    long + (short - long) / 2 * (1 + cos(pi * len / limit)), with (short, long) by verdict; at the limit,
+    `exceeded` whatever the verdict.
+    """
+
+    def value(case: Case) -> float:
+        if case.tokens >= case.limit:
+            return values.exceeded
+        short, long = (values.right_short, values.right_long) if case.right else (values.wrong_short, values.wrong_long)
+        return long + (short - long) / 2 * (1 + math.cos(math.pi * case.tokens / case.limit))
+
+    return [value(case) for case in cases]
+
+
+def overlong(case: Case, cache_tokens: int | None) -> float:
+    """Punish the last `cache_tokens` before the limit (DAPO, arXiv:2503.14476, equation 13).
+
+    0 up to limit - cache, from there linearly down to -1 at the limit.
+    """
+    cache = cache_tokens or max(1.0, OVERLONG_CACHE_SHARE * case.limit)
+    return -min(1.0, max(0.0, (case.tokens - (case.limit - cache)) / cache))
+
+
+def repetition(case: Case, ngram: int) -> float:
+    """Punish n-grams of words that stood before (after arXiv:2502.03373, appendix C.2).
+
+    -(1 - distinct n-grams / all n-grams), from 0 to -1. The paper punishes each repeated token; one value per
+    response needs their share.
+    """
+    words = _WORD.findall(case.response)
+    count = len(words) - ngram + 1
+    if count < 1:
+        return 0.0
+    return len({tuple(words[at : at + ngram]) for at in range(count)}) / count - 1.0

@@ -1,0 +1,36 @@
+"""A trial of custom scorers before anything starts: they are loaded and score two responses to real data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from r1zero.config import Config
+from r1zero.data.problems import read_problems
+from r1zero.data.template import Template
+from r1zero.reward.case import Case
+from r1zero.reward.custom import is_custom
+from r1zero.reward.judge import Judge
+
+START_SECONDS = 60.0  # for a custom scorer to be imported
+
+
+def check_custom(cfg: Config) -> list[str]:
+    """Return a sentence for every custom scorer that cannot be loaded or fails on the first problem of the data."""
+    key, names = "algorithm.verifier_function", cfg.algorithm.verifier_function
+    if not any(map(is_custom, names)):
+        return []
+    problem = read_problems(cfg.actor_rollout.data_path, cfg.training.map_keys)[0]
+    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path)
+    prompt = template.render(problem.question, problem.system)
+    responses = [f"<think>I know it.</think><answer>\\boxed{{{problem.answer}}}</answer>", "I do not know."]
+    reward = replace(cfg.reward, workers=1)
+    try:
+        with Judge(names, cfg.algorithm.verifier_weight, reward, START_SECONDS) as judge:
+            for member, response in enumerate(responses):
+                case = Case(prompt, response, problem.answer, len(response.split()), cfg.response_budget, truncated=False)
+                judge.submit("trial", member, len(responses), case)
+            scores = judge.collect(["trial"])["trial"][0]
+    except RuntimeError as error:
+        return [f"{key}: {error}"]
+    return [f"{key}: {name} fails on the first problem of {cfg.actor_rollout.data_path}: {score.why}"
+            for name, score in scores.items() if score.outcome.failed]

@@ -1,0 +1,256 @@
+"""Scorers one by one: shapes of responses, values worked out by hand from the published formulas, custom ones."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from r1zero.batch import Outcome, Score
+from r1zero.config import Accuracy, Cosine, Reward
+from r1zero.reward import custom
+from r1zero.reward.case import Case
+from r1zero.reward.format import answer_part, extract_answer, last_box
+from r1zero.reward.rules import SCORERS, check_names, select
+
+
+def case(response: str = "", gold: str = "", tokens: int = 0, limit: int = 100, right: bool | None = None) -> Case:
+    return Case("q", response, gold, tokens, limit, truncated=False, right=right)
+
+
+def score(name: str, response: str, gold: str = "1", reward: Reward = Reward()) -> Score:
+    [found] = SCORERS[name](reward).score([case(response, gold)])
+    return found
+
+
+def values(name: str, cases: Sequence[Case], reward: Reward = Reward()) -> list[float]:
+    scores = SCORERS[name](reward).score(cases)
+    assert all(each.outcome is Outcome.GRADED for each in scores)
+    return [each.value for each in scores]
+
+
+BOXES = [
+    (r"\boxed{34}", "34"),
+    (r"\boxed {34}", "34"),
+    (r"\boxed{ 34 }", "34"),
+    (r"\fbox{34}", "34"),
+    (r"$\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+    (r"\boxed{1} then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{34}. The word boxed appears", "34"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+    (r"\boxed{[0, \{}", r"[0, \{"),
+    (r"\boxed{\boxed{5}}", "{5}"),
+    (r"\boxed{x=\fbox{5}}", "x={5}"),
+    (r"\boxed{1} \boxed{2", "1"),
+    (r"\boxed{1 \boxed{2}", "2"),
+    (r"\boxed{a\\}", r"a\\"),
+    ("\\boxed{1\n+2}", "1\n+2"),
+    (r"\boxed{5", None),
+    ("boxed{5}", None),
+    ("boxed 5", None),
+    (r"\boxed{\}", None),
+    ("", None),
+    (r"\boxed{}", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "content"), BOXES)
+def test_last_complete_box_is_found(text: str, content: str | None) -> None:
+    assert last_box(text) == content
+
+
+def test_deep_and_long_texts_take_linear_time() -> None:
+    for text in ("\\boxed{" * 150_000, "{" * 1_000_000, "\\boxed" + " " * 1_000_000, "}" * 1_000_000):
+        assert extract_answer(text) is None
+        assert score("format", text).value == 0
+    assert score("step", "\n" * 1_000_000 + "\t " * 100_000).value == 0
+    assert score("repetition", "\n" * 1_000_000).value == 0
+
+
+def test_answer_tag_comes_before_other_boxes() -> None:
+    assert extract_answer(r"<think>\boxed{34}</think><answer>\boxed{35}</answer>") == "35"
+    assert extract_answer(r"<answer>\boxed{1}</answer> \boxed{2}") == "1"
+    assert extract_answer(r"<answer>\boxed{1}</answer><answer>\boxed{2}") == "2"
+    assert extract_answer(r"<think>\boxed{34}</think><answer>34</answer>") is None
+    assert extract_answer(r"so \boxed{34}") == "34"
+    assert answer_part("no tags") == "no tags"
+
+
+GOOD = r"<think>a</think><answer>\boxed{1}</answer>"
+# (response, format, strict_format)
+SHAPES = [
+    (GOOD, 1, 1),
+    ("<think>a\nb</think>\n <answer>So\n$\\boxed{\\frac{1}{2}}$.\n</answer>", 1, 1),
+    (r"<think></think><answer>\boxed{1}</answer>", 1, 1),
+    (GOOD + "\n ", 1, -1),
+    (r"<think>\boxed{1}</think><answer>\boxed{1}</answer>", 1, -1),
+    (r"<think>a</think><answer>\boxed{1} or \boxed{2}</answer>", 1, 1),
+    (" " + GOOD, 0, -1),
+    (GOOD + " text", 0, -1),
+    (GOOD + "\ntext", 0, -1),
+    (r"<think>a</think> x <answer>\boxed{1}</answer>", 0, -1),
+    (r"<think>a<think>b</think><answer>\boxed{1}</answer>", 0, -1),
+    (GOOD + GOOD, 0, -1),
+    (r"<think>a</think><answer>\boxed{1}</answer></answer>", 0, -1),
+    (r"<think>a</think><answer>1</answer>", 0, -1),
+    (r"<think>a</think><answer>\boxed{}</answer>", 0, -1),
+    (r"<think>a</think><answer>\boxed{1</answer>", 0, -1),
+    (r"<think>\boxed{1}</think><answer>1</answer>", 0, -1),
+    (r"<answer>\boxed{1}</answer><think>a</think>", 0, -1),
+    (r"<think><answer></think>\boxed{1}</answer>", 0, -1),
+    (r"<think>a</answer></think><answer>\boxed{1}", 0, -1),
+    (r"a</think><answer>\boxed{1}</answer>", 0, -1),
+    (r"<think>a</think><answer>\boxed{1}", 0, -1),
+    (r"<THINK>a</THINK><answer>\boxed{1}</answer>", 0, -1),
+    ("", 0, -1),
+]
+
+
+@pytest.mark.parametrize(("response", "plain", "strict"), SHAPES)
+def test_format_is_exact(response: str, plain: float, strict: float) -> None:
+    assert score("format", response) == Score(plain, Outcome.RIGHT if plain == 1 else Outcome.WRONG)
+    outcome = Outcome.RIGHT if strict == 1 else Outcome.WRONG
+    assert score("strict_format", response) == Score(strict, outcome)
+
+
+@pytest.mark.parametrize(
+    ("response", "thirds"),
+    [
+        ("Step 1: x Step 2: y", 2),
+        ("1. a\n2. b\n3. c", 3),
+        ("First, a. Next, b. Finally, c. Second, d.", 3),
+        ("x\n- a\n- b\n* c", 3),
+        ("3.14 is pi", 0),
+        ("nothing", 0),
+    ],
+)
+def test_steps_are_counted_up_to_three(response: str, thirds: int) -> None:
+    assert score("reasoning_steps", response).value == pytest.approx(thirds / 3)
+    assert score("step", response) == score("reasoning_steps", response)
+
+
+def test_accuracy_values_are_settable() -> None:
+    responses = [r"\boxed{34}", r"\boxed{35}", "the answer is 34"]
+
+    def given(name: str, accuracy: Accuracy = Accuracy()) -> list[float]:
+        return [score(name, each, "34", Reward(accuracy=accuracy)).value for each in responses]
+
+    assert given("acc") == [1, -1, -1]
+    assert given("acc", Accuracy(wrong=-0.5)) == [1, -0.5, -1]  # the three levels of the old code
+    assert given("acc", Accuracy(right=2, wrong=0, missing=-3)) == [2, 0, -3]
+    assert given("base_acc", Accuracy(wrong=-0.5)) == [1, 0, 0]
+    outcomes = [score("acc", each, "34").outcome for each in responses]
+    assert outcomes == [Outcome.RIGHT, Outcome.WRONG, Outcome.NO_ANSWER]
+    assert SCORERS["acc"](Reward(accuracy=Accuracy(wrong=-0.5))).failed == -0.5
+
+
+def test_length_prefers_the_shorter_of_a_group() -> None:
+    group = [case(tokens=n, right=right) for n, right in [(10, True), (30, True), (50, True), (10, False), (50, False)]]
+    assert values("length", group) == [0.5, 0.0, -0.5, 0.0, -0.5]
+    assert values("length", [case(tokens=7, right=True)] * 3) == [0.0] * 3
+
+
+def test_cosine_goes_from_short_to_long_by_verdict() -> None:
+    group = [case(tokens=n, right=right) for right in (True, False) for n in (0, 25, 50, 99, 100)]
+    quarter, last = (1 + math.cos(math.pi / 4)) / 2, (1 + math.cos(math.pi * 0.99)) / 2
+    expected = [2, 1 + quarter, 1.5, 1 + last, -10, -10, -10 * quarter, -5, -10 * last, -10]
+    assert values("cosine", group) == pytest.approx(expected)
+    other = Reward(cosine=Cosine(right_short=1, right_long=0.5, exceeded=-1))
+    assert values("cosine", group[:5:4], other) == [1, -1]
+
+
+def test_overlong_punishes_the_last_tokens_linearly() -> None:
+    group = [case(tokens=n) for n in (1, 80, 81, 90, 100, 101)]
+    assert values("overlong", group) == pytest.approx([0, 0, -0.05, -0.5, -1, -1])
+    assert values("overlong", group, Reward(overlong_cache=40)) == pytest.approx([0, -0.5, -0.525, -0.75, -1, -1])
+    dapo = [case(tokens=n, limit=20480) for n in (16384, 18432, 20480)]
+    assert values("overlong", dapo) == pytest.approx([0, -0.5, -1])
+
+
+def test_repetition_is_the_share_of_repeated_ngrams() -> None:
+    three = Reward(repetition_ngram=3)
+    assert values("repetition", [case("a b c d e")], three) == [0]
+    assert values("repetition", [case("a b c a b c")], three) == pytest.approx([-1 / 4])  # abc bca cab abc
+    assert values("repetition", [case("x " * 102)], three) == pytest.approx([-0.99])
+    assert values("repetition", [case("a b")], three) == [0]
+    assert values("repetition", [case("\u6211\u4eec" * 3)], three) == pytest.approx([-1 / 2])  # no spaces in Chinese
+    assert values("repetition", [case("so " * 39), case("so " * 41)]) == pytest.approx([0, -1 / 2])
+
+
+def test_names_are_checked_with_the_way_out() -> None:
+    assert check_names(["acc", "format", "length", "overlong"]) == []
+    assert "acurracy is not one of acc" in check_names(["acurracy"])[0]
+    assert "did you mean format?" in check_names(["fromat"])[0]
+    assert "each once" in check_names(["acc", "acc"])[0] and "at least one" in check_names([])[0]
+    assert check_names(["format", "cosine"]) == ["cosine depends on which responses are right: name acc, too"]
+    assert check_names(["base_acc", "cosine"]) == []
+    with pytest.raises(ValueError, match="acurracy"):
+        select(["acurracy"], Reward())
+
+
+# -- custom scorers ---
+
+MODULE = """
+import numpy
+def ends(cases): return [float(case.response.endswith(case.gold)) for case in cases]
+def array(cases): return numpy.ones(len(cases), numpy.float32)
+def short(cases): return [1.0]
+def nan(cases): return [float("nan")] * len(cases)
+def text(cases): return ["1"] * len(cases)
+def nothing(cases): pass
+NUMBER = 5
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file with scorers; its path without .py. It is importable as mine.scorers, too."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "scorers.py").write_text(MODULE)
+    (tmp_path / "mine" / "broken.py").write_text("import nowhere_at_all\n")
+    (tmp_path / "mine" / "leaves.py").write_text("raise SystemExit(4)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return str(tmp_path / "mine" / "scorers.py")
+
+
+def test_custom_scorer_by_module_and_by_file(module: str) -> None:
+    cases = [case("it is 5", "5"), case("it is 6", "5")]
+    for name in ("mine.scorers:ends", f"{module}:ends"):
+        [(shown, scorer)] = select([name], Reward()).items()
+        assert shown == "scorers.ends" and scorer.whole_group
+        assert scorer.score(cases) == [Score(1.0, Outcome.GRADED), Score(0.0, Outcome.GRADED)]
+    assert custom.grade("mine.scorers:array", cases) == [1.0, 1.0]
+    assert all(type(value) is float for value in custom.grade("mine.scorers:array", cases))
+
+
+@pytest.mark.parametrize(("function", "kind", "sentence"), [
+    ("short", ValueError, "returned 1 values for 2 responses"),
+    ("nan", ValueError, "returned nan for response 0"),
+    ("text", TypeError, "returned '1' for response 0, which is no number"),
+    ("nothing", TypeError, "returned a NoneType, not a list of 2 numbers"),
+])
+def test_bad_return_values_are_named(module: str, function: str, kind: type[Exception], sentence: str) -> None:
+    with pytest.raises(kind, match=re.escape(f"mine.scorers:{function} {sentence}")):
+        custom.grade(f"mine.scorers:{function}", [case(), case()])
+
+
+@pytest.mark.parametrize(("name", "sentence"), [
+    ("mine.nowhere:score", "cannot be loaded: ModuleNotFoundError: No module named 'mine.nowhere'"),
+    ("mine.broken:score", "cannot be loaded: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    ("mine.leaves:score", "cannot be loaded: SystemExit: 4"),
+    ("mine.scorers:end", "mine.scorers has no end; did you mean ends?"),
+    ("mine.scorers:NUMBER", "NUMBER in mine.scorers is no function"),
+])
+def test_scorers_that_cannot_be_loaded_are_named(module: str, name: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        custom.load(name)
+
+
+def test_names_that_cannot_be_custom_scorers_are_named(module: str) -> None:
+    assert "there is no file nowhere.py" in check_names(["nowhere.py:score"])[0]
+    for name in ("mine.scorers:", ":ends", "mine/scorers:ends", "mine.scorers:a.b"):
+        assert "names no function" in check_names([name])[0]
+    assert "each once" in check_names(["mine.scorers:ends", f"{module}:ends"])[0]
