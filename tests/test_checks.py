@@ -307,3 +307,29 @@ def test_empty_parquet_and_missing_column(home: Path) -> None:
     pq.write_table(pa.table({"question": ["x"], "answer": ["y"]}), home / "train.parquet")
     assert "has no column 'ground_truth_answer'" in only(check(load(home)))
     assert check(load(home, "training.map_keys.response=answer")) == []
+
+
+# -- custom scorers ---
+
+MINE = """
+import json, os, time
+def good(cases): return [float(len(cases) == 2 and "1+1?" in case.prompt and case.gold == "2") for case in cases]
+def tests(cases): return [json.loads(case.gold)["tests"] for case in cases]
+def nan(cases): return [float("nan") for case in cases]
+def dies(cases): os._exit(3)
+"""
+
+
+@pytest.mark.parametrize(("name", "pieces"), [
+    ("good", []),
+    ("goods", ["mine.py has no goods; did you mean good?"]),
+    ("tests", ["mine.tests fails on the first problem of", "train.parquet: TypeError: 'int' object is not"]),
+    ("nan", ["mine.nan fails", "returned nan for response 0"]),
+    ("dies", ["mine.dies fails", "its process ended with status 3"]),
+])
+def test_custom_scorers_are_tried_before_anything_starts(home: Path, name: str, pieces: list[str]) -> None:
+    (home / "mine.py").write_text(MINE)
+    problems = check(load(home, f"algorithm.verifier_function=[format, '{home}/mine.py:{name}']"))
+    assert len(problems) == bool(pieces)
+    for problem in problems:
+        assert problem.startswith("algorithm.verifier_function: ") and all(piece in problem for piece in pieces)

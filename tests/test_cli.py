@@ -49,6 +49,7 @@ def broken(tiny, tmp_path):
     (["actor_rollout.n_samples_per_prompt=1", "actor_rollout.ppo_mini_batch_size=16"], "n_samples_per_prompt"),
     (["output_dir=/proc/nowhere"], "output_dir: /proc/nowhere"),
     (["actor_rollout.data_path={broken}/row.jsonl"], "row.jsonl"),
+    (["algorithm.verifier_function=[acc, 'nowhere.module:score']"], "No module named 'nowhere'"),
 ])
 def test_bad_input_is_refused_at_once(broken, overrides, sentence):
     code, out, errors, seconds = main("--config", "tiny", *[text.format(broken=broken) for text in overrides])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from r1zero.config import Config
+from r1zero.data.blend import split_blend
+from r1zero.data.packed import is_packed, read_packed
 from r1zero.data.problems import read_problems
 from r1zero.data.template import Template
 from r1zero.reward.case import Case
@@ -19,18 +21,30 @@ def check_custom(cfg: Config) -> list[str]:
     key, names = "algorithm.verifier_function", cfg.algorithm.verifier_function
     if not any(map(is_custom, names)):
         return []
-    problem = read_problems(cfg.actor_rollout.data_path, cfg.training.map_keys)[0]
-    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path)
-    prompt = template.render(problem.question, problem.system)
-    responses = [f"<think>I know it.</think><answer>\\boxed{{{problem.answer}}}</answer>", "I do not know."]
-    reward = replace(cfg.reward, workers=1)
+    prompt, answer = _first_problem(cfg)
+    responses = [f"<think>I know it.</think><answer>\\boxed{{{answer}}}</answer>", "I do not know."]
     try:
-        with Judge(names, cfg.algorithm.verifier_weight, reward, START_SECONDS) as judge:
-            for member, response in enumerate(responses):
-                case = Case(prompt, response, problem.answer, len(response.split()), cfg.response_budget, truncated=False)
+        with Judge(names, cfg.algorithm.verifier_weight, replace(cfg.reward, workers=1), START_SECONDS) as judge:
+            for member, text in enumerate(responses):
+                case = Case(prompt, text, answer, len(text.split()), cfg.response_budget, truncated=False)
                 judge.submit("trial", member, len(responses), case)
             scores = judge.collect(["trial"])["trial"][0]
     except RuntimeError as error:
         return [f"{key}: {error}"]
     return [f"{key}: {name} fails on the first problem of {cfg.actor_rollout.data_path}: {score.why}"
             for name, score in scores.items() if score.outcome.failed]
+
+
+def _first_problem(cfg: Config) -> tuple[str, str]:
+    """Return prompt and right answer of the first problem of the data."""
+    path = split_blend(cfg.actor_rollout.data_path)[0][1]
+    if is_packed(path):
+        # Heavy, and needed only here: a check takes a moment otherwise.
+        from r1zero.data.prompts import detokenize, load_tokenizer
+
+        tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
+        row = next(read_packed(path, len(tokenizer)))
+        return detokenize(tokenizer, [row.prompt], special=True)[0], detokenize(tokenizer, [row.answer], special=False)[0]
+    problem = read_problems(path, cfg.training.map_keys)[0]
+    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path)
+    return template.render(problem.question, problem.system), problem.answer

@@ -26,7 +26,7 @@ from r1zero.reward.case import Case
 from r1zero.reward.rules import VERDICTS, Scorer, accuracy, select
 
 _LENGTH = struct.Struct(">I")
-OUT_OF_MEMORY = 3  # exit status
+OUT_OF_MEMORY = 113  # exit status that nothing else is likely to use
 WHY_CHARACTERS = 300
 
 # (right answer, response, whether it is right): one for each way through the comparison.
