@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1zero.weights.found import config_folder
 from r1zero.world.roles import Placement, place
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +46,7 @@ class Training:
     sequence_parallel: bool = False  # cut activations along the sequence between TP ranks; off at TP 1
     seed: int = 1234  # of data order and sampling
     no_shuffle: bool = False  # take the prompts in file order
-    tokenizer_name_or_path: str | None = None  # folder; default actor_rollout.load
+    tokenizer_name_or_path: str | None = None  # folder, also with config.json if load has none; default load
     prompt_type: str = "qwen_r1"  # name of a prompt template
     prompt_type_path: str | None = None  # templates file; default configs/templates.json
     map_keys: dict[str, str] = field(default_factory=lambda: dict(  # column of each part; "" = none
@@ -64,7 +65,7 @@ class Training:
 class ActorRollout:
     """The model that learns: how it is trained, and how it generates."""
 
-    load: str  # Hugging Face model folder
+    load: str  # start weights: Hugging Face folder or Megatron checkpoint (docs/checkpoints.md)
     # Prompts: a .parquet, .jsonl or .json file, a folder of such files, the prefix of preprocessed .bin/.idx
     # files, or a blend of these by weights: 0.7,data/math,0.3,data/gsm8k.parquet
     data_path: str
@@ -236,6 +237,11 @@ class Config:
         """What the model file says about the network of `role`; empty when it names none."""
         name = self.ref.model if role == "ref" else self.actor_rollout.model
         return self.model.get(name, {}) if name else {}
+
+    def model_folder(self, role: str) -> Path:
+        """The folder whose config.json describes the model of `role`, actor_rollout or ref."""
+        load = self.ref.load if role == "ref" else self.actor_rollout.load
+        return config_folder(load or "", self.training.tokenizer_name_or_path or "")
 
 
 def placement(cfg: Config, world_size: int) -> Placement:

@@ -75,7 +75,8 @@ class Crew:
 
 def build_crew(cfg: Config, world: World) -> Crew:
     """Build what this rank's roles need. Collective. ValueError for bad models, data or templates."""
-    shape = ModelShape.from_folder(cfg.actor_rollout.load)
+    folder = cfg.model_folder("actor_rollout")
+    shape = ModelShape.from_folder(folder)
     tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
     dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
     prompts = eval_prompts = Absent("controller")
@@ -90,7 +91,7 @@ def build_crew(cfg: Config, world: World) -> Crew:
     engine = scorer = Absent("rollout")
     if world.rollout.member:
         scorer = _scorer(cfg, world, tokenizer)
-        engine = _engine(cfg, world, shape, dtype, end_of_text_ids(cfg.actor_rollout.load, tokenizer), scorer)
+        engine = _engine(cfg, world, shape, dtype, end_of_text_ids(folder, tokenizer), scorer)
     reshard = plan(tensors(shape), shape.num_layers, world.train.span, world.rollout.span, dtype.itemsize,
                    cfg.training.publish_bucket_megabytes * 2**20)
     publisher = Publisher(
@@ -115,7 +116,8 @@ def _policy(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype) ->
 
 
 def _reference(cfg: Config, world: World, dtype: torch.dtype) -> Reference:
-    model = RoleModel(ModelShape.from_folder(cfg.ref.load), world.ref, world.device, dtype,
+    shape = ModelShape.from_folder(cfg.model_folder("ref"))
+    model = RoleModel(shape, world.ref, world.device, dtype,
                       cfg.training.seq_length, sequence_parallel=False, recompute=False, seed=cfg.training.seed)
     model.load(cfg.ref.load)
     model.module.requires_grad_(False)

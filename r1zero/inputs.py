@@ -15,6 +15,7 @@ from r1zero.data.problems import read_problems
 from r1zero.data.template import Template
 from r1zero.model import ModelShape
 from r1zero.sentences import nearest
+from r1zero.weights.found import CONFIG, INDEX, SINGLE, check_files, find
 
 TINY = "tiny"
 
@@ -44,16 +45,16 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
     missing = absent(cfg)
     data_sets, problems = _data_sets(cfg)
     problems += [] if absent_ok else _missing_sentences(missing)
-    loads = {cfg.ref.load: "ref.load", cfg.actor_rollout.load: "actor_rollout.load"}
-    for folder, key in loads.items():
-        if folder not in missing:
-            problems += check_folder(key, Path(folder or ""))
+    for role in "actor_rollout", "ref":
+        load = cfg.ref.load if role == "ref" else cfg.actor_rollout.load
+        if load not in missing and not (role == "ref" and load == cfg.actor_rollout.load):
+            problems += check_weights(f"{role}.load", Path(load or ""), cfg.model_folder(role))
     tokenizer = cfg.training.tokenizer_name_or_path
     if tokenizer not in missing:
         problems += _check_tokenizer(Path(tokenizer or ""))
     for key, path in data_sets:
         if path not in missing:
-            problems += check_data(key, path, cfg.training.map_keys, _vocab_size(cfg.actor_rollout.load))
+            problems += check_data(key, path, cfg.training.map_keys, _vocab_size(cfg.model_folder("actor_rollout")))
     try:
         Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
     except ValueError as error:
@@ -61,7 +62,7 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
     return problems
 
 
-def _vocab_size(folder: str) -> int:
+def _vocab_size(folder: Path) -> int:
     """The rows of the model's embedding; without a readable model, more than any."""
     try:
         return ModelShape.from_folder(folder).vocab_size
@@ -75,6 +76,7 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
     for path, key in missing.items():
         kind = ("file of prompts, or the prefix of preprocessed ones" if "data" in key
                 else "Hugging Face model folder")
+        kind += " or a Megatron checkpoint" * key.endswith(".load")
         if Path(path).parts[-3:-1] == (".cache", TINY):
             way_out = "; make it with `python tools/make_tiny.py`"
         else:
@@ -85,14 +87,17 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
     return problems[::-1]
 
 
-def check_folder(key: str, folder: Path) -> list[str]:
-    """A Hugging Face model folder: config.json of a known model and whole safetensors files."""
-    if (folder / "latest_checkpointed_iteration.txt").exists():
-        return [f"{key}: {folder} is a Megatron checkpoint; give a Hugging Face model folder "
-                "(config.json and *.safetensors)"]
+def check_weights(key: str, path: Path, folder: Path) -> list[str]:
+    """A Hugging Face folder of whole safetensors files, or a Megatron checkpoint; `folder` has its config.json."""
     try:
+        found = find(path)
+        if found.kind != "hf" and not (folder / CONFIG).is_file():
+            return [f"{key}: {path} is a Megatron checkpoint, and no {CONFIG} tells the model's shape; put the model's "
+                    f"{CONFIG} beside it, or set training.tokenizer_name_or_path to a folder that has it"]
         ModelShape.from_folder(folder)
-        shards = _shards(folder)
+        if found.kind != "hf":
+            return [f"{key}: {problem}" for problem in check_files(found)]
+        shards = _shards(path)
     except ValueError as error:
         return [f"{key}: {error}"]
     problems = []
@@ -106,16 +111,16 @@ def check_folder(key: str, folder: Path) -> list[str]:
 
 def _shards(folder: Path) -> list[Path]:
     """The weight files that a model folder consists of."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.exists():
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             raise ValueError(f"{index} is not an index of safetensors files: copy it again") from None
         return [folder / name for name in sorted(names)]
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    raise ValueError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json: "
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}: "
                      "save the model with safetensors")
 
 

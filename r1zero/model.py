@@ -6,10 +6,13 @@ Read from the `config.json` of a Hugging Face folder, so there is one source of 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 FAMILIES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3", "LlamaForCausalLM": "llama"}
+ARCHITECTURES = {family: architecture for architecture, family in FAMILIES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,26 @@ class ModelShape:
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
         )
+
+    @classmethod
+    def from_megatron(cls, keys: Mapping[str, Any]) -> ModelShape:
+        """Read Megatron's names, of a model file or of a checkpoint's arguments. KeyError when one is missing."""
+        family = "qwen3" if keys.get("qk_layernorm") else "qwen2" if keys.get("add_qkv_bias") else "llama"
+        grouped = keys.get("group_query_attention", True)  # else num_query_groups is a default that does not hold
+        return cls.from_config({
+            "architectures": [ARCHITECTURES[family]],
+            "num_hidden_layers": keys["num_layers"],
+            "hidden_size": keys["hidden_size"],
+            "intermediate_size": keys["ffn_hidden_size"],
+            "num_attention_heads": keys["num_attention_heads"],
+            "num_key_value_heads": keys.get("num_query_groups") if grouped else None,
+            "head_dim": keys.get("kv_channels"),
+            "vocab_size": keys["padded_vocab_size"],
+            "max_position_embeddings": keys["max_position_embeddings"],
+            "rope_theta": keys.get("rotary_base", 10000.0),
+            "rms_norm_eps": keys.get("norm_epsilon", 1e-6),
+            "tie_word_embeddings": not keys.get("untie_embeddings_and_output_weights", False),
+        })
 
 
 def _rope(config: dict) -> tuple[float, RopeScaling | None]:

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import math
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from r1zero.config import Config
 from r1zero.model import ModelShape
 from r1zero.sentences import neighbours, shown
 
-ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
-
 
 def model_shape(cfg: Config, role: str) -> ModelShape | None:
     """Shape of a role's model: from its folder, else from the model file, else None."""
-    folder = Path((cfg.ref.load if role == "ref" else cfg.actor_rollout.load) or "")
+    folder = cfg.model_folder(role)
     if folder.is_dir():
         try:
             return ModelShape.from_folder(folder)
         except ValueError:
             return None  # check_inputs says what is wrong with it
     try:
-        return _shape_from_keys(cfg.model_keys(role))
+        return ModelShape.from_megatron(cfg.model_keys(role))
     except KeyError:
         return None
 
@@ -88,22 +85,3 @@ def _check_model_keys(cfg: Config, role: str, shape: ModelShape) -> list[str]:
         problems.append(f"model {name}: max_position_embeddings: {positions} is more than {load}/config.json "
                         f"says; {shape.max_positions} is the most")
     return problems
-
-
-def _shape_from_keys(keys: dict[str, Any]) -> ModelShape:
-    """Read Megatron's names of a model file. KeyError when one is missing."""
-    family = "qwen3" if keys.get("qk_layernorm") else "qwen2" if keys.get("add_qkv_bias") else "llama"
-    return ModelShape.from_config({
-        "architectures": [ARCHITECTURES[family]],
-        "num_hidden_layers": keys["num_layers"],
-        "hidden_size": keys["hidden_size"],
-        "intermediate_size": keys["ffn_hidden_size"],
-        "num_attention_heads": keys["num_attention_heads"],
-        "num_key_value_heads": keys.get("num_query_groups"),
-        "head_dim": keys.get("kv_channels"),
-        "vocab_size": keys["padded_vocab_size"],
-        "max_position_embeddings": keys["max_position_embeddings"],
-        "rope_theta": keys.get("rotary_base", 10000.0),
-        "rms_norm_eps": keys.get("norm_epsilon", 1e-6),
-        "tie_word_embeddings": not keys.get("untie_embeddings_and_output_weights", False),
-    })

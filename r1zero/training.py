@@ -23,6 +23,7 @@ from r1zero.observe.samples import write_samples
 from r1zero.reward.guard import FailureGuard
 from r1zero.step import StepOutcome, train_step
 from r1zero.weights.convert import save_hf
+from r1zero.weights.found import find
 from r1zero.weights.gather import gather_tensors
 from r1zero.world.groups import World
 
@@ -67,7 +68,7 @@ def export(crew: Crew, folder: Path) -> None:
     parameters = crew.policy.model.parameters() if crew.world.train.member else None
     stream = gather_tensors(crew.world, crew.shape, parameters)
     if crew.world.is_controller:
-        source, dtype = crew.cfg.actor_rollout.load, "bfloat16" if crew.cfg.training.bf16 else "float32"
+        source, dtype = crew.cfg.model_folder("actor_rollout"), "bfloat16" if crew.cfg.training.bf16 else "float32"
         save_hf(folder, crew.shape, stream, source, dtype)
     else:
         list(stream)
@@ -79,6 +80,8 @@ def _announce(crew: Crew) -> None:
     if world.is_controller:
         log.info(batch_line(crew.cfg, world.placement))
         dropped, kept = crew.prompts.num_dropped, len(crew.prompts)
+        for path in dict.fromkeys((crew.cfg.actor_rollout.load, crew.cfg.ref.load)):
+            log.info("start weights: %s", find(path))
         log.info("%d prompts; %d dropped, longer than max_prompt_length=%d tokens",
                  kept, dropped, crew.cfg.actor_rollout.max_prompt_length)
 

@@ -32,7 +32,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from r1zero.algo.packing import Microbatch
 from r1zero.algo.rotary import rotary_tables, rotate
 from r1zero.model import ModelShape
-from r1zero.weights.convert import load_hf
+from r1zero.weights.load import open_weights
 from r1zero.weights.names import local_shape, stage_tensors
 from r1zero.world.device import Device, Segments, packed_causal_attention
 from r1zero.world.groups import Grid
@@ -158,11 +158,12 @@ class RoleModel:
                 set_tensor_model_parallel_attributes(parameter, True, dim, 1)
 
     @torch.no_grad()
-    def load(self, folder: str) -> None:
-        """Fill the parameters from a Hugging Face folder. ValueError when it does not fit the model."""
+    def load(self, path: str) -> None:
+        """Fill the parameters from a Hugging Face folder or a Megatron checkpoint. ValueError if it does not fit."""
         parameters, span = self.parameters(), self.grid.span
         held = stage_tensors(self.shape, self.grid.stage, span.pp)
-        for tensor, shard in load_hf(folder, self.shape, held, self.grid.tp_index, span.tp, self.dtype):
+        weights = open_weights(path, self.shape)
+        for tensor, shard in weights.stream(held, self.grid.tp_index, span.tp, self.dtype):
             parameters.pop(tensor.name).copy_(shard)
         assert not parameters, f"parameters without weights: {sorted(parameters)}"
 

@@ -1,53 +1,54 @@
-"""Hugging Face folders: stream a rank's shards out of one, and write one.
+"""Hugging Face folders: read a rank's shards out of one, and write one.
 
-Reading maps the safetensors files and copies only the slices that a shard is made of. Writing holds one
-output file in memory. Both follow the table in names.py.
+Reading maps the safetensors files and copies only the slices that a shard is made of. Writing puts each tensor at
+its place in the files as it comes. Both follow the table in names.py.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from math import prod
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from r1zero.model import ModelShape
-from r1zero.weights.names import Tensor, local_shape, local_view, tensors
+from r1zero.weights.found import CONFIG, INDEX, SINGLE, Found
+from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape, local_view, tensors
+from r1zero.weights.source import Weights, refuse_misfits
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-FLOATS = ("BF16", "F16", "F32", "F64")
-BESIDE = ("config.json", "generation_config.json", "*token*.json", "chat_template*", "vocab.*", "merges.txt",
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+BESIDE = (CONFIG, "generation_config.json", "*token*.json", "chat_template*", "vocab.*", "merges.txt",
           "*.model", "LICENSE*")  # files of the source folder that belong to the model, tokenizer included
+HEAD = "lm_head.weight"
 
 
-def check_hf(folder: str | Path, shape: ModelShape) -> None:
-    """Check, reading headers only, that the folder holds the model. ValueError listing what is wrong."""
-    _open(Path(folder), shape)
+class HuggingFaceWeights(Weights):
+    """The weights of a Hugging Face folder of safetensors files."""
 
+    def __init__(self, found: Found, shape: ModelShape) -> None:
+        """Open all files and check the whole model. ValueError listing what does not fit."""
+        super().__init__(found, shape)
+        self._files = _open(found, shape)
 
-def load_hf(folder: str | Path, shape: ModelShape, wanted: Iterable[Tensor], tp_rank: int, tp: int,
-            dtype: torch.dtype) -> Iterator[tuple[Tensor, torch.Tensor]]:
-    """Check the folder, then stream this TP rank's shard of each wanted tensor, in Megatron's layout.
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The types of all tensors."""
+        return {FLOATS[self._files[name].get_slice(name).get_dtype()]
+                for tensor in tensors(self.shape) for name in tensor.hf}
 
-    The whole model is checked, not only what is wanted, so that all ranks fail alike. ValueError listing
-    missing, misshaped and unexpected tensors.
-    """
-    folder = Path(folder)
-    files = _open(folder, shape)
-
-    def stream() -> Iterator[tuple[Tensor, torch.Tensor]]:
-        for tensor in wanted:
-            part = _read(files, tensor, tp_rank, tp)
-            if tensor.hf == ("model.embed_tokens.weight",) and shape.tied and "lm_head.weight" in files:
-                _check_tied(folder, part, files["lm_head.weight"].get_slice("lm_head.weight"), tp_rank)
-            yield tensor, part.to(dtype)
-
-    return stream()
+    def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
+        """Read one TP rank's parameter, and nothing else. ValueError when a tied model has another output layer."""
+        part = _read(self._files, tensor, tp_rank, tp)
+        if tensor.name in (EMBEDDING, OUTPUT_LAYER) and self.shape.tied and HEAD in self._files:
+            head = self._files[HEAD].get_slice(HEAD)[tp_rank * len(part):(tp_rank + 1) * len(part)]
+            refuse_untied(self.found, part, head)
+        return part
 
 
 def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor, torch.Tensor]],
@@ -68,7 +69,7 @@ def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor
     partial.mkdir(parents=True)
     try:
         _write_weights(partial, shape, stream, dtype_name, shard_bytes)
-        _copy_beside(source, partial, dtype_name)
+        copy_beside(source, partial, dtype_name)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
@@ -80,10 +81,10 @@ def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor
 # Reading.
 
 
-def _open(folder: Path, shape: ModelShape) -> dict[str, safe_open]:
+def _open(found: Found, shape: ModelShape) -> dict[str, safe_open]:
     """Map each tensor's Hugging Face name to its open file. ValueError listing what does not fit."""
     files: dict[str, safe_open] = {}
-    for path in _weight_files(folder):
+    for path in _weight_files(found.folder):
         try:
             file = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
@@ -96,11 +97,9 @@ def _open(folder: Path, shape: ModelShape) -> dict[str, safe_open]:
     for name, file in files.items():
         if name in expected:
             problems += _misfit(name, file.get_slice(name), expected[name])
-        elif not name.endswith("rotary_emb.inv_freq") and not (name == "lm_head.weight" and shape.tied):
+        elif not name.endswith("rotary_emb.inv_freq") and not (name == HEAD and shape.tied):
             problems.append(f"{name} is unexpected")
-    if problems:
-        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise ValueError(f"the weights in {folder} do not fit its config.json: {shown}")
+    refuse_misfits(found, problems)
     return files
 
 
@@ -126,7 +125,7 @@ def _misfit(name: str, source, expected: tuple[int, ...]) -> list[str]:
     return [] if dtype in FLOATS else [f"{name} has the type {dtype} instead of one of {', '.join(FLOATS)}"]
 
 
-def _read(files: Mapping[str, safe_open], tensor: Tensor, tp_rank: int, tp: int) -> torch.Tensor:
+def _read(files: dict[str, safe_open], tensor: Tensor, tp_rank: int, tp: int) -> torch.Tensor:
     """Build one rank's shard from slices of its sources, in the dtype of the file."""
     sources = [files[name].get_slice(name) for name in tensor.hf]
     local = local_shape(tensor, tp)
@@ -154,46 +153,66 @@ def _read_qkv(sources: list, tensor: Tensor, start: int, stop: int) -> torch.Ten
     return fused[start - first * rows:stop - first * rows].contiguous()
 
 
-def _check_tied(folder: Path, embedding: torch.Tensor, head, tp_rank: int) -> None:
-    """Refuse a separate output layer in a model that claims to have none: one of the two would be lost."""
-    rows = len(embedding)
-    if not torch.equal(embedding, head[tp_rank * rows:(tp_rank + 1) * rows]):
-        raise ValueError(f"the weights in {folder} have an lm_head.weight that differs from the embedding "
-                         "although its config.json says tie_word_embeddings: true; set that to false, or "
-                         "drop lm_head.weight")
-
-
 # Writing.
 
 
 def _write_weights(folder: Path, shape: ModelShape, stream: Iterable[tuple[Tensor, torch.Tensor]],
                    dtype_name: str, shard_bytes: int) -> None:
-    """Write the stream as files of at most `shard_bytes`, with an index when there are several."""
+    """Write the stream, in any order, as files of at most `shard_bytes`, with an index when there are several.
+
+    A safetensors file is the length of its header, 8 bytes; the header, JSON: type, shape and place of each tensor;
+    and the values. All is known beforehand, so each tensor goes to its place when it comes.
+    """
     dtype: torch.dtype = getattr(torch, dtype_name)
+    files = _plan_files(shape, dtype, shard_bytes)
+    places: dict[str, tuple[BinaryIO, int]] = {}
     missing = {tensor.name for tensor in tensors(shape)}
-    shards: list[list[str]] = []  # names in each file written
-    pending: dict[str, torch.Tensor] = {}
-    total = size = 0
-
-    def flush() -> None:
-        save_file(pending, folder / f"part-{len(shards)}", metadata={"format": "pt"})
-        shards.append(list(pending))
-        pending.clear()
-
-    for tensor, full in stream:
-        assert tensor.name in missing, f"{tensor.name} is not a tensor of this model, or came twice"
-        missing.discard(tensor.name)
-        for name, part in _split(tensor, full):
-            num_bytes = part.numel() * dtype.itemsize
-            if pending and size + num_bytes > shard_bytes:
-                flush()
-                size = 0
-            # Always a copy: the giver may reuse its buffer for the next tensor.
-            pending[name] = part.to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
-            size, total = size + num_bytes, total + num_bytes
+    with ExitStack() as stack:
+        for name, header in files.items():
+            file = stack.enter_context((folder / name).open("wb"))
+            start = _write_header(file, header)
+            places |= {entry: (file, start + header[entry]["data_offsets"][0]) for entry in header
+                       if entry != "__metadata__"}
+        for tensor, full in stream:
+            assert tensor.name in missing, f"{tensor.name} is not a tensor of this model, or came twice"
+            missing.discard(tensor.name)
+            for name, part in _split(tensor, full):
+                file, place = places[name]
+                file.seek(place)
+                file.write(part.to("cpu", dtype).contiguous().view(torch.uint8).numpy())
     assert not missing, f"the stream ended without {sorted(missing)}"
-    flush()
-    _name_files(folder, shards, total)
+    if len(files) > 1:
+        weight_map = {name: file for file, header in files.items() for name in header if name != "__metadata__"}
+        total = shape.num_parameters * dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _plan_files(shape: ModelShape, dtype: torch.dtype, shard_bytes: int) -> dict[str, dict[str, Any]]:
+    """Lay the tensors into files of at most `shard_bytes`, unless one tensor is larger: file names with headers."""
+    type_name = next(name for name, known in FLOATS.items() if known == dtype)
+    headers: list[dict[str, Any]] = []
+    end = shard_bytes
+    for tensor in tensors(shape):
+        for name, size in zip(tensor.hf, tensor.hf_shape, strict=True):
+            num_bytes = prod(size) * dtype.itemsize
+            if not headers or end + num_bytes > shard_bytes:
+                headers.append({"__metadata__": {"format": "pt"}})
+                end = 0
+            headers[-1][name] = {"dtype": type_name, "shape": size, "data_offsets": [end, end + num_bytes]}
+            end += num_bytes
+    if len(headers) == 1:
+        return {SINGLE: headers[0]}
+    return {f"model-{number:05d}-of-{len(headers):05d}.safetensors": header
+            for number, header in enumerate(headers, 1)}
+
+
+def _write_header(file: BinaryIO, header: dict[str, Any]) -> int:
+    """Write a header, padded so that values are aligned to 8 bytes; returns where they start."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    return file.tell()
 
 
 def _split(tensor: Tensor, full: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -208,26 +227,12 @@ def _split(tensor: Tensor, full: torch.Tensor) -> Iterator[tuple[str, torch.Tens
         yield name, part.reshape(size)
 
 
-def _name_files(folder: Path, shards: list[list[str]], total: int) -> None:
-    """Give the parts their final names, which tell how many there are."""
-    count = len(shards)
-    files = [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-    if count == 1:
-        files = [SINGLE]
-    for number, file in enumerate(files):
-        (folder / f"part-{number}").rename(folder / file)
-    if count > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _copy_beside(source: Path, folder: Path, dtype_name: str) -> None:
+def copy_beside(source: Path, folder: Path, dtype_name: str) -> None:
     """Copy config, tokenizer and template files; config.json then names the dtype that was written."""
     for pattern in BESIDE:
         for path in sorted(source.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
-    path = folder / "config.json"
+    path = folder / CONFIG
     config = json.loads(path.read_text())
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
         config[key] = dtype_name
@@ -235,4 +240,4 @@ def _copy_beside(source: Path, folder: Path, dtype_name: str) -> None:
 
 
 def _replaceable(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / "config.json").is_file() or not any(folder.iterdir()))
+    return folder.is_dir() and ((folder / CONFIG).is_file() or not any(folder.iterdir()))

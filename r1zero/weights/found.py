@@ -1,0 +1,162 @@
+"""What kind of weights a path holds, told by file names alone; needs no torch, so it is asked before any start.
+
+    Hugging Face    DIR/config.json, *.safetensors
+    torch_dist      DIR/latest_checkpointed_iteration.txt, iter_0000010/{metadata.json, .metadata, *.distcp}
+    legacy          DIR/latest_checkpointed_iteration.txt, iter_0000010/mp_rank_TT[_PPP]/model_optim_rng.pt
+
+Of a Megatron checkpoint the path may be DIR, and the tracker file tells the iteration, or one iteration's folder.
+The tracker holds a number, or `release` for the folder of that name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+TRACKER = "latest_checkpointed_iteration.txt"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+CONFIG = "config.json"
+KINDS = {"hf": "Hugging Face folder", "torch_dist": "Megatron torch_dist checkpoint",
+         "legacy": "Megatron legacy checkpoint"}
+_SHARD = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Weights on disk."""
+
+    kind: str  # a key of KINDS
+    folder: Path  # that holds the files themselves
+    iteration: int | None = None  # None: released weights, or no iterations at all
+    files: dict[tuple[int, int], Path] = field(default_factory=dict)  # legacy: the file of each (TP, PP) index
+
+    @property
+    def layout(self) -> tuple[int, int]:
+        """TP and PP sizes of legacy files."""
+        tps, pps = zip(*self.files, strict=True)
+        return max(tps) + 1, max(pps) + 1
+
+    def __str__(self) -> str:
+        text = f"{KINDS[self.kind]} {self.folder}"
+        if self.iteration is not None:
+            text += f", iteration {self.iteration}"
+        if self.files:
+            text += ", saved at TP{} PP{}".format(*self.layout)
+        return text
+
+
+def find(path: str | Path) -> Found:
+    """Tell what `path` holds. ValueError when it is nothing known, ambiguous, or lacks files."""
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder; give a Hugging Face model folder or a Megatron checkpoint")
+    if _is_iteration(path):
+        number = re.fullmatch(r"iter_(\d+)", path.resolve().name)
+        return _iteration(path, int(number[1]) if number else None)
+    is_hf = (path / SINGLE).is_file() or (path / INDEX).is_file()
+    if (path / TRACKER).is_file():
+        if is_hf:
+            raise ValueError(f"{path} holds a Hugging Face model and Megatron checkpoints: name the iteration's "
+                             "folder, or move one of the two")
+        return _tracked(path)
+    if is_hf or (path / CONFIG).is_file():
+        return Found("hf", path)
+    others = _iterations(path)
+    way_out = (f"it has no {TRACKER}: name one of its folders, such as {others[-1]}" if others else
+               f"a Hugging Face model has {CONFIG} and {SINGLE}, a Megatron checkpoint {TRACKER}")
+    raise ValueError(f"{path} holds no weights; {way_out}")
+
+
+def config_folder(load: str | Path, fallback: str | Path) -> Path:
+    """Return the folder whose config.json describes the model at `load`, which may be a Megatron checkpoint.
+
+    It is `load` itself, or the folder around an iteration's, or else `fallback`: that of the tokenizer.
+    """
+    load = Path(load)
+    if not is_megatron(load):
+        return load
+    around = (load, load.parent) if _is_iteration(load) else (load,)
+    return next((folder for folder in around if (folder / CONFIG).is_file()), Path(fallback))
+
+
+def is_megatron(path: Path) -> bool:
+    """Whether a path is that of Megatron checkpoints, sound or not."""
+    return (path / TRACKER).is_file() or _is_iteration(path)
+
+
+def check_files(found: Found) -> list[str]:
+    """Look for files of a Megatron checkpoint that are missing, empty or cut off, without reading them."""
+    if found.kind == "torch_dist":
+        needed = [found.folder / ".metadata", found.folder / "common.pt"]
+        problems = [f"{path} is missing or empty" for path in needed if not _size(path)]
+        if not any(found.folder.glob("*.distcp")):
+            problems.append(f"{found.folder} has no .distcp files")
+        return [f"{problem}; copy the checkpoint again" for problem in problems]
+    # The table of contents of torch's files is at their end, so files that were cut off have none.
+    return [f"{path} is no file of torch.save, or cut off; copy the checkpoint again"
+            for path in found.files.values() if not zipfile.is_zipfile(path)]
+
+
+def _tracked(path: Path) -> Found:
+    text = (path / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+    if text != "release" and not text.isdecimal():
+        raise ValueError(f"{path / TRACKER} says {text[:40]!r} instead of an iteration's number or release; "
+                         "name an iteration's folder")
+    folder = path / ("release" if text == "release" else f"iter_{int(text):07d}")
+    if not _is_iteration(folder):
+        others = [other for other in _iterations(path) if other != folder]
+        way_out = f"there is {others[-1]}, which can be named instead" if others else "copy the checkpoint again"
+        state = "holds no checkpoint" if folder.is_dir() else "does not exist"
+        raise ValueError(f"{path / TRACKER} says {text}, but {folder} {state}; {way_out}")
+    return _iteration(folder, None if text == "release" else int(text))
+
+
+def _iterations(path: Path) -> list[Path]:
+    """The folders of iterations in their order, released weights first."""
+    return [folder for folder in (path / "release", *sorted(path.glob("iter_*"))) if _is_iteration(folder)]
+
+
+def _is_iteration(folder: Path) -> bool:
+    return (folder / "metadata.json").is_file() or any(_SHARD.fullmatch(entry.name) for entry in folder.glob("mp_rank_*"))
+
+
+def _iteration(folder: Path, number: int | None) -> Found:
+    path = folder / "metadata.json"
+    if not path.is_file():
+        return Found("legacy", folder, number, _shards(folder))
+    try:
+        backend = json.loads(path.read_text(encoding="utf-8"))["sharded_backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} does not name the checkpoint's format; copy the checkpoint again") from None
+    if backend != "torch_dist":
+        raise ValueError(f"{folder} is a Megatron checkpoint in the format {backend}; only torch_dist and "
+                         "legacy ones can be read: save it with --ckpt-format torch_dist")
+    return Found("torch_dist", folder, number)
+
+
+def _shards(folder: Path) -> dict[tuple[int, int], Path]:
+    """The file of each (TP, PP) index. Conversions to several layouts may share a folder: the first whole one is taken."""
+    grids: dict[bool, dict[tuple[int, int], Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        if match := _SHARD.fullmatch(entry.name):
+            tp, pp, ep = match.groups()
+            if ep is not None:
+                raise ValueError(f"{folder} was saved with expert parallelism ({entry.name}); only dense models "
+                                 "can be read")
+            grids.setdefault(pp is not None, {})[int(tp), int(pp or 0)] = entry / "model_optim_rng.pt"
+    missing = []
+    for staged, files in sorted(grids.items()):
+        tps, pps = (1 + max(index) for index in zip(*files, strict=True))
+        names = {(tp, pp): f"mp_rank_{tp:02d}" + f"_{pp:03d}" * staged for tp in range(tps) for pp in range(pps)}
+        missing = [name for index, name in names.items() if index not in files or not files[index].is_file()]
+        if not missing:
+            return files
+    raise ValueError(f"{folder} lacks model_optim_rng.pt in {', '.join(missing[:8])}; copy the checkpoint again")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0

@@ -1,0 +1,150 @@
+"""Weights on disk, whatever their format: checked whole when opened, then read one tensor or shard at a time."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from r1zero.model import ModelShape
+from r1zero.weights.found import Found
+from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape, tensors
+
+log = logging.getLogger("r1zero")
+
+Box = tuple[slice, ...]  # a region of a tensor's view (names.py), one slice an axis
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
+MOST_PADDING = 8192  # rows: Megatron pads the vocabulary to a multiple of 128 times TP, which is at most 64
+# Megatron's fused layers name their norms after the projection that follows; its sharded names always do.
+FUSED_NORMS = {"self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+               "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
+
+
+class Weights(ABC):
+    """The weights of a whole model. Tensors are named as in names.py and come in Megatron's layout."""
+
+    def __init__(self, found: Found, shape: ModelShape) -> None:
+        self.found, self.shape = found, shape
+
+    @abstractmethod
+    def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
+        """Return one TP rank's parameter, contiguous, in the dtype of the file. ValueError if it cannot be read."""
+
+    @property
+    @abstractmethod
+    def dtypes(self) -> set[torch.dtype]:
+        """The types of all tensors."""
+
+    def stream(self, wanted: Iterable[Tensor], tp_rank: int, tp: int,
+               dtype: torch.dtype) -> Iterator[tuple[Tensor, torch.Tensor]]:
+        """Yield this TP rank's shard of each wanted tensor, read when its turn comes."""
+        for tensor in wanted:
+            yield tensor, self.read(tensor, tp_rank, tp).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a tensor as it lies on disk."""
+
+    box: Box  # the region that it fills
+    load: Callable[[], torch.Tensor]  # read it, in the shape of the box
+
+
+class MegatronWeights(Weights):
+    """Weights in pieces as Megatron's ranks wrote them, cut or not."""
+
+    @abstractmethod
+    def pieces(self, tensor: Tensor) -> list[Piece]:
+        """List what is stored of a tensor; together the pieces cover it."""
+
+    def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
+        """Assemble one TP rank's parameter from the pieces that touch it."""
+        if tensor.name == OUTPUT_LAYER and self.shape.tied:
+            tensor = next(entry for entry in tensors(self.shape) if entry.name == EMBEDDING)
+        wanted = wanted_box(tensor, tp_rank, tp)
+        shard = None
+        for piece in self.pieces(tensor):
+            common = tuple(slice(max(a.start, b.start), min(a.stop, b.stop))
+                           for a, b in zip(wanted, piece.box, strict=True))
+            if all(side.start < side.stop for side in common):
+                part = piece.load()[_within(common, piece.box)]
+                if shard is None:
+                    shard = torch.empty([side.stop - side.start for side in wanted], dtype=part.dtype)
+                shard[_within(common, wanted)] = part
+        assert shard is not None, f"{tensor.name} has no pieces"
+        return shard.view(local_shape(tensor, tp))
+
+
+def wanted_box(tensor: Tensor, tp_rank: int, tp: int) -> Box:
+    """The region of `tensor.view` that one TP rank holds."""
+    local_shape(tensor, tp)  # refuses a TP that does not divide
+    box = [slice(0, size) for size in tensor.view]
+    if tensor.axis is not None:
+        size = tensor.view[tensor.axis] // tp
+        box[tensor.axis] = slice(tp_rank * size, (tp_rank + 1) * size)
+    return tuple(box)
+
+
+def canonical(name: str) -> str | None:
+    """Name a stored model tensor as names.py does; None for what holds no weights."""
+    if name.endswith(("_extra_state", ".inv_freq")) or "._extra_state/" in name:
+        return None
+    name = name.removeprefix("module.").removeprefix("model.")
+    for fused, plain in FUSED_NORMS.items():
+        if name.endswith(f".{fused}"):
+            name = name.removesuffix(fused) + plain
+    return name
+
+
+def misfit(tensor: Tensor, found: tuple[int, ...], dtype: torch.dtype, tp: int = 1) -> list[str]:
+    """Say how a stored whole tensor, or a shard of it, differs from what the model needs. Vocabularies may be padded."""
+    rows = tensor.view[0] if tensor.name in PADDED else 0
+    expected = (-(-rows // tp), *tensor.view[1:]) if rows else local_shape(tensor, tp)
+    padded = rows and found[1:] == expected[1:] and rows <= found[0] * tp <= rows + MOST_PADDING
+    if found != expected and not padded:
+        return [f"{tensor.name} has the shape {found} instead of {expected}"]
+    return [] if dtype in FLOATS else [f"{tensor.name} has the type {dtype}, which is no float"]
+
+
+def refuse_misfits(found: Found, problems: list[str]) -> None:
+    """ValueError that lists what does not fit, shortened."""
+    if problems:
+        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise ValueError(f"the weights in {found.folder} do not fit config.json: {shown}")
+
+
+def check_args(found: Found, args: Namespace, shape: ModelShape) -> None:
+    """Compare the arguments that a checkpoint was made with. ValueError where its weights would be misread.
+
+    Only a warning where they do not tell: converters leave the rotary base and the norm's epsilon at defaults.
+    """
+    given = vars(args)
+    truth = {"num_layers": shape.num_layers, "hidden_size": shape.hidden_size,
+             "num_attention_heads": shape.num_heads, "kv_channels": shape.head_dim,
+             "add_qkv_bias": shape.qkv_bias, "qk_layernorm": shape.qk_norm}
+    if given.get("group_query_attention"):
+        truth["num_query_groups"] = shape.num_kv_heads
+    refuse_misfits(found, [f"its arguments say {key} {given[key]} instead of {value}" for key, value in truth.items()
+                           if given.get(key) is not None and given[key] != value])
+    for key, value in ("rotary_base", shape.rope_theta), ("norm_epsilon", shape.norm_eps):
+        if given.get(key) not in (None, value):
+            log.warning("%s: its arguments say %s %s; %s, as config.json says, is used", found.folder, key,
+                        given[key], value)
+
+
+def refuse_untied(found: Found, embedding: torch.Tensor, head: torch.Tensor) -> None:
+    """ValueError for a separate output layer in a model that claims to have none: one of the two would be lost."""
+    if not torch.equal(embedding, head):
+        raise ValueError(f"the weights in {found.folder} have an output layer (lm_head.weight) that differs from the "
+                         "embedding although config.json says tie_word_embeddings: true; set that to false, or "
+                         "drop the output layer")
+
+
+def _within(box: Box, outer: Box) -> Box:
+    """Count a box from the corner of another one."""
+    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, outer, strict=True))

@@ -1,0 +1,169 @@
+"""Megatron's torch_dist checkpoints: any number of .distcp files, and .metadata that says what lies where.
+
+A tensor lies there in chunks of its global form; the same parameter of all layers is one tensor with the layers as
+its first axis, or, of uneven models, one tensor a layer. The gate and up halves of linear_fc1 lie one below the
+other. Optimizer states lie in the same files under names of their own, which are left alone.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from math import prod
+
+import torch
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+
+from r1zero.model import ModelShape
+from r1zero.weights.found import Found
+from r1zero.weights.names import OUTPUT_LAYER, Tensor, tensors
+from r1zero.weights.source import Box, MegatronWeights, Piece, canonical, check_args, misfit, refuse_misfits
+from r1zero.weights.unpickle import load_metadata, load_pickled
+
+PARTS_OF_MODEL = ("embedding", "decoder", "output_layer", "encoder", "mtp")
+HALVES = {"_w": 0, "_v": 1}  # endings of linear_fc1's name when its halves are stored as two tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a tensor of the model lies."""
+
+    key: str  # in the metadata
+    entry: TensorStorageMetadata
+    layer: int | None  # its index along the first axis, when layers are stacked
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor of one layer."""
+        return tuple(self.entry.size)[self.layer is not None:]
+
+    def chunks(self) -> Iterator[tuple[ChunkStorageMetadata, tuple[int, ...], tuple[int, ...]]]:
+        """Yield the chunks that hold this layer with their offsets and sizes, the axis of layers left out."""
+        for chunk in self.entry.chunks:
+            offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+            if self.layer is None:
+                yield chunk, offsets, sizes
+            elif offsets[0] <= self.layer < offsets[0] + sizes[0]:
+                yield chunk, offsets[1:], sizes[1:]
+
+
+class DistWeights(MegatronWeights):
+    """The weights of an iteration's .distcp files."""
+
+    def __init__(self, found: Found, shape: ModelShape) -> None:
+        """Read the metadata and check that the model is there. ValueError listing what does not fit."""
+        super().__init__(found, shape)
+        if (args := read_args(found)) is not None:
+            check_args(found, args, shape)
+        content = load_metadata(found.folder / ".metadata")
+        self._places = content.storage_data
+        self.stored = {name: stored for key, entry in content.state_dict_metadata.items()
+                       for name, stored in _names(key, entry)}
+        refuse_misfits(found, self._problems())
+        self._check_files()
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The types of all tensors."""
+        return {stored.entry.properties.dtype for tensor in tensors(self.shape) for stored, _ in self._parts(tensor)}
+
+    def pieces(self, tensor: Tensor) -> list[Piece]:
+        """One piece for each chunk, two for a chunk of linear_fc1 that reaches into both halves."""
+        pieces = []
+        for stored, half in self._parts(tensor):
+            for chunk, offsets, sizes in stored.chunks():
+                load = cache(partial(self._load, stored, chunk))
+                box = tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))
+                pieces += _halves(box, load, half, tensor.view[1]) if len(tensor.view) == 3 else [Piece(box, load)]
+        return pieces
+
+    def _parts(self, tensor: Tensor) -> list[tuple[Stored, int]]:
+        """The stored tensors that make up one of ours, each with the half of linear_fc1 at which it starts."""
+        whole = self.stored.get(tensor.name)
+        if whole is not None:
+            return [(whole, 0)]
+        return [(self.stored[tensor.name + end], half) for end, half in HALVES.items()
+                if tensor.name + end in self.stored]
+
+    def _load(self, stored: Stored, chunk: ChunkStorageMetadata) -> torch.Tensor:
+        """Read one chunk and take this layer's part of it."""
+        place = self._places[MetadataIndex(stored.key, chunk.offsets)]
+        path = self.found.folder / place.relative_path
+        with path.open("rb") as file:
+            file.seek(place.offset)
+            content = io.BytesIO(file.read(place.length))
+        try:
+            values = torch.load(content, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            values = None
+        if not isinstance(values, torch.Tensor) or values.shape != chunk.sizes:
+            raise ValueError(f"{path} is damaged where {stored.key} should be; copy the checkpoint again")
+        return values if stored.layer is None else values[stored.layer - chunk.offsets[0]]
+
+    def _problems(self) -> list[str]:
+        problems, known = [], {OUTPUT_LAYER} if self.shape.tied else set()
+        for tensor in tensors(self.shape):
+            parts = self._parts(tensor)
+            known |= {tensor.name} | ({tensor.name + end for end in HALVES} if len(parts) == 2 else set())
+            if not parts:
+                problems.append(f"{tensor.name} is missing")
+                continue
+            rows = sum(stored.shape[0] for stored, _ in parts)
+            problems += misfit(tensor, (rows, *parts[0][0].shape[1:]), parts[0][0].entry.properties.dtype)
+            problems += [f"{tensor.name} has parts that were never written" for stored, _ in parts
+                         if sum(prod(sizes) for _, _, sizes in stored.chunks()) != prod(stored.shape)]
+        return problems + [f"{name} is unexpected" for name in self.stored if name not in known]
+
+    def _check_files(self) -> None:
+        """ValueError when a file that holds weights is missing or cut off."""
+        ends: dict[str, int] = {}
+        for stored in self.stored.values():
+            for chunk, _, _ in stored.chunks():
+                place = self._places[MetadataIndex(stored.key, chunk.offsets)]
+                ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+        for name, end in sorted(ends.items()):
+            path = self.found.folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size is None or size < end:
+                state = "is missing" if size is None else f"has {size} bytes instead of at least {end}: it was cut off"
+                raise ValueError(f"{path} {state}; copy the checkpoint again")
+
+
+def read_args(found: Found) -> Namespace | None:
+    """The arguments that a checkpoint was written with, if it says."""
+    common = load_pickled(found.folder / "common.pt")
+    args = common.get("args") if isinstance(common, dict) else None
+    return args if isinstance(args, Namespace) else None
+
+
+def _names(key: str, entry: object) -> Iterator[tuple[str, Stored]]:
+    """Name each layer of a stored tensor as names.py does; nothing for what is not of the model."""
+    name = canonical(key)
+    if not isinstance(entry, TensorStorageMetadata) or name is None or name.split(".")[0] not in PARTS_OF_MODEL:
+        return
+    prefix, _, tail = name.partition("decoder.layers.")
+    if not tail or prefix or tail.split(".")[0].isdecimal():
+        yield name, Stored(key, entry, None)
+        return
+    for layer in range(entry.size[0]):
+        yield f"decoder.layers.{layer}.{tail}", Stored(key, entry, layer)
+
+
+def _halves(rows_box: Box, load: Callable[[], torch.Tensor], half: int, ffn: int) -> Iterator[Piece]:
+    """Turn rows of [gate; up], counted from the start of `half`, into regions of the view (2, F, H)."""
+    rows, columns = rows_box
+    begin, end = rows.start + half * ffn, rows.stop + half * ffn
+    for number in range(2):
+        start, stop = max(begin, number * ffn), min(end, (number + 1) * ffn)
+        if start < stop:
+            inside = slice(start - begin, stop - begin)
+            box = (slice(number, number + 1), slice(start - number * ffn, stop - number * ffn), columns)
+            yield Piece(box, partial(_rows, load, inside))
+
+
+def _rows(load: Callable[[], torch.Tensor], rows: slice) -> torch.Tensor:
+    return load()[rows][None]
