@@ -18,7 +18,7 @@ from r1zero.policy.pipeline import look_up_logprobs
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.sampler import Sampling
-from r1zero.weights.convert import load_hf
+from r1zero.weights.load import open_weights
 from r1zero.weights.names import tensors
 from r1zero.world.groups import World
 from r1zero.world.launch import Launch
@@ -112,7 +112,7 @@ def engine_body(rank, size, store, folder, tp, limits):
     world = make_world(rank, size, store, (1, 1), rollout=tp)
     shape, grid = ModelShape.from_folder(folder), world.rollout
     decoder = Decoder(shape, tp, grid.groups["tp"], torch.float32, torch.device("cpu"), 128)
-    for tensor, shard in load_hf(folder, shape, tensors(shape), grid.tp_index, tp, torch.float32):
+    for tensor, shard in open_weights(folder, shape).stream(tensors(shape), grid.tp_index, tp, torch.float32):
         decoder.weights[tensor.name].copy_(shard)
     engine = Engine(decoder, Sampling(0.7, 1.0, 0, seed=5), (2, 9, 40), limits, grid.replica, grid.span.dp)
     engine.accept(4)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from r1zero.model import ModelShape
 from r1zero.weights import convert
-from r1zero.weights.convert import check_hf, load_hf, save_hf
+from r1zero.weights.convert import save_hf
+from r1zero.weights.load import open_weights
 from r1zero.weights.names import (local_shape, local_view, merge, name_on_stage, shard, stage_of,
                                   stage_tensors, tensors)
 
@@ -93,7 +94,7 @@ def named(stream):
 
 def whole(folder, shape):
     """The table's stream for TP 1."""
-    return load_hf(folder, shape, tensors(shape), 0, 1, torch.bfloat16)
+    return open_weights(folder, shape).stream(tensors(shape), 0, 1, torch.bfloat16)
 
 
 # The table.
@@ -159,7 +160,8 @@ def test_tp_that_does_not_divide_is_refused(folders):
 def test_loaded_shards_merge_into_the_mapping_made_by_hand(model, tp, folders):
     folder = folders[model]
     shape = ModelShape.from_folder(folder)
-    ranks = [dict(load_hf(folder, shape, tensors(shape), rank, tp, torch.bfloat16)) for rank in range(tp)]
+    weights = open_weights(folder, shape)
+    ranks = [dict(weights.stream(tensors(shape), rank, tp, torch.bfloat16)) for rank in range(tp)]
     reference = by_hand(folder, shape)
     assert {tensor.name for tensor in tensors(shape)} == set(reference)
     for tensor in tensors(shape):
@@ -175,7 +177,7 @@ def test_each_rank_holds_its_gate_rows_above_its_up_rows(folders):
     shape, state = ModelShape.from_folder(folder), state_of(folder)
     gate, up = (state[f"model.layers.3.mlp.{part}_proj.weight"] for part in ("gate", "up"))
     for rank in range(2):
-        loaded = named(load_hf(folder, shape, tensors(shape), rank, 2, torch.float32))
+        loaded = named(open_weights(folder, shape).stream(tensors(shape), rank, 2, torch.float32))
         expected = torch.cat([gate.chunk(2)[rank], up.chunk(2)[rank]]).float()
         assert torch.equal(loaded["decoder.layers.3.mlp.linear_fc1.weight"], expected)
 
@@ -185,7 +187,7 @@ def test_attention_of_tp_2_is_cut_between_groups(folders):
     shape, state = ModelShape.from_folder(folder), state_of(folder)
     q, k, v = (state[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv")
     for rank in range(2):
-        loaded = named(load_hf(folder, shape, tensors(shape), rank, 2, torch.bfloat16))
+        loaded = named(open_weights(folder, shape).stream(tensors(shape), rank, 2, torch.bfloat16))
         expected = torch.cat([part.chunk(2)[rank] for part in (q, k, v)])  # one key-value group a rank
         assert torch.equal(loaded["decoder.layers.0.self_attention.linear_qkv.weight"], expected)
         columns = state["model.layers.0.self_attn.o_proj.weight"].chunk(2, dim=1)[rank]
@@ -214,7 +216,7 @@ def test_only_the_shards_own_elements_are_read(folders, monkeypatch):
     monkeypatch.setattr(convert, "safe_open", Recorder)
     shape = ModelShape.from_folder(folders["qwen2_untied"])
     wanted = stage_tensors(shape, 1, 2)
-    stream = load_hf(folders["qwen2_untied"], shape, wanted, 1, 2, torch.bfloat16)
+    stream = open_weights(folders["qwen2_untied"], shape).stream(wanted, 1, 2, torch.bfloat16)
     assert not read, "opening the folder reads headers only"
     for count, (_, part) in enumerate(stream, 1):
         assert sum(read) == part.numel(), "a tensor is read when its turn comes, and no more of it"
@@ -225,7 +227,7 @@ def test_only_the_shards_own_elements_are_read(folders, monkeypatch):
 def test_last_stage_of_a_tied_model_loads_its_copy_from_the_embedding(folders):
     folder = folders["qwen3"]
     shape = ModelShape.from_folder(folder)
-    *_, (tensor, part) = load_hf(folder, shape, stage_tensors(shape, 1, 2), 1, 2, torch.bfloat16)
+    *_, (tensor, part) = open_weights(folder, shape).stream(stage_tensors(shape, 1, 2), 1, 2, torch.bfloat16)
     assert tensor.name == "output_layer.weight"
     assert torch.equal(part, state_of(folder)["model.embed_tokens.weight"][32:])
 
@@ -332,19 +334,15 @@ def test_saving_over_the_source_or_a_folder_of_something_else_is_refused(folders
 
 
 def refusal(folder):
-    """What check_hf and load_hf both say about a folder."""
-    shape = ModelShape.from_folder(folder)
-    with pytest.raises(ValueError) as checked:
-        check_hf(folder, shape)
-    with pytest.raises(ValueError) as loaded:
-        load_hf(folder, shape, [], 0, 1, torch.bfloat16)
-    assert str(checked.value) == str(loaded.value)
-    return str(checked.value)
+    """What is said about a folder before anything is read from it."""
+    with pytest.raises(ValueError) as refused:
+        open_weights(folder, ModelShape.from_folder(folder))
+    return str(refused.value)
 
 
 def test_sound_folders_pass_the_check(folders):
     for folder in folders.values():
-        check_hf(folder, ModelShape.from_folder(folder))
+        open_weights(folder, ModelShape.from_folder(folder))
 
 
 def test_missing_misshaped_mistyped_and_unexpected_tensors_are_all_listed(broken):
@@ -370,7 +368,7 @@ def test_long_list_of_problems_is_shortened(broken):
 def test_rotary_buffers_of_old_checkpoints_are_ignored(broken):
     rewrite(broken, lambda state: state.update(
         {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}))
-    check_hf(broken, ModelShape.from_folder(broken))
+    open_weights(broken, ModelShape.from_folder(broken))
 
 
 def test_output_layer_beside_a_tied_embedding_must_be_equal(folders, tmp_path):
@@ -380,9 +378,10 @@ def test_output_layer_beside_a_tied_embedding_must_be_equal(folders, tmp_path):
     rewrite(folder, lambda state: state.update({"lm_head.weight": head}))
     assert len(list(whole(folder, shape))) == len(tensors(shape))
     rewrite(folder, lambda state: state["lm_head.weight"][40].neg_())
-    list(load_hf(folder, shape, tensors(shape), 0, 2, torch.bfloat16))  # the row is not in this rank's shard
+    weights = open_weights(folder, shape)
+    list(weights.stream(tensors(shape), 0, 2, torch.bfloat16))  # the row is not in this rank's shard
     with pytest.raises(ValueError, match="tie_word_embeddings"):
-        list(load_hf(folder, shape, tensors(shape), 1, 2, torch.bfloat16))
+        list(weights.stream(tensors(shape), 1, 2, torch.bfloat16))
 
 
 def test_truncated_file_is_refused(broken):

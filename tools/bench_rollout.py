@@ -141,14 +141,14 @@ class Ours:
         from r1zero.rollout.decoder import Decoder
         from r1zero.rollout.engine import Engine, Limits
         from r1zero.rollout.sampler import Sampling
-        from r1zero.weights.convert import load_hf
+        from r1zero.weights.load import open_weights
         from r1zero.weights.names import tensors
 
         budget = int(lengths.max())
         decoder = Decoder(model.shape, 1, None, model.dtype, torch.device("cpu"), args.prompt_len + budget)
         with tempfile.TemporaryDirectory() as folder:
             model.theirs.save_pretrained(folder)
-            for tensor, shard in load_hf(folder, model.shape, tensors(model.shape), 0, 1, model.dtype):
+            for tensor, shard in open_weights(folder, model.shape).stream(tensors(model.shape), 0, 1, model.dtype):
                 decoder.weights[tensor.name].copy_(shard)
         self.engine = Engine(decoder, Sampling(1.0, 1.0, 0, seed=0), (), Limits(budget, args.max_tokens, args.max_running))
         self.engine.length_of = lambda position, member: int(lengths[position * args.samples + member])

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from r1zero.model import ModelShape
 from r1zero.weights.found import CONFIG, INDEX, SINGLE, Found
 from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape, local_view, tensors
-from r1zero.weights.source import Weights, refuse_misfits
+from r1zero.weights.source import Weights, refuse_misfits, refuse_untied
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 BESIDE = (CONFIG, "generation_config.json", "*token*.json", "chat_template*", "vocab.*", "merges.txt",

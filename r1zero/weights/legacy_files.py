@@ -44,6 +44,10 @@ class LegacyWeights(MegatronWeights):
         """One piece for each TP rank that holds a part."""
         return [self._piece(tensor, tp) for tp in range(self.tp if tensor.axis is not None else 1)]
 
+    def stores(self, name: str) -> bool:
+        """Whether a tensor of this name is stored."""
+        return name in self.shards[0]
+
     def _piece(self, tensor: Tensor, tp: int) -> Piece:
         param = self.shards[tp][tensor.name]
         if len(tensor.view) == 3:

@@ -6,13 +6,13 @@ import logging
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from r1zero.model import ModelShape
 from r1zero.weights.found import Found
-from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape, tensors
+from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape
 
 log = logging.getLogger("r1zero")
 
@@ -62,10 +62,20 @@ class MegatronWeights(Weights):
     def pieces(self, tensor: Tensor) -> list[Piece]:
         """List what is stored of a tensor; together the pieces cover it."""
 
+    @abstractmethod
+    def stores(self, name: str) -> bool:
+        """Whether a tensor of this name is stored."""
+
     def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Assemble one TP rank's parameter from the pieces that touch it."""
-        if tensor.name == OUTPUT_LAYER and self.shape.tied:
-            tensor = next(entry for entry in tensors(self.shape) if entry.name == EMBEDDING)
+        """Assemble one TP rank's parameter. ValueError when a tied model has another output layer."""
+        tied = self.shape.tied and tensor.name in (EMBEDDING, OUTPUT_LAYER)
+        part = self._assemble(replace(tensor, name=EMBEDDING) if tied else tensor, tp_rank, tp)
+        if tied and self.stores(OUTPUT_LAYER):
+            refuse_untied(self.found, part, self._assemble(replace(tensor, name=OUTPUT_LAYER), tp_rank, tp))
+        return part
+
+    def _assemble(self, tensor: Tensor, tp_rank: int, tp: int) -> torch.Tensor:
+        """Put a rank's parameter together from the pieces that touch it."""
         wanted = wanted_box(tensor, tp_rank, tp)
         shard = None
         for piece in self.pieces(tensor):

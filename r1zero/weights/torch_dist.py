@@ -81,6 +81,10 @@ class DistWeights(MegatronWeights):
                 pieces += _halves(box, load, half, tensor.view[1]) if len(tensor.view) == 3 else [Piece(box, load)]
         return pieces
 
+    def stores(self, name: str) -> bool:
+        """Whether a tensor of this name is stored."""
+        return name in self.stored
+
     def _parts(self, tensor: Tensor) -> list[tuple[Stored, int]]:
         """The stored tensors that make up one of ours, each with the half of linear_fc1 at which it starts."""
         whole = self.stored.get(tensor.name)
