@@ -229,10 +229,26 @@ def test_folder_without_config_json(home: Path) -> None:
     assert "config.json does not exist" in only(check(load(home), absent_ok=True))
 
 
-def test_megatron_checkpoint_is_not_a_model_folder(home: Path) -> None:
+def test_folder_of_both_kinds_of_weights_is_ambiguous(home: Path) -> None:
     (home / "net" / "latest_checkpointed_iteration.txt").write_text("1")
     problem = only(check(load(home)))
-    assert "actor_rollout.load" in problem and "Megatron checkpoint" in problem and "Hugging Face" in problem
+    assert "actor_rollout.load" in problem and "Megatron checkpoints" in problem and "Hugging Face" in problem
+
+
+def test_megatron_checkpoint_takes_its_shape_from_the_tokenizer_folder(home: Path) -> None:
+    checkpoint = home / "ckpt"
+    (checkpoint / "iter_0000003").mkdir(parents=True)
+    (checkpoint / "latest_checkpointed_iteration.txt").write_text("3")
+    problem = only(check(load(home, f"actor_rollout.load={checkpoint}",
+                              f"training.tokenizer_name_or_path={home / 'net'}")))
+    assert "actor_rollout.load" in problem and "says 3, but" in problem and "holds no checkpoint" in problem
+    (checkpoint / "iter_0000003" / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    for name in (".metadata", "common.pt", "__0_0.distcp"):
+        (checkpoint / "iter_0000003" / name).write_text("not empty")
+    overrides = [f"actor_rollout.load={checkpoint}", f"training.tokenizer_name_or_path={home / 'net'}"]
+    assert check(load(home, *overrides)) == []
+    (home / "net" / "config.json").rename(home / "config.json")
+    assert "config.json" in only(check(load(home, *overrides)))
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
