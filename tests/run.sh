@@ -4,7 +4,21 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../tools/setup_env.sh"
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+# The report is tested in a real browser. Without one its tests fail and say what to install.
+get_chromium() {
+  local name
+  for name in chromium chromium-browser google-chrome; do
+    if command -v "$name" >/dev/null; then return; fi
+  done
+  if ((EUID)) || ! command -v apt-get >/dev/null; then return; fi
+  say "installing the package chromium, for the tests of the report"
+  export DEBIAN_FRONTEND=noninteractive
+  { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } >/dev/null \
+    || say "apt-get could not install chromium; its message is above"
+}
+
 set_up test
+locked get_chromium
 make_tiny
 cd "$root"
 exec "$python" -m pytest -q "$@"

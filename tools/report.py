@@ -22,8 +22,8 @@ from r1zero.observe.report import open_runs, write_report  # noqa: E402
 def main() -> int:
     """Write one page; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, which hold metrics.jsonl")
-    parser.add_argument("--output", type=Path, help="the page; default RUN/report.html, of several comparison.html")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders with metrics.jsonl")
+    parser.add_argument("--output", type=Path, help="default RUN/report.html; of several comparison.html")
     args = parser.parse_args()
     output = args.output or (args.runs[0] / "report.html" if len(args.runs) == 1 else Path("comparison.html"))
     try:
@@ -36,8 +36,8 @@ def main() -> int:
     except OSError as error:
         print(f"report: {output} cannot be written ({error.strerror})", file=sys.stderr)
         return 2
-    print(f"{output}: {', '.join(f'{len(history.metrics)} steps of {history.folder}' for history in histories)}, "
-          f"{output.stat().st_size / 1e6:.1f} MB")
+    told = [f"{len(history.metrics)} steps of {history.folder}" for history in histories]
+    print(f"{output}: {', '.join(told)}, {output.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

@@ -47,8 +47,11 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 class RunHistory:
-    """A run folder as the report shows it. Packed samples and spans stay below `packed_bytes`:
-    when they would not, every second step loses them, then every second of the rest, and so on."""
+    """A run folder as the report shows it.
+
+    Packed samples and spans stay below `packed_bytes`: when they would not, every second step loses them,
+    then every second of the rest, and so on.
+    """
 
     def __init__(self, folder: Path, packed_bytes: int) -> None:
         self.folder, self._packed_bytes, self._every = folder, packed_bytes, 1
@@ -81,7 +84,8 @@ class RunHistory:
             "steps": list(self.metrics),
             "series": {key: [metrics.get(key) for metrics in self.metrics.values()] for key in keys},
             "evaluation": [_cleaned(entry) for entry in Lines(self.folder / "evaluation.jsonl").new()],
-            "resumed": self._resumed, "roles": self._roles, "packedEvery": self._every, "packed": self._packed,
+            "resumed": self._resumed, "roles": self._roles,
+            "packedEvery": self._every, "packed": self._packed,
         }
 
     def _add_metrics(self, entry: dict[str, Any]) -> None:
@@ -128,14 +132,18 @@ class RunHistory:
             self._packed = {step: packed for step, packed in self._packed.items() if step % self._every == 0}
 
     def _config(self) -> tuple[str, dict[str, Any]]:
-        """config.yaml as text and parsed; empty when there is none."""
+        """config.yaml as text and parsed; empty when it is missing or broken."""
         path = self.folder / "config.yaml"
-        text = path.read_text() if path.exists() else ""
-        config = yaml.safe_load(text) if text else {}
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        try:
+            config = yaml.safe_load(text)
+        except yaml.YAMLError:
+            config = None
         return text, config if isinstance(config, dict) else {}
 
 
 def _cleaned(entry: dict[str, Any]) -> dict[str, Any]:
     """Only numbers and nested objects of numbers; what is not finite becomes None."""
-    kept = {key: _cleaned(value) if isinstance(value, dict) else finite(value) for key, value in entry.items()}
-    return {key: value for key, value in kept.items() if value is None or isinstance(value, (int, float, dict))}
+    numbers = (int, float, dict, type(None))
+    return {key: _cleaned(value) if isinstance(value, dict) else finite(value)
+            for key, value in entry.items() if isinstance(value, numbers)}

@@ -1,9 +1,9 @@
 """Which samples of a step go into the report, and how they are packed.
 
-The rule, which the page states: whole prompts with all their answers, as many as fit STEP_BYTES. Prompts whose
-scoring failed come first, the others in a fixed shuffle of their rows in the data set. The shuffle is the same at
-every step, so a prompt that comes again is kept again and its answers can be compared. Texts longer than
-TEXT_LIMIT lose their middle.
+The rule, which the page states: whole prompts with all their answers, as many as fit STEP_BYTES. Prompts
+whose scoring failed come first, the others in a fixed shuffle of their rows in the data set. The shuffle is
+the same at every step, so a prompt that comes again is kept again and its answers can be compared. Texts
+longer than TEXT_LIMIT lose their middle.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ log = logging.getLogger("r1zero")
 
 ASSETS = Path(__file__).parent / "assets"
 STYLES = ("uPlot.min.css", "page.css")
-SCRIPTS = ("base.js", "specs.js", "charts.js", "timeline.js", "answers.js", "samples.js", "prompts.js", "page.js")
+SCRIPTS = ("base.js", "specs.js", "charts.js", "timeline.js", "answers.js", "samples.js", "prompts.js",
+           "figures.js", "page.js")
 PACKED_BYTES = 4_000_000  # of all runs together; the rest of the page is below 1 MB for 1,000 steps
 SHARE_OF_TIME = 0.01  # of a run's time that writing its report may take
 MOST_FILES = 16  # sample files read at a time, so that even after a resume no writing takes long
@@ -42,7 +43,7 @@ def open_runs(folders: Sequence[Path]) -> list[RunHistory]:
     """Read these run folders, which share the room in the page. ValueError for a folder that is no run."""
     for folder in folders:
         if not (folder / "metrics.jsonl").is_file():
-            raise ValueError(f"{folder} is no run folder: it has no metrics.jsonl; give the output_dir of a run")
+            raise ValueError(f"{folder} is no run folder: metrics.jsonl is missing; give a run's output_dir")
     histories = [RunHistory(folder, PACKED_BYTES // len(folders)) for folder in folders]
     for history in histories:
         history.read()
@@ -51,7 +52,8 @@ def open_runs(folders: Sequence[Path]) -> list[RunHistory]:
 
 def render(runs: Sequence[dict[str, Any]]) -> str:
     """Return the page as text."""
-    data = {"runs": runs, "written": time.time(), "limits": {"stepBytes": STEP_BYTES, "textLimit": TEXT_LIMIT}}
+    limits = {"stepBytes": STEP_BYTES, "textLimit": TEXT_LIMIT}
+    data = {"runs": runs, "written": time.time(), "limits": limits}
     parts = {
         "title": _escaped(" / ".join(run["folder"] for run in runs)),
         "styles": "\n".join(_asset(name) for name in STYLES),
@@ -76,13 +78,14 @@ def _escaped(text: str) -> str:
 class LiveReport:
     """The report of a running run, kept by the controller. Trouble is a warning, never an end.
 
-    It is written every `interval` steps (0: only at the end), but not before the last writing has become a small
-    share of the time since: a run with short steps gets it less often.
+    It is written every `interval` steps (0: only at the end), but not before the last writing has become a
+    small share of the time since: a run with short steps gets it less often.
     """
 
     def __init__(self, folder: Path, interval: int) -> None:
-        self._history, self._path, self._interval = RunHistory(folder, PACKED_BYTES), folder / "report.html", interval
-        self._not_before = 0.0
+        self._history = RunHistory(folder, PACKED_BYTES)
+        self._path, self._interval = folder / "report.html", interval
+        self._not_before = 0.0  # on the monotonic clock
 
     def after_step(self, step: int) -> None:
         """Write it if it is due."""

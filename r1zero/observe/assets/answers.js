@@ -8,9 +8,16 @@ const OUTCOMES = {
   crash: { sign: "!", word: "crashed" },
 };
 const BECAUSE = {
-  right: { format: "all tags are there, in order", step: "enough steps are marked", else: "equals the ground truth" },
-  wrong: { format: "tags are missing, repeated or out of order", step: "no or few steps are marked",
-           else: "differs from the ground truth" },
+  right: {
+    format: "all tags are there, in order",
+    step: "enough steps are marked",
+    else: "equals the ground truth",
+  },
+  wrong: {
+    format: "tags are missing, repeated or out of order",
+    step: "no or few steps are marked",
+    else: "differs from the ground truth",
+  },
   no_answer: { else: "nothing was found that could be compared" },
   timeout: { else: "the rule took longer than its deadline: a failure, not a verdict" },
   crash: { else: "the rule itself failed: not a verdict" },
@@ -29,18 +36,33 @@ function samplesOf(run, step, content) {
   if (!content.samples) return [];
   const prompts = content.prompts.map((prompt) => {
     if (!promptsByText.has(prompt.prompt)) {
-      promptsByText.set(prompt.prompt, { text: prompt.prompt, truth: String(prompt.ground_truth ?? ""),
-                                         index: prompt.prompt_index, question: prompt.prompt, samples: [] });
+      promptsByText.set(prompt.prompt, {
+        text: prompt.prompt,
+        truth: String(prompt.ground_truth ?? ""),
+        index: prompt.prompt_index,
+        question: prompt.prompt,
+        samples: [],
+      });
     }
     return promptsByText.get(prompt.prompt);
   });
-  const columns = content.samples, rules = Object.entries(content.scores);
+  const columns = content.samples,
+    rules = Object.entries(content.scores);
   return columns.response.map((response, i) => {
     const scores = {};
     for (const [rule, score] of rules) scores[rule] = { value: score.value[i], outcome: score.outcome[i] };
-    const sample = { run, step, prompt: prompts[columns.group[i]], member: columns.member[i], response, scores,
-                     reward: columns.reward[i], advantage: columns.advantage[i], length: columns.response_length[i],
-                     truncated: columns.truncated[i] };
+    const sample = {
+      run,
+      step,
+      prompt: prompts[columns.group[i]],
+      member: columns.member[i],
+      response,
+      scores,
+      reward: columns.reward[i],
+      advantage: columns.advantage[i],
+      length: columns.response_length[i],
+      truncated: columns.truncated[i],
+    };
     sample.prompt.samples.push(sample);
     return sample;
   });
@@ -60,7 +82,10 @@ function findQuestions() {
     }
     return length;
   };
-  const head = texts[0].slice(0, shared((text, i) => text[i]));
+  const head = texts[0].slice(
+    0,
+    shared((text, i) => text[i]),
+  );
   const start = Math.max(head.lastIndexOf("\n"), head.lastIndexOf("|>") + 1) + 1;
   const tail = texts[0].slice(texts[0].length - shared((text, i) => text[text.length - 1 - i]));
   const signs = [tail.indexOf("\n"), tail.indexOf("<|")].filter((at) => at >= 0);
@@ -83,7 +108,7 @@ function parts(sample) {
   for (const piece of sample.response.split(/(<\/?(?:think|answer)>)/)) {
     if (piece === "<think>" || piece === "<answer>") close(piece.slice(1, -1));
     else if (piece === "</think>" || piece === "</answer>") {
-      if (kind === "plain") kind = piece.slice(2, -1);  // closed but never opened
+      if (kind === "plain") kind = piece.slice(2, -1); // closed but never opened
       close("plain");
     } else text += piece;
   }
@@ -93,15 +118,28 @@ function parts(sample) {
 
 function responseBlocks(sample, query = "") {
   const found = parts(sample);
-  return el("div", { class: "response", dir: "auto" }, ...(found.length ? found : [["plain", ""]]).map(([kind, text]) =>
-    el("div", { class: `part ${kind}` },
-      kind === "plain" ? null : el("span", { class: "part-name" }, kind),
-      appendText(el("span", { class: "text" }), text || "(empty)", query))));
+  return el(
+    "div",
+    { class: "response", dir: "auto" },
+    ...(found.length ? found : [["plain", ""]]).map(([kind, text]) =>
+      el(
+        "div",
+        { class: `part ${/^(<\|[^|<>]*\|>|<\/s>)+$/.test(text) ? "bare" : kind}` },
+        kind === "plain" ? null : el("span", { class: "part-name" }, kind),
+        appendText(el("span", { class: "text" }), text || "(empty)", query),
+      ),
+    ),
+  );
 }
 
 function chip(rule, score) {
   const outcome = OUTCOMES[score.outcome] ?? { sign: "", word: score.outcome };
-  return el("span", { class: `chip ${score.outcome}` }, `${rule} `, el("b", {}, `${outcome.sign} ${outcome.word}`));
+  return el(
+    "span",
+    { class: `chip ${score.outcome}` },
+    `${rule} `,
+    el("b", {}, `${outcome.sign} ${outcome.word}`),
+  );
 }
 
 const chips = (sample) => Object.entries(sample.scores).map(([rule, score]) => chip(rule, score));
@@ -111,15 +149,33 @@ function rewardBadge(sample) {
 }
 
 function scoreTable(sample) {
-  const row = ([rule, score]) => el("tr", {}, el("th", { scope: "row" }, rule),
-    el("td", { class: "number" }, formatted(score.value, "score")), el("td", {}, chip("", score)),
-    el("td", { class: "why" }, because(rule, score.outcome)));
-  return el("table", { class: "scores" },
-    el("thead", {}, el("tr", {}, ...["Rule", "Score", "Verdict", "Why"].map((name) => el("th", { scope: "col" }, name)))),
-    el("tbody", {}, ...Object.entries(sample.scores).map(row)));
+  const row = ([rule, score]) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, rule),
+      el("td", { class: "number" }, formatted(score.value, "score")),
+      el("td", {}, chip("", score)),
+      el("td", { class: "why" }, because(rule, score.outcome)),
+    );
+  return el(
+    "table",
+    { class: "scores" },
+    el(
+      "thead",
+      {},
+      el("tr", {}, ...["Rule", "Score", "Verdict", "Why"].map((name) => el("th", { scope: "col" }, name))),
+    ),
+    el("tbody", {}, ...Object.entries(sample.scores).map(row)),
+  );
 }
 
 function facts(pairs) {
-  return el("dl", { class: "facts" }, ...pairs.filter(([, value]) => value !== null).map(([name, value]) =>
-    el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  return el(
+    "dl",
+    { class: "facts" },
+    ...pairs
+      .filter(([, value]) => value !== null)
+      .map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+  );
 }

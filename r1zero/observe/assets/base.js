@@ -24,51 +24,85 @@ function announce(text) {
 // What the reader chose is kept in the browser, where it allows that.
 const memory = {
   get(key, otherwise) {
-    try { return localStorage.getItem("r1zero." + key) ?? otherwise; } catch { return otherwise; }
+    try {
+      return localStorage.getItem("r1zero." + key) ?? otherwise;
+    } catch {
+      return otherwise;
+    }
   },
   set(key, value) {
-    try { localStorage.setItem("r1zero." + key, value); } catch { /* private window: not kept */ }
+    try {
+      localStorage.setItem("r1zero." + key, value);
+    } catch {
+      /* private window: not kept */
+    }
   },
 };
 
 // A radio group drawn as one bar. `choices` are [value, label].
 function segmented(fieldset, name, choices, chosen, change) {
   for (const [value, label] of choices) {
-    const input = el("input", { type: "radio", name, value, checked: value === chosen,
-                                onchange: () => change(value) });
+    const input = el("input", {
+      type: "radio",
+      name,
+      value,
+      checked: value === chosen,
+      onchange: () => change(value),
+    });
     fieldset.append(el("label", {}, input, el("span", {}, label)));
   }
 }
 
 // Numbers. A kind is how a value is written; its unit stands on the axis.
-const UNITS = { share: "%", tokens: "tokens", seconds: "s", gigabytes: "GB", nats: "nats", rate: "tokens/s",
-                count: "", score: "", plain: "" };
+const UNITS = {
+  share: "%",
+  tokens: "tokens",
+  seconds: "s",
+  gigabytes: "GB",
+  nats: "nats",
+  rate: "tokens/s",
+  count: "",
+  score: "",
+  plain: "",
+};
 
 function grouped(value, digits = 0) {
   return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
+// About three digits that mean something.
 function significant(value) {
-  const size = Math.abs(value);
-  if (size >= 1000) return grouped(value);
-  if (size >= 100) return value.toFixed(0);
-  if (size >= 10) return value.toFixed(1);
-  if (size >= 0.1 || size === 0) return value.toFixed(2);
-  if (size >= 0.001) return value.toFixed(4);
+  if (value >= 1000) return grouped(value);
+  if (value >= 100) return value.toFixed(0);
+  if (value >= 10) return value.toFixed(1);
+  if (value >= 0.1 || value === 0) return value.toFixed(2);
+  if (value >= 0.001) return value.toFixed(4);
   return value.toExponential(1);
 }
 
 function formatted(value, kind) {
   if (value === null || value === undefined) return NONE;
+  return value < 0 ? "\u2212" + unsigned(-value, kind) : unsigned(value, kind);
+}
+
+function unsigned(value, kind) {
   switch (kind) {
-    case "share": return (value * 100).toFixed(1) + "%";
-    case "seconds": return value < 1 ? Math.round(value * 1000) + " ms" : duration(value);
-    case "gigabytes": return value.toFixed(2) + " GB";
-    case "tokens": return grouped(value, Math.abs(value) < 1000 && !Number.isInteger(value) ? 1 : 0);
-    case "rate": return grouped(value);
-    case "count": return grouped(value);
-    case "score": return value.toFixed(2);
-    default: return significant(value);
+    case "share":
+      return (value * 100).toFixed(1) + "%";
+    case "seconds":
+      return value < 1 ? Math.round(value * 1000) + " ms" : duration(value);
+    case "gigabytes":
+      return value.toFixed(2) + " GB";
+    case "tokens":
+      return grouped(value, value < 1000 && !Number.isInteger(value) ? 1 : 0);
+    case "rate":
+      return grouped(value);
+    case "count":
+      return grouped(value);
+    case "score":
+      return value.toFixed(2);
+    default:
+      return significant(value);
   }
 }
 
@@ -88,8 +122,20 @@ function plural(count, noun) {
 }
 
 // Texts. What would be invisible or would reorder the page is shown as a sign of its own.
-const BIDI = { 0x061c: "ALM", 0x200e: "LRM", 0x200f: "RLM", 0x202a: "LRE", 0x202b: "RLE", 0x202c: "PDF",
-               0x202d: "LRO", 0x202e: "RLO", 0x2066: "LRI", 0x2067: "RLI", 0x2068: "FSI", 0x2069: "PDI" };
+const BIDI = {
+  0x061c: "ALM",
+  0x200e: "LRM",
+  0x200f: "RLM",
+  0x202a: "LRE",
+  0x202b: "RLE",
+  0x202c: "PDF",
+  0x202d: "LRO",
+  0x202e: "RLO",
+  0x2066: "LRI",
+  0x2067: "RLI",
+  0x2068: "FSI",
+  0x2069: "PDI",
+};
 const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 
 function visible(text) {

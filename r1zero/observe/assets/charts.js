@@ -1,7 +1,7 @@
 // Charts: one x axis of steps, one cursor for all of them, values of the cursor's step beside the names.
 
 const STEPS = [...new Set(RUNS.flatMap((run) => run.steps))].sort((a, b) => a - b);
-const SPANS = { off: 0, light: 5, strong: 20 };  // steps over which smoothing looks back
+const SPANS = { off: 0, light: 5, strong: 20 }; // steps over which smoothing looks back
 const charts = [];
 const hiddenRuns = new Set();
 let smoothing = SPANS[memory.get("smoothing", "off")] ?? 0;
@@ -19,7 +19,8 @@ function onAxis(run, values) {
 function smoothed(values, span) {
   if (!span) return values;
   const keep = 1 - 2 / (span + 1);
-  let sum = 0, weight = 0;
+  let sum = 0,
+    weight = 0;
   return values.map((value) => {
     if (typeof value !== "number") return value;
     sum = keep * sum + (1 - keep) * value;
@@ -42,16 +43,38 @@ class Chart {
     const { spec } = this;
     this.at = el("span", { class: "at" });
     this.values = spec.lines.map(() => el("span", { class: "value" }));
-    this.buttons = spec.lines.map((line, i) => el("button", {
-      type: "button", class: "line", "aria-pressed": "true", title: `Show or hide ${line.label}`,
-      onclick: () => this.toggle(i),
-    }, el("span", { class: "swatch" + (line.dash?.length ? " dashed" : ""), style: `--swatch: var(${line.color})` }),
-      el("span", { class: "label" }, line.label), this.values[i]));
-    this.plot = el("div", { class: "plot", tabindex: "0", role: "img", onkeydown: (event) => this.key(event) });
-    this.node = el("article", { class: "chart" },
+    this.buttons = spec.lines.map((line, i) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: "line",
+          "aria-pressed": "true",
+          title: `Show or hide ${line.label}`,
+          onclick: () => this.toggle(i),
+        },
+        el("span", {
+          class: `swatch${line.dash?.length ? " dashed" : ""}${line.ghost ? " faint" : ""}`,
+          style: `--swatch: var(${line.color})`,
+        }),
+        el("span", { class: "label" }, line.label),
+        this.values[i],
+      ),
+    );
+    this.plot = el("div", {
+      class: "plot",
+      tabindex: "0",
+      role: "img",
+      onkeydown: (event) => this.key(event),
+    });
+    this.node = el(
+      "article",
+      { class: "chart" },
       el("header", {}, el("h3", {}, spec.title), this.at),
-      el("div", { class: "lines" }, ...this.buttons), this.plot,
-      spec.note ? el("p", { class: "note" }, spec.note) : null);
+      el("div", { class: "lines" }, ...this.buttons),
+      this.plot,
+      spec.note ? el("p", { class: "note" }, spec.note) : null,
+    );
     this.show(null);
   }
 
@@ -71,16 +94,26 @@ class Chart {
     const clean = (value) => (spec.log && typeof value === "number" && value <= 0 ? null : value);
     const raw = spec.lines.map((line) => onAxis(line.run, valuesOf(line.run, line).map(clean)));
     this.raw = raw;
-    const rows = [], series = [], bands = [];
-    const add = (row, options) => { rows.push(row); return series.push(options); };  // its number in uPlot
+    const rows = [],
+      series = [],
+      bands = [];
+    const add = (row, options) => {
+      rows.push(row);
+      return series.push(options);
+    }; // its number in uPlot
     if (spec.stacked) {
-      let total = STEPS.map(() => 0), below = null;
+      let total = STEPS.map(() => 0),
+        below = null;
       spec.lines.forEach((line, i) => {
         if (line.overlay || this.isHidden(i)) return;
         total = smoothed(raw[i], smoothing).map((value, x) => total[x] + (value ?? 0));
         const row = total.map((value, x) => (raw[i][x] === undefined ? undefined : value));
-        const number = add(row, { stroke: () => color(line.color), width: 1, points: { show: STEPS.length === 1 },
-                                  fill: below ? undefined : () => color(line.color) });
+        const number = add(row, {
+          stroke: () => color(line.color),
+          width: 1,
+          points: { show: STEPS.length === 1 },
+          fill: below ? undefined : () => color(line.color),
+        });
         if (below) bands.push({ series: [number, below], fill: () => color(line.color) });
         below = number;
       });
@@ -89,10 +122,14 @@ class Chart {
     spec.lines.forEach((line, i) => {
       if ((spec.stacked && !line.overlay) || this.isHidden(i)) return;
       const stroke = () => color(line.color);
-      if (smoothing && !line.ghost) add(raw[i], { stroke: () => color(line.color) + "48", width: 1, points: { show: false } });
-      const number = add(smoothed(raw[i], smoothing), line.ghost
-        ? { stroke: () => color(line.color) + "30", width: 1, points: { show: false } }
-        : { stroke, width: line.width ?? 2, dash: line.dash, points: { size: 5, fill: stroke } });
+      if (smoothing && !line.ghost)
+        add(raw[i], { stroke: () => color(line.color) + "48", width: 1, points: { show: false } });
+      const number = add(
+        smoothed(raw[i], smoothing),
+        line.ghost
+          ? { stroke: () => color(line.color) + "30", width: 1, points: { show: false } }
+          : { stroke, width: line.width ?? 2, dash: line.dash, points: { size: 5, fill: stroke } },
+      );
       if (spec.band?.includes(line.key)) ends.push(number);
     });
     if (ends.length === 2) bands.push({ series: ends.reverse(), fill: () => color("--c1") + "26" });
@@ -110,40 +147,68 @@ class Chart {
 
   options(series, bands) {
     const { spec } = this;
-    const axis = { stroke: () => color("--muted"), font: "11px system-ui, sans-serif", labelSize: 16,
-                   labelFont: "11px system-ui, sans-serif", labelGap: 0,
-                   grid: { stroke: () => color("--grid"), width: 1 }, ticks: { show: false } };
+    const axis = {
+      stroke: () => color("--muted"),
+      font: "11px system-ui, sans-serif",
+      labelSize: 16,
+      labelFont: "11px system-ui, sans-serif",
+      labelGap: 0,
+      grid: { stroke: () => color("--grid"), width: 1 },
+      ticks: { show: false },
+    };
     const only = STEPS.length === 1 ? [STEPS[0] - 1, STEPS[0] + 1] : null;
+    const decades = (u, axisNumber, low, high) => {
+      const first = Math.floor(Math.log10(low)),
+        last = Math.ceil(Math.log10(high));
+      return Array.from({ length: last - first + 1 }, (_, i) => 10 ** (first + i));
+    };
     const range = (u, low, high) => {
       if (low === null) return [0, 1];
-      const room = (high - low || Math.abs(high) || 1) * 0.08;
+      const room = (high - low || Math.abs(high) || (spec.kind === "share" ? 0.1 : 1)) * 0.08;
       return [spec.zero && low >= 0 ? 0 : low - room, high + room];
     };
     return {
-      width: this.plot.clientWidth || 320, height: 190, legend: { show: false }, padding: [8, 12, 0, 0],
+      width: this.plot.clientWidth || 320,
+      height: 190,
+      legend: { show: false },
+      padding: [8, 12, 0, 0],
       cursor: { sync: { key: "steps" }, points: { size: 7 }, drag: { x: true, y: false } },
-      scales: { x: { time: false, range: only ? () => only : undefined },
-                y: spec.log ? { distr: 3 } : { range } },
-      axes: [{ ...axis, size: 24, label: "step", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000] },
-             { ...axis, size: 46, label: this.unit || undefined, space: 34,
-               values: (u, splits) => this.ticks(splits) }],
-      series: [{}, ...series], bands,
+      scales: {
+        x: { time: false, range: only ? () => only : undefined },
+        y: spec.log ? { distr: 3 } : { range },
+      },
+      axes: [
+        { ...axis, size: 24, label: "step", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000] },
+        {
+          ...axis,
+          size: 42,
+          label: this.unit || undefined,
+          space: 34,
+          ...(spec.log ? { splits: decades } : {}),
+          values: (u, splits) => this.ticks(splits),
+        },
+      ],
+      series: [{}, ...series],
+      bands,
       hooks: { setCursor: [(u) => this.show(u.cursor.idx ?? null)], draw: [(u) => this.markResumes(u)] },
     };
   }
 
-  // Tick labels: the unit is on the axis, so only the number; as many digits as the spacing asks for.
+  // Tick labels: the unit is on the axis, so only the number, with the digits that its neighbours need.
   ticks(splits) {
-    const scale = this.spec.kind === "share" ? 100 : 1;
-    const known = splits.filter((value) => value !== null);
-    const gap = known.length > 1 ? Math.abs(known[1] - known[0]) * scale : 1;
-    const largest = Math.max(...known.map(Math.abs)) * scale;
+    const { kind, log } = this.spec,
+      scale = kind === "share" ? 100 : 1;
+    const gap = splits.length > 1 ? Math.abs(splits[1] - splits[0]) * scale : 1;
+    const largest = Math.max(...splits.map(Math.abs)) * scale;
+    let digits = 0;
+    while (digits < 6 && Math.abs(gap * 10 ** digits - Math.round(gap * 10 ** digits)) > 1e-6) digits++;
     return splits.map((value) => {
-      if (value === null) return null;
       if (value === 0) return "0";
-      if (this.spec.log || largest < 0.001) return value.toExponential(0).replace("e+", "e");
-      if (largest >= 10000) return `${+(value * scale / 1000).toFixed(1)}k`;
-      return (value * scale).toFixed(Math.max(0, Math.ceil(-Math.log10(gap) - 1e-9)));
+      const sign = value < 0 ? "\u2212" : "",
+        size = Math.abs(value) * scale;
+      if (log || largest < 0.001) return sign + (+size.toPrecision(2)).toExponential().replace("e+", "e");
+      if (largest >= 10000) return sign + `${+(size / 1000).toFixed(1)}k`;
+      return sign + size.toFixed(digits);
     });
   }
 
@@ -170,7 +235,10 @@ class Chart {
     this.at.textContent = index === null ? "" : `step ${STEPS[index]}`;
     this.values.forEach((node, i) => {
       const row = this.raw?.[i] ?? [];
-      node.textContent = formatted(index === null ? row.findLast((value) => typeof value === "number") : row[index], kind);
+      node.textContent = formatted(
+        index === null ? row.findLast((value) => typeof value === "number") : row[index],
+        kind,
+      );
     });
     this.index = index;
     return lines.map((line, i) => `${line.label} ${this.values[i].textContent}`).join(", ");
@@ -179,16 +247,21 @@ class Chart {
   describe() {
     const ends = this.spec.lines.map((line, i) => {
       const known = this.raw[i].filter((value) => typeof value === "number");
-      return `${line.label} from ${formatted(known[0], this.spec.kind)} to ${formatted(known.at(-1), this.spec.kind)}`;
+      const [first, last] = [known[0], known.at(-1)].map((value) => formatted(value, this.spec.kind));
+      return `${line.label} from ${first} to ${last}`;
     });
-    this.plot.setAttribute("aria-label", `${this.spec.title} over ${plural(STEPS.length, "step")}: ${ends.join("; ")}. `
-      + "Left and right arrow keys read values.");
+    this.plot.setAttribute(
+      "aria-label",
+      `${this.spec.title} over ${plural(STEPS.length, "step")}: ${ends.join("; ")}. ` +
+        "Left and right arrow keys read values.",
+    );
     this.show(this.index ?? null);
   }
 
   // Arrow keys move the cursor of all charts.
   key(event) {
-    const last = STEPS.length - 1, from = this.index ?? (event.key === "ArrowLeft" ? last + 1 : -1);
+    const last = STEPS.length - 1,
+      from = this.index ?? (event.key === "ArrowLeft" ? last + 1 : -1);
     const to = { ArrowLeft: from - 1, ArrowRight: from + 1, Home: 0, End: last }[event.key];
     if (event.key === "Escape") return this.moveAll(null);
     if (to === undefined) return;

@@ -10,84 +10,192 @@ const keysOf = (run) => Object.keys(run.series);
 const ALL_KEYS = [...new Set(RUNS.flatMap(keysOf))].sort();
 
 // Names of the rules: the metrics reward/<rule> that are no statistics of all rules together.
-const RULES = ALL_KEYS
-  .map((key) => key.match(/^reward\/([^/]+)$/)?.[1])
-  .filter((name) => name && !["mean", "failed", "equal_groups"].includes(name));
+const RULES = ALL_KEYS.map((key) => key.match(/^reward\/([^/]+)$/)?.[1]).filter(
+  (name) => name && !["mean", "failed", "equal_groups"].includes(name),
+);
 
 // Share of the step that a role's ranks were blocked, on average.
 function waitShare(role) {
-  return (run) => run.series[`time/wait/${role}`]?.map((seconds, i) => {
-    const step = run.series["time/step"]?.[i];
-    return seconds === null || !step ? null : seconds / step;
-  });
+  return (run) =>
+    run.series[`time/wait/${role}`]?.map((seconds, i) => {
+      const step = run.series["time/step"]?.[i];
+      return seconds === null || !step ? null : seconds / step;
+    });
 }
 
 const SECTIONS = [
-  { id: "learning", title: "Learning", charts: [
-    { title: "Reward", kind: "score",
-      note: "Mean over all samples of a step. Rules are shown before their weights.",
-      lines: [{ key: "reward/mean", label: "reward", color: "--ink", width: 2.5 },
-              ...RULES.map((rule, i) => ({ key: `reward/${rule}`, label: rule, color: COLORS[i % 8] }))] },
-    { title: "Right answers", kind: "share", zero: true,
-      note: "Share of samples that each rule accepted.",
-      lines: RULES.map((rule, i) => ({ key: `reward/${rule}/right`, label: rule, color: COLORS[i % 8] })) },
-    { title: "Response length", kind: "tokens", zero: true,
-      note: "Band: from the 10th to the 90th percentile. Thinking that pays shows as growth.",
-      band: ["response_length/p10", "response_length/p90"],
-      lines: [{ key: "response_length/mean", label: "mean", color: "--c1", width: 2.5 },
-              { key: "response_length/p10", label: "p10", color: "--c1", ghost: true },
-              { key: "response_length/p50", label: "median", color: "--c3" },
-              { key: "response_length/p90", label: "p90", color: "--c1", ghost: true },
-              { key: "response_length/max", label: "longest", color: "--c7", dash: [2, 3] }] },
-    { title: "Lost signal", kind: "share", zero: true,
-      note: "Answers cut off at the limit, and groups whose rewards are all equal: they teach nothing.",
-      lines: [{ key: "response_truncated", label: "cut off", color: "--c4" },
-              { key: "reward/equal_groups", label: "equal groups", color: "--c7" }] },
-  ] },
-  { id: "stability", title: "Stability", charts: [
-    { title: "KL to the reference", kind: "plain", unit: "nats", zero: true,
-      note: "Per token, over the response. A sudden climb means the policy has left its start.",
-      lines: [{ key: "kl", label: "KL", color: "--c1" }] },
-    { title: "Entropy", kind: "plain", unit: "nats", zero: true,
-      note: "Per token. Near zero the samples of a group are all alike and learning stops.",
-      lines: [{ key: "entropy", label: "entropy", color: "--c3" }] },
-    { title: "Clipped tokens", kind: "share", zero: true,
-      note: "Tokens whose ratio to the old policy was clipped.",
-      lines: [{ key: "clip_fraction", label: "clipped", color: "--c2" }] },
-    { title: "Mismatch", kind: "plain", unit: "nats", log: true,
-      note: "Trainer against rollout engine, log-prob of the same token. bf16: a few 1e-2 on average.",
-      lines: [{ key: "mismatch/mean", label: "mean", color: "--c4" },
-              { key: "mismatch/max", label: "max", color: "--c7", dash: [4, 3] }] },
-    { title: "Gradient norm", kind: "plain", zero: true, note: "Before clipping, mean over the updates of a step.",
-      lines: [{ key: "grad_norm", label: "norm", color: "--c5" }] },
-    { title: "Loss", kind: "plain", note: "Policy, KL and entropy terms together. Its level means little.",
-      lines: [{ key: "loss", label: "loss", color: "--c6" }] },
-    { title: "Learning rate", kind: "plain", zero: true, note: "Of the last update of a step.",
-      lines: [{ key: "lr", label: "lr", color: "--c8" }] },
-  ] },
-  { id: "speed", title: "Speed", charts: [
-    { title: "Time per phase", kind: "seconds", zero: true, stacked: true,
-      note: "Slowest rank of each phase. Where the stack is higher than the step, roles worked at the same time.",
-      lines: [...["rollout", "reward", "ref", "update", "publish"].map((phase) =>
-                ({ key: `time/${phase}`, label: phase, color: phaseColor(phase) })),
-              { key: "time/step", label: "step", color: "--ink", dash: [4, 3], overlay: true }] },
-    { title: "Throughput", kind: "rate", zero: true, note: "Prompt and response tokens of a step, all ranks together.",
-      lines: [{ key: "throughput/tokens_per_second", label: "all ranks", color: "--c1" }] },
-    { title: "Waiting", kind: "share", zero: true,
-      note: "Share of the step in which a role's ranks were blocked by others.",
-      lines: ROLES.map((role, i) => ({ of: waitShare(role), key: `time/wait/${role}`, label: role, color: COLORS[i] })) },
-    { title: "Memory", kind: "gigabytes", zero: true, note: "Peak of the largest rank of each role.",
-      lines: ROLES.map((role, i) => ({ key: `memory/peak_gigabytes/${role}`, label: role, color: COLORS[i],
-                                       dash: [[], [6, 3], [2, 3]][i] })) },
-  ] },
+  {
+    id: "learning",
+    title: "Learning",
+    charts: [
+      {
+        title: "Reward",
+        kind: "score",
+        note: "Mean over all samples of a step. Rules are shown before their weights.",
+        lines: [
+          { key: "reward/mean", label: "reward", color: "--ink", width: 2.5 },
+          ...RULES.map((rule, i) => ({ key: `reward/${rule}`, label: rule, color: COLORS[i % 8] })),
+        ],
+      },
+      {
+        title: "Right answers",
+        kind: "share",
+        zero: true,
+        note: "Share of samples that each rule accepted.",
+        lines: RULES.map((rule, i) => ({ key: `reward/${rule}/right`, label: rule, color: COLORS[i % 8] })),
+      },
+      {
+        title: "Response length",
+        kind: "tokens",
+        zero: true,
+        note: "Band: from the 10th to the 90th percentile. Thinking that pays shows as growth.",
+        band: ["response_length/p10", "response_length/p90"],
+        lines: [
+          { key: "response_length/mean", label: "mean", color: "--c1", width: 2.5 },
+          { key: "response_length/p10", label: "10%", color: "--c1", ghost: true },
+          { key: "response_length/p50", label: "median", color: "--c3" },
+          { key: "response_length/p90", label: "90%", color: "--c1", ghost: true },
+          { key: "response_length/max", label: "longest", color: "--c7", dash: [2, 3] },
+        ],
+      },
+      {
+        title: "Lost signal",
+        kind: "share",
+        zero: true,
+        note: "Answers cut off at the limit, and groups whose rewards are all equal: they teach nothing.",
+        lines: [
+          { key: "response_truncated", label: "cut off", color: "--c4" },
+          { key: "reward/equal_groups", label: "equal groups", color: "--c7" },
+        ],
+      },
+    ],
+  },
+  {
+    id: "stability",
+    title: "Stability",
+    charts: [
+      {
+        title: "KL to the reference",
+        kind: "plain",
+        unit: "nats",
+        zero: true,
+        note: "Per token, over the response. A sudden climb means the policy has left its start.",
+        lines: [{ key: "kl", label: "KL", color: "--c1" }],
+      },
+      {
+        title: "Entropy",
+        kind: "plain",
+        unit: "nats",
+        zero: true,
+        note: "Per token. Near zero the samples of a group are all alike and learning stops.",
+        lines: [{ key: "entropy", label: "entropy", color: "--c3" }],
+      },
+      {
+        title: "Clipped tokens",
+        kind: "share",
+        zero: true,
+        note: "Tokens whose ratio to the old policy was clipped.",
+        lines: [{ key: "clip_fraction", label: "clipped", color: "--c2" }],
+      },
+      {
+        title: "Mismatch",
+        kind: "plain",
+        unit: "nats",
+        log: true,
+        note: "Trainer against rollout engine, log-prob of the same token. bf16: a few 1e-2 on average.",
+        lines: [
+          { key: "mismatch/mean", label: "mean", color: "--c4" },
+          { key: "mismatch/max", label: "max", color: "--c7", dash: [4, 3] },
+        ],
+      },
+      {
+        title: "Gradient norm",
+        kind: "plain",
+        zero: true,
+        note: "Before clipping, mean over the updates of a step.",
+        lines: [{ key: "grad_norm", label: "norm", color: "--c5" }],
+      },
+      {
+        title: "Loss",
+        kind: "plain",
+        note: "Policy, KL and entropy terms together. Its level means little.",
+        lines: [{ key: "loss", label: "loss", color: "--c6" }],
+      },
+      {
+        title: "Learning rate",
+        kind: "plain",
+        zero: true,
+        note: "Of the last update of a step.",
+        lines: [{ key: "lr", label: "lr", color: "--c8" }],
+      },
+    ],
+  },
+  {
+    id: "speed",
+    title: "Speed",
+    charts: [
+      {
+        title: "Time per phase",
+        kind: "seconds",
+        zero: true,
+        stacked: true,
+        note: "Slowest rank of each phase. A stack higher than the step: roles worked at the same time.",
+        lines: [
+          ...["rollout", "reward", "ref", "update", "publish"].map((phase) => ({
+            key: `time/${phase}`,
+            label: phase,
+            color: phaseColor(phase),
+          })),
+          { key: "time/step", label: "step", color: "--ink", dash: [4, 3], overlay: true },
+        ],
+      },
+      {
+        title: "Throughput",
+        kind: "rate",
+        zero: true,
+        note: "Prompt and response tokens of a step, all ranks together.",
+        lines: [{ key: "throughput/tokens_per_second", label: "all ranks", color: "--c1" }],
+      },
+      {
+        title: "Waiting",
+        kind: "share",
+        zero: true,
+        note: "Share of the step in which a role's ranks were blocked by others.",
+        lines: ROLES.map((role, i) => ({
+          of: waitShare(role),
+          key: `time/wait/${role}`,
+          label: role,
+          color: COLORS[i],
+        })),
+      },
+      {
+        title: "Memory",
+        kind: "gigabytes",
+        zero: true,
+        note: "Peak of the largest rank of each role.",
+        lines: ROLES.map((role, i) => ({
+          key: `memory/peak_gigabytes/${role}`,
+          label: role,
+          color: COLORS[i],
+          dash: [[], [6, 3], [2, 3]][i],
+        })),
+      },
+    ],
+  },
 ];
 
 // Metrics that no chart above shows: a chart each, under "More".
 function remainingCharts() {
-  const shown = new Set(SECTIONS.flatMap((section) => section.charts.flatMap((chart) =>
-    [...chart.lines.map((line) => line.key), ...(chart.band ?? [])])));
-  return ALL_KEYS.filter((key) => !shown.has(key)).map((key) => (
-    { title: key, kind: key.startsWith("time/") ? "seconds" : "plain", lines: [{ key, label: key, color: "--c1" }] }));
+  const shown = new Set(
+    SECTIONS.flatMap((section) =>
+      section.charts.flatMap((chart) => [...chart.lines.map((line) => line.key), ...(chart.band ?? [])]),
+    ),
+  );
+  return ALL_KEYS.filter((key) => !shown.has(key)).map((key) => ({
+    title: key,
+    kind: key.startsWith("time/") ? "seconds" : "plain",
+    lines: [{ key, label: key, color: "--c1" }],
+  }));
 }
 
 const valuesOf = (run, line) => (line.of ? line.of(run) : run.series[line.key]);
@@ -96,15 +204,28 @@ const recorded = (run, line) => (valuesOf(run, line) ?? []).some((value) => valu
 // The chart as it can be drawn: lines that were recorded; of several runs, one chart for each line.
 function drawable(spec) {
   if (!SEVERAL) {
-    const lines = spec.lines.filter((line) => recorded(RUNS[0], line)).map((line) => ({ ...line, run: RUNS[0] }));
+    const lines = spec.lines
+      .filter((line) => recorded(RUNS[0], line))
+      .map((line) => ({ ...line, run: RUNS[0] }));
     return lines.length ? [{ ...spec, lines, band: lines.length > 1 ? spec.band : null }] : [];
   }
-  return spec.lines.filter((line) => RUNS.some((run) => recorded(run, line))).map((line) => ({
-    ...spec, stacked: false, band: null,
-    title: spec.lines.length > 1 && line.label !== spec.title ? `${spec.title}: ${line.label}` : spec.title,
-    note: null,
-    lines: RUNS.map((run, i) => ({ ...line, run, label: run.label, color: COLORS[i % 8], ghost: false,
-                                   width: 2, overlay: false, dash: i < 8 ? [] : [4, 3] }))
-      .filter((own) => recorded(own.run, line)),
-  }));
+  return spec.lines
+    .filter((line) => RUNS.some((run) => recorded(run, line)))
+    .map((line) => ({
+      ...spec,
+      stacked: false,
+      band: null,
+      title: spec.lines.length > 1 && line.label !== spec.title ? `${spec.title}: ${line.label}` : spec.title,
+      note: null,
+      lines: RUNS.map((run, i) => ({
+        ...line,
+        run,
+        label: run.label,
+        color: COLORS[i % 8],
+        ghost: false,
+        width: 2,
+        overlay: false,
+        dash: i < 8 ? [] : [4, 3],
+      })).filter((own) => recorded(own.run, line)),
+    }));
 }

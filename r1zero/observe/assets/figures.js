@@ -1,0 +1,148 @@
+// Figures in words and tables: the key figures of each run, and held-out problems.
+
+// Key figures: mean of the last steps, beside that of the first ones.
+const WINDOW = 5;
+const FIGURES = [
+  ["Reward", "reward/mean", "score"],
+  ...RULES.map((rule) => [`${rule} right`, `reward/${rule}/right`, "share"]),
+  ["Response length", "response_length/mean", "tokens"],
+  ["Cut off", "response_truncated", "share"],
+  ["Equal groups", "reward/equal_groups", "share"],
+  ["KL", "kl", "plain"],
+  ["Step", "time/step", "seconds"],
+  ["Tokens per second", "throughput/tokens_per_second", "rate"],
+];
+const ends = (run, key) =>
+  [run.series[key]?.slice(0, WINDOW), run.series[key]?.slice(-WINDOW)].map((part) => mean(part ?? []));
+
+function figures() {
+  const shown = FIGURES.filter(([, key]) => RUNS.some((run) => ends(run, key)[1] !== null));
+  if (!SEVERAL) {
+    const enough = RUNS[0].steps.length > WINDOW;
+    return el(
+      "dl",
+      { class: "tiles" },
+      ...shown.map(([label, key, kind]) => {
+        const [first, last] = ends(RUNS[0], key);
+        return el(
+          "div",
+          { class: "tile" },
+          el("dt", {}, label),
+          el("dd", {}, formatted(last, kind)),
+          enough ? el("dd", { class: "was" }, `from ${formatted(first, kind)}`) : null,
+        );
+      }),
+    );
+  }
+  const toggles = RUNS.map((run, i) =>
+    el(
+      "label",
+      { class: "run-name" },
+      el("input", {
+        type: "checkbox",
+        checked: true,
+        onchange: (event) => {
+          if (event.target.checked) hiddenRuns.delete(run);
+          else hiddenRuns.add(run);
+          redrawCharts();
+        },
+      }),
+      el("span", { class: "swatch", style: `--swatch: var(${COLORS[i % 8]})` }),
+      run.label,
+    ),
+  );
+  return el(
+    "div",
+    { class: "scroller", tabindex: "0", role: "region", "aria-label": "Key figures of the runs" },
+    el(
+      "table",
+      { class: "figures" },
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          el("th", { scope: "col" }, "Run"),
+          el("th", { scope: "col", class: "number" }, "Steps"),
+          ...shown.map(([label]) => el("th", { scope: "col", class: "number" }, label)),
+        ),
+      ),
+      el(
+        "tbody",
+        {},
+        ...RUNS.map((run, i) =>
+          el(
+            "tr",
+            {},
+            el("th", { scope: "row" }, toggles[i]),
+            el("td", { class: "number" }, grouped(run.steps.length)),
+            ...shown.map(([, key, kind]) =>
+              el("td", { class: "number" }, formatted(ends(run, key)[1], kind)),
+            ),
+          ),
+        ),
+      ),
+    ),
+  );
+}
+
+// Held-out problems: the entries of evaluation.jsonl, flat or under names such as before and after.
+function evaluation() {
+  const columns = [];
+  for (const run of RUNS) {
+    for (const entry of run.evaluation) {
+      const nested = Object.entries(entry).filter(([, value]) => value !== null && typeof value === "object");
+      const prefix = SEVERAL ? `${run.label}, ` : "";
+      if (nested.length) for (const [name, values] of nested) columns.push([prefix + name, values]);
+      else columns.push([prefix + (entry.step === undefined ? "evaluation" : `step ${entry.step}`), entry]);
+    }
+  }
+  const wanted = [
+    ...RULES.map((rule) => [`${rule} right`, `reward/${rule}/right`, "share"]),
+    ["reward", "reward/mean", "score"],
+    ["response length", "response_length/mean", "tokens"],
+    ["cut off", "response_truncated", "share"],
+  ].filter(([, key]) => columns.some(([, values]) => typeof values[key] === "number"));
+  if (!wanted.length) return null;
+  return el(
+    "article",
+    { class: "chart" },
+    el("header", {}, el("h3", {}, "Held-out problems")),
+    el(
+      "div",
+      { class: "scroller", tabindex: "0", role: "region", "aria-label": "Held-out problems" },
+      el(
+        "table",
+        { class: "figures" },
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            el("td", {}),
+            ...columns.map(([name]) => el("th", { scope: "col", class: "number" }, name)),
+          ),
+        ),
+        el(
+          "tbody",
+          {},
+          ...wanted.map(([label, key, kind]) =>
+            el(
+              "tr",
+              {},
+              el("th", { scope: "row" }, label),
+              ...columns.map(([, values]) => el("td", { class: "number" }, formatted(values[key], kind))),
+            ),
+          ),
+        ),
+      ),
+    ),
+    el(
+      "p",
+      { class: "note" },
+      "Problems that training does not see, answered with the weights of that moment.",
+    ),
+  );
+}
