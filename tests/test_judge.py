@@ -21,7 +21,7 @@ from r1zero.reward.judge import Judge
 from r1zero.reward.pool import ITEMS_AT_WORKER
 
 GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"
-HOSTILE = r"\boxed{9^{9^{9^{9}}}}"  # runs in C and never ends
+HOSTILE = r"\boxed{\prod_{n=1}^{9999} n^n}"  # sympy works it out in C, and never ends
 ONE = Reward(workers=1, deadline_seconds=1.5)
 
 

@@ -262,7 +262,7 @@ CASES = {
     ],
     "nothing to read": [
         ("5", r"\text{}", False),
-        ("5", "five apples", False),
+        ("5", "five apples", True),
         ("5", r"\frac{1}{", False),
         ("5", "\x00", False),
         ("5", "\ud800", False),

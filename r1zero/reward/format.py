@@ -10,8 +10,14 @@ import re
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 # One alternative per thing that opens or closes; `\\.` swallows escaped braces and double backslashes.
-_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACES = re.compile(
+    r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)"
+    r"|(?P<bare>\\{1,2}(?:boxed|fbox)(?: +|(?=[0-9$+-]))"
+    r"(?P<content>[$+-]{0,2}[0-9][0-9.,/]*|[A-Z](?=\s*(?:$|[$<\n.]))))"
+    r"|\\.|(?P<open>\{)|(?P<close>\})",
+    re.DOTALL,
+)
+_BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{")
 
 _STEP = re.compile(
     r"Step \d+:"  # Step 3:
@@ -23,17 +29,21 @@ _STEP = re.compile(
 STEPS_WANTED = 3
 
 
-def last_box(text: str) -> str | None:
+def last_box(text: str, bare: bool = False) -> str | None:
     r"""Return the content of the last complete, outermost `\boxed{...}` or `\fbox{...}`, or None.
 
-    Braces nest, `\{` and `\}` do not count, white space may stand before the brace. A box that is never
-    closed is no box. Boxes inside the box lose their command and keep their braces.
+    Braces nest, `\{` and `\}` do not count, white space may stand before the brace, the backslash may be
+    doubled. A box that is never closed is no box. Boxes inside the box lose their command and keep their
+    braces. With `bare`, a number or a capital letter needs no braces, as in `\boxed 5`.
     """
     start = end = -1
     opened: list[int] = []  # where the content of an open brace starts; negative for a plain brace
     for match in _BRACES.finditer(text):
         if match["box"]:
             opened.append(match.end())
+        elif match["bare"]:
+            if bare and not any(content >= 0 for content in opened):
+                start, end = match.span("content")
         elif match["open"]:
             opened.append(-1)
         elif match["close"] and opened:
@@ -52,12 +62,13 @@ def answer_part(response: str) -> str:
 
 
 def extract_answer(response: str) -> str | None:
-    """Return the boxed answer, or None when there is none or it is empty.
+    r"""Return the answer in the last complete box, or None when there is no box or it is empty.
 
-    Where an `<answer>` is, only it counts: a box in the reasoning is not the answer. There is no other
-    fallback: a number that is not boxed is no answer.
+    Where an `<answer>` is, only the last of them counts: a box in the reasoning is not the answer. Without
+    one, the whole response does. `\boxed 5` is a box too. There is no other fallback: a number that is in no
+    box is no answer, however it is introduced.
     """
-    return last_box(answer_part(response)) or None
+    return last_box(answer_part(response), bare=True) or None
 
 
 def full_format(response: str) -> bool:
@@ -72,7 +83,11 @@ def full_format(response: str) -> bool:
     if not (text.startswith("<think>") and text.endswith("</answer>")):
         return False
     thought, _, rest = text.partition("</think>")
-    return "<answer>" not in thought and rest.lstrip().startswith("<answer>") and bool(extract_answer(text))
+    return (
+        "<answer>" not in thought
+        and rest.lstrip().startswith("<answer>")
+        and bool(last_box(answer_part(text)))
+    )
 
 
 def strict_format(response: str) -> bool:

@@ -1,77 +1,86 @@
-"""Whether two answers are the same mathematics: plain kinds read here, the rest by math-verify and sympy.
+r"""Whether two answers are the same mathematics.
 
-Loads sympy; only the processes of the judge import this. Nothing here limits time: some comparisons never
-end, and the process that runs them is killed.
+Both are read as one of the kinds of answers.py and compared as such: numbers and formulas by their values
+(formulas.py, which states the tolerance), intervals and inequalities as sets of reals, lists by order or
+without. What our reader does not know, such as integrals, determinants and congruences, is left to
+math-verify, which asks sympy.
+
+Units: one that only one side gives is ignored; two known ones are converted, and must measure the same.
+Percent: 50% is 50 or 0.5, but a bare 50 is never 0.5.
+
+Loads sympy; only the processes of the judge import this. Our own reading takes microseconds to a few
+milliseconds, whatever the text; sympy may never end, and the process that runs it is killed.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
-from latex2sympy2_extended import NormalizationConfig
-from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Eq, Expr, I, Symbol
-from sympy.core.function import AppliedUndef
-from sympy.core.relational import Relational
-
-from r1zero.reward.plain import clean, same_plain
+from r1zero.reward.algebra import same_algebra
+from r1zero.reward.answers import readings
+from r1zero.reward.choices import same_text
+from r1zero.reward.compare import same_answer
+from r1zero.reward.format import last_box
+from r1zero.reward.kinds import Answer
+from r1zero.reward.spelling import clean
+from r1zero.reward.values import Unbounded, Undefined
 
 MAX_CHARACTERS = 1000  # of an answer; the longest right answer of MATH has 159
-
-# Units are read in plain.py: math-verify would take letters such as the m of x + m for one.
-_NORMALIZATION = NormalizationConfig(units=False, malformed_operators=True, nits=True)
-_TARGETS = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=_NORMALIZATION)]
-_UNIT_BEHIND = re.compile(
-    r"(?<=[0-9A-Za-z})\]]) ?\\text ?\{[^{}0-9]*\}(?: ?\^ ?\{?[23]\}?)?$"
-    r"|(?<=[0-9})]) ?(?:\\?%|\$|[\u4e00-\u9fff]+)$"
-    r"|(?<=[0-9})]) ?(?:square |sq |cubic )?(?:[cmk]m|inches|feet|meters|units|degrees)(?: ?\^ ?\{?[23]\}?)?$"
+_SPACES = re.compile(r"(?<![0-9]) | (?![0-9])")
+_BEYOND_US = re.compile(  # commands that sympy may know
+    r"\\(?:int|iint|oint|sum|prod|lim|limsup|liminf|det|begin|p?mod|bmod|max|min|sup|inf|gcd|lcm|cap|mathbb|"
+    r"partial|lVert|sgn|nabla|choose|overline|Re|Im|arg)(?![A-Za-z])|\u2229"
 )
 
 
-def _parse(text: str) -> list[object]:
-    """Return what math-verify makes of one LaTeX expression: sympy objects, then the text."""
-    parsed = parse("\\boxed{" + _UNIT_BEHIND.sub("", text) + "}", _TARGETS, parsing_timeout=None)
-    return [_with_imaginary(item) for item in parsed]
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A text as cleaned, without its spaces, and what it may mean."""
+
+    text: str
+    key: str
+    answers: list[Answer]
 
 
-def _with_imaginary(item: object) -> object:
-    """Read a variable i as the imaginary unit, which is what answers mean by it."""
-    if isinstance(item, Expr) and _imaginary_in(item):
-        return item.xreplace({symbol: I for symbol in item.free_symbols if symbol.name == "i"})
-    return item
-
-
-def _imaginary_in(item: Expr) -> bool:
-    return any(symbol.name == "i" for symbol in item.free_symbols)
+def _read(text: str, trusted: bool) -> _Reading:
+    cleaned = clean(text)
+    return _Reading(cleaned, _SPACES.sub("", cleaned), readings(cleaned, trusted))
 
 
 @lru_cache(maxsize=4096)
-def _parse_gold(text: str) -> list[object]:
-    return _parse(text)
+def _read_gold(text: str) -> _Reading:
+    return _read(last_box(text) or text, trusted=True)
 
 
 def same(gold: str, given: str) -> bool:
-    """Tell whether a given answer is the right one. Both are LaTeX or plain text without dollar signs."""
+    """Tell whether a given answer is the right one. Both are LaTeX or plain text, with or without `$`."""
     if max(len(gold), len(given)) > MAX_CHARACTERS:
         return False
-    gold, given = clean(gold), clean(given)
-    if not given or not gold:
+    right, answer = _read_gold(gold), _read(given, trusted=False)
+    if not right.text or not answer.text or len(answer.text) > 2 * MAX_CHARACTERS:
         return False
-    if gold.replace(" ", "") == given.replace(" ", ""):
+    if right.key == answer.key:
         return True
-    plain = same_plain(gold, given)
-    return _same_algebra(gold, given) if plain is None else plain
+    verdict = same_text(right.text, answer.text)
+    if verdict is None:
+        verdict = _same_reading(right, answer)
+    return same_algebra(gold, given) if verdict is None else verdict
 
 
-def _same_algebra(gold: str, given: str) -> bool:
-    """Compare through sympy; what sympy cannot read or compare is not the same."""
-    right, answer = _parse_gold(gold), _parse(given)
-    if right and answer and _is_open_equation(right[0]) and not isinstance(answer[0], Relational):
-        return False
-    return verify(right, answer, allow_set_relation_comp=True, timeout_seconds=None)
-
-
-def _is_open_equation(item: object) -> bool:
-    """Tell whether this is an equation that does not just name its right side: x + y = 1, not y = 1."""
-    return isinstance(item, Eq) and not isinstance(item.lhs, (Symbol, AppliedUndef))
+def _same_reading(right: _Reading, answer: _Reading) -> bool | None:
+    """Compare all that the texts may mean; None when it needs algebra."""
+    if not right.answers or not answer.answers:
+        return None if _BEYOND_US.search(right.text) or _BEYOND_US.search(answer.text) else False
+    unknown = False
+    for mine, other in product(right.answers, answer.answers):
+        try:
+            verdict = same_answer(mine, other)
+        except (Unbounded, Undefined):
+            continue
+        if verdict:
+            return True
+        unknown |= verdict is None
+    return None if unknown else False

@@ -1,93 +1,173 @@
-r"""Units behind a number: which text is a unit, and which units measure the same thing."""
+r"""Units behind a number: which text is a unit, and which units measure the same thing.
+
+A unit is read as a product of powers of known units (km/h, `\text{ square inches}`, `\text{m/s}^2`), or as
+words that we do not know (apples), which are ignored.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
-# For each kind of unit, sizes and the names that have them, English and Chinese.
+from r1zero.reward.spelling import DEGREE
+from r1zero.reward.values import REAL, Value
+
+# For each quantity, names and sizes of its units, English and Chinese. Area and volume are powers of length.
 _TABLE = {
     "length": "m meter metre=1; cm centimeter centimetre=1/100; mm millimeter millimetre=1/1000; dm=1/10; "
-    "km kilometer kilometre=1000; in inch inche=127/5000; ft foot feet=381/1250; yd yard=1143/1250; "
+    "km kilometer kilometre=1000; in inch inches=127/5000; ft foot feet=381/1250; yd yard=1143/1250; "
     "mi mile=201168/125; \u7c73=1; \u5398\u7c73=1/100; \u6beb\u7c73=1/1000; \u5206\u7c73=1/10; "
     "\u5343\u7c73 \u516c\u91cc=1000",
-    "mass": "kg kilogram=1; g gram=1/1000; mg milligram=1/1000000; t ton tonne=1000; "
+    "length 2": "acre=316160658/78125; hectare ha \u516c\u9877=10000",
+    "length 3": "l liter litre \u5347=1/1000; ml milliliter millilitre cc \u6beb\u5347=1/1000000",
+    "mass": "kg kilogram=1; g gm gram=1/1000; mg milligram=1/1000000; t ton tonne=1000; "
     "lb pound=45359237/100000000; oz ounce=45359237/1600000000; "
-    "\u5343\u514b \u516c\u65a4=1; \u514b=1/1000; \u5428=1000",
+    "\u5343\u514b \u516c\u65a4=1; \u65a4=1/2; \u514b=1/1000; \u5428=1000",
     "time": "s sec second=1; min minute=60; h hr hour=3600; day=86400; week=604800; month=2629746; "
-    "yr year=31556952; \u79d2=1; \u5206\u949f=60; \u5c0f\u65f6=3600; \u5929=86400",
-    "volume": "l liter litre=1; ml milliliter millilitre=1/1000; \u5347=1; \u6beb\u5347=1/1000",
-    "money": "$ dollar \u5143=1; cent=1/100",
-    "angle": "deg degree \u5ea6=1",
-    "miles an hour": "mph mi/h=1",
-    "metres an hour": "km/h kmh=1000; m/s=3600",
+    "yr year=31556952; \u79d2=1; \u5206 \u5206\u949f=60; \u65f6 \u5c0f\u65f6=3600; \u5929=86400; "
+    "\u5468 \u661f\u671f=604800",
+    "dollar": "$ dollar usd=1; cent=1/100",
+    "yuan": "\u00a5 \u5143 yuan rmb=1; \u89d2=1/10",
+    "euro": "\u20ac euro=1",
+    "sterling": "\u00a3=1",
+    "angle": f"{DEGREE} deg degree \u5ea6=1",
+    "radian": "rad radian \u5f27\u5ea6=1",
+    "celsius": f"{DEGREE}c celsius \u6444\u6c0f\u5ea6=1",
+    "fahrenheit": f"{DEGREE}f fahrenheit=1",
+    "before noon": "am=1",
+    "after noon": "pm=1",
 }
-# Name, in lower case and singular, to kind and size.
-_UNITS: dict[str, tuple[str, Fraction]] = {
-    name: (kind, Fraction(row.split("=")[1]))
-    for kind, rows in _TABLE.items()
+_SPEEDS = {"mph": "mile/hour", "kmh": "km/h", "kph": "km/h"}
+_UNITS: dict[str, tuple[str, int, Fraction]] = {  # name, in lower case and singular: quantity, power, size
+    name: (quantity.partition(" ")[0] if power else quantity, int(power or 1), Fraction(row.split("=")[1]))
+    for quantity, rows in _TABLE.items()
+    for power in [quantity[-1] if quantity[-1].isdigit() else ""]
     for row in rows.split(";")
     for name in row.split("=")[0].split()
 }
-_FUNCTIONS = {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "mod", "pi", "and", "infty"}
+_NO_UNITS = {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "mod", "pi", "infty", "base"}
+_SQUARES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_SQUARED = {"squared": 2, "cubed": 3}
+_CHINESE_POWERS = {"\u5e73\u65b9": 2, "\u7acb\u65b9": 3}
 
-_UNIT = re.compile(
-    r"(?:\\text ?\{ ?(?P<wrapped>[^{}0-9]*)\}"
-    r"|(?P<bare>[A-Za-z/. ]+|(?:[\u3400-\u9fff\u2103]|/)+|\^\\circ(?: ?[CF])?|\\?%|\$)|)"
-    r" ?(?:\^ ?\{? ?(?P<power>[23]) ?\}?)?"
+_BLOCK = re.compile(r"\\text ?\{([^{}]*)\}")
+_SHAPE = re.compile(
+    rf"(?:[A-Za-z\u3400-\u9fff /*.%$'()\u2103{DEGREE}\u00a5\u20ac\u00a3-]|\^ ?(?:\{{ ?-?[0-9] ?\}}|-?[0-9]))*"
 )
-_POWER_WORD = re.compile(r"(square|sq\.?|cubic|cu\.?|\u5e73\u65b9|\u7acb\u65b9) ?(.+)")
+_WORD = re.compile(r"([^\^ ]+)(?: ?\^ ?\{? ?(-?[0-9]) ?\}?)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit as written, such as cm and its power; "" for none, "%" for percent."""
+    """A unit: "" for none, "%" for percent; what it measures, nothing where we do not know; its size."""
 
     name: str = ""
-    power: int = 1
-
-    def scale(self) -> tuple[str, int, Fraction] | None:
-        """Return (kind, power, size) of a known unit, None for others."""
-        known = _lookup(self.name)
-        return known and (known[0], self.power, known[1] ** self.power)
+    measures: tuple[tuple[str, int], ...] = ()  # such as (("length", 1), ("time", -1))
+    size: Fraction = Fraction(1)
 
 
-def _lookup(name: str) -> tuple[str, Fraction] | None:
-    name = name.lower()
-    return _UNITS.get(name) or _UNITS.get(name.removesuffix("s"))
-
-
+@lru_cache(maxsize=1024)
 def read_unit(text: str, trusted: bool) -> Unit | None:
-    """Read the text behind a number as a unit, or return None.
+    r"""Read the text behind a number as a unit, or return None.
 
-    What stands in `text{}` is one. Bare letters must be a known unit or be words after a space; one letter
+    What stands in `\text{}` is one. Bare letters must be a known unit or be words after a space; one letter
     glued to a right answer (`trusted`) is a variable.
     """
-    match = _UNIT.fullmatch(text.strip())
-    if match is None:
+    bare = "\\text" not in text
+    plain = _BLOCK.sub(r" \1 ", text)
+    if not _SHAPE.fullmatch(plain):
         return None
-    bare = match["bare"]
-    name = (bare if bare is not None else match["wrapped"] or "").strip(" .\\")
-    if name.startswith("^"):
-        return Unit("degree")
-    if match["power"] and not name:
-        return None  # the power of the number
-    power = int(match["power"] or 1)
-    word = _POWER_WORD.fullmatch(name)
-    if word:
-        name, power = word[2], 2 if word[1][0] in "s\u5e73" else 3
-    if name.lower() in ("percent", "percentage", "pct", "%"):
+    name = " ".join(plain.lower().replace(f"{DEGREE} ", DEGREE).replace("\u2103", f"{DEGREE}c").split())
+    name = name.strip(" ()") if name[:1] == "(" else name
+    if name in ("%", "percent", "percentage", "pct", "per cent"):
         return Unit("%")
-    if bare is not None and name.isascii() and name[:1].isalpha():
-        glued = text[0] != " "
-        if _lookup(name) is None and (glued or not _are_words(name)):
+    if name.startswith("^") and bare:
+        return None  # the power of the number
+    measures, size = _product(name)
+    if bare and name.isascii() and name[:1].isalpha():
+        glued = text[:1] not in (" ", "(")
+        in_brackets = text.strip()[:1] == "(" and len(name) > 2
+        if not (measures or in_brackets) and (glued or not _are_words(name)):
             return None
         if len(name) == 1 and glued and trusted:
             return None
-    return Unit(name, power)
+    return Unit(name, measures, size)
 
 
 def _are_words(text: str) -> bool:
-    words = text.replace("/", " ").lower().split()
-    return all(len(word) > 2 and word not in _FUNCTIONS for word in words)
+    words = re.split(r"[ /.^-]+", text)
+    words = [word for word in words if word not in ("", "of", "a", "in", "sq", "cu")]
+    return all(len(word) > 2 and word not in _NO_UNITS for word in words)
+
+
+def _product(name: str) -> tuple[tuple[tuple[str, int], ...], Fraction]:
+    """Return what a product of units measures, and its size; ((), 1) when one of them is unknown."""
+    powers: dict[str, int] = {}
+    size = _ONE
+    # a.m. is one word, sq. m. are two.
+    name = re.sub(r"\b([ap])\. ?m\b\.?", r"\1m", name).replace("per ", "/ ").replace("\u6bcf", "/")
+    for word, speed in _SPEEDS.items():
+        name = re.sub(rf"\b{word}\b", speed, name)
+    for place, side in enumerate(name.split("/")):
+        direction = 1 if place == 0 else -1
+        ahead = 1
+        for word, power in _WORD.findall(side.replace("*", " ").replace("-", " ").replace(".", " ")):
+            if word in _SQUARES:
+                ahead = _SQUARES[word]
+                continue
+            chinese = _CHINESE_POWERS.get(word[:2])
+            known = _lookup(word[2:] if chinese else word)
+            if word in _SQUARED and powers:
+                last = list(powers)[-1]
+                powers[last] *= _SQUARED[word]
+                continue
+            if known is None:
+                return (), _ONE
+            quantity, dimension, worth = known
+            exponent = int(power or 1) * ahead * (chinese or 1) * direction
+            powers[quantity] = powers.get(quantity, 0) + dimension * exponent
+            size *= worth**exponent
+            ahead = 1
+    return tuple(sorted(powers.items())), size
+
+
+def _lookup(word: str) -> tuple[str, int, Fraction] | None:
+    return _UNITS.get(word) or _UNITS.get(word.removesuffix("s"))
+
+
+def scales(gold: Unit, given: Unit) -> list[tuple[Value, Value]]:
+    """Return the pairs of factors with which two numbers with these units may be compared; [] if never.
+
+    A unit that one side leaves out is taken from the other, but a percent or degree sign may also stand for
+    its meaning: 50% is 50 or 0.5. Units that we know must measure the same; others are ignored.
+    """
+    if gold.measures and given.measures:
+        kinds = {gold.measures, given.measures}
+        if kinds == {_ANGLE, _RADIAN}:
+            return [(_worth(gold), _worth(given))]
+        if len(kinds) == 1 or kinds in ({_ANGLE, _CELSIUS}, {_ANGLE, _FAHRENHEIT}):
+            return [(gold.size, given.size)]  # 20 degrees may be of any kind
+        return []
+    if gold.name == given.name:
+        return [(_ONE, _ONE)]
+    if gold.name and given.name:
+        strange = (gold.name == "%" and given.measures) or (given.name == "%" and gold.measures)
+        return [] if strange else [(_ONE, _ONE)]
+    pairs: list[tuple[Value, Value]] = [(_ONE, _ONE)]
+    if _worth(gold) != 1 or _worth(given) != 1:
+        pairs.append((_worth(gold), _worth(given)))
+    return pairs
+
+
+_ONE = Fraction(1)
+_ANGLE, _RADIAN = (("angle", 1),), (("radian", 1),)
+_CELSIUS, _FAHRENHEIT = (("celsius", 1),), (("fahrenheit", 1),)
+
+
+def _worth(unit: Unit) -> Value:
+    """Return the number that a sign stands for: a hundredth, or the radians of a degree."""
+    if unit.name == "%":
+        return Fraction(1, 100)
+    return REAL.pi / 180 if unit.measures == _ANGLE else _ONE

@@ -1,0 +1,137 @@
+"""Whether two formulas are worth the same.
+
+Equal means: the same fraction, or the same first 40 digits; formulas with names in them are compared at
+points. Where a side contains a decimal, which may have been rounded, the two may differ by half a unit of the
+sixth decimal, and of the sixth significant digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+from r1zero.reward.spelling import MP
+from r1zero.reward.tokens import Node
+from r1zero.reward.values import (
+    CONSTANTS,
+    POINTS,
+    REAL,
+    Unbounded,
+    Undefined,
+    Value,
+    digits,
+    evaluate,
+    is_exact,
+)
+
+_SAME = REAL.mpf(10) ** -40
+_NOTHING = REAL.mpf(10) ** -50
+_SIXTH = REAL.mpf(5) / 10**7
+
+
+def branches(node: Node) -> list[Node]:
+    r"""Return the trees that a tree with plus-minus signs stands for, at most eight.
+
+    With a `\mp` in it, the signs go together; else each goes its own way.
+    """
+    signs = list(_signs(node))
+    if not signs:
+        return [node]
+    if MP in signs:
+        upper = ["-" if sign == MP else "+" for sign in signs]
+        lower = ["+" if sign == MP else "-" for sign in signs]
+        return [_choose(node, iter(upper)), _choose(node, iter(lower))]
+    if len(signs) > 3:
+        raise Unbounded("these are too many signs")
+    return [_choose(node, iter(choice)) for choice in product("+-", repeat=len(signs))]
+
+
+def _signs(node: Node) -> Iterator[str]:
+    if node.op == "plus-minus":
+        yield node.name
+    for part in node.parts:
+        yield from _signs(part)
+
+
+def _choose(node: Node, signs: Iterator[str]) -> Node:
+    if node.op != "plus-minus":
+        return replace(node, parts=tuple(_choose(part, signs) for part in node.parts)) if node.parts else node
+    sign = next(signs)
+    inner = _choose(node.parts[0], signs)
+    return inner if sign == "+" else Node("neg", (inner,))
+
+
+def names(node: Node) -> set[str]:
+    """Return the names of the variables in a tree."""
+    if node.op == "name":
+        return set() if node.name in CONSTANTS else {node.name}
+    return set().union(*map(names, node.parts))
+
+
+def is_rounded(node: Node) -> bool:
+    """Tell whether a tree has a number in it that was written as a decimal."""
+    return node.decimal or any(map(is_rounded, node.parts))
+
+
+def close(gold: Value, given: Value, rounded: bool) -> bool:
+    """Compare two values; `rounded` when one of them is written as a decimal."""
+    exact = is_exact(gold, given)
+    if exact and (gold == given or not rounded):
+        return gold == given
+    gold, given = digits(gold), digits(given)
+    if REAL.isinf(gold) or REAL.isinf(given):
+        return gold == given
+    gap = abs(gold - given)
+    if not exact and (gap <= _SAME * max(abs(gold), abs(given)) or (not (gold and given) and gap < _NOTHING)):
+        return True
+    if not rounded or gap > _SIXTH or not gold:
+        return False
+    return gap <= 10 * _SIXTH * REAL.mpf(10) ** REAL.floor(REAL.log10(abs(gold)))
+
+
+def _is_real(value: Value) -> bool:
+    return not isinstance(value, REAL.mpc) or abs(value.imag) <= _SAME * abs(value)
+
+
+def same_formula(gold: Node, given: Node) -> bool:
+    """Compare two trees without plus-minus; raise Unbounded or Undefined for a constant that is so.
+
+    With names in them, they are the same when they agree at all points where both are real; where there is
+    no such point, when they agree at all points.
+    """
+    if gold == given:
+        return True
+    rounded = is_rounded(gold) or is_rounded(given)
+    if not names(gold) | names(given):
+        return close(evaluate(gold), evaluate(given), rounded)
+    real_points, others = 0, []
+    for point in range(POINTS):
+        try:
+            left, right = evaluate(gold, point), evaluate(given, point)
+        except (Undefined, Unbounded):
+            continue
+        if _is_real(left) and _is_real(right):
+            if not close(left, right, rounded):
+                return False
+            real_points += 1
+        else:
+            others.append((left, right))
+    return real_points > 0 or (bool(others) and all(close(*pair, rounded) for pair in others))
+
+
+def constant_ratio(gold: Node, given: Node) -> Value | None:
+    """Return the number, not zero, that times the second tree is the first; None where there is none."""
+    ratios = []
+    for point in range(POINTS):
+        try:
+            left, right = digits(evaluate(gold, point)), digits(evaluate(given, point))
+        except (Undefined, Unbounded):
+            continue
+        if abs(left) < _NOTHING or abs(right) < _NOTHING:
+            return None
+        ratios.append(left / right)
+    rounded = is_rounded(gold) or is_rounded(given)
+    if len(ratios) < 2 or not all(close(ratios[0], ratio, rounded) for ratio in ratios):
+        return None
+    return ratios[0]

@@ -1,0 +1,218 @@
+r"""One spelling for each thing an answer may contain, whether it came as LaTeX, Unicode or plain text.
+
+`clean` is what every reader of an answer starts from. After it, symbols are single characters (`\le`, `<=`
+and U+2264 are all LE), sets stand in SET_OPEN and SET_CLOSE, rows of a matrix end in ROW, "and" and "or" are
+AND and OR, roman and bold text is `\text{...}`, fractions are `\frac`, and nothing is left that only changes
+how a formula looks.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+LE, GE, NE, APPROX = "\u2264", "\u2265", "\u2260", "\u2248"
+PM, MP, DEGREE, INFINITY, PI = "\u00b1", "\u2213", "\u00b0", "\u221e", "\u03c0"
+CUP, CAP, IN, EMPTY, MINUS_SET = "\u222a", "\u2229", "\u2208", "\u2205", "\u2216"
+SET_OPEN, SET_CLOSE, ANGLE_OPEN, ANGLE_CLOSE, ROW = "\u2983", "\u2984", "\u27e8", "\u27e9", "\u23ce"
+AND, OR = "\u2227", "\u2228"
+REALS = "\u211d"
+
+_SUPERSCRIPTS = dict(
+    zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-")
+)
+_SUBSCRIPTS = dict(zip("\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089", "0123456789"))
+_RAISED = re.compile("[" + "".join(_SUPERSCRIPTS) + "]+")
+_LOWERED = re.compile("[" + "".join(_SUBSCRIPTS) + "]+")
+_VULGAR = re.compile(
+    "(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])"
+)  # the 2 of two and a half keeps its distance
+
+_CHARACTERS = str.maketrans(
+    {"\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u2044": "/"}
+    | {
+        "\u00d7": "*",
+        "\u00b7": "*",
+        "\u22c5": "*",
+        "\u2217": "*",
+        "\u00f7": "/",
+        "\u2215": "/",
+        "\u2236": ":",
+    }
+    | {"\u3002": ".", "\u3001": ",", "\u2018": "'", "\u2019": "'", "\u2032": "'"}
+    | {"\u221a": r"\sqrt ", "\u2a7d": LE, "\u2a7e": GE, "\u2245": APPROX, "\u00f8": EMPTY, "\u00d8": EMPTY}
+    | {"\u2228": OR, "\u2227": AND, "\u00ba": DEGREE, "\uffe5": "\u00a5", "\u2220": "", "\ufeff": ""}
+    | {chr(code): "" for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070))}
+)
+
+# What a command stands for; a command not named here stays.
+_COMMANDS = (
+    dict.fromkeys(
+        ("left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "bigg", "Bigg", "limits"), ""
+    )
+    | dict.fromkeys(
+        ("displaystyle", "textstyle", "scriptstyle", "rm", "bf", "it", "middle", "angle", "hfill"), ""
+    )
+    | dict.fromkeys(("quad", "qquad", "enspace", "thinspace", "space", "nobreakspace"), " ")
+    | dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac"), r"\frac")
+    | dict.fromkeys(("binom", "dbinom", "tbinom"), r"\binom")
+    | dict.fromkeys(
+        ("text", "textbf", "textit", "textrm", "textsf", "textnormal", "texttt", "mbox"), r"\text"
+    )
+    | dict.fromkeys(("mathbf", "mathit", "boldsymbol", "bm", "mathsf", "vec", "hat"), r"\letter")
+    | dict.fromkeys(("mathrm", "operatorname"), r"\roman")
+    | dict.fromkeys(("le", "leq", "leqslant"), LE)
+    | dict.fromkeys(("ge", "geq", "geqslant"), GE)
+    | dict.fromkeys(("ne", "neq"), NE)
+    | dict.fromkeys(("approx", "simeq", "cong", "doteq"), APPROX)
+    | dict.fromkeys(("emptyset", "varnothing"), EMPTY)
+    | dict.fromkeys(("cdot", "times", "ast", "cdotp"), "*")
+    | dict.fromkeys(("setminus", "backslash", "smallsetminus"), MINUS_SET)
+    | dict.fromkeys(("mid", "vert", "lvert", "rvert"), "|")
+    | dict.fromkeys(("land", "wedge"), AND)
+    | dict.fromkeys(("lor", "vee"), OR)
+    | {
+        "lt": "<",
+        "gt": ">",
+        "pm": PM,
+        "mp": MP,
+        "infty": INFINITY,
+        "pi": PI,
+        "cup": CUP,
+        "cap": CAP,
+        "in": IN,
+    }
+    | {"circ": "\u2218", "degree": DEGREE, "div": "/", "colon": ":", "lbrace": SET_OPEN, "rbrace": SET_CLOSE}
+    | {"langle": ANGLE_OPEN, "rangle": ANGLE_CLOSE, "lbrack": "[", "rbrack": "]", "prime": "'"}
+    | {
+        "varphi": r"\phi",
+        "varepsilon": r"\epsilon",
+        "dots": r"\ldots",
+        "cdots": r"\ldots",
+        "dotsc": r"\ldots",
+    }
+    | {
+        "yen": "\u00a5",
+        "euro": "\u20ac",
+        "pounds": "\u00a3",
+        "dollar": "\ue000",
+        "lg": r"\log",
+        "textdegree": DEGREE,
+    }
+)
+_ESCAPED = {
+    "{": SET_OPEN,
+    "}": SET_CLOSE,
+    "$": "\ue000",
+    "%": "%",
+    "!": "\ue001",
+    "|": "\u2016",
+    "#": "#",
+    "_": "_",
+}
+_ESCAPED |= dict.fromkeys(",;:> \n\t", " ") | dict.fromkeys("()[]", "")
+_ESCAPE = re.compile(
+    r"\\(?:(?P<row>\\(?: ?\[[0-9a-z. ]*\])?)|(?P<command>[A-Za-z]+)|(?P<other>[^A-Za-z\\]))", re.DOTALL
+)
+
+_REWRITES = [
+    (re.compile(r"\\letter ?\{ ?([A-Za-z]|\\[a-z]+) ?\}|\\roman ?\{ ?([ei]) ?\}"), r" \1\2"),
+    (re.compile(r"\\letter(?= ?[A-Za-z])"), " "),
+    (
+        re.compile(
+            r"\\(?:roman|text) ?\{ ?((?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|cis|gcd|lcm) ?\}"
+        ),
+        r"\\\1 ",
+    ),
+    (re.compile(r"\\(?:letter|roman)"), r"\\text"),
+    (re.compile(r"\\mathbb ?\{? ?R ?\}?"), REALS),
+    (re.compile(r"\\[hv]?phantom ?(?:\{[^{}]*\}|.)"), ""),
+    (re.compile(r"\s+|~"), " "),
+    (re.compile(r"(?<=[0-9]) ?(?:\{,\}|,\ue001) ?(?=[0-9])"), ""),  # thousands
+    (re.compile(r"\^ ?(?:\u2218|\{ ?\u2218 ?\}|\{ ?\u00b0 ?\})|\u2218"), DEGREE),
+    (re.compile(r"<="), LE),
+    (re.compile(r">="), GE),
+    (re.compile(r"!="), NE),
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\\text ?\{ ?,? ?(?:and|&) ?\}|(?<![A-Za-z])and(?![A-Za-z])|[\u548c\u53ca]"), f" {AND} "),
+    (re.compile(r"\\text ?\{ ?,? ?or ?\}|(?<![A-Za-z])or(?![A-Za-z])|\u6216(?:\u8005)?"), f" {OR} "),
+    (re.compile(r"(?:\\text ?\{ ?)?\b[Aa]ll (?:the )?real(?: number)?s?\b(?: ?\})?"), REALS),
+    (re.compile(r"\ue001"), ""),
+    (re.compile(r" +"), " "),
+]
+_WRAPPED = re.compile(r"\\text ?\{([^{}]*)\}\.?")
+
+
+def _escape(match: re.Match[str]) -> str:
+    if match["row"]:
+        return ROW
+    if match["command"]:
+        return _COMMANDS.get(match["command"], match[0])
+    return _ESCAPED.get(match["other"], match["other"])
+
+
+def _math_signs(text: str) -> str:
+    """Drop the `$` that open and close math; one without a partner is money."""
+    if text.count("$") % 2 == 0:
+        text = text.replace("$", "")
+    return text.replace("\ue000", "$")
+
+
+def clean(text: str) -> str:
+    """Give a text one spelling; what carries no meaning goes. Takes time linear in the text."""
+    text = _RAISED.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}", text)
+    text = _LOWERED.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}", text)
+    text = _VULGAR.sub(" ", text).replace("\u211d", r"\mathbb{R}")
+    text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS).strip("* ")
+    text = _math_signs(_ESCAPE.sub(_escape, text))
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    return text.strip(" ").rstrip(".,;: ")
+
+
+def unwrap(text: str) -> str:
+    r"""Take a text that is wholly one `\text{...}` out of it."""
+    match = _WRAPPED.fullmatch(text)
+    return match[1].strip() if match else text
+
+
+_OPENING = {"(": ")", "[": "]", "{": "}", SET_OPEN: SET_CLOSE, ANGLE_OPEN: ANGLE_CLOSE}
+_CLOSING = frozenset(_OPENING.values())
+
+
+def split(text: str, separators: str) -> list[tuple[str, str]]:
+    """Cut a text at separators (one character each) outside of brackets.
+
+    Returns (separator before the part or "", part) for each part; [] when brackets do not match.
+    """
+    if not any(separator in text for separator in separators):
+        return [("", text)]
+    parts: list[tuple[str, str]] = []
+    depth, start, before = 0, 0, ""
+    for place, character in enumerate(text):
+        if character in _OPENING:
+            depth += 1
+        elif character in _CLOSING:
+            depth -= 1
+            if depth < 0:
+                return []
+        elif depth == 0 and character in separators:
+            parts.append((before, text[start:place].strip()))
+            start, before = place + 1, character
+    parts.append((before, text[start:].strip()))
+    return parts if depth == 0 else []
+
+
+def is_enclosed(text: str) -> bool:
+    """Tell whether the first bracket of a text closes at its end, by whatever bracket."""
+    depth = 0
+    for place, character in enumerate(text):
+        if character in _OPENING:
+            depth += 1
+        elif character in _CLOSING:
+            depth -= 1
+            if depth <= 0:
+                return depth == 0 and place == len(text) - 1
+        elif depth == 0:
+            return False
+    return False
