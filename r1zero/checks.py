@@ -27,7 +27,7 @@ BOUNDS: dict[str, Bound] = {
     **dict.fromkeys((
         "training.global_batch_size", "training.seq_length", "training.train_iters", "training.save_interval",
         "training.distributed_timeout_minutes", "training.publish_bucket_megabytes",
-        "training.eval_samples_per_prompt", "actor_rollout.ppo_mini_batch_size",
+        "training.eval_samples_per_prompt", "training.eval_interval", "actor_rollout.ppo_mini_batch_size",
         "actor_rollout.num_samples_per_step", "actor_rollout.max_prompt_length",
         "actor_rollout.max_running_samples", "actor_rollout.micro_batch_size", "actor_rollout.ppo_epochs",
         "actor_rollout.num_gpus_for_train", "actor_rollout.num_gpus_for_infer",
@@ -38,14 +38,16 @@ BOUNDS: dict[str, Bound] = {
     **dict.fromkeys((
         "actor_rollout.adam_beta1", "actor_rollout.adam_beta2", "actor_rollout.lr_warmup_fraction"), BELOW_1),
     **dict.fromkeys((
-        "training.seed", "training.report_interval", "actor_rollout.entropy_coeff", "actor_rollout.lr",
+        "training.seed", "training.report_interval", "training.eval_temperature", "actor_rollout.entropy_coeff", "actor_rollout.lr",
         "actor_rollout.min_lr", "actor_rollout.lr_warmup_iters", "actor_rollout.weight_decay", "actor_rollout.clip_grad",
         "algorithm.kl_ctrl.kl_coef"), NOT_NEGATIVE),
     "actor_rollout.n_samples_per_prompt": (
         lambda value: value >= 2, "must be at least 2: group_norm compares the responses of a prompt"),
     "actor_rollout.temperature": (lambda value: value > 0, "must be above 0, such as 1.0"),
-    "actor_rollout.top_p": (lambda value: 0 < value <= 1, "must be above 0, at most 1; 1.0 turns it off"),
-    "actor_rollout.top_k": (lambda value: value >= -1, "must be at least 1, or 0 or -1 to turn it off"),
+    **dict.fromkeys(("actor_rollout.top_p", "training.eval_top_p"), (
+        lambda value: 0 < value <= 1, "must be above 0, at most 1; 1.0 turns it off")),
+    **dict.fromkeys(("actor_rollout.top_k", "training.eval_top_k"), (
+        lambda value: value >= -1, "must be at least 1, or 0 or -1 to turn it off")),
     "actor_rollout.clip_ratio": (lambda value: 0 < value < 1, "must be between 0 and 1, such as 0.2"),
     "actor_rollout.clip_ratio_low": (lambda value: 0 < value <= 1, "must be above 0, at most 1, such as 0.2"),
     "actor_rollout.clip_ratio_high": (lambda value: value > 0, "must be above 0, such as 0.28"),
@@ -118,10 +120,10 @@ def check_values(cfg: Config) -> list[str]:
 
 def check_algorithm(cfg: Config) -> list[str]:
     """Rules among keys of rewards, KL and schedule."""
-    return _check_rewards(cfg) + _check_kl(cfg) + _check_schedule(cfg)
+    return check_rewards(cfg) + _check_kl(cfg) + _check_schedule(cfg)
 
 
-def _check_rewards(cfg: Config) -> list[str]:
+def check_rewards(cfg: Config) -> list[str]:
     rules, weights = cfg.algorithm.verifier_function, cfg.algorithm.verifier_weight
     problems = [f"algorithm.verifier_function: {problem}" for problem in check_names(rules)]
     if len(rules) != len(weights):

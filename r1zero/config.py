@@ -56,8 +56,12 @@ class Training:
     distributed_backend: str | None = None  # of tensors; default hccl, nccl or gloo, as the device is
     distributed_timeout_minutes: int = 45  # how long ranks wait for one another
     publish_bucket_megabytes: int = 64  # size of one broadcast of weights
-    eval_data_path: str | None = None  # problems answered before the first and after the last step
-    eval_samples_per_prompt: int = 1  # responses for each of them
+    eval_data_path: str | None = None  # problems answered before the first step and after the last
+    eval_interval: int | None = None  # also after every so many steps
+    eval_samples_per_prompt: int = 1  # responses for each of them: k of avg@k and of the largest pass@k
+    eval_temperature: float | None = None  # 0 = the most likely token; default that of actor_rollout, as below
+    eval_top_p: float | None = None
+    eval_top_k: int | None = None
     report_interval: int = 5  # steps between two writings of report.html (1% of the time at most); 0 = at the end
 
 

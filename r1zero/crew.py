@@ -90,8 +90,8 @@ def build_crew(cfg: Config, world: World) -> Crew:
     reference = _reference(cfg, world, dtype) if world.ref.member else Absent("ref")
     engine = scorer = Absent("rollout")
     if world.rollout.member:
-        scorer = _scorer(cfg, world, tokenizer)
-        engine = _engine(cfg, world, shape, dtype, end_of_text_ids(folder, tokenizer), scorer)
+        scorer = build_scorer(cfg, world, tokenizer)
+        engine = build_engine(cfg, world, shape, dtype, end_of_text_ids(folder, tokenizer), scorer)
     reshard = plan(tensors(shape), shape.num_layers, world.train.span, world.rollout.span, dtype.itemsize,
                    cfg.training.publish_bucket_megabytes * 2**20)
     publisher = Publisher(
@@ -124,15 +124,15 @@ def _reference(cfg: Config, world: World, dtype: torch.dtype) -> Reference:
     return Reference(model, cfg.actor_rollout.temperature, cfg.ref.micro_batch_size, cfg.ref.max_tokens_per_microbatch)
 
 
-def _scorer(cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase) -> SampleScorer:
+def build_scorer(cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase) -> SampleScorer:
     judge = None
     if world.rollout.speaks:
         judge = Judge(cfg.algorithm.verifier_function, cfg.algorithm.verifier_weight, cfg.reward)
     return SampleScorer(judge, partial(tokenizer.decode, skip_special_tokens=True), cfg.response_budget)
 
 
-def _engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, end_ids: tuple[int, ...],
-            scorer: SampleScorer) -> Engine:
+def build_engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, end_ids: tuple[int, ...],
+                 scorer: SampleScorer) -> Engine:
     actor, grid = cfg.actor_rollout, world.rollout
     decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length)
     sampling = Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)

@@ -37,6 +37,9 @@ def _data_sets(cfg: Config) -> tuple[list[tuple[str, str]], list[str]]:
             found += [(key, path) for _, path in split_blend(text)] if text is not None else []
         except ValueError as error:
             problems.append(f"{key}: {error}")
+    if sum(key == "training.eval_data_path" for key, _ in found) > 1:
+        problems.append(f"training.eval_data_path: {cfg.training.eval_data_path} is a blend, but each of its problems "
+                        "is answered once: name one data set")
     return found, problems
 
 
@@ -51,15 +54,12 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
             problems += check_weights(f"{role}.load", Path(load or ""), cfg.model_folder(role))
     tokenizer = cfg.training.tokenizer_name_or_path
     if tokenizer not in missing:
-        problems += _check_tokenizer(Path(tokenizer or ""))
+        problems += check_tokenizer("training.tokenizer_name_or_path", Path(tokenizer or ""))
     for key, path in data_sets:
         if path not in missing:
             problems += check_data(key, path, cfg.training.map_keys, _vocab_size(cfg.model_folder("actor_rollout")))
-    try:
-        Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
-    except ValueError as error:
-        problems.append(f"training.prompt_type: {error}")
-    return problems
+    return problems + check_template("training.prompt_type", cfg.training.prompt_type,
+                                     cfg.training.prompt_type_path or "")
 
 
 def _vocab_size(folder: Path) -> int:
@@ -145,11 +145,21 @@ def check_safetensors(path: Path) -> None:
                          "copy it again")
 
 
-def _check_tokenizer(folder: Path) -> list[str]:
+def check_template(key: str, name: str, path: str) -> list[str]:
+    """A known prompt template."""
+    try:
+        Template(name, path)
+    except ValueError as error:
+        return [f"{key}: {error}"]
+    return []
+
+
+def check_tokenizer(key: str, folder: Path) -> list[str]:
+    """A folder with the files of a tokenizer."""
     known = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
     if any(all((folder / name).exists() for name in names) for names in known):
         return []
-    return [f"training.tokenizer_name_or_path: {folder} has no tokenizer.json: "
+    return [f"{key}: {folder} has no tokenizer.json: "
             "give a folder that holds a Hugging Face tokenizer"]
 
 

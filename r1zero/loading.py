@@ -253,6 +253,8 @@ def _resolve(cfg: Config, notes: Notes) -> Config:
     if pool.colocate:
         ranks, ref_pool = max(train_tp * actor.pipeline_model_parallel_size, infer_tp, replica), pool.ref
     eval_data = training.eval_data_path
+    if training.eval_interval is not None and eval_data is None:
+        notes.ignore("training.eval_interval", "there is no eval_data_path to evaluate on")
     return dataclasses.replace(
         cfg,
         training=dataclasses.replace(
@@ -260,16 +262,23 @@ def _resolve(cfg: Config, notes: Notes) -> Config:
             sequence_parallel=training.sequence_parallel and train_tp > 1,
             tokenizer_name_or_path=embedded(training.tokenizer_name_or_path or load, "model"),
             prompt_type_path=training.prompt_type_path or str(CONFIGS / "templates.json"),
-            eval_data_path=eval_data and embedded(eval_data, "eval")),
+            eval_data_path=eval_data and embedded(eval_data, "eval"),
+            eval_temperature=_first_given(training.eval_temperature, actor.temperature),
+            eval_top_p=_first_given(training.eval_top_p, actor.top_p),
+            eval_top_k=_first_given(training.eval_top_k, actor.top_k)),
         actor_rollout=dataclasses.replace(
             actor, load=load, data_path=embedded(actor.data_path, "train"),
             infer_tensor_parallel_size=infer_tp,
-            clip_ratio_low=actor.clip_ratio if actor.clip_ratio_low is None else actor.clip_ratio_low,
-            clip_ratio_high=actor.clip_ratio if actor.clip_ratio_high is None else actor.clip_ratio_high),
+            clip_ratio_low=_first_given(actor.clip_ratio_low, actor.clip_ratio),
+            clip_ratio_high=_first_given(actor.clip_ratio_high, actor.clip_ratio)),
         ref=dataclasses.replace(
             ref, load=embedded(ref.load or load, "model"), model=ref.model or actor.model),
         resource_pool=dataclasses.replace(pool, actor_rollout=pool.actor_rollout or [ranks],
                                           ref=ref_pool))
+
+
+def _first_given(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def embedded(path: str, part: str) -> str:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # A script's own folder must not stand on the path: its files would hide modules of the same name.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -24,10 +24,12 @@ from r1zero import checks, dryrun  # noqa: E402
 from r1zero.config import Config, nodes, placement  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.observe.folder import check_writable  # noqa: E402
+from r1zero.process import is_first, refuse, run_rank  # noqa: E402
 from r1zero.world.launch import Launch, announced_world_size, read_launch  # noqa: E402
 
-BAD_INPUT = 2
-LET_FIRST_SPEAK_SECONDS = 3.0
+if TYPE_CHECKING:
+    from r1zero.crew import Crew
+    from r1zero.world.groups import World
 
 
 def main() -> int:
@@ -45,9 +47,9 @@ def main() -> int:
         node_of_rank = launch.node_of_rank if launch.launcher != "single" else None
         problems = checks.check(cfg, launch.world_size, node_of_rank) or check_writable(cfg.output_dir)
     except ValueError as error:
-        return _refuse([str(error)], _is_first())
+        return refuse([str(error)], is_first())
     if problems:
-        return _refuse(problems, launch.speaks)
+        return refuse(problems, launch.speaks)
     return _run(cfg, warnings, launch)
 
 
@@ -65,7 +67,7 @@ def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:
     """Check without a world; with `report` also print what would run. Files of another machine may be missing then."""
     problems = checks.check(cfg, size, None, absent_ok=report)
     if problems:
-        return _refuse(problems, True)
+        return refuse(problems, True)
     if report:
         print(dryrun.report(cfg, size, nodes(cfg, size)))
         for warning in warnings:
@@ -73,51 +75,23 @@ def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:
     return 0
 
 
-def _refuse(problems: list[str], speak: bool) -> int:
-    """Say what is wrong, once for the whole job."""
-    if speak:
-        for problem in problems:
-            print(f"r1zero: {problem}", file=sys.stderr)
-    else:  # a launcher ends the job with its first process: let the one that speaks be heard
-        time.sleep(LET_FIRST_SPEAK_SECONDS)
-    return BAD_INPUT
-
-
-def _is_first() -> bool:
-    """Whether this process should speak for the job, as far as can be told; a broken environment speaks up."""
-    try:
-        return read_launch().speaks
-    except ValueError:
-        return True
-
-
 def _run(cfg: Config, warnings: list[str], launch: Launch) -> int:
-    """Join the world and train. The imports are heavy, and Megatron must come after the device is set."""
-    from r1zero.observe.log import hush_libraries
+    """Join the world and train."""
 
-    hush_libraries()
-    from r1zero.world import device as devices
-    from r1zero.world.failure import FailureWatch
-    from r1zero.world.groups import World
+    def start(world: World) -> Crew:
+        from r1zero.training import prepare
 
-    kind = "cpu" if cfg.training.distributed_backend == "gloo" else devices.detect()
-    device = devices.prepare(kind, launch.local_rank, cfg.training.deterministic)
-    timeout = timedelta(minutes=cfg.training.distributed_timeout_minutes)
-    world = World(launch, placement(cfg, launch.world_size), device, timeout)
-    watch = FailureWatch(world.store, world.rank, world.roles)
-    ready = False
-    try:
-        from r1zero.training import prepare, train
+        return prepare(cfg, world, warnings)
 
-        crew = prepare(cfg, world, warnings)
-        ready = True
+    def work(crew: Crew) -> None:
+        from r1zero.training import train
+
         train(crew)
-        watch.stop()
-        world.leave()
-        return 0
-    except Exception as error:  # noqa: BLE001 - the edge of the process: tell the other ranks, then end
-        bad_input = isinstance(error, ValueError) and not ready
-        watch.end_process(error, BAD_INPUT if bad_input else 1)
+
+    timeout = timedelta(minutes=cfg.training.distributed_timeout_minutes)
+    on_cpu = cfg.training.distributed_backend == "gloo"
+    return run_rank(launch, placement(cfg, launch.world_size), timeout, on_cpu, cfg.training.deterministic, start,
+                    work)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from r1zero.observe.folder import start_folder
 from r1zero.observe.log import start_logging
 from r1zero.observe.report import LiveReport
 from r1zero.observe.samples import write_samples
+from r1zero.observe.scores import table
 from r1zero.reward.guard import FailureGuard
 from r1zero.step import StepOutcome, train_step
 from r1zero.weights.convert import save_hf
@@ -51,11 +52,11 @@ def train(crew: Crew) -> None:
     guard = FailureGuard(crew.cfg.reward.max_failure_rate)
     try:
         crew.start(version=0)
-        before = _evaluate(crew, 0)
+        before = after = _evaluate(crew, 0)
         with _progress(crew) as bar:
             for step in range(1, last + 1):
                 _keep(crew, bar, report, guard, train_step(step, crew))
-        after = _evaluate(crew, last)
+                after = _evaluate(crew, step)
         export(crew, folder / "model")
         crew.move.at_controller(_conclude, crew, before, after)
         crew.move.at_controller(report.finish)
@@ -86,10 +87,19 @@ def _announce(crew: Crew) -> None:
                  kept, dropped, crew.cfg.actor_rollout.max_prompt_length)
 
 
-def _evaluate(crew: Crew, version: int) -> dict[str, float] | None:
-    if crew.cfg.training.eval_data_path is None:
+def _evaluate(crew: Crew, step: int) -> dict[str, float] | None:
+    """Evaluate before the first step, after the last, and when it is due. Returns the controller's scores."""
+    training, folder = crew.cfg.training, Path(crew.cfg.output_dir)
+    due = step in (0, training.train_iters) or (training.eval_interval and step % training.eval_interval == 0)
+    if training.eval_data_path is None or not due:
         return None
-    return evaluate(crew, version)
+    model = f"{crew.cfg.actor_rollout.load} after {step} steps"
+    found = evaluate(crew, step, model, folder / "evaluation" / f"step_{step:06d}")
+    if found is None:
+        return None
+    _append(folder / "evaluation.jsonl", {"step": step, **found["scores"]})
+    log.info("\nafter %d steps, %s\n", step, table(found))
+    return found["scores"]
 
 
 def _progress(crew: Crew) -> tqdm:
@@ -135,13 +145,12 @@ def _line(m: dict[str, float], total: int) -> str:
 def _conclude(crew: Crew, before: dict[str, float] | None, after: dict[str, float] | None) -> None:
     """Show what training did, and where everything is."""
     if before is not None and after is not None:
-        data, count = crew.cfg.training.eval_data_path, len(crew.eval_prompts)
-        log.info("\nheld-out problems: %s, %d problems x %d, temperature %g", data, count,
-                 crew.cfg.training.eval_samples_per_prompt, crew.cfg.actor_rollout.temperature)
+        training = crew.cfg.training
+        log.info("\nheld-out problems: %s, %d problems x %d, temperature %g", training.eval_data_path,
+                 len(crew.eval_prompts), training.eval_samples_per_prompt, training.eval_temperature)
         log.info("%-24s %8s %8s", "", "before", "after")
         for key, label in _rows([key for key in before if key in after]):
             log.info("%-24s %8s %8s", label, _shown(key, before[key]), _shown(key, after[key]))
-        _append(Path(crew.cfg.output_dir) / "evaluation.jsonl", {"before": before, "after": after})
     folder = Path(crew.cfg.output_dir)
     log.info("\nrun folder: %s\nmodel:      %s\nreport:     %s", folder, folder / "model", folder / "report.html")
 

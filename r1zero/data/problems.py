@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -38,11 +38,22 @@ def read_problems(path: str | Path, map_keys: dict[str, str]) -> list[Problem]:
         if not columns[part]:
             raise ValueError(f"map_keys.{part} is empty; it must name the column of {path} with the {part}")
     wanted = list(dict.fromkeys(column for column in columns.values() if column))
-    problems = [_problem(f"{file}, {place}", row, columns) for file in _files(path)
+    problems = [_problem(f"{file}, {place}", row, columns) for file in data_files(path)
                 for place, row in _rows(file, wanted)]
     if not problems:
         raise ValueError(f"{path} has no rows; data_path must name a file with at least one problem")
     return problems
+
+
+def read_tags(path: str | Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """Read those of the columns `names` that a raw data set has, as texts, a value for each row in its order."""
+    rows = [row for file in data_files(Path(path)) for _, row in _rows(file, _present(file, names))]
+    return {name: [str(row.get(name)) for row in rows] for name in names if any(name in row for row in rows)}
+
+
+def _present(path: Path, names: Sequence[str]) -> list[str]:
+    """Return the columns of a parquet file among `names`; rows of other files come whole."""
+    return [name for name in names if name in pq.read_schema(path).names] if path.suffix == ".parquet" else []
 
 
 def _problem(place: str, row: dict, columns: dict[str, str]) -> Problem:
@@ -68,7 +79,7 @@ def _problem(place: str, row: dict, columns: dict[str, str]) -> Problem:
                    text("system", required=False))
 
 
-def _files(path: Path) -> list[Path]:
+def data_files(path: Path) -> list[Path]:
     """Return the data files that a path stands for. ValueError for a folder with none, or of several kinds."""
     if not path.is_dir():
         return [path]

@@ -15,6 +15,11 @@ from r1zero.batch import Group
 
 def write_samples(path: Path, groups: Sequence[Group], decode: Callable[[np.ndarray], str]) -> None:
     """Write the groups to `path`, whole or not at all. `decode` turns tokens into text."""
+    write_rows(path, sample_rows(groups, decode))
+
+
+def sample_rows(groups: Sequence[Group], decode: Callable[[np.ndarray], str]) -> list[dict[str, object]]:
+    """Return a row for each response."""
     rows = []
     for group in groups:
         for member, sample in enumerate(group.samples):
@@ -28,6 +33,11 @@ def write_samples(path: Path, groups: Sequence[Group], decode: Callable[[np.ndar
             for rule, score in sample.scores.items():
                 row |= {f"score/{rule}": score.value, f"outcome/{rule}": score.outcome.name.lower()}
             rows.append(row)
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
+    """Write rows of equal keys to a parquet file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")

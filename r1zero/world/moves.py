@@ -104,6 +104,12 @@ class Mover:
         dist.all_gather_object(gathered, value, group=self.world.control)
         return gathered
 
+    def to_controller(self, value: T) -> list[T] | None:
+        """Collect one value from every rank, in rank order, on the controller; None elsewhere."""
+        gathered: list[Any] | None = [None] * self.world.size if self.world.is_controller else None
+        dist.gather_object(value, gathered, dst=0, group=self.world.control)
+        return gathered
+
     def settle(self) -> None:
         """Wait until everything sent has been taken, and until all ranks have come this far."""
         for work, _ in self._pending:

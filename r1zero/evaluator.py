@@ -1,0 +1,116 @@
+"""A world whose ranks only answer: what tools/evaluate.py runs.
+
+The ranks are rollout replicas; weights come from a model folder instead of train ranks.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import bfloat16, float32
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from r1zero.batch import Group
+from r1zero.config import Config
+from r1zero.crew import build_engine, build_scorer
+from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
+from r1zero.data.template import Template
+from r1zero.evaluation import evaluate
+from r1zero.model import ModelShape
+from r1zero.observe.scores import table
+from r1zero.reward.scorer import SampleScorer
+from r1zero.rollout.engine import Engine
+from r1zero.weights.load import open_weights
+from r1zero.weights.names import tensors
+from r1zero.world.groups import World
+from r1zero.world.moves import Absent, Mover
+
+ANY_LENGTH = 2**31
+
+
+@dataclass
+class Evaluator:
+    """What a rank works with; the fields that evaluate() uses have the names of a Crew's."""
+
+    cfg: Config
+    world: World
+    move: Mover
+    tokenizer: PreTrainedTokenizerBase
+    eval_prompts: Prompts | Absent
+    engine: Engine
+    scorer: SampleScorer
+
+
+def prepare(cfg: Config, world: World, data: Sequence[str], first: int | None,
+            max_new_tokens: int) -> list[Evaluator]:
+    """Read the data sets, or their `first` problems, and load the model; return what answers each. Collective.
+
+    ValueError for bad data or models, or when a prompt and its answer would not fit into the model.
+    """
+    move, load, folder = Mover(world), cfg.actor_rollout.load, cfg.model_folder("actor_rollout")
+    shape, tokenizer = ModelShape.from_folder(folder), load_tokenizer(cfg.training.tokenizer_name_or_path)
+    read = {path: _prompts(cfg, tokenizer, path, first) if world.is_controller else Absent("controller")
+            for path in data}
+    longest = move.from_controller(_longest, list(read.values()))
+    length = longest + max_new_tokens
+    if length > shape.max_positions:
+        raise ValueError(f"--max-new-tokens {max_new_tokens}: the longest prompt has {longest} tokens, and the "
+                         f"model {shape.max_positions} positions; {shape.max_positions - longest} is the most")
+    actor = replace(cfg.actor_rollout, max_prompt_length=longest,
+                    max_tokens_to_oom=max(length, cfg.actor_rollout.max_tokens_to_oom))
+    cfg = replace(cfg, training=replace(cfg.training, seq_length=length), actor_rollout=actor)
+    dtype = bfloat16 if cfg.training.bf16 else float32
+    scorer = build_scorer(cfg, world, tokenizer)
+    engine = build_engine(cfg, world, shape, dtype, end_of_text_ids(folder, tokenizer), scorer)
+    grid = world.rollout
+    weights = open_weights(load, shape)
+    for tensor, shard in weights.stream(tensors(shape), grid.tp_index, grid.span.tp, dtype):
+        engine.decoder.weights[tensor.name].copy_(shard)
+    engine.accept(0)
+    return [Evaluator(replace(cfg, training=replace(cfg.training, eval_data_path=path)), world, move, tokenizer,
+                      prompts, engine, scorer) for path, prompts in read.items()]
+
+
+def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None) -> None:
+    """Answer each data set, print its report and write it into the folder `output`. Collective."""
+    try:
+        for each in evaluators:
+            began, path = time.monotonic(), Path(each.cfg.training.eval_data_path)
+            with _progress(each):
+                found = evaluate(each, 0, each.cfg.actor_rollout.load, output / path.stem, round_samples)
+            if found is not None:
+                seconds = time.monotonic() - began
+                print(table(found), f"    {'seconds':<20}{seconds:.1f} on {each.world.size} ranks", sep="\n")
+    finally:
+        evaluators[0].scorer.close()
+
+
+def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str, first: int | None) -> Prompts:
+    training = cfg.training
+    template = Template(training.prompt_type, training.prompt_type_path)
+    prompts = Prompts(path, training.map_keys, template, tokenizer, ANY_LENGTH, training.seed)
+    prompts.prompts = prompts.prompts[:first]
+    return prompts
+
+
+def _longest(read: Sequence[Prompts]) -> int:
+    return max(len(prompt.tokens) for prompts in read for prompt in prompts.prompts)
+
+
+def _progress(evaluator: Evaluator) -> tqdm:
+    """Count the answers of the controller's replica on its terminal."""
+    world, engine = evaluator.world, evaluator.engine
+    silent = not world.is_controller or not sys.stderr.isatty()
+    bar = tqdm(unit="answer", disable=silent)
+
+    def on_sample(group: Group, member: int) -> None:
+        evaluator.scorer.submit(group, member)
+        bar.update()
+
+    engine.on_sample = on_sample
+    return bar

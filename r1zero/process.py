@@ -1,0 +1,67 @@
+"""The edges of a process that is a rank: refusing bad input, joining the world, failing so that all stop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from r1zero.world.launch import Launch, read_launch
+from r1zero.world.roles import Placement
+
+if TYPE_CHECKING:
+    from r1zero.world.groups import World
+
+T = TypeVar("T")
+BAD_INPUT = 2
+LET_FIRST_SPEAK_SECONDS = 3.0
+
+
+def refuse(problems: list[str], speak: bool) -> int:
+    """Say what is wrong, once for the whole job; returns the exit code."""
+    if speak:
+        for problem in problems:
+            print(f"r1zero: {problem}", file=sys.stderr)
+    else:  # a launcher ends the job with its first process: let the one that speaks be heard
+        time.sleep(LET_FIRST_SPEAK_SECONDS)
+    return BAD_INPUT
+
+
+def is_first() -> bool:
+    """Whether this process should speak for the job, as far as can be told; a broken environment speaks up."""
+    try:
+        return read_launch().speaks
+    except ValueError:
+        return True
+
+
+def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: bool, deterministic: bool,
+             prepare: Callable[[World], T], work: Callable[[T], None]) -> int:
+    """Join the world, `prepare`, `work` with what it returns, and leave; returns the exit code.
+
+    A ValueError of `prepare` is bad input. The imports are heavy, and Megatron must come after the device is
+    set, so `prepare` may import it and its callers may not.
+    """
+    from r1zero.observe.log import hush_libraries
+
+    hush_libraries()
+    from r1zero.world import device as devices
+    from r1zero.world.failure import FailureWatch
+    from r1zero.world.groups import World
+
+    device = devices.prepare("cpu" if on_cpu else devices.detect(), launch.local_rank, deterministic)
+    world = World(launch, placement, device, timeout)
+    watch = FailureWatch(world.store, world.rank, world.roles)
+    ready = False
+    try:
+        prepared = prepare(world)
+        ready = True
+        work(prepared)
+        watch.stop()
+        world.leave()
+        return 0
+    except Exception as error:  # noqa: BLE001 - the edge of the process: tell the other ranks, then end
+        bad_input = isinstance(error, ValueError) and not ready
+        watch.end_process(error, BAD_INPUT if bad_input else 1)

@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Score a model on problems with known answers, on any number of ranks.
+
+    python tools/evaluate.py --model models/Qwen2.5-7B-Instruct --data math500.parquet --k 4 --temperature 0.6
+    torchrun --nproc-per-node 8 tools/evaluate.py --model ... --data math500.parquet aime24.parquet --k 16
+    srun -N 2 --ntasks-per-node 8 python tools/evaluate.py --model ... --tensor-model-parallel-size 2 ...
+
+Prints pass@1 (= avg@k) and pass@2, 4, ... k with intervals, format rate, lengths, a table by level and by subject
+if the data has these columns, and the protocol: all that the scores depend on. OUTPUT/<data>.json holds the
+same, and OUTPUT/<data>.parquet every answer. The number of ranks does not change the answers. Exit codes: 0 done,
+1 failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from r1zero import checks, inputs  # noqa: E402
+from r1zero.config import ActorRollout, Algorithm, Config, Ref, ResourcePool, Reward, Training  # noqa: E402
+from r1zero.data.problems import parse_json  # noqa: E402
+from r1zero.data.template import TEMPLATES  # noqa: E402
+from r1zero.model import ModelShape  # noqa: E402
+from r1zero.observe.folder import check_writable  # noqa: E402
+from r1zero.process import is_first, refuse, run_rank  # noqa: E402
+from r1zero.weights.found import config_folder  # noqa: E402
+from r1zero.world.launch import Launch, read_launch  # noqa: E402
+from r1zero.world.roles import place  # noqa: E402
+
+MAP_KEYS = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
+
+
+def main() -> int:
+    """Evaluate; returns the exit code."""
+    args = parse()
+    try:
+        launch = read_launch()
+        cfg = config(args)
+        problems = check(args, cfg, launch)
+    except ValueError as error:
+        return refuse([str(error)], is_first())
+    return refuse(problems, launch.speaks) if problems else run(args, cfg, launch)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="Hugging Face model folder, or Megatron checkpoint")
+    add("--data", required=True, nargs="+", help="data sets: .parquet, .jsonl, .json or preprocessed")
+    add("--k", type=int, default=1, help="answers to each problem")
+    add("--problems", type=int, help="take only the first so many of each data set")
+    add("--temperature", type=float, default=1.0, help="0: the most likely token")
+    add("--top-p", type=float, default=1.0)
+    add("--top-k", type=int, default=0)
+    add("--max-new-tokens", type=int, default=2048, help="longest answer")
+    add("--prompt-type", default="qwen_r1", help="name of a prompt template")
+    add("--prompt-type-path", default=str(TEMPLATES), help="templates file")
+    add("--map-keys", default=json.dumps(MAP_KEYS), metavar="JSON", help="column of each part")
+    add("--tokenizer-name-or-path", help="folder; default MODEL")
+    add("--verifier", nargs="+", default=["acc", "format"], help="scorers, as in algorithm.verifier_function")
+    add("--dtype", choices=["bf16", "fp32"], help="default: that of the model's config.json")
+    add("--seed", type=int, default=1234)
+    add("--tensor-model-parallel-size", type=int, default=1)
+    add("--max-tokens-to-oom", type=int, default=131072, help="tokens that a replica may hold in its KV cache")
+    add("--round-samples", type=int, default=256,
+        help="answers decoded together; 0: each replica's share at once, faster, but rounding depends on the ranks")
+    add("--workers", type=int, default=2, help="processes that score, beside each replica")
+    add("--deadline-seconds", type=float, default=10.0, help="for one answer and one scorer")
+    add("--output", type=Path, help="folder of the reports; default runs/evaluation/<name of MODEL>")
+    return parser.parse_args()
+
+
+def config(args: argparse.Namespace) -> Config:
+    """Write the arguments as the configuration of a run. ValueError for malformed ones."""
+    keys = parse_json("--map-keys", args.map_keys)
+    if not isinstance(keys, dict) or not set(keys) <= set(MAP_KEYS):
+        raise ValueError(f"--map-keys {args.map_keys} must be a JSON object with keys of {', '.join(MAP_KEYS)}")
+    tokenizer = args.tokenizer_name_or_path or args.model
+    training = Training(
+        global_batch_size=1, seq_length=args.max_new_tokens + 1, train_iters=1, seed=args.seed,
+        bf16=(args.dtype or model_dtype(config_folder(args.model, tokenizer))) == "bf16", prompt_type=args.prompt_type,
+        prompt_type_path=args.prompt_type_path, map_keys=keys, eval_data_path=args.data[0],
+        tokenizer_name_or_path=tokenizer, eval_samples_per_prompt=args.k,
+        eval_temperature=args.temperature, eval_top_p=args.top_p, eval_top_k=args.top_k)
+    actor = ActorRollout(
+        load=args.model, data_path=args.data[0], ppo_mini_batch_size=2, n_samples_per_prompt=2,
+        max_prompt_length=1, max_tokens_to_oom=args.max_tokens_to_oom, infer_tensor_parallel_size=args.tensor_model_parallel_size)
+    output = args.output or Path("runs/evaluation") / Path(args.model).name
+    return Config(name="evaluate", output_dir=str(output),
+                  training=training, actor_rollout=actor, ref=Ref(load=args.model),
+                  reward=Reward(workers=args.workers, deadline_seconds=args.deadline_seconds),
+                  algorithm=Algorithm(verifier_function=args.verifier,
+                                      verifier_weight=[1.0] * len(args.verifier)),
+                  resource_pool=ResourcePool(colocate=True), model={})
+
+
+def model_dtype(folder: Path) -> str:
+    """Return the dtype that a model folder's config.json names; fp32 when it is neither of the two."""
+    path = folder / "config.json"
+    entries = parse_json(str(path), path.read_text()) if path.is_file() else {}
+    return "bf16" if "bfloat16" in (entries.get("dtype"), entries.get("torch_dtype")) else "fp32"
+
+
+def check(args: argparse.Namespace, cfg: Config, launch: Launch) -> list[str]:
+    """Return a sentence for everything that is wrong, found before torch is imported."""
+    wrong = [(flag, value, "must be at least 1") for flag, value in (
+        ("--k", args.k), ("--max-new-tokens", args.max_new_tokens), ("--workers", args.workers),
+        ("--problems", args.problems), ("--tensor-model-parallel-size", args.tensor_model_parallel_size))
+             if value is not None and value < 1]
+    wrong += [(flag, value, "must not be negative; 0 is the least") for flag, value in (
+        ("--temperature", args.temperature), ("--top-k", args.top_k), ("--round-samples", args.round_samples),
+        ("--seed", args.seed)) if value < 0]
+    wrong += [("--top-p", args.top_p, "must be above 0, at most 1")] if not 0 < args.top_p <= 1 else []
+    problems = [f"{flag}: {value} {sentence}" for flag, value, sentence in wrong]
+    if len({Path(path).stem for path in args.data}) < len(args.data):
+        problems.append(f"--data: two of {', '.join(args.data)} would write the same report; give them one by one")
+    if launch.world_size % args.tensor_model_parallel_size:
+        problems.append(f"--tensor-model-parallel-size: {args.tensor_model_parallel_size} does not divide the "
+                        f"{launch.world_size} ranks of this job")
+    problems += checks.check_rewards(cfg) + check_writable(cfg.output_dir)
+    return problems or check_files(args, cfg)
+
+
+def check_files(args: argparse.Namespace, cfg: Config) -> list[str]:
+    """Look at model, tokenizer, template and data."""
+    folder = cfg.model_folder("actor_rollout")
+    problems = inputs.check_weights("--model", Path(args.model), folder)
+    vocab_size = 0 if problems else ModelShape.from_folder(folder).vocab_size
+    problems += inputs.check_tokenizer("--tokenizer-name-or-path", Path(cfg.training.tokenizer_name_or_path))
+    problems += inputs.check_template("--prompt-type", args.prompt_type, args.prompt_type_path)
+    for path in args.data if vocab_size else []:
+        problems += inputs.check_data("--data", path, cfg.training.map_keys, vocab_size)
+    return problems
+
+
+def run(args: argparse.Namespace, cfg: Config, launch: Launch) -> int:
+    """Join the world and answer."""
+
+    def prepare(world):  # noqa: ANN001, ANN202 - types of modules that are imported late
+        from r1zero.evaluator import prepare
+
+        return prepare(cfg, world, args.data, args.problems, args.max_new_tokens)
+
+    def work(evaluators) -> None:  # noqa: ANN001
+        from r1zero.evaluator import run
+
+        run(evaluators, Path(cfg.output_dir), args.round_samples or None)
+
+    tp, size = args.tensor_model_parallel_size, launch.world_size
+    placement = place((size, tp, 1), (size, tp), (size, tp, 1), colocate=True)
+    return run_rank(launch, placement, timedelta(minutes=45), False, False, prepare, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
