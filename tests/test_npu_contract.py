@@ -20,7 +20,7 @@ from test_packing import random_items
 
 from r1zero.algo.packing import pack
 from r1zero.model import ModelShape
-from r1zero.rollout.attention import Layout, Row
+from r1zero.rollout.attention import Layout, Row, Step
 from r1zero.rollout.kv_cache import BlockPool
 from r1zero.world import device
 
@@ -109,10 +109,10 @@ def test_the_decode_attention_call_keeps_the_published_contract(library, monkeyp
     prompts = [pool.take_shared(2), pool.take_shared(1), []]
     rows = [Row(p, prompts[p], pool.take_own(count)) for p, count in ((0, 2), (0, 1), (1, 3), (2, 1), (0, 1))]
     positions = np.array([13, 8, 15, 2, 11])
-    step = Layout(rows, pool, 3, 4, torch.device("cpu")).step(positions)
-    query, key, value = torch.randn(5, 4, 16), torch.randn(5, 2, 16), torch.randn(5, 2, 16)
-    expected = step.attend(0, query, key, value)
-    found = device.npu_paged_attention(query, pool.keys[0], pool.values[0], step.layout.block_table, step.lengths)
+    step = Step(Layout(rows, pool, 3, 4, torch.device("cpu")), positions)
+    query = torch.randn(5, 4, 16)
+    expected = step.layout.products.attend(query, pool.keys[0], pool.values[0], step.hidden)
+    found = device.npu_paged_attention(query, pool.keys[0], pool.values[0], step.layout.table, step.lengths)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from datetime import timedelta
 
 import numpy as np
@@ -17,7 +18,9 @@ from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import look_up_logprobs
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
+from r1zero.rollout.operators import Operators
 from r1zero.rollout.sampler import Sampling
+from r1zero.rollout.scheduler import Queue
 from r1zero.weights.load import open_weights
 from r1zero.weights.names import tensors
 from r1zero.world.groups import World
@@ -107,14 +110,31 @@ def test_trainer_logits_equal_transformers(tmp_path, family, size, layout):
         start += len(tokens)
 
 
-def engine_body(rank, size, store, folder, tp, limits):
+class Backwards(Queue):
+    """Samples arrive in the opposite order."""
+
+    def first(self, count):
+        return heapq.nlargest(count, self._waiting)
+
+    def take(self):
+        ticket = max(self._waiting)
+        self._waiting.remove(ticket)
+        heapq.heapify(self._waiting)
+        return ticket, self._begun.pop(ticket, None)
+
+
+def engine_body(rank, size, store, folder, tp, limits, backwards=False, native=True):
     """Generate with a small engine, then let the trainer look at the same samples."""
     world = make_world(rank, size, store, (1, 1), rollout=tp)
     shape, grid = ModelShape.from_folder(folder), world.rollout
     decoder = Decoder(shape, tp, grid.groups["tp"], torch.float32, torch.device("cpu"), 128)
     for tensor, shard in open_weights(folder, shape).stream(tensors(shape), grid.tp_index, tp, torch.float32):
         decoder.weights[tensor.name].copy_(shard)
+    if not native:
+        decoder.operators = Operators(decoder.operators.heads)
     engine = Engine(decoder, Sampling(0.7, 1.0, 0, seed=5), (2, 9, 40), limits, grid.replica, grid.span.dp)
+    if backwards:
+        engine._queue = Backwards()
     engine.accept(4)
     random = np.random.default_rng(0)
     prompts = [Prompt(i, "", random.integers(3, 512, n, dtype=np.int32), "") for i, n in enumerate([4, 11, 1, 30, 8])]
@@ -131,9 +151,10 @@ def engine_body(rank, size, store, folder, tp, limits):
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen2_tied", "qwen3", "llama"])
-def test_engine_logprobs_equal_the_trainers(tmp_path, family):
+@pytest.mark.parametrize("native", [True, False])
+def test_engine_logprobs_equal_the_trainers(tmp_path, family, native):
     make_model(family, tmp_path)
-    [found] = run_ranks(engine_body, 1, str(tmp_path), 1, Limits(24, 10**6))
+    [found] = run_ranks(engine_body, 1, str(tmp_path), 1, Limits(24, 10**6), False, native)
     assert len(found) == 15
     for tokens, drawn, truncated, looked_up in found.values():
         np.testing.assert_allclose(drawn, looked_up, rtol=0, atol=TOLERANCE)
@@ -142,17 +163,19 @@ def test_engine_logprobs_equal_the_trainers(tmp_path, family):
         assert not np.isin(tokens[:-1], (2, 9, 40)).any()
 
 
-def test_samples_do_not_depend_on_rows_blocks_chunks_preemption_tp_or_replicas(tmp_path):
+def test_samples_do_not_depend_on_rows_blocks_chunks_order_preemption_tp_replicas_or_kernels(tmp_path):
     make_model("qwen2", tmp_path)
     [expected] = run_ranks(engine_body, 1, str(tmp_path), 1, Limits(24, 10**6))
     assert len({tokens.tobytes() for tokens, *_ in expected.values()}) == 15, "samples must differ from each other"
-    for size, tp, limits in (
+    for size, tp, limits, *how in (
             (1, 1, Limits(24, 10**6, 1)), (1, 1, Limits(24, 10**6, 4)), (1, 1, Limits(24, 10**6, None, 7, 4)),
+            (1, 1, Limits(24, 10**6, 4), True), (1, 1, Limits(24, 60, None, 4096, 4), True),
+            (1, 1, Limits(24, 10**6), False, False), (1, 1, Limits(24, 60, 5, 7, 4), True, False),
             (1, 1, Limits(24, 10**6, 5, 4096, 1)), (1, 1, Limits(24, 10**6, None, 4096, 16)),
             (1, 1, Limits(24, 60, None, 4096, 4)),  # about a tenth of the tokens: preemption
             (2, 2, Limits(24, 10**6, 5)), (2, 1, Limits(24, 10**6, 3)), (4, 2, Limits(24, 70, None, 5, 8))):
         found = {}
-        for part in run_ranks(engine_body, size, str(tmp_path), tp, limits):
+        for part in run_ranks(engine_body, size, str(tmp_path), tp, limits, *how):
             found |= part
         for number, (tokens, *_) in expected.items():
-            np.testing.assert_array_equal(found[number][0], tokens, err_msg=f"sample {number} at {size, tp, limits}")
+            np.testing.assert_array_equal(found[number][0], tokens, err_msg=f"sample {number} at {size, tp, limits, how}")

@@ -6,7 +6,7 @@ that lost their place), `decode` runs one token of every running sample. Tensor 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from r1zero.algo.rotary import rotary_tables, rotate
+from r1zero.algo.rotary import rotary_tables
 from r1zero.model import ModelShape
 from r1zero.rollout.attention import Step
 from r1zero.rollout.linear import Linear
+from r1zero.rollout.native import operators
+from r1zero.rollout.operators import Heads
 from r1zero.weights.names import local_shape, tensors
 from r1zero.world.device import Segments, packed_causal_attention
 
@@ -67,7 +69,8 @@ class Decoder:
             t.name: torch.zeros(local_shape(t, tp), dtype=dtype, device=device)
             for t in tensors(shape)}
         cos, sin = rotary_tables(shape, max_positions, device)
-        self.cos, self.sin = cos.to(dtype), sin.to(dtype)
+        self.operators = operators(Heads(self.kv_heads, self.heads // self.kv_heads, shape.head_dim, shape.norm_eps,
+                                         cos.to(dtype), sin.to(dtype)))
         self.layers = [self._layer(i) for i in range(shape.num_layers)]
         self.embedding = self.weights["embedding.word_embeddings.weight"]
         self.final_norm = self.weights["decoder.final_layernorm.weight"]
@@ -84,34 +87,45 @@ class Decoder:
     def extend(self, chunks: Sequence[Chunk]) -> list[Extended]:
         """Run new tokens of several sequences in one pass, each after the keys that it has already."""
         tokens = self._tensor(np.concatenate([chunk.tokens for chunk in chunks]))
-        positions = np.concatenate([chunk.start + np.arange(len(chunk.tokens)) for chunk in chunks])
+        positions = self._tensor(np.concatenate([chunk.start + np.arange(len(chunk.tokens)) for chunk in chunks]))
         ends = np.cumsum([len(chunk.tokens) for chunk in chunks]).tolist()
         segments = Segments(ends, np.cumsum([chunk.start + len(chunk.tokens) for chunk in chunks]).tolist())
-        hidden, (cos, sin) = self._embed(tokens), self._rotary(self._tensor(positions))
         keys, values = [], []
-        for index, layer in enumerate(self.layers):
-            query, key, value = self._qkv(layer, hidden, cos, sin)
+
+        def attend(index: int, layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
+            query, key, value = self.operators.turn(qkv, layer.q_norm, layer.k_norm, positions)
             keys.append(key)
             values.append(value)
             key, value = _after(chunks, index, 0, key, ends), _after(chunks, index, 1, value, ends)
-            attended = packed_causal_attention(query, key, value, segments, self.shape.head_dim**-0.5)
-            hidden = self._mix(layer, hidden, attended.reshape(len(tokens), -1))
-        logits = self._logits(hidden[self._tensor(np.asarray(ends)) - 1])
+            found = packed_causal_attention(query, key, value, segments, self.shape.head_dim**-0.5)
+            return found.reshape(len(tokens), -1)
+
+        logits = self._run(tokens, attend, last=self._tensor(np.asarray(ends)) - 1)
         all_keys, all_values = torch.stack(keys).transpose(1, 2), torch.stack(values).transpose(1, 2)
         return [Extended(all_keys[:, :, end - len(chunk.tokens):end], all_values[:, :, end - len(chunk.tokens):end],
                          logits[i]) for i, (chunk, end) in enumerate(zip(chunks, ends, strict=True))]
 
     @torch.inference_mode()
-    def decode(self, tokens: np.ndarray, positions: np.ndarray, step: Step) -> torch.Tensor:
-        """Run one token of each running sample: token and its position, int64 [n]. Returns logits [n, V / TP]."""
-        hidden, (cos, sin) = self._embed(self._tensor(tokens)), self._rotary(self._tensor(positions))
-        for index, layer in enumerate(self.layers):
-            query, key, value = self._qkv(layer, hidden, cos, sin)
-            hidden = self._mix(layer, hidden, step.attend(index, query, key, value))
-        return self._logits(hidden)
+    def decode(self, tokens: np.ndarray, step: Step) -> torch.Tensor:
+        """Run one token of each running sample, int64 [n]. Returns logits [n, V / TP]."""
 
-    def _rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.cos[positions][:, None, None], self.sin[positions][:, None, None]
+        def attend(index: int, layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
+            return self.operators.attend(step, index, qkv, layer.q_norm, layer.k_norm)
+
+        return self._run(self._tensor(tokens), attend)
+
+    def _run(self, tokens: torch.Tensor, attend: Callable[[int, Layer, torch.Tensor], torch.Tensor],
+             last: torch.Tensor | None = None) -> torch.Tensor:
+        """All layers: `attend` turns a layer's [T, qkv] into [T, heads * D]. Logits of all tokens, or of those at `last`."""
+        between, hidden, delta = self.operators, self._embed(tokens), None
+        for index, layer in enumerate(self.layers):
+            x = between.add_norm(hidden, delta, layer.input_norm)
+            delta = self._sum(layer.proj(attend(index, layer, layer.qkv(x))))
+            x = between.add_norm(hidden, delta, layer.mlp_norm)
+            delta = self._sum(layer.down(between.silu_mul(layer.gate_up(x))))
+        if last is not None:
+            hidden, delta = hidden[last], delta[last]
+        return self.head(between.add_norm(hidden, delta, self.final_norm))
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.device)
@@ -124,31 +138,6 @@ class Decoder:
         hidden = F.embedding(torch.where(mine, local, 0), self.embedding) * mine[:, None]
         dist.all_reduce(hidden, group=self.group)
         return hidden
-
-    def _qkv(self, layer: Layer, hidden: torch.Tensor, cos: torch.Tensor,
-             sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries [T, heads, D], keys and values [T, kv heads, D], queries and keys turned by their positions."""
-        dim, per_group = self.shape.head_dim, self.heads // self.kv_heads
-        x = F.rms_norm(hidden, hidden.shape[-1:], layer.input_norm, self.shape.norm_eps)
-        x = layer.qkv(x).view(len(hidden), self.kv_heads, per_group + 2, dim)
-        turning, value = x[:, :, :-1], x[:, :, -1]
-        if layer.q_norm is not None:
-            query, key = turning[:, :, :-1], turning[:, :, -1:]
-            turning = torch.cat([F.rms_norm(query, (dim,), layer.q_norm, self.shape.norm_eps),
-                                 F.rms_norm(key, (dim,), layer.k_norm, self.shape.norm_eps)], dim=2)
-        turned = rotate(turning, cos, sin)
-        return turned[:, :, :-1].reshape(len(hidden), self.heads, dim), turned[:, :, -1], value
-
-    def _mix(self, layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """Close the attention half and run the MLP half; one all-reduce each."""
-        hidden = hidden + self._sum(layer.proj(attended))
-        x = F.rms_norm(hidden, hidden.shape[-1:], layer.mlp_norm, self.shape.norm_eps)
-        gate, up = layer.gate_up(x).chunk(2, dim=-1)
-        return hidden + self._sum(layer.down(F.silu(gate) * up))
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = F.rms_norm(hidden, hidden.shape[-1:], self.final_norm, self.shape.norm_eps)
-        return self.head(hidden)
 
     def _sum(self, partial: torch.Tensor) -> torch.Tensor:
         if self.group is not None:

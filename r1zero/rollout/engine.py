@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from r1zero.batch import Batch, Group, Sample
-from r1zero.rollout.attention import Layout, Row
+from r1zero.rollout.attention import Layout, Row, Step
 from r1zero.rollout.decoder import Chunk, Decoder
 from r1zero.rollout.kv_cache import BlockPool
 from r1zero.rollout.prompts import PromptCache, PromptCaches
-from r1zero.rollout.sampler import Sampling, draw, uniforms
+from r1zero.rollout.sampler import Sampling, uniforms
 from r1zero.rollout.scheduler import Progress, Queue, Rows, Ticket
 
 
@@ -138,7 +138,7 @@ class Engine:
                                    for row in range(rows.count)],
                                   self._pool, self._batch.samples_per_prompt, self.decoder.heads, self.decoder.device)
         positions = rows.lengths[:rows.count]
-        logits = self.decoder.decode(rows.newest[:rows.count], positions, self._layout.step(positions))
+        logits = self.decoder.decode(rows.newest[:rows.count], Step(self._layout, positions))
         positions += 1
         self._draw(list(range(rows.count)), logits)
 
@@ -146,7 +146,7 @@ class Engine:
         """Draw the next token of these rows, in ascending order, and let finished samples go."""
         rows = self._rows
         uniform = torch.from_numpy(rows.uniforms(numbers)).to(logits.device)
-        drawn, logprobs = draw(logits, uniform, self.sampling, self.decoder.group)
+        drawn, logprobs = self.decoder.operators.draw(logits, uniform, self.sampling, self.decoder.group)
         tokens = drawn.cpu().numpy()
         rows.record(numbers, tokens, logprobs.cpu().numpy())
         self.decoded_tokens += len(numbers)

@@ -58,7 +58,10 @@ class BlockPool:
         self.keys = self.values = torch.empty(0)  # free before allocating anew
         size = (layers, num_blocks, kv_heads, self.block, dim)
         # Zeros, since a masked score times a value that is not a number would still be none.
-        self.keys = torch.zeros(size, dtype=dtype, device=device)
+        if device.type == "cpu":  # same shape, but tokens side by side: scores are computed for many tokens at once
+            self.keys = torch.zeros((*size[:3], dim, self.block), dtype=dtype).transpose(3, 4)
+        else:
+            self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
         self._free = set(range(num_blocks))
         self._lowest, self._highest = list(range(num_blocks)), [-number for number in reversed(range(num_blocks))]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 # Rows that the layout is chosen for: a decoding step of a few dozen samples.
 TYPICAL_ROWS = 64
+_multiply = torch.ops.mkldnn._linear_pointwise.default
 
 
 class Linear:
@@ -29,4 +30,4 @@ class Linear:
         """Multiply x [rows, in] -> [rows, out]."""
         if self._packed is None:
             return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return _multiply(x, self._packed, self.bias, "none", [], "")

@@ -1,0 +1,424 @@
+// What a CPU does between the matrix products of a decoding step, each in one pass over its data.
+//
+// Every function is plain C to the caller, takes rows of float or bf16, computes in fp32 and rounds once.
+// Rows are independent and each is summed in a fixed order, so a row's result does not depend on its
+// neighbours, on the number of threads or on the block size. Vectors are the compiler's own (16 floats,
+// split where registers are narrower), hence no instruction set is named here.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int WIDTH = 16;  // floats in a vector
+constexpr int MAX_HEADS = 4;  // query heads that share one reading of a key or value
+constexpr int SUM_BLOCK = 8 * WIDTH;  // tokens of the vocabulary that are summed before the search looks inside
+
+typedef float Floats __attribute__((vector_size(4 * WIDTH)));
+typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t Words __attribute__((vector_size(4 * WIDTH)));
+typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
+typedef uint16_t TwiceHalves __attribute__((vector_size(4 * WIDTH)));
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "halves of a float are taken in this order");
+
+struct bf16 {
+  uint16_t bits;
+};
+
+// -- vectors ----------------------------------------------------------------------------------
+
+inline Floats load(const float* from) {
+  Floats x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+inline Floats load(const bf16* from) {
+  Halves high;  // a bf16 is the upper half of a float
+  std::memcpy(&high, from, sizeof high);
+  return (Floats)__builtin_shufflevector(Halves{}, high, 0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23, 0, 24,
+                                         0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31);
+}
+
+inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+
+inline void store(bf16* to, Floats x) {
+  const Words bits = (Words)x;
+  const Words nearest_even = bits + 0x7fff + ((bits >> 16) & 1);
+  const TwiceHalves both = (TwiceHalves)(x == x ? nearest_even : Words{} + 0x7fc00000);
+  const Halves rounded = __builtin_shufflevector(both, both, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  std::memcpy(to, &rounded, sizeof rounded);
+}
+
+// The first `count` of a vector, the rest zero: for the end of a row. WHOLE: there is no such end here.
+template <bool WHOLE = false, typename T>
+inline Floats load(const T* from, int64_t count) {
+  if (WHOLE || count >= WIDTH) return load(from);
+  T padded[WIDTH] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  return load(padded);
+}
+
+template <typename T>
+inline void store(T* to, Floats x, int64_t count) {
+  if (count >= WIDTH) return store(to, x);
+  T padded[WIDTH];
+  store(padded, x);
+  std::memcpy(to, padded, count * sizeof(T));
+}
+
+inline float sum(Floats x) {
+  float total = 0;
+  for (int i = 0; i < WIDTH; i++) total += x[i];
+  return total;
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+inline float largest(Floats x) {
+  float top = x[0];
+  for (int i = 1; i < WIDTH; i++) top = std::max(top, x[i]);
+  return top;
+}
+
+// e^x within 3e-7, relative: 2^n times a polynomial of the rest. Below -87 it is zero, above 87 that of 87.
+inline Floats exponential(Floats given) {
+  const Floats limit = Floats{} + 87.0f, shift = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Floats x = given > limit ? limit : (given < -limit ? -limit : given);
+  const Floats n = (x * 1.44269504f + shift) - shift;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  Floats p = Floats{} + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const Floats power = p * (Floats)((__builtin_convertvector(n, Ints) + 127) << 23);
+  return given < -limit ? Floats{} : power;
+}
+
+template <typename T>
+inline float value(T x);
+template <>
+inline float value(float x) { return x; }
+template <>
+inline float value(bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// -- norms and activations ----------------------------------------------------------------------
+
+template <typename T>
+float inverse_rms(const T* x, int64_t width, float eps) {
+  Floats squares = {};
+  for (int64_t i = 0; i < width; i += WIDTH) {
+    const Floats v = load(x + i, width - i);
+    squares += v * v;
+  }
+  return 1.0f / std::sqrt(sum(squares) / width + eps);
+}
+
+// out = x / rms(x) * weight; `x` may be `out`.
+template <typename T>
+void norm_row(const T* x, const T* weight, T* out, int64_t width, float eps) {
+  const float scale = inverse_rms(x, width, eps);
+  for (int64_t i = 0; i < width; i += WIDTH)
+    store(out + i, load(x + i, width - i) * scale * load(weight + i, width - i), width - i);
+}
+
+// hidden += delta (when there is one), then out = RMSNorm(hidden). All [rows, width].
+template <typename T>
+void add_norm(T* hidden, const T* delta, const T* weight, T* out, int64_t rows, int64_t width, float eps, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < rows; row++) {
+    T* h = hidden + row * width;
+    for (int64_t i = 0; delta && i < width; i += WIDTH)
+      store(h + i, load(h + i, width - i) + load(delta + row * width + i, width - i), width - i);
+    norm_row(h, weight, out + row * width, width, eps);
+  }
+}
+
+// out [rows, width] = silu(gate) * up, of [rows, gate and up].
+template <typename T>
+void silu_mul(const T* gate_up, T* out, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < rows; row++) {
+    const T *gate = gate_up + row * 2 * width, *up = gate + width;
+    for (int64_t i = 0; i < width; i += WIDTH) {
+      const Floats g = load(gate + i, width - i);
+      store(out + row * width + i, g / (1.0f + exponential(-g)) * load(up + i, width - i), width - i);
+    }
+  }
+}
+
+// -- attention over blocks ----------------------------------------------------------------------
+
+// What a kernel reads of `row`, VECTORS vectors, it asks for of the next block, `ahead`, at the same time: blocks lie
+// anywhere, so the processor cannot guess.
+template <int VECTORS, typename T>
+inline void ask(const T* row) {
+  constexpr int LINE = 64;
+  for (size_t at = 0; at < VECTORS * WIDTH * sizeof(T); at += LINE) __builtin_prefetch((const char*)row + at);
+}
+
+// scores[h * stride + t] = queries[h] . key t, for VECTORS vectors of tokens. Keys lie [dim][block]; `left` is what
+// the block holds from here on, WHOLE says that it holds all of these.
+template <int HEADS, int VECTORS, bool WHOLE, typename T>
+void score_tokens(const float* queries, const T* keys, const T* ahead, int64_t dim, int64_t block, int64_t left,
+                  float* scores, int64_t stride) {
+  Floats found[HEADS][VECTORS] = {};
+  for (int64_t d = 0; d < dim; d++) {
+    ask<VECTORS>(ahead + d * block);
+    for (int v = 0; v < VECTORS; v++) {
+      const Floats key = load<WHOLE>(keys + d * block + v * WIDTH, left - v * WIDTH);
+      for (int h = 0; h < HEADS; h++) found[h][v] += queries[h * dim + d] * key;
+    }
+  }
+  for (int h = 0; h < HEADS; h++)
+    for (int v = 0; v < VECTORS; v++) store(scores + h * stride + v * WIDTH, found[h][v]);
+}
+
+// The first `count` tokens of one block; scores beyond, up to the end of a vector, are written and meaningless.
+template <int HEADS, typename T>
+void score_block(const float* queries, const T* keys, const T* ahead, int64_t dim, int64_t block, int64_t count,
+                 float* scores, int64_t stride) {
+  int64_t t = 0;
+  const auto run = [&](auto kernel, int64_t tokens) {
+    for (; count - t > tokens - WIDTH && block - t >= tokens; t += tokens)
+      kernel(queries, keys + t, ahead + t, dim, block, block - t, scores + t, stride);
+  };
+  run(score_tokens<HEADS, 4, true, T>, 4 * WIDTH);
+  run(score_tokens<HEADS, 2, true, T>, 2 * WIDTH);
+  run(score_tokens<HEADS, 1, true, T>, WIDTH);
+  if (t < count)
+    score_tokens<HEADS, 1, false>(queries, keys + t, ahead + t, dim, block, block - t, scores + t, stride);
+}
+
+// out[h] += sum over t of weights[h * stride + t] * value t, for VECTORS vectors of the head. Values lie [block][dim].
+template <int HEADS, int VECTORS, bool WHOLE, typename T>
+void mix_tokens(const float* weights, int64_t stride, const T* values, const T* ahead, int64_t dim, int64_t left,
+                int64_t count, float* out, int64_t padded) {
+  Floats found[HEADS][VECTORS];
+  for (int h = 0; h < HEADS; h++)
+    for (int v = 0; v < VECTORS; v++) found[h][v] = load(out + h * padded + v * WIDTH);
+  for (int64_t t = 0; t < count; t++) {
+    ask<VECTORS>(ahead + t * dim);
+    for (int v = 0; v < VECTORS; v++) {
+      const Floats x = load<WHOLE>(values + t * dim + v * WIDTH, left - v * WIDTH);
+      for (int h = 0; h < HEADS; h++) found[h][v] += weights[h * stride + t] * x;
+    }
+  }
+  for (int h = 0; h < HEADS; h++)
+    for (int v = 0; v < VECTORS; v++) store(out + h * padded + v * WIDTH, found[h][v]);
+}
+
+template <int HEADS, typename T>
+void mix_block(const float* weights, int64_t stride, const T* values, const T* ahead, int64_t dim, int64_t count,
+               float* out, int64_t padded) {
+  int64_t d = 0;
+  const auto run = [&](auto kernel, int64_t width) {
+    for (; dim - d >= width; d += width)
+      kernel(weights, stride, values + d, ahead + d, dim, dim - d, count, out + d, padded);
+  };
+  run(mix_tokens<HEADS, 4, true, T>, 4 * WIDTH);
+  run(mix_tokens<HEADS, 1, true, T>, WIDTH);
+  if (d < dim) mix_tokens<HEADS, 1, false>(weights, stride, values + d, ahead + d, dim, dim - d, count, out + d, padded);
+}
+
+// weights = exp(score * scale - the largest); returns their sum.
+float soften(float* scores, int64_t count, float scale) {
+  Floats top = Floats{} - INFINITY;
+  for (int64_t t = count; t % WIDTH; t++) scores[t] = -INFINITY;  // the vector that the end cuts
+  for (int64_t t = 0; t < count; t += WIDTH) top = larger(top, load(scores + t));
+  const float highest = largest(top);
+  Floats total = {};
+  for (int64_t t = 0; t < count; t += WIDTH) {
+    const Floats weight = exponential((load(scores + t) - highest) * scale);
+    store(scores + t, weight);
+    total += weight;
+  }
+  return sum(total);
+}
+
+// One step's samples, and where their tokens are. Mirrored in native.py.
+struct Step {
+  int64_t rows, kv_heads, per_group, dim, block, table_width, threads;
+  float eps;
+  const int32_t* table;  // [rows, table_width] blocks of each sample in order
+  const int64_t* positions;  // [rows] of the new token
+  const void *cos, *sin;  // [positions, dim]
+};
+
+// One layer's cache: keys [blocks, kv heads, dim, block], values [blocks, kv heads, block, dim].
+template <typename T>
+struct Cache {
+  T *keys, *values;
+};
+
+template <typename T>
+void turn(T* x, const T* norm, const T* cos, const T* sin, int64_t dim, float eps, float* out) {
+  if (norm) norm_row(x, norm, x, dim, eps);
+  const int64_t half = dim / 2;
+  for (int64_t i = 0; i < half; i += WIDTH) {
+    const int64_t left = half - i;
+    const Floats a = load(x + i, left), b = load(x + half + i, left);
+    store(out + i, a * load(cos + i, left) - b * load(sin + i, left), left);
+    store(out + half + i, b * load(cos + half + i, left) + a * load(sin + half + i, left), left);
+  }
+}
+
+// HEADS query heads of one sample against one kv head.
+template <int HEADS, typename T>
+void attend_heads(const Step& step, const Cache<T>& cache, int64_t row, int64_t head, const float* queries,
+                  std::vector<float>& scratch, T* out) {
+  const int64_t dim = step.dim, block = step.block, count = step.positions[row] + 1;
+  const int64_t last = (count - 1) / block, filled = count - last * block;
+  const int64_t stride = (count + 2 * WIDTH) / WIDTH * WIDTH, padded = (dim + WIDTH - 1) / WIDTH * WIDTH;
+  scratch.resize(std::max<size_t>(scratch.size(), HEADS * (stride + padded)));
+  float *scores = scratch.data(), *mixed = scores + HEADS * stride;
+  std::fill_n(mixed, HEADS * padded, 0.0f);
+  const auto lies = [&](int64_t of, int64_t number) {
+    return (step.table[of * step.table_width + number] * step.kv_heads + head) * dim * block;
+  };
+  const T* first_values = cache.values + lies(row, 0);
+  for (int64_t b = 0; b <= last; b++)
+    score_block<HEADS>(queries, cache.keys + lies(row, b), b < last ? cache.keys + lies(row, b + 1) : first_values, dim,
+                       block, b < last ? block : filled, scores + b * block, stride);
+  float totals[HEADS];
+  for (int h = 0; h < HEADS; h++) totals[h] = soften(scores + h * stride, count, 1.0f / std::sqrt(float(dim)));
+  const T* next_keys = cache.keys + lies(std::min(row + 1, step.rows - 1), 0);
+  for (int64_t b = 0; b <= last; b++)
+    mix_block<HEADS>(scores + b * block, stride, cache.values + lies(row, b),
+                     b < last ? cache.values + lies(row, b + 1) : next_keys, dim, b < last ? block : filled, mixed,
+                     padded);
+  for (int h = 0; h < HEADS; h++)
+    for (int64_t d = 0; d < dim; d += WIDTH)
+      store(out + h * dim + d, load(mixed + h * padded + d) / totals[h], dim - d);
+}
+
+// One sample and kv head: normalise and turn queries and key, write the new key and value, attend.
+template <typename T>
+void attend_one(const Step& step, const Cache<T>& cache, T* qkv, const T* q_norm, const T* k_norm, int64_t row,
+                int64_t head, T* out) {
+  thread_local std::vector<float> queries, scratch;
+  const int64_t dim = step.dim, block = step.block, group = step.per_group, at = step.positions[row];
+  T* mine = qkv + (row * step.kv_heads + head) * (group + 2) * dim;
+  const T *cos = (const T*)step.cos + at * dim, *sin = (const T*)step.sin + at * dim;
+  queries.resize((group + 1) * dim + WIDTH);
+  for (int64_t h = 0; h <= group; h++)
+    turn(mine + h * dim, h < group ? q_norm : k_norm, cos, sin, dim, step.eps, queries.data() + h * dim);
+  const int64_t last = step.table[row * step.table_width + at / block] * step.kv_heads + head;
+  T* key = cache.keys + last * dim * block + at % block;
+  for (int64_t d = 0; d < dim; d += WIDTH) {
+    T rounded[WIDTH];
+    store(rounded, load(queries.data() + group * dim + d, dim - d));
+    for (int64_t i = d; i < std::min(dim, d + WIDTH); i++) key[i * block] = rounded[i - d];
+  }
+  std::memcpy(cache.values + (last * block + at % block) * dim, mine + (group + 1) * dim, dim * sizeof(T));
+  T* to = out + (row * step.kv_heads + head) * group * dim;
+  for (int64_t h = 0; h < group; h += MAX_HEADS) {
+    const float* q = queries.data() + h * dim;
+    switch (std::min<int64_t>(group - h, MAX_HEADS)) {
+      case 1: attend_heads<1>(step, cache, row, head, q, scratch, to + h * dim); break;
+      case 2: attend_heads<2>(step, cache, row, head, q, scratch, to + h * dim); break;
+      case 3: attend_heads<3>(step, cache, row, head, q, scratch, to + h * dim); break;
+      default: attend_heads<4>(step, cache, row, head, q, scratch, to + h * dim);
+    }
+  }
+}
+
+// qkv [rows, kv heads, per group + 2, dim] as the product gave it -> out [rows, heads * dim]. Samples of a group are
+// neighbours, so their shared prompt blocks are still in the cache when the next one reads them.
+template <typename T>
+void attend(const Step* step, T* keys, T* values, T* qkv, const T* q_norm, const T* k_norm, T* out) {
+  const Cache<T> cache{keys, values};
+#pragma omp parallel for num_threads(step->threads) schedule(dynamic, 4) collapse(2)
+  for (int64_t head = 0; head < step->kv_heads; head++)
+    for (int64_t row = 0; row < step->rows; row++) attend_one(*step, cache, qkv, q_norm, k_norm, row, head, out);
+}
+
+// -- drawing tokens -----------------------------------------------------------------------------
+
+// The column at which the running sum of `weights` passes `target`, never one of weight zero; what is left of it.
+template <typename Weight>
+int64_t search(const Weight& weight_of, int64_t count, double& target) {
+  int64_t found = 0;
+  double running = 0, before = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const double weight = weight_of(i);
+    if (weight <= 0) continue;
+    found = i, before = running;
+    running += weight;
+    if (running > target) break;
+  }
+  target = std::max(0.0, target - before);
+  return found;
+}
+
+template <typename T>
+void draw_row(const T* logits, int64_t size, float uniform, float temperature, int64_t* token, float* logprob) {
+  thread_local std::vector<float> sums;
+  sums.assign((size + SUM_BLOCK - 1) / SUM_BLOCK, 0.0f);
+  Floats top = Floats{} - INFINITY;
+  int64_t i = 0;
+  for (; i + WIDTH <= size; i += WIDTH) top = larger(top, load(logits + i));
+  float highest = largest(top);
+  for (; i < size; i++) highest = std::max(highest, value(logits[i]));
+  const float scale = 1.0f / temperature;
+  const auto weights = [&](int64_t at) {
+    Floats weight = exponential((load(logits + at, size - at) - highest) * scale);
+    for (int64_t lane = size - at; lane < WIDTH; lane++) weight[lane] = 0;
+    return weight;
+  };
+  double total = 0;
+  for (size_t block = 0; block < sums.size(); block++) {
+    const int64_t first = block * SUM_BLOCK, last = std::min(size, first + SUM_BLOCK);
+    Floats sum_of_block = {};
+    for (int64_t at = first; at < last; at += WIDTH) sum_of_block += weights(at);
+    total += sums[block] = sum(sum_of_block);
+  }
+  double target = uniform * total;
+  const int64_t first = search([&](int64_t at) { return sums[at]; }, sums.size(), target) * SUM_BLOCK;
+  float inside[SUM_BLOCK];
+  const int64_t count = std::min<int64_t>(SUM_BLOCK, size - first);
+  for (int64_t at = 0; at < count; at += WIDTH) store(inside + at, weights(first + at));
+  *token = first + search([&](int64_t at) { return inside[at]; }, count, target);
+  *logprob = (value(logits[*token]) - highest) * scale - std::log(total);
+}
+
+template <typename T>
+void draw(const T* logits, const float* uniform, int64_t rows, int64_t size, float temperature, int64_t* tokens,
+          float* logprobs, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int64_t row = 0; row < rows; row++)
+    draw_row(logits + row * size, size, uniform[row], temperature, tokens + row, logprobs + row);
+}
+
+}  // namespace
+
+#define EXPORT(T)                                                                                                   \
+  extern "C" void add_norm_##T(T* hidden, const T* delta, const T* weight, T* out, int64_t rows, int64_t width,     \
+                               float eps, int threads) {                                                            \
+    add_norm(hidden, delta, weight, out, rows, width, eps, threads);                                                \
+  }                                                                                                                 \
+  extern "C" void silu_mul_##T(const T* gate_up, T* out, int64_t rows, int64_t width, int threads) {                \
+    silu_mul(gate_up, out, rows, width, threads);                                                                   \
+  }                                                                                                                 \
+  extern "C" void attend_##T(const Step* step, T* keys, T* values, T* qkv, const T* q_norm, const T* k_norm,        \
+                             T* out) {                                                                              \
+    attend(step, keys, values, qkv, q_norm, k_norm, out);                                                           \
+  }                                                                                                                 \
+  extern "C" void draw_##T(const T* logits, const float* uniform, int64_t rows, int64_t size, float temperature,    \
+                           int64_t* tokens, float* logprobs, int threads) {                                         \
+    draw(logits, uniform, rows, size, temperature, tokens, logprobs, threads);                                      \
+  }
+
+EXPORT(float)
+EXPORT(bf16)

@@ -1,0 +1,149 @@
+"""The CPU's own operators: kernels.cpp, compiled once per machine and kept in the user's cache folder.
+
+Without a C++ compiler, or where the library cannot be loaded, `load` says why and generation runs on
+PyTorch's operators, slower and with equal results within float error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from r1zero.rollout.attention import Step
+from r1zero.rollout.operators import Heads, Operators
+from r1zero.rollout.sampler import Sampling
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC")
+COMPILERS = ("c++", "g++", "clang++")
+TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
+
+_int64, _float, _int, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
+SIGNATURES = {
+    "add_norm": (_pointer, _pointer, _pointer, _pointer, _int64, _int64, _float, _int),
+    "silu_mul": (_pointer, _pointer, _int64, _int64, _int),
+    "attend": (_pointer, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
+    "draw": (_pointer, _pointer, _int64, _int64, _float, _pointer, _pointer, _int),
+}
+
+
+class _Step(ctypes.Structure):
+    """kernels.cpp's Step."""
+
+    _fields_ = [*((name, _int64) for name in ("rows", "kv_heads", "per_group", "dim", "block", "table_width", "threads")),
+                ("eps", _float), ("table", _pointer), ("positions", _pointer), ("cos", _pointer), ("sin", _pointer)]
+
+
+def operators(heads: Heads) -> Operators:
+    """The fastest operators for these tensors."""
+    library, _ = load() if heads.cos.device.type == "cpu" and heads.cos.dtype in TYPES else (None, "")
+    return Operators(heads) if library is None else NativeOperators(heads, library)
+
+
+@functools.cache
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled kernels, or None and the reason why there are none."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        return None, "no C++ compiler (c++, g++ or clang++) was found"
+    try:
+        library = _cached() or _compile(compiler)
+        return ctypes.CDLL(str(library)), ""
+    except subprocess.CalledProcessError as error:
+        return None, f"{compiler} did not compile {SOURCE.name}: {error.stderr.strip().splitlines()[-1:]}"
+    except OSError as error:
+        return None, f"{SOURCE.name} could not be built or loaded: {error}"
+
+
+def _library() -> Path:
+    """Where the library of this source on this processor is kept; a home folder may serve several kinds."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    about = SOURCE.read_text() + " ".join(FLAGS) + platform.platform() + features
+    return Path.home() / ".cache" / "r1zero" / f"kernels-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
+
+
+def _cached() -> Path | None:
+    library = _library()
+    return library if library.is_file() else None
+
+
+def _compile(compiler: str) -> Path:
+    """Compile to a name of our own, then rename: processes that start together do not see half a file."""
+    library = _library()
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        objects, made = Path(folder, "kernels.o"), Path(folder, "kernels.so")
+        # Linked without -fopenmp: the calls then meet the OpenMP that torch has loaded, and its threads.
+        for command in ([*FLAGS, "-c", str(SOURCE), "-o", str(objects)], ["-shared", str(objects), "-o", str(made), "-lm"]):
+            subprocess.run([compiler, *command], check=True, capture_output=True, text=True)
+        os.replace(made, library)
+    return library
+
+
+class NativeOperators(Operators):
+    """Operators by kernels.cpp, for float32 and bfloat16 on a CPU."""
+
+    def __init__(self, heads: Heads, library: ctypes.CDLL) -> None:
+        super().__init__(heads)
+        self._kernels = {name: _function(library, name, signature, heads.cos.dtype)
+                         for name, signature in SIGNATURES.items()}
+        self._step: tuple[Step, _Step] | None = None  # of the last call: all layers of a step share it
+
+    def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(hidden)
+        self._kernels["add_norm"](
+            hidden.data_ptr(), None if delta is None else delta.data_ptr(), weight.data_ptr(), out.data_ptr(),
+            *hidden.shape, self.heads.eps, torch.get_num_threads())
+        return out
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(rows, width)
+        self._kernels["silu_mul"](gate_up.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads())
+        return out
+
+    def attend(self, step: Step, layer: int, qkv: torch.Tensor, q_norm: torch.Tensor | None,
+               k_norm: torch.Tensor | None) -> torch.Tensor:
+        if self._step is None or self._step[0] is not step:
+            self._step = step, self._describe(step)
+        pool, heads = step.layout.pool, self.heads
+        out = qkv.new_empty(len(qkv), heads.kv_heads * heads.per_group * heads.dim)
+        self._kernels["attend"](
+            ctypes.byref(self._step[1]), pool.keys[layer].data_ptr(), pool.values[layer].data_ptr(), qkv.data_ptr(),
+            None if q_norm is None else q_norm.data_ptr(), None if k_norm is None else k_norm.data_ptr(), out.data_ptr())
+        return out
+
+    def draw(self, logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
+             group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if group is not None or sampling.top_k > 0 or sampling.top_p < 1.0:
+            return super().draw(logits, uniform, sampling, group)
+        logits = logits.contiguous()
+        tokens, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
+        self._kernels["draw"](logits.data_ptr(), uniform.data_ptr(), *logits.shape, sampling.temperature,
+                              tokens.data_ptr(), logprobs.data_ptr(), torch.get_num_threads())
+        return tokens, logprobs
+
+    def _describe(self, step: Step) -> _Step:
+        heads, table = self.heads, step.layout.table
+        return _Step(len(table), heads.kv_heads, heads.per_group, heads.dim, step.layout.pool.block, table.shape[1],
+                     torch.get_num_threads(), heads.eps, table.data_ptr(), step.positions.data_ptr(),
+                     heads.cos.data_ptr(), heads.sin.data_ptr())
+
+
+def _function(library: ctypes.CDLL, name: str, signature: tuple, dtype: torch.dtype) -> Callable[..., None]:
+    function = library[f"{name}_{TYPES[dtype]}"]
+    function.argtypes, function.restype = signature, None
+    return function
