@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -23,6 +24,8 @@ import torch.distributed as dist
 from r1zero.rollout.attention import Step
 from r1zero.rollout.operators import Heads, Operators
 from r1zero.rollout.sampler import Sampling
+
+log = logging.getLogger("r1zero")
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC")
@@ -46,43 +49,43 @@ class _Step(ctypes.Structure):
 
 
 def operators(heads: Heads) -> Operators:
-    """The fastest operators for these tensors."""
-    library, _ = load() if heads.cos.device.type == "cpu" and heads.cos.dtype in TYPES else (None, "")
-    return Operators(heads) if library is None else NativeOperators(heads, library)
+    """Choose the fastest operators for these tensors."""
+    if heads.cos.device.type != "cpu":
+        return Operators(heads)
+    library, reason = load()
+    if library is None:
+        log.warning("generation runs without kernels of its own, slower: %s", reason)
+        return Operators(heads)
+    return NativeOperators(heads, library)
 
 
 @functools.cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The compiled kernels, or None and the reason why there are none."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        return None, "no C++ compiler (c++, g++ or clang++) was found"
+    library, compiler = _library(), next(filter(None, map(shutil.which, COMPILERS)), None)
     try:
-        library = _cached() or _compile(compiler)
+        if not library.is_file():
+            if compiler is None:
+                return None, "no C++ compiler (c++, g++ or clang++) was found"
+            _compile(compiler, library)
         return ctypes.CDLL(str(library)), ""
     except subprocess.CalledProcessError as error:
-        return None, f"{compiler} did not compile {SOURCE.name}: {error.stderr.strip().splitlines()[-1:]}"
+        return None, f"{compiler} could not compile {SOURCE.name}: {' '.join(error.stderr.splitlines()[:1])}"
     except OSError as error:
-        return None, f"{SOURCE.name} could not be built or loaded: {error}"
+        return None, f"{SOURCE.name} could not be compiled or loaded: {error}"
 
 
 def _library() -> Path:
-    """Where the library of this source on this processor is kept; a home folder may serve several kinds."""
+    """Where the library of this source for this processor is kept: one home folder may serve several kinds."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    about = SOURCE.read_text() + " ".join(FLAGS) + platform.platform() + features
+    about = "\n".join((SOURCE.read_text(), *FLAGS, platform.platform(), features))
     return Path.home() / ".cache" / "r1zero" / f"kernels-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
 
 
-def _cached() -> Path | None:
-    library = _library()
-    return library if library.is_file() else None
-
-
-def _compile(compiler: str) -> Path:
-    """Compile to a name of our own, then rename: processes that start together do not see half a file."""
-    library = _library()
+def _compile(compiler: str, library: Path) -> None:
+    """Compile under another name, then rename: processes that start together never see half a file."""
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects, made = Path(folder, "kernels.o"), Path(folder, "kernels.so")
@@ -90,7 +93,6 @@ def _compile(compiler: str) -> Path:
         for command in ([*FLAGS, "-c", str(SOURCE), "-o", str(objects)], ["-shared", str(objects), "-o", str(made), "-lm"]):
             subprocess.run([compiler, *command], check=True, capture_output=True, text=True)
         os.replace(made, library)
-    return library
 
 
 class NativeOperators(Operators):
