@@ -92,7 +92,7 @@ def test_the_7b_placement_trains_and_each_rollout_rank_gets_its_shard(tiny, smal
 
 def test_rollout_of_the_next_minibatch_runs_while_one_is_trained(tiny, tmp_path):
     folder = run(tmp_path, 4, "tiny", [*COMMON, "training.train_iters=2", "actor_rollout.ppo_mini_batch_size=32",
-                                       "actor_rollout.max_running_samples=8"])
+                                       "actor_rollout.max_running_samples=2"])
     recorded = spans(folder, 2)
     rollout = [(start, end) for rank, name, start, end in recorded if name == "rollout"]
     update = [(start, end) for rank, name, start, end in recorded if name == "update" and rank == 0]
