@@ -42,7 +42,7 @@ def last_box(text: str, bare: bool = False) -> str | None:
         if match["box"]:
             opened.append(match.end())
         elif match["bare"]:
-            if bare and not any(content >= 0 for content in opened):
+            if bare:
                 start, end = match.span("content")
         elif match["open"]:
             opened.append(-1)
