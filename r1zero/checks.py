@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
+from r1zero.checkpoint.resume import check_resume
 from r1zero.config import Config, nodes, placement
 from r1zero.inputs import check_inputs
 from r1zero.network import check_models
 from r1zero.reward.rules import check_names
 from r1zero.reward.trial import check_custom
 from r1zero.sentences import multiple, multiples, nearest, neighbours, product_text, shown
+from r1zero.world.leave import parse_moment
 from r1zero.world.roles import Placement
 
 Bound = tuple[Callable[[Any], bool], str]
@@ -26,6 +28,7 @@ NOT_NEGATIVE: Bound = (lambda value: value >= 0, "must not be negative; 0 is the
 BOUNDS: dict[str, Bound] = {
     **dict.fromkeys((
         "training.global_batch_size", "training.seq_length", "training.train_iters", "training.save_interval",
+        "training.keep_last", "training.keep_every",
         "training.distributed_timeout_minutes", "training.publish_bucket_megabytes",
         "training.eval_samples_per_prompt", "training.eval_interval", "actor_rollout.ppo_mini_batch_size",
         "actor_rollout.num_samples_per_step", "actor_rollout.max_prompt_length",
@@ -68,6 +71,7 @@ BOUNDS: dict[str, Bound] = {
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "training.distributed_backend": ("hccl", "nccl", "gloo"),
+    "training.on_save_failure": ("go_on", "stop"),
     "actor_rollout.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "actor_rollout.recompute_granularity": ("full",),
     "algorithm.adv_estimator": ("group_norm",),
@@ -100,7 +104,7 @@ def check(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int
     problems += check_lengths(cfg) + check_models(cfg) + check_inputs(cfg, absent_ok)
     if problems or absent_ok:
         return problems
-    return check_custom(cfg)  # last, since it starts a process
+    return check_resume(cfg) or check_custom(cfg)  # the latter last, since it starts a process
 
 
 def check_values(cfg: Config) -> list[str]:
@@ -115,6 +119,11 @@ def check_values(cfg: Config) -> list[str]:
         if value is not None and value not in known:
             reason = REFUSED.get(value, "") or nearest(value, known)
             problems.append(f"{key}: {value} is not one of {', '.join(known)}{reason}")
+    if cfg.training.exit_before is not None:
+        try:
+            parse_moment(cfg.training.exit_before, 0.0)
+        except ValueError as error:
+            problems.append(f"training.exit_before: {error}")
     return problems
 
 

@@ -51,7 +51,13 @@ class Training:
     prompt_type_path: str | None = None  # templates file; default configs/templates.json
     map_keys: dict[str, str] = field(default_factory=lambda: dict(  # column of each part; "" = none
         prompt="question", query="", response="ground_truth_answer", system=""))
-    save_interval: int | None = None  # steps between checkpoints; accepted with a warning, nothing is saved yet
+    save_interval: int | None = None  # steps between checkpoints, and one at the end; default: only on early leave
+    keep_last: int | None = None  # newest checkpoints that are kept; default all
+    keep_every: int | None = None  # and those of every so many steps
+    async_save: bool = False  # write checkpoints beside the next steps; needs host memory for a copy of the state
+    on_save_failure: str = "go_on"  # or stop
+    resume: str | None = None  # a checkpoint, or folder of them, to go on from when this run has none of its own
+    exit_before: str | None = None  # save and leave before that: HH:MM:SS or minutes after the start, or a date
     deterministic: bool = False  # ask the device for bit-equal repeats, at some cost in speed
     distributed_backend: str | None = None  # of tensors; default hccl, nccl or gloo, as the device is
     distributed_timeout_minutes: int = 45  # how long ranks wait for one another
@@ -211,6 +217,11 @@ class Config:
     algorithm: Algorithm
     resource_pool: ResourcePool
     model: dict[str, dict[str, Any]]  # SHAPE_KEYS given by the model files, by model name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of this run's checkpoints."""
+        return Path(self.actor_rollout.save or Path(self.output_dir) / "checkpoints")
 
     @property
     def response_budget(self) -> int:

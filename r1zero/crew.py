@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from r1zero.batch import Batch
+from r1zero.checkpoint.progress import Progress
 from r1zero.config import Config
 from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
 from r1zero.data.template import Template
@@ -46,13 +47,13 @@ class Crew:
     reference: Reference | Absent  # ref
     policy: Policy | Absent  # train
     publisher: Publisher
+    progress: Progress = field(default_factory=Progress)
 
     def draw(self, step: int) -> Batch:
         """Plan the global batch of step 1, 2, ...; the weights were published once before each step."""
-        training, actor = self.cfg.training, self.cfg.actor_rollout
-        count = training.global_batch_size
-        return Batch(step, step - 1, self.prompts.draw((step - 1) * count, count), actor.n_samples_per_prompt,
-                     actor.ppo_mini_batch_size)
+        actor, done = self.cfg.actor_rollout, self.progress
+        prompts = self.prompts.draw(done.prompts_drawn, self.cfg.training.global_batch_size)
+        return Batch(step, done.weights_version, prompts, actor.n_samples_per_prompt, actor.ppo_mini_batch_size)
 
     def publish(self, version: int) -> int:
         """Bring the rollout ranks' weights up to date; returns the bytes written on this rank."""
@@ -61,10 +62,10 @@ class Crew:
             self.engine.accept(version)
         return received
 
-    def start(self, version: int) -> None:
-        """Publish the start weights and prove that they arrived bit for bit. RuntimeError if not."""
+    def start(self) -> None:
+        """Publish the weights to begin with and prove that they arrived bit for bit. RuntimeError if not."""
         self.move.settle()
-        self.publish(version)
+        self.publish(self.progress.weights_version)
         self.publisher.verify(self.move.gather(self.publisher.checksums()))
 
     def close(self) -> None:

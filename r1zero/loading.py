@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from r1zero import config, legacy
+from r1zero.checkpoint.resume import start_weights
 from r1zero.config import ROOT, SHAPE_KEYS, Config
 from r1zero.sentences import Notes, nearest
 from r1zero.typed import Given, Loader, construct, convert, field_names, read_yaml, spelled
@@ -243,7 +244,8 @@ def _refuse_two_values(ref: dict[str, Any], actor: dict[str, Given], notes: Note
 def _resolve(cfg: Config, notes: Notes) -> Config:
     """Fill in the defaults that depend on other keys."""
     training, actor, ref, pool = cfg.training, cfg.actor_rollout, cfg.ref, cfg.resource_pool
-    load = embedded(actor.load, "model")
+    load, ref_load, resume = start_weights(embedded(actor.load, "model"),
+                                           ref.load and embedded(ref.load, "model"), training.resume)
     train_tp = actor.tensor_model_parallel_size
     infer_tp = actor.infer_tensor_parallel_size or train_tp
     replica = ref.tensor_model_parallel_size * ref.pipeline_model_parallel_size
@@ -258,7 +260,7 @@ def _resolve(cfg: Config, notes: Notes) -> Config:
     return dataclasses.replace(
         cfg,
         training=dataclasses.replace(
-            training,
+            training, resume=resume,
             sequence_parallel=training.sequence_parallel and train_tp > 1,
             tokenizer_name_or_path=embedded(training.tokenizer_name_or_path or load, "model"),
             prompt_type_path=training.prompt_type_path or str(CONFIGS / "templates.json"),
@@ -272,7 +274,7 @@ def _resolve(cfg: Config, notes: Notes) -> Config:
             clip_ratio_low=_first_given(actor.clip_ratio_low, actor.clip_ratio),
             clip_ratio_high=_first_given(actor.clip_ratio_high, actor.clip_ratio)),
         ref=dataclasses.replace(
-            ref, load=embedded(ref.load or load, "model"), model=ref.model or actor.model),
+            ref, load=ref_load or load, model=ref.model or actor.model),
         resource_pool=dataclasses.replace(pool, actor_rollout=pool.actor_rollout or [ranks],
                                           ref=ref_pool))
 

@@ -26,6 +26,7 @@ from r1zero.loading import load_config  # noqa: E402
 from r1zero.observe.folder import check_writable  # noqa: E402
 from r1zero.process import is_first, refuse, run_rank  # noqa: E402
 from r1zero.world.launch import Launch, announced_world_size, read_launch  # noqa: E402
+from r1zero.world.leave import LEFT_EARLY, Leave, deadline  # noqa: E402
 
 if TYPE_CHECKING:
     from r1zero.crew import Crew
@@ -83,11 +84,13 @@ def _run(cfg: Config, warnings: list[str], launch: Launch) -> int:
 
         return prepare(cfg, world, warnings)
 
-    def work(crew: Crew) -> None:
+    def work(crew: Crew) -> int:
         from r1zero.training import train
 
-        train(crew)
+        return LEFT_EARLY if train(crew, leave) else 0
 
+    leave = Leave(deadline(cfg.training.exit_before))
+    leave.listen()
     timeout = timedelta(minutes=cfg.training.distributed_timeout_minutes)
     on_cpu = cfg.training.distributed_backend == "gloo"
     return run_rank(launch, placement(cfg, launch.world_size), timeout, on_cpu, cfg.training.deterministic, start,

@@ -38,8 +38,9 @@ def is_first() -> bool:
 
 
 def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: bool, deterministic: bool,
-             prepare: Callable[[World], T], work: Callable[[T], None]) -> int:
-    """Join the world, `prepare`, `work` with what it returns, and leave; returns the exit code.
+             prepare: Callable[[World], T], work: Callable[[T], int | None]) -> int:
+    """Join the world, `prepare`, `work` with what it returns, and leave; returns the exit code, which is what
+    `work` returns.
 
     A ValueError of `prepare` is bad input. The imports are heavy, and Megatron must come after the device is
     set, so `prepare` may import it and its callers may not.
@@ -58,10 +59,10 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
     try:
         prepared = prepare(world)
         ready = True
-        work(prepared)
+        exit_code = work(prepared) or 0
         watch.stop()
         world.leave()
-        return 0
+        return exit_code
     except Exception as error:  # noqa: BLE001 - the edge of the process: tell the other ranks, then end
         bad_input = isinstance(error, ValueError) and not ready
         watch.end_process(error, BAD_INPUT if bad_input else 1)

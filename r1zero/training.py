@@ -11,12 +11,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from r1zero.checkpoint import resume
+from r1zero.checkpoint.keeper import Keeper
+from r1zero.checkpoint.progress import Record
+from r1zero.checkpoint.restore import restore, verify
 from r1zero.config import Config
 from r1zero.crew import Crew, build_crew
 from r1zero.dryrun import batch_line
 from r1zero.evaluation import evaluate
 from r1zero.loading import dump
-from r1zero.observe.folder import start_folder
+from r1zero.observe.folder import continue_folder, start_folder
 from r1zero.observe.log import start_logging
 from r1zero.observe.report import LiveReport
 from r1zero.observe.samples import write_samples
@@ -27,41 +31,66 @@ from r1zero.weights.convert import save_hf
 from r1zero.weights.found import find
 from r1zero.weights.gather import gather_tensors
 from r1zero.world.groups import World
+from r1zero.world.leave import Leave
+from r1zero.world.moves import Mover
 
 log = logging.getLogger("r1zero")
 
 
 def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Crew:
     """Start the run folder and build the crew. Collective. ValueError for input that turns out to be bad."""
-    folder, said = Path(cfg.output_dir), []
-    if world.is_controller:
-        said = [f"warning: {warning}" for warning in warnings] + start_folder(folder, dump(cfg))
-    world.barrier()  # no rank may open its log before the folder is there
-    start_logging(folder / "logs", world.rank, to_console=world.is_controller)
+    checkpoint, said = Mover(world).from_controller(_open_folder, cfg, warnings)
+    start_logging(Path(cfg.output_dir) / "logs", world.rank, to_console=world.is_controller)
     for line in said:
         log.info(line)
+    if checkpoint is not None:
+        verify(world, checkpoint)
     crew = build_crew(cfg, world)
     _announce(crew)
+    if checkpoint is not None:
+        restore(crew, checkpoint)
     return crew
 
 
-def train(crew: Crew) -> None:
-    """Train from the start weights to `train_iters`. Collective."""
-    last, folder = crew.cfg.training.train_iters, Path(crew.cfg.output_dir)
+def train(crew: Crew, leave: Leave | None = None) -> str | None:
+    """Train to `train_iters`, from the start weights or where a checkpoint was. Collective.
+
+    Returns why it left before the end, with everything saved; None at the end.
+    """
+    done, last, folder = crew.progress, crew.cfg.training.train_iters, Path(crew.cfg.output_dir)
+    keeper = Keeper(crew, leave or Leave())
     report = LiveReport(folder, crew.cfg.training.report_interval)
     guard = FailureGuard(crew.cfg.reward.max_failure_rate)
     try:
-        crew.start(version=0)
-        before = after = _evaluate(crew, 0)
+        crew.start()
+        after = None
+        if done.step == 0:
+            done.evaluation = after = _evaluate(crew, 0)
         with _progress(crew) as bar:
-            for step in range(1, last + 1):
-                _keep(crew, bar, report, guard, train_step(step, crew))
-                after = _evaluate(crew, step)
+            while done.step < last:
+                _keep(crew, bar, report, guard, train_step(done.step + 1, crew))
+                done.advance(crew.cfg.training.global_batch_size)
+                after = _evaluate(crew, done.step)
+                if reason := keeper.after_step():
+                    log.info("left after step %d of %d: %s; the same command goes on", done.step, last, reason)
+                    return reason
         export(crew, folder / "model")
-        crew.move.at_controller(_conclude, crew, before, after)
+        crew.move.at_controller(_conclude, crew, done.evaluation, after)
         crew.move.at_controller(report.finish)
+        return None
     finally:
+        keeper.close()
         crew.close()
+
+
+def _open_folder(cfg: Config, warnings: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Start or continue the run folder; returns the checkpoint to go on from, and what is to be said."""
+    folder, checkpoint = Path(cfg.output_dir), resume.find(cfg)
+    if checkpoint is None or checkpoint.parent != cfg.checkpoints:
+        said = start_folder(folder, dump(cfg))
+    else:
+        said = continue_folder(folder, dump(cfg), Record.read(checkpoint).progress.step)
+    return checkpoint, [f"warning: {warning}" for warning in warnings] + said
 
 
 def export(crew: Crew, folder: Path) -> None:
@@ -105,7 +134,7 @@ def _evaluate(crew: Crew, step: int) -> dict[str, float] | None:
 def _progress(crew: Crew) -> tqdm:
     """A bar with the time left, on the controller's terminal only."""
     silent = not crew.world.is_controller or not sys.stderr.isatty()
-    return tqdm(total=crew.cfg.training.train_iters, unit="step", disable=silent)
+    return tqdm(total=crew.cfg.training.train_iters, initial=crew.progress.step, unit="step", disable=silent)
 
 
 def _keep(crew: Crew, bar: tqdm, report: LiveReport, guard: FailureGuard, outcome: StepOutcome | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -36,6 +37,21 @@ class Loader(yaml.SafeLoader):
                 problem = f"{key} is given twice, as {seen[key]!r} and {value!r}; keep one"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         return super().construct_mapping(node, deep=True)
+
+
+def _without_clocks() -> dict:
+    """YAML 1.1 reads 12:00:00 as a number of seconds and a date as an object; here both are texts, as in YAML 1.2."""
+    kept: dict[str, list] = {}
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        for tag, pattern in resolvers:
+            if tag.endswith(":int"):
+                pattern = re.compile(r"^[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]+|0|[1-9][0-9_]*)$")
+            if not tag.endswith(":timestamp"):
+                kept.setdefault(first, []).append((tag, pattern))
+    return kept
+
+
+Loader.yaml_implicit_resolvers = _without_clocks()
 
 
 def read_yaml(path: Path) -> dict:

@@ -147,14 +147,14 @@ def test_old_main_config_loads_and_names_what_has_no_effect(old: Path) -> None:
     told = "\n".join(warnings)
     for key in ("training.no_shared_storage", "training.no_load_optim", "training.no_load_rng",
                 "training.is_instruction_dataset", "training.variable_seq_lengths",
-                "training.dataset_additional_keys", "training.save_interval", "actor_rollout.save",
+                "training.dataset_additional_keys",
                 "actor_rollout.num_samples_per_step", "actor_rollout.use_kv_cache",
                 "actor_rollout.initial_loss_scale", "actor_rollout.finetune",
                 "reward.model", "reward.tensor_model_parallel_size", "reward.load",
                 "algorithm.lam", "algorithm.missing_eos_penalty", "model qwen25-7b: use_mc2",
                 "model qwen25-7b: init_method_std"):
         assert key in told, key
-    for key in ("training.seq_length", "actor_rollout.lr:", "actor_rollout.max_tokens", "training.stage"):
+    for key in ("training.save_interval", "actor_rollout.save", "training.seq_length", "actor_rollout.lr:", "actor_rollout.max_tokens", "training.stage"):
         assert key not in told, key
     assert all("accepted, no effect: " in warning for warning in warnings)
 

@@ -124,9 +124,11 @@ class RoleModel:
 
         A rank may hold two roles with different layouts, so they are set for each use.
         """
-        names = ("_TENSOR_MODEL_PARALLEL_GROUP", "_PIPELINE_MODEL_PARALLEL_GROUP", "_DATA_PARALLEL_GROUP")
+        names = ("_TENSOR_MODEL_PARALLEL_GROUP", "_PIPELINE_MODEL_PARALLEL_GROUP", "_DATA_PARALLEL_GROUP",
+                 "_DATA_PARALLEL_GROUP_WITH_CP")
         before = [vars(parallel_state)[name] for name in names]
-        vars(parallel_state).update(zip(names, (self.groups.tp, self.groups.pp, self.groups.dp), strict=True))
+        groups = (self.groups.tp, self.groups.pp, self.groups.dp, self.groups.dp_cp)
+        vars(parallel_state).update(zip(names, groups, strict=True))
         if parallel_state._GLOBAL_MEMORY_BUFFER is None:
             parallel_state._set_global_memory_buffer()
         try:

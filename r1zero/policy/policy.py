@@ -18,6 +18,7 @@ from r1zero.algo.loss import STATS, LossTerms, grpo_loss
 from r1zero.algo.packing import Item, Microbatch, cut_microbatches, share_out
 from r1zero.batch import Batch, Group
 from r1zero.config import Config
+from r1zero.policy import adam
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import look_up_logprobs, run_pipeline
 from r1zero.world.groups import all_sum
@@ -163,6 +164,7 @@ class Policy:
     def _wrap(self, total_updates: int) -> None:
         """Wrap the model in Megatron's data parallelism and build its distributed optimizer."""
         model, actor, bf16 = self.model, self.cfg.actor_rollout, self.model.dtype == torch.bfloat16
+        adam.install()
         with model.active():
             self.ddp = DistributedDataParallel(
                 model.config, DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),

@@ -1,0 +1,212 @@
+"""When checkpoints are saved, and how a save ends. Every rank runs every line; the work is the train ranks'.
+
+    begin   the controller makes the folder; the train ranks copy their state      blocks the step
+    write   each train rank writes, syncs and sums its files                       beside the next steps if async
+    finish  table of contents, list of files, rename, tracker, old ones deleted    at the end of a step
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from safetensors.torch import save as save_tensors
+
+from r1zero.checkpoint import manifest, progress, shelf
+from r1zero.checkpoint.progress import Record
+from r1zero.crew import Crew
+from r1zero.loading import dump
+from r1zero.policy.checkpoint import Writing, rng_states
+from r1zero.world.leave import Leave
+
+RESERVE = ".reserve"  # room for what is written last, so that a disk that fills up meanwhile still takes it
+RESERVE_BYTES = 4 << 20
+RNG = "rng.safetensors"
+STATE_BYTES = 12  # of optimizer state for each parameter: fp32 weight and two moments
+FIRST_SAVE_SECONDS = 60.0  # what a save is taken to last before one was measured
+MARGIN_SECONDS = 10.0
+
+log = logging.getLogger("r1zero")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    """What a rank shows at the end of a step."""
+
+    leave: str | None  # why it wants to leave
+    written: bool  # nothing is being written here
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What a rank wrote."""
+
+    files: dict[str, manifest.File]
+    error: str | None
+
+
+class Keeper:
+    """Saves the crew's state when it is due."""
+
+    def __init__(self, crew: Crew, leave: Leave) -> None:
+        self.crew, self.leave = crew, leave
+        self.training, self.shelf = crew.cfg.training, crew.cfg.checkpoints
+        self._saved = crew.progress.step  # the last step whose state is on disk, or on its way there
+        self._pending: Record | None = None  # of the save under way
+        self._writing: Writing | None = None  # on train ranks
+        self._rng: dict | None = None
+        self._under_way = False
+        self._began = self._looked = time.monotonic()
+        self._held = 0.0  # seconds that the save under way kept the step waiting
+        self._longest_step, self._longest_save = 0.0, FIRST_SAVE_SECONDS
+
+    def after_step(self) -> str | None:
+        """Save if it is due, and say why the run should end early, if it should. Collective."""
+        crew, training = self.crew, self.training
+        self._longest_step = max(self._longest_step, time.monotonic() - self._looked)
+        signs = crew.move.gather(_Sign(self._wish(), self._writing is None or self._writing.done))
+        if all(sign.written for sign in signs):
+            self.finish()
+        step, last = crew.progress.step, crew.progress.step >= training.train_iters
+        reason = None if last else next((sign.leave for sign in signs if sign.leave), None)
+        if reason or training.save_interval and (last or step % training.save_interval == 0):
+            self.save()
+        if reason or last:
+            self.finish()
+        if reason and self._saved != step:
+            raise RuntimeError(f"{reason}, and the state of step {step} could not be saved")
+        self._looked = time.monotonic()
+        return reason
+
+    def save(self) -> None:
+        """Save the state after the current step, unless that is done already. Collective."""
+        self.finish()
+        crew, step = self.crew, self.crew.progress.step
+        if step == self._saved:
+            return
+        self._began = time.monotonic()
+        problem = crew.move.from_controller(self._make_room)
+        if problem is not None:
+            self._fail(problem)
+            return
+        if crew.world.train.member:
+            self._pending = self._record()
+            self._rng = rng_states(crew.policy)
+            self._writing = Writing(crew.policy, shelf.partial_of(self.shelf, step), step)
+            if self.training.async_save:
+                self._writing.start()
+            else:
+                self._writing.run()
+        self._saved = step
+        self._under_way = True
+        self._held = time.monotonic() - self._began
+        if not self.training.async_save:
+            self.finish()
+
+    def finish(self) -> None:
+        """Bring the save under way to its end, if there is one. Collective."""
+        if not self._under_way:
+            return
+        self._under_way, crew, waited = False, self.crew, time.monotonic()
+        written = _Written({}, None)
+        if self._writing is not None:
+            self._writing.join()
+            written = _Written(self._writing.files, self._writing.error)
+        reports = crew.move.gather(written)
+        problem = next((report.error for report in reports if report.error), None)
+        if problem is None:
+            crew.move.at_controller(self._reserve.unlink)
+            if self._writing is not None:
+                self._writing.finalize()
+            problem = crew.move.from_controller(
+                self._seal, {name: file for report in reports for name, file in report.files.items()})
+        self._writing = self._rng = None
+        self._longest_save = max(self._longest_save, time.monotonic() - self._began)
+        if problem is not None:
+            crew.move.at_controller(shutil.rmtree, shelf.partial_of(self.shelf, self._saved), True)
+            self._fail(problem)
+        elif crew.world.is_controller:
+            held = self._held + (time.monotonic() - waited if self.training.async_save else 0.0)
+            log.info("checkpoint %s saved in %.1f s, of which training waited %.1f s",
+                     shelf.folder_of(self.shelf, self._saved), time.monotonic() - self._began, held)
+
+    def close(self) -> None:
+        """Let a save under way end by itself; for leaving in trouble. Not collective."""
+        if self._writing is not None:
+            self._writing.join()
+
+    # -- why to leave ---------------------------------------------------------------------------
+
+    def _wish(self) -> str | None:
+        """Why this rank wants to leave. The controller's clock alone decides about time."""
+        if self.leave.asked_by:
+            return f"{self.leave.asked_by} asks to leave"
+        needed = self._longest_step + self._longest_save + MARGIN_SECONDS
+        if self.crew.world.is_controller and self.leave.seconds_left() < needed:
+            return f"{max(self.leave.seconds_left(), 0):.0f} s are left, and another step and save need {needed:.0f} s"
+        return None
+
+    # -- on the controller ----------------------------------------------------------------------
+
+    @property
+    def _reserve(self) -> Path:
+        return shelf.partial_of(self.shelf, self._saved) / RESERVE
+
+    def _make_room(self) -> str | None:
+        """Make the folder to write into; returns what stands against it."""
+        step, model = self.crew.progress.step, self.crew.policy.model
+        needed = self.crew.shape.num_parameters * (model.dtype.itemsize + STATE_BYTES) + RESERVE_BYTES
+        try:
+            folder = shelf.start(self.shelf, step)
+            free = shutil.disk_usage(folder).free
+            if free < needed:
+                shutil.rmtree(folder)
+                return f"it needs {needed / 1e9:.3g} GB, and {self.shelf} has {free / 1e9:.3g} GB free"
+            (folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _seal(self, files: dict[str, manifest.File]) -> str | None:
+        """Complete the checkpoint and give it its name; returns what stands against it."""
+        step, training = self._pending.progress.step, self.training
+        folder = shelf.partial_of(self.shelf, step)
+        try:
+            (folder / RNG).write_bytes(save_tensors(self._rng))
+            (folder / "config.yaml").write_text(dump(self.crew.cfg))
+            (folder / progress.NAME).write_text(self._pending.text())
+            for path in sorted(folder.iterdir()):
+                if path.name not in files:
+                    files[path.name] = manifest.describe(path)
+                    manifest.sync(path)
+            manifest.write(folder, files)
+            shelf.publish(self.shelf, step)
+            for old in shelf.prune(self.shelf, step, training.keep_last, training.keep_every):
+                log.info("checkpoint %s deleted (keep_last, keep_every)", old)
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _record(self) -> Record:
+        crew, policy = self.crew, self.crew.policy
+        span, cfg = policy.grid.span, crew.cfg
+        return Record(
+            replace(crew.progress), policy.scheduler.num_steps, policy.kl.value, asdict(crew.shape),
+            str(policy.model.dtype).removeprefix("torch."), {"tp": span.tp, "pp": span.pp, "dp": span.dp},
+            {"actor_rollout": cfg.actor_rollout.load, "ref": cfg.ref.load},
+            versions={name: version(name) for name in ("torch", "megatron-core", "transformers")})
+
+    def _fail(self, problem: str) -> None:
+        """Say that nothing was saved, and stop if that is what on_save_failure says. RuntimeError then, on all ranks."""
+        kept = shelf.complete(self.shelf)
+        said = (f"the checkpoint of step {self.crew.progress.step} could not be saved: {problem}; "
+                f"{f'the last good one is {kept[-1]}' if kept else 'there is none yet'}")
+        self._saved = -1
+        if self.training.on_save_failure == "stop":
+            raise RuntimeError(said)
+        if self.crew.world.is_controller:
+            log.warning("%s; training goes on (training.on_save_failure: go_on)", said)

@@ -1,0 +1,53 @@
+"""Where a run is between two steps: what trainer.json in a checkpoint holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAME = "trainer.json"
+
+
+@dataclass(slots=True)
+class Progress:
+    """The position of a run, equal on all ranks. Everything else that a step needs follows from it and the tensors."""
+
+    step: int = 0  # the last one that was finished
+    weights_version: int = 0  # of the weights that draw the next step
+    prompts_drawn: int = 0  # from the stream of prompts: the data cursor
+    evaluation: dict[str, float] | None = None  # held-out metrics of the start weights
+
+    def advance(self, prompts: int) -> None:
+        """A step is finished."""
+        self.step += 1
+        self.weights_version += 1
+        self.prompts_drawn += prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A checkpoint in words: the run's progress, and what it was saved from."""
+
+    progress: Progress
+    updates: int  # optimizer steps so far: where the learning-rate schedule stands
+    kl_coefficient: float
+    shape: dict[str, Any]  # of the model, as ModelShape's fields
+    dtype: str
+    layout: dict[str, int]  # tp, dp, pp of train
+    start: dict[str, str]  # folders of the start weights, by role: what the reference is, for ever
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """Read a checkpoint's trainer.json. ValueError when it is missing or damaged."""
+        try:
+            content = json.loads((folder / NAME).read_text())
+            return cls(**content | {"progress": Progress(**content["progress"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / NAME} cannot be read ({error})") from None

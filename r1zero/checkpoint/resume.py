@@ -1,0 +1,108 @@
+"""Which checkpoint a run goes on from, and whether it can. Reads only; needs neither torch nor a world."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r1zero.checkpoint import manifest, shelf
+from r1zero.checkpoint.pickles import check_pickles
+from r1zero.checkpoint.progress import Record
+from r1zero.config import Config
+from r1zero.model import ModelShape
+
+# Keys that say where a run is kept, and not what it does.
+PLACES = ("name", "output_dir", "training.resume", "actor_rollout_ref.actor_rollout.save")
+
+
+def locate(path: str | Path) -> Path | None:
+    """The checkpoint of this program that a path names, directly or as the folder of checkpoints; None if none.
+
+    ValueError when a tracker names one that is gone.
+    """
+    path = Path(path)
+    if (path / manifest.NAME).is_file():
+        return path
+    return shelf.find(path) if path.is_dir() else None
+
+
+def start_weights(load: str, ref_load: str | None, resume: str | None) -> tuple[str, str | None, str | None]:
+    """Where training and its reference began, if `load` or ref.load names a checkpoint of this program.
+
+    Returns (load, ref.load, resume). A checkpoint is where a run is, never where it began: the reference stays what
+    it was. ValueError when the checkpoint is damaged.
+    """
+    found = locate(load)
+    if found is not None:
+        start = Record.read(found).start
+        load, ref_load, resume = start["actor_rollout"], ref_load or start["ref"], resume or str(found)
+    found = locate(ref_load) if ref_load is not None else None
+    if found is not None:
+        ref_load = Record.read(found).start["ref"]
+    return pinned(load), ref_load and pinned(ref_load), resume
+
+
+def pinned(load: str) -> str:
+    """A Megatron folder as the one iteration in it that its tracker names now: later saves may move the tracker."""
+    tracker = Path(load) / shelf.TRACKER
+    word = tracker.read_text().strip() if tracker.is_file() else ""
+    folder = shelf.folder_of(Path(load), int(word)) if word.isdecimal() else Path(load) / word
+    return str(folder) if word and folder.is_dir() else load
+
+
+def find(cfg: Config) -> Path | None:
+    """The checkpoint to go on from: this run's own newest one, else the one that training.resume names.
+
+    ValueError when it is named and not there.
+    """
+    own = shelf.find(cfg.checkpoints)
+    if own is not None or cfg.training.resume is None:
+        return own
+    found = locate(cfg.training.resume)
+    if found is None:
+        raise ValueError(f"training.resume: {cfg.training.resume} is not a complete checkpoint of this program, nor a "
+                         f"folder of them with {shelf.TRACKER}; give one, or leave the key out to start anew")
+    return found
+
+
+def check_resume(cfg: Config) -> list[str]:
+    """Return a sentence if the run would go on from a checkpoint that is damaged or of another model."""
+    try:
+        folder = find(cfg)
+        if folder is not None:
+            _check(cfg, folder)
+    except ValueError as error:
+        return [f"resume: {error}"]
+    return []
+
+
+def _check(cfg: Config, folder: Path) -> None:
+    try:
+        manifest.check_sizes(folder)
+        check_pickles(folder)
+        record = Record.read(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}{shelf.way_out(folder)}") from None
+    shape, saved = _flat(dataclasses.asdict(ModelShape.from_folder(cfg.actor_rollout.load))), _flat(record.shape)
+    for key in sorted(shape.keys() | saved.keys()):
+        if shape.get(key) != saved.get(key):
+            raise ValueError(f"{folder} holds a model with {key} {saved.get(key)}, but {cfg.actor_rollout.load} has "
+                             f"{shape.get(key)}; name the model that was trained, or another output_dir")
+
+
+def changes(cfg_text: str, folder: Path) -> list[str]:
+    """What differs between a configuration and the one that a checkpoint was saved with: "key old -> new"."""
+    old, new = _flat(yaml.safe_load((folder / "config.yaml").read_text())), _flat(yaml.safe_load(cfg_text))
+    return [f"{key} {old.get(key, 'default')} -> {new.get(key, 'default')}" for key in sorted(old.keys() | new.keys())
+            if key not in PLACES and old.get(key) != new.get(key)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of keys as one level of dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,124 @@
+"""The folder of checkpoints: what they are called, which one counts, how one appears and disappears.
+
+    iter_0000010/                        a complete checkpoint: Megatron's torch_dist files, and
+        trainer.json                     where the run was (checkpoint/progress.py)
+        rng.safetensors                  random states of the train ranks
+        config.yaml                      the resolved configuration
+        complete.json                    the list of all files, written last (checkpoint/manifest.py)
+    .iter_0000020.partial/               one being written, or left by a save that did not end
+    latest_checkpointed_iteration.txt    the iteration that a restart goes on from; write another one to go back
+
+A checkpoint is written under its hidden name and renamed when all of it is on disk, and only then named by the
+tracker. So whenever a run is killed, the tracker names a complete checkpoint. The tracker rules: a later
+checkpoint that it does not name belongs to a future that was given up.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from r1zero.checkpoint import manifest
+
+TRACKER = "latest_checkpointed_iteration.txt"
+_NAME = re.compile(r"iter_(\d{7,})")
+
+
+def folder_of(save: Path, iteration: int) -> Path:
+    return save / f"iter_{iteration:07d}"
+
+
+def partial_of(save: Path, iteration: int) -> Path:
+    return save / f".iter_{iteration:07d}.partial"
+
+
+def iteration_of(folder: Path) -> int | None:
+    """The iteration that a folder's name tells; None for other folders."""
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def complete(save: Path) -> list[Path]:
+    """All checkpoints of this program that were saved to their end, oldest first."""
+    found = {iteration_of(path.parent): path.parent for path in save.glob(f"iter_*/{manifest.NAME}")}
+    return [found[iteration] for iteration in sorted(number for number in found if number is not None)]
+
+
+def find(save: Path) -> Path | None:
+    """The checkpoint that a run saving into `save` goes on from: the one that the tracker names, else the newest.
+
+    None when there is none yet, or when the tracker names one that other programs wrote. ValueError when the one
+    it names is gone or was never finished.
+    """
+    tracker = save / TRACKER
+    if not tracker.is_file():
+        return complete(save)[-1] if complete(save) else None
+    word = tracker.read_text().strip()
+    if word == "release" or not word.isdecimal():
+        return None
+    folder = folder_of(save, int(word))
+    if (folder / manifest.NAME).is_file():
+        return folder
+    if not folder.is_dir():
+        raise ValueError(f"{tracker} names iteration {word}, but there is no {folder}{way_out(folder)}")
+    if (folder / "trainer.json").exists():
+        manifest.read(folder)
+    return None
+
+
+def way_out(damaged: Path) -> str:
+    """Name the checkpoint before a damaged one, and how to go on from it."""
+    save, iteration = damaged.parent, iteration_of(damaged)
+    before = [path for path in complete(save) if iteration is None or iteration_of(path) < iteration]
+    if not before:
+        return f"; there is no complete checkpoint before it: name another output_dir to start anew"
+    return (f"; the complete checkpoint before it is {before[-1]}: "
+            f"write {iteration_of(before[-1])} into {save / TRACKER} to go on from there")
+
+
+def start(save: Path, iteration: int) -> Path:
+    """Make the empty folder that a checkpoint is written into, and clear away what earlier saves left unfinished.
+
+    OSError when it cannot be made.
+    """
+    for leftover in save.glob(".iter_*"):
+        shutil.rmtree(leftover)
+    partial = partial_of(save, iteration)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def publish(save: Path, iteration: int) -> Path:
+    """Give a written and completed checkpoint its name, and let the tracker name it. OSError when that fails."""
+    partial, folder = partial_of(save, iteration), folder_of(save, iteration)
+    if folder.exists():
+        if not (folder / manifest.NAME).is_file():
+            raise FileExistsError(f"{folder} is there already and was not written by this program")
+        discard(folder)  # of a future that was given up
+    partial.rename(folder)
+    manifest.sync_folder(save)
+    manifest.replace_synced(save / TRACKER, f"{iteration}\n")
+    return folder
+
+
+def prune(save: Path, newest: int, keep_last: int | None, keep_every: int | None) -> list[Path]:
+    """Delete checkpoints before `newest` that are neither among the last `keep_last` nor multiples of `keep_every`.
+
+    Only those that this program completed; returns them.
+    """
+    if keep_last is None:
+        return []
+    until_now = [path for path in complete(save) if iteration_of(path) <= newest]
+    spare = [path for path in until_now[:-keep_last] if not keep_every or iteration_of(path) % keep_every]
+    for path in spare:
+        discard(path)
+    return spare
+
+
+def discard(folder: Path) -> None:
+    """Delete a checkpoint; hidden first, so that no half of one can pass for a whole."""
+    hidden = folder.with_name(f".{folder.name}.deleted")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)

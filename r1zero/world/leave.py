@@ -1,0 +1,74 @@
+"""When to leave early: a signal, or the end of the time that was given. Whoever leaves saves first.
+
+SIGTERM comes from schedulers and from torchrun, SIGUSR1 from Slurm's --signal. Both only leave a note; the loop
+looks at it between two steps. Slurm's end of a job and `training.exit_before` are moments to be gone by.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from datetime import datetime
+from types import FrameType
+
+# What an early leave returns to the shell: everything is saved, the same command goes on (sysexits' EX_TEMPFAIL).
+LEFT_EARLY = 75
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+FORM = "minutes, HH:MM:SS or D-HH:MM:SS after the start, or a moment such as 2027-01-31T18:00"
+
+
+class Leave:
+    """Reasons for this process to leave early."""
+
+    def __init__(self, deadline: float | None = None) -> None:
+        """`deadline` in seconds since the epoch."""
+        self.deadline = deadline
+        self.asked_by: str | None = None
+
+    def listen(self) -> None:
+        """Take note of signals from now on instead of dying of them."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def seconds_left(self) -> float:
+        return float("inf") if self.deadline is None else self.deadline - time.time()
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.asked_by = signal.Signals(number).name
+
+
+def deadline(exit_before: str | None) -> float | None:
+    """The moment to be gone by, in seconds since the epoch: what is configured or Slurm's end, whichever is first."""
+    moments = [moment for moment in (exit_before and parse_moment(exit_before, time.time()), _slurm_end()) if moment]
+    return min(moments, default=None)
+
+
+def parse_moment(text: str, start: float) -> float:
+    """Read `training.exit_before`; returns seconds since the epoch. ValueError when it has none of the forms."""
+    match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):(\d\d)|(\d+(?:\.\d+)?))", text)
+    if match is not None:
+        days, hours, minutes, seconds = (int(part or 0) for part in match.group(1, 2, 3, 4))
+        return start + 60 * float(match[5]) if match[5] else \
+            start + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise ValueError(f"{text} is not a time: give {FORM}") from None
+
+
+def _slurm_end() -> float | None:
+    """When Slurm will end this job; None outside of one, or when there is no limit."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    if (text := os.environ.get("SLURM_JOB_END_TIME", "")).isdecimal():
+        return float(text)
+    try:
+        shown = subprocess.run(["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]], capture_output=True,
+                               text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    match = re.search(r"EndTime=(\d{4}-\S+)", shown)
+    return datetime.fromisoformat(match[1]).timestamp() if match else None

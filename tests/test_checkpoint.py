@@ -1,0 +1,283 @@
+"""Checkpoints: exact resume, another layout, damage of every kind, failed saves, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from multiproc import DEVICE, run_ranks
+from safetensors.torch import load_file
+from worlds import metrics, run, samples
+
+from r1zero.checkpoint import keeper, manifest, shelf
+from r1zero.checkpoint.resume import changes, check_resume, find
+from r1zero.checks import check
+from r1zero.config import placement
+from r1zero.loading import dump, load_config
+from r1zero.training import prepare, train
+from r1zero.world.groups import World
+from r1zero.world.launch import Launch
+from r1zero.world.leave import Leave
+
+# An adaptive KL coefficient, a decaying rate with warm-up and weight decay: all the state there is.
+RUN = ["training.train_iters=4", "training.global_batch_size=4", "training.eval_data_path=",
+       "actor_rollout.micro_batch_size=2", "ref.micro_batch_size=1",
+       "actor_rollout.n_samples_per_prompt=4", "actor_rollout.ppo_mini_batch_size=8", "actor_rollout.weight_decay=0.1",
+       "actor_rollout.lr_warmup_iters=2", "algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.target_kl=0.1",
+       "algorithm.kl_ctrl.horizon=100", "algorithm.kl_ctrl.kl_coef=0.5"]
+TIMES = ("time/", "throughput/", "memory/", "publish/gigabytes")
+
+
+class LeaveAfter(Leave):
+    """A signal that arrives during a step, on one rank."""
+
+    def __init__(self, crew, step: int, rank: int) -> None:
+        super().__init__()
+        self.listen_to = crew, step, rank
+
+    @property
+    def asked_by(self) -> str | None:
+        crew, step, rank = self.listen_to
+        return "a test" if crew.progress.step >= step and crew.world.rank == rank else None
+
+    @asked_by.setter
+    def asked_by(self, _: object) -> None:
+        pass
+
+
+def until(rank: int, size: int, store: object, overrides: list[str], step: int | None) -> str | None:
+    """Train as main.py does, leaving early after `step`."""
+    cfg, _ = load_config("tiny", overrides)
+    problems = check(cfg, size, [0] * size)
+    assert not problems, problems
+    world = World(Launch("single", rank, size, 0, (0,) * size, "", 0), placement(cfg, size), DEVICE,
+                  timedelta(seconds=120), store)
+    crew = prepare(cfg, world)
+    return train(crew, LeaveAfter(crew, step, size - 1) if step else None)
+
+
+def numbers(folder: Path) -> list[dict[str, float]]:
+    """The metrics without what a clock measured."""
+    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in metrics(folder)]
+
+
+@pytest.fixture(scope="module")
+def straight(tiny, tmp_path_factory) -> Path:
+    """Four steps without interruption, saved after each second one."""
+    return run(tmp_path_factory.mktemp("straight") / "run", 4, "tiny", [*RUN, "training.save_interval=2"])
+
+
+def stop_after(folder: Path, step: int, *overrides: str) -> None:
+    """The same run, left early on another rank's request."""
+    reasons = run_ranks(until, 4, [*RUN, *overrides, f"output_dir={folder}"], step)
+    assert set(reasons) == {"a test asks to leave"}
+
+
+@pytest.mark.parametrize("overrides", [[], ["training.async_save=true", "training.save_interval=1"]])
+def test_resume_is_exact(straight, tmp_path, overrides):
+    folder = tmp_path / "run"
+    stop_after(folder, 2, *overrides)
+    assert find(load_config("tiny", [f"output_dir={folder}"])[0]).name == "iter_0000002"
+    run(folder, 4, "tiny", [*RUN, *overrides])
+    assert numbers(folder) == numbers(straight)
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4]
+    for step in (1, 2, 3, 4):
+        assert samples(folder, step) == samples(straight, step)
+    ours, theirs = (load_file(path / "model" / "model.safetensors") for path in (folder, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    said = (folder / "logs" / "rank_0000.log").read_text()
+    assert "resumed from" in said and "step 2 of 4" in said and "weights version 2" in said
+
+
+def test_steps_after_the_checkpoint_are_taken_again_without_duplicates(straight, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    (folder / "checkpoints" / shelf.TRACKER).write_text("2\n")  # going back is writing the tracker
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "rew')  # killed while writing
+    before = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    run(folder, 4, "tiny", RUN)
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    assert lines[:2] == before[:2], "what the checkpoint holds is never rewritten"
+    assert numbers(folder) == numbers(straight)
+    assert len((folder / "logs" / "superseded.jsonl").read_text().splitlines()) >= 3
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    ((4, ["actor_rollout.num_gpus_for_train=1", "actor_rollout.num_gpus_for_infer=2"]),
+     (1, [])),
+    ((5, ["actor_rollout.num_gpus_for_train=2", "actor_rollout.num_gpus_for_infer=2", "resource_pool.actor_rollout=[4]",
+          "actor_rollout.tensor_model_parallel_size=2", "actor_rollout.infer_tensor_parallel_size=1"]),
+     (4, ["actor_rollout.num_gpus_for_train=2", "actor_rollout.num_gpus_for_infer=1"])),
+    ((4, ["resource_pool.colocate=true", "resource_pool.actor_rollout=[4]", "resource_pool.ref=[]",
+          "actor_rollout.tensor_model_parallel_size=2", "actor_rollout.pipeline_model_parallel_size=2",
+          "actor_rollout.infer_tensor_parallel_size=2"]),
+     (3, ["actor_rollout.num_gpus_for_train=1", "actor_rollout.num_gpus_for_infer=1", "resource_pool.actor_rollout=[2]"])),
+], ids=["4 ranks to 1", "TP2 to DP2, 2 to 1 rollout ranks", "colocated TP2 PP2 to 3 ranks"])
+def test_resume_onto_another_layout(straight, tmp_path, first, second):
+    folder = tmp_path / "run"
+    (size, layout), (new_size, new_layout) = first, second
+    run_ranks(until, size, [*RUN, *layout, f"output_dir={folder}"], 2)
+    run(folder, new_size, "tiny", [*RUN, *new_layout])
+    ours, theirs = numbers(folder), numbers(straight)
+    assert len(ours) == 4
+    for key in ("loss", "kl", "grad_norm", "reward/mean", "response_length/mean", "lr"):
+        assert [line[key] for line in ours] == pytest.approx([line[key] for line in theirs], rel=2e-4, abs=2e-6), key
+
+
+def test_a_checkpoint_named_as_load_keeps_the_reference(straight, tmp_path):
+    start = load_config("tiny", [])[0].actor_rollout.load
+    for load in (straight / "checkpoints", straight / "checkpoints" / "iter_0000002"):
+        cfg, _ = load_config("tiny", [f"actor_rollout.load={load}", f"output_dir={tmp_path}"])
+        assert (cfg.actor_rollout.load, cfg.ref.load) == (start, start)
+    assert find(cfg) == straight / "checkpoints" / "iter_0000002"
+    folder = tmp_path / "other"
+    run(folder, 4, "tiny", [*RUN, f"actor_rollout.load={load}", f"ref.load={load}"])
+    assert numbers(folder) == numbers(straight)[2:]
+    assert changes(dump(cfg), straight / "checkpoints" / "iter_0000002")  # cfg is the plain tiny one
+
+
+# -- damage -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(straight, tmp_path) -> Path:
+    """A copy of the run's checkpoints; damage goes into the newest."""
+    shutil.copytree(straight / "checkpoints", tmp_path / "run" / "checkpoints")
+    return tmp_path / "run" / "checkpoints" / "iter_0000004"
+
+
+def refusal(saved: Path, *overrides: str) -> str:
+    """What a run that would go on from there says."""
+    [problem] = check_resume(load_config("tiny", [*RUN, f"output_dir={saved.parents[1]}", *overrides])[0])
+    return problem
+
+
+WAY_OUT = "the complete checkpoint before it is {before}: write 2 into {tracker} to go on from there"
+
+
+def assert_offers_the_one_before(problem: str, saved: Path) -> None:
+    assert WAY_OUT.format(before=saved.with_name("iter_0000002"), tracker=saved.parent / shelf.TRACKER) in problem
+
+
+def test_a_truncated_file_is_refused(saved):
+    shard = saved / "__0_0.distcp"
+    size = shard.stat().st_size
+    with shard.open("rb+") as file:
+        file.truncate(size - 1)
+    problem = refusal(saved)
+    assert f"{shard} has {size - 1} bytes, but {size} were saved" in problem
+    assert_offers_the_one_before(problem, saved)
+
+
+def test_a_missing_shard_is_refused(saved):
+    (saved / "__0_0.distcp").unlink()
+    assert "__0_0.distcp is missing" in refusal(saved)
+    assert_offers_the_one_before(refusal(saved), saved)
+
+
+def test_a_flipped_byte_is_refused_by_all_ranks(saved):
+    with (saved / "__0_0.distcp").open("rb+") as file:
+        file.seek(100_000)
+        byte = file.read(1)[0]
+        file.seek(100_000)
+        file.write(bytes([byte ^ 1]))
+    errors = run_ranks(refused, 4, [*RUN, f"output_dir={saved.parents[1]}"])
+    assert len(set(errors)) == 1 and "__0_0.distcp differs from what was saved" in errors[0]
+    assert_offers_the_one_before(errors[0], saved)
+
+
+def refused(rank: int, size: int, store: object, overrides: list[str]) -> str:
+    with pytest.raises(ValueError) as error:
+        until(rank, size, store, overrides, None)
+    return str(error.value)
+
+
+def test_another_model_is_refused(saved, tiny, tmp_path):
+    shutil.copytree(tiny / "model", tmp_path / "wide")
+    config = json.loads((tmp_path / "wide" / "config.json").read_text())
+    (tmp_path / "wide" / "config.json").write_text(json.dumps(config | {"intermediate_size": 256}))
+    assert "ffn_size 192" in refusal(saved, f"actor_rollout.load={tmp_path / 'wide'}")
+
+
+def test_a_tracker_that_points_nowhere_is_refused(saved):
+    (saved.parent / shelf.TRACKER).write_text("9\n")
+    problem = refusal(saved)
+    assert "names iteration 9" in problem and str(saved) in problem and "write 4 into" in problem
+
+
+def test_an_unfinished_checkpoint_is_refused_when_named_and_ignored_when_not(saved):
+    (saved / manifest.NAME).unlink()
+    assert "never saved to its end" in refusal(saved)
+    (saved.parent / shelf.TRACKER).unlink()
+    assert find(load_config("tiny", [f"output_dir={saved.parents[1]}"])[0]) == saved.with_name("iter_0000002")
+
+
+class Malicious:
+    def __reduce__(self):
+        return shutil.rmtree, ("/nowhere",)
+
+
+@pytest.mark.parametrize("file", [".metadata", "common.pt"])
+def test_a_malicious_pickle_is_refused_unopened(saved, file):
+    if file == ".metadata":
+        (saved / file).write_bytes(pickle.dumps(Malicious()))
+    else:
+        torch.save({"optimizer": Malicious()}, saved / file)
+    files = manifest.read(saved)  # whoever writes such a file also corrects the list
+    manifest.write(saved, files | {file: manifest.describe(saved / file)})
+    problem = refusal(saved)
+    assert f"{saved / file} would run shutil.rmtree when opened" in problem
+    assert_offers_the_one_before(problem, saved)
+
+
+def test_a_resume_path_without_checkpoint_is_refused(saved, tmp_path):
+    assert "not a complete checkpoint" in refusal(tmp_path / "a" / "b" / "c", f"training.resume={tmp_path}")
+
+
+# -- saving -----------------------------------------------------------------------------------------
+
+
+def full_disk(rank: int, size: int, store: object, overrides: list[str], when: str) -> str | None:
+    """Train on a disk that is full: before a save, or while files are written."""
+    if when == "before":
+        keeper.STATE_BYTES = 10**12
+    else:
+        keeper.Writing = type("Full", (keeper.Writing,), {"run": lambda self: setattr(self, "error", "No space left")})
+    try:
+        return until(rank, size, store, overrides, None)
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_failed_save_leaves_the_last_good_one_and_goes_on_or_stops(straight, tmp_path, when):
+    folder = tmp_path / "run"
+    stop_after(folder, 2)
+    goes_on = [*RUN, f"output_dir={folder}", "training.save_interval=1"]
+    assert run_ranks(full_disk, 4, [*goes_on, "training.on_save_failure=stop"], when)[3].startswith(
+        "the checkpoint of step 3 could not be saved: ")
+    assert set(run_ranks(full_disk, 4, goes_on, when)) == {None}
+    assert numbers(folder) == numbers(straight)
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["iter_0000002", shelf.TRACKER]
+    said = (folder / "logs" / "rank_0000.log").read_text()
+    assert f"the last good one is {folder / 'checkpoints' / 'iter_0000002'}; training goes on" in said
+
+
+def test_the_last_ones_and_every_so_many_are_kept(straight, tmp_path):
+    save = tmp_path / "save"
+    for iteration in (1, 2, 3, 4, 5, 6):
+        shelf.start(save, iteration)
+        manifest.write(shelf.partial_of(save, iteration), {})
+        shelf.publish(save, iteration)
+    (save / "iter_0000000").mkdir()  # of another program
+    assert [path.name for path in shelf.prune(save, 6, keep_last=2, keep_every=3)] == [
+        "iter_0000001", "iter_0000002", "iter_0000004"]
+    assert [shelf.iteration_of(path) for path in shelf.complete(save)] == [3, 5, 6]
+    assert shelf.find(save).name == "iter_0000006" and (save / "iter_0000000").is_dir()
+
