@@ -13,6 +13,7 @@ from r1zero.checkpoint.pickles import check_pickles
 from r1zero.checkpoint.progress import Record
 from r1zero.config import Config
 from r1zero.model import ModelShape
+from r1zero.weights import found
 
 # Keys that say where a run is kept, and not what it does.
 PLACES = ("name", "output_dir", "training.resume", "actor_rollout_ref.actor_rollout.save")
@@ -26,7 +27,7 @@ def locate(path: str | Path) -> Path | None:
     path = Path(path)
     if (path / manifest.NAME).is_file():
         return path
-    return shelf.find(path) if path.is_dir() else None
+    return shelf.find(path) if shelf.complete(path) else None
 
 
 def start_weights(load: str, ref_load: str | None, resume: str | None) -> tuple[str, str | None, str | None]:
@@ -35,22 +36,22 @@ def start_weights(load: str, ref_load: str | None, resume: str | None) -> tuple[
     Returns (load, ref.load, resume). A checkpoint is where a run is, never where it began: the reference stays what
     it was. ValueError when the checkpoint is damaged.
     """
-    found = locate(load)
-    if found is not None:
-        start = Record.read(found).start
-        load, ref_load, resume = start["actor_rollout"], ref_load or start["ref"], resume or str(found)
-    found = locate(ref_load) if ref_load is not None else None
-    if found is not None:
-        ref_load = Record.read(found).start["ref"]
+    checkpoint = locate(load)
+    if checkpoint is not None:
+        start = Record.read(checkpoint).start
+        load, ref_load, resume = start["actor_rollout"], ref_load or start["ref"], resume or str(checkpoint)
+    checkpoint = locate(ref_load) if ref_load is not None else None
+    if checkpoint is not None:
+        ref_load = Record.read(checkpoint).start["ref"]
     return pinned(load), ref_load and pinned(ref_load), resume
 
 
 def pinned(load: str) -> str:
     """A Megatron folder as the one iteration in it that its tracker names now: later saves may move the tracker."""
-    tracker = Path(load) / shelf.TRACKER
-    word = tracker.read_text().strip() if tracker.is_file() else ""
-    folder = shelf.folder_of(Path(load), int(word)) if word.isdecimal() else Path(load) / word
-    return str(folder) if word and folder.is_dir() else load
+    try:
+        return str(found.find(load).folder) if found.is_megatron(Path(load)) else load
+    except ValueError:
+        return load  # the checks will say what is wrong with it
 
 
 def find(cfg: Config) -> Path | None:
@@ -61,11 +62,11 @@ def find(cfg: Config) -> Path | None:
     own = shelf.find(cfg.checkpoints)
     if own is not None or cfg.training.resume is None:
         return own
-    found = locate(cfg.training.resume)
-    if found is None:
+    named = locate(cfg.training.resume)
+    if named is None:
         raise ValueError(f"training.resume: {cfg.training.resume} is not a complete checkpoint of this program, nor a "
                          f"folder of them with {shelf.TRACKER}; give one, or leave the key out to start anew")
-    return found
+    return named
 
 
 def check_resume(cfg: Config) -> list[str]:
@@ -86,7 +87,7 @@ def _check(cfg: Config, folder: Path) -> None:
         record = Record.read(folder)
     except ValueError as error:
         raise ValueError(f"{error}{shelf.way_out(folder)}") from None
-    shape, saved = _flat(dataclasses.asdict(ModelShape.from_folder(cfg.actor_rollout.load))), _flat(record.shape)
+    shape, saved = _flat(dataclasses.asdict(ModelShape.from_folder(cfg.model_folder("actor_rollout")))), _flat(record.shape)
     for key in sorted(shape.keys() | saved.keys()):
         if shape.get(key) != saved.get(key):
             raise ValueError(f"{folder} holds a model with {key} {saved.get(key)}, but {cfg.actor_rollout.load} has "
