@@ -97,13 +97,13 @@ def _conclude(crew: Examinee, found: Sequence[list[Group] | None], model: str, p
     groups = sorted((group for share in found for group in share or []), key=lambda group: group.position)
     data = crew.cfg.training.eval_data_path
     tags = {} if is_packed(data) else read_tags(data, TAGS)
-    content = report(groups, tags, conditions(crew.cfg, model, len(groups), crew.eval_prompts.num_dropped))
+    content = report(groups, tags, conditions(crew.cfg, model, crew.eval_prompts))
     place.parent.mkdir(parents=True, exist_ok=True)
     write_report(place, content, groups, tags, partial(crew.tokenizer.decode, skip_special_tokens=False))
     return content
 
 
-def conditions(cfg: Config, model: str, problems: int, dropped: int) -> Conditions:
+def conditions(cfg: Config, model: str, prompts: Prompts) -> Conditions:
     """Name all that the scores depend on."""
     training = cfg.training
     template = Template(training.prompt_type, training.prompt_type_path)
@@ -111,7 +111,7 @@ def conditions(cfg: Config, model: str, problems: int, dropped: int) -> Conditio
     sampling = eval_sampling(cfg)
     return Conditions(
         model=model, data=training.eval_data_path, data_sha256=data_sha256(training.eval_data_path),
-        problems=problems, dropped=dropped, template=training.prompt_type,
+        rows=prompts.num_rows, problems=len(prompts), dropped=prompts.num_dropped, template=training.prompt_type,
         template_sha256=hashlib.sha256(text.encode()).hexdigest(),
         samples_per_problem=training.eval_samples_per_prompt, temperature=training.eval_temperature,
         top_p=sampling.top_p, top_k=sampling.top_k, max_new_tokens=cfg.response_budget, seed=training.seed,

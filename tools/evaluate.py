@@ -35,9 +35,9 @@ from r1zero.world.roles import place  # noqa: E402
 MAP_KEYS = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Evaluate; returns the exit code."""
-    args = parse()
+    args = parse(arguments)
     try:
         launch = read_launch()
         cfg = config(args)
@@ -47,7 +47,7 @@ def main() -> int:
     return refuse(problems, launch.speaks) if problems else run(args, cfg, launch)
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, help="Hugging Face model folder, or Megatron checkpoint")
@@ -72,7 +72,7 @@ def parse() -> argparse.Namespace:
     add("--workers", type=int, default=2, help="processes that score, beside each replica")
     add("--deadline-seconds", type=float, default=10.0, help="for one answer and one scorer")
     add("--output", type=Path, help="folder of the reports; default runs/evaluation/<name of MODEL>")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def config(args: argparse.Namespace) -> Config:
@@ -95,7 +95,7 @@ def config(args: argparse.Namespace) -> Config:
                   training=training, actor_rollout=actor, ref=Ref(load=args.model),
                   reward=Reward(workers=args.workers, deadline_seconds=args.deadline_seconds),
                   algorithm=Algorithm(verifier_function=args.verifier,
-                                      verifier_weight=[1.0] * len(args.verifier)),
+                                      verifier_weight=[1 / len(args.verifier)] * len(args.verifier)),
                   resource_pool=ResourcePool(colocate=True), model={})
 
 
@@ -157,4 +157,4 @@ def run(args: argparse.Namespace, cfg: Config, launch: Launch) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

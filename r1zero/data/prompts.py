@@ -37,7 +37,7 @@ class Prompts:
         """
         self.seed, self.shuffle = seed, shuffle
         self.prompts: list[Prompt] = []
-        self.num_dropped = 0
+        self.num_rows = self.num_dropped = 0
         self._sets: list[range] = []  # of each data set, its places in `prompts`
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each data set, its epoch and permutation
         blend, first = split_blend(str(data_path)), 0
@@ -49,6 +49,7 @@ class Prompts:
                                  f"{max_prompt_length} tokens; set a larger one")
             self._sets.append(range(len(self.prompts), len(self.prompts) + len(kept)))
             self.prompts += kept
+            self.num_rows += len(found)
             self.num_dropped += len(found) - len(kept)
             first = found[-1].index + 1
         self._blend = Blend([share for share, _ in blend])

@@ -28,8 +28,9 @@ class Conditions:
     model: str
     data: str
     data_sha256: str
-    problems: int
-    dropped: int  # problems left out because their prompts are too long
+    rows: int  # of the data
+    problems: int  # answered
+    dropped: int  # left out because their prompts are too long
     template: str
     template_sha256: str  # of its text and default system text
     samples_per_problem: int
