@@ -37,7 +37,7 @@ def write_step(folder: Path, step: int, text: Text = plain, prompts: int = QUEST
     rows = [{"position": p, "member": m, "prompt_index": 100 + p, "prompt": question(p),
              "response": text(step, p, m), "ground_truth": str(2 * p), "reward": float(m % 2), "advantage": m - 3.5, "prompt_length": 9,
              "response_length": 10 + m, "truncated": m == 7, "weights_version": step - 1,
-             "score/acc": float(m % 2), "outcome/acc": "right" if m % 2 else "wrong"} for p in range(prompts) for m in range(samples)]
+             "failure": "", "score/acc": float(m % 2), "outcome/acc": "right" if m % 2 else "wrong"} for p in range(prompts) for m in range(samples)]
     pq.write_table(pa.Table.from_pylist(rows), samples_path(folder, step))
 
 

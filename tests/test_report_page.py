@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import worlds
 from axe_playwright_python.sync_playwright import Axe
 from browser import DESKTOP, PHONE, browser, opened  # noqa: F401 - a fixture
-from report_runs import append, write_run, write_step
+from report_runs import append, samples_path, write_run, write_step
 
 from r1zero.observe.report import open_runs, write_report
 
@@ -210,9 +211,15 @@ def test_hostile_texts_harm_nothing_and_are_shown_as_they_are(browser, tmp_path)
     texts = [HOSTILE, "x" * 100_000, "<think>never closed", "no opening</think>", "", "\\boxed{"]
     write_step(tmp_path, 1, lambda step, p, m: texts[p], prompts=6, samples=2)
     (tmp_path / "config.yaml").write_text("name: '</script><b>config</b>'\n")
+    rows = pq.read_table(samples_path(tmp_path, 1)).to_pylist()
+    rows[-1] |= {"outcome/acc": "crash", "failure": "acc: <b>no</b> reason"}
+    pq.write_table(pa.Table.from_pylist(rows), samples_path(tmp_path, 1))
     write_report(tmp_path / "report.html", open_runs([tmp_path]))
     with opened(browser, tmp_path / "report.html") as found:
         page = found.page
+        page.get_by_label("acc", exact=True).select_option("crash")
+        assert count(page) == "1 of 12 samples" and "<b>no</b> reason" in page.inner_text(".detail .why")
+        page.get_by_role("button", name="Clear").click()
         page.get_by_role("searchbox").fill("onerror")
         assert count(page) == "2 of 12 samples"
         shown = page.inner_text(".detail .response")

@@ -21,6 +21,7 @@ STEP_BYTES = 40_000  # a packed step in the page
 RAW_CHARACTERS = 400_000  # of a step before packing: bounds the seconds that it takes
 TEXT_LIMIT = 8_000  # characters of one response
 KEPT = ("member", "response", "reward", "advantage", "response_length", "truncated")
+KEPT_IF_THERE = ("failure",)  # which older runs have not
 PERCENTILES = (10, 50, 90)
 
 
@@ -88,7 +89,8 @@ def _content(table: pa.Table, groups: Sequence[Sequence[int]]) -> dict[str, Any]
     firsts = table.select(["prompt_index", "prompt", "ground_truth"]).take([rows[0] for rows in groups])
     chosen = table.take([row for rows in groups for row in rows])
     rules = [name.removeprefix("score/") for name in table.column_names if name.startswith("score/")]
-    columns = {name: [finite(value) for value in chosen[name].to_pylist()] for name in KEPT}
+    kept = [*KEPT, *(name for name in KEPT_IF_THERE if name in table.column_names)]
+    columns = {name: [finite(value) for value in chosen[name].to_pylist()] for name in kept}
     columns["response"] = [shortened(text) for text in columns["response"]]
     columns["group"] = [number for number, rows in enumerate(groups) for _ in rows]
     scores = {rule: {"value": [finite(value) for value in chosen[f"score/{rule}"].to_pylist()],

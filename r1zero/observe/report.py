@@ -21,8 +21,8 @@ log = logging.getLogger("r1zero")
 
 ASSETS = Path(__file__).parent / "assets"
 STYLES = ("uPlot.min.css", "page.css")
-SCRIPTS = ("base.js", "specs.js", "charts.js", "timeline.js", "answers.js", "samples.js", "prompts.js",
-           "figures.js", "page.js")
+SCRIPTS = ("base.js", "specs.js", "axis.js", "charts.js", "timeline.js", "answers.js", "samples.js",
+           "prompts.js", "figures.js", "page.js")
 PACKED_BYTES = 4_000_000  # of all runs together; the rest of the page is below 1 MB for 1,000 steps
 SHARE_OF_TIME = 0.01  # of a run's time that writing its report may take
 MOST_FILES = 16  # sample files read at a time, so that even after a resume no writing takes long

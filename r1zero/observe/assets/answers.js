@@ -6,6 +6,7 @@ const OUTCOMES = {
   no_answer: { sign: "?", word: "no answer" },
   timeout: { sign: "!", word: "timed out" },
   crash: { sign: "!", word: "crashed" },
+  graded: { sign: "\u00b7", word: "graded" },
 };
 const BECAUSE = {
   right: {
@@ -21,6 +22,7 @@ const BECAUSE = {
   no_answer: { else: "nothing was found that could be compared" },
   timeout: { else: "the rule took longer than its deadline: a failure, not a verdict" },
   crash: { else: "the rule itself failed: not a verdict" },
+  graded: { else: "a value without a verdict" },
 };
 
 function because(rule, outcome) {
@@ -62,6 +64,7 @@ function samplesOf(run, step, content) {
       advantage: columns.advantage[i],
       length: columns.response_length[i],
       truncated: columns.truncated[i],
+      failure: columns.failure?.[i] ?? "", // "rule: what went wrong"
     };
     sample.prompt.samples.push(sample);
     return sample;
@@ -148,6 +151,12 @@ function rewardBadge(sample) {
   return el("span", { class: "reward" }, formatted(sample.reward, "score"));
 }
 
+// What went wrong with a rule, in its own words.
+function failureOf(sample, rule) {
+  const said = sample.failure.startsWith(`${rule}: `) ? sample.failure.slice(rule.length + 2) : "";
+  return said ? ` (${visible(said)})` : null;
+}
+
 function scoreTable(sample) {
   const row = ([rule, score]) =>
     el(
@@ -156,7 +165,7 @@ function scoreTable(sample) {
       el("th", { scope: "row" }, rule),
       el("td", { class: "number" }, formatted(score.value, "score")),
       el("td", {}, chip("", score)),
-      el("td", { class: "why" }, because(rule, score.outcome)),
+      el("td", { class: "why" }, because(rule, score.outcome), failureOf(sample, rule)),
     );
   return el(
     "table",
@@ -164,7 +173,14 @@ function scoreTable(sample) {
     el(
       "thead",
       {},
-      el("tr", {}, ...["Rule", "Score", "Verdict", "Why"].map((name) => el("th", { scope: "col" }, name))),
+      el(
+        "tr",
+        {},
+        el("th", { scope: "col" }, "Rule"),
+        el("th", { scope: "col", class: "number" }, "Score"),
+        el("th", { scope: "col" }, "Verdict"),
+        el("th", { scope: "col" }, "Why"),
+      ),
     ),
     el("tbody", {}, ...Object.entries(sample.scores).map(row)),
   );

@@ -1,33 +1,10 @@
-// Charts: one x axis of steps, one cursor for all of them, values of the cursor's step beside the names.
+// Charts: one cursor for all of them, values of the cursor's step beside the names.
 
-const STEPS = [...new Set(RUNS.flatMap((run) => run.steps))].sort((a, b) => a - b);
-const SPANS = { off: 0, light: 5, strong: 20 }; // steps over which smoothing looks back
 const charts = [];
 const hiddenRuns = new Set();
 let smoothing = SPANS[memory.get("smoothing", "off")] ?? 0;
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-// A run's values on the common axis: undefined where the run has no such step, null where it has no number.
-function onAxis(run, values) {
-  if (run.steps.length === STEPS.length) return values.slice();
-  const at = new Map(run.steps.map((step, i) => [step, values[i]]));
-  return STEPS.map((step) => at.get(step));
-}
-
-// Exponential mean over about `span` steps, unbiased at the start.
-function smoothed(values, span) {
-  if (!span) return values;
-  const keep = 1 - 2 / (span + 1);
-  let sum = 0,
-    weight = 0;
-  return values.map((value) => {
-    if (typeof value !== "number") return value;
-    sum = keep * sum + (1 - keep) * value;
-    weight = keep * weight + (1 - keep);
-    return sum / weight;
-  });
-}
 
 class Chart {
   constructor(spec) {
@@ -43,24 +20,16 @@ class Chart {
     const { spec } = this;
     this.at = el("span", { class: "at" });
     this.values = spec.lines.map(() => el("span", { class: "value" }));
-    this.buttons = spec.lines.map((line, i) =>
-      el(
-        "button",
-        {
-          type: "button",
-          class: "line",
-          "aria-pressed": "true",
-          title: `Show or hide ${line.label}`,
-          onclick: () => this.toggle(i),
-        },
-        el("span", {
-          class: `swatch${line.dash?.length ? " dashed" : ""}${line.ghost ? " faint" : ""}`,
-          style: `--swatch: var(${line.color})`,
-        }),
-        el("span", { class: "label" }, line.label),
-        this.values[i],
-      ),
-    );
+    this.buttons = spec.lines.map((line, i) => (line.ghost ? null : this.lineButton(line, i)));
+    const band = spec.band
+      ? el(
+          "span",
+          { class: "line" },
+          el("span", { class: "swatch faint", style: `--swatch: var(${spec.bandColor})` }),
+          el("span", { class: "label" }, spec.bandLabel),
+          (this.bandValue = el("span", { class: "value" })),
+        )
+      : null;
     this.plot = el("div", {
       class: "plot",
       tabindex: "0",
@@ -71,11 +40,32 @@ class Chart {
       "article",
       { class: "chart" },
       el("header", {}, el("h3", {}, spec.title), this.at),
-      el("div", { class: "lines" }, ...this.buttons),
+      el("div", { class: "lines" }, ...[...this.buttons, band].filter(Boolean)),
       this.plot,
       spec.note ? el("p", { class: "note" }, spec.note) : null,
     );
     this.show(null);
+  }
+
+  // Name and value of a line; pressing it hides the line.
+  lineButton(line, i) {
+    const swatch = {
+      class: `swatch${line.dash?.length ? " dashed" : ""}`,
+      style: `--swatch: var(${line.color})`,
+    };
+    return el(
+      "button",
+      {
+        type: "button",
+        class: "line",
+        "aria-pressed": "true",
+        title: `Show or hide ${line.label}`,
+        onclick: () => this.toggle(i),
+      },
+      el("span", swatch),
+      el("span", { class: "label" }, line.label),
+      this.values[i],
+    );
   }
 
   toggle(i) {
@@ -132,7 +122,8 @@ class Chart {
       );
       if (spec.band?.includes(line.key)) ends.push(number);
     });
-    if (ends.length === 2) bands.push({ series: ends.reverse(), fill: () => color("--c1") + "26" });
+    if (ends.length === 2)
+      bands.push({ series: ends.reverse(), fill: () => color(this.spec.bandColor) + "26" });
     return { rows, series, bands };
   }
 
@@ -240,6 +231,10 @@ class Chart {
         kind,
       );
     });
+    if (this.spec.band) {
+      const ends = lines.map((line, i) => (line.ghost ? this.values[i].textContent : null)).filter(Boolean);
+      this.bandValue.textContent = ends.join("\u2013");
+    }
     this.index = index;
     return lines.map((line, i) => `${line.label} ${this.values[i].textContent}`).join(", ");
   }

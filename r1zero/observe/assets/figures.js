@@ -5,12 +5,12 @@ const WINDOW = 5;
 const FIGURES = [
   ["Reward", "reward/mean", "score"],
   ...RULES.map((rule) => [`${rule} right`, `reward/${rule}/right`, "share"]),
-  ["Response length", "response_length/mean", "tokens"],
+  ["Length", "response_length/mean", "tokens"],
   ["Cut off", "response_truncated", "share"],
   ["Equal groups", "reward/equal_groups", "share"],
   ["KL", "kl", "plain"],
   ["Step", "time/step", "seconds"],
-  ["Tokens per second", "throughput/tokens_per_second", "rate"],
+  ["Tokens/s", "throughput/tokens_per_second", "rate"],
 ];
 const ends = (run, key) =>
   [run.series[key]?.slice(0, WINDOW), run.series[key]?.slice(-WINDOW)].map((part) => mean(part ?? []));

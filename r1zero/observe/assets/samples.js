@@ -64,8 +64,8 @@ class SampleBrowser {
     this.query = input("search", { placeholder: "in question, response, ground truth" });
     this.from = input("number", { placeholder: "first", inputmode: "numeric" });
     this.to = input("number", { placeholder: "last", inputmode: "numeric" });
-    this.low = input("number", { step: "any", placeholder: "lowest" });
-    this.high = input("number", { step: "any", placeholder: "highest" });
+    this.low = input("number", { step: "any", placeholder: "min" });
+    this.high = input("number", { step: "any", placeholder: "max" });
     this.order = select(
       Object.entries(ORDERS).map(([value, [label]]) => [value, label]),
       now,

@@ -9,10 +9,8 @@ const phaseColor = (name) => `--phase-${name}`;
 const keysOf = (run) => Object.keys(run.series);
 const ALL_KEYS = [...new Set(RUNS.flatMap(keysOf))].sort();
 
-// Names of the rules: the metrics reward/<rule> that are no statistics of all rules together.
-const RULES = ALL_KEYS.map((key) => key.match(/^reward\/([^/]+)$/)?.[1]).filter(
-  (name) => name && !["mean", "failed", "equal_groups"].includes(name),
-);
+// Names of the rules: those with metrics of their own, reward/<rule>/<metric>.
+const RULES = [...new Set(ALL_KEYS.map((key) => key.match(/^reward\/(.+)\/[^/]+$/)?.[1]).filter(Boolean))];
 
 // Share of the step that a role's ranks were blocked, on average.
 function waitShare(role) {
@@ -50,22 +48,25 @@ const SECTIONS = [
         zero: true,
         note: "Band: from the 10th to the 90th percentile. Thinking that pays shows as growth.",
         band: ["response_length/p10", "response_length/p90"],
+        bandLabel: "10 to 90%",
+        bandColor: "--c1",
         lines: [
           { key: "response_length/mean", label: "mean", color: "--c1", width: 2.5 },
           { key: "response_length/p10", label: "10%", color: "--c1", ghost: true },
           { key: "response_length/p50", label: "median", color: "--c3" },
           { key: "response_length/p90", label: "90%", color: "--c1", ghost: true },
-          { key: "response_length/max", label: "longest", color: "--c7", dash: [2, 3] },
+          { key: "response_length/max", label: "max", color: "--c7", dash: [2, 3] },
         ],
       },
       {
         title: "Lost signal",
         kind: "share",
         zero: true,
-        note: "Answers cut off at the limit, and groups whose rewards are all equal: they teach nothing.",
+        note: "Answers cut off at the limit; groups of equal rewards, which teach nothing; failed scoring.",
         lines: [
           { key: "response_truncated", label: "cut off", color: "--c4" },
           { key: "reward/equal_groups", label: "equal groups", color: "--c7" },
+          { key: "reward/failure_rate", label: "scoring failed", color: "--c5" },
         ],
       },
     ],
@@ -207,7 +208,9 @@ function drawable(spec) {
     const lines = spec.lines
       .filter((line) => recorded(RUNS[0], line))
       .map((line) => ({ ...line, run: RUNS[0] }));
-    return lines.length ? [{ ...spec, lines, band: lines.length > 1 ? spec.band : null }] : [];
+    return lines.length
+      ? [{ ...spec, lines, band: spec.band?.every((key) => recorded(RUNS[0], { key })) ? spec.band : null }]
+      : [];
   }
   return spec.lines
     .filter((line) => RUNS.some((run) => recorded(run, line)))
