@@ -130,6 +130,24 @@ class ModelShape:
             "tie_word_embeddings": not keys.get("untie_embeddings_and_output_weights", False),
         })
 
+    def to_megatron(self) -> dict[str, Any]:
+        """Say the same in Megatron's names."""
+        return {
+            "num_layers": self.num_layers,
+            "hidden_size": self.hidden_size,
+            "ffn_hidden_size": self.ffn_size,
+            "num_attention_heads": self.num_heads,
+            "num_query_groups": self.num_kv_heads,
+            "kv_channels": self.head_dim,
+            "padded_vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_positions,
+            "norm_epsilon": self.norm_eps,
+            "rotary_base": self.rope_theta,
+            "untie_embeddings_and_output_weights": not self.tied,
+            "add_qkv_bias": self.qkv_bias,
+            "qk_layernorm": self.qk_norm,
+        }
+
 
 def _rope(config: dict) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from the keys of transformers 4 (`rope_theta`) or 5 (`rope_parameters`)."""

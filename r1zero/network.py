@@ -69,13 +69,9 @@ def _check_grid(cfg: Config, key: str, shape: ModelShape) -> list[str]:
 
 def _check_model_keys(cfg: Config, role: str, shape: ModelShape) -> list[str]:
     """What the model file says about the network must agree with its config.json."""
-    truth = {
-        "num_layers": shape.num_layers, "hidden_size": shape.hidden_size, "ffn_hidden_size": shape.ffn_size,
-        "num_attention_heads": shape.num_heads, "num_query_groups": shape.num_kv_heads,
-        "kv_channels": shape.head_dim, "padded_vocab_size": shape.vocab_size, "norm_epsilon": shape.norm_eps,
-        "rotary_base": shape.rope_theta, "untie_embeddings_and_output_weights": not shape.tied,
-        "add_qkv_bias": shape.qkv_bias, "qk_layernorm": shape.qk_norm}
-    name, load = attrgetter(f"{role}.model")(cfg), attrgetter(f"{role}.load")(cfg)
+    truth = shape.to_megatron()
+    del truth["max_position_embeddings"]  # fewer may be asked for
+    name, load = attrgetter(f"{role}.model")(cfg), cfg.model_folder(role)
     given = cfg.model_keys(role)
     problems = [f"model {name}: {key}: {shown(value)} is not what {load}/config.json says; "
                 f"{shown(truth[key])} would work, or leave the key out"

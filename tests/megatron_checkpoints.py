@@ -53,10 +53,26 @@ def write_body(rank: int, size: int, store: object, folder: str, tied: bool) -> 
     return _logits(model)
 
 
-def _model(tied: bool) -> GPTModel:
+def read_body(rank: int, size: int, store: object, folder: str, kind: str, tied: bool) -> torch.Tensor | None:
+    """Load an iteration's folder as Megatron-LM does. Returns the logits as write_body does."""
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    parallel_state.initialize_model_parallel(TP, PP)
+    model_parallel_cuda_manual_seed(5)
+    model = _model(tied, norm_epsilon=1e-6)
+    if kind == "legacy":
+        tp, pp = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
+        path = Path(folder) / f"mp_rank_{tp:02d}_{pp:03d}" / "model_optim_rng.pt"
+        state = torch.load(path, weights_only=False)["model"]
+    else:
+        state = dist_checkpointing.load({"model": model.sharded_state_dict()}, folder)["model"]
+    model.load_state_dict(state, strict=True)
+    return _logits(model)
+
+
+def _model(tied: bool, norm_epsilon: float = 1e-5) -> GPTModel:
     config = TransformerConfig(
         num_layers=4, hidden_size=64, ffn_hidden_size=96, num_attention_heads=4, num_query_groups=2, kv_channels=16,
-        normalization="RMSNorm", layernorm_epsilon=1e-5, add_bias_linear=False, add_qkv_bias=True,
+        normalization="RMSNorm", layernorm_epsilon=norm_epsilon, add_bias_linear=False, add_qkv_bias=True,
         gated_linear_unit=True, activation_func=torch.nn.functional.silu, attention_dropout=0.0, hidden_dropout=0.0,
         tensor_model_parallel_size=TP, pipeline_model_parallel_size=PP, pipeline_dtype=torch.float32,
         use_cpu_initialization=True, gradient_accumulation_fusion=False, masked_softmax_fusion=False,

@@ -83,6 +83,8 @@ class MegatronWeights(Weights):
                            for a, b in zip(wanted, piece.box, strict=True))
             if all(side.start < side.stop for side in common):
                 part = piece.load()[_within(common, piece.box)]
+                if common == wanted:  # nothing to put together: no copy, unless columns were cut
+                    return part.contiguous().view(local_shape(tensor, tp))
                 if shard is None:
                     shard = torch.empty([side.stop - side.start for side in wanted], dtype=part.dtype)
                 shard[_within(common, wanted)] = part
@@ -133,18 +135,15 @@ def check_args(found: Found, args: Namespace, shape: ModelShape) -> None:
 
     Only a warning where they do not tell: converters leave the rotary base and the norm's epsilon at defaults.
     """
-    given = vars(args)
-    truth = {"num_layers": shape.num_layers, "hidden_size": shape.hidden_size,
-             "num_attention_heads": shape.num_heads, "kv_channels": shape.head_dim,
-             "add_qkv_bias": shape.qkv_bias, "qk_layernorm": shape.qk_norm}
-    if given.get("group_query_attention"):
-        truth["num_query_groups"] = shape.num_kv_heads
-    refuse_misfits(found, [f"its arguments say {key} {given[key]} instead of {value}" for key, value in truth.items()
-                           if given.get(key) is not None and given[key] != value])
-    for key, value in ("rotary_base", shape.rope_theta), ("norm_epsilon", shape.norm_eps):
-        if given.get(key) not in (None, value):
+    given, truth = vars(args), shape.to_megatron()
+    keys = ["num_layers", "hidden_size", "num_attention_heads", "kv_channels", "add_qkv_bias", "qk_layernorm"]
+    keys += ["num_query_groups"] * bool(given.get("group_query_attention"))
+    refuse_misfits(found, [f"its arguments say {key} {given[key]} instead of {truth[key]}" for key in keys
+                           if given.get(key) not in (None, truth[key])])
+    for key in "rotary_base", "norm_epsilon":
+        if given.get(key) not in (None, truth[key]):
             log.warning("%s: its arguments say %s %s; %s, as config.json says, is used", found.folder, key,
-                        given[key], value)
+                        given[key], truth[key])
 
 
 def refuse_untied(found: Found, embedding: torch.Tensor, head: torch.Tensor) -> None:

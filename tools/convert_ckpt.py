@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""Convert weights between Hugging Face folders and Megatron checkpoints, in bounded memory.
+
+    python tools/convert_ckpt.py --from models/Qwen2.5-7B --to ckpt --tp 2 --pp 4
+    python tools/convert_ckpt.py --from runs/r1/checkpoints --to models/trained --hf-dir models/Qwen2.5-7B
+
+    python tools/convert_ckpt.py --model-type-hf llama2 --load-model-type hf --save-model-type mg \
+        --target-tensor-parallel-size 2 --target-pipeline-parallel-size 4 --params-dtype bf16 \
+        --load-dir models/Qwen2.5-7B --save-dir ckpt                    # the same with the names known from Megatron
+
+Sources are detected: a Hugging Face folder; Megatron checkpoints, legacy or torch_dist, at any TP and PP, of the
+iteration that the tracker names, or of the folder of one. Values are copied bit for bit unless --params-dtype asks
+for another type. The target appears complete or not at all. Exit codes: 0 done, 1 failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch  # noqa: E402
+
+from r1zero.model import ModelShape  # noqa: E402
+from r1zero.weights.convert import copy_beside, save_hf  # noqa: E402
+from r1zero.weights.found import CONFIG, config_folder, find  # noqa: E402
+from r1zero.weights.load import open_weights, stored_shape  # noqa: E402
+from r1zero.weights.megatron_files import Layout, save_dist, save_legacy  # noqa: E402
+from r1zero.weights.names import tensors  # noqa: E402
+from r1zero.weights.source import Weights  # noqa: E402
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+TYPES = {"hf": "Hugging Face", "mg": "Megatron"}
+
+
+def main() -> int:
+    """Convert; returns the exit code."""
+    try:
+        convert(parse(sys.argv[1:]))
+    except ValueError as error:
+        print(f"convert_ckpt: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:  # torch's writers make RuntimeErrors of full disks
+        print(f"convert_ckpt: {error}; nothing was written", file=sys.stderr)
+        return 1
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what is wrong with the arguments, to be told like all else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help shows the options")
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Read the arguments, spelled with dashes or underscores. ValueError for wrong ones."""
+    parser = Parser(prog="convert_ckpt.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    allow_abbrev=False)
+    add = parser.add_argument
+    add("--load-dir", "--from", required=True, type=Path, metavar="DIR", help="weights to read")
+    add("--save-dir", "--to", required=True, type=Path, metavar="DIR", help="folder to make")
+    add("--load-model-type", "--from-type", choices=TYPES, help="what --load-dir must hold; default: what it does")
+    add("--save-model-type", "--to-type", choices=TYPES, help="what to write; default: the other one")
+    add("--target-tensor-parallel-size", "--tp", type=at_least_1, default=1, metavar="N")
+    add("--target-pipeline-parallel-size", "--pp", type=at_least_1, default=1, metavar="N")
+    add("--num-layer-list", "--layers-per-stage", metavar="N,N,...", help="layers of each pipeline stage; default even")
+    add("--ckpt-format", "--mg-format", choices=["legacy", "torch", "torch_dist"], default="legacy",
+        help="of Megatron checkpoints to write; torch_dist fits any TP and PP; default legacy, also called torch")
+    add("--make-vocab-size-divisible-by", type=at_least_1, default=1, metavar="N",
+        help="pad the vocabulary of legacy files to a multiple of N times TP; default 1")
+    add("--params-dtype", "--dtype", choices=DTYPES, help="type to write; default that of the source")
+    add("--hf-dir", "--config-from", type=Path, metavar="DIR",
+        help="folder with config.json and tokenizer of a Megatron source; default: beside the checkpoint")
+    add("--model-type-hf", "--family", metavar="NAME", help="accepted; config.json tells the model")
+    for name in ("--use-mcore-models", "--add-qkv-bias"):
+        add(name, action="store_true", help="accepted; always so where the model is")
+    add("--model-type", choices=["GPT"], help="accepted")
+    add("--tokenizer-model", metavar="FILE", help="accepted; tokenizer files are copied with config.json")
+    return parser.parse_args([re.sub(r"^--[\w-]+", lambda option: option[0].replace("_", "-"), word) for word in words])
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Check everything, then convert. ValueError for bad input, OSError when writing fails."""
+    start, found = time.monotonic(), find(args.load_dir)
+    source = "hf" if found.kind == "hf" else "mg"
+    if args.load_model_type not in (None, source):
+        raise ValueError(f"--load-model-type {args.load_model_type}: {args.load_dir} holds {TYPES[source]} weights "
+                         f"({found}); say {source}, or leave it out")
+    kind = args.save_model_type or ("mg" if source == "hf" else "hf")
+    beside, target = folders(args, source, kind)
+    shape = ModelShape.from_folder(beside) if beside is not None else stored_shape(found)
+    layout = plan_layout(args, shape)
+    weights = open_weights(args.load_dir, shape)
+    name, dtype = type_to_write(args, weights)
+    print(f"from: {found}", flush=True)
+    if kind == "hf":
+        save_hf(target, shape, weights.stream(tensors(shape), 0, 1, dtype), beside, torch_name(dtype))
+    else:
+        with new_folder(target) as folder:
+            if args.ckpt_format == "torch_dist":
+                save_dist(folder, weights, dtype)
+            else:
+                save_legacy(folder, weights, dtype, layout)
+            if beside is not None:
+                copy_beside(beside, folder, torch_name(dtype))
+    print(f"to:   {find(target)}, {name}, {shape.num_parameters * dtype.itemsize / 1e9:.2f} GB in "
+          f"{time.monotonic() - start:.0f} s")
+
+
+def folders(args: argparse.Namespace, source: str, kind: str) -> tuple[Path | None, Path]:
+    """The folder with config.json, None when it may be done without, and the folder to make."""
+    target: Path = args.save_dir
+    beside: Path | None = args.load_dir if source == "hf" else config_folder(args.load_dir, args.hf_dir or target)
+    if args.hf_dir is not None:
+        beside = args.hf_dir
+    elif beside == target and source == "mg":  # as the converter of MindSpeed-LLM has it: --save-dir is the original model's folder
+        target = target / "mg2hf"
+    if not (beside / CONFIG).is_file():
+        if kind == "hf" or args.hf_dir is not None:
+            raise ValueError(f"{beside if args.hf_dir else args.load_dir} has no {CONFIG}; name the original model's "
+                             "folder with --hf-dir")
+        beside, target = None, args.save_dir
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"--save-dir: {target} exists and is not empty; name a new folder, or remove it")
+    return beside, target
+
+
+def type_to_write(args: argparse.Namespace, weights: Weights) -> tuple[str, torch.dtype]:
+    """The type asked for, or that of all tensors. ValueError when they differ."""
+    if args.params_dtype is not None:
+        return args.params_dtype, DTYPES[args.params_dtype]
+    known = {dtype: name for name, dtype in DTYPES.items()}
+    names = sorted(known.get(dtype, str(dtype)) for dtype in weights.dtypes)
+    if len(names) > 1 or names[0] not in DTYPES:
+        raise ValueError(f"{weights.found.folder} holds {', '.join(names)}; choose one type to write with --params-dtype "
+                         f"{'|'.join(DTYPES)}")
+    return names[0], DTYPES[names[0]]
+
+
+def plan_layout(args: argparse.Namespace, shape: ModelShape) -> Layout:
+    """The cuts of legacy files. ValueError when they do not fit the model."""
+    tp, pp = args.target_tensor_parallel_size, args.target_pipeline_parallel_size
+    cut = {"num_attention_heads": shape.num_heads, "ffn_hidden_size": shape.ffn_size, "qkv rows": shape.qkv_size}
+    uneven = [f"{key} {size}" for key, size in cut.items() if size % tp]
+    if uneven:
+        raise ValueError(f"--target-tensor-parallel-size {tp} does not divide {', '.join(uneven)}; choose one that does")
+    if args.num_layer_list is None:
+        if shape.num_layers % pp:
+            raise ValueError(f"--target-pipeline-parallel-size {pp} does not divide num_layers {shape.num_layers}; "
+                             "choose one that does, or say --num-layer-list")
+        return Layout(tp, (shape.num_layers // pp,) * pp, args.make_vocab_size_divisible_by)
+    words = args.num_layer_list.split(",")
+    layers = tuple(int(word) for word in words if word.strip().isdecimal())
+    if len(layers) != len(words) or len(layers) != pp or sum(layers) != shape.num_layers or 0 in layers:
+        raise ValueError(f"--num-layer-list {args.num_layer_list} must be {pp} numbers of layers, one for each pipeline "
+                         f"stage, that add up to {shape.num_layers}")
+    return Layout(tp, layers, args.make_vocab_size_divisible_by)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a hidden folder beside `target` that takes its place when all went well."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        if target.exists():
+            target.rmdir()  # it is empty
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def at_least_1(text: str) -> int:
+    """Read a positive number."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return int(text)
+
+
+def torch_name(dtype: torch.dtype) -> str:
+    """The name of a type as config.json has it."""
+    return str(dtype).removeprefix("torch.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
