@@ -63,9 +63,9 @@ def find(path: str | Path) -> Found:
             raise ValueError(f"{path} holds a Hugging Face model and Megatron checkpoints: name the iteration's "
                              "folder, or move one of the two")
         return _tracked(path)
-    if is_hf or (path / CONFIG).is_file():
-        return Found("hf", path)
     others = _iterations(path)
+    if is_hf or (path / CONFIG).is_file() and not others:
+        return Found("hf", path)
     way_out = (f"it has no {TRACKER}: name one of its folders, such as {others[-1]}" if others else
                f"a Hugging Face model has {CONFIG} and {SINGLE}, a Megatron checkpoint {TRACKER}")
     raise ValueError(f"{path} holds no weights; {way_out}")

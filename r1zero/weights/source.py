@@ -33,7 +33,10 @@ class Weights(ABC):
 
     @abstractmethod
     def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Return one TP rank's parameter, contiguous, in the dtype of the file. ValueError if it cannot be read."""
+        """Return one TP rank's parameter, contiguous, in the dtype of the file. ValueError if it cannot be read.
+
+        It may lie in a mapped file: use it up before the file changes, and write nothing into it.
+        """
 
     @property
     @abstractmethod

@@ -7,6 +7,7 @@ stand-in; any other name is refused, whatever it is.
 
 from __future__ import annotations
 
+import io
 import pickle
 from argparse import Namespace
 from pathlib import Path
@@ -25,6 +26,15 @@ _BUILT = {f"{known.__module__}.{known.__qualname__}": known for known in (
     metadata._MEM_FORMAT_ENCODING, torch.Size, torch.serialization._get_layout, set, Namespace, SimpleNamespace)}
 
 
+# What unpickling damaged files raises; TypeError and the like when a record is not what it was.
+_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError,
+               pickle.UnpicklingError)
+
+
+class Unfamiliar(ValueError):
+    """A pickle names something that no checkpoint needs."""
+
+
 class Inert:
     """Stands for an object of a class that nothing here needs: takes any arguments and state, does nothing."""
 
@@ -39,22 +49,25 @@ def load_pickled(path: Path) -> Any:
     """Load a file of torch.save; its tensors stay on disk until they are touched. ValueError if bad or unsafe."""
     try:
         strange = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        _refuse_unfamiliar(path, strange)
-        stand_ins = [(_BUILT.get(name, Inert), name) for name in strange]
-        with torch.serialization.safe_globals(stand_ins):
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from None
+    _refuse_unfamiliar(path, strange)
+    try:
+        with torch.serialization.safe_globals([(_BUILT.get(name, Inert), name) for name in strange]):
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read as a file of torch.save ({_first_line(error)}); "
-                         "copy the checkpoint again") from None
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from None
 
 
 def load_metadata(path: Path) -> metadata.Metadata:
     """Load the .metadata of a torch_dist checkpoint, a plain pickle. ValueError if bad or unsafe."""
     try:
-        with path.open("rb") as file:
-            found = _MetadataUnpickler(file, path).load()
-    except (OSError, EOFError, KeyError, IndexError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read ({_first_line(error)}); copy the checkpoint again") from None
+        content = path.read_bytes()
+        found = _MetadataUnpickler(io.BytesIO(content), path).load()
+    except Unfamiliar:
+        raise
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from None
     if not isinstance(found, metadata.Metadata):
         raise ValueError(f"{path} holds no metadata of a checkpoint; copy the checkpoint again")
     return found
@@ -77,9 +90,10 @@ class _MetadataUnpickler(pickle.Unpickler):
 def _refuse_unfamiliar(path: Path, names: list[str]) -> None:
     unfamiliar = [name for name in names if name not in _BUILT and name.partition(".")[0] not in FAMILIAR]
     if unfamiliar:
-        raise ValueError(f"{path} wants to call {', '.join(sorted(unfamiliar)[:5])}, which no checkpoint needs: it may "
+        raise Unfamiliar(f"{path} wants to call {', '.join(sorted(unfamiliar)[:5])}, which no checkpoint needs: it may "
                          "be hostile; nothing of it was run. Use another copy")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _damaged(path: Path, error: Exception) -> ValueError:
+    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    return ValueError(f"{path} cannot be read ({cause}); copy the checkpoint again")
