@@ -10,7 +10,7 @@ does not change its scores.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -20,6 +20,8 @@ from r1zero.reward.case import Case
 from r1zero.reward.pool import START_SECONDS, Item, Pool
 from r1zero.reward.rules import VERDICTS, select
 from r1zero.reward.worker import Setup
+
+IN_FLIGHT = 512  # groups of a stream that are judged at once: one that takes its deadline does not stop the others
 
 
 @dataclass(slots=True)
@@ -69,6 +71,18 @@ class Judge:
         found = {group: self._groups.pop(group).scores for group in wanted}
         return {group: [{name: member[name] for name in self.scorers} for member in members]
                 for group, members in found.items()}
+
+    def stream(self, groups: Iterable[Sequence[Case]]) -> Iterator[list[dict[str, Score]]]:
+        """Score groups as they come and yield the scores of their members in the same order, many at a time."""
+        waiting: deque[int] = deque()
+        for number, cases in enumerate(groups):
+            for member, case in enumerate(cases):
+                self.submit(number, member, len(cases), case)
+            waiting.append(number)
+            while len(waiting) >= IN_FLIGHT or (waiting and self.is_done(waiting[0])):
+                yield from self.collect([waiting.popleft()]).values()
+        while waiting:
+            yield from self.collect([waiting.popleft()]).values()
 
     def reward(self, scores: Mapping[str, Score]) -> float:
         """Return the weighted sum of the scores of a response."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 from r1zero.config import Cosine
 from r1zero.reward.case import Case
@@ -65,4 +66,4 @@ def repetition(case: Case, ngram: int) -> float:
     count = len(words) - ngram + 1
     if count < 1:
         return 0.0
-    return len({tuple(words[at : at + ngram]) for at in range(count)}) / count - 1.0
+    return len(set(zip(*(islice(words, at, None) for at in range(ngram))))) / count - 1.0

@@ -1,0 +1,113 @@
+"""Scores answers from a file, through the judge that scores them in training.
+
+    python tools/score.py --input cases.jsonl [--verifier acc format] [--config CONFIG]
+
+In, one JSON object a line: {"gold": "1/2", "response": "It is \\boxed{0.5}."}; "prompt" and, for scorers of length,
+"tokens", "limit" and "truncated" may be given, too. Out, one line for each in the same order:
+{"outcome": "right", "scores": {"acc": 1.0, "format": 0.0}}; the outcome is that of the first scorer: right,
+wrong, no_answer, graded, timeout or crash. Each line is a group of its own to scorers that compare responses.
+Values of the scorers, deadline and workers are those of CONFIG (a file or a name under configs/), or the defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from r1zero.config import Reward  # noqa: E402
+from r1zero.loading import load_config  # noqa: E402
+from r1zero.reward.case import Case  # noqa: E402
+from r1zero.reward.judge import Judge  # noqa: E402
+from r1zero.reward.rules import NEED_TOKENS, check_names  # noqa: E402
+
+BAD_INPUT = 2
+SHOWN = 20  # bad lines
+
+
+def main() -> int:
+    """Score a file; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Score answers from a file.")
+    parser.add_argument("--input", required=True, type=Path, help="JSON lines with gold and response")
+    parser.add_argument("--verifier", nargs="+", metavar="SCORER", help="default: those of CONFIG, or acc format")
+    parser.add_argument("--config", help="take scorers and their settings from this configuration")
+    args = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `score.py ... | head` shall end quietly
+    try:
+        names, reward = ["acc", "format"], Reward()
+        if args.config:
+            cfg, _ = load_config(args.config)
+            names, reward = cfg.algorithm.verifier_function, cfg.reward
+        names = args.verifier or names
+        problems = [f"--verifier: {problem}" for problem in check_names(names)]
+        cases = [] if problems else read_cases(args.input, any(name in NEED_TOKENS for name in names), problems)
+    except ValueError as error:
+        problems = [str(error)]
+    if problems:
+        return _refuse(problems)
+    try:
+        _score(cases, names, reward)
+    except RuntimeError as error:
+        return _refuse([str(error)])
+    return 0
+
+
+def read_cases(path: Path, with_tokens: bool, problems: list[str]) -> list[Case]:
+    """Read all cases; what is wrong with a line goes to `problems`. ValueError when there is no such file."""
+    cases = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"--input: {path} cannot be read: {error.strerror}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            cases.append(_case(json.loads(line), with_tokens))
+        except (ValueError, RecursionError) as error:  # what json and _case raise
+            problems.append(f"{path}, line {number}: {error}")
+    return cases
+
+
+def _case(row: object, with_tokens: bool) -> Case:
+    """Check one row. ValueError with what is wrong."""
+    if not isinstance(row, dict):
+        raise ValueError('it must be an object such as {"gold": "5", "response": "\\\\boxed{5}"}')
+
+    def given(key: str, kinds: tuple[type, ...], wanted: str, default: object = None) -> object:
+        value = row.get(key, default)
+        if not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool)):
+            raise ValueError(f"{key} {f'is {value!r:.80}' if key in row else 'is missing'}; it must be {wanted}")
+        return value
+
+    lengths = None if with_tokens else 0
+    return Case(prompt=given("prompt", (str,), "a text", ""), response=given("response", (str,), "a text"),
+                gold=str(given("gold", (str, int, float), "a text or a number")),
+                tokens=given("tokens", (int,), "the length of the response", lengths),
+                limit=given("limit", (int,), "the most tokens that a response may have", lengths),
+                truncated=given("truncated", (bool,), "true or false", False))
+
+
+def _score(cases: list[Case], names: list[str], reward: Reward) -> None:
+    with Judge(names, [1.0] * len(names), reward) as judge:
+        for [scores] in tqdm(judge.stream([case] for case in cases), total=len(cases), unit="case", disable=None):
+            outcome = next(iter(scores.values())).outcome.name.lower()
+            print(json.dumps({"outcome": outcome, "scores": {name: score.value for name, score in scores.items()}}))
+
+
+def _refuse(problems: list[str]) -> int:
+    for problem in problems[:SHOWN]:
+        print(f"score.py: {problem}", file=sys.stderr)
+    if len(problems) > SHOWN:
+        print(f"score.py: and {len(problems) - SHOWN} more", file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
