@@ -84,7 +84,8 @@ _MATRIX = re.compile(
     r"[(\[]? ?\\begin ?\{(?P<kind>[pbB]?(?:small)?matrix|array)\} ?(?:\{[lcr| ]*\})?"
     r"(?P<body>.*)\\end ?\{(?P=kind)\} ?[)\]]?"
 )
-_COMPOUND = re.compile(r"(?:[0-9.]+ ?(?:\\text ?\{[^{}]*\}|[A-Za-z.]+|[\u3400-\u9fff]+) ?){2,4}")
+# Number and unit share no first letter, or a long row of points would be tried in every division.
+_COMPOUND = re.compile(r"(?:[0-9][0-9.]* ?(?:\\text ?\{[^{}]*\}|[A-Za-z][A-Za-z.]*|[\u3400-\u9fff]+) ?){2,4}")
 _WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\W_](?:[^\W_]|[ '.:-])*")
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:arc|a)?(?:sin|cos|tan)|sqrt|infi)[A-Za-z]{4}")
 _BUILDER = re.compile(r"([a-z]) ?(?:\u2208 ?\u211d ?)?[|:] ?(.+)")

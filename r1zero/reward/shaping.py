@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from itertools import islice
+
+import numpy as np
 
 from r1zero.config import Cosine
 from r1zero.reward.case import Case
@@ -63,7 +64,13 @@ def repetition(case: Case, ngram: int) -> float:
     response needs their share.
     """
     words = _WORD.findall(case.response)
-    count = len(words) - ngram + 1
-    if count < 1:
+    if len(words) < ngram:
         return 0.0
-    return len(set(zip(*(islice(words, at, None) for at in range(ngram))))) / count - 1.0
+    seen: dict[str, int] = {}
+    ids = np.array([seen.setdefault(word, len(seen)) for word in words])  # number of the n-gram that begins here
+    size = 1
+    while size < ngram:  # two n-grams that overlap or touch make a longer one
+        step = min(size, ngram - size)
+        _, ids = np.unique(ids[:-step] * len(words) + ids[step:], return_inverse=True)
+        size += step
+    return len(np.unique(ids)) / len(ids) - 1.0
