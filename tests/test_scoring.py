@@ -11,6 +11,7 @@ import pytest
 from multiproc import DEVICE, run_ranks
 from worlds import metrics, samples
 
+from r1zero.batch import Group
 from r1zero.checks import check
 from r1zero.config import placement
 from r1zero.loading import load_config
@@ -24,35 +25,35 @@ def digits(cases):
         raise ValueError("sevens are unlucky")
     return [case.tokens / case.limit + bool(case.right) for case in cases]
 """
-STEPS, KILLED_AT = 2, 5
+STEPS = 2
 
 
 def train_and_kill(rank: int, size: int, store: object, overrides: list[str]) -> int:
-    """Train; kill the worker of each rollout rank's judge right after it was given a sample of step 1."""
+    """Train; kill the worker of each rollout rank's judge right after it was given the first sample."""
     cfg, _ = load_config("tiny", overrides)
     problems = check(cfg, size, [0] * size)
     assert not problems, problems
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     crew = prepare(cfg, World(launch, placement(cfg, size), DEVICE, timedelta(seconds=120), store))
-    killed = []
+    count = 0
     if crew.world.rollout.member:
         judge, submit = crew.scorer._judge, crew.scorer.submit
         while not judge.pool.ready:
             judge.poll(0.1)
 
-        def submit_and_kill(group: object, member: int) -> None:
+        def submit_and_kill(group: Group, member: int) -> None:
+            nonlocal count
             [pid] = judge.pool.processes
-            number = len(killed)
-            killed.append(pid)
-            if number == KILLED_AT:
+            if count == 0:
                 os.kill(pid, signal.SIGSTOP)  # so that the sample is in its hands when it dies
             submit(group, member)
-            if number == KILLED_AT:
+            if count == 0:
                 os.kill(pid, signal.SIGKILL)
+            count += 1
 
         crew.engine.on_sample = submit_and_kill
     train(crew)
-    return len(killed)
+    return count
 
 
 @pytest.fixture(scope="module")
