@@ -9,13 +9,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from r1zero.world.launch import Launch, read_launch
+from r1zero.world.leave import BAD_INPUT
 from r1zero.world.roles import Placement
 
 if TYPE_CHECKING:
     from r1zero.world.groups import World
 
 T = TypeVar("T")
-BAD_INPUT = 2
 LET_FIRST_SPEAK_SECONDS = 3.0
 
 
@@ -54,12 +54,13 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
 
     device = devices.prepare("cpu" if on_cpu else devices.detect(), launch.local_rank, deterministic)
     world = World(launch, placement, device, timeout)
-    watch = FailureWatch(world.store, world.rank, world.roles)
+    watch = FailureWatch(world.store, world.rank, world.size, world.roles)
     ready = False
     try:
         prepared = prepare(world)
         ready = True
         exit_code = work(prepared) or 0
+        world.barrier()  # while others still work, all are watched
         watch.stop()
         world.leave()
         return exit_code

@@ -27,7 +27,7 @@ RESERVE = ".reserve"  # room for what is written last, so that a disk that fills
 RESERVE_BYTES = 4 << 20
 RNG = "rng.safetensors"
 STATE_BYTES = 12  # of optimizer state for each parameter: fp32 weight and two moments
-FIRST_SAVE_SECONDS = 60.0  # what a save is taken to last before one was measured
+FIRST_SAVE_SPEED = 2e8  # bytes a second, until a save was measured
 MARGIN_SECONDS = 10.0
 
 log = logging.getLogger("r1zero")
@@ -62,7 +62,8 @@ class Keeper:
         self._under_way = False
         self._began = self._looked = time.monotonic()
         self._held = 0.0  # seconds that the save under way kept the step waiting
-        self._longest_step, self._longest_save = 0.0, FIRST_SAVE_SECONDS
+        self._longest_step = 0.0
+        self._longest_save: float | None = None
 
     def after_step(self) -> str | None:
         """Save if it is due, and say why the run should end early, if it should. Collective."""
@@ -125,7 +126,7 @@ class Keeper:
             problem = crew.move.from_controller(
                 self._seal, {name: file for report in reports for name, file in report.files.items()})
         self._writing = self._rng = None
-        self._longest_save = max(self._longest_save, time.monotonic() - self._began)
+        self._longest_save = max(self._longest_save or 0.0, time.monotonic() - self._began)
         if problem is not None:
             crew.move.at_controller(shutil.rmtree, shelf.partial_of(self.shelf, self._saved), True)
             self._fail(problem)
@@ -145,12 +146,18 @@ class Keeper:
         """Why this rank wants to leave. The controller's clock alone decides about time."""
         if self.leave.asked_by:
             return f"{self.leave.asked_by} asks to leave"
-        needed = self._longest_step + self._longest_save + MARGIN_SECONDS
-        if self.crew.world.is_controller and self.leave.seconds_left() < needed:
-            return f"{max(self.leave.seconds_left(), 0):.0f} s are left, and another step and save need {needed:.0f} s"
-        return None
+        if not self.crew.world.is_controller:
+            return None
+        left, save = self.leave.seconds_left(), self._longest_save or self._bytes / FIRST_SAVE_SPEED
+        needed = self._longest_step + save + MARGIN_SECONDS
+        return f"{left:.0f} s are left, and another step and save need {needed:.0f} s" if left < needed else None
 
     # -- on the controller ----------------------------------------------------------------------
+
+    @property
+    def _bytes(self) -> int:
+        """About the size of a checkpoint."""
+        return self.crew.shape.num_parameters * (self.crew.policy.model.dtype.itemsize + STATE_BYTES) + RESERVE_BYTES
 
     @property
     def _reserve(self) -> Path:
@@ -158,14 +165,12 @@ class Keeper:
 
     def _make_room(self) -> str | None:
         """Make the folder to write into; returns what stands against it."""
-        step, model = self.crew.progress.step, self.crew.policy.model
-        needed = self.crew.shape.num_parameters * (model.dtype.itemsize + STATE_BYTES) + RESERVE_BYTES
         try:
-            folder = shelf.start(self.shelf, step)
+            folder = shelf.start(self.shelf, self.crew.progress.step)
             free = shutil.disk_usage(folder).free
-            if free < needed:
+            if free < self._bytes:
                 shutil.rmtree(folder)
-                return f"it needs {needed / 1e9:.3g} GB, and {self.shelf} has {free / 1e9:.3g} GB free"
+                return f"it needs {self._bytes / 1e9:.3g} GB, and {self.shelf} has {free / 1e9:.3g} GB free"
             (folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
         except OSError as error:
             return str(error)

@@ -2,6 +2,9 @@
 
 A rank that fails writes its cause into the job's store; a watcher thread in every other rank sees it
 within a second or two and ends the process, even if its main thread is stuck in a collective.
+
+A rank that is killed writes nothing. So every watcher also counts up a pulse in the store and looks at that of
+the next rank: when it stands still, that rank is the cause.
 """
 
 from __future__ import annotations
@@ -15,8 +18,12 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-KEY, CLAIMS = "r1zero/failed", "r1zero/failure_claims"
+from r1zero.world.leave import BAD_INPUT
+
+KEY, CLAIMS, PULSE, NAME = "r1zero/failed", "r1zero/failure_claims", "r1zero/pulse/{}", "r1zero/name/{}"
 POLL_SECONDS = 1.0
+# How long a rank may show no pulse. A busy machine, or a long call that holds Python's lock, must not look dead.
+SILENCE_SECONDS = 30.0
 # How long a rank that lost its peer waits for the peer to say why; and rank 0, which may hold the store,
 # stays for others to read.
 GRACE_SECONDS = 5.0
@@ -27,9 +34,10 @@ log = logging.getLogger("r1zero")
 class FailureWatch:
     """Watches for failures of other ranks, and tells them of ours."""
 
-    def __init__(self, store: dist.Store, rank: int, roles: str) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int, roles: str) -> None:
         """Start watching."""
-        self._store, self._rank, self._name = store, rank, f"rank {rank} ({roles})"
+        self._store, self._rank, self._size, self._name = store, rank, size, f"rank {rank} ({roles})"
+        store.set(NAME.format(rank), self._name)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
         self._thread.start()
@@ -45,45 +53,80 @@ class FailureWatch:
         Leaves without cleaning up: a rank in the middle of a collective cannot.
         """
         log.exception("failed")
-        cause = self._claim(error)
+        cause = self._claim(error, exit_code)
         if cause is not None:
             print(f"r1zero: {cause}", file=sys.stderr, flush=True)
         self._exit(exit_code)
 
-    def _claim(self, error: BaseException) -> str | None:
+    def _claim(self, error: BaseException, exit_code: int) -> str | None:
         """Publish the cause, and return it; None when another rank's failure came first.
 
-        A broken connection is a consequence, so its rank waits a moment for the one who knows the cause.
+        A broken connection is a consequence, so its rank waits a moment for the one who knows the cause, and
+        otherwise tells whose pulse has stopped.
         """
         self._done.set()
         consequence = isinstance(error, RuntimeError) and any(
             word in str(error).lower() for word in ("connection", "socket", "peer"))
-        deadline = time.monotonic() + (GRACE_SECONDS if consequence else 0.0)
+        said = str(error).split(". This is typically")[0]
         try:
-            while time.monotonic() < deadline and not self._store.check([KEY]):
-                time.sleep(0.2)
-            if self._store.add(CLAIMS, 1) > 1:
-                return None
+            silent = self._silent(GRACE_SECONDS) if consequence else []
             cause = f"{self._name} failed: {type(error).__name__}: {error}"
-            if consequence:
-                said = str(error).split(". This is typically")[0]
-                cause = f"{self._name} lost the connection to another rank, which ended without a word " \
-                        f"(killed, or out of memory?): {said}"
-            self._store.set(KEY, cause)
-            return cause
+            if exit_code == BAD_INPUT:
+                cause = str(error)
+            elif silent:
+                cause = f"{' and '.join(silent)} ended without a word (killed, or out of memory?)"
+            elif consequence:
+                cause = f"{self._name} lost the connection to another rank: {said}"
+            return cause if self._publish(cause) else None
         except RuntimeError:  # the store went down with rank 0; one of those left must say so
-            said = str(error).split(". This is typically")[0]
             return f"{self._name} lost the connection to rank 0: {said}" if self._rank == 1 else None
 
+    def _publish(self, cause: str) -> bool:
+        """Let all ranks know; False when another cause is known already."""
+        if self._store.add(CLAIMS, 1) > 1:
+            return False
+        self._store.set(KEY, cause)
+        return True
+
+    def _silent(self, seconds: float) -> list[str]:
+        """Names of the other ranks that show no pulse for so long; none as soon as a cause is known."""
+        others = [rank for rank in range(self._size) if rank != self._rank]
+        before = {rank: self._pulse(rank) for rank in others}
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self._store.check([KEY]):
+                return []
+            self._store.add(PULSE.format(self._rank), 1)
+            time.sleep(0.2)
+        return [self._store.get(NAME.format(rank)).decode() for rank in others if self._pulse(rank) == before[rank]]
+
+    def _pulse(self, rank: int) -> int:
+        return self._store.add(PULSE.format(rank), 0)
+
     def _watch(self) -> None:
+        following = (self._rank + 1) % self._size
+        last, since, reached = -1, time.monotonic(), time.monotonic()
         while not self._done.wait(POLL_SECONDS):
+            now = time.monotonic()
             try:
-                failed = self._store.check([KEY])
+                self._store.add(PULSE.format(self._rank), 1)
+                pulse, failed = self._pulse(following), self._store.check([KEY])
+                reached = now
             except RuntimeError:
-                continue  # the main thread will notice too, and knows more
+                if now - reached < SILENCE_SECONDS:
+                    continue  # the main thread will notice too, and knows more
+                log.error("stopped, because the job's store, which rank 0 may hold, cannot be reached")
+                self._exit(1)
             if failed:
                 log.error("stopped, because %s", self._store.get(KEY).decode())
                 self._exit(1)
+            if pulse != last:
+                last, since = pulse, now
+            elif now - since > SILENCE_SECONDS:
+                name = self._store.get(NAME.format(following)).decode()
+                cause = f"{name} shows no sign of life for {SILENCE_SECONDS:.0f} s (killed, or its node is gone?)"
+                if self._publish(cause):
+                    print(f"r1zero: {cause}", file=sys.stderr, flush=True)
 
     def _exit(self, code: int) -> NoReturn:
         """End the process; rank 0, whose process may hold the store, only after the others could read it."""

@@ -160,15 +160,15 @@ class World:
 
 
 def _rendezvous(launch: Launch, timeout: timedelta, store: dist.Store | None) -> None:
+    """Join the default group, gloo over all ranks."""
     if store is None and launch.launcher == "single":
         store = dist.HashStore()
-    if store is not None:
-        dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
-    elif launch.launcher == "torchrun":
-        dist.init_process_group("gloo", init_method="env://", timeout=timeout)
-    else:
-        dist.init_process_group("gloo", init_method=f"tcp://{launch.address}:{launch.port}",
-                                rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+    elif store is None:
+        method = "env://" if launch.launcher == "torchrun" else f"tcp://{launch.address}:{launch.port}"
+        store, _, _ = next(dist.rendezvous(method, launch.rank, launch.world_size, timeout=timeout))
+        # torchrun's store outlives a restart: the addresses and failures in it are those of the last attempt.
+        store = dist.PrefixStore(f"attempt {launch.attempt}", store)
+    dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
 
 
 def all_sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

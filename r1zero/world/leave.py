@@ -14,8 +14,8 @@ import time
 from datetime import datetime
 from types import FrameType
 
-# What an early leave returns to the shell: everything is saved, the same command goes on (sysexits' EX_TEMPFAIL).
-LEFT_EARLY = 75
+# Exit codes besides 0, done, and 1, failed. LEFT_EARLY (sysexits' EX_TEMPFAIL): all is saved, the same command goes on.
+BAD_INPUT, LEFT_EARLY = 2, 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 FORM = "minutes, HH:MM:SS or D-HH:MM:SS after the start, or a moment such as 2027-01-31T18:00"
 
