@@ -21,7 +21,9 @@ from worlds import run, samples
 
 from r1zero.algo.pass_at_k import bootstrap_interval, pass_at_k
 from r1zero.batch import Batch, Group, Outcome, Prompt, Sample, Score
-from r1zero.data.problems import read_tags
+from r1zero.data.preprocess import Recipe, preprocess
+from r1zero.data.problems import read_problems, read_tags
+from r1zero.data.template import TEMPLATES
 from r1zero.evaluation import shares
 from r1zero.observe.scores import Conditions, attempts, report, table
 from r1zero.world.groups import World
@@ -194,6 +196,16 @@ def test_neither_tensor_parallelism_nor_the_rounds_change_the_answers(
     assert [row["response"] for row in rows] == [row["response"] for row in on_one_rank[1]]
 
 
+def test_preprocessed_problems_get_the_same_answers(flags: list[str], on_one_rank: tuple[dict, list[dict]],
+                                                    tiny: Path, tmp_path: Path) -> None:
+    keys = {"prompt": "question", "response": "ground_truth_answer"}
+    problems, recipe = read_problems(tiny / "eval.parquet", keys), Recipe(
+        str(tiny / "model"), "qwen_r1", str(TEMPLATES), "R1AlpacaStyleInstructionHandler")
+    preprocess(problems, str(tmp_path / "eval"), recipe, workers=1)
+    content, rows = evaluated(1, tmp_path, *flags, "--data", str(tmp_path / "eval"))
+    assert rows == on_one_rank[1] and content["scores"] == on_one_rank[0]["scores"]
+
+
 def test_temperature_0_takes_the_most_likely_token(flags: list[str], on_one_rank: tuple[dict, list[dict]],
                                                    tmp_path: Path) -> None:
     content, rows = evaluated(1, tmp_path, *flags, "--temperature", "0", "--seed", "8")
@@ -219,7 +231,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three steps, evaluated before, after two and at the end."""
     return run(tmp_path_factory.mktemp("trained"), 2, "tiny", [
         *TWO_RANKS, "training.train_iters=3", "training.eval_interval=2", "training.eval_temperature=0.7",
-        "training.eval_samples_per_prompt=2"])
+        "training.eval_samples_per_prompt=2", "training.save_interval=3"])
 
 
 def test_evaluation_is_due_at_the_ends_and_between(trained: Path) -> None:
@@ -239,6 +251,14 @@ def test_the_tool_finds_the_scores_of_the_run_s_last_evaluation(trained: Path, t
         "model": str(trained / "model")}
     answers = pq.read_table(trained / "evaluation" / "step_000003.parquet").to_pylist()
     assert [row["response"] for row in rows] == [row["response"] for row in answers]
+
+
+def test_a_megatron_checkpoint_is_evaluated_like_the_model_it_holds(trained: Path, tiny: Path, tmp_path: Path) -> None:
+    common = ["--data", str(tiny / "eval.parquet"), "--problems", "40", "--max-new-tokens", "32"]
+    checkpoint = ["--model", str(trained / "checkpoints"), "--tokenizer-name-or-path", str(tiny / "model")]
+    saved = evaluated(1, tmp_path / "saved", *common, *checkpoint)
+    exported = evaluated(1, tmp_path / "exported", *common, "--model", str(trained / "model"))
+    assert saved[0]["scores"] == exported[0]["scores"] and saved[1] == exported[1]
 
 
 def test_evaluation_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ function evaluation() {
       else columns.push([prefix + (entry.step === undefined ? "evaluation" : `step ${entry.step}`), entry]);
     }
   }
+  const keys = new Set(columns.flatMap(([, values]) => Object.keys(values)));
   const wanted = [
+    ...[...keys].filter((key) => /^pass@\d+$/.test(key)).map((key) => [key, key, "share"]),
     ...RULES.map((rule) => [`${rule} right`, `reward/${rule}/right`, "share"]),
     ["reward", "reward/mean", "score"],
     ["response length", "response_length/mean", "tokens"],
