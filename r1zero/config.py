@@ -92,6 +92,7 @@ class ActorRollout:
     max_prompt_length: int = 512  # longer prompts are dropped; the response gets the rest of seq_length
     max_tokens_to_oom: int = 12000  # tokens that a rollout replica may hold in its KV cache
     max_running_samples: int | None = None  # decoded together in a replica; default from the line above
+    decode_graphs: bool = False  # NPUs: capture decoding steps as graphs (not yet run on hardware)
     # Learning.
     micro_batch_size: int = 1  # responses in one forward and backward pass of a replica
     max_tokens_per_microbatch: int | None = None  # if given, this many tokens at most instead

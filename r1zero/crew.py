@@ -135,7 +135,10 @@ def build_scorer(cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase) 
 def build_engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, end_ids: tuple[int, ...],
                  scorer: SampleScorer) -> Engine:
     actor, grid = cfg.actor_rollout, world.rollout
-    decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length)
+    if actor.decode_graphs and world.device.torch.type != "npu":
+        raise ValueError(f"actor_rollout.decode_graphs: true needs NPUs, and this is {world.device.torch}; set it to false")
+    decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length,
+                      graphs=actor.decode_graphs)
     sampling = Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)
     limits = Limits(cfg.response_budget, actor.max_tokens_to_oom, actor.max_running_samples)
     engine = Engine(decoder, sampling, end_ids, limits, grid.replica, grid.span.dp)

@@ -17,11 +17,17 @@ import torch
 import torch.distributed as dist
 from multiproc import DEVICE
 from test_packing import random_items
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1zero.algo.packing import pack
+from r1zero.batch import Batch, Prompt
 from r1zero.model import ModelShape
 from r1zero.rollout.attention import Layout, Row, Step
+from r1zero.rollout.decoder import Decoder
+from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.kv_cache import BlockPool
+from r1zero.rollout.operators import Operators
+from r1zero.rollout.sampler import Sampling
 from r1zero.world import device
 
 SIGNATURE = (
@@ -114,6 +120,76 @@ def test_the_decode_attention_call_keeps_the_published_contract(library, monkeyp
     expected = step.layout.products.attend(query, pool.keys[0], pool.values[0], step.hidden)
     found = device.npu_paged_attention(query, pool.keys[0], pool.values[0], step.layout.table, step.lengths)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+class FakeGraph(TorchDispatchMode):
+    """What NPUGraph promises, on a CPU: remembers operators with their tensors and runs them again on the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.launched, self.replays = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.launched.append([function, args, dict(kwargs or {}), result])
+        return result
+
+    def update(self, cpu_update_input):
+        [lists] = cpu_update_input
+        updated = [entry for entry in self.launched if "fused_infer" in entry[0].name()]
+        assert updated
+        for _, _, kwargs, _ in updated:
+            assert lists.keys() <= kwargs.keys()
+            kwargs.update(lists)
+
+    def replay(self):
+        self.replays += 1
+        for function, args, kwargs, result in self.launched:
+            again = function(*args, **kwargs)
+            for old, new in zip(*([x] if isinstance(x, torch.Tensor) else x for x in (result, again)), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class PagedOperators(Operators):
+    """The NPU's way through a decoding step, wherever it runs."""
+
+    def attend(self, step, layer, qkv, q_norm, k_norm):
+        query, key, value = self.turn(qkv, q_norm, k_norm, step.positions)
+        keys, values = step.layout.pool.keys[layer], step.layout.pool.values[layer]
+        keys[step.block, :, step.offset] = key
+        values[step.block, :, step.offset] = value
+        return device.npu_paged_attention(query, keys, values, step.layout.table, step.lengths)
+
+
+def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
+    """Two batches, so that graphs outlive a batch; the second is larger, so that the cache moves; rows come and go."""
+    graphs = []
+
+    def make():
+        graphs.append(FakeGraph())
+        return graphs[-1]
+
+    monkeypatch.setitem(sys.modules, "torch_npu", types.SimpleNamespace(
+        npu_fused_infer_attention_score=library.npu_fused_infer_attention_score,
+        npu=types.SimpleNamespace(NPUGraph=make, graph=lambda graph, auto_dispatch_capture: graph)))
+    shape = ModelShape("qwen2", 2, 64, 96, 4, 2, 16, 128, 64, 1e4, None, 1e-6, True, True, False)
+    drawn = {}
+    for captured in (False, True):
+        decoder = Decoder(shape, 1, None, torch.float32, torch.device("cpu"), 96, graphs=captured)
+        decoder.operators = PagedOperators(decoder.operators.heads)
+        torch.manual_seed(5)
+        for weight in decoder.weights.values():
+            weight.normal_(0, 0.2)
+        engine = Engine(decoder, Sampling(1.0, 1.0, 0, 7), (3,), Limits(48, 10**6, max_running=5, block=16))
+        engine.accept(0)
+        for step, count in ((1, 3), (2, 6), (3, 6)):
+            prompts = [Prompt(i, "", np.arange(4, 9 + 5 * i, dtype=np.int32), "") for i in range(count)]
+            engine.submit(Batch(step, 0, prompts, 3, 3 * count))
+            drawn[captured, step] = [s.tokens.tolist() for g in engine.collect(0) for s in g.samples]
+    assert sum(graph.replays for graph in graphs) > 20
+    for step in (1, 2, 3):
+        assert drawn[True, step] == drawn[False, step]
 
 
 def test_mindspeed_does_not_see_our_command_line(monkeypatch):

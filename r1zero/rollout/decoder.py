@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from r1zero.algo.rotary import rotary_tables
 from r1zero.model import ModelShape
 from r1zero.rollout.attention import Step
+from r1zero.rollout.graphs import DecodeGraphs
 from r1zero.rollout.linear import Linear
 from r1zero.rollout.native import operators
 from r1zero.rollout.operators import Heads
@@ -61,7 +62,7 @@ class Decoder:
     """The rollout ranks' copy of the policy. `weights` are the buffers that publishing writes into."""
 
     def __init__(self, shape: ModelShape, tp: int, group: dist.ProcessGroup | None, dtype: torch.dtype,
-                 device: torch.device, max_positions: int) -> None:
+                 device: torch.device, max_positions: int, graphs: bool = False) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
         self.group = group if tp > 1 else None
         self.heads, self.kv_heads = shape.num_heads // tp, shape.num_kv_heads // tp
@@ -75,6 +76,8 @@ class Decoder:
         self.embedding = self.weights["embedding.word_embeddings.weight"]
         self.final_norm = self.weights["decoder.final_layernorm.weight"]
         self.head = Linear(self.embedding if shape.tied else self.weights["output_layer.weight"])
+
+        self._step = DecodeGraphs(self._decode, max_positions) if graphs else self._decode
 
     def prepare(self) -> None:
         """Lay out the weights for the processor; call after they were written."""
@@ -107,12 +110,14 @@ class Decoder:
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, step: Step) -> torch.Tensor:
-        """Run one token of each running sample, int64 [n]. Returns logits [n, V / TP]."""
+        """Run one token of each running sample, int64 [n]. Returns logits [n, V / TP], to be used before the next call."""
+        return self._step(self._tensor(tokens), step)
 
+    def _decode(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
         def attend(index: int, layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
             return self.operators.attend(step, index, qkv, layer.q_norm, layer.k_norm)
 
-        return self._run(self._tensor(tokens), attend)
+        return self._run(tokens, attend)
 
     def _run(self, tokens: torch.Tensor, attend: Callable[[int, Layer, torch.Tensor], torch.Tensor],
              last: torch.Tensor | None = None) -> torch.Tensor:

@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -230,6 +231,21 @@ def npu_paged_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.T
         num_heads=query.shape[1], num_key_value_heads=keys.shape[1], scale=query.shape[2]**-0.5,
         input_layout="BNSD", block_size=keys.shape[2], sparse_mode=0)
     return output.view(len(query), -1)
+
+
+def capture_graph(run: Callable[[], torch.Tensor]) -> tuple[object, torch.Tensor]:
+    """Capture what `run` launches as an NPU graph. Returns the graph and the tensor it will write."""
+    npu = torch_npu_module().npu
+    graph = npu.NPUGraph()
+    with npu.graph(graph, auto_dispatch_capture=True):  # keeps the attention's host arguments replaceable
+        output = run()
+    return graph, output
+
+
+def replay_graph(graph: object, lengths: list[int]) -> None:
+    """Run a captured decoding step again, for rows of these lengths."""
+    graph.update(cpu_update_input=[{"actual_seq_lengths_kv": lengths}])
+    graph.replay()
 
 
 def warm_up(group: dist.ProcessGroup, device: Device) -> None:
