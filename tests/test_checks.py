@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,11 @@ import yaml
 
 from r1zero.checks import check
 from r1zero.config import nodes, placement
+from r1zero.data.indexed import IndexedWriter
+from r1zero.data.packed import stem
+from r1zero.data.prompts import load_tokenizer
 from r1zero.loading import load_config
+from r1zero.reward.trial import check_custom
 from small_config import MODEL, SHAPE, home, load, only  # noqa: F401
 
 RULES = [
@@ -349,3 +354,15 @@ def test_custom_scorers_are_tried_before_anything_starts(home: Path, name: str, 
     assert len(problems) == bool(pieces)
     for problem in problems:
         assert problem.startswith("algorithm.verifier_function: ") and all(piece in problem for piece in pieces)
+
+
+def test_custom_scorers_are_tried_on_preprocessed_data(home: Path, tiny: Path) -> None:
+    tokenizer = load_tokenizer(tiny / "model")
+    prefix = home / "packed"
+    with IndexedWriter([stem(prefix, "input_ids"), stem(prefix, "labels")]) as writer:
+        writer.add([np.array(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("What is 11+12?", "23")])
+    (home / "mine.py").write_text("def score(cases): raise ValueError(repr((cases[0].prompt, cases[0].gold)))\n")
+    cfg = load(home, f"algorithm.verifier_function=[format, '{home}/mine.py:score']", f"actor_rollout.data_path={prefix}",
+               f"training.tokenizer_name_or_path={tiny}/model")
+    assert "mine.score fails on the first problem of" in only(check_custom(cfg))
+    assert "('What is 11+12?', '23')" in only(check_custom(cfg))
