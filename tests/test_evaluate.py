@@ -273,6 +273,7 @@ def test_evaluation_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> 
     (["--k", "0"], "--k: 0 must be at least 1"),
     (["--temperature", "-1"], "--temperature: -1.0 must not be negative"),
     (["--top-p", "0"], "--top-p: 0.0 must be above 0"),
+    (["--deadline-seconds", "0"], "--deadline-seconds: 0.0 must be above 0"),
     (["--model", "/nowhere"], "--model: /nowhere is not a folder"),
     (["--tokenizer-name-or-path", "/nowhere"], "--tokenizer-name-or-path: /nowhere has no tokenizer.json"),
     (["--data", "/nowhere.parquet"], "--data: /nowhere.parquet does not exist"),

@@ -184,6 +184,7 @@ def test_a_path_or_weights_and_paths_are_understood(tmp_path: Path) -> None:
     assert split_blend("data/train.parquet") == [(1.0, "data/train.parquet")]
     assert split_blend("3,a,1,b") == split_blend(" 0.75  a 0.25 b") == split_blend("3, a, 1, b") == [
         (0.75, "a"), (0.25, "b")]
+    assert len(split_blend(",".join(f"1,{'x' * 90}{n}" for n in range(99)))) == 99  # longer than any path
     (tmp_path / "1,x 2").touch()
     assert split_blend(f"{tmp_path}/1,x 2") == [(1.0, f"{tmp_path}/1,x 2")]
 

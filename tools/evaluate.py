@@ -89,7 +89,8 @@ def config(args: argparse.Namespace) -> Config:
         eval_temperature=args.temperature, eval_top_p=args.top_p, eval_top_k=args.top_k)
     actor = ActorRollout(
         load=args.model, data_path=args.data[0], ppo_mini_batch_size=2, n_samples_per_prompt=2,
-        max_prompt_length=1, max_tokens_to_oom=args.max_tokens_to_oom, infer_tensor_parallel_size=args.tensor_model_parallel_size)
+        max_prompt_length=1, max_tokens_to_oom=args.max_tokens_to_oom,
+        infer_tensor_parallel_size=args.tensor_model_parallel_size)
     output = args.output or Path("runs/evaluation") / Path(args.model).name
     return Config(name="evaluate", output_dir=str(output),
                   training=training, actor_rollout=actor, ref=Ref(load=args.model),
@@ -116,6 +117,7 @@ def check(args: argparse.Namespace, cfg: Config, launch: Launch) -> list[str]:
         ("--temperature", args.temperature), ("--top-k", args.top_k), ("--round-samples", args.round_samples),
         ("--seed", args.seed)) if value < 0]
     wrong += [("--top-p", args.top_p, "must be above 0, at most 1")] if not 0 < args.top_p <= 1 else []
+    wrong += [("--deadline-seconds", args.deadline_seconds, "must be above 0")] if args.deadline_seconds <= 0 else []
     problems = [f"{flag}: {value} {sentence}" for flag, value, sentence in wrong]
     if len({Path(path).stem for path in args.data}) < len(args.data):
         problems.append(f"--data: two of {', '.join(args.data)} would write the same report; give them one by one")

@@ -8,7 +8,7 @@ numbers: what is random, and keyed by the seed, is the order of the prompts insi
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from r1zero.data.packed import is_packed
 
@@ -18,7 +18,7 @@ def split_blend(text: str) -> list[tuple[float, str]]:
     if not text.strip():
         raise ValueError("it is empty; name a file, a prefix, or a blend such as 0.7,data/a,0.3,data/b")
     words = [word.strip() for word in text.split(",")] if "," in text else text.split()
-    if len(words) == 1 or Path(text).exists() or is_packed(text):
+    if len(words) == 1 or os.path.exists(text) or is_packed(text):
         return [(1.0, text)]
     if len(words) % 2:
         raise ValueError(f"{text!r} is neither a path nor weights and paths in turn, such as "

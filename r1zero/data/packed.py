@@ -7,6 +7,7 @@ the raw file; it is empty when the row was dropped.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ def stem(prefix: str | Path, field: str) -> Path:
 
 def is_packed(prefix: str | Path) -> bool:
     """Whether there is anything of a tokenised data set under this prefix."""
-    return any(path.exists() for field in ("input_ids", "labels")
+    # Not Path.exists, which raises for a text that is too long to be a path, such as a blend of many.
+    return any(os.path.exists(path) for field in ("input_ids", "labels")
                for path in (index_path(stem(prefix, field)), values_path(stem(prefix, field))))
 
 
