@@ -3,9 +3,9 @@
 
     python tools/bench_judge.py --data math500.parquet
 
-Each right answer is asked for once, so nothing is cached. For each share of right answers a new worker starts
-and judges as many responses as there are rows: a right one boxes the right answer, a wrong one the right answer
-of another row. Judge and worker share one core; the start of the worker is not counted.
+Each right answer is asked for once, so nothing is cached. For each share of right answers a new worker
+starts: a right response boxes the right answer, a wrong one the right answer of another row. Judge and worker
+share one core; the start of the worker is not counted.
 """
 
 from __future__ import annotations
@@ -58,9 +58,15 @@ def judge_all(responses: list[Case]) -> tuple[float, int, int]:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="parquet file with a column ground_truth_answer")
-    parser.add_argument("--right", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="shares of right answers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="parquet file with a column ground_truth_answer"
+    )
+    parser.add_argument(
+        "--right", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="shares of right answers"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     column = pq.read_table(arguments.data, columns=["ground_truth_answer"])["ground_truth_answer"]
@@ -69,9 +75,12 @@ def main() -> None:
     result: dict[str, object] = {"distinct_answers": len(golds)}
     for share in arguments.right:
         seconds, right, failed = judge_all(cases(golds, share, arguments.seed))
+        speed = round(len(golds) / seconds, 1)
         result[f"right_{share:g}"] = {
-            "answers_per_second_per_core": round(len(golds) / seconds, 1), "judged_right": right, "failed": failed
-        }  # fmt: skip
+            "answers_per_second_per_core": speed,
+            "judged_right": right,
+            "failed": failed,
+        }
     print(json.dumps(result))
 
 

@@ -3,9 +3,9 @@
 
     python tools/compare_graders.py math500.parquet gsm8k_test.parquet [--limit 500] [--show]
 
-Each right answer is held against itself, against honest respellings of itself, and against the right answer of
-another row. math-verify is called as its README does, with both sides in its LaTeX and plain readers. --show
-lists the pairs on which the two differ, on stderr.
+Each right answer is held against itself, against honest respellings of itself, and against the right answer
+of another row. math-verify is called as its README does. --show lists the pairs on which the two differ, on
+stderr.
 """
 
 from __future__ import annotations
@@ -42,16 +42,26 @@ def _as_slash(gold: str) -> str | None:
     return match and f"{'-' * gold.startswith('-')}{match[1]}/{match[2]}"
 
 
+def _with_left_right(gold: str) -> str | None:
+    if "(" not in gold or re.search(r"\\left|[][]", gold):
+        return None
+    return gold.replace("(", r"\left(").replace(")", r"\right)")
+
+
+def _with_spaces(gold: str) -> str | None:
+    if re.search(r"\\text|\\begin|\d,|\{,\}|\$|^-", gold):
+        return None
+    return re.sub(r"([-+=,])", r" \1 ", gold)
+
+
 RESPELLINGS: dict[str, Callable[[str], str | None]] = {  # None where a respelling does not apply
     "itself": lambda gold: gold,
     "dfrac": lambda gold: gold.replace(r"\frac", r"\dfrac") if r"\frac" in gold else None,
     "frac": lambda gold: gold.replace(r"\dfrac", r"\frac") if r"\dfrac" in gold else None,
     "decimal": _as_decimal,
     "slash": _as_slash,
-    "left right": lambda gold: gold.replace("(", r"\left(").replace(")", r"\right)")
-    if "(" in gold and r"\left" not in gold and "]" not in gold and "[" not in gold else None,
-    "spaces": lambda gold: re.sub(r"([-+=,])", r" \1 ", gold) if r"\text" not in gold and r"\begin" not in gold
-    and not re.search(r"\d,|\$", gold) and not gold.startswith("-") else None,
+    "left right": _with_left_right,
+    "spaces": _with_spaces,
     "name": lambda gold: f"x={gold}" if _BARE_NUMBER.fullmatch(gold) else None,
     "unit": lambda gold: gold + r"\text{ cm}" if _BARE_NUMBER.fullmatch(gold) else None,
     "point": lambda gold: f"{gold}.0" if gold.lstrip("-").isdigit() else None,
@@ -77,7 +87,9 @@ def theirs(gold: str, given: str) -> bool:
 
 def main() -> None:
     """Read the command line, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", nargs="+", type=Path, help="parquet files with a column ground_truth_answer")
     parser.add_argument("--limit", type=int, help="rows of each file")
     parser.add_argument("--seed", type=int, default=0)

@@ -14,22 +14,20 @@ from r1zero.reward.expression import parse
 from r1zero.reward.formulas import branches, names, same_formula
 from r1zero.reward.kinds import Answer, Based, Group, Matrix, Relation, Scalar, Sets, Words
 from r1zero.reward.number_words import to_digits
+from r1zero.reward.scalars import compound_parts, read_scalar
 from r1zero.reward.spelling import (
     AND,
     ANGLE_CLOSE,
     ANGLE_OPEN,
     APPROX,
     CUP,
-    DEGREE,
     EMPTY,
     GE,
     IN,
-    INFINITY,
     LE,
     MINUS_SET,
     NE,
     OR,
-    PI,
     REALS,
     ROW,
     SET_CLOSE,
@@ -39,10 +37,10 @@ from r1zero.reward.spelling import (
     unwrap,
 )
 from r1zero.reward.tokens import GREEK, Node, Unreadable
-from r1zero.reward.units import read_unit
-from r1zero.reward.values import Unbounded, Undefined
+from r1zero.reward.values import Unbounded, Undefined, digits, evaluate
 
-_GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+MAX_DEPTH = 20  # of lists in lists
+_GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
 
 
 def readings(text: str, trusted: bool) -> list[Answer]:
@@ -51,16 +49,23 @@ def readings(text: str, trusted: bool) -> list[Answer]:
     spellings = [joined] if joined == text else [joined, text]
     found = []
     for spelling in spellings:
-        for side in _approximations(spelling):
-            answer = _read(side, trusted)
-            if answer is not None:
-                found.append(answer)
+        sides = [_read(side, trusted) for _, side in split(spelling, APPROX) if side]
+        if None not in sides and _are_near(sides):
+            found.extend(sides)
     return found
 
 
-def _approximations(text: str) -> list[str]:
-    """Return both sides of `2\\pi \\approx 6.28`."""
-    return [part for _, part in split(text, APPROX) if part] or [text]
+def _are_near(sides: list[Answer]) -> bool:
+    r"""Tell whether both sides of `2\pi \approx 6.28` are within a hundredth of each other."""
+    if len(sides) < 2:
+        return True
+    if not all(isinstance(side, Scalar) and not names(side.tree) for side in sides):
+        return False
+    try:
+        values = [digits(evaluate(side.tree)) for side in sides]
+    except (Unbounded, Undefined):
+        return False
+    return all(abs(value - values[0]) <= abs(values[0]) / 100 for value in values)
 
 
 def _read(text: str, trusted: bool) -> Answer | None:
@@ -71,23 +76,22 @@ def _read(text: str, trusted: bool) -> Answer | None:
 
 
 _LEAD = re.compile(r"\\text ?\{[^{}0-9]*(?:\b(?:is|are|about|approximately)|[:=\u4e3a\u662f]) ?\} ?(?=.)")
-_ABOUT = re.compile(
-    r"(?:\\text ?\{ ?)?(?:about|approximately|approx\.?|roughly|\u5927?\u7ea6)(?: ?\})? ?", re.IGNORECASE
-)
+_CHINESE_LEAD = re.compile(r"(?:\u7b54\u6848|\u7ed3\u679c)(?:\u662f|\u4e3a)?:? ?(?=.)")  # the answer is
 _LABEL = re.compile(
-    r"(?:\\text ?\{[^{}]+\}|\\(?!text)(?P<command>[A-Za-z]+)|[A-Z]+|[A-Za-z](?:[a-z]{2,})?|[\u3400-\u9fff]+)"
+    r"(?:\\text ?\{[^{}]+\}|\\frac ?\{ ?d ?[a-z]? ?\} ?\{ ?d ?[a-z] ?\}"
+    r"|\\overline ?\{ ?[A-Z]+ ?\}|\|[A-Z]+\||m [A-Z]+"
+    r"|\\(?!text|frac|over)(?P<command>[A-Za-z]+)|[A-Z]+|[A-Za-z](?:[a-z]{2,})?|[\u3400-\u9fff]+)"
     r"(?: ?\^ ?\{? ?-1 ?\}?)?(?: ?_ ?(?:[A-Za-z0-9]|\{[^{}]{1,20}\}))?'*(?: ?\([^()]{1,20}\))?"
 )
 _POINT_LABEL = re.compile(r"[A-Z]? ?\( ?[a-z](?: ?, ?[a-z])* ?\)")
 _BASED = re.compile(r"(-?[0-9A-Z]*[0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)(?:_|\(?base)([0-9]{1,2}|[a-z]+)\)?")
-_MATRIX = re.compile(
-    r"[(\[]? ?\\begin ?\{(?P<kind>[pbB]?(?:small)?matrix|array)\} ?(?:\{[lcr| ]*\})?"
-    r"(?P<body>.*)\\end ?\{(?P=kind)\} ?[)\]]?"
+_ENVIRONMENT = re.compile(
+    rf"[(\[{SET_OPEN}]? ?\\begin ?\{{(?P<kind>[pbB]?(?:small)?matrix|array|cases|aligned|align\*?|gathered)"
+    r"\} ?(?:\{[lcr| ]*\})?(?P<body>.*)\\end ?\{(?P=kind)\} ?[)\]]?"
 )
-# Number and unit share no first letter, or a long row of points would be tried in every division.
-_COMPOUND = re.compile(r"(?:[0-9][0-9.]* ?(?:\\text ?\{[^{}]*\}|[A-Za-z][A-Za-z.]*|[\u3400-\u9fff]+) ?){2,4}")
+_SYSTEMS = ("cases", "aligned", "align", "align*", "gathered")
+_IF = re.compile(r"^(?:\\text ?\{ ?,? ?(?:if|for|when) ?\}|if|for|when) ?")
 _WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\W_](?:[^\W_]|[ '.:-])*")
-_LONG_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:arc|a)?(?:sin|cos|tan)|sqrt|infi)[A-Za-z]{4}")
 _BUILDER = re.compile(r"([a-z]) ?(?:\u2208 ?\u211d ?)?[|:] ?(.+)")
 NOTHING = frozenset(
     ("no solution", "no solutions", "no real solution", "no real solutions", "none", "empty set")
@@ -98,23 +102,33 @@ class _Reader:
     """Reads texts of one side; raises Unreadable or returns None for what it does not know."""
 
     def __init__(self, trusted: bool) -> None:
-        self._trusted = trusted
+        self._trusted, self._depth = trusted, 0
 
     def answer(self, text: str) -> Answer | None:
         """Read a text by what stands outside of its brackets, the loosest first."""
-        text = _LEAD.sub("", unwrap(text.rstrip(" .,;").lstrip(" ,;")))
-        parts = split(text, ",;" + AND + OR)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise Unreadable("it is too deep")
+        found = self._answer(text)
+        self._depth -= 1
+        return found
+
+    def _answer(self, text: str) -> Answer | None:
+        text = _CHINESE_LEAD.sub("", _LEAD.sub("", unwrap(text.rstrip(" .,;").lstrip(" ,;"))))
+        if "\\begin" in text:
+            return self._environment(text)
+        parts = split(text, ",;" + AND + OR + ROW)
         if len(parts) > 1:
             return self._list(parts)
         if text in (EMPTY, SET_OPEN + SET_CLOSE, SET_OPEN + " " + SET_CLOSE):
             return Group("{}", ())
         if text == REALS:
             return _interval("(", Node("neg", (_ENDLESS,)), _ENDLESS, ")")
-        for reader in (self._relation, self._sets, self._matrix, self._bracketed, self._based, self._ratio):
+        for reader in (self._relation, self._sets, self._bracketed, self._based, self._ratio):
             found = reader(text)
             if found is not None:
                 return found
-        return self.scalar(text) or self._compound(text) or self._words(text)
+        return self._scalar(text) or self._words(text)
 
     def _all(self, texts: Iterable[str]) -> tuple[Answer, ...] | None:
         items = tuple(self.answer(text) for text in texts)
@@ -176,15 +190,20 @@ class _Reader:
         removed = self._all(part for sign, part in parts if sign == MINUS_SET)
         return None if joined is None or removed is None else Sets(joined, removed)
 
-    def _matrix(self, text: str) -> Answer | None:
-        match = _MATRIX.fullmatch(text)
+    def _environment(self, text: str) -> Answer | None:
+        """Read a matrix, or a system of equations, or the cases of a function."""
+        match = _ENVIRONMENT.fullmatch(text)
         if match is None:
             return None
-        rows = [row for _, row in split(match["body"], ROW) if row]
-        cells = [self._all(cell for _, cell in split(row, "&")) for row in rows]
-        if None in cells or not cells:
-            raise Unreadable("this matrix has a cell that cannot be read")
-        return Matrix(tuple(cells))
+        rows = [[cell for _, cell in split(row, "&")] for _, row in split(match["body"], ROW) if row]
+        if match["kind"] in _SYSTEMS:
+            if match["kind"] == "cases" and any(len(row) > 1 for row in rows):
+                items = tuple(self._all(_IF.sub("", cell) for cell in row) for row in rows)
+                return None if None in items else Group("", tuple(Group("()", row) for row in items), AND)
+            items = self._all("".join(row) for row in rows)
+            return items and Group("", _flat(items), AND)
+        cells = [self._all(row) for row in rows]
+        return None if None in cells or not cells else Matrix(tuple(cells))
 
     def _bracketed(self, text: str) -> Answer | None:
         """Read a text that is in brackets from end to end."""
@@ -220,51 +239,16 @@ class _Reader:
         items = self._all(part for _, part in parts)
         return items and Group(":", items)
 
-    def scalar(self, text: str) -> Answer | None:
-        """Read a formula with its unit; with a plus-minus it is a list of them."""
-        text = to_digits(_ABOUT.sub("", text, count=1))
-        found = self._money(text) or self._with_unit(text)
+    def _scalar(self, text: str) -> Answer | None:
+        """Read a formula; with a plus-minus it is a list of them, and so is 2 hours 30 minutes."""
+        found = read_scalar(text, self._trusted)
         if found is None:
-            if _LONG_WORD.search(text):
-                return None  # no product of letters
-            try:
-                found = Scalar(parse(text))
-            except Unreadable:
-                return None
+            items = self._all(compound_parts(text))
+            return Group("", items, AND) if items else None
         ways = branches(found.tree)
         if len(ways) == 1:
             return found
         return Group("", tuple(replace(found, tree=way, letters=None) for way in ways), AND)
-
-    def _money(self, text: str) -> Scalar | None:
-        match = _MONEY.fullmatch(text)
-        if match is None:
-            return None
-        unit = read_unit(match["sign"], True)
-        rest = self._with_unit(match["minus"] + match["rest"])
-        return replace(rest, unit=unit) if rest else Scalar(parse(match["minus"] + match["rest"]), unit)
-
-    def _with_unit(self, text: str) -> Scalar | None:
-        match = _SUFFIX.search(text)
-        unit = read_unit(match[0], self._trusted) if match and match.start() else None
-        if match is None or unit is None:
-            return None
-        try:
-            tree = parse(text[: match.start()])
-        except Unreadable:
-            return None
-        if match["bare"] is None:
-            return Scalar(tree, unit)
-        if names(tree) or (tree.op == "add" and len(unit.name) == 1 and not _is_mixed(tree)):
-            return None
-        return Scalar(tree, unit, letters=_as_letters(text) if len(unit.name) == 1 else None)
-
-    def _compound(self, text: str) -> Answer | None:
-        """Read 2 hours 30 minutes as a list."""
-        if not _COMPOUND.fullmatch(text):
-            return None
-        items = self._all(re.findall(r"[0-9.]+[^0-9]+", text))
-        return items and Group("", items, AND)
 
     def _words(self, text: str) -> Answer | None:
         if len(text) < 2 or not _WORDS.fullmatch(text):
@@ -275,17 +259,6 @@ class _Reader:
 
 _ENDLESS = Node("name", name="infinity")
 _BRACKETS = {SET_OPEN + SET_CLOSE: "{}", ANGLE_OPEN + ANGLE_CLOSE: "()", "{}": ""}
-_MONEY = re.compile(
-    r"(?P<minus>-?) ?(?:US|\\text ?\{ ?US ?\})? ?(?P<sign>[$\u00a5\u20ac\u00a3]) ?(?P<rest>-?[^ ].*)"
-)
-_SUFFIX = re.compile(
-    r"(?:(?<=[^ ]) ?(?:[/*]? ?\\text ?\{[^{}]*\}(?: ?\^ ?(?:\{ ?-?[0-9] ?\}|-?[0-9]))?)+"
-    rf"|(?<=[0-9)}}\]!.{PI}{INFINITY}]) ?(?:"
-    rf"(?:{DEGREE} ?(?:\\text ?\{{ ?)?[CF]?(?: ?\}})?)|%|[$\u00a5\u20ac\u00a3\u2103]"
-    r"|[\u3400-\u9fff/]+(?:\^ ?\{[23]\})?"
-    r"|\^ ?\{? ?\\text ?\{ ?(?:st|nd|rd|th) ?\} ?\}?|(?:st|nd|rd|th)"
-    r"|(?P<bare>\(?[A-Za-z][A-Za-z./ '-]*(?: ?\^ ?(?:\{ ?[23] ?\}|[23]))?\)?)))$"
-)
 
 
 def plain_words(text: str) -> str:
@@ -320,14 +293,3 @@ def _is_label(text: str) -> bool:
         and (match["command"] is None or match["command"] in GREEK)
         and text not in ("e", "i")
     )
-
-
-def _is_mixed(tree: Node) -> bool:
-    return len(tree.parts) == 2 and tree.parts[1].op == "div"
-
-
-def _as_letters(text: str) -> Node | None:
-    try:
-        return parse(text)
-    except Unreadable:
-        return None

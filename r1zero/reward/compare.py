@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from r1zero.reward.formulas import constant_ratio, names, same_formula
+from r1zero.reward.formulas import constant_ratio, differ_on_roots, names, same_formula
 from r1zero.reward.kinds import Answer, Based, Group, Matrix, Relation, Scalar, Sets, Words
 from r1zero.reward.real_sets import same_real_set
 from r1zero.reward.spelling import AND, GE, LE
-from r1zero.reward.tokens import Node
+from r1zero.reward.tokens import TRIGONOMETRIC, Node
 from r1zero.reward.units import scales
 from r1zero.reward.values import REAL, Value, digits, evaluate
 
@@ -38,6 +38,8 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
             return _same_group(gold, given)
         case (Group(), Scalar()) | (Scalar(), Group()):
             return _same_single(gold, given)
+        case Scalar(), Relation() if not gold.label and _is_statement(given):
+            return any(not names(side) and same_formula(gold.tree, side) for side in given.sides)
     return _same_condition(gold, given)
 
 
@@ -91,8 +93,9 @@ def _same_group(gold: Group, given: Group) -> bool | None:
 
     Values with names go by name: `y=2,x=1` is the point (1, 2). A set is never a point or an interval.
     """
-    if Relation in map(type, gold.items + given.items) or Sets in map(type, gold.items + given.items):
-        return _same_condition(gold, given)
+    if gold.brackets != given.brackets or gold.unordered:
+        if any(isinstance(item, Relation | Sets) for item in gold.items + given.items):
+            return _same_condition(gold, given)
     if ":" in (gold.brackets, given.brackets):
         return gold.brackets == given.brackets and _same_ratio(gold, given)
     if gold.unordered and given.unordered:
@@ -220,6 +223,14 @@ def _same_condition(gold: Answer, given: Answer) -> bool | None:
     return None
 
 
+def _is_statement(relation: Relation) -> bool:
+    """Tell whether this says what a term is worth, a + b = 5 or sin A = 3/5; 3x = 5 is yet to be solved."""
+    terms = [side for side in relation.sides if names(side)]
+    if relation.signs != ("=",) or len(terms) != 1:
+        return False
+    return len(names(terms[0])) > 1 or terms[0].name in TRIGONOMETRIC
+
+
 def _is_condition(answer: Answer) -> bool:
     if isinstance(answer, Group):
         return any(map(_is_condition, answer.items))
@@ -237,14 +248,16 @@ def _as_relation(answer: Answer) -> Relation | None:
 
 def _same_relation(gold: Relation, given: Relation) -> bool | None:
     """Compare relations up to a factor: x + y = 1 and 2 = 2x + 2y; -x < 1 and x > -1."""
+    if gold.signs == given.signs and all(map(same_formula, gold.sides, given.sides)):
+        return True
     if len(gold.sides) != 2 or len(given.sides) != 2:
-        return None
+        return None if len(gold.sides) != len(given.sides) else False
     left, right = _difference(gold), _difference(given)
     if names(left) != names(right):
         return False
     ratio = constant_ratio(left, right)
     if ratio is None or isinstance(ratio, REAL.mpc):
-        return None
+        return False if differ_on_roots(left, right) or differ_on_roots(right, left) else None
     sign = gold.signs[0]
     return given.signs[0] == (sign if ratio > 0 else _MIRRORED.get(sign, sign))
 

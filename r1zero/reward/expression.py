@@ -21,6 +21,8 @@ from r1zero.reward.tokens import (
 )
 
 MAX_DEPTH = 40  # of brackets, roots and powers
+_BETWEEN = {"over": "div", "choose": "binomial"}
+_CLOSERS = (*_BETWEEN, "rfloor", "rceil")
 
 
 def parse(text: str) -> Node:
@@ -63,11 +65,14 @@ class _Parser:
         self._place += 1
 
     def sum(self) -> Node:
-        """Terms between plus, minus and plus-minus."""
+        r"""Terms between plus, minus and plus-minus; `\over` and `\choose` divide the group they stand in."""
         terms = [self._product() if not self._is("+-" + PM + MP) else self._signed()]
         while self._is("+-" + PM + MP):
             terms.append(self._signed())
-        return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+        total = terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+        if self.kind == "command" and self.text in _BETWEEN:
+            return Node(_BETWEEN[self._take().text], (total, self.sum()))
+        return total
 
     def _signed(self) -> Node:
         sign = self._take().text
@@ -86,13 +91,18 @@ class _Parser:
 
     def _product(self) -> Node:
         """Factors with signs of multiplication and division between them, or with none."""
-        result = self._factors()
+        result, divisions = self._factors(), 0
         while self._is("*/"):
             sign = self._take().text
             factor = self._signed_factors()
             if sign == "*":
-                result = Node("mul", (result, factor))
-            elif is_whole(result) and factor.op == "mul" and is_whole(factor.parts[0]):
+                # No deeper tree for a longer product.
+                result = Node("mul", (*result.parts, factor) if result.op == "mul" else (result, factor))
+                continue
+            divisions += 1
+            if divisions > MAX_DEPTH:
+                raise Unreadable("it is divided too often")
+            if is_whole(result) and factor.op == "mul" and is_whole(factor.parts[0]):
                 # 1/2x is half of x
                 rest = factor.parts[1:]
                 result = Node("mul", (Node("div", (result, factor.parts[0])), *rest))
@@ -113,9 +123,7 @@ class _Parser:
         return _product_of(factors)
 
     def _starts_factor(self) -> bool:
-        if self.kind in ("letter", "roman") or (
-            self.kind == "command" and self.text not in ("rfloor", "rceil")
-        ):
+        if self.kind in ("letter", "roman") or (self.kind == "command" and self.text not in _CLOSERS):
             return True
         if self.kind == "number":
             return self._tokens[self._place - 1].kind != "number"

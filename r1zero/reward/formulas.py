@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product
 
 from r1zero.reward.spelling import MP
@@ -28,6 +29,7 @@ from r1zero.reward.values import (
 _SAME = REAL.mpf(10) ** -40
 _NOTHING = REAL.mpf(10) ** -50
 _SIXTH = REAL.mpf(5) / 10**7
+_CLEARLY = REAL.mpf(10) ** -3
 
 
 def branches(node: Node) -> list[Node]:
@@ -90,10 +92,6 @@ def close(gold: Value, given: Value, rounded: bool) -> bool:
     return gap <= 10 * _SIXTH * REAL.mpf(10) ** REAL.floor(REAL.log10(abs(gold)))
 
 
-def _is_real(value: Value) -> bool:
-    return not isinstance(value, REAL.mpc) or abs(value.imag) <= _SAME * abs(value)
-
-
 def same_formula(gold: Node, given: Node) -> bool:
     """Compare two trees without plus-minus; raise Unbounded or Undefined for a constant that is so.
 
@@ -111,7 +109,7 @@ def same_formula(gold: Node, given: Node) -> bool:
             left, right = evaluate(gold, point), evaluate(given, point)
         except (Undefined, Unbounded):
             continue
-        if _is_real(left) and _is_real(right):
+        if not isinstance(left, REAL.mpc) and not isinstance(right, REAL.mpc):
             if not close(left, right, rounded):
                 return False
             real_points += 1
@@ -135,3 +133,44 @@ def constant_ratio(gold: Node, given: Node) -> Value | None:
     if len(ratios) < 2 or not all(close(ratios[0], ratio, rounded) for ratio in ratios):
         return None
     return ratios[0]
+
+
+def quadratic(tree: Node, name: str, point: int = 0) -> tuple[Value, Value, Value] | None:
+    """Return (a, b, c) of a tree that is a x^2 + b x + c in a name x, or None; zeros are exact.
+
+    Other names have the values of the point. Raises Unbounded or Undefined like `evaluate`.
+    """
+    at_0, at_1, before, at_3 = (digits(evaluate(_put(tree, name, value), point)) for value in (0, 1, -1, 3))
+    square, slope = (at_1 + before) / 2 - at_0, (at_1 - before) / 2
+    size = max(map(abs, (at_0, at_1, before, at_3)))
+    if abs(at_3 - (9 * square + 3 * slope + at_0)) > _SAME * size:
+        return None
+    clean = [0 if abs(value) <= _SAME * size else value for value in (square, slope, at_0)]
+    return clean[0], clean[1], clean[2]
+
+
+def _put(tree: Node, name: str, value: Value) -> Node:
+    """Return a tree with a value in the place of a name."""
+    if tree.op == "name" and tree.name == name:
+        return Node("number", value=Fraction(value) if isinstance(value, int) else value)
+    return replace(tree, parts=tuple(_put(part, name, value) for part in tree.parts)) if tree.parts else tree
+
+
+def differ_on_roots(gold: Node, given: Node) -> bool:
+    """Tell whether a root of the first tree is surely none of the second; False when no root was found."""
+    for name in sorted(names(gold)):
+        try:
+            shape = quadratic(gold, name)
+            if shape is None or not (shape[0] or shape[1]):
+                continue
+            square, slope, offset = shape
+            if square:
+                root = (REAL.sqrt(slope**2 - 4 * square * offset) - slope) / (2 * square)
+            else:
+                root = -offset / slope
+            value = evaluate(_put(given, name, root))
+        except (Unbounded, Undefined):
+            continue
+        if abs(value) > _CLEARLY:
+            return True
+    return False

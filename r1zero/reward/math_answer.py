@@ -25,7 +25,7 @@ from r1zero.reward.choices import same_text
 from r1zero.reward.compare import same_answer
 from r1zero.reward.format import last_box
 from r1zero.reward.kinds import Answer
-from r1zero.reward.spelling import clean
+from r1zero.reward.spelling import clean, is_balanced
 from r1zero.reward.values import Unbounded, Undefined
 
 MAX_CHARACTERS = 1000  # of an answer; the longest right answer of MATH has 159
@@ -47,6 +47,8 @@ class _Reading:
 
 def _read(text: str, trusted: bool) -> _Reading:
     cleaned = clean(text)
+    if len(cleaned) > 2 * MAX_CHARACTERS:
+        return _Reading("", "", [])  # one character may stand for many
     return _Reading(cleaned, _SPACES.sub("", cleaned), readings(cleaned, trusted))
 
 
@@ -60,7 +62,7 @@ def same(gold: str, given: str) -> bool:
     if max(len(gold), len(given)) > MAX_CHARACTERS:
         return False
     right, answer = _read_gold(gold), _read(given, trusted=False)
-    if not right.text or not answer.text or len(answer.text) > 2 * MAX_CHARACTERS:
+    if not right.text or not answer.text:
         return False
     if right.key == answer.key:
         return True
@@ -73,7 +75,8 @@ def same(gold: str, given: str) -> bool:
 def _same_reading(right: _Reading, answer: _Reading) -> bool | None:
     """Compare all that the texts may mean; None when it needs algebra."""
     if not right.answers or not answer.answers:
-        return None if _BEYOND_US.search(right.text) or _BEYOND_US.search(answer.text) else False
+        texts = right.text, answer.text
+        return None if any(map(_BEYOND_US.search, texts)) and all(map(is_balanced, texts)) else False
     unknown = False
     for mine, other in product(right.answers, answer.answers):
         try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from r1zero.reward.spelling import AND
-
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
 )
@@ -14,6 +12,7 @@ _TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split()
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _PARTS = dict(zip("half third quarter fifth sixth seventh eighth ninth tenth".split(), range(2, 11)))
 _PARTS |= {f"{word}s": size for word, size in _PARTS.items()} | {"halves": 2, "fourth": 4, "fourths": 4}
+_DIGIT = re.compile("[0-9]")
 _WORD = re.compile(r"[a-z]+")
 
 _DIGITS = "\u96f6\u4e00\u4e8c\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d"
@@ -29,7 +28,9 @@ def to_digits(text: str) -> str:
     """Write a number in words at the start of a text in digits: "twenty-five apples" is "25 apples"."""
     if not text[:1].isalpha():
         return text
-    return _english(text) if text.isascii() or text[0].isascii() else _CHINESE.sub(_chinese, text, count=1)
+    if text[0].isascii():
+        return _english(text)
+    return text if _DIGIT.search(text) else _CHINESE.sub(_chinese, text, count=1)
 
 
 def _fits(value: int, group: int) -> bool:
@@ -43,7 +44,7 @@ def _english(text: str) -> str:
     total, group, end, last = 0, 0, 0, ""
     for match in _WORD.finditer(text.lower()):
         word, gap = match[0], text[end : match.start()].strip(" -")
-        if gap and not (gap == AND and last in _SCALES):
+        if gap:
             break
         value = _SMALL.get(word, _TENS.get(word))
         if value is not None and _fits(value, group) and last != "zero":

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import reduce
 
-from r1zero.reward.formulas import close, names
+from r1zero.reward.formulas import close, names, quadratic
 from r1zero.reward.kinds import Answer, Group, Relation, Scalar, Sets
 from r1zero.reward.spelling import AND, GE, LE, NE, OR
+from r1zero.reward.tokens import Node
 from r1zero.reward.values import REAL, Value, digits, evaluate
 
 
@@ -92,22 +93,43 @@ def _point(answer: Scalar) -> RealSet | None:
 
 
 def _solution(relation: Relation) -> RealSet | None:
-    """Solve an inequality, or a chain of two, that has its variable alone on one side."""
-    sides = relation.sides
-    places = [place for place, side in enumerate(sides) if side.op == "name" and names(side)]
-    if len(places) != 1 or any(names(side) for place, side in enumerate(sides) if place != places[0]):
+    """Solve one inequality, or a chain of two, in one variable on one side: 1 < x <= 2, |x - 1| < 3."""
+    sides, signs = relation.sides, relation.signs
+    places = [place for place, side in enumerate(sides) if names(side)]
+    if len(places) != 1 or len(names(sides[places[0]])) != 1 or len(sides) > 3:
         return None
-    values = [None if place in places else digits(evaluate(side)) for place, side in enumerate(sides)]
-    if any(isinstance(value, REAL.mpc) for value in values) or len(sides) > 3:
-        return None
-    whole = RealSet([_LINE], sides[places[0]].name)
-    for place, sign in enumerate(relation.signs):
-        left, right = values[place], values[place + 1]
-        if left is not None and right is not None:
+    tree = sides[places[0]]
+    variable = min(names(tree))
+    whole = RealSet([_LINE], variable)
+    for place, sign in enumerate(signs):
+        if places[0] not in (place, place + 1):
             return None  # 1 < 2 < x
-        part = _ray(sign, right) if left is None else _ray(_MIRRORED[sign], left)
-        whole = _intersection(whole, RealSet(part))
+        is_left = places[0] == place
+        bound = digits(evaluate(sides[place + 1 if is_left else place]))
+        part = _solve(tree, variable, sign if is_left else _MIRRORED[sign], bound)
+        if part is None:
+            return None
+        whole = _intersection(whole, part)
     return whole
+
+
+def _solve(tree: Node, variable: str, sign: str, bound: Value) -> RealSet | None:
+    """Solve `tree sign bound` where the tree is affine in its variable, or the absolute value of that."""
+    if isinstance(bound, REAL.mpc):
+        return None
+    if tree.op == "call" and tree.name == "abs":
+        if bound <= 0 or sign not in _MIRRORED:
+            return None
+        above = _solve(tree.parts[0], variable, sign, bound)
+        below = _solve(tree.parts[0], variable, _MIRRORED[sign], -bound)
+        if above is None or below is None:
+            return None
+        return _intersection(above, below) if sign in ("<", LE, NE) else _union([above, below])
+    shape = quadratic(tree, variable)
+    if shape is None or shape[0] or not shape[1] or any(isinstance(value, REAL.mpc) for value in shape):
+        return None
+    _, slope, offset = shape
+    return RealSet(_ray(sign if slope > 0 else _MIRRORED[sign], (bound - offset) / slope), variable)
 
 
 _MIRRORED = {"<": ">", ">": "<", LE: GE, GE: LE, NE: NE, "=": "="}

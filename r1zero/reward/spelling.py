@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 LE, GE, NE, APPROX = "\u2264", "\u2265", "\u2260", "\u2248"
 PM, MP, DEGREE, INFINITY, PI = "\u00b1", "\u2213", "\u00b0", "\u221e", "\u03c0"
@@ -45,13 +46,30 @@ _CHARACTERS = str.maketrans(
     | {chr(code): "" for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070))}
 )
 
+_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi _ _ rho _ sigma tau"
+_CHARACTERS |= {0x3B1 + place: f"\\{name} " for place, name in enumerate(_GREEK.split()) if name != "_"}
+_CHARACTERS |= {0x3C6: r"\phi ", 0x3C7: r"\chi ", 0x3C8: r"\psi ", 0x3C9: r"\omega "}
+
 # What a command stands for; a command not named here stays.
 _COMMANDS = (
     dict.fromkeys(
         ("left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "bigg", "Bigg", "limits"), ""
     )
     | dict.fromkeys(
-        ("displaystyle", "textstyle", "scriptstyle", "rm", "bf", "it", "middle", "angle", "hfill"), ""
+        (
+            "displaystyle",
+            "textstyle",
+            "scriptstyle",
+            "rm",
+            "bf",
+            "it",
+            "middle",
+            "angle",
+            "hfill",
+            "boxed",
+            "fbox",
+        ),
+        "",
     )
     | dict.fromkeys(("quad", "qquad", "enspace", "thinspace", "space", "nobreakspace"), " ")
     | dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac"), r"\frac")
@@ -112,12 +130,15 @@ _ESCAPED = {
 }
 _ESCAPED |= dict.fromkeys(",;:> \n\t", " ") | dict.fromkeys("()[]", "")
 _ESCAPE = re.compile(
-    r"\\(?:(?P<row>\\(?: ?\[[0-9a-z. ]*\])?)|(?P<command>[A-Za-z]+)|(?P<other>[^A-Za-z\\]))", re.DOTALL
+    r"\\(?:(?:left|right) ?(?P<angle>[<>])|(?P<row>\\(?: ?\[[0-9a-z. ]*\])?)|(?P<command>[A-Za-z]+)"
+    r"|(?P<other>[^A-Za-z\\]))",
+    re.DOTALL,
 )
 
 _REWRITES = [
     (re.compile(r"\\letter ?\{ ?([A-Za-z]|\\[a-z]+) ?\}|\\roman ?\{ ?([ei]) ?\}"), r" \1\2"),
-    (re.compile(r"\\letter(?= ?[A-Za-z])"), " "),
+    (re.compile(r"\\letter(?= ?[A-Za-z])|\\letter ?(?=\{[^{}]*\\)"), " "),
+    (re.compile(r"(?:^|(?<=[-+*/=(^_]))\\roman ?\{ ?([A-Za-z]) ?\}"), r"\1"),
     (
         re.compile(
             r"\\(?:roman|text) ?\{ ?((?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|cis|gcd|lcm) ?\}"
@@ -130,10 +151,14 @@ _REWRITES = [
     (re.compile(r"\s+|~"), " "),
     (re.compile(r"(?<=[0-9]) ?(?:\{,\}|,\ue001) ?(?=[0-9])"), ""),  # thousands
     (re.compile(r"\^ ?(?:\u2218|\{ ?\u2218 ?\}|\{ ?\u00b0 ?\})|\u2218"), DEGREE),
+    (re.compile(r"\b(hundred|thousand|million) and\b"), r"\1"),
     (re.compile(r"<="), LE),
     (re.compile(r">="), GE),
     (re.compile(r"!="), NE),
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"(?<=[0-9]) ?x ?(?=10 ?\^)"), "*"),
+    (re.compile(r"\{ ?: ?\}"), ":"),
+    (re.compile("\u00a2"), " cents"),
     (re.compile(r"\\text ?\{ ?,? ?(?:and|&) ?\}|(?<![A-Za-z])and(?![A-Za-z])|[\u548c\u53ca]"), f" {AND} "),
     (re.compile(r"\\text ?\{ ?,? ?or ?\}|(?<![A-Za-z])or(?![A-Za-z])|\u6216(?:\u8005)?"), f" {OR} "),
     (re.compile(r"(?:\\text ?\{ ?)?\b[Aa]ll (?:the )?real(?: number)?s?\b(?: ?\})?"), REALS),
@@ -146,6 +171,8 @@ _WRAPPED = re.compile(r"\\text ?\{([^{}]*)\}\.?")
 def _escape(match: re.Match[str]) -> str:
     if match["row"]:
         return ROW
+    if match["angle"]:
+        return ANGLE_OPEN if match["angle"] == "<" else ANGLE_CLOSE
     if match["command"]:
         return _COMMANDS.get(match["command"], match[0])
     return _ESCAPED.get(match["other"], match["other"])
@@ -158,10 +185,15 @@ def _math_signs(text: str) -> str:
     return text.replace("\ue000", "$")
 
 
+def _grouped(characters: Iterable[str]) -> str:
+    joined = "".join(characters)
+    return joined if len(joined) == 1 else f"{{{joined}}}"
+
+
 def clean(text: str) -> str:
     """Give a text one spelling; what carries no meaning goes. Takes time linear in the text."""
-    text = _RAISED.sub(lambda m: "^{" + "".join(_SUPERSCRIPTS[c] for c in m[0]) + "}", text)
-    text = _LOWERED.sub(lambda m: "_{" + "".join(_SUBSCRIPTS[c] for c in m[0]) + "}", text)
+    text = _RAISED.sub(lambda match: "^" + _grouped(_SUPERSCRIPTS[each] for each in match[0]), text)
+    text = _LOWERED.sub(lambda match: "_" + _grouped(_SUBSCRIPTS[each] for each in match[0]), text)
     text = _VULGAR.sub(" ", text).replace("\u211d", r"\mathbb{R}")
     text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS).strip("* ")
     text = _math_signs(_ESCAPE.sub(_escape, text))
@@ -201,6 +233,16 @@ def split(text: str, separators: str) -> list[tuple[str, str]]:
             start, before = place + 1, character
     parts.append((before, text[start:].strip()))
     return parts if depth == 0 else []
+
+
+def is_balanced(text: str) -> bool:
+    """Tell whether as many braces open as close, none before it opened."""
+    depth = 0
+    for character in text:
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def is_enclosed(text: str) -> bool:

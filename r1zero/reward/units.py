@@ -28,10 +28,11 @@ _TABLE = {
     "time": "s sec second=1; min minute=60; h hr hour=3600; day=86400; week=604800; month=2629746; "
     "yr year=31556952; \u79d2=1; \u5206 \u5206\u949f=60; \u65f6 \u5c0f\u65f6=3600; \u5929=86400; "
     "\u5468 \u661f\u671f=604800",
-    "dollar": "$ dollar usd=1; cent=1/100",
+    "dollar": "$ dollar usd=1; cent \u00a2=1/100",
     "yuan": "\u00a5 \u5143 yuan rmb=1; \u89d2=1/10",
     "euro": "\u20ac euro=1",
     "sterling": "\u00a3=1",
+    "rupee": "\u20b9 rs rupee=1",
     "angle": f"{DEGREE} deg degree \u5ea6=1",
     "radian": "rad radian \u5f27\u5ea6=1",
     "celsius": f"{DEGREE}c celsius \u6444\u6c0f\u5ea6=1",
@@ -52,10 +53,14 @@ _SQUARES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _SQUARED = {"squared": 2, "cubed": 3}
 _CHINESE_POWERS = {"\u5e73\u65b9": 2, "\u7acb\u65b9": 3}
 
-_BLOCK = re.compile(r"\\text ?\{([^{}]*)\}")
+_ORDINAL = re.compile(r"\^? ?\{? ?(?:\\text ?\{)? ?(?:st|nd|rd|th)[ }]*")
+_DEGREES = re.compile(rf"(?:{DEGREE}|degrees?) ?(?=celsius|fahrenheit|[cf]$)")
+_NAMES = frozenset("eixyz")  # roman letters that are no unit
+_BLOCK = re.compile(r"\\text ?\{((?:[^{}]|\{[^{}]*\})*)\}")
 _SHAPE = re.compile(
     rf"(?:[A-Za-z\u3400-\u9fff /*.%$'()\u2103{DEGREE}\u00a5\u20ac\u00a3-]|\^ ?(?:\{{ ?-?[0-9] ?\}}|-?[0-9]))*"
 )
+_HYPHEN = re.compile(r"[*.]|(?<=[a-z])-(?=[a-z])")
 _WORD = re.compile(r"([^\^ ]+)(?: ?\^ ?\{? ?(-?[0-9]) ?\}?)?")
 
 
@@ -75,16 +80,21 @@ def read_unit(text: str, trusted: bool) -> Unit | None:
     What stands in `\text{}` is one. Bare letters must be a known unit or be words after a space; one letter
     glued to a right answer (`trusted`) is a variable.
     """
+    if _ORDINAL.fullmatch(text):
+        return Unit("th")
     bare = "\\text" not in text
     plain = _BLOCK.sub(r" \1 ", text)
     if not _SHAPE.fullmatch(plain):
         return None
-    name = " ".join(plain.lower().replace(f"{DEGREE} ", DEGREE).replace("\u2103", f"{DEGREE}c").split())
+    name = " ".join(plain.lower().split())
+    name = _DEGREES.sub("" if "celsius" in name or "fahrenheit" in name else DEGREE, name)
     name = name.strip(" ()") if name[:1] == "(" else name
     if name in ("%", "percent", "percentage", "pct", "per cent"):
         return Unit("%")
     if name.startswith("^") and bare:
         return None  # the power of the number
+    if name in _NAMES:
+        return None
     measures, size = _product(name)
     if bare and name.isascii() and name[:1].isalpha():
         glued = text[:1] not in (" ", "(")
@@ -113,7 +123,7 @@ def _product(name: str) -> tuple[tuple[tuple[str, int], ...], Fraction]:
     for place, side in enumerate(name.split("/")):
         direction = 1 if place == 0 else -1
         ahead = 1
-        for word, power in _WORD.findall(side.replace("*", " ").replace("-", " ").replace(".", " ")):
+        for word, power in _WORD.findall(_HYPHEN.sub(" ", side)):
             if word in _SQUARES:
                 ahead = _SQUARES[word]
                 continue

@@ -43,6 +43,8 @@ def evaluate(node: Node, point: int = 0) -> Value:
             value = _OPERATIONS[node.op](*parts)
     except (ZeroDivisionError, OverflowError) as error:
         raise Undefined(str(error)) from error
+    if any(isinstance(part, REAL.mpc) for part in parts):
+        value = REAL.mpc(value)  # what was complex on the way has left the reals
     return _bounded(value)
 
 

@@ -1,0 +1,160 @@
+r"""The comparison of answers, on cases that were worked out from the mathematics, and on hostile texts.
+
+A row of answer_cases.jsonl is a right answer, an answer as it stands between the braces of `\boxed{}`, whether
+that is right, and what the case is about. No verdict was taken from a grader.
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from r1zero.reward.format import extract_answer
+from r1zero.reward.math_answer import MAX_CHARACTERS, same
+
+CASES = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "answer_cases.jsonl").read_text("ascii").splitlines()
+]
+
+
+def test_every_verdict_is_that_of_the_mathematics(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = [case for case in CASES if same(case["gold"], case["answer"]) is not case["right"]]
+    for case in wrong:
+        print(f"{case['kind']}: {case['gold']!r} and {case['answer']!r} should be {case['right']}")
+    assert not wrong, f"{len(wrong)} of {len(CASES)} verdicts are wrong; see the list above"
+
+
+def test_cases_are_many_and_of_both_verdicts_in_every_kind() -> None:
+    assert len(CASES) >= 1400
+    assert len({(case["gold"], case["answer"]) for case in CASES}) == len(CASES)
+    counts = Counter((case["kind"], case["right"]) for case in CASES)
+    for kind in {case["kind"] for case in CASES} - {"two answers at once", "no factor of a hundred"}:
+        right, wrong = counts[kind, True], counts[kind, False]
+        assert wrong > 0 and (right > 0 or kind == "nothing to read"), kind
+
+
+def test_every_right_answer_is_itself() -> None:
+    golds = {case["gold"] for case in CASES}
+    assert [gold for gold in golds if not same(gold, gold)] == []
+    assert [gold for gold in golds if not same(rf"\boxed{{{gold}}}", f" ${gold}$ ")] == []
+
+
+# (response, what the box holds)
+RESPONSES = [
+    (r"\boxed{34}", "34"),
+    (r"\boxed {34}", "34"),
+    ("\\boxed\n{34}", "34"),
+    (r"\fbox{34}", "34"),
+    (r"\\boxed{34}", "34"),
+    (r"\boxed 5", "5"),
+    (r"\boxed 5$", "5"),
+    (r"$\boxed5$", "5"),
+    (r"\boxed -3.", "-3."),
+    (r"\boxed 3/4.", "3/4."),
+    (r"\boxed C$", "C"),
+    (r"I will use \boxed and answer \boxed{7}, in \boxed notation", "7"),
+    (r"\boxed{1} or \boxed 2", "2"),
+    (r"\boxed 1 or \boxed{2}", "2"),
+    (r"\boxed{x = \fbox 5}", r"x = \fbox 5"),
+    (r"\boxed{1 \boxed 2", "2"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+    (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
+    (r"\boxed{1} then \boxed{2} then \boxed{3", "2"),
+    (r"\boxed{\boxed{5}}", "{5}"),
+    (r"<answer>\boxed{1}</answer> \boxed{2}", "1"),
+    (r"<answer>\boxed{1}</answer><answer>\boxed{2}", "2"),
+    (r"<think>\boxed{34}</think><answer>34</answer>", None),
+    (r"\boxed{5} or \boxed{}", None),
+    ("The answer is 34.", None),
+    ("Answer: 34", None),
+    ("boxed{5}", None),
+    (r"\boxedx{5}", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("response", "answer"), RESPONSES)
+def test_answer_is_in_the_last_complete_box(response: str, answer: str | None) -> None:
+    assert extract_answer(response) == answer
+
+
+HOSTILE = [
+    "9^{9^{9^{9^{9}}}}",
+    "9^9^9^9^9^9",
+    "99999!!!!",
+    r"\binom{99999999}{33333333}",
+    "1e999",
+    r"\exp(\exp(\exp(99)))",
+    r"\sin(9^{99999})",
+    r"2^{-9^{9^9}}",
+    "1/" * 400 + "1",
+    "1-" * 400 + "1",
+    "-" * 900 + "1",
+    "2^" * 450 + "2",
+    "(" * 499 + "5" + ")" * 499,
+    "{" * 499 + "5" + "}" * 499,
+    r"\sqrt" * 180 + "5",
+    r"\frac{1}{" * 100 + "5" + "}" * 100,
+    r"\pm" * 300 + "1",
+    "x+" * 450 + "x",
+    "x" * 999,
+    ",".join("x" * 480),
+    ",".join("12" * 240),
+    "0." * 480,
+    ".km" * 300,
+    "9" * 999,
+    "1,111" * 190,
+    "\u00bd" * 900,  # one half
+    "\ufdfa" * 900,  # one character that stands for eighteen
+    "\u96f6" * 900,  # zero
+    "one hundred " * 80,
+    r"\text{" * 160,
+    r"\begin{pmatrix}" + "1&" * 400 + r"\end{pmatrix}",
+    "5\x00",
+    "\u202e5\u202c6",
+    "\ud800",
+    "a" * 500 + "!",
+    "5 " + "a" * 400 + "1",
+    "$" * 999,
+    "\\" * 999,
+    " " * 900 + "6",
+    "x=" * 480,
+    "<" * 900,
+    "[" * 500 + "]" * 400,
+    "5" * (MAX_CHARACTERS + 1),
+]
+GOLDS = [
+    "5",
+    r"\frac{1}{2}",
+    "x+1",
+    "(1,2)",
+    "[1,2)",
+    r"\{1,2\}",
+    "x+y=1",
+    r"\text{Tuesday}",
+    "C",
+    r"5\text{ cm}",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_text_is_wrong_at_once(text: str) -> None:
+    start = time.process_time()
+    assert [gold for gold in GOLDS if same(gold, text)] == []
+    assert same(text, "5") is False
+    assert time.process_time() - start < 1.0 * len(GOLDS), "a comparison without algebra took too long"
+    assert sys.getrecursionlimit() == 1000
+
+
+def test_right_answer_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from r1zero.reward import math_answer
+
+    read = []
+    monkeypatch.setattr(math_answer, "readings", lambda text, trusted: read.append(text) or [])
+    for answer in ("1", "2", "3"):
+        same("31415 + 92653", answer)
+    assert sum(text.startswith("31415") for text in read) == 1
