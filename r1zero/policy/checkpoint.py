@@ -9,6 +9,7 @@ a manager, which imports everything once more.
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import random
 
 from r1zero.checkpoint.manifest import File, describe
@@ -36,11 +38,11 @@ SHARDING = {"distrib_optim_sharding_type": "fully_reshardable",
 class Writing:
     """A save under way on this train rank: `run` writes this rank's files, `finalize` makes them one checkpoint.
 
-    The constructor copies the state, so training may go on at once. Collective over the train ranks.
+    Constructing it is collective over the train ranks.
     """
 
     def __init__(self, policy: Policy, folder: Path, step: int) -> None:
-        self._grid, self._folder = policy.grid, folder
+        self._policy, self._folder = policy, folder
         self.files: dict[str, File] = {}
         self.error: str | None = None
         self._thread: threading.Thread | None = None
@@ -51,10 +53,11 @@ class Writing:
                       "opt_param_scheduler": policy.scheduler.state_dict()}
             self._request = dist_checkpointing.save(
                 state, str(folder), _strategy(policy), async_sharded_save=True, content_metadata=dict(SHARDING))
-        self._buckets = _staged(self._request.preload_fn(), policy) if self._request.preload_fn else []
+        self._buckets = self._request.preload_fn() if self._request.preload_fn else []
 
     def start(self) -> None:
-        """Write beside the training."""
+        """Write beside the training, from a copy."""
+        self._buckets = _staged(self._buckets, self._policy)
         self._thread = threading.Thread(target=self.run, name="checkpoint-writer")
         self._thread.start()
 
@@ -79,7 +82,7 @@ class Writing:
                 transforms, number, bucket, answer, counter, use_fsync=True)
             written[number] = answer.get()[1]
             if isinstance(written[number], Exception):
-                self.error = str(written[number])
+                self.error = _reason(written[number])
                 return
             self.files[bucket[1]] = describe(self._folder / bucket[1])
         results.put(written)
@@ -87,9 +90,17 @@ class Writing:
 
     def finalize(self) -> None:
         """Write the table of contents, when all train ranks have written their files. Collective."""
-        with self._grid.as_default_group():
+        with self._policy.grid.as_default_group():
             for finish in self._request.finalize_fns:
                 finish()
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, if it was the system: torch covers a full disk with a complaint about positions."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return str(found or error)
 
 
 def load_policy(policy: Policy, folder: Path, updates: int) -> None:
@@ -149,9 +160,35 @@ def _sharded_state(policy: Policy, loading: bool) -> dict:
             bucket.numel_unpadded = bucket.grad_data.numel()
     metadata = SHARDING | {"dp_cp_group": policy.model.groups.dp}
     model = policy.model.module.sharded_state_dict(metadata=metadata)
+    if policy.grid.span.dp == 1:
+        for optimizer in policy.optimizer.chained_optimizers:
+            optimizer.get_parameter_state_dp_zero = functools.partial(_whole_state, optimizer)
     # Linear layers keep an empty place for Transformer Engine's fp8 state: objects, which would be pickled.
     model = {name: part for name, part in model.items() if isinstance(part, ShardedTensor | ShardedTensorFactory)}
     return {"model": model, "optimizer": policy.optimizer.sharded_state_dict(model, loading, metadata=metadata)}
+
+
+class _Parts(dict):
+    """Tensors by where they begin in a flat buffer, in place of the buffer: a slice of it is one of them."""
+
+    def __getitem__(self, part: slice) -> torch.Tensor:
+        return super().__getitem__(part.start)
+
+
+def _whole_state(optimizer: DistributedOptimizer, **_: object) -> dict:
+    """What get_parameter_state_dp_zero returns, of a single replica: its own state as it lies there.
+
+    Megatron gathers the shards of all replicas into one buffer, in five passes over the memory; here is nothing to
+    gather. Loading writes into the state in place.
+    """
+    state: dict = {"buckets_coalesced": True}
+    for number, (ranges, buffer) in enumerate(zip(optimizer.gbuf_ranges, optimizer.buffers, strict=True)):
+        world: dict[str, _Parts] = {}
+        for parameter, (start, _, _) in buffer.param_index_map.items():
+            for key, tensor in optimizer._get_main_param_and_optimizer_states(parameter).items():
+                world.setdefault(key, _Parts())[start] = tensor.detach().flatten()
+        state[number] = {dtype: world for dtype in ranges}
+    return state
 
 
 def _strategy(policy: Policy):  # noqa: ANN202 - Megatron's save strategies have no common public type
@@ -161,8 +198,12 @@ def _strategy(policy: Policy):  # noqa: ANN202 - Megatron's save strategies have
 
 
 def _staged(buckets: list, policy: Policy) -> list:
-    """Copy what the next update would change. Optimizer tensors were gathered into copies already."""
-    live = {parameter.untyped_storage().data_ptr() for parameter in policy.model.module.parameters()}
+    """Copy what the next update would change; what was gathered or moved from a device is a copy already."""
+    trained = [*policy.model.module.parameters(),
+               *(p for group in policy.optimizer.param_groups for p in group["params"]),
+               *(t for optimizer in policy.optimizer.chained_optimizers
+                 for state in optimizer.optimizer.state.values() for t in state.values())]
+    live = {tensor.untyped_storage().data_ptr() for tensor in trained}
 
     def stage(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone() if tensor.untyped_storage().data_ptr() in live else tensor
