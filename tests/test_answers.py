@@ -1,7 +1,7 @@
 r"""The comparison of answers, on cases that were worked out from the mathematics, and on hostile texts.
 
-A row of answer_cases.jsonl is a right answer, an answer as it stands between the braces of `\boxed{}`, whether
-that is right, and what the case is about. No verdict was taken from a grader.
+A row of answer_cases.jsonl is a right answer, an answer as it stands between the braces of `\boxed{}`,
+whether that is right, and what the case is about. No verdict was taken from a grader.
 """
 
 import json

@@ -6,7 +6,7 @@ import re
 
 from r1zero.reward.formulas import constant_ratio, differ_on_roots, names, same_formula
 from r1zero.reward.kinds import Answer, Based, Group, Matrix, Relation, Scalar, Sets, Words
-from r1zero.reward.real_sets import same_real_set
+from r1zero.reward.real_sets import real_set, same_real_set
 from r1zero.reward.spelling import AND, GE, LE
 from r1zero.reward.tokens import TRIGONOMETRIC, Node
 from r1zero.reward.units import scales
@@ -216,8 +216,10 @@ def _same_condition(gold: Answer, given: Answer) -> bool | None:
     left, right = _as_relation(gold), _as_relation(given)
     if left and right:
         return _same_relation(left, right)
-    if isinstance(gold, Scalar | Words) or isinstance(given, Scalar | Words):
+    if isinstance(gold, Scalar | Words | Matrix) or isinstance(given, Scalar | Words | Matrix):
         return False
+    if any(real_set(side) and not _is_condition(other) for side, other in ((gold, given), (given, gold))):
+        return False  # a set of reals, and something that is none
     if isinstance(gold, Group) and isinstance(given, Group):
         return _same_unordered(gold, given) if gold.unordered and given.unordered else None
     return None
