@@ -46,7 +46,7 @@ class Training:
     sequence_parallel: bool = False  # cut activations along the sequence between TP ranks; off at TP 1
     seed: int = 1234  # of data order and sampling
     no_shuffle: bool = False  # take the prompts in file order
-    tokenizer_name_or_path: str | None = None  # folder, also with config.json if load has none; default load
+    tokenizer_name_or_path: str | None = None  # folder, also with config.json if load has none; default load's
     prompt_type: str = "qwen_r1"  # name of a prompt template
     prompt_type_path: str | None = None  # templates file; default configs/templates.json
     map_keys: dict[str, str] = field(default_factory=lambda: dict(  # column of each part; "" = none

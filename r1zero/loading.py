@@ -18,6 +18,7 @@ from r1zero.checkpoint.resume import start_weights
 from r1zero.config import ROOT, SHAPE_KEYS, Config
 from r1zero.sentences import Notes, nearest
 from r1zero.typed import Given, Loader, construct, convert, field_names, read_yaml, spelled
+from r1zero.weights.found import config_folder
 
 CONFIGS = ROOT / "configs"
 EMBEDDED = ROOT / ".cache"  # where tools/make_tiny.py puts its model and data
@@ -262,7 +263,8 @@ def _resolve(cfg: Config, notes: Notes) -> Config:
         training=dataclasses.replace(
             training, resume=resume,
             sequence_parallel=training.sequence_parallel and train_tp > 1,
-            tokenizer_name_or_path=embedded(training.tokenizer_name_or_path or load, "model"),
+            tokenizer_name_or_path=embedded(
+                training.tokenizer_name_or_path or str(config_folder(load, fallback=load)), "model"),
             prompt_type_path=training.prompt_type_path or str(CONFIGS / "templates.json"),
             eval_data_path=eval_data and embedded(eval_data, "eval"),
             eval_temperature=_first_given(training.eval_temperature, actor.temperature),

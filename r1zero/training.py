@@ -27,7 +27,7 @@ from r1zero.observe.samples import write_samples
 from r1zero.observe.scores import table
 from r1zero.reward.guard import FailureGuard
 from r1zero.step import StepOutcome, train_step
-from r1zero.weights.convert import save_hf
+from r1zero.weights.huggingface import save_hf
 from r1zero.weights.found import find
 from r1zero.weights.gather import gather_tensors
 from r1zero.world.groups import World

@@ -14,7 +14,9 @@ from models import FAMILIES, make_model
 from multiproc import run_ranks
 from safetensors.torch import load_file, save_file
 
-from r1zero.weights.convert import HuggingFaceWeights
+from r1zero.checks import check
+from r1zero.loading import load_config
+from r1zero.weights.huggingface import HuggingFaceWeights
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "convert_ckpt.py"
 
@@ -122,6 +124,14 @@ def test_type_is_that_of_the_source_or_the_one_asked_for(convert, folders, tmp_p
     assert "fp32" in convert("--from", tmp_path / "mg", "--to", tmp_path / "hf")[1]
     assert torch.equal(load_file(tmp_path / "hf" / "model.safetensors")["model.norm.weight"],
                        state["model.norm.weight"])
+
+
+@pytest.mark.parametrize("words", [["--pp", 2], ["--ckpt-format", "torch_dist"]])
+def test_converted_folder_is_all_that_a_run_needs(convert, tiny, tmp_path, words):
+    assert convert("--from", tiny / "model", "--to", tmp_path / "mg", *words)[0] == 0
+    cfg, _ = load_config("tiny", [f"actor_rollout.load={tmp_path / 'mg'}"])
+    assert check(cfg) == []
+    assert cfg.model_folder("ref") == tmp_path / "mg" == Path(cfg.training.tokenizer_name_or_path)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen2_tied"])

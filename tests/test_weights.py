@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from r1zero.model import ModelShape
-from r1zero.weights import convert
-from r1zero.weights.convert import save_hf
+from r1zero.weights import huggingface
+from r1zero.weights.huggingface import save_hf
 from r1zero.weights.load import open_weights
 from r1zero.weights.names import (local_shape, local_view, merge, name_on_stage, shard, stage_of,
                                   stage_tensors, tensors)
@@ -213,7 +213,7 @@ def test_only_the_shards_own_elements_are_read(folders, monkeypatch):
         def get_slice(self, name):
             return Slice(self.file.get_slice(name))
 
-    monkeypatch.setattr(convert, "safe_open", Recorder)
+    monkeypatch.setattr(huggingface, "safe_open", Recorder)
     shape = ModelShape.from_folder(folders["qwen2_untied"])
     wanted = stage_tensors(shape, 1, 2)
     stream = open_weights(folders["qwen2_untied"], shape).stream(wanted, 1, 2, torch.bfloat16)

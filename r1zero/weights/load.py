@@ -6,7 +6,7 @@ from pathlib import Path
 
 from r1zero.model import ModelShape
 from r1zero.weights import legacy_files, torch_dist
-from r1zero.weights.convert import HuggingFaceWeights
+from r1zero.weights.huggingface import HuggingFaceWeights
 from r1zero.weights.found import Found, find
 from r1zero.weights.source import Weights
 
