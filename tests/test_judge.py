@@ -1,4 +1,4 @@
-"""The judge with real worker processes: verdicts, deadlines, deaths, groups, custom scorers, nothing left behind."""
+"""The judge with real worker processes: verdicts, deadlines, deaths, groups, nothing left behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ HOSTILE = r"\boxed{\prod_{n=1}^{9999} n^n}"  # sympy works it out in C, and neve
 ONE = Reward(workers=1, deadline_seconds=1.5)
 
 
-def submit(judge: Judge, key: Hashable, response: str, answer: str, member: int = 0, size: int = 1, tokens: int = 1) -> None:
+def submit(judge: Judge, key: Hashable, response: str, answer: str, member: int = 0, size: int = 1,
+           tokens: int = 1) -> None:
     judge.submit(key, member, size, Case("q", response, answer, tokens, limit=100, truncated=False))
 
 
@@ -184,7 +185,8 @@ def test_constructor_does_not_wait_and_close_leaves_no_process() -> None:
 
 def test_workers_end_with_their_parent() -> None:
     program = (
-        "from r1zero.config import Reward\nfrom r1zero.reward.case import Case\nfrom r1zero.reward.judge import Judge\n"
+        "from r1zero.config import Reward\nfrom r1zero.reward.case import Case\n"
+        "from r1zero.reward.judge import Judge\n"
         "judge = Judge(['acc'], [1.0], Reward(workers=2, deadline_seconds=1))\n"
         "judge.submit(0, 0, 1, Case('', r'\\boxed{1}', '1', 1, 9, False)); judge.collect([0])\n"
         f"judge.submit(1, 0, 1, Case('', {HOSTILE!r}, '5', 1, 9, False)); judge.poll(0.1)\n"
@@ -207,7 +209,8 @@ def is_running(pid: int) -> bool:
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
-def test_nothing_in_the_current_folder_hides_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_in_the_current_folder_hides_a_library(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "math_verify.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
     with Judge(["acc"], [1.0], ONE) as judge:
@@ -224,7 +227,8 @@ def test_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -
 
 def test_worker_that_hangs_at_its_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("r1zero.reward.pool._PROGRAM", "import time; time.sleep(60)")
-    with Judge(["acc"], [1.0], ONE, start_seconds=0.5) as judge, pytest.raises(RuntimeError, match="not ready after"):
+    with (Judge(["acc"], [1.0], ONE, start_seconds=0.5) as judge,
+          pytest.raises(RuntimeError, match="not ready after")):
         submit(judge, 0, r"\boxed{1}", "1")
         judge.collect([0])
 
@@ -281,7 +285,8 @@ def test_scorers_of_a_group_see_all_of_it_with_the_verdicts(shaped: Judge) -> No
     ("short", Outcome.CRASH, "returned 1 values for 2 responses"),
     ("greedy", Outcome.CRASH, "out of the memory that reward.worker_memory_megabytes allows"),
 ])
-def test_custom_scorer_that_fails_fails_alone(shaped: Judge, response: str, outcome: Outcome, why: str) -> None:
+def test_custom_scorer_that_fails_fails_alone(
+        shaped: Judge, response: str, outcome: Outcome, why: str) -> None:
     for member, answer in enumerate("56"):
         submit(shaped, response, response + r" \boxed{%s}" % answer, "5", member, 2, tokens=10 + member)
     members = shaped.collect([response])[response]
@@ -313,7 +318,8 @@ def test_guard_stops_a_run_at_too_many_failures_in_the_window() -> None:
     guard = FailureGuard(0.05)
     for _ in range(5):
         guard.check(groups(0, 5))  # 25 of 25: a tiny run is not stopped
-    with pytest.raises(RuntimeError, match="26 of the last 26 responses, 26 times with `acc: no score within 1 s`"):
+    said = "26 of the last 26 responses, 26 times with `acc: no score within 1 s`"
+    with pytest.raises(RuntimeError, match=said):
         guard.check(groups(0, 1))
 
 

@@ -24,7 +24,8 @@ GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"
 
 def run(tool: str, *arguments: str) -> tuple[int, str, str]:
     """Run a tool; exit code, standard output, standard error."""
-    done = subprocess.run([sys.executable, str(TOOLS / tool), *arguments], text=True, capture_output=True, timeout=120)
+    command = [sys.executable, str(TOOLS / tool), *arguments]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -32,7 +33,8 @@ def run(tool: str, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_score_answers_line_by_line_in_order(tmp_path: Path) -> None:
-    rows = [{"gold": "1/2", "response": GOOD % "0.5"}, {"gold": 7, "response": r"\boxed{%d}" % 8, "note": "ignored"},
+    rows = [{"gold": "1/2", "response": GOOD % "0.5"},
+            {"gold": 7, "response": r"\boxed{%d}" % 8, "note": "ignored"},
             {"gold": "7", "response": "seven"}, {"gold": "7", "response": "\u0000" * 9}]
     rows += [{"gold": str(n), "response": r"\boxed{%d}" % (n + n % 2)} for n in range(600)]
     path = tmp_path / "cases.jsonl"
@@ -69,7 +71,8 @@ def test_score_takes_scorers_and_settings_of_a_config(tmp_path: Path, tiny: Path
     ('{"gold": "5", "response": "a"}', ["--verifier", "nowhere:score"], ["No module named 'nowhere'"]),
     (None, [], ["cases.jsonl cannot be read: No such file"]),
 ])
-def test_score_names_what_is_wrong(tmp_path: Path, text: str | None, arguments: list[str], sentences: list[str]) -> None:
+def test_score_names_what_is_wrong(
+        tmp_path: Path, text: str | None, arguments: list[str], sentences: list[str]) -> None:
     path = tmp_path / "cases.jsonl"
     if text is not None:
         path.write_text(text)
@@ -102,8 +105,8 @@ def samples(tmp_path: Path, tiny: Path) -> Path:
     (folder / "config.yaml").write_text((TOOLS.parent / "configs" / "tiny.yaml").read_text())
     answers = [("5", "right", 1.0), ("6", "wrong", -1.0), ("5.0", "wrong", -1.0), ("7", "right", 1.0)]
     rows = [{"position": n // 2, "member": n % 2, "prompt": "q", "response": GOOD % answer + "<|im_end|>",
-             "ground_truth": "5", "response_length": 9, "truncated": False, "reward": 0.5 * acc + 0.5, "score/acc": acc,
-             "outcome/acc": outcome, "score/format": 1.0, "outcome/format": "right"}
+             "ground_truth": "5", "response_length": 9, "truncated": False, "reward": 0.5 * acc + 0.5,
+             "score/acc": acc, "outcome/acc": outcome, "score/format": 1.0, "outcome/format": "right"}
             for n, (answer, outcome, acc) in enumerate(answers)]
     path = folder / "samples" / "step_000001.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
@@ -122,7 +125,8 @@ def test_rescore_prints_what_changed_with_examples(samples: Path, rescore: Resco
 
 def test_rescore_by_other_scorers_and_settings(samples: Path, rescore: Rescore) -> None:
     code, out, _ = rescore(str(samples), "--verifier", "acc", "length", "--examples", "0")
-    assert code == 0 and re.search(r"length: 4 changes\n +4  not scored -> graded\n", out) and "reward" not in out
+    assert code == 0 and "reward" not in out
+    assert re.search(r"length: 4 changes\n +4  not scored -> graded\n", out)
     config = samples.parents[1] / "config.yaml"
     config.write_text(config.read_text() + "\nreward: {accuracy: {wrong: -0.5}}\n")
     code, out, _ = rescore(str(samples), "--verifier", "acc")
@@ -154,9 +158,10 @@ def test_hostile_answers_are_never_right_and_never_late() -> None:
             chosen[kind].append(case)
     cases = [case for some in chosen.values() for case in some]
     assert len(cases) > 300
-    with Judge(fuzz["NAMES"], [1.0] * 7, Reward(workers=2, deadline_seconds=1, worker_memory_megabytes=512)) as judge:
+    reward = Reward(workers=2, deadline_seconds=1, worker_memory_megabytes=512)
+    with Judge(fuzz["NAMES"], [1.0] * 7, reward) as judge:
         found = list(judge.stream([case] for case in cases))
-        assert judge.pool.slowest_seconds < 2
+        assert judge.pool.slowest_seconds < reward.deadline_seconds + fuzz["LATE_SECONDS"]
     assert len(found) == len(cases)
     for [scores] in found:
         assert scores["acc"].value == -1 and scores["base_acc"].value == 0, scores

@@ -1,4 +1,4 @@
-"""Scorers one by one: shapes of responses, values worked out by hand from the published formulas, custom ones."""
+"""Scorers one by one: shapes of responses, values worked by hand from the formulas, custom ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from r1zero.reward.format import answer_part, extract_answer, last_box
 from r1zero.reward.rules import SCORERS, check_names, select
 
 
-def case(response: str = "", gold: str = "", tokens: int = 0, limit: int = 100, right: bool | None = None) -> Case:
+def case(response: str = "", gold: str = "", tokens: int = 0, limit: int = 100,
+         right: bool | None = None) -> Case:
     return Case("q", response, gold, tokens, limit, truncated=False, right=right)
 
 
@@ -148,7 +149,8 @@ def test_accuracy_values_are_settable() -> None:
 
 
 def test_length_prefers_the_shorter_of_a_group() -> None:
-    group = [case(tokens=n, right=right) for n, right in [(10, True), (30, True), (50, True), (10, False), (50, False)]]
+    members = [(10, True), (30, True), (50, True), (10, False), (50, False)]
+    group = [case(tokens=n, right=right) for n, right in members]
     assert values("length", group) == [0.5, 0.0, -0.5, 0.0, -0.5]
     assert values("length", [case(tokens=7, right=True)] * 3) == [0.0] * 3
 
@@ -165,7 +167,8 @@ def test_cosine_goes_from_short_to_long_by_verdict() -> None:
 def test_overlong_punishes_the_last_tokens_linearly() -> None:
     group = [case(tokens=n) for n in (1, 80, 81, 90, 100, 101)]
     assert values("overlong", group) == pytest.approx([0, 0, -0.05, -0.5, -1, -1])
-    assert values("overlong", group, Reward(overlong_cache=40)) == pytest.approx([0, -0.5, -0.525, -0.75, -1, -1])
+    other = Reward(overlong_cache=40)
+    assert values("overlong", group, other) == pytest.approx([0, -0.5, -0.525, -0.75, -1, -1])
     dapo = [case(tokens=n, limit=20480) for n in (16384, 18432, 20480)]
     assert values("overlong", dapo) == pytest.approx([0, -0.5, -1])
 
@@ -176,7 +179,8 @@ def test_repetition_is_the_share_of_repeated_ngrams() -> None:
     assert values("repetition", [case("a b c a b c")], three) == pytest.approx([-1 / 4])  # abc bca cab abc
     assert values("repetition", [case("x " * 102)], three) == pytest.approx([-0.99])
     assert values("repetition", [case("a b")], three) == [0]
-    assert values("repetition", [case("\u6211\u4eec" * 3)], three) == pytest.approx([-1 / 2])  # no spaces in Chinese
+    chinese = case("\u6211\u4eec" * 3)  # no spaces
+    assert values("repetition", [chinese], three) == pytest.approx([-1 / 2])
     assert values("repetition", [case("so " * 39), case("so " * 41)]) == pytest.approx([0, -1 / 2])
 
 
@@ -232,7 +236,8 @@ def test_custom_scorer_by_module_and_by_file(module: str) -> None:
     ("text", TypeError, "returned '1' for response 0, which is no number"),
     ("nothing", TypeError, "returned a NoneType, not a list of 2 numbers"),
 ])
-def test_bad_return_values_are_named(module: str, function: str, kind: type[Exception], sentence: str) -> None:
+def test_bad_return_values_are_named(
+        module: str, function: str, kind: type[Exception], sentence: str) -> None:
     with pytest.raises(kind, match=re.escape(f"mine.scorers:{function} {sentence}")):
         custom.grade(f"mine.scorers:{function}", [case(), case()])
 

@@ -26,6 +26,8 @@ def digits(cases):
     return [case.tokens / case.limit + bool(case.right) for case in cases]
 """
 STEPS = 2
+NAMES = ["acc", "format", "length", "overlong", "repetition", "mine.digits"]
+WEIGHTS = [1, 0.5, 0.25, 1, 1, 0.125]
 
 
 def train_and_kill(rank: int, size: int, store: object, overrides: list[str]) -> int:
@@ -61,12 +63,13 @@ def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scoring")
     (out / "mine.py").write_text(CUSTOM)
     overrides = [f"training.train_iters={STEPS}", "training.eval_data_path=null", "reward.workers=1",
-                 "reward.accuracy.wrong=-0.5", "reward.overlong_cache=20", "reward.repetition_ngram=3", "reward.max_failure_rate=1",
+                 "reward.accuracy.wrong=-0.5", "reward.overlong_cache=20", "reward.repetition_ngram=3",
+                 "reward.max_failure_rate=1",
                  "actor_rollout.micro_batch_size=8", "ref.micro_batch_size=8",
-                 f"algorithm.verifier_function=[acc, format, length, overlong, repetition, '{out}/mine.py:digits']",
-                 "algorithm.verifier_weight=[1, 0.5, 0.25, 1, 1, 0.125]", f"output_dir={out}/run"]
-    counts = run_ranks(train_and_kill, 2, [*overrides, "resource_pool.colocate=true", "resource_pool.actor_rollout=[2]",
-                                           "resource_pool.ref=[]"])
+                 f"algorithm.verifier_function=[{', '.join(NAMES[:-1])}, '{out}/mine.py:digits']",
+                 f"algorithm.verifier_weight={WEIGHTS}", f"output_dir={out}/run"]
+    pool = ["resource_pool.colocate=true", "resource_pool.actor_rollout=[2]", "resource_pool.ref=[]"]
+    counts = run_ranks(train_and_kill, 2, [*overrides, *pool])
     assert counts == [64 * STEPS, 64 * STEPS]
     return out / "run"
 
@@ -97,9 +100,9 @@ def test_custom_scorer_and_shaping_terms_are_in_rewards_samples_and_metrics(fold
                 assert row["score/mine.digits"] == pytest.approx(length / 32 + right)
             assert row["score/overlong"] == pytest.approx(-max(0, length - 12) / 20)
             assert -0.5 <= row["score/length"] <= 0.5 and row["outcome/length"] == "graded"
-            parts = zip(["acc", "format", "length", "overlong", "repetition", "mine.digits"],
-                        [1, 0.5, 0.25, 1, 1, 0.125], strict=True)
-            assert row["reward"] == pytest.approx(sum(weight * row[f"score/{name}"] for name, weight in parts))
+            parts = [weight * row[f"score/{name}"] for name, weight in zip(NAMES, WEIGHTS, strict=True)]
+            assert row["reward"] == pytest.approx(sum(parts))
     assert unlucky
     first = metrics(folder)[0]
-    assert first["reward/mine.digits/crash"] > 0 and "reward/acc/right" in first and "reward/length/right" not in first
+    assert first["reward/mine.digits/crash"] > 0
+    assert "reward/acc/right" in first and "reward/length/right" not in first

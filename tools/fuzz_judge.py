@@ -1,4 +1,4 @@
-"""Throws random and hostile answers at the judge: none may be called right, hang, or cost more than its deadline.
+"""Throws random and hostile answers at the judge: none may be called right, hang, or be late.
 
     python tools/fuzz_judge.py [--count 100000] [--seed 0] [--deadline 2] [--workers 2]
 
@@ -31,22 +31,36 @@ MEMORY_MEGABYTES = 512  # that a worker may grow by
 WORKER_MEGABYTES = 200  # of a worker with sympy loaded
 
 GOLDS = ["7368787", r"\frac{104729}{7919}", "0.7368787", r"\sqrt{104729}", "(7919,104729)", r"[7919,\infty)",
-         r"\{7919,104729\}", "x^2+7919x+104729", "y=7919x", r"7919\pi", r"\begin{pmatrix}7919\\104729\end{pmatrix}",
+         r"\{7919,104729\}", "x^2+7919x+104729", "y=7919x", r"7919\pi",
+         r"\begin{pmatrix}7919\\104729\end{pmatrix}",
          r"\text{Zanzibar}", "x>7919", r"104729^\circ", "7919+104729i"]
-SOUP = (r"\frac{ \sqrt{ \left( \right) \boxed{ \text{ \binom{ \sum \int \prod \lim \infty \pi \le \ne \cup \cap \in \to "
-        r"\begin{pmatrix} \end{pmatrix} \\ & $ $$ \( \) \[ \] { } ( ) [ ] ^ _ ^{ _{ + - * / = < > ! | , . ; : % # ~ ' "
-        r"x y z n i e sin cos log 0 1 2 3 10 .5 1e9 \cdot \times \pm \sin \log_ \overline{ \mathbb{R} \% \$ \{ \} \fbox{ "
+SOUP = (r"\frac{ \sqrt{ \left( \right) \boxed{ \text{ \binom{ \sum \int \prod \lim \infty \pi \le \ne \cup "
+        r"\cap \in \to "
+        r"\begin{pmatrix} \end{pmatrix} \\ & $ $$ \( \) \[ \] { } ( ) [ ] ^ _ ^{ _{ + - * / = < > ! | , . "
+        r"; : % # ~ ' "
+        r"x y z n i e sin cos log 0 1 2 3 10 .5 1e9 \cdot \times \pm \sin \log_ \overline{ \mathbb{R} \% \$ "
+        r"\{ \} \fbox{ "
         r"and or cm \circ \dots <think> </think> <answer> </answer>").split()
-CODE = ["__import__('os').system('sleep 60')", "eval('9**9**9')", "import sys; sys.exit(0)", "while True: pass",
-        "[x for x in range(10**9)]", "lambda: (yield)", "os.kill(os.getppid(), 9)", "Symbol('x')**Integer(10)**10**10",
-        "open('/dev/zero').read()", "'a' * 10**10", "def f(): return f()", "print(f'{9**9**9}')", "\\input{/etc/passwd}"]
-TOWERS = ["9^{9^{9^{%d}}}", "2^{2^{%d}}", "10^{10^{%d}}", "%d!!!!", "(%d!)!", r"\binom{10^{%d}}{10^8}", r"7^{-9^{%d}}",
-          r"\sum_{n=1}^{10^{%d}} \frac{1}{n}", r"\prod_{n=1}^{10^{%d}} n", r"\int_0^1 x^{x^{x^{%d}}} dx", "(x+1)^{10^{%d}}",
-          r"\sqrt[10^{%d}]{2^{10^9}}", r"\log_{10^{%d}} 9^{9^9}", r"(1+\frac{1}{10^{%d}})^{10^{10}}", "1e%d99999",
-          r"\sin(10^{10^{%d}})", r"\left(\frac{x^{99}-1}{x-1}\right)^{%d99}", r"(a+b+c+d+e+f+g)^{%d0}", r"0.\overline{%d}"]
-BAIT = ["a", "1", "1,", " ", "(", "-", "\\text{", "\\ ", "$", "0", "1 ", "\\frac1", ".", "and ", "x=", "{}", "\\,", "^", "cm ",
-        "\\left(", "1/", "%", "'", "\t", "\\\\", "**", "1e1", "\u00bd", "+-", "||", "\\boxed{", "</answer>", "Step 1:"]
-MARKS = "\u202e\u202d\u200b\u200f\u2066\u2069\ufeff\u0301\u0000\u001b\u0085\u2028\ud800\udfff\U0001f600\u0660\uff15\u00b2"
+CODE = ["__import__('os').system('sleep 60')", "eval('9**9**9')", "import sys; sys.exit(0)",
+        "while True: pass",
+        "[x for x in range(10**9)]", "lambda: (yield)", "os.kill(os.getppid(), 9)",
+        "Symbol('x')**Integer(10)**10**10",
+        "open('/dev/zero').read()", "'a' * 10**10", "def f(): return f()", "print(f'{9**9**9}')",
+        "\\input{/etc/passwd}"]
+TOWERS = ["9^{9^{9^{%d}}}", "2^{2^{%d}}", "10^{10^{%d}}", "%d!!!!", "(%d!)!", r"\binom{10^{%d}}{10^8}",
+          r"7^{-9^{%d}}",
+          r"\sum_{n=1}^{10^{%d}} \frac{1}{n}", r"\prod_{n=1}^{10^{%d}} n", r"\int_0^1 x^{x^{x^{%d}}} dx",
+          "(x+1)^{10^{%d}}",
+          r"\sqrt[10^{%d}]{2^{10^9}}", r"\log_{10^{%d}} 9^{9^9}", r"(1+\frac{1}{10^{%d}})^{10^{10}}",
+          "1e%d99999",
+          r"\sin(10^{10^{%d}})", r"\left(\frac{x^{99}-1}{x-1}\right)^{%d99}", r"(a+b+c+d+e+f+g)^{%d0}",
+          r"0.\overline{%d}"]
+BAIT = ["a", "1", "1,", " ", "(", "-", "\\text{", "\\ ", "$", "0", "1 ", "\\frac1", ".", "and ", "x=", "{}",
+        "\\,", "^", "cm ",
+        "\\left(", "1/", "%", "'", "\t", "\\\\", "**", "1e1", "\u00bd", "+-", "||", "\\boxed{", "</answer>",
+        "Step 1:"]
+MARKS = ("\u202e\u202d\u200b\u200f\u2066\u2069\ufeff\u0301"
+         "\u0000\u001b\u0085\u2028\ud800\udfff\U0001f600\u0660\uff15\u00b2")
 
 
 def unbalanced(r: random.Random) -> str:
@@ -58,14 +72,16 @@ def tower(r: random.Random) -> str:
 
 
 def nested(r: random.Random) -> str:
-    before, after = r.choice([("{", "}"), ("(", ")"), (r"\frac{1}{", "}"), (r"\sqrt{", "}"), ("x^{", "}"), ("-", ""),
-                              (r"\left(", r"\right)"), (r"\boxed{", "}"), (r"\text{", "}"), ("|", "|"), ("[1,", "]")])
+    before, after = r.choice([("{", "}"), ("(", ")"), (r"\frac{1}{", "}"), (r"\sqrt{", "}"), ("x^{", "}"),
+                              ("-", ""), (r"\left(", r"\right)"), (r"\boxed{", "}"), (r"\text{", "}"),
+                              ("|", "|"), ("[1,", "]")])
     depth = int(10 ** r.uniform(0.5, 4))
     return before * depth + "1" + after * r.choice([depth, depth, depth - 1])
 
 
 def control(r: random.Random) -> str:
-    return "".join(r.choice(["\x00", "\x07", "\x1b[2J", "\x7f", "\r", "\x0b", "5", "x"]) for _ in range(r.randint(1, 60)))
+    letters = ["\x00", "\x07", "\x1b[2J", "\x7f", "\r", "\x0b", "5", "x"]
+    return "".join(r.choice(letters) for _ in range(r.randint(1, 60)))
 
 
 def huge_text(r: random.Random) -> str:
@@ -90,20 +106,24 @@ def soup(r: random.Random) -> str:
 
 
 def noise(r: random.Random) -> str:
-    return "".join(chr(r.choice([r.randint(0, 127), r.randint(0, 0x10FFFF)])) for _ in range(r.randint(1, 100)))
+    size = r.randint(1, 100)
+    return "".join(chr(r.choice([r.randint(0, 127), r.randint(0, 0x10FFFF)])) for _ in range(size))
 
 
 def many(r: random.Random) -> str:
     size = int(10 ** r.uniform(0, 2.3))
     row = [str(r.randint(-9, 9)) for _ in range(size)]
-    return r.choice([r"\{" + ",".join(row) + r"\}", ",".join(row), r"\begin{pmatrix}" + r"\\".join(["&".join(row)] * min(size, 20))
-                     + r"\end{pmatrix}", r"\cup".join(f"[{a},{a}1)" for a in row), "=".join(row), "+".join(f"x_{a}" for a in row),
+    matrix = r"\begin{pmatrix}" + r"\\".join(["&".join(row)] * min(size, 20)) + r"\end{pmatrix}"
+    return r.choice([r"\{" + ",".join(row) + r"\}", ",".join(row), matrix,
+                     r"\cup".join(f"[{a},{a}1)" for a in row), "=".join(row), "+".join(f"x_{a}" for a in row),
                      "<".join(row), r"\pm".join(row), r" \text{ or } ".join(f"x={a}" for a in row)])
 
 
 def digits(r: random.Random) -> str:
     text = "".join(r.choices("0123456789", k=int(10 ** r.uniform(1, 4))))
-    return r.choice(["{}", "0.{}", "-{}", r"\frac{{{}}}{{3}}", "1e{}", "{}e{}", r"\sqrt{{{}}}", "{}%", "1/{}"]).replace("{}", text)
+    form = r.choice(["{}", "0.{}", "-{}", r"\frac{{{}}}{{3}}", "1e{}", "{}e{}", r"\sqrt{{{}}}", "{}%",
+                     "1/{}"])
+    return form.replace("{}", text)
 
 
 def near(r: random.Random) -> str:
@@ -123,7 +143,8 @@ def hostile(seed: int, number: int) -> tuple[str, Case]:
     r = random.Random(f"{seed} {number}")
     [kind] = r.choices(KINDS, WEIGHTS)
     text = kind(r)
-    form = r.choice([r"\boxed{%s}", r"<think>a</think><answer>\boxed{%s}</answer>", r"So $\boxed{%s}$.", "%s", r"\boxed{%s"])
+    form = r.choice([r"\boxed{%s}", r"<think>a</think><answer>\boxed{%s}</answer>", r"So $\boxed{%s}$.", "%s",
+                     r"\boxed{%s"])
     gold = r.choice(GOLDS)
     if kind is near:
         gold = gold if text != gold else "7368787"
@@ -144,7 +165,8 @@ class Memory:
                 lines = Path(f"/proc/{pid}/status").read_text().splitlines()
             except OSError:
                 continue  # it has just ended
-            self.peak = max([self.peak, *(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))])
+            peaks = [int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM")]
+            self.peak = max([self.peak, *peaks])
 
 
 def main() -> int:
@@ -155,7 +177,8 @@ def main() -> int:
     parser.add_argument("--deadline", type=float, default=2.0, help="seconds for one scorer and one response")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    reward = Reward(workers=args.workers, deadline_seconds=args.deadline, worker_memory_megabytes=MEMORY_MEGABYTES)
+    reward = Reward(workers=args.workers, deadline_seconds=args.deadline,
+                    worker_memory_megabytes=MEMORY_MEGABYTES)
     kinds: list[str] = []
     counts: Counter[tuple[str, str]] = Counter()
     high: list[int] = []
@@ -181,8 +204,9 @@ def main() -> int:
     print(f"{'kind':12s} {'inputs':>8s} {'timeouts':>9s} {'crashes':>8s}")
     for kind in dict.fromkeys(kinds):
         print(f"{kind:12s} {counts[kind, 'all']:8d} {counts[kind, 'timeout']:9d} {counts[kind, 'crash']:8d}")
-    print(f"{args.count} inputs in {seconds:.0f} s; {replaced} workers replaced; slowest call {slowest:.2f} s with a deadline "
-          f"of {args.deadline:g} s;\npeak memory {memory.peak} MB of a worker, {own} MB here; called right: {high[:20] or 'none'}")
+    print(f"{args.count} inputs in {seconds:.0f} s; {replaced} workers replaced; slowest call "
+          f"{slowest:.2f} s with a deadline of {args.deadline:g} s;\npeak memory {memory.peak} MB of a worker, {own} "
+          f"MB here; called right: {high[:20] or 'none'}")
     bad = high or slowest > args.deadline + LATE_SECONDS or memory.peak > WORKER_MEGABYTES + MEMORY_MEGABYTES
     return 1 if bad else 0
 

@@ -1,9 +1,10 @@
 """Scores the saved samples of a run again and prints what changed: the effect of other scorers or settings.
 
-    python tools/rescore.py runs/tiny/samples/*.parquet [--verifier acc format] [--config CONFIG] [--examples 5]
+    python tools/rescore.py runs/tiny/samples/*.parquet [--verifier acc format] [--config CONFIG]
 
 Scorers, their settings, the response budget and the tokenizer are those of CONFIG, by default the run's own
-config.yaml; --verifier names other scorers. The responses are those that training saw: without special tokens.
+config.yaml; --verifier names other scorers. The responses are those that training saw: without special
+tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from r1zero.reward.rules import check_names  # noqa: E402
 
 BAD_INPUT = 2
 TAIL = 100  # characters of a response that an example shows
-COLUMNS = ("position", "member", "prompt", "response", "ground_truth", "response_length", "truncated", "reward")
+COLUMNS = ("position", "member", "prompt", "response", "ground_truth", "response_length", "truncated",
+           "reward")
 
 
 @dataclass
@@ -77,18 +79,22 @@ def read_groups(path: Path) -> Iterator[list[dict]]:
         raise ValueError(f"{path} has no column {missing[0]}: give samples/step_*.parquet of a run")
     rows.sort(key=lambda row: (row["position"], row["member"]))
     for _, group in groupby(rows, key=lambda row: row["position"]):
-        yield [row | {"place": f"{path.name}, prompt {row['position']}, member {row['member']}"} for row in group]
+        yield [row | {"place": f"{path.name}, prompt {row['position']}, member {row['member']}"}
+               for row in group]
 
 
-def rescore(cfg: Config, names: list[str], groups: list[list[dict]], special: re.Pattern[str], shown: int) -> None:
+def rescore(cfg: Config, names: list[str], groups: list[list[dict]], special: re.Pattern[str],
+            shown: int) -> None:
     """Score the groups and print what changed; the reward, too, when the scorers are those of the run."""
     whole = names == cfg.algorithm.verifier_function
     weights = cfg.algorithm.verifier_weight if whole else [1.0] * len(names)
-    cases = ([Case(row["prompt"], special.sub("", row["response"]), row["ground_truth"], row["response_length"],
-                   cfg.response_budget, row["truncated"]) for row in group] for group in groups)
+    cases = ([Case(row["prompt"], special.sub("", row["response"]), row["ground_truth"],
+                   row["response_length"], cfg.response_budget, row["truncated"]) for row in group]
+             for group in groups)
     with Judge(names, weights, cfg.reward) as judge:
         changes = {name: Changes() for name in [*judge.scorers, *(["reward"] if whole else [])]}
-        for group, members in zip(groups, tqdm(judge.stream(cases), total=len(groups), disable=None), strict=True):
+        stream = tqdm(judge.stream(cases), total=len(groups), disable=None)
+        for group, members in zip(groups, stream, strict=True):
             for row, scores in zip(group, members, strict=True):
                 for name, score in scores.items():
                     _note(changes[name], row, _change(row, name, score), shown)

@@ -2,11 +2,12 @@
 
     python tools/score.py --input cases.jsonl [--verifier acc format] [--config CONFIG]
 
-In, one JSON object a line: {"gold": "1/2", "response": "It is \\boxed{0.5}."}; "prompt" and, for scorers of length,
-"tokens", "limit" and "truncated" may be given, too. Out, one line for each in the same order:
+In, one JSON object a line: {"gold": "1/2", "response": "It is \\boxed{0.5}."}; "prompt" and, for scorers of
+length, "tokens", "limit" and "truncated" may be given, too. Out, one line for each in the same order:
 {"outcome": "right", "scores": {"acc": 1.0, "format": 0.0}}; the outcome is that of the first scorer: right,
 wrong, no_answer, graded, timeout or crash. Each line is a group of its own to scorers that compare responses.
-Values of the scorers, deadline and workers are those of CONFIG (a file or a name under configs/), or the defaults.
+Values of the scorers, deadline and workers are those of CONFIG (a file or a name under configs/), or the
+defaults.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def main() -> int:
     """Score a file; returns the exit code."""
     parser = argparse.ArgumentParser(description="Score answers from a file.")
     parser.add_argument("--input", required=True, type=Path, help="JSON lines with gold and response")
-    parser.add_argument("--verifier", nargs="+", metavar="SCORER", help="default: those of CONFIG, or acc format")
+    parser.add_argument("--verifier", nargs="+", metavar="SCORER",
+                        help="default: those of CONFIG, or acc format")
     parser.add_argument("--config", help="take scorers and their settings from this configuration")
     args = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `score.py ... | head` shall end quietly
@@ -46,7 +48,8 @@ def main() -> int:
             names, reward = cfg.algorithm.verifier_function, cfg.reward
         names = args.verifier or names
         problems = [f"--verifier: {problem}" for problem in check_names(names)]
-        cases = [] if problems else read_cases(args.input, any(name in NEED_TOKENS for name in names), problems)
+        with_tokens = any(name in NEED_TOKENS for name in names)
+        cases = [] if problems else read_cases(args.input, with_tokens, problems)
     except ValueError as error:
         problems = [str(error)]
     if problems:
@@ -83,7 +86,8 @@ def _case(row: object, with_tokens: bool) -> Case:
     def given(key: str, kinds: tuple[type, ...], wanted: str, default: object = None) -> object:
         value = row.get(key, default)
         if not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool)):
-            raise ValueError(f"{key} {f'is {value!r:.80}' if key in row else 'is missing'}; it must be {wanted}")
+            found = f"is {value!r:.80}" if key in row else "is missing"
+            raise ValueError(f"{key} {found}; it must be {wanted}")
         return value
 
     lengths = None if with_tokens else 0
@@ -96,9 +100,11 @@ def _case(row: object, with_tokens: bool) -> Case:
 
 def _score(cases: list[Case], names: list[str], reward: Reward) -> None:
     with Judge(names, [1.0] * len(names), reward) as judge:
-        for [scores] in tqdm(judge.stream([case] for case in cases), total=len(cases), unit="case", disable=None):
+        stream = judge.stream([case] for case in cases)
+        for [scores] in tqdm(stream, total=len(cases), unit="case", disable=None):
             outcome = next(iter(scores.values())).outcome.name.lower()
-            print(json.dumps({"outcome": outcome, "scores": {name: score.value for name, score in scores.items()}}))
+            values = {name: score.value for name, score in scores.items()}
+            print(json.dumps({"outcome": outcome, "scores": values}))
 
 
 def _refuse(problems: list[str]) -> int:

@@ -6,7 +6,8 @@
     def score(cases: Sequence[Case]) -> Sequence[float]:
         return [float(case.response.endswith(case.gold)) for case in cases]
 
-A batch holds all responses to one prompt. The values may have any scale; `verifier_weight` brings them in line.
+A batch holds all responses to one prompt. The values may have any
+scale; `verifier_weight` brings them in line.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def short_name(name: str) -> str:
 def check_name(name: str) -> list[str]:
     """Return a sentence if this cannot name a function; nothing is loaded."""
     place, _, function = name.rpartition(":")
-    if not function.isidentifier() or not (place.endswith(".py") or all(part.isidentifier() for part in place.split("."))):
+    dotted = all(part.isidentifier() for part in place.split("."))
+    if not function.isidentifier() or not (place.endswith(".py") or dotted):
         return [f"{name} names no function; write package.module:function or path/to/file.py:function"]
     if place.endswith(".py") and not Path(place).is_file():
         return [f"{name}: there is no file {place}; relative paths start at the current directory"]

@@ -33,6 +33,7 @@ class FailureGuard:
         if reasons.total() > self._rate * max(WINDOW, total):
             most, times = reasons.most_common(1)[0]
             raise RuntimeError(
-                f"scoring failed for {reasons.total()} of the last {total} responses, {times} times with `{most}`: more "
-                f"than reward.max_failure_rate {self._rate:g} allows (counted over at least {WINDOW}); the columns "
-                "outcome/* and failure of samples/ in the run folder tell which, tools/rescore.py scores them again")
+                f"scoring failed for {reasons.total()} of the last {total} responses, {times} times with "
+                f"`{most}`: more than reward.max_failure_rate {self._rate:g} allows (counted over at least "
+                f"{WINDOW}); the columns outcome/* and failure of samples/ in the run folder tell which, "
+                "tools/rescore.py scores them again")

@@ -21,7 +21,7 @@ from r1zero.reward.pool import START_SECONDS, Item, Pool
 from r1zero.reward.rules import VERDICTS, select
 from r1zero.reward.worker import Setup
 
-IN_FLIGHT = 512  # groups of a stream that are judged at once: one that takes its deadline does not stop the others
+IN_FLIGHT = 512  # groups of a stream judged at once, so that one that takes its deadline does not stop all
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class Judge:
                 for group, members in found.items()}
 
     def stream(self, groups: Iterable[Sequence[Case]]) -> Iterator[list[dict[str, Score]]]:
-        """Score groups as they come and yield the scores of their members in the same order, many at a time."""
+        """Score groups as they come, many at a time; yield the scores of their members in the same order."""
         waiting: deque[int] = deque()
         for number, cases in enumerate(groups):
             for member, case in enumerate(cases):
@@ -112,7 +112,8 @@ class Judge:
         if not self._together:
             entry.done = True
             return
-        cases = [replace(case, right=_verdict(scores)) for case, scores in zip(entry.cases, entry.scores, strict=True)]
+        cases = [replace(case, right=_verdict(scores))
+                 for case, scores in zip(entry.cases, entry.scores, strict=True)]
         self.pool.put(Item(group, range(len(cases)), cases, deque(self._together)))
 
     def close(self) -> None:

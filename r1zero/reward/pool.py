@@ -33,7 +33,7 @@ START_SECONDS = 300.0  # for a worker to import sympy from a slow shared disk
 GRACE_SECONDS = 0.5  # after the deadline, for the kernel to end a worker by itself
 STARTS = 3  # workers in a row that die before they are ready until we give up
 
-# The package is found from its own place; the current folder comes last, so that nothing in it hides a library.
+# The package is found from its own place. The current folder comes last: nothing in it hides a library.
 _ROOT = str(Path(__file__).resolve().parents[2])
 _PROGRAM = (
     f"import os, sys; sys.path = [{_ROOT!r}, *filter(None, sys.path), os.getcwd()]; "
@@ -91,7 +91,8 @@ class _Worker:
 class Pool:
     """A fixed number of workers. RuntimeError from `put` and `poll` when they cannot start or are broken."""
 
-    def __init__(self, setup: Setup, scorers: Mapping[str, Scorer], start_seconds: float = START_SECONDS) -> None:
+    def __init__(self, setup: Setup, scorers: Mapping[str, Scorer],
+                 start_seconds: float = START_SECONDS) -> None:
         self.replaced = 0  # workers that died and were replaced
         self.slowest_seconds = 0.0  # longest call so far, as seen from here
         self.deadline_seconds = setup.reward.deadline_seconds
@@ -148,7 +149,7 @@ class Pool:
 
     def _start(self) -> None:
         # Popen, since a fork of a process with torch's threads may hang; the environment is inherited.
-        # A scheduler sends its signals to all processes of a job; our end is the workers' end, so they take none.
+        # A scheduler signals all processes of a job; our end is the workers' end, so they take none.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_RANKS_ONLY)
         try:
             process = subprocess.Popen(
@@ -204,9 +205,10 @@ class Pool:
         else:
             self._failed_starts += 1
             if self._failed_starts == STARTS:
-                raise RuntimeError(f"{STARTS} reward workers in a row ended before they were ready ({why}); run "
-                                   f"`{sys.executable} -c 'import r1zero.reward.math_answer'`, or import your "
-                                   "scorers, to see why")
+                raise RuntimeError(
+                    f"{STARTS} reward workers in a row ended before they were ready ({why}); run "
+                    f"`{sys.executable} -c 'import r1zero.reward.math_answer'`, or import your scorers, to "
+                    "see why")
         self._start()
 
     def _kill_stuck(self) -> None:
@@ -214,8 +216,9 @@ class Pool:
         now, deadline = time.monotonic(), self.deadline_seconds
         for worker in list(self._workers):
             if not worker.ready and now - worker.since > self._start_seconds:
-                raise RuntimeError(f"a reward worker is not ready after {self._start_seconds:.0f} s: a custom scorer "
-                                   f"hangs when it is imported, or the disk of {sys.prefix} is very slow")
+                raise RuntimeError(
+                    f"a reward worker is not ready after {self._start_seconds:.0f} s: a custom scorer hangs "
+                    f"when it is imported, or the disk of {sys.prefix} is very slow")
             if worker.items and now - worker.since > deadline + GRACE_SECONDS:
                 worker.process.kill()
                 self._bury(worker, *_cause(-signal.SIGALRM, deadline))

@@ -49,7 +49,8 @@ def _grade(grade: Callable[[Case], float], worst: float) -> Scorer:
 
 
 def _grade_group(grade: Grader) -> Scorer:
-    return Scorer(lambda cases: [Score(value, Outcome.GRADED) for value in grade(cases)], 0.0, whole_group=True)
+    return Scorer(lambda cases: [Score(value, Outcome.GRADED) for value in grade(cases)], 0.0,
+                  whole_group=True)
 
 
 def accuracy(case: Case) -> float | None:
@@ -68,7 +69,8 @@ SCORERS: dict[str, Callable[[Reward], Scorer]] = {
     "acc": lambda reward: _check(accuracy, reward.accuracy),
     "base_acc": lambda _: _check(accuracy, _ONE_OR_ZERO),
     "format": lambda _: _check(lambda case: float(shape.full_format(case.response)), _ONE_OR_ZERO),
-    "strict_format": lambda _: _check(lambda case: float(shape.strict_format(case.response)), _ONE_OR_MINUS_ONE),
+    "strict_format": lambda _: _check(lambda case: float(shape.strict_format(case.response)),
+                                      _ONE_OR_MINUS_ONE),
     "reasoning_steps": lambda _: _check(lambda case: shape.reasoning_steps(case.response), _ONE_OR_ZERO),
     "length": lambda _: _grade_group(shaping.length),
     "cosine": lambda reward: _grade_group(partial(shaping.cosine, values=reward.cosine)),
@@ -104,7 +106,7 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 
 def select(names: Sequence[str], reward: Reward) -> dict[str, Scorer]:
-    """Return the named scorers in order, by the name they are shown with. ValueError for names that cannot be."""
+    """Return the named scorers in order, by their shown names. ValueError for names that cannot be."""
     for problem in check_names(names):
         raise ValueError(problem)
     return {shown_name(name): _grade_group(partial(custom.grade, name)) if custom.is_custom(name)

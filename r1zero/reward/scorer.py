@@ -12,7 +12,7 @@ from r1zero.reward.judge import Judge
 
 
 class SampleScorer:
-    """Scores the samples of one rollout replica. Without a judge (ranks that do not speak) it does nothing."""
+    """Scores the samples of a rollout replica. Without a judge (ranks that do not speak) it does nothing."""
 
     def __init__(self, judge: Judge | None, decode: Callable[[np.ndarray], str], limit: int) -> None:
         self._judge, self._decode, self._limit = judge, decode, limit
@@ -22,8 +22,8 @@ class SampleScorer:
         if self._judge is None:
             return
         sample = group.samples[member]
-        case = Case(group.prompt.text, self._decode(sample.tokens), group.prompt.answer, tokens=len(sample.tokens),
-                    limit=self._limit, truncated=sample.truncated)
+        case = Case(group.prompt.text, self._decode(sample.tokens), group.prompt.answer,
+                    tokens=len(sample.tokens), limit=self._limit, truncated=sample.truncated)
         self._judge.submit(group.position, member, len(group.samples), case)
 
     def poll(self) -> None:

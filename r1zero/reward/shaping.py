@@ -15,7 +15,8 @@ from r1zero.config import Cosine
 from r1zero.reward.case import Case
 
 # A word, a CJK character, or a mark: texts without spaces have n-grams, too.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|[^\w\s]")
+_CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 OVERLONG_CACHE_SHARE = 0.2  # of the limit: 4096 of 20480 in the paper
 
 
@@ -42,7 +43,8 @@ def cosine(cases: Sequence[Case], values: Cosine) -> list[float]:
     def value(case: Case) -> float:
         if case.tokens >= case.limit:
             return values.exceeded
-        short, long = (values.right_short, values.right_long) if case.right else (values.wrong_short, values.wrong_long)
+        right, wrong = (values.right_short, values.right_long), (values.wrong_short, values.wrong_long)
+        short, long = right if case.right else wrong
         return long + (short - long) / 2 * (1 + math.cos(math.pi * case.tokens / case.limit))
 
     return [value(case) for case in cases]
@@ -67,7 +69,7 @@ def repetition(case: Case, ngram: int) -> float:
     if len(words) < ngram:
         return 0.0
     seen: dict[str, int] = {}
-    ids = np.array([seen.setdefault(word, len(seen)) for word in words])  # number of the n-gram that begins here
+    ids = np.array([seen.setdefault(word, len(seen)) for word in words])  # of the n-gram that begins here
     size = 1
     while size < ngram:  # two n-grams that overlap or touch make a longer one
         step = min(size, ngram - size)

@@ -17,14 +17,15 @@ START_SECONDS = 60.0  # for a custom scorer to be imported
 
 
 def check_custom(cfg: Config) -> list[str]:
-    """Return a sentence for every custom scorer that cannot be loaded or fails on the first problem of the data."""
+    """Return a sentence for every custom scorer that cannot be loaded or fails on the first problem."""
     key, names = "algorithm.verifier_function", cfg.algorithm.verifier_function
     if not any(map(is_custom, names)):
         return []
     prompt, answer = _first_problem(cfg)
     responses = [f"<think>I know it.</think><answer>\\boxed{{{answer}}}</answer>", "I do not know."]
     try:
-        with Judge(names, cfg.algorithm.verifier_weight, replace(cfg.reward, workers=1), START_SECONDS) as judge:
+        reward = replace(cfg.reward, workers=1)
+        with Judge(names, cfg.algorithm.verifier_weight, reward, START_SECONDS) as judge:
             for member, text in enumerate(responses):
                 case = Case(prompt, text, answer, len(text.split()), cfg.response_budget, truncated=False)
                 judge.submit("trial", member, len(responses), case)
@@ -44,7 +45,9 @@ def _first_problem(cfg: Config) -> tuple[str, str]:
 
         tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
         row = next(read_packed(path, len(tokenizer)))
-        return detokenize(tokenizer, [row.prompt], special=True)[0], detokenize(tokenizer, [row.answer], special=False)[0]
+        [prompt] = detokenize(tokenizer, [row.prompt], special=True)
+        [answer] = detokenize(tokenizer, [row.answer], special=False)
+        return prompt, answer
     problem = read_problems(path, cfg.training.map_keys)[0]
     template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path)
     return template.render(problem.question, problem.system), problem.answer

@@ -1,4 +1,4 @@
-"""A process of the judge: reads orders from stdin, runs their scorers one by one, writes the scores to stdout.
+"""A process of the judge: reads orders from stdin, runs their scorers one by one, writes scores to stdout.
 
 It holds sympy and custom scorers. Its life is cheap: the kernel ends it at the deadline of a call, whatever
 the response makes it do, and its memory is bounded; the judge starts another.
@@ -120,7 +120,7 @@ def _run(scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
         return {"scores": [(score.value, score.outcome) for score in scorer.score(cases)]}
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # what is left in this process may be torn or fill its memory
-    except Exception as error:  # noqa: BLE001 - the edge of libraries and of code of the user; the judge counts it
+    except Exception as error:  # noqa: BLE001 - libraries and code of the user; the judge counts it
         return {"crash": f"{type(error).__name__}: {error}"[:WHY_CHARACTERS]}
 
 
