@@ -141,7 +141,7 @@ class Timeline {
   axis(total) {
     const distance = tickDistance(total);
     const ticks = [];
-    for (let at = 0; at <= total; at += distance) {
+    for (let at = 0; at <= total * 0.97; at += distance) {
       ticks.push(
         el(
           "span",
