@@ -7,6 +7,7 @@ replace the earlier ones.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -46,20 +47,36 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-class RunHistory:
-    """A run folder as the report shows it.
+class Packed:
+    """Packed steps that stay below `limit` bytes: when they would not, every second of them goes, and so on."""
 
-    Packed samples and spans stay below `packed_bytes`: when they would not, every second step loses them,
-    then every second of the rest, and so on.
-    """
+    def __init__(self, limit: int) -> None:
+        self._limit, self.every, self.steps = limit, 1, {}
+
+    def due(self, step: int) -> bool:
+        """Say whether a step would be kept now."""
+        return step % self.every == 0
+
+    def add(self, step: int, packed: str) -> None:
+        """Keep a step, and thin all of them when that is too much."""
+        self.steps[step] = packed
+        while sum(map(len, self.steps.values())) > self._limit and len(self.steps) > 1:
+            self.every *= 2
+            self.steps = {step: packed for step, packed in self.steps.items() if self.due(step)}
+
+
+class RunHistory:
+    """A run folder as the report shows it. Packed samples and spans stay below `packed_bytes`."""
 
     def __init__(self, folder: Path, packed_bytes: int) -> None:
-        self.folder, self._packed_bytes, self._every = folder, packed_bytes, 1
+        self.folder = folder
+        self._packed = Packed(packed_bytes * 3 // 4)
+        self._held_out = Packed(packed_bytes // 4)  # answers to held-out problems
+        self._seen: set[Path] = set()  # their files
         self._metrics_lines = Lines(folder / "metrics.jsonl")
         self._span_lines = Lines(folder / "logs" / "spans.jsonl")
         self.metrics: dict[int, Metrics] = {}  # by step, ascending
         self._spans: dict[int, list[list[Any]]] = {}  # of steps that are not packed yet
-        self._packed: dict[int, str] = {}
         self._unread: set[int] = set()  # steps whose samples were not looked at
         self._roles: list[list[str]] = []  # by rank
         self._resumed: list[int] = []  # first steps of the later attempts
@@ -72,7 +89,8 @@ class RunHistory:
             self._add_spans(entry)
         for step in sorted(self._unread, reverse=True)[:most_files]:
             self._add_samples(step)
-        self._thin()
+        for path in sorted(set(self.folder.glob("evaluation/step_*.parquet")) - self._seen):
+            self._add_held_out(path)
 
     def as_json(self) -> dict[str, Any]:
         """The run as the page's scripts take it."""
@@ -85,7 +103,7 @@ class RunHistory:
             "series": {key: [metrics.get(key) for metrics in self.metrics.values()] for key in keys},
             "evaluation": [_cleaned(entry) for entry in Lines(self.folder / "evaluation.jsonl").new()],
             "resumed": self._resumed, "roles": self._roles,
-            "packedEvery": self._every, "packed": self._packed,
+            "packedEvery": self._packed.every, "packed": self._packed.steps, "heldOut": self._held_out.steps,
         }
 
     def _add_metrics(self, entry: dict[str, Any]) -> None:
@@ -97,7 +115,7 @@ class RunHistory:
             self._resumed = [first for first in self._resumed if first < step] + [step]
         for done in undone:
             del self.metrics[done]
-            self._packed.pop(done, None)
+            self._packed.steps.pop(done, None)
             self._unread.discard(done)
         self.metrics[step] = _cleaned(entry)
         self._unread.add(step)
@@ -115,7 +133,7 @@ class RunHistory:
         """Read and pack the samples of a step; what is no table of samples counts as none."""
         path, spans = self.folder / "samples" / f"step_{step:06d}.parquet", self._spans.pop(step, [])
         self._unread.discard(step)
-        due = step % self._every == 0
+        due = self._packed.due(step)
         try:
             table = pq.read_table(path, columns=None if due else ["response_length"])
             self.metrics[step] |= length_percentiles(table)
@@ -123,13 +141,15 @@ class RunHistory:
         except (OSError, ValueError, KeyError):  # missing, cut off, or of another form
             packed = pack_step(None, spans) if due and spans else None
         if packed:
-            self._packed[step] = packed
+            self._packed.add(step, packed)
 
-    def _thin(self) -> None:
-        """Keep the packed steps below their limit."""
-        while sum(map(len, self._packed.values())) > self._packed_bytes and len(self._packed) > 1:
-            self._every *= 2
-            self._packed = {step: packed for step, packed in self._packed.items() if step % self._every == 0}
+    def _add_held_out(self, path: Path) -> None:
+        """Read and pack the answers of an evaluation; step_000010.parquet has those after 10 steps."""
+        self._seen.add(path)
+        number = path.stem.removeprefix("step_")
+        if number.isdecimal() and self._held_out.due(int(number)):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # cut off, or of another form
+                self._held_out.add(int(number), pack_step(pq.read_table(path), []))
 
     def _config(self) -> tuple[str, dict[str, Any]]:
         """config.yaml as text and parsed; empty when it is missing or broken."""

@@ -31,10 +31,11 @@ function because(rule, outcome) {
   return reasons[kind] ?? reasons.else ?? "";
 }
 
-// One packed step of a run as samples. Prompts with the same text are one object, over all steps and runs.
+// One packed step of a run as samples; those of held-out problems are drawn after the step, not in it.
+// Prompts with the same text are one object, over all steps and runs.
 const promptsByText = new Map();
 
-function samplesOf(run, step, content) {
+function samplesOf({ run, step, heldOut }, content) {
   if (!content.samples) return [];
   const prompts = content.prompts.map((prompt) => {
     if (!promptsByText.has(prompt.prompt)) {
@@ -56,6 +57,7 @@ function samplesOf(run, step, content) {
     const sample = {
       run,
       step,
+      heldOut,
       prompt: prompts[columns.group[i]],
       member: columns.member[i],
       response,
@@ -70,6 +72,8 @@ function samplesOf(run, step, content) {
     return sample;
   });
 }
+
+const when = ({ step, heldOut }) => (heldOut ? `after step ${step}` : `step ${step}`);
 
 // The question of a prompt is what is not the same in all prompts, in whole lines.
 function findQuestions() {

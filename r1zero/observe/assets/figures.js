@@ -87,29 +87,42 @@ function figures() {
   );
 }
 
-// Held-out problems: the entries of evaluation.jsonl, flat or under names such as before and after.
-function evaluation() {
-  const columns = [];
-  for (const run of RUNS) {
-    for (const entry of run.evaluation) {
-      const nested = Object.entries(entry).filter(([, value]) => value !== null && typeof value === "object");
-      const prefix = SEVERAL ? `${run.label}, ` : "";
-      if (nested.length) for (const [name, values] of nested) columns.push([prefix + name, values]);
-      else columns.push([prefix + (entry.step === undefined ? "evaluation" : `step ${entry.step}`), entry]);
-    }
-  }
-  const keys = new Set(columns.flatMap(([, values]) => Object.keys(values)));
-  const wanted = [
-    ...[...keys].filter((key) => /^pass@\d+$/.test(key)).map((key) => [key, key, "share"]),
+// Held-out problems, a row an evaluation: a line of evaluation.jsonl, or its entries before and after.
+function evaluations() {
+  return RUNS.flatMap((run) =>
+    run.evaluation.flatMap((entry) => {
+      const named = Object.entries(entry).filter(([, value]) => value !== null && typeof value === "object");
+      const rows = named.length
+        ? named
+        : [[entry.step === undefined ? "evaluation" : `step ${entry.step}`, entry]];
+      return rows.map(([name, values]) => [SEVERAL ? `${run.label}, ${name}` : name, values]);
+    }),
+  );
+}
+
+function evaluationTable() {
+  const rows = evaluations();
+  const attempts = [...new Set(rows.flatMap(([, values]) => Object.keys(values)))]
+    .filter((key) => /^pass@\d+$/.test(key))
+    .sort((a, b) => a.slice(5) - b.slice(5));
+  const shown = [
+    ...attempts.map((key) => [key, key, "share"]),
     ...RULES.map((rule) => [`${rule} right`, `reward/${rule}/right`, "share"]),
-    ["reward", "reward/mean", "score"],
-    ["response length", "response_length/mean", "tokens"],
-    ["cut off", "response_truncated", "share"],
-  ].filter(([, key]) => columns.some(([, values]) => typeof values[key] === "number"));
-  if (!wanted.length) return null;
+    ["Length", "response_length/mean", "tokens"],
+    ["Cut off", "response_truncated", "share"],
+  ].filter(([, key]) => rows.some(([, values]) => typeof values[key] === "number"));
+  if (!shown.length) return null;
+  const interval = (values, key) =>
+    typeof values[`${key}/low`] !== "number"
+      ? null
+      : el(
+          "span",
+          { class: "interval" },
+          ["low", "high"].map((end) => (values[`${key}/${end}`] * 100).toFixed(1)).join("\u2013"),
+        );
   return el(
     "article",
-    { class: "chart" },
+    { class: "chart held-out" },
     el("header", {}, el("h3", {}, "Held-out problems")),
     el(
       "div",
@@ -123,19 +136,21 @@ function evaluation() {
           el(
             "tr",
             {},
-            el("td", {}),
-            ...columns.map(([name]) => el("th", { scope: "col", class: "number" }, name)),
+            el("th", { scope: "col" }, "After"),
+            ...shown.map(([label]) => el("th", { scope: "col", class: "number" }, label)),
           ),
         ),
         el(
           "tbody",
           {},
-          ...wanted.map(([label, key, kind]) =>
+          ...rows.map(([name, values]) =>
             el(
               "tr",
               {},
-              el("th", { scope: "row" }, label),
-              ...columns.map(([, values]) => el("td", { class: "number" }, formatted(values[key], kind))),
+              el("th", { scope: "row" }, name),
+              ...shown.map(([, key, kind]) =>
+                el("td", { class: "number" }, formatted(values[key], kind), interval(values, key)),
+              ),
             ),
           ),
         ),
@@ -144,7 +159,8 @@ function evaluation() {
     el(
       "p",
       { class: "note" },
-      "Problems that training does not see, answered with the weights of that moment.",
+      "Problems that training does not see, answered with the weights of that moment." +
+        (attempts.length ? " Small: the 95% interval over problems like these." : ""),
     ),
   );
 }

@@ -88,10 +88,10 @@ function header() {
 function chartSections() {
   for (const { id, title, charts: specs } of SECTIONS) {
     const cards = specs.flatMap(drawable).map((spec) => new Chart(spec).node);
-    if (id === "learning") cards.push(...[evaluation()].filter(Boolean));
     const missing = specs.filter((spec) => !drawable(spec).length).map((spec) => spec.title.toLowerCase());
     const node = section(id, title, el("div", { class: "grid" }, ...cards));
     if (missing.length) node.append(el("p", { class: "note" }, `Not recorded: ${missing.join(", ")}.`));
+    if (id === "learning") node.append(...[evaluationTable()].filter(Boolean));
     if (id === "speed") node.append(...RUNS.map((run) => new Timeline(run).node));
   }
   const rest = remainingCharts().flatMap(drawable);
@@ -112,14 +112,19 @@ function chartSections() {
 
 async function sampleSection() {
   const node = section("samples", "Samples", el("p", { class: "note" }, "Unpacking ..."));
-  const steps = RUNS.flatMap((run) => Object.keys(run.packed).map((step) => [run, Number(step)]));
+  const steps = RUNS.flatMap((run) => [
+    ...Object.keys(run.packed).map((step) => ({ run, step: Number(step), heldOut: false })),
+    ...Object.keys(run.heldOut).map((step) => ({ run, step: Number(step), heldOut: true })),
+  ]);
   if (typeof DecompressionStream === "undefined") {
     return node.lastChild.replaceWith(
       el("p", { class: "empty" }, "This browser cannot unpack the samples; one from 2023 or later can."),
     );
   }
-  const contents = await Promise.all(steps.map(([run, step]) => run.content(step)));
-  const samples = contents.flatMap((content, i) => samplesOf(...steps[i], content));
+  const contents = await Promise.all(
+    steps.map(({ run, step, heldOut }) => (heldOut ? unpack(run.heldOut[step]) : run.content(step))),
+  );
+  const samples = contents.flatMap((content, i) => samplesOf(steps[i], content));
   const all = contents.reduce((sum, content) => sum + (content.total ?? 0), 0);
   if (!samples.length) {
     return node.lastChild.replaceWith(

@@ -6,8 +6,9 @@ const SHOWN_PROMPTS = 200;
 function columnsOf(prompt) {
   const columns = new Map();
   for (const sample of prompt.samples) {
-    const key = `${RUNS.indexOf(sample.run)} ${sample.step}`;
-    if (!columns.has(key)) columns.set(key, { run: sample.run, step: sample.step, samples: [] });
+    const { run, step, heldOut } = sample;
+    const key = `${RUNS.indexOf(run)} ${when(sample)}`;
+    if (!columns.has(key)) columns.set(key, { run, step, heldOut, samples: [] });
     columns.get(key).samples.push(sample);
   }
   const sorted = [...columns.values()].sort(
@@ -89,13 +90,13 @@ class PromptView {
     this.board.scrollLeft = 0;
   }
 
-  column({ run, step, samples, mean: reward }) {
+  column({ run, step, heldOut, samples, mean: reward }) {
     const rules = Object.keys(samples[0].scores);
     const share = (rule) => samples.filter((sample) => sample.scores[rule]?.outcome === "right").length;
     return el(
       "section",
       { class: "column" },
-      el("h4", {}, `${SEVERAL ? run.label + ", " : ""}step ${step}`),
+      el("h4", {}, (SEVERAL ? run.label + ", " : "") + when({ step, heldOut })),
       el(
         "p",
         { class: "note" },

@@ -77,6 +77,16 @@ class SampleBrowser {
     this.runs = SEVERAL
       ? select([["", "all runs"], ...RUNS.map((run, i) => [String(i), run.label])], now)
       : null;
+    this.problems = this.samples.some((sample) => sample.heldOut)
+      ? select(
+          [
+            ["", "all"],
+            ["training", "training"],
+            ["heldOut", "held out"],
+          ],
+          now,
+        )
+      : null;
     this.truncated = input("checkbox");
     return el(
       "form",
@@ -89,6 +99,7 @@ class SampleBrowser {
       },
       el("label", { class: "field wide" }, el("span", {}, "Search"), this.query),
       this.runs ? field("Run", this.runs) : null,
+      this.problems ? field("Problems", this.problems) : null,
       el("div", { class: "pair" }, field("Step from", this.from), field("to", this.to, "Step to")),
       el("div", { class: "pair" }, field("Reward from", this.low), field("to", this.high, "Reward to")),
       ...this.outcomes.map(([rule, control]) => field(rule, control)),
@@ -105,10 +116,12 @@ class SampleBrowser {
     const [low, high] = [number(this.low, -Infinity), number(this.high, Infinity)];
     const outcomes = this.outcomes.filter(([, control]) => control.value);
     const run = this.runs?.value ? RUNS[+this.runs.value] : null;
+    const problems = this.problems?.value;
     this.found = this.samples
       .filter(
         (sample) =>
           (!run || sample.run === run) &&
+          (!problems || sample.heldOut === (problems === "heldOut")) &&
           sample.step >= from &&
           sample.step <= to &&
           sample.reward >= low &&
@@ -172,7 +185,9 @@ class SampleBrowser {
         el(
           "span",
           { class: "entry-line" },
-          `${SEVERAL ? sample.run.label + " \u00b7 " : ""}step ${sample.step}`,
+          (SEVERAL ? sample.run.label + " \u00b7 " : "") +
+            when(sample) +
+            (sample.heldOut ? ", held out" : ""),
           ...chips(sample),
           sample.truncated ? el("span", { class: "chip timeout" }, "cut off") : null,
         ),
@@ -212,9 +227,9 @@ class SampleBrowser {
         "\u2039 Back to the list",
       ),
       facts([
-        ["Step", String(sample.step)],
+        [sample.heldOut ? "Held out, after step" : "Step", String(sample.step)],
         ["Reward", formatted(sample.reward, "score")],
-        ["Advantage", formatted(sample.advantage, "score")],
+        ["Advantage", sample.heldOut ? null : formatted(sample.advantage, "score")],
         ["Length", `${formatted(sample.length, "tokens")} tokens${sample.truncated ? ", cut off" : ""}`],
         ["Data row", prompt.index === undefined ? null : grouped(prompt.index)],
         ["Run", SEVERAL ? sample.run.label : null],

@@ -218,7 +218,10 @@ function drawable(spec) {
       ...spec,
       stacked: false,
       band: null,
-      title: spec.lines.length > 1 && line.label !== spec.title.toLowerCase() ? `${spec.title}: ${line.label}` : spec.title,
+      title:
+        spec.lines.length > 1 && line.label !== spec.title.toLowerCase()
+          ? `${spec.title}: ${line.label}`
+          : spec.title,
       note: null,
       lines: RUNS.map((run, i) => ({
         ...line,
