@@ -50,13 +50,14 @@ def held_out(run: Path, step: int) -> list[dict]:
     return pq.read_table(run / "evaluation" / f"step_{step:06d}.parquet").to_pylist()
 
 
-def violations(page) -> list[str]:
+def violations(page, wide: bool = True) -> list[str]:
+    """What axe objects to. On a narrow screen it cannot judge the colours of a table that is scrolled out of
+    sight; on a `wide` one nothing may stay undecided."""
     found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}).response
     assert any(rule["id"] == "color-contrast" for rule in found["passes"]), "texts were measured"
-    undecided = [rule for rule in found["incomplete"] if rule["id"] == "color-contrast"]
+    undecided = [rule for rule in found["incomplete"] if wide and rule["id"] == "color-contrast"]
     return [f"{rule['id']}: {node['target']} {node['failureSummary']}"
-            for rule in found["violations"] + undecided for node in rule["nodes"]
-            if rule not in undecided or ".figures" not in str(node["target"])]  # a wide table scrolls: half hidden
+            for rule in found["violations"] + undecided for node in rule["nodes"]]
 
 
 def ink(page) -> list[int]:
@@ -208,13 +209,13 @@ def test_the_timeline_shows_who_worked_when(page, run):
     assert shown == pytest.approx(wanted, abs=1e-3) and len(shown) == 2
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "dark")])
 def test_every_text_and_control_meets_wcag_aa(browser, run, size, scheme):  # noqa: F811
     with opened(browser, run / "report.html", size, scheme) as found:
         assert found.page.evaluate("document.documentElement.dataset.theme") == scheme
-        assert violations(found.page) == []
+        assert violations(found.page, wide=size == DESKTOP) == []
         found.page.get_by_role("tab", name="By question").click()
-        assert violations(found.page) == []
+        assert violations(found.page, wide=size == DESKTOP) == []
 
 
 def test_on_a_phone_nothing_is_cut_off_and_one_pane_shows_at_a_time(browser, run):  # noqa: F811
