@@ -41,9 +41,9 @@ BOUNDS: dict[str, Bound] = {
     **dict.fromkeys((
         "actor_rollout.adam_beta1", "actor_rollout.adam_beta2", "actor_rollout.lr_warmup_fraction"), BELOW_1),
     **dict.fromkeys((
-        "training.seed", "training.report_interval", "training.eval_temperature", "actor_rollout.entropy_coeff", "actor_rollout.lr",
-        "actor_rollout.min_lr", "actor_rollout.lr_warmup_iters", "actor_rollout.weight_decay", "actor_rollout.clip_grad",
-        "algorithm.kl_ctrl.kl_coef"), NOT_NEGATIVE),
+        "training.seed", "training.report_interval", "training.publish_check_interval",
+        "training.eval_temperature", "actor_rollout.entropy_coeff", "actor_rollout.lr", "actor_rollout.min_lr",
+        "actor_rollout.lr_warmup_iters", "actor_rollout.weight_decay", "actor_rollout.clip_grad", "algorithm.kl_ctrl.kl_coef"), NOT_NEGATIVE),
     "actor_rollout.n_samples_per_prompt": (
         lambda value: value >= 2, "must be at least 2: group_norm compares the responses of a prompt"),
     "actor_rollout.temperature": (lambda value: value > 0, "must be above 0, such as 1.0"),
@@ -72,6 +72,7 @@ BOUNDS: dict[str, Bound] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "training.distributed_backend": ("hccl", "nccl", "gloo"),
     "training.on_save_failure": ("go_on", "stop"),
+    "training.on_broken_invariant": ("stop", "warn"),
     "actor_rollout.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "actor_rollout.recompute_granularity": ("full",),
     "algorithm.adv_estimator": ("group_norm",),

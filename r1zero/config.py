@@ -68,6 +68,10 @@ class Training:
     eval_temperature: float | None = None  # 0 = the most likely token; default that of actor_rollout, as below
     eval_top_p: float | None = None
     eval_top_k: int | None = None
+    logger: list[str] = field(default_factory=list)  # metrics also go to tensorboard, wandb, swanlab, trackio
+    profile_steps: list[int] = field(default_factory=list)  # steps traced by the profiler into profile/
+    on_broken_invariant: str = "stop"  # or warn: what must hold in every step (docs/observing.md) does not
+    publish_check_interval: int = 10  # publishes between two that are compared by checksums; 0 = only the first
     report_interval: int = 5  # steps between two writings of report.html (1% of the time at most); 0 = at the end
 
 

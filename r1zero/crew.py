@@ -15,6 +15,8 @@ from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
 from r1zero.data.template import Template
 from r1zero.model import ModelShape
 from r1zero.observe.clock import Clock
+from r1zero.observe.invariants import BF16, FP32, Invariants
+from r1zero.observe.metrics import RankRecord
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.policy import Policy
 from r1zero.policy.reference import Reference
@@ -47,6 +49,7 @@ class Crew:
     reference: Reference | Absent  # ref
     policy: Policy | Absent  # train
     publisher: Publisher
+    invariants: Invariants
     progress: Progress = field(default_factory=Progress)
 
     def draw(self, step: int) -> Batch:
@@ -66,7 +69,25 @@ class Crew:
         """Publish the weights to begin with and prove that they arrived bit for bit. RuntimeError if not."""
         self.move.settle()
         self.publish(self.progress.weights_version)
-        self.publisher.verify(self.move.gather(self.publisher.checksums()))
+        if fault := self._publish_fault():
+            raise RuntimeError(fault)
+
+    def prove_publish(self, version: int) -> str | None:
+        """Compare the checksums of what was sent and received, if this version is one of every so many. Collective."""
+        interval = self.cfg.training.publish_check_interval
+        return self._publish_fault() if interval and version % interval == 0 else None
+
+    def record(self, published_bytes: int, publish_fault: str | None) -> RankRecord:
+        """What this rank tells about the step that ends."""
+        rollout, ref, tokens = self.world.rollout, self.world.ref, {}
+        if rollout.speaks:
+            tokens["rollout"] = self.engine.decoded_tokens
+        if ref.speaks:
+            tokens["ref"] = self.reference.take_tokens()
+        return RankRecord(self.clock.take(), published_bytes, self.world.device.peak_gigabytes(), tokens, publish_fault)
+
+    def _publish_fault(self) -> str | None:
+        return self.publisher.difference(self.move.gather(self.publisher.checksums()))
 
     def close(self) -> None:
         """End the processes beside this rank."""
@@ -100,7 +121,8 @@ def build_crew(cfg: Config, world: World) -> Crew:
         policy.model.parameters() if world.train.member else None,
         engine.decoder.weights if world.rollout.member else None, dtype, world.device.torch)
     return Crew(cfg, world, Mover(world), Clock(world.device.synchronize), shape, tokenizer, prompts, eval_prompts,
-                engine, scorer, reference, policy, publisher)
+                engine, scorer, reference, policy, publisher,
+                Invariants(BF16 if cfg.training.bf16 else FP32, cfg.actor_rollout.load == cfg.ref.load))
 
 
 def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str) -> Prompts:

@@ -30,6 +30,7 @@ class StepOutcome:
     """What the controller keeps of a step."""
 
     metrics: dict[str, float]
+    broken: list[str]  # invariants, a sentence each
     groups: list[Group]
     records: list[RankRecord]
 
@@ -63,9 +64,11 @@ def train_step(step: int, crew: Crew) -> StepOutcome | None:
     # Publish. All wait on the control plane first, and then enter the device collectives together.
     clock.time("wait", move.settle)
     received = clock.time("publish", crew.publish, batch.version + 1)
+    fault = clock.time("publish", crew.prove_publish, batch.version + 1)
 
     # Report. Rank 0 trains, so it holds every group with its scores and advantages.
-    records = move.gather(RankRecord(clock.take(), received, world.device.peak_gigabytes()))
+    records = move.gather(crew.record(received, fault))
     groups = on(train, crew.policy.finish, updates, batch)
     metrics = move.at_controller(step_metrics, batch, groups, updates, records, world.placement)
-    return move.at_controller(StepOutcome, metrics, groups, records)
+    broken = move.at_controller(crew.invariants.broken, batch, groups, updates, records)
+    return move.at_controller(StepOutcome, metrics, broken, groups, records)

@@ -21,7 +21,7 @@ class LossTerms:
 
 
 # Sums over response tokens that `grpo_loss` returns beside the loss, in this order.
-STATS = ("loss", "kl", "entropy", "clipped", "mismatch", "tokens")
+STATS = ("loss", "kl", "entropy", "clipped", "drift", "mismatch", "tokens")
 
 
 def grpo_loss(logprobs: torch.Tensor, entropy: torch.Tensor, old_logprobs: torch.Tensor,
@@ -32,7 +32,7 @@ def grpo_loss(logprobs: torch.Tensor, entropy: torch.Tensor, old_logprobs: torch
     loss = sum_t mask (max(-A r, -A clip(r)) + kl_coefficient KL - entropy_coefficient H) / denominator
     with r = exp(log p - old log p). `denominator` counts the response tokens of the whole minibatch
     over all ranks, so the parts of all microbatches add up to one token mean however they are cut.
-    Returns (loss, sums as in STATS, fp32 [6], detached).
+    Returns (loss, sums as in STATS, fp32 [7], detached).
     """
     ratio = torch.exp(logprobs - old_logprobs)
     clipped_ratio = ratio.clamp(1 - terms.clip_low, 1 + terms.clip_high)
@@ -42,6 +42,7 @@ def grpo_loss(logprobs: torch.Tensor, entropy: torch.Tensor, old_logprobs: torch
     loss = (per_token * mask).sum() / denominator
     with torch.no_grad():
         mismatch = (old_logprobs - rollout_logprobs).abs()
-        columns = [per_token, kl, entropy, (clipped > plain).float(), mismatch, torch.ones_like(mask)]
+        columns = [per_token, kl, entropy, (clipped > plain).float(), (ratio - 1).abs(), mismatch,
+                   torch.ones_like(mask)]
         sums = torch.stack([(column * mask).sum() for column in columns])
     return loss, sums

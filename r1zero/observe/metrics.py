@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +25,8 @@ class RankRecord:
     spans: list[Span]
     published_bytes: int  # written into this rank's rollout weights
     peak_gigabytes: float
+    tokens: dict[str, int] = field(default_factory=dict)  # response tokens seen by a role, where its results appear
+    publish_fault: str | None = None  # what a comparison of checksums found, equal on all ranks
 
 
 def step_metrics(batch: Batch, groups: Sequence[Group], updates: Sequence[UpdateStats],
@@ -77,7 +79,7 @@ def _update_metrics(updates: Sequence[UpdateStats]) -> dict[str, float]:
         "clip_fraction": sums["clipped"] / tokens, "mismatch/mean": sums["mismatch"] / tokens,
         "mismatch/max": max(update.mismatch_max for update in updates),
         "grad_norm": float(np.mean([update.grad_norm for update in updates])), "lr": updates[-1].lr,
-        "updates": len(updates),
+        "ratio/first_drift": updates[0].sums["drift"] / updates[0].sums["tokens"], "updates": len(updates),
     }
 
 

@@ -60,7 +60,6 @@ class Policy:
     def learn(self, batch: Batch, minibatch: int, arrived: list[Group], epoch: int = 0) -> UpdateStats:
         """Take one optimizer step on a minibatch. All train ranks hold all of `arrived`."""
         for group in arrived:
-            assert all(sample.version == batch.version for sample in group.samples), "samples of other weights"
             for sample, advantage in zip(group.samples, group_advantages([s.reward for s in group.samples])):
                 sample.advantage = float(advantage)
             self._groups[group.position] = group

@@ -14,6 +14,7 @@ class Reference:
     def __init__(self, model: RoleModel, temperature: float, max_samples: int, max_tokens: int | None) -> None:
         self.model, self.temperature = model, temperature
         self.max_samples, self.max_tokens = max_samples, max_tokens
+        self._tokens = 0
         model.module.eval()
 
     def add_logprobs(self, groups: list[Group]) -> list[Group]:
@@ -27,4 +28,10 @@ class Reference:
         if self.model.grid.is_last_stage:
             for item in items:
                 item.sample.ref_logprobs = found[item.number]
+                self._tokens += len(found[item.number])
         return groups
+
+    def take_tokens(self) -> int:
+        """Response tokens looked back at since the last call, on the last stage."""
+        tokens, self._tokens = self._tokens, 0
+        return tokens

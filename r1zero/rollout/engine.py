@@ -43,7 +43,8 @@ class Engine:
         self.decoder, self.sampling, self.limits = decoder, sampling, limits
         self.replica, self.num_replicas = replica, num_replicas
         self.version = -1  # of the weights in the decoder
-        self.preemptions = self.decoded_tokens = 0
+        self.preemptions = 0
+        self.decoded_tokens = 0  # response tokens of this batch, as drawn
         self.on_sample: Callable[[Group, int], None] = lambda group, member: None
         self.on_step: Callable[[], None] = lambda: None
         self.length_of: Callable[[int, int], int] = lambda position, member: limits.budget
@@ -66,6 +67,7 @@ class Engine:
         assert not any(self._open.values()), "the last batch is not collected yet"
         assert batch.version == self.version, f"weights {self.version} cannot draw batch {batch.version}"
         self._batch, size = batch, batch.samples_per_prompt
+        self.decoded_tokens = 0
         mine = range(self.replica, len(batch.prompts), self.num_replicas) if positions is None else positions
         self._groups = {p: Group(p, batch.prompts[p], [None] * size) for p in mine}
         self._open = dict.fromkeys(mine, size)

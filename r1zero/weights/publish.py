@@ -79,10 +79,10 @@ class Publisher:
         sums = torch.stack(list(found.values())).tolist()  # one trip to the host
         return dict(zip(found, sums, strict=True))
 
-    def verify(self, by_rank: Sequence[Checksums]) -> None:
+    def difference(self, by_rank: Sequence[Checksums]) -> str | None:
         """Compare what receivers hold with what sources hold, given every rank's checksums in rank order.
 
-        RuntimeError naming the first tensor that differs.
+        Returns a sentence about the first tensor that differs.
         """
         for number, bucket in enumerate(self.plan.buckets):
             for index, piece in enumerate(bucket.pieces):
@@ -90,9 +90,9 @@ class Publisher:
                 for receiver in bucket.receivers:
                     if by_rank[receiver]["received", number, index] != sent:
                         name = self.plan.tensors[piece.tensor].name
-                        raise RuntimeError(f"after publishing, {name} on rollout rank {receiver} differs "
-                                           f"from train rank {bucket.source}: it was corrupted on the way or "
-                                           "has changed since")
+                        return (f"after publishing, {name} on rollout rank {receiver} differs from train rank "
+                                f"{bucket.source}: it was corrupted on the way or has changed since")
+        return None
 
     def _launch(self, bucket: Bucket, buffer: torch.Tensor) -> dist.Work:
         """Start a bucket's broadcast, packed first if this rank is its source."""

@@ -1,0 +1,153 @@
+"""Where metrics go besides metrics.jsonl: trackers of other people, none of which may stop or slow a step.
+
+A tracker runs in a thread of its own behind a bounded queue, from its set-up on: a server that hangs fills the
+queue, after which rows are dropped; one that raises loses that row. Either is said once. The run folder has
+every row in any case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from r1zero.sentences import nearest
+
+QUEUE_ROWS = 64  # rows that wait for a slow tracker
+CLOSE_SECONDS = 10.0  # that the end of a run waits for all trackers together
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab", "trackio": "trackio"}
+
+log = logging.getLogger("r1zero")
+
+Row = Mapping[str, float]
+
+
+class Tracker(Protocol):
+    """What takes the metrics of a step."""
+
+    def write(self, step: int, row: Row) -> None:
+        """Take one row."""
+
+    def close(self) -> None:
+        """Bring everything to where it belongs."""
+
+
+def check_loggers(names: Sequence[str]) -> list[str]:
+    """Return a sentence for each name that is unknown or whose package is not installed."""
+    problems = [f"training.logger: {name} is not one of {', '.join(PACKAGES)}{nearest(name, PACKAGES)}"
+                for name in names if name not in PACKAGES]
+    return problems + [f"training.logger: {name} is not installed; `pip install {PACKAGES[name]}`, or take it out"
+                       for name in names if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None]
+
+
+def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) -> Tracker:
+    """Set a tracker up for this run."""
+    if kind == "tensorboard":
+        return TensorBoard(folder / "tensorboard")
+    return Service(kind, folder, name, config)
+
+
+class TensorBoard:
+    """Event files in the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, step: int, row: Row) -> None:
+        for key, value in row.items():
+            self._writer.add_scalar(key, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Service:
+    """Weights & Biases, SwanLab or trackio: they share init, log and finish. Their own variables set the rest."""
+
+    def __init__(self, package: str, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        self._module = importlib.import_module(package)
+        where = {"wandb": {"name": name, "dir": str(folder)},
+                 "swanlab": {"experiment_name": name, "logdir": str(folder / "swanlab")},
+                 "trackio": {"name": name}}
+        self._module.init(project="r1zero", config=dict(config), **where[package])
+
+    def write(self, step: int, row: Row) -> None:
+        self._module.log(dict(row), step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+class Sink:
+    """A tracker at arm's length."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self.name = name
+        self._rows: queue.Queue[tuple[int, Row] | None] = queue.Queue(QUEUE_ROWS)
+        self._said = False
+        self._thread = threading.Thread(target=self._work, args=(make,), name=f"sink-{name}", daemon=True)
+        self._thread.start()
+
+    def put(self, step: int, row: Row) -> None:
+        """Hand a row over; it is dropped when too many wait. Returns at once."""
+        try:
+            self._rows.put_nowait((step, row))
+        except queue.Full:
+            self._say("does not answer")
+
+    def close(self, deadline: float) -> None:
+        """Let the tracker finish until `deadline`, on the monotonic clock; then leave it behind."""
+        with contextlib.suppress(queue.Full):  # nobody takes rows any more
+            self._rows.put_nowait(None)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            self._say("does not end")
+
+    def _work(self, make: Callable[[], Tracker]) -> None:
+        try:
+            tracker = make()
+        except BaseException as error:  # noqa: BLE001 - foreign code in our process; some raise SystemExit
+            self._say(f"could not be set up: {error!r}")
+            return
+        while (entry := self._rows.get()) is not None:
+            try:
+                tracker.write(*entry)
+            except BaseException as error:  # noqa: BLE001
+                self._say(repr(error))
+        try:
+            tracker.close()
+        except BaseException as error:  # noqa: BLE001
+            self._say(repr(error))
+
+    def _say(self, trouble: str) -> None:
+        if not self._said:
+            self._said = True
+            log.warning("warning: %s: %s; rows are missing there, metrics.jsonl has them all; training goes on",
+                        self.name, trouble)
+
+
+class Sinks:
+    """All trackers of a run."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tracker]]) -> None:
+        self._sinks = [Sink(name, make) for name, make in makers.items()]
+
+    def put(self, step: int, row: Row) -> None:
+        for sink in self._sinks:
+            sink.put(step, row)
+
+    def close(self) -> None:
+        """Let all finish; takes CLOSE_SECONDS at most."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for sink in self._sinks:
+            sink.close(deadline)
