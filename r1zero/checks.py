@@ -14,6 +14,7 @@ from r1zero.checkpoint.resume import check_resume
 from r1zero.config import Config, nodes, placement
 from r1zero.inputs import check_inputs
 from r1zero.network import check_models
+from r1zero.observe.sinks import check_loggers
 from r1zero.reward.rules import check_names
 from r1zero.reward.trial import check_custom
 from r1zero.sentences import multiple, multiples, nearest, neighbours, product_text, shown
@@ -103,6 +104,7 @@ def check(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int
     if placed is not None:
         problems += check_batches(cfg, placed)
     problems += check_lengths(cfg) + check_models(cfg) + check_inputs(cfg, absent_ok)
+    problems += check_loggers(cfg.training.logger) if not absent_ok else []
     if problems or absent_ok:
         return problems
     return check_resume(cfg) or check_custom(cfg)  # the latter last, since it starts a process

@@ -63,6 +63,20 @@ def report(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[in
     return "\n\n".join(part for part in parts if part)
 
 
+def banner(cfg: Config, placed: Placement, node_of_rank: Sequence[int]) -> str:
+    """What a run is about to do: roles, batches, memory."""
+    return "\n".join((roles_table(placed, node_of_rank), batch_line(cfg, placed), memory_table(cfg, placed)))
+
+
+def roles_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
+    """One line a role: its ranks, its nodes, its grid."""
+    rows = [["role", "ranks", "nodes", "TP", "PP", "DP"]]
+    for span in placed.spans:
+        on = sorted({node_of_rank[rank] for rank in span.ranks})
+        rows.append([span.role, _range(span.ranks), _range(on), *map(str, (span.tp, span.pp, span.dp))])
+    return _table(rows)
+
+
 def placement_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
     """One line a rank: its node, its roles, and its place in the grid of each."""
     rows = [["rank", "node", "role", "TP", "PP", "DP"]]
@@ -193,6 +207,11 @@ def _parameter_bytes(cfg: Config) -> int:
 
 def _bucket_bytes(cfg: Config) -> float:
     return BUCKETS_IN_FLIGHT * cfg.training.publish_bucket_megabytes * 2**20
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """First and last of consecutive numbers."""
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-
-from tqdm import tqdm
 
 from r1zero.checkpoint import resume
 from r1zero.checkpoint.keeper import Keeper
@@ -17,22 +13,20 @@ from r1zero.checkpoint.progress import Record
 from r1zero.checkpoint.restore import restore, verify
 from r1zero.config import Config
 from r1zero.crew import Crew, build_crew
-from r1zero.dryrun import batch_line
+from r1zero.dryrun import banner
 from r1zero.evaluation import evaluate
 from r1zero.loading import dump
 from r1zero.observe.folder import continue_folder, start_folder
 from r1zero.observe.log import start_logging
-from r1zero.observe.report import LiveReport
-from r1zero.observe.samples import write_samples
 from r1zero.observe.scores import table
-from r1zero.reward.guard import FailureGuard
-from r1zero.step import StepOutcome, train_step
-from r1zero.weights.huggingface import save_hf
+from r1zero.observer import Observer, build_observer
+from r1zero.step import train_step
 from r1zero.weights.found import find
 from r1zero.weights.gather import gather_tensors
+from r1zero.weights.huggingface import save_hf
 from r1zero.world.groups import World
 from r1zero.world.leave import Leave
-from r1zero.world.moves import Mover
+from r1zero.world.moves import Absent, Mover
 
 log = logging.getLogger("r1zero")
 
@@ -59,26 +53,27 @@ def train(crew: Crew, leave: Leave | None = None) -> str | None:
     """
     done, last, folder = crew.progress, crew.cfg.training.train_iters, Path(crew.cfg.output_dir)
     keeper = Keeper(crew, leave or Leave())
-    report = LiveReport(folder, crew.cfg.training.report_interval)
-    guard = FailureGuard(crew.cfg.reward.max_failure_rate)
+    observer = build_observer(crew)
     try:
         crew.start()
         after = None
         if done.step == 0:
-            done.evaluation = after = _evaluate(crew, 0)
-        with _progress(crew) as bar:
-            while done.step < last:
-                _keep(crew, bar, report, guard, train_step(done.step + 1, crew))
-                done.advance(crew.cfg.training.global_batch_size)
-                after = _evaluate(crew, done.step)
-                if reason := keeper.after_step():
-                    log.info("left after step %d of %d: %s; the same command goes on", done.step, last, reason)
-                    return reason
+            done.evaluation = after = _evaluate(crew, observer, 0)
+        while done.step < last:
+            with _traced(crew, done.step + 1):
+                outcome = train_step(done.step + 1, crew)
+            crew.move.at_controller(observer.after_step, outcome)
+            done.advance(crew.cfg.training.global_batch_size)
+            after = _evaluate(crew, observer, done.step)
+            if reason := keeper.after_step():
+                log.info("left after step %d of %d: %s; the same command goes on", done.step, last, reason)
+                return reason
         export(crew, folder / "model")
         crew.move.at_controller(_conclude, crew, done.evaluation, after)
-        crew.move.at_controller(report.finish)
+        crew.move.at_controller(observer.finish)
         return None
     finally:
+        crew.move.at_controller(observer.close)
         keeper.close()
         crew.close()
 
@@ -91,6 +86,15 @@ def _open_folder(cfg: Config, warnings: Sequence[str]) -> tuple[Path | None, lis
     else:
         said = continue_folder(folder, dump(cfg), Record.read(checkpoint).progress.step)
     return checkpoint, [f"warning: {warning}" for warning in warnings] + said
+
+
+def _traced(crew: Crew, step: int) -> contextlib.AbstractContextManager:
+    """Trace this step if that is asked for, on the first rank of each role."""
+    firsts = [grid.span.role for grid in crew.world.grids if grid.leads and grid.replica == 0]
+    if step not in crew.cfg.training.profile_steps or not firsts:
+        return contextlib.nullcontext()
+    folder = Path(crew.cfg.output_dir) / "profile" / f"step_{step:06d}"
+    return crew.world.device.trace(folder, f"{'_'.join(firsts)}_rank_{crew.world.rank:04d}")
 
 
 def export(crew: Crew, folder: Path) -> None:
@@ -108,7 +112,7 @@ def _announce(crew: Crew) -> None:
     world = crew.world
     log.info("%s (%s) on %s", f"rank {world.rank} of {world.size}", world.roles, world.device.torch)
     if world.is_controller:
-        log.info(batch_line(crew.cfg, world.placement))
+        log.info(banner(crew.cfg, world.placement, world.launch.node_of_rank))
         dropped, kept = crew.prompts.num_dropped, len(crew.prompts)
         for path in dict.fromkeys((crew.cfg.actor_rollout.load, crew.cfg.ref.load)):
             log.info("start weights: %s", find(path))
@@ -116,7 +120,7 @@ def _announce(crew: Crew) -> None:
                  kept, dropped, crew.cfg.actor_rollout.max_prompt_length)
 
 
-def _evaluate(crew: Crew, step: int) -> dict[str, float] | None:
+def _evaluate(crew: Crew, observer: Observer | Absent, step: int) -> dict[str, float] | None:
     """Evaluate before the first step, after the last, and when it is due. Returns the controller's scores."""
     training, folder = crew.cfg.training, Path(crew.cfg.output_dir)
     due = step in (0, training.train_iters) or (training.eval_interval and step % training.eval_interval == 0)
@@ -126,49 +130,9 @@ def _evaluate(crew: Crew, step: int) -> dict[str, float] | None:
     found = evaluate(crew, step, model, folder / "evaluation" / f"step_{step:06d}")
     if found is None:
         return None
-    _append(folder / "evaluation.jsonl", {"step": step, **found["scores"]})
+    observer.after_evaluation(step, found["scores"])
     log.info("\nafter %d steps, %s\n", step, table(found))
     return found["scores"]
-
-
-def _progress(crew: Crew) -> tqdm:
-    """A bar with the time left, on the controller's terminal only."""
-    silent = not crew.world.is_controller or not sys.stderr.isatty()
-    return tqdm(total=crew.cfg.training.train_iters, initial=crew.progress.step, unit="step", disable=silent)
-
-
-def _keep(crew: Crew, bar: tqdm, report: LiveReport, guard: FailureGuard, outcome: StepOutcome | None) -> None:
-    """Write a step into the run folder and show it; stop the run if too many of its scores failed."""
-    bar.update()
-    if outcome is None:
-        return
-    folder, metrics = Path(crew.cfg.output_dir), outcome.metrics
-    step = int(metrics["step"])
-    decode = partial(crew.tokenizer.decode, skip_special_tokens=False)
-    write_samples(folder / "samples" / f"step_{step:06d}.parquet", outcome.groups, decode)
-    _append(folder / "metrics.jsonl", metrics)
-    spans = [[rank, span.name, span.start, span.end] for rank, record in enumerate(outcome.records)
-             for span in record.spans]
-    roles = [crew.world.placement.roles_of(rank) for rank in range(crew.world.size)]
-    _append(folder / "logs" / "spans.jsonl", {"step": step, "roles": roles, "spans": spans})
-    bar.clear()
-    log.info(_line(metrics, crew.cfg.training.train_iters))
-    report.after_step(step)
-    guard.check(outcome.groups)
-
-
-def _append(path: Path, entry: dict) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
-def _line(m: dict[str, float], total: int) -> str:
-    """One readable line a step."""
-    rules = "  ".join(f"{key.split('/')[1]} {value:4.0%}" for key, value in m.items() if key.endswith("/right"))
-    return (f"step {m['step']:>{len(str(total))}}/{total}  reward {m['reward/mean']:+.3f}  {rules}  "
-            f"length {m['response_length/mean']:.1f}  kl {m['kl']:.4f}  entropy {m['entropy']:.3f}  "
-            f"grad {m['grad_norm']:.2f}  mismatch {m['mismatch/mean']:.1e}  "
-            f"{m['throughput/tokens_per_second']:.0f} tok/s  {m['time/step']:.1f} s")
 
 
 def _conclude(crew: Crew, before: dict[str, float] | None, after: dict[str, float] | None) -> None:

@@ -12,6 +12,18 @@ import tempfile
 from pathlib import Path
 
 
+def append_line(path: Path, entry: object) -> None:
+    """Append a JSON line, whole or not at all. OSError when it cannot be written."""
+    with path.open("ab", buffering=0) as file:
+        end, rest = file.tell(), memoryview(json.dumps(entry).encode() + b"\n")
+        try:
+            while rest:
+                rest = rest[file.write(rest):]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
 def check_writable(output_dir: str) -> list[str]:
     """Return a sentence if `output_dir` cannot be made or written."""
     folder = Path(output_dir)

@@ -6,6 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 FILE_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -18,6 +20,14 @@ def hush_libraries() -> None:
     logging.getLogger().handlers = [logging.NullHandler()]
 
 
+class _Console(logging.StreamHandler):
+    """Lines above the progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 def start_logging(folder: Path, rank: int, to_console: bool) -> logging.Logger:
     """Set up the logger "r1zero" of this process; `folder` is the run folder's logs/."""
     log = logging.getLogger("r1zero")
@@ -27,7 +37,7 @@ def start_logging(folder: Path, rank: int, to_console: bool) -> logging.Logger:
     file.setFormatter(logging.Formatter(FILE_FORMAT))
     log.handlers = [file]
     if to_console:
-        console = logging.StreamHandler(sys.stdout)
+        console = _Console(sys.stdout)
         console.setFormatter(logging.Formatter("%(message)s"))
         console.addFilter(lambda record: record.exc_info is None)  # tracebacks are for the file
         log.addHandler(console)

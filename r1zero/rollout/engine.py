@@ -89,6 +89,12 @@ class Engine:
             self.on_step()
         return [self._groups[p] for p in positions]
 
+    def progress(self) -> tuple[int, int, int]:
+        """Samples of the batch that are finished, all of them, and the tokens of the longest that runs."""
+        total = len(self._groups) * (self._batch.samples_per_prompt if self._batch else 0)
+        longest = max((progress.count for progress in self._rows.running), default=0)
+        return total - sum(self._open.values()), total, longest
+
     # -- one step -------------------------------------------------------------------------------
 
     def _admit(self) -> None:

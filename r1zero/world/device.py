@@ -12,8 +12,9 @@ import contextlib
 import importlib.util
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -50,6 +51,25 @@ class Device:
             torch.npu.synchronize()
         elif self.kind == "cuda":
             torch.cuda.synchronize()
+
+    @contextlib.contextmanager
+    def trace(self, folder: Path, name: str) -> Iterator[None]:
+        """Record what runs meanwhile into folder/name: a Chrome trace, on an NPU what its profiler writes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.kind == "npu":
+            profiler = torch_npu_module().profiler
+            activities = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.NPU]
+            handler = profiler.tensorboard_trace_handler(str(folder), worker_name=name)
+            with profiler.profile(activities=activities, on_trace_ready=handler):
+                yield
+            return
+        profiler = torch.profiler
+        activities = [profiler.ProfilerActivity.CPU]
+        if self.kind == "cuda":
+            activities.append(profiler.ProfilerActivity.CUDA)
+        with profiler.profile(activities=activities) as recorded:
+            yield
+        recorded.export_chrome_trace(str(folder / f"{name}.json.gz"))
 
     def group_options(self, buffer_megabytes: int) -> object | None:
         """Options for a group: HCCL takes two such buffers of device memory for each group in use."""
