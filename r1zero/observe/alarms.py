@@ -19,6 +19,7 @@ KL_GROWTH = 10.0  # times the median of the last WINDOW steps, once it is above 
 KL_NOTABLE = 0.1
 ENTROPY_SHARE = 0.1  # of what it was in the first steps that this process saw
 ENTROPY_LOW = 0.1  # nats a token: nine tokens in ten are as good as certain
+LEARNED = 0.9  # of the responses right by every rule: equal rewards and low entropy are then what success looks like
 TRUNCATED = 0.5  # of the responses: the reward then judges the length limit
 FAILED = 0.01  # of the responses have a score that failed: worth a look long before max_failure_rate stops the run
 WAIT = 0.5  # of a step
@@ -54,7 +55,7 @@ class Alarms:
 
     def _equal(self, m: Metrics) -> str | None:
         share = m["reward/equal_groups"]
-        if share < EQUAL_GROUPS:
+        if share < EQUAL_GROUPS or _learned(m):
             return None
         return (f"in {share:.0%} of the groups all rewards are equal ({m['reward/mean']:+.2f} on average), so there is "
                 "next to nothing to learn: the problems are too easy or too hard, the rules too coarse, or "
@@ -74,10 +75,10 @@ class Alarms:
         if len(self._entropies) < WINDOW:
             self._entropies.append(m["entropy"])
         start = float(np.mean(self._entropies))
-        if m["entropy"] > min(ENTROPY_LOW, ENTROPY_SHARE * start):
+        if m["entropy"] > min(ENTROPY_LOW, ENTROPY_SHARE * start) or _learned(m):
             return None
         return (f"entropy fell from {start:.3f} to {m['entropy']:.3f} nats a token: responses of a group become copies of "
-                "each other; raise temperature, entropy_coeff or clip_ratio_high, unless the task is learned")
+                "each other; raise temperature, entropy_coeff or clip_ratio_high")
 
     def _truncated(self, m: Metrics) -> str | None:
         if m["response_truncated"] <= TRUNCATED:
@@ -112,3 +113,8 @@ class Alarms:
             return None
         split = self._faster_split({role: step * (1 - wait[role]) for role in roles})
         return split and f"{most} ranks wait {wait[most]:.0%} of the step for others; {split}"
+
+
+def _learned(m: Metrics) -> bool:
+    rights = [value for key, value in m.items() if key.endswith("/right")]
+    return bool(rights) and min(rights) >= LEARNED

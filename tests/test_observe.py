@@ -1,0 +1,400 @@
+"""What watches a run: trackers that fail, invariants that break, warnings, and lines of the console."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import logging
+import sys
+import threading
+import time
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import torch
+from multiproc import DEVICE, run_ranks
+from small_config import home, load  # noqa: F401
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from worlds import metrics, run
+
+from r1zero.checks import check
+from r1zero.config import placement
+from r1zero.loading import load_config
+from r1zero.observe import alarms, live, sinks
+from r1zero.observe.alarms import Alarms
+from r1zero.observe.console import step_line
+from r1zero.observe.folder import append_line
+from r1zero.observe.live import progress_text
+from r1zero.observe.sinks import Sinks, check_loggers, open_tracker
+from r1zero.split import faster_split
+from r1zero.step import train_step
+from r1zero.training import prepare, train
+from r1zero.world.board import Board
+from r1zero.world.groups import World
+from r1zero.world.launch import Launch
+
+# -- trackers -----------------------------------------------------------------------------------
+
+
+class Good:
+    """Remembers its rows."""
+
+    def __init__(self):
+        self.rows, self.closed = [], False
+
+    def write(self, step, row):
+        self.rows.append((step, row))
+
+    def close(self):
+        self.closed = True
+
+
+class Full(Good):
+    """A disk without room."""
+
+    def write(self, step, row):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class Hanging(Good):
+    """A server that never answers, neither to rows nor at the end."""
+
+    def write(self, step, row):
+        threading.Event().wait()
+
+
+def dead():
+    """Weights & Biases without a network exits like this."""
+    raise SystemExit("no route to host")
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("r1zero"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="r1zero")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_no_tracker_stops_or_slows_a_step_and_each_speaks_once(said, monkeypatch):
+    monkeypatch.setattr(sinks, "CLOSE_SECONDS", 0.3)
+    good = Good()
+    all_sinks = Sinks({"good": lambda: good, "full": Full, "hanging": Hanging, "dead": dead})
+    began = time.monotonic()
+    for step in range(3 * sinks.QUEUE_ROWS):
+        all_sinks.put(step, {"loss": float(step)})
+        if step % 16 == 0:
+            time.sleep(0.01)  # the good one keeps up
+    taken = time.monotonic() - began
+    all_sinks.close()
+    assert taken < 1.0
+    assert time.monotonic() - began < 2.0
+    assert good.closed and good.rows == [(step, {"loss": float(step)}) for step in range(3 * sinks.QUEUE_ROWS)]
+    lines = said()
+    assert len(lines) == 3, lines
+    assert [sum(f"warning: {name}: " in line for line in lines) for name in ("good", "full", "hanging", "dead")] == [0, 1, 1, 1]
+    assert any("No space left" in line for line in lines) and any("does not answer" in line for line in lines)
+
+
+def test_tensorboard_has_every_metric_and_a_blocked_folder_is_only_said(tmp_path, said):
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "tensorboard").write_text("a file where the folder should be")
+    kept = Sinks({"tensorboard": partial(open_tracker, "tensorboard", tmp_path, "run", {})})
+    lost = Sinks({"tensorboard": partial(open_tracker, "tensorboard", tmp_path / "blocked", "run", {})})
+    for step in (1, 2):
+        for target in (kept, lost):
+            target.put(step, {"reward/mean": step / 2, "loss": -1.0})
+    kept.close()
+    lost.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(1, 0.5), (2, 1.0)]
+    assert [event.value for event in events.Scalars("loss")] == [-1.0, -1.0]
+    assert len(said()) == 1 and "could not be set up" in said()[0]
+
+
+@pytest.mark.parametrize("package", ["wandb", "swanlab", "trackio"])
+def test_services_get_name_configuration_and_rows(package, tmp_path, monkeypatch):
+    (tmp_path / f"{package}.py").write_text(
+        "calls = []\n"
+        "def init(**kwargs): calls.append(('init', kwargs))\n"
+        "def log(row, step=None): calls.append(('log', row, step))\n"
+        "def finish(): calls.append(('finish',))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, package, importlib.import_module(package))  # and no longer after this test
+    assert check_loggers([package]) == []
+    target = Sinks({package: partial(open_tracker, package, tmp_path, "my_run", {"seed": 1})})
+    target.put(7, {"loss": 0.5})
+    target.close()
+    calls = sys.modules[package].calls
+    assert [call[0] for call in calls] == ["init", "log", "finish"] and calls[1][1:] == ({"loss": 0.5}, 7)
+    assert calls[0][1]["config"] == {"seed": 1} and "my_run" in calls[0][1].values()
+
+
+def test_unknown_and_missing_trackers_are_refused_before_the_start(home):  # noqa: F811
+    [sentence] = check(load(home, "training.logger=[tensorbord]"))
+    assert "tensorbord is not one of" in sentence and "did you mean tensorboard?" in sentence
+    [sentence] = check(load(home, "training.logger=[tensorboard, swanlab]"))
+    assert "swanlab is not installed; `pip install swanlab`" in sentence
+
+
+# -- the run folder -----------------------------------------------------------------------------
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, {"step": 1})
+    with pytest.raises(OSError, match="File too large"):
+        run_limited(path)
+    append_line(path, {"step": 3})
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def run_limited(path):
+    """Append a long line where files may have 100 bytes, as on a disk that is almost full."""
+    import resource
+    import signal
+
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        append_line(path, {"step": 2, "text": "x" * 1000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+# -- invariants ---------------------------------------------------------------------------------
+
+QUICK = ["training.train_iters=20", "training.eval_data_path=null", "training.report_interval=0",
+         "training.publish_check_interval=1"]
+
+
+def make_crew(store, folder, *overrides):
+    cfg, _ = load_config("tiny", [*QUICK, f"output_dir={folder}", *overrides])
+    launch = Launch("single", 0, 1, 0, (0,), "", 0)
+    return prepare(cfg, World(launch, placement(cfg, 1), DEVICE, timedelta(seconds=60), store))
+
+
+def scale(parameters, factor):
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(factor)
+
+
+def after(owner, name, change):
+    """Let `change` spoil what the method of this object returns, until the returned function is called."""
+    original = owner.__dict__.get(name, None)
+    method = getattr(owner, name)
+
+    def spoiled(*args):
+        value = method(*args)
+        change(value)
+        return value
+
+    setattr(owner, name, spoiled)
+    return lambda: setattr(owner, name, original) if original else delattr(owner, name)
+
+
+def break_body(rank, size, store, folder):
+    """Break one thing after the other in a running crew; returns what the step after each said."""
+    crew, found = make_crew(store, folder), {}
+    crew.start()
+
+    def step(name):
+        found[name] = train_step(crew.progress.step + 1, crew).broken
+        crew.progress.advance(crew.cfg.training.global_batch_size)
+
+    reference = list(crew.reference.model.module.parameters())
+    scale(reference, 1.02)
+    step("start_kl")
+    scale(reference, 1 / 1.02)
+    step("nothing")
+
+    def other_version(groups):
+        groups[0].samples[0].version -= 1
+
+    undo = after(crew.engine, "collect", other_version)
+    step("version")
+    undo()
+
+    def lose_a_token(groups):
+        sample = groups[0].samples[0]
+        sample.tokens, sample.logprobs = sample.tokens[:-1], sample.logprobs[:-1]
+
+    undo = after(crew.engine, "collect", lose_a_token)
+    step("tokens")
+    undo()
+
+    learn = crew.policy.learn
+
+    def stale(batch, minibatch, arrived, epoch=0):
+        if minibatch == 0:
+            samples = [sample for group in arrived for sample in group.samples]
+            crew.policy._old_logprobs = {number: sample.logprobs + 0.01 for number, sample in enumerate(samples)}
+        return learn(batch, minibatch, arrived, epoch)
+
+    crew.policy.learn = stale
+    step("ratio")
+    crew.policy.learn = learn
+
+    undo = after(crew.publisher, "publish", lambda _: scale(crew.engine.decoder.weights.values(), 1.01))
+    step("publish")
+    undo()
+    step("mismatch")  # drawn with the weights that arrived spoiled
+    step("healed")
+    return found
+
+
+def test_each_broken_invariant_is_caught_with_its_sentence(tiny, tmp_path):
+    [found] = run_ranks(break_body, 1, str(tmp_path))
+    sentences = {
+        "start_kl": "before the first update the KL to the reference is",
+        "version": "samples were drawn with weights version 1, but version 2 was published",
+        "tokens": "response tokens, but rollout ranks saw",
+        "ratio": "the ratio of the first minibatch differs from 1 by 0.01",
+        "publish": "after publishing, ",
+        "mismatch": "trainer and rollout engine give the tokens of the first minibatch log-probs that differ by",
+    }
+    assert found.pop("nothing") == [] and found.pop("healed") == []
+    assert found.keys() == sentences.keys()
+    for name, sentence in sentences.items():
+        assert len(found[name]) == 1 and sentence in found[name][0], (name, found[name])
+
+
+def stop_body(rank, size, store, folder, *overrides):
+    crew = make_crew(store, folder, *overrides)
+    scale(crew.reference.model.module.parameters(), 1.02)
+    try:
+        return train(crew)
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_a_broken_invariant_stops_the_run_or_warns_as_configured(tiny, tmp_path):
+    [stopped] = run_ranks(stop_body, 1, str(tmp_path / "stop"), "training.train_iters=2")
+    assert stopped.startswith("step 1: invariant broken: before the first update the KL")
+    [went_on] = run_ranks(stop_body, 1, str(tmp_path / "warn"), "training.train_iters=2",
+                          "training.on_broken_invariant=warn")
+    assert went_on is None
+    log = (tmp_path / "warn" / "logs" / "rank_0000.log").read_text()
+    assert "warning: step 1: invariant broken: before the first update" in log
+    assert [m["invariants/broken"] for m in metrics(tmp_path / "warn")] == [1, 0]
+
+
+# -- warnings -----------------------------------------------------------------------------------
+
+FINE = {"reward/mean": 0.2, "reward/equal_groups": 0.3, "kl": 0.01, "entropy": 0.9, "response_truncated": 0.1,
+        "mismatch/mean": 1e-7, "reward/failure_rate": 0.0, "time/step": 10.0, "time/wait/train": 1.0,
+        "time/wait/rollout": 1.0, "time/wait/ref": 2.0}
+
+
+def watch(rows, faster=lambda working: None):
+    watcher = Alarms(1e-3, 0.05, faster)
+    return [watcher.look(FINE | row | {"step": step}) for step, row in enumerate(rows, 1)]
+
+
+@pytest.mark.parametrize(("row", "sentence"), [
+    ({"reward/equal_groups": 1.0}, "in 100% of the groups all rewards are equal (+0.20 on average)"),
+    ({"kl": 1.5}, "the KL to the reference is 1.50 nats a token"),
+    ({"kl": 0.2}, "the KL to the reference jumped from 0.010 to 0.200"),
+    ({"entropy": 0.05}, "nats a token: responses of a group become copies"),
+    ({"response_truncated": 0.6}, "60% of the responses were cut at the length limit"),
+    ({"mismatch/mean": 0.01}, "log-probs of trainer and rollout engine differ by 0.01"),
+    ({"reward/failure_rate": 0.02}, "scoring failed for 2.0% of the responses"),
+])
+def test_each_trouble_is_told_when_it_begins_and_not_in_every_step(row, sentence):
+    said = watch([{}] * 6 + [row] * 3)
+    assert said[:6] == [[]] * 6
+    assert len(said[6]) == 1 and sentence in said[6][0]
+    assert said[7:] == [[], []]
+
+
+def test_equal_rewards_and_low_entropy_are_no_trouble_when_everything_is_right():
+    learned = {"reward/equal_groups": 1.0, "entropy": 0.001, "reward/acc/right": 0.95, "reward/format/right": 0.97}
+    assert not any(watch([{}] * 5 + [learned] * 3))
+    assert any(watch([{}] * 5 + [learned | {"reward/acc/right": 0.1}] * 3))
+
+
+def test_a_trouble_that_comes_back_or_stays_is_told_again():
+    bad = {"response_truncated": 0.6}
+    said = [len(found) for found in watch([bad, {}, bad] + [bad] * alarms.REPEAT)]
+    assert said == [1, 0, 1] + [0] * (alarms.REPEAT - 1) + [1]
+
+
+def test_a_waiting_role_is_told_with_the_split_that_would_be_faster():
+    asked = []
+
+    def faster(working):
+        asked.append(working)
+        return "num_gpus_for_train 2 would do"
+
+    said = watch([{"time/wait/ref": 8.0}] * 6, faster)
+    assert said[:4] == [[]] * 4 and said[4] == ["ref ranks wait 80% of the step for others; num_gpus_for_train 2 would do"]
+    assert asked[0] == pytest.approx({"train": 9.0, "rollout": 9.0, "ref": 2.0})
+    assert not any(watch([{"time/wait/ref": 8.0}] * 6))  # no faster split, nothing to say
+
+
+def test_faster_split_moves_ranks_to_the_busy_role(home):  # noqa: F811
+    cfg = load(home, "actor_rollout.num_gpus_for_train=4", "actor_rollout.num_gpus_for_infer=2",
+               "resource_pool.actor_rollout=[6]", "resource_pool.ref=[2]", "training.global_batch_size=48",
+               "actor_rollout.ppo_mini_batch_size=24", "actor_rollout.micro_batch_size=1",
+               "actor_rollout.num_samples_per_step=1", "ref.micro_batch_size=1")
+    said = faster_split(cfg, placement(cfg, 8), {"train": 1.0, "rollout": 10.0, "ref": 1.0})
+    # By hand, 8 updates: work 4, 20 and 2 rank-seconds. Now max 10 + 2 / 8 = 10.25 s. With 2, 5, 1 ranks (5 does not
+    # divide the batch) or 3, 4, 1 ... 1, 6, 1: 4 + (3.33 + 2) / 8 = 4.67 s, 54% less.
+    assert "num_gpus_for_train 1, num_gpus_for_infer 6 and resource_pool.ref [1]" in said and "54% less" in said
+    assert faster_split(cfg, placement(cfg, 8), {"train": 4.0, "rollout": 4.0, "ref": 4.0}) is None
+
+
+# -- the console --------------------------------------------------------------------------------
+
+
+def test_lines_of_steps_stand_below_each_other():
+    common = {"reward/acc/right": 0.5, "response_length/mean": 9.5, "grad_norm": 0.5, "throughput/tokens_per_second": 80.0}
+    first = step_line(FINE | common | {"step": 1}, 120)
+    later = step_line(FINE | common | {"step": 120, "reward/mean": -0.25, "response_length/mean": 1234.5,
+                                       "reward/acc/right": 1.0, "time/step": 260.4}, 120)
+    assert len(first) == len(later) and first.index("kl") == later.index("kl")
+    assert first.startswith("step   1/120  reward +0.200  acc  50%")
+
+
+def test_progress_of_all_replicas_is_added_up():
+    assert progress_text([None, None]) == ""
+    notices = [json.dumps([3, 8, 100.0, 17]), json.dumps([5, 8, 50.4, 40]), None]
+    assert progress_text(notices) == "8/16 samples, 150 tok/s, longest running 40 tokens"
+
+
+def live_body(rank, size, store, folder):
+    """Post the progress of one step from the rollout rank; the other reads along as the controller does."""
+    live.SECONDS = 0.0
+    crew = make_crew(store, folder)
+    board, posted = Board(crew.world.store), []
+    live.Poster(crew.engine, lambda text: (board.post("rollout/0", text), posted.append(board.read("rollout/0"))))
+    crew.start()
+    outcome = train_step(1, crew)
+    return posted, max(len(sample.tokens) for group in outcome.groups for sample in group.samples)
+
+
+def test_rollout_ranks_post_samples_done_and_the_longest_running_answer(tiny, tmp_path):
+    [(posted, longest)] = run_ranks(live_body, 1, str(tmp_path))
+    done, total, rates, running = zip(*map(json.loads, posted))
+    assert done[-1] == 128 and set(total) == {128} and list(done) == sorted(done)
+    assert min(rates) >= 0 and max(rates) > 0
+    assert longest - 1 <= max(running) <= longest
+
+
+# -- the profiler -------------------------------------------------------------------------------
+
+
+def test_asked_for_steps_leave_a_trace_of_each_role(tiny, tmp_path):
+    import gzip
+
+    folder = run(tmp_path / "run", 4, "tiny", [*QUICK, "training.train_iters=2", "training.profile_steps=[2]",
+                                               "training.logger=[tensorboard]"])
+    traces = sorted((folder / "profile").rglob("*.gz"))
+    assert [path.relative_to(folder / "profile").as_posix() for path in traces] == [
+        f"step_000002/{name}.json.gz" for name in ("ref_rank_0003", "rollout_rank_0001", "train_rank_0000")]
+    names = {event.get("name", "") for event in json.loads(gzip.decompress(traces[2].read_bytes()))["traceEvents"]}
+    assert any("backward" in name.lower() for name in names), "the train rank's trace has its backward pass"
+    assert list((folder / "tensorboard").glob("events.*"))
