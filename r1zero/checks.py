@@ -95,10 +95,11 @@ def check(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int
     problems = check_values(cfg)
     if problems:
         return problems  # the arithmetic below would only repeat them
-    problems = check_algorithm(cfg) + check_pool(cfg)
+    problems, pool = check_algorithm(cfg), check_pool(cfg)
+    problems += pool
     world_size = cfg.world_size if world_size is None else world_size
     placed = None
-    if not problems:
+    if not pool:
         found, placed = check_placement(cfg, world_size, node_of_rank or nodes(cfg, world_size))
         problems += found
     if placed is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import importlib
 import json
 import logging
@@ -17,7 +18,7 @@ import torch
 from multiproc import DEVICE, run_ranks
 from small_config import home, load  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from worlds import metrics, run
+from worlds import metrics
 
 from r1zero.checks import check
 from r1zero.config import placement
@@ -121,7 +122,9 @@ def test_services_get_name_configuration_and_rows(package, tmp_path, monkeypatch
         "def log(row, step=None): calls.append(('log', row, step))\n"
         "def finish(): calls.append(('finish',))\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, package, importlib.import_module(package))  # and no longer after this test
+    module = importlib.import_module(package)
+    sys.modules.pop(package)
+    monkeypatch.setitem(sys.modules, package, module)  # and no longer after this test
     assert check_loggers([package]) == []
     target = Sinks({package: partial(open_tracker, package, tmp_path, "my_run", {"seed": 1})})
     target.put(7, {"loss": 0.5})
@@ -170,10 +173,10 @@ QUICK = ["training.train_iters=20", "training.eval_data_path=null", "training.re
          "training.publish_check_interval=1"]
 
 
-def make_crew(store, folder, *overrides):
+def make_crew(store, folder, *overrides, rank=0, size=1):
     cfg, _ = load_config("tiny", [*QUICK, f"output_dir={folder}", *overrides])
-    launch = Launch("single", 0, 1, 0, (0,), "", 0)
-    return prepare(cfg, World(launch, placement(cfg, 1), DEVICE, timedelta(seconds=60), store))
+    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
+    return prepare(cfg, World(launch, placement(cfg, size), DEVICE, timedelta(seconds=60), store))
 
 
 def scale(parameters, factor):
@@ -197,17 +200,24 @@ def after(owner, name, change):
 
 
 def break_body(rank, size, store, folder):
-    """Break one thing after the other in a running crew; returns what the step after each said."""
-    crew, found = make_crew(store, folder), {}
+    """Break one thing after the other in a running crew; returns what the step after each said, and the progress
+    that was posted during the first step with its longest answer."""
+    crew, found, posted = make_crew(store, folder), {}, []
+    live.SECONDS = 0.0
+    board, undo = Board(crew.world.store), crew.engine.on_step
+    live.Poster(crew.engine, lambda text: (board.post("rollout/0", text), posted.append(board.read("rollout/0"))))
     crew.start()
 
     def step(name):
-        found[name] = train_step(crew.progress.step + 1, crew).broken
+        outcome = train_step(crew.progress.step + 1, crew)
+        found[name] = outcome.broken
         crew.progress.advance(crew.cfg.training.global_batch_size)
+        return max(len(sample.tokens) for group in outcome.groups for sample in group.samples)
 
     reference = list(crew.reference.model.module.parameters())
     scale(reference, 1.02)
-    step("start_kl")
+    longest = step("start_kl")
+    crew.engine.on_step = undo
     scale(reference, 1 / 1.02)
     step("nothing")
 
@@ -243,11 +253,17 @@ def break_body(rank, size, store, folder):
     undo()
     step("mismatch")  # drawn with the weights that arrived spoiled
     step("healed")
-    return found
+    return found, posted, longest
 
 
-def test_each_broken_invariant_is_caught_with_its_sentence(tiny, tmp_path):
-    [found] = run_ranks(break_body, 1, str(tmp_path))
+@pytest.fixture(scope="module")
+def broken(tiny, tmp_path_factory):
+    [result] = run_ranks(break_body, 1, str(tmp_path_factory.mktemp("broken")))
+    return result
+
+
+def test_each_broken_invariant_is_caught_with_its_sentence(broken):
+    found = dict(broken[0])
     sentences = {
         "start_kl": "before the first update the KL to the reference is",
         "version": "samples were drawn with weights version 1, but version 2 was published",
@@ -259,27 +275,41 @@ def test_each_broken_invariant_is_caught_with_its_sentence(tiny, tmp_path):
     assert found.pop("nothing") == [] and found.pop("healed") == []
     assert found.keys() == sentences.keys()
     for name, sentence in sentences.items():
-        assert len(found[name]) == 1 and sentence in found[name][0], (name, found[name])
+        assert sentence in found[name][0], (name, found[name])
+        # Stale old log-probs also differ from the rollout engine's: one fault, seen twice.
+        assert len(found[name]) == (2 if name == "ratio" else 1), (name, found[name])
 
 
-def stop_body(rank, size, store, folder, *overrides):
-    crew = make_crew(store, folder, *overrides)
-    scale(crew.reference.model.module.parameters(), 1.02)
+def spoiled_body(rank, size, store, folder, *overrides):
+    """Train with a reference that is not the start model; returns the error that ended it, if one did."""
+    crew = make_crew(store, folder, *overrides, rank=rank, size=size)
+    if crew.world.ref.member:
+        scale(crew.reference.model.module.parameters(), 1.02)
     try:
         return train(crew)
     except RuntimeError as error:
         return str(error)
 
 
-def test_a_broken_invariant_stops_the_run_or_warns_as_configured(tiny, tmp_path):
-    [stopped] = run_ranks(stop_body, 1, str(tmp_path / "stop"), "training.train_iters=2")
+def test_a_broken_invariant_stops_the_run(tiny, tmp_path):
+    [stopped] = run_ranks(spoiled_body, 1, str(tmp_path), "training.train_iters=2")
     assert stopped.startswith("step 1: invariant broken: before the first update the KL")
-    [went_on] = run_ranks(stop_body, 1, str(tmp_path / "warn"), "training.train_iters=2",
-                          "training.on_broken_invariant=warn")
-    assert went_on is None
-    log = (tmp_path / "warn" / "logs" / "rank_0000.log").read_text()
+    assert len(metrics(tmp_path)) == 1, "the step is kept"
+
+
+def test_or_it_warns_as_configured_and_the_run_leaves_traces_and_events(tiny, tmp_path):
+    errors = run_ranks(spoiled_body, 4, str(tmp_path), "training.train_iters=2", "training.on_broken_invariant=warn",
+                       "training.profile_steps=[2]", "training.logger=[tensorboard]")
+    assert errors == [None] * 4
+    log = (tmp_path / "logs" / "rank_0000.log").read_text()
     assert "warning: step 1: invariant broken: before the first update" in log
-    assert [m["invariants/broken"] for m in metrics(tmp_path / "warn")] == [1, 0]
+    assert [m["invariants/broken"] for m in metrics(tmp_path)] == [1, 0]
+    traces = sorted((tmp_path / "profile").rglob("*.gz"))
+    assert [path.relative_to(tmp_path / "profile").as_posix() for path in traces] == [
+        f"step_000002/{name}.json.gz" for name in ("ref_rank_0003", "rollout_rank_0001", "train_rank_0000")]
+    names = {event.get("name", "") for event in json.loads(gzip.decompress(traces[2].read_bytes()))["traceEvents"]}
+    assert any("backward" in name.lower() for name in names), "the train rank's trace has its backward pass"
+    assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
 # -- warnings -----------------------------------------------------------------------------------
@@ -365,36 +395,10 @@ def test_progress_of_all_replicas_is_added_up():
     assert progress_text(notices) == "8/16 samples, 150 tok/s, longest running 40 tokens"
 
 
-def live_body(rank, size, store, folder):
-    """Post the progress of one step from the rollout rank; the other reads along as the controller does."""
-    live.SECONDS = 0.0
-    crew = make_crew(store, folder)
-    board, posted = Board(crew.world.store), []
-    live.Poster(crew.engine, lambda text: (board.post("rollout/0", text), posted.append(board.read("rollout/0"))))
-    crew.start()
-    outcome = train_step(1, crew)
-    return posted, max(len(sample.tokens) for group in outcome.groups for sample in group.samples)
-
-
-def test_rollout_ranks_post_samples_done_and_the_longest_running_answer(tiny, tmp_path):
-    [(posted, longest)] = run_ranks(live_body, 1, str(tmp_path))
+def test_rollout_ranks_post_samples_done_and_the_longest_running_answer(broken):
+    _, posted, longest = broken
     done, total, rates, running = zip(*map(json.loads, posted))
     assert done[-1] == 128 and set(total) == {128} and list(done) == sorted(done)
     assert min(rates) >= 0 and max(rates) > 0
     assert longest - 1 <= max(running) <= longest
 
-
-# -- the profiler -------------------------------------------------------------------------------
-
-
-def test_asked_for_steps_leave_a_trace_of_each_role(tiny, tmp_path):
-    import gzip
-
-    folder = run(tmp_path / "run", 4, "tiny", [*QUICK, "training.train_iters=2", "training.profile_steps=[2]",
-                                               "training.logger=[tensorboard]"])
-    traces = sorted((folder / "profile").rglob("*.gz"))
-    assert [path.relative_to(folder / "profile").as_posix() for path in traces] == [
-        f"step_000002/{name}.json.gz" for name in ("ref_rank_0003", "rollout_rank_0001", "train_rank_0000")]
-    names = {event.get("name", "") for event in json.loads(gzip.decompress(traces[2].read_bytes()))["traceEvents"]}
-    assert any("backward" in name.lower() for name in names), "the train rank's trace has its backward pass"
-    assert list((folder / "tensorboard").glob("events.*"))

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
+import re
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -93,6 +96,31 @@ def torch_npu_module():  # noqa: ANN201 - the module only exists on Ascend machi
     return torch_npu
 
 
+def free_gigabytes(kind: str, indices: Sequence[int]) -> list[float]:
+    """Free memory of these devices; on a CPU that of the host, once."""
+    if kind == "cpu":
+        return [psutil.virtual_memory().available / 1e9]
+    module = torch_npu_module().npu if kind == "npu" else torch.cuda
+    return [module.mem_get_info(index)[0] / 1e9 for index in indices]
+
+
+def count(kind: str) -> int:
+    """Visible devices of a kind; 0 for CPUs."""
+    if kind == "cpu":
+        return 0
+    return (torch_npu_module().npu if kind == "npu" else torch.cuda).device_count()
+
+
+def cann_version() -> str | None:
+    """The version of the CANN toolkit whose set_env.sh was sourced."""
+    home = os.environ.get("ASCEND_HOME_PATH")
+    for info in sorted(Path(home).glob("*/ascend_toolkit_install.info")) if home else ():
+        match = re.search(r"^version=(\S+)", info.read_text(), re.MULTILINE)
+        if match:
+            return match[1]
+    return None
+
+
 def prepare(kind: str, local_rank: int, deterministic: bool = False) -> Device:
     """Make the device current and Megatron importable on it. Call once, before importing Megatron."""
     assert kind in ("npu", "cuda", "cpu"), kind
@@ -100,12 +128,19 @@ def prepare(kind: str, local_rank: int, deterministic: bool = False) -> Device:
         torch.use_deterministic_algorithms(True, warn_only=kind != "cpu")
     if kind == "npu":
         _import_mindspeed()
-        torch.npu.set_device(local_rank)
+    if kind == "cpu":
+        _answer_cuda_with_cpu()
+    return open_device(kind, local_rank)
+
+
+def open_device(kind: str, local_rank: int) -> Device:
+    """Make the device current, without Megatron."""
+    if kind == "npu":
+        torch_npu_module().npu.set_device(local_rank)
         return Device(kind, torch.device("npu", local_rank), "hccl")
     if kind == "cuda":
         torch.cuda.set_device(local_rank)
         return Device(kind, torch.device("cuda", local_rank), "nccl")
-    _answer_cuda_with_cpu()
     return Device(kind, torch.device("cpu"), "gloo")
 
 

@@ -1,0 +1,117 @@
+"""What a node has, against what the run will need of it: devices, memory, disk, compiler."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1zero.config import Config
+from r1zero.dryrun import memory
+from r1zero.network import model_shape
+from r1zero.world.roles import Placement
+
+PROCESS_GIGABYTES = 0.6  # resident in a process with torch, Megatron and transformers loaded, without any model
+STATE_BYTES = 14  # of a checkpoint for each parameter: bf16 weight, fp32 weight and two moments
+BACKENDS = {"hccl": "npu", "nccl": "cuda"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one process sees of its node. Gigabytes are 1e9 bytes."""
+
+    host: str
+    kind: str  # of device
+    devices: int  # 0 on a CPU
+    cores: int
+    free_gigabytes: list[float]  # of each device, or of the host's memory
+    versions: dict[str, str | None]
+    sees_token: bool  # the file that rank 0 put where the run folder will be
+    inputs: dict[str, str]  # key -> what the path looks like from here
+    kernels: str  # why the CPU kernels are missing; "" if they are there
+
+
+def needed_gigabytes(cfg: Config, placed: Placement) -> list[float] | None:
+    """The estimate of each rank, all its roles together; None when the model's shape is not known."""
+    policy, reference = model_shape(cfg, "actor_rollout"), model_shape(cfg, "ref")
+    if policy is None or reference is None:
+        return None
+    by_role = memory(cfg, placed, policy, reference)
+    return [sum(by_role[role].total for role in placed.roles_of(rank)) / 1e9 for rank in range(placed.world_size)]
+
+
+def check_devices(cfg: Config, node: Node, local_ranks: int) -> list[str]:
+    """The devices of a node against its ranks and the backend that is asked for."""
+    wanted = BACKENDS.get(cfg.training.distributed_backend or "")
+    if wanted is not None and wanted != node.kind:
+        return [f"training.distributed_backend: {cfg.training.distributed_backend} needs {wanted.upper()}s, but {node.host} "
+                f"offers {node.kind.upper()} only; training.distributed_backend=gloo runs on CPUs"]
+    if node.kind != "cpu" and cfg.training.distributed_backend != "gloo" and node.devices < local_ranks:
+        return [f"{node.host} has {node.devices} {node.kind.upper()}s for {local_ranks} ranks; start at most "
+                f"{node.devices} a node, or make more visible (ASCEND_RT_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES)"]
+    return []
+
+
+def check_memory(node: Node, needed: Mapping[int, float]) -> list[str]:
+    """Free memory of a node against the estimate of its ranks, by rank in the order of their devices."""
+    way_out = ("lower actor_rollout.max_tokens_to_oom or micro_batch_size, set "
+               "actor_rollout.recompute_granularity=full, or use more ranks (`--dry-run` shows the parts)")
+    if node.kind == "cpu":
+        total, free = sum(needed.values()) + PROCESS_GIGABYTES * len(needed), node.free_gigabytes[0]
+        if total <= free:
+            return []
+        return [f"{node.host}: {len(needed)} ranks need about {total:.1f} GB of memory, and {free:.1f} GB are free; {way_out}"]
+    return [f"{node.host}: rank {rank} needs about {size:.1f} GB, and its {node.kind.upper()} has {free:.1f} GB free; "
+            f"end what else runs there, or {way_out}"
+            for (rank, size), free in zip(needed.items(), node.free_gigabytes, strict=False) if size > free]
+
+
+def check_disk(cfg: Config) -> list[str]:
+    """Room for the trained model, and for one checkpoint where they are saved."""
+    shape = model_shape(cfg, "actor_rollout")
+    if shape is None:
+        return []
+    size = 2 if cfg.training.bf16 else 4
+    wanted = {"output_dir": (Path(cfg.output_dir), shape.num_parameters * size / 1e9)}
+    if cfg.training.save_interval:
+        wanted["actor_rollout.save"] = (cfg.checkpoints, shape.num_parameters * STATE_BYTES / 1e9)
+    problems = []
+    for key, (folder, gigabytes) in wanted.items():
+        free = shutil.disk_usage(existing(folder)).free / 1e9
+        if free < gigabytes:
+            problems.append(f"{key}: {folder} has {free:.1f} GB free and needs {gigabytes:.1f} GB; free some, or name a "
+                            "folder on another disk")
+    return problems
+
+
+def check_alike(nodes: Sequence[Node]) -> list[str]:
+    """What must be the same on all nodes: versions, the run folder, the inputs."""
+    first, problems = nodes[0], []
+    for node in nodes[1:]:
+        different = {name for name in first.versions if node.versions.get(name) != first.versions[name]}
+        problems += [f"{name} is {node.versions.get(name)} on {node.host} and {first.versions[name]} on {first.host}; "
+                     "install the same on all nodes" for name in sorted(different)]
+        if not node.sees_token:
+            problems.append(f"output_dir: {node.host} does not see what {first.host} writes there; name a folder that all "
+                            "nodes share")
+        problems += [f"{key}: looks different on {node.host} ({node.inputs.get(key)}) and {first.host} ({look}); put it on "
+                     "a folder that all nodes share, or copy it whole to the same path"
+                     for key, look in first.inputs.items() if node.inputs.get(key) != look]
+    return problems
+
+
+def look_of(path: str) -> str:
+    """What a file or folder looks like: names and sizes, not contents, which would take long."""
+    here = Path(path)
+    if here.is_dir():
+        files = [entry for entry in here.iterdir() if entry.is_file()]
+        return f"{len(files)} files of {sum(entry.stat().st_size for entry in files)} bytes"
+    return f"{here.stat().st_size} bytes" if here.exists() else "missing"
+
+
+def existing(path: Path) -> Path:
+    """The path or its nearest parent that exists."""
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,106 @@
+"""Who is there, and who does not answer: the ranks of a job meet with a time limit and name the silent ones.
+
+Everything goes through the job's key-value store, since a collective cannot say whom it waits for. A rank writes
+down that it has entered a stage, and that it is through; when the time is over, what is missing tells the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from r1zero.world.launch import Launch
+
+PREFIX = "r1zero/rollcall/"
+POLL_SECONDS = 0.1
+VERDICT_SECONDS = 1.0  # that rank 0, which may hold the store, stays for others to read who is missing
+
+
+def open_store(launch: Launch, seconds: float) -> dist.Store:
+    """Reach the job's store; rank 0 opens it unless torchrun has. ValueError when it cannot be reached in time."""
+    if launch.launcher == "single":
+        return dist.HashStore()
+    opens = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        return dist.TCPStore(launch.address, launch.port, None, opens, timedelta(seconds=seconds), wait_for_workers=False)
+    except RuntimeError as error:
+        what = "cannot open the meeting point" if opens else "cannot reach rank 0"
+        reason = str(error).split(". This is typically")[0].splitlines()[0]
+        raise ValueError(f"rank {launch.rank} {what} at {launch.address}:{launch.port} within {seconds:g} s ({reason}); "
+                         "set MASTER_ADDR to an address of the first node that all nodes reach and MASTER_PORT to a free "
+                         "port that no firewall closes, and see that rank 0 has started") from None
+
+
+class RollCall:
+    """One rank's part in the meeting."""
+
+    def __init__(self, store: dist.Store, launch: Launch, seconds: float, silence: Callable[[str], None]) -> None:
+        """`silence(sentence)` is called, from a thread of its own, on the first rank that answered a stage."""
+        self._store, self._launch, self.seconds, self._silence = store, launch, seconds, silence
+
+    def call(self) -> list[int]:
+        """Wait until all ranks have come or the time is over; returns the missing ones, on every rank that came."""
+        self._set(f"here/{self._launch.rank}")
+        deadline = time.monotonic() + self.seconds
+        if self._launch.rank == 0:
+            while (missing := self._without("here", range(self._launch.world_size))) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+            self._set("missing", json.dumps(missing))
+            time.sleep(VERDICT_SECONDS if missing else 0.0)
+            return missing
+        while not self._store.check([f"{PREFIX}missing"]):
+            if time.monotonic() > deadline + self.seconds:  # rank 0 may have begun to wait later
+                return [0]
+            time.sleep(POLL_SECONDS)
+        return json.loads(self._store.get(f"{PREFIX}missing"))
+
+    def gather(self, name: str, text: str) -> list[str]:
+        """Collect a text from every rank, in rank order, on every rank. All have answered `call`."""
+        self._set(f"{name}/{self._launch.rank}", text)
+        keys = [f"{PREFIX}{name}/{rank}" for rank in range(self._launch.world_size)]
+        with self.stage(f"{name}/read", range(self._launch.world_size)):
+            self._store.wait(keys, timedelta(seconds=2 * self.seconds))
+            return [self._store.get(key).decode() for key in keys]
+
+    @contextlib.contextmanager
+    def stage(self, name: str, ranks: Sequence[int]) -> Iterator[None]:
+        """Do what these ranks do together; if it lasts too long, `silence` hears who did not come or is stuck."""
+        self._set(f"{name}/in/{self._launch.rank}")
+        timer = threading.Timer(self.seconds, self._late, (name, ranks))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+            self._set(f"{name}/through/{self._launch.rank}")
+        finally:
+            timer.cancel()
+
+    def named(self, ranks: Sequence[int]) -> str:
+        """As in `rank 3 (node 1), rank 5 (node 2)`."""
+        return ", ".join(f"rank {rank} (node {self._launch.node_of_rank[rank]})" for rank in ranks)
+
+    def _late(self, name: str, ranks: Sequence[int]) -> None:
+        missing = self._without(f"{name}/in", ranks)
+        stuck = self._without(f"{name}/through", [rank for rank in ranks if rank not in missing])
+        if self._launch.rank != min(rank for rank in ranks if rank not in missing):
+            return
+        if missing:
+            self._silence(f"{name}: no answer within {self.seconds:g} s from {self.named(missing)}; look at what these "
+                          "processes print, and at the memory of their nodes")
+        else:
+            self._silence(f"{name}: all came, but {self.named(stuck)} did not get through within {self.seconds:g} s; the "
+                          "network between these nodes carries the meeting, but not this group: set GLOO_SOCKET_IFNAME "
+                          "(HCCL_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) to the interface that joins them")
+
+    def _set(self, key: str, text: str = "1") -> None:
+        self._store.set(PREFIX + key, text)
+
+    def _without(self, name: str, ranks: Sequence[int]) -> list[int]:
+        return [rank for rank in ranks if not self._store.check([f"{PREFIX}{name}/{rank}"])]
