@@ -61,7 +61,7 @@ def test_a_config_wrong_in_eight_ways_gets_eight_ways_out(tiny):
     problems = [line for line in lines if line.startswith("PROBLEM")]
     assert code == 2 and not errors, errors
     for what, way_out in wrong.values():
-        assert sum(what in line and way_out in line for line in problems) == 1, (what, problems)
+        assert any(what in line and way_out in line for line in problems), (what, problems)
     assert len({line.split(maxsplit=2)[2].split(";")[0] for line in problems}) >= 8
     assert lines[-1] == f"{len(problems)} problems"
 

@@ -248,7 +248,7 @@ def break_body(rank, size, store, folder):
     step("ratio")
     crew.policy.learn = learn
 
-    undo = after(crew.publisher, "publish", lambda _: scale(crew.engine.decoder.weights.values(), 1.01))
+    undo = after(crew.publisher, "publish", lambda _: scale(crew.engine.decoder.weights.values(), 1.1))
     step("publish")
     undo()
     step("mismatch")  # drawn with the weights that arrived spoiled
@@ -275,7 +275,7 @@ def test_each_broken_invariant_is_caught_with_its_sentence(broken):
     assert found.pop("nothing") == [] and found.pop("healed") == []
     assert found.keys() == sentences.keys()
     for name, sentence in sentences.items():
-        assert sentence in found[name][0], (name, found[name])
+        assert found[name] and sentence in found[name][0], (name, found)
         # Stale old log-probs also differ from the rollout engine's: one fault, seen twice.
         assert len(found[name]) == (2 if name == "ratio" else 1), (name, found[name])
 

@@ -42,7 +42,7 @@ class RollCall:
     """One rank's part in the meeting."""
 
     def __init__(self, store: dist.Store, launch: Launch, seconds: float, silence: Callable[[str], None]) -> None:
-        """`silence(sentence)` is called, from a thread of its own, on the first rank that answered a stage."""
+        """`silence(sentence)` is called, from a thread of its own, on the first rank that waits in a stage."""
         self._store, self._launch, self.seconds, self._silence = store, launch, seconds, silence
 
     def call(self) -> list[int]:
@@ -89,7 +89,7 @@ class RollCall:
     def _late(self, name: str, ranks: Sequence[int]) -> None:
         missing = self._without(f"{name}/in", ranks)
         stuck = self._without(f"{name}/through", [rank for rank in ranks if rank not in missing])
-        if self._launch.rank != min(rank for rank in ranks if rank not in missing):
+        if self._launch.rank != min(stuck):
             return
         if missing:
             self._silence(f"{name}: no answer within {self.seconds:g} s from {self.named(missing)}; look at what these "
