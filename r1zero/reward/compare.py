@@ -250,8 +250,9 @@ def _as_relation(answer: Answer) -> Relation | None:
 
 def _same_relation(gold: Relation, given: Relation) -> bool | None:
     """Compare relations up to a factor: x + y = 1 and 2 = 2x + 2y; -x < 1 and x > -1."""
-    if gold.signs == given.signs and all(map(same_formula, gold.sides, given.sides)):
-        return True
+    for relation in (given, _turned(given)):
+        if gold.signs == relation.signs and all(map(same_formula, gold.sides, relation.sides)):
+            return True
     if len(gold.sides) != 2 or len(given.sides) != 2:
         return None if len(gold.sides) != len(given.sides) else False
     left, right = _difference(gold), _difference(given)
@@ -262,6 +263,12 @@ def _same_relation(gold: Relation, given: Relation) -> bool | None:
         return False if differ_on_roots(left, right) or differ_on_roots(right, left) else None
     sign = gold.signs[0]
     return given.signs[0] == (sign if ratio > 0 else _MIRRORED.get(sign, sign))
+
+
+def _turned(relation: Relation) -> Relation:
+    """Return a relation read from its end: 1 < x as x > 1."""
+    signs = tuple(_MIRRORED.get(sign, sign) for sign in reversed(relation.signs))
+    return Relation(relation.sides[::-1], signs)
 
 
 def _difference(relation: Relation) -> Node:

@@ -7,18 +7,8 @@ three, `1/2x` half of x but `a/bc` a over bc. What it does not know is Unreadabl
 from __future__ import annotations
 
 from r1zero.reward.spelling import DEGREE, INFINITY, MP, PI, PM
-from r1zero.reward.tokens import (
-    CONSTANTS,
-    FUNCTIONS,
-    GREEK,
-    TRIGONOMETRIC,
-    Node,
-    Token,
-    Unreadable,
-    is_whole,
-    number,
-    tokens,
-)
+from r1zero.reward.tokens import CONSTANTS, FUNCTIONS, GREEK, TRIGONOMETRIC
+from r1zero.reward.tokens import Node, Token, Unreadable, is_whole, number, tokens
 
 MAX_DEPTH = 40  # of brackets, roots and powers
 _BETWEEN = {"over": "div", "choose": "binomial"}
@@ -150,22 +140,19 @@ class _Parser:
     def _power(self) -> Node:
         """A factor with its powers, factorials, degrees and percents."""
         base = self._primary()
-        while True:
-            if self._is("^"):
-                self._take()
-                base = Node("pow", (base, self._exponent()))
-            elif self._is("!"):
-                self._take()
-                base = Node("factorial", (base,))
-            elif self._is(DEGREE):
-                self._take()
-                if self._angle:
-                    base = Node("div", (Node("mul", (base, Node("name", name="pi"))), number(180)))
-            elif self._is("%"):
-                self._take()
-                base = Node("div", (base, number(100)))
-            else:
+        for _ in range(MAX_DEPTH):
+            if not self._is("^!%" + DEGREE):
                 return base
+            mark = self._take().text
+            if mark == "^":
+                base = Node("pow", (base, self._exponent()))
+            elif mark == "!":
+                base = Node("factorial", (base,))
+            elif mark == "%":
+                base = Node("div", (base, number(100)))
+            elif self._angle:
+                base = Node("div", (Node("mul", (base, Node("name", name="pi"))), number(180)))
+        raise Unreadable("it has too many marks")
 
     def _exponent(self) -> Node:
         self._descend()
@@ -292,11 +279,7 @@ class _Parser:
         """The factors behind a function that has no brackets, up to the next function."""
         negative = self._minus_signs()
         factors = [self._power()]
-        while (
-            self._starts_factor()
-            and not (self.kind == "command" and self.text in FUNCTIONS)
-            and not self._is("(")
-        ):
+        while self._starts_factor() and not self._is("(") and self.text not in FUNCTIONS:
             factors.append(self._power())
         argument = _product_of(factors)
         return Node("neg", (argument,)) if negative else argument
