@@ -35,9 +35,11 @@ def faster_split(cfg: Config, placed: Placement, working: Mapping[str, float]) -
         train, rollout, ref = (count * span.tp * span.pp for span, count in zip(placed.spans, candidate, strict=True))
         changed = replace(
             cfg, actor_rollout=replace(cfg.actor_rollout, num_gpus_for_train=train, num_gpus_for_infer=rollout),
-            resource_pool=replace(cfg.resource_pool, actor_rollout=[train + rollout], ref=[ref], ranks_per_node=None))
+            resource_pool=replace(cfg.resource_pool, actor_rollout=[train + rollout], ref=[ref],
+                                  ranks_per_node=None))
         if not check_pool(changed) and not check_batches(changed, placement(changed, placed.world_size)):
-            return (f"num_gpus_for_train {train}, num_gpus_for_infer {rollout} and resource_pool.ref [{ref}] on the same "
+            return (f"num_gpus_for_train {train}, num_gpus_for_infer {rollout} and resource_pool.ref "
+                    f"[{ref}] on the same "
                     f"{placed.world_size} ranks would take about {saved:.0%} less time")
     return None
 

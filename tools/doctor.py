@@ -76,7 +76,8 @@ def main(arguments: list[str]) -> int:
         return refuse([str(error)], speak=True)
     roll = RollCall(store, launch, args.seconds, give_up)
     if missing := roll.call():
-        findings.tell("ranks", [f"{roll.named(missing)} did not come within {args.seconds:g} s; look whether the launcher "
+        findings.tell("ranks", [f"{roll.named(missing)} did not come within {args.seconds:g} s; look "
+                                "whether the launcher "
                                 "started them, and raise --seconds if their nodes are slow"], "")
         return refuse([], launch.speaks)
     look_at_nodes(cfg, launch, roll, findings)
@@ -116,7 +117,8 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
     if checks.check_values(cfg):
         problems += check_inputs(cfg)  # which `check` leaves out when single values are wrong
     problems += check_writable(cfg.output_dir) or machine.check_disk(cfg)
-    findings.tell("config", problems, f"{cfg.name}: keys, model, tokenizer, data and output_dir {cfg.output_dir}")
+    findings.tell("config", problems, f"{cfg.name}: keys, model, tokenizer, data and output_dir "
+                                      f"{cfg.output_dir}")
     return cfg
 
 
@@ -186,7 +188,8 @@ def tell_node(cfg: Config | None, node: Node, local_ranks: int, findings: Findin
     problems = machine.check_devices(cfg, node, local_ranks) if cfg is not None else []
     findings.tell("devices", problems, f"{node.host}: {has} for {local_ranks} ranks")
     if node.kernels:
-        findings.note("kernels", f"{node.host}: generation will be slower: {node.kernels}; `apt-get install g++` (12 or newer)")
+        findings.note("kernels", f"{node.host}: generation will be slower: {node.kernels}; `apt-get install "
+                                 "g++` (12 or newer)")
     elif node.kind == "cpu":
         findings.tell("kernels", [], f"{node.host}: the CPU kernels are compiled")
 
@@ -209,7 +212,8 @@ def look_at_groups(cfg: Config, launch: Launch, store, roll, findings: Findings)
     """Make the groups that the run would make, and add a number up in each."""
     placed = planned(cfg, launch.world_size)
     if launch.launcher == "single":
-        findings.note("groups", f"of the {world_size(cfg, launch)} ranks are looked at when they are started: "
+        findings.note("groups", f"of the {world_size(cfg, launch)} ranks are looked at when they are "
+                                "started: "
                                 f"torchrun --nproc-per-node {world_size(cfg, launch)} tools/doctor.py ...")
         return
     if placed is None:
@@ -237,7 +241,8 @@ def look_at_groups(cfg: Config, launch: Launch, store, roll, findings: Findings)
     each_group(world, add_up)
     with roll.stage("leaving", everyone):
         world.barrier()
-    findings.tell("groups", [], f"{launch.world_size} ranks: world, and tp, dp, pp and all of every role add up")
+    findings.tell("groups", [], f"{launch.world_size} ranks: world, and tp, dp, pp and all of every role "
+                                "add up")
 
 
 def each_group(world, add_up: Callable) -> None:  # noqa: ANN001 - World comes with torch

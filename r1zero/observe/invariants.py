@@ -13,7 +13,7 @@ from r1zero.batch import Batch, Group
 from r1zero.observe.metrics import RankRecord
 from r1zero.policy.policy import UpdateStats
 
-# |p / p_old - 1|, a token mean over the first minibatch: both come from one forward pass, so it is 0 but for rounding.
+# |p / p_old - 1|, a token mean over the first minibatch: both come from one forward pass, so it is 0.
 RATIO_LIMIT = 1e-3
 
 
@@ -49,11 +49,14 @@ class Invariants:
         tokens, problems = first.sums["tokens"], []
         drift, mismatch = first.sums["drift"] / tokens, first.sums["mismatch"] / tokens
         if not drift <= RATIO_LIMIT:  # a NaN is broken, too
-            problems.append(f"the ratio of the first minibatch differs from 1 by {drift:.2g} a token (limit {RATIO_LIMIT:g}): "
+            problems.append(f"the ratio of the first minibatch differs from 1 by {drift:.2g} a token (limit "
+                            f"{RATIO_LIMIT:g}): "
                             "its old log-probs are not those of the weights that it is trained with")
         if not mismatch <= self.limits.mismatch:
-            problems.append(f"trainer and rollout engine give the tokens of the first minibatch log-probs that differ by "
-                            f"{mismatch:.2g} on average (limit {self.limits.mismatch:g}): they hold different weights, or "
+            problems.append("trainer and rollout engine give the tokens of the first minibatch log-probs "
+                            "that differ by "
+                            f"{mismatch:.2g} on average (limit {self.limits.mismatch:g}): they hold "
+                            "different weights, or "
                             "compute different things with them")
         return problems
 
@@ -61,7 +64,8 @@ class Invariants:
         kl = first.sums["kl"] / first.sums["tokens"]
         if abs(kl) <= self.limits.start_kl:
             return []
-        return [f"before the first update the KL to the reference is {kl:.2g} (limit {self.limits.start_kl:g}), though "
+        return [f"before the first update the KL to the reference is {kl:.2g} (limit "
+                f"{self.limits.start_kl:g}), though "
                 "actor_rollout.load and ref.load are the same: one of the two was not loaded as it is"]
 
 
@@ -70,7 +74,8 @@ def _versions(batch: Batch, groups: Sequence[Group]) -> list[str]:
     others = [sample.version for sample in samples if sample.version != batch.version]
     if not others:
         return []
-    return [f"{len(others)} of {len(samples)} samples were drawn with weights version {others[0]}, but version "
+    return [f"{len(others)} of {len(samples)} samples were drawn with weights version {others[0]}, but "
+            "version "
             f"{batch.version} was published: training is not on-policy"]
 
 

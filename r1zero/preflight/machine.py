@@ -45,11 +45,13 @@ def check_devices(cfg: Config, node: Node, local_ranks: int) -> list[str]:
     """The devices of a node against its ranks and the backend that is asked for."""
     wanted = BACKENDS.get(cfg.training.distributed_backend or "")
     if wanted is not None and wanted != node.kind:
-        return [f"training.distributed_backend: {cfg.training.distributed_backend} needs {wanted.upper()}s, but {node.host} "
+        return [f"training.distributed_backend: {cfg.training.distributed_backend} needs {wanted.upper()}s, "
+                f"but {node.host} "
                 f"offers {node.kind.upper()} only; training.distributed_backend=gloo runs on CPUs"]
     if node.kind != "cpu" and cfg.training.distributed_backend != "gloo" and node.devices < local_ranks:
         return [f"{node.host} has {node.devices} {node.kind.upper()}s for {local_ranks} ranks; start at most "
-                f"{node.devices} a node, or make more visible (ASCEND_RT_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES)"]
+                f"{node.devices} a node, or make more visible (ASCEND_RT_VISIBLE_DEVICES, "
+                "CUDA_VISIBLE_DEVICES)"]
     return []
 
 
@@ -61,8 +63,10 @@ def check_memory(node: Node, needed: Mapping[int, float]) -> list[str]:
         total, free = sum(needed.values()) + PROCESS_GIGABYTES * len(needed), node.free_gigabytes[0]
         if total <= free:
             return []
-        return [f"{node.host}: {len(needed)} ranks need about {total:.1f} GB of memory, and {free:.1f} GB are free; {way_out}"]
-    return [f"{node.host}: rank {rank} needs about {size:.1f} GB, and its {node.kind.upper()} has {free:.1f} GB free; "
+        return [f"{node.host}: {len(needed)} ranks need about {total:.1f} GB of memory, and {free:.1f} GB "
+                f"are free; {way_out}"]
+    return [f"{node.host}: rank {rank} needs about {size:.1f} GB, and its {node.kind.upper()} has "
+            f"{free:.1f} GB free; "
             f"end what else runs there, or {way_out}"
             for (rank, size), free in zip(needed.items(), node.free_gigabytes, strict=False) if size > free]
 
@@ -80,7 +84,8 @@ def check_disk(cfg: Config) -> list[str]:
     for key, (folder, gigabytes) in wanted.items():
         free = shutil.disk_usage(existing(folder)).free / 1e9
         if free < gigabytes:
-            problems.append(f"{key}: {folder} has {free:.1f} GB free and needs {gigabytes:.1f} GB; free some, or name a "
+            problems.append(f"{key}: {folder} has {free:.1f} GB free and needs {gigabytes:.1f} GB; free "
+                            "some, or name a "
                             "folder on another disk")
     return problems
 
@@ -90,12 +95,15 @@ def check_alike(nodes: Sequence[Node]) -> list[str]:
     first, problems = nodes[0], []
     for node in nodes[1:]:
         different = {name for name in first.versions if node.versions.get(name) != first.versions[name]}
-        problems += [f"{name} is {node.versions.get(name)} on {node.host} and {first.versions[name]} on {first.host}; "
+        problems += [f"{name} is {node.versions.get(name)} on {node.host} and {first.versions[name]} on "
+                     f"{first.host}; "
                      "install the same on all nodes" for name in sorted(different)]
         if not node.sees_token:
-            problems.append(f"output_dir: {node.host} does not see what {first.host} writes there; name a folder that all "
+            problems.append(f"output_dir: {node.host} does not see what {first.host} writes there; name a "
+                            "folder that all "
                             "nodes share")
-        problems += [f"{key}: looks different on {node.host} ({node.inputs.get(key)}) and {first.host} ({look}); put it on "
+        problems += [f"{key}: looks different on {node.host} ({node.inputs.get(key)}) and {first.host} "
+                     f"({look}); put it on "
                      "a folder that all nodes share, or copy it whole to the same path"
                      for key, look in first.inputs.items() if node.inputs.get(key) != look]
     return problems

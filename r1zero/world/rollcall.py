@@ -29,12 +29,15 @@ def open_store(launch: Launch, seconds: float) -> dist.Store:
         return dist.HashStore()
     opens = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        return dist.TCPStore(launch.address, launch.port, None, opens, timedelta(seconds=seconds), wait_for_workers=False)
+        return dist.TCPStore(launch.address, launch.port, None, opens, timedelta(seconds=seconds),
+                             wait_for_workers=False)
     except RuntimeError as error:
         what = "cannot open the meeting point" if opens else "cannot reach rank 0"
         reason = str(error).split(". This is typically")[0].splitlines()[0]
-        raise ValueError(f"rank {launch.rank} {what} at {launch.address}:{launch.port} within {seconds:g} s ({reason}); "
-                         "set MASTER_ADDR to an address of the first node that all nodes reach and MASTER_PORT to a free "
+        raise ValueError(f"rank {launch.rank} {what} at {launch.address}:{launch.port} within {seconds:g} s "
+                         f"({reason}); "
+                         "set MASTER_ADDR to an address of the first node that all nodes reach and "
+                         "MASTER_PORT to a free "
                          "port that no firewall closes, and see that rank 0 has started") from None
 
 
@@ -92,11 +95,14 @@ class RollCall:
         if self._launch.rank != min(stuck):
             return
         if missing:
-            self._silence(f"{name}: no answer within {self.seconds:g} s from {self.named(missing)}; look at what these "
+            self._silence(f"{name}: no answer within {self.seconds:g} s from {self.named(missing)}; look at "
+                          "what these "
                           "processes print, and at the memory of their nodes")
         else:
-            self._silence(f"{name}: all came, but {self.named(stuck)} did not get through within {self.seconds:g} s; the "
-                          "network between these nodes carries the meeting, but not this group: set GLOO_SOCKET_IFNAME "
+            self._silence(f"{name}: all came, but {self.named(stuck)} did not get through within "
+                          f"{self.seconds:g} s; the "
+                          "network between these nodes carries the meeting, but not this group: set "
+                          "GLOO_SOCKET_IFNAME "
                           "(HCCL_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) to the interface that joins them")
 
     def _set(self, key: str, text: str = "1") -> None:
