@@ -57,7 +57,8 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
         problems += check_tokenizer("training.tokenizer_name_or_path", Path(tokenizer or ""))
     for key, path in data_sets:
         if path not in missing:
-            problems += check_data(key, path, cfg.training.map_keys, _vocab_size(cfg.model_folder("actor_rollout")))
+            vocab_size = _vocab_size(cfg.model_folder("actor_rollout"))
+            problems += check_data(key, path, cfg.training.map_keys, vocab_size)
     return problems + check_template("training.prompt_type", cfg.training.prompt_type,
                                      cfg.training.prompt_type_path or "")
 
@@ -88,12 +89,12 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
 
 
 def check_weights(key: str, path: Path, folder: Path) -> list[str]:
-    """A Hugging Face folder of whole safetensors files, or a Megatron checkpoint; `folder` has its config.json."""
+    """A Hugging Face folder of whole safetensors files, or a Megatron checkpoint; `folder` has config.json."""
     try:
         found = find(path)
         if found.kind != "hf" and not (folder / CONFIG).is_file():
-            return [f"{key}: {path} is a Megatron checkpoint, and no {CONFIG} tells the model's shape; put the model's "
-                    f"{CONFIG} beside it, or set training.tokenizer_name_or_path to a folder that has it"]
+            return [f"{key}: {path} is a Megatron checkpoint, and no {CONFIG} tells the model's shape; put the "
+                    f"model's {CONFIG} beside it, or set training.tokenizer_name_or_path to a folder that has it"]
         ModelShape.from_folder(folder)
         if found.kind != "hf":
             return [f"{key}: {problem}" for problem in check_files(found)]

@@ -1,9 +1,10 @@
-"""Reading Megatron checkpoints: what megatron-core wrote gives the same logits here, and damage gives a sentence."""
+"""Reading Megatron checkpoints: those of megatron-core give its logits here, damage gives a sentence."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -31,7 +32,8 @@ def written(tmp_path_factory):
     made = {}
     for name in ("untied", "tied"):
         folder = tmp_path_factory.mktemp(name)
-        [logits] = [part for part in run_ranks(write_body, 4, str(folder), name == "tied") if part is not None]
+        ranks = run_ranks(write_body, 4, str(folder), name == "tied")
+        [logits] = [part for part in ranks if part is not None]
         made[name] = folder, logits[0]
     return made
 
@@ -64,7 +66,7 @@ def test_checkpoints_of_megatron_core_give_its_logits(written, model, tp):
 
 # What else there is in the wild, and what is damaged.
 
-LEGACY = "legacy/iter_0000007/mp_rank_{}/model_optim_rng.pt"
+ITERATION, TRACKER = "iter_0000007", "latest_checkpointed_iteration.txt"
 
 
 @pytest.fixture
@@ -88,9 +90,13 @@ def refusal(path):
     return str(refused.value)
 
 
+def file_of(folder, rank):
+    return folder / ITERATION / f"mp_rank_{rank}" / "model_optim_rng.pt"
+
+
 def change(folder, rank, edit):
     """Apply `edit` to the content of a legacy file."""
-    path = folder / LEGACY.format(rank)
+    path = file_of(folder / "legacy", rank)
     content = torch.load(path, weights_only=False)
     edit(content)
     torch.save(content, path)
@@ -105,17 +111,18 @@ def config(folder, **keys):
 def test_both_kinds_hold_the_same_and_say_what_they_are(copy):
     one, two = whole(copy / "legacy"), whole(copy / "dist")
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert str(find(copy / "legacy")) == (f"Megatron legacy checkpoint {copy / 'legacy' / 'iter_0000007'}, iteration 7, "
-                                          "saved at TP2 PP2")
-    assert str(find(copy / "dist")) == f"Megatron torch_dist checkpoint {copy / 'dist' / 'iter_0000007'}, iteration 7"
+    assert str(find(copy / "legacy")) == (
+        f"Megatron legacy checkpoint {copy / 'legacy' / ITERATION}, iteration 7, saved at TP2 PP2")
+    assert str(find(copy / "dist")) == (
+        f"Megatron torch_dist checkpoint {copy / 'dist' / ITERATION}, iteration 7")
 
 
 @pytest.mark.parametrize("kind", ["legacy", "dist"])
 def test_released_weights_and_folders_of_an_iteration(copy, kind):
     expected = whole(copy / kind)
-    assert all(torch.equal(part, expected[name]) for name, part in whole(copy / kind / "iter_0000007").items())
-    (copy / kind / "iter_0000007").rename(copy / kind / "release")
-    (copy / kind / "latest_checkpointed_iteration.txt").write_text("release\n")
+    assert all(torch.equal(part, expected[name]) for name, part in whole(copy / kind / ITERATION).items())
+    (copy / kind / ITERATION).rename(copy / kind / "release")
+    (copy / kind / TRACKER).write_text("release\n")
     assert all(torch.equal(part, expected[name]) for name, part in whole(copy / kind).items())
     assert find(copy / kind).iteration is None
 
@@ -124,7 +131,7 @@ def test_virtual_stages_names_of_fused_layers_and_uneven_stages(copy):
     """Four chunks of one layer on two stages: chunk 0 of stages 0 and 1, then chunk 1 of both."""
     expected = whole(copy / "legacy")
     for tp in (0, 1):
-        paths = [copy / LEGACY.format(f"0{tp}_00{pp}") for pp in (0, 1)]
+        paths = [file_of(copy / "legacy", f"0{tp}_00{pp}") for pp in (0, 1)]
         layers = {}
         for pp, path in enumerate(paths):
             for name, value in torch.load(path, weights_only=False)["model"].items():
@@ -158,7 +165,7 @@ def test_padded_vocabulary_is_cut(copy):
 
 def test_halves_of_the_mlp_may_be_stored_apart(copy):
     """As megatron-core writes them with `singleton_local_shards`."""
-    path = copy / "dist" / "iter_0000007" / ".metadata"
+    path = copy / "dist" / ITERATION / ".metadata"
     content, key = pickle.loads(path.read_bytes()), "decoder.layers.mlp.linear_fc1.weight"
     expected, entry = whole(copy / "dist"), content.state_dict_metadata.pop(key)
     for half, end in ((0, "_w"), (1, "_v")):
@@ -192,7 +199,8 @@ def test_missing_unexpected_and_misshaped_tensors_are_all_listed(copy):
 
 @pytest.mark.parametrize("kind", ["legacy", "dist"])
 @pytest.mark.parametrize(("keys", "piece"), [
-    (dict(num_hidden_layers=6), "num_layers 4 instead of 6"), (dict(hidden_size=32, head_dim=16), "hidden_size 64 instead"),
+    (dict(num_hidden_layers=6), "num_layers 4 instead of 6"),
+    (dict(hidden_size=32, head_dim=16), "hidden_size 64 instead of 32"),
     (dict(num_key_value_heads=1), "num_query_groups 2 instead of 1"),
     (dict(num_attention_heads=8, head_dim=8), "num_attention_heads 4 instead of 8"),
     (dict(intermediate_size=80), "mlp.linear_fc1.weight has the shape"),
@@ -200,7 +208,7 @@ def test_missing_unexpected_and_misshaped_tensors_are_all_listed(copy):
 def test_wrong_model_is_refused(copy, kind, keys, piece):
     config(copy, **keys)
     message = refusal(copy / kind)
-    assert piece in message and str(copy / kind / "iter_0000007") in message
+    assert piece in message and str(copy / kind / ITERATION) in message
 
 
 def test_model_without_arguments_is_told_by_its_tensors(copy):
@@ -217,44 +225,63 @@ def test_rotary_base_of_the_arguments_only_warns(copy, caplog):
     assert "rotary_base 10000" in caplog.text and "1000000.0" in caplog.text
 
 
+def write(text, *place):
+    return lambda folder: folder.joinpath(*place).write_text(text)
+
+
+def remove(*place):
+    return lambda folder: shutil.rmtree(folder.joinpath(*place))
+
+
+def cut(*place):
+    """Take the end off a file."""
+    return lambda folder: os.truncate(folder.joinpath(*place), folder.joinpath(*place).stat().st_size - 100)
+
+
+def blank(*place):
+    """Fill a file with zeros."""
+    return lambda folder: folder.joinpath(*place).write_bytes(bytes(folder.joinpath(*place).stat().st_size))
+
+
+def save(content, rank):
+    return lambda folder: torch.save(content, file_of(folder, rank))
+
+
+SHARD = ITERATION, "mp_rank_01_001", "model_optim_rng.pt"
+METADATA = ITERATION, "metadata.json"
+
+
 @pytest.mark.parametrize(("kind", "damage", "pieces"), [
-    ("legacy", lambda d: (d / "latest_checkpointed_iteration.txt").write_text("20"),
+    ("legacy", write("20", TRACKER),
      ["says 20", "iter_0000020 does not exist", "iter_0000007, which can be named instead"]),
-    ("dist", lambda d: (d / "latest_checkpointed_iteration.txt").write_text("\0garbage"), ["garbage", "release"]),
-    ("dist", lambda d: (d / "latest_checkpointed_iteration.txt").unlink(), ["no latest_checkpointed", "iter_0000007"]),
-    ("legacy", lambda d: shutil.rmtree(d / "iter_0000007/mp_rank_01_000"), ["iter_0000007 lacks", "mp_rank_01_000"]),
-    ("legacy", lambda d: [shutil.rmtree(path) for path in d.glob("iter_*/mp_rank_01*")],
+    ("dist", write("\0garbage", TRACKER), ["garbage", "release"]),
+    ("dist", lambda folder: (folder / TRACKER).unlink(), ["no latest_checkpointed", ITERATION]),
+    ("legacy", remove(ITERATION, "mp_rank_01_000"), ["iter_0000007 lacks", "mp_rank_01_000"]),
+    ("legacy", lambda folder: [shutil.rmtree(path) for path in folder.glob("iter_*/mp_rank_01*")],
      ["was saved at TP2 PP2", "files of TP1 PP2"]),
-    ("legacy", lambda d: (d / "iter_0000007/mp_rank_00_000").rename(d / "iter_0000007/mp_rank_00_000_000"),
+    ("legacy", lambda folder: (folder / ITERATION / "mp_rank_00_000").rename(
+        folder / ITERATION / "mp_rank_00_000_000"),
      ["expert parallelism"]),
-    ("legacy", lambda d: cut(d / "iter_0000007/mp_rank_01_001/model_optim_rng.pt"), ["mp_rank_01_001", "copy"]),
-    ("legacy", lambda d: (d / "iter_0000007/mp_rank_01_001/model_optim_rng.pt").write_bytes(b""), ["mp_rank_01_001"]),
-    ("legacy", lambda d: torch.save({"model": {"language_model": {}}}, d / "iter_0000007/mp_rank_00_000/model_optim_rng.pt"),
-     ["before megatron-core"]),
-    ("legacy", lambda d: torch.save([1], d / "iter_0000007/mp_rank_00_000/model_optim_rng.pt"), ["holds no model"]),
-    ("dist", lambda d: cut(next(d.glob("iter_*/__1_0.distcp"))), ["__1_0.distcp has", "cut off"]),
-    ("dist", lambda d: next(d.glob("iter_*/__2_0.distcp")).unlink(), ["__2_0.distcp is missing"]),
-    ("dist", lambda d: blank(next(d.glob("iter_*/__0_0.distcp"))), ["__0_0.distcp is damaged"]),
-    ("dist", lambda d: cut(d / "iter_0000007/.metadata"), [".metadata cannot be read"]),
-    ("dist", lambda d: cut(d / "iter_0000007/common.pt"), ["common.pt cannot be read"]),
-    ("dist", lambda d: (d / "iter_0000007/.metadata").write_bytes(pickle.dumps({})), ["no metadata"]),
-    ("dist", lambda d: (d / "iter_0000007/metadata.json").write_text('{"sharded_backend": "zarr"}'), ["zarr", "torch_dist"]),
-    ("dist", lambda d: (d / "iter_0000007/metadata.json").write_text("{"), ["metadata.json"]),
-    ("dist", lambda d: shutil.rmtree(d / "iter_0000007"), ["iter_0000007 does not exist"]),
+    ("legacy", cut(*SHARD), ["mp_rank_01_001", "copy"]),
+    ("legacy", write("", *SHARD), ["mp_rank_01_001"]),
+    ("legacy", save({"model": {"language_model": {}}}, "00_000"), ["before megatron-core"]),
+    ("legacy", save([1], "00_000"), ["holds no model"]),
+    ("dist", cut(ITERATION, "__1_0.distcp"), ["__1_0.distcp has", "cut off"]),
+    ("dist", lambda folder: (folder / ITERATION / "__2_0.distcp").unlink(), ["__2_0.distcp is missing"]),
+    ("dist", blank(ITERATION, "__0_0.distcp"), ["__0_0.distcp is damaged"]),
+    ("dist", cut(ITERATION, ".metadata"), [".metadata cannot be read"]),
+    ("dist", cut(ITERATION, "common.pt"), ["common.pt cannot be read"]),
+    ("dist", lambda folder: (folder / ITERATION / ".metadata").write_bytes(pickle.dumps({})),
+     ["no metadata"]),
+    ("dist", write('{"sharded_backend": "zarr"}', *METADATA), ["zarr", "torch_dist"]),
+    ("dist", write("{", *METADATA), ["metadata.json"]),
+    ("dist", remove(ITERATION), ["iter_0000007 does not exist"]),
 ])
 def test_damage_is_told_in_one_sentence(copy, kind, damage, pieces):
     damage(copy / kind)
     message = refusal(copy / kind)
     for piece in pieces:
         assert piece in message
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def blank(path):
-    path.write_bytes(bytes(path.stat().st_size))
 
 
 class Hostile:
@@ -269,7 +296,7 @@ class Hostile:
 
 @pytest.mark.parametrize("place", ["args", "model", "common.pt", ".metadata", "__0_0.distcp"])
 def test_hostile_pickles_are_not_run(copy, tmp_path, place):
-    hostile, kind, folder = Hostile(tmp_path / "ran"), "dist", copy / "dist" / "iter_0000007"
+    hostile, kind, folder = Hostile(tmp_path / "ran"), "dist", copy / "dist" / ITERATION
     if place in ("args", "model"):
         kind = "legacy"
         change(copy, "01_000", lambda content: content.update({place: {"x": hostile}}))
@@ -288,7 +315,10 @@ def test_hostile_pickles_are_not_run(copy, tmp_path, place):
         (folder / ".metadata").write_bytes(pickle.dumps(content))
     message = refusal(copy / kind)
     assert not (tmp_path / "ran").exists()
-    assert place == "__0_0.distcp" and "damaged" in message or "io.open" in message and "nothing of it was run" in message
+    if place == "__0_0.distcp":
+        assert "damaged" in message
+    else:
+        assert "io.open" in message and "nothing of it was run" in message
     with open(copy / "proof", "wb") as file:  # the program does run where pickles are obeyed
         pickle.dump(hostile, file)
     pickle.loads((copy / "proof").read_bytes()).close()

@@ -6,11 +6,12 @@
 
     python tools/convert_ckpt.py --model-type-hf llama2 --load-model-type hf --save-model-type mg \
         --target-tensor-parallel-size 2 --target-pipeline-parallel-size 4 --params-dtype bf16 \
-        --load-dir models/Qwen2.5-7B --save-dir ckpt                    # the same with the names known from Megatron
+        --load-dir models/Qwen2.5-7B --save-dir ckpt           # the same, with Megatron's names
 
-Sources are detected: a Hugging Face folder; Megatron checkpoints, legacy or torch_dist, at any TP and PP, of the
-iteration that the tracker names, or of the folder of one. Values are copied bit for bit unless --params-dtype asks
-for another type. The target appears complete or not at all. Exit codes: 0 done, 1 failed, 2 bad input.
+Sources are detected: a Hugging Face folder; Megatron checkpoints, legacy or torch_dist, at any TP and PP, of
+the iteration that the tracker names, or of the folder of one. Values are copied bit for bit unless
+--params-dtype asks for another type. The target appears complete or not at all.
+Exit codes: 0 done, 1 failed, 2 bad input.
 """
 
 from __future__ import annotations
@@ -63,18 +64,19 @@ class Parser(argparse.ArgumentParser):
 
 def parse(words: list[str]) -> argparse.Namespace:
     """Read the arguments, spelled with dashes or underscores. ValueError for wrong ones."""
-    parser = Parser(prog="convert_ckpt.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                    allow_abbrev=False)
+    parser = Parser(prog="convert_ckpt.py", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--load-dir", "--from", required=True, type=Path, metavar="DIR", help="weights to read")
     add("--save-dir", "--to", required=True, type=Path, metavar="DIR", help="folder to make")
-    add("--load-model-type", "--from-type", choices=TYPES, help="what --load-dir must hold; default: what it does")
+    add("--load-model-type", "--from-type", choices=TYPES, help="what --load-dir must hold; default any")
     add("--save-model-type", "--to-type", choices=TYPES, help="what to write; default: the other one")
     add("--target-tensor-parallel-size", "--tp", type=at_least_1, default=1, metavar="N")
     add("--target-pipeline-parallel-size", "--pp", type=at_least_1, default=1, metavar="N")
-    add("--num-layer-list", "--layers-per-stage", metavar="N,N,...", help="layers of each pipeline stage; default even")
+    add("--num-layer-list", "--layers-per-stage", metavar="N,N,...",
+        help="layers of each pipeline stage; default even")
     add("--ckpt-format", "--mg-format", choices=["legacy", "torch", "torch_dist"], default="legacy",
-        help="of Megatron checkpoints to write; torch_dist fits any TP and PP; default legacy, also called torch")
+        help="of Megatron output; torch_dist fits any TP and PP; default legacy, also called torch")
     add("--make-vocab-size-divisible-by", type=at_least_1, default=1, metavar="N",
         help="pad the vocabulary of legacy files to a multiple of N times TP; default 1")
     add("--params-dtype", "--dtype", choices=DTYPES, help="type to write; default that of the source")
@@ -85,7 +87,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         add(name, action="store_true", help="accepted; always so where the model is")
     add("--model-type", choices=["GPT"], help="accepted")
     add("--tokenizer-model", metavar="FILE", help="accepted; tokenizer files are copied with config.json")
-    return parser.parse_args([re.sub(r"^--[\w-]+", lambda option: option[0].replace("_", "-"), word) for word in words])
+    dashed = [re.sub(r"^--[\w-]+", lambda option: option[0].replace("_", "-"), word) for word in words]
+    return parser.parse_args(dashed)
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -93,8 +96,8 @@ def convert(args: argparse.Namespace) -> None:
     start, found = time.monotonic(), find(args.load_dir)
     source = "hf" if found.kind == "hf" else "mg"
     if args.load_model_type not in (None, source):
-        raise ValueError(f"--load-model-type {args.load_model_type}: {args.load_dir} holds {TYPES[source]} weights "
-                         f"({found}); say {source}, or leave it out")
+        raise ValueError(f"--load-model-type {args.load_model_type}: {args.load_dir} holds {TYPES[source]} "
+                         f"weights ({found}); say {source}, or leave it out")
     kind = args.save_model_type or ("mg" if source == "hf" else "hf")
     beside, target = folders(args, source, kind)
     shape = ModelShape.from_folder(beside) if beside is not None else stored_shape(found)
@@ -119,19 +122,22 @@ def convert(args: argparse.Namespace) -> None:
 def folders(args: argparse.Namespace, source: str, kind: str) -> tuple[Path | None, Path]:
     """The folder with config.json, None when it may be done without, and the folder to make."""
     target: Path = args.save_dir
-    beside: Path | None = args.load_dir if source == "hf" else config_folder(args.load_dir, args.hf_dir or target)
-    if args.hf_dir is not None:
-        beside = args.hf_dir
-    elif beside == target and source == "mg":  # as the converter of MindSpeed-LLM has it: --save-dir is the original model's folder
+    beside: Path = args.hf_dir or config_folder(args.load_dir, fallback=target)
+    if source == "mg" and kind == "hf" and beside == target:  # the original's folder, as MindSpeed-LLM has it
         target = target / "mg2hf"
     if not (beside / CONFIG).is_file():
         if kind == "hf" or args.hf_dir is not None:
-            raise ValueError(f"{beside if args.hf_dir else args.load_dir} has no {CONFIG}; name the original model's "
+            raise ValueError(f"{args.hf_dir or args.load_dir} has no {CONFIG}; name the original model's "
                              "folder with --hf-dir")
-        beside, target = None, args.save_dir
+        return None, new(args.save_dir)
+    return beside, new(target)
+
+
+def new(target: Path) -> Path:
+    """The folder to make. ValueError when something is there."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"--save-dir: {target} exists and is not empty; name a new folder, or remove it")
-    return beside, target
+    return target
 
 
 def type_to_write(args: argparse.Namespace, weights: Weights) -> tuple[str, torch.dtype]:
@@ -141,28 +147,30 @@ def type_to_write(args: argparse.Namespace, weights: Weights) -> tuple[str, torc
     known = {dtype: name for name, dtype in DTYPES.items()}
     names = sorted(known.get(dtype, str(dtype)) for dtype in weights.dtypes)
     if len(names) > 1 or names[0] not in DTYPES:
-        raise ValueError(f"{weights.found.folder} holds {', '.join(names)}; choose one type to write with --params-dtype "
-                         f"{'|'.join(DTYPES)}")
+        raise ValueError(f"{weights.found.folder} holds {', '.join(names)}; choose one type to write with "
+                         f"--params-dtype {'|'.join(DTYPES)}")
     return names[0], DTYPES[names[0]]
 
 
 def plan_layout(args: argparse.Namespace, shape: ModelShape) -> Layout:
     """The cuts of legacy files. ValueError when they do not fit the model."""
     tp, pp = args.target_tensor_parallel_size, args.target_pipeline_parallel_size
-    cut = {"num_attention_heads": shape.num_heads, "ffn_hidden_size": shape.ffn_size, "qkv rows": shape.qkv_size}
+    cut = {"num_attention_heads": shape.num_heads, "ffn_hidden_size": shape.ffn_size,
+           "qkv rows": shape.qkv_size}
     uneven = [f"{key} {size}" for key, size in cut.items() if size % tp]
     if uneven:
-        raise ValueError(f"--target-tensor-parallel-size {tp} does not divide {', '.join(uneven)}; choose one that does")
+        raise ValueError(f"--target-tensor-parallel-size {tp} does not divide {', '.join(uneven)}; "
+                         "choose one that does")
     if args.num_layer_list is None:
         if shape.num_layers % pp:
-            raise ValueError(f"--target-pipeline-parallel-size {pp} does not divide num_layers {shape.num_layers}; "
-                             "choose one that does, or say --num-layer-list")
+            raise ValueError(f"--target-pipeline-parallel-size {pp} does not divide num_layers "
+                             f"{shape.num_layers}; choose one that does, or say --num-layer-list")
         return Layout(tp, (shape.num_layers // pp,) * pp, args.make_vocab_size_divisible_by)
     words = args.num_layer_list.split(",")
     layers = tuple(int(word) for word in words if word.strip().isdecimal())
     if len(layers) != len(words) or len(layers) != pp or sum(layers) != shape.num_layers or 0 in layers:
-        raise ValueError(f"--num-layer-list {args.num_layer_list} must be {pp} numbers of layers, one for each pipeline "
-                         f"stage, that add up to {shape.num_layers}")
+        raise ValueError(f"--num-layer-list {args.num_layer_list} must be {pp} numbers of layers, one for "
+                         f"each pipeline stage, that add up to {shape.num_layers}")
     return Layout(tp, layers, args.make_vocab_size_divisible_by)
 
 

@@ -1,11 +1,11 @@
-"""What kind of weights a path holds, told by file names alone; needs no torch, so it is asked before any start.
+"""What kind of weights a path holds, told by file names alone; no torch, so it is asked before any start.
 
     Hugging Face    DIR/config.json, *.safetensors
     torch_dist      DIR/latest_checkpointed_iteration.txt, iter_0000010/{metadata.json, .metadata, *.distcp}
     legacy          DIR/latest_checkpointed_iteration.txt, iter_0000010/mp_rank_TT[_PPP]/model_optim_rng.pt
 
-Of a Megatron checkpoint the path may be DIR, and the tracker file tells the iteration, or one iteration's folder.
-The tracker holds a number, or `release` for the folder of that name.
+Of a Megatron checkpoint the path may be DIR, and the tracker file tells the iteration, or one iteration's
+folder. The tracker holds a number, or `release` for the folder of that name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Found:
     kind: str  # a key of KINDS
     folder: Path  # that holds the files themselves
     iteration: int | None = None  # None: released weights, or no iterations at all
-    files: dict[tuple[int, int], Path] = field(default_factory=dict)  # legacy: the file of each (TP, PP) index
+    files: dict[tuple[int, int], Path] = field(default_factory=dict)  # legacy: by (TP, PP) index
 
     @property
     def layout(self) -> tuple[int, int]:
@@ -60,8 +60,8 @@ def find(path: str | Path) -> Found:
     is_hf = (path / SINGLE).is_file() or (path / INDEX).is_file()
     if (path / TRACKER).is_file():
         if is_hf:
-            raise ValueError(f"{path} holds a Hugging Face model and Megatron checkpoints: name the iteration's "
-                             "folder, or move one of the two")
+            raise ValueError(f"{path} holds a Hugging Face model and Megatron checkpoints: name the "
+                             "iteration's folder, or move one of the two")
         return _tracked(path)
     others = _iterations(path)
     if is_hf or (path / CONFIG).is_file() and not others:
@@ -109,7 +109,8 @@ def _tracked(path: Path) -> Found:
     folder = path / ("release" if text == "release" else f"iter_{int(text):07d}")
     if not _is_iteration(folder):
         others = [other for other in _iterations(path) if other != folder]
-        way_out = f"there is {others[-1]}, which can be named instead" if others else "copy the checkpoint again"
+        way_out = (f"there is {others[-1]}, which can be named instead" if others
+                   else "copy the checkpoint again")
         state = "holds no checkpoint" if folder.is_dir() else "does not exist"
         raise ValueError(f"{path / TRACKER} says {text}, but {folder} {state}; {way_out}")
     return _iteration(folder, None if text == "release" else int(text))
@@ -121,7 +122,8 @@ def _iterations(path: Path) -> list[Path]:
 
 
 def _is_iteration(folder: Path) -> bool:
-    return (folder / "metadata.json").is_file() or any(_SHARD.fullmatch(entry.name) for entry in folder.glob("mp_rank_*"))
+    shards = folder.glob("mp_rank_*")
+    return (folder / "metadata.json").is_file() or any(_SHARD.fullmatch(entry.name) for entry in shards)
 
 
 def _iteration(folder: Path, number: int | None) -> Found:
@@ -139,23 +141,28 @@ def _iteration(folder: Path, number: int | None) -> Found:
 
 
 def _shards(folder: Path) -> dict[tuple[int, int], Path]:
-    """The file of each (TP, PP) index. Conversions to several layouts may share a folder: the first whole one is taken."""
+    """The file of each (TP, PP) index.
+
+    Conversions to several layouts may share a folder: the first whole one is taken.
+    """
     grids: dict[bool, dict[tuple[int, int], Path]] = {}
     for entry in sorted(folder.iterdir()):
         if match := _SHARD.fullmatch(entry.name):
             tp, pp, ep = match.groups()
             if ep is not None:
-                raise ValueError(f"{folder} was saved with expert parallelism ({entry.name}); only dense models "
-                                 "can be read")
+                raise ValueError(f"{folder} was saved with expert parallelism ({entry.name}); only dense "
+                                 "models can be read")
             grids.setdefault(pp is not None, {})[int(tp), int(pp or 0)] = entry / "model_optim_rng.pt"
     missing = []
     for staged, files in sorted(grids.items()):
         tps, pps = (1 + max(index) for index in zip(*files, strict=True))
-        names = {(tp, pp): f"mp_rank_{tp:02d}" + f"_{pp:03d}" * staged for tp in range(tps) for pp in range(pps)}
+        names = {(tp, pp): f"mp_rank_{tp:02d}" + f"_{pp:03d}" * staged
+                 for tp in range(tps) for pp in range(pps)}
         missing = [name for index, name in names.items() if index not in files or not files[index].is_file()]
         if not missing:
             return files
-    raise ValueError(f"{folder} lacks model_optim_rng.pt in {', '.join(missing[:8])}; copy the checkpoint again")
+    raise ValueError(f"{folder} lacks model_optim_rng.pt in {', '.join(missing[:8])}; "
+                     "copy the checkpoint again")
 
 
 def _size(path: Path) -> int:

@@ -1,7 +1,7 @@
 """Hugging Face folders: read a rank's shards out of one, and write one.
 
-Reading maps the safetensors files and copies only the slices that a shard is made of. Writing puts each tensor at
-its place in the files as it comes. Both follow the table in names.py.
+Reading maps the safetensors files and copies only the slices that a shard is made of. Writing puts each
+tensor at its place in the files as it comes. Both follow the table in names.py.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class HuggingFaceWeights(Weights):
                 for tensor in tensors(self.shape) for name in tensor.hf}
 
     def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Read one TP rank's parameter, and nothing else. ValueError when a tied model has another output layer."""
+        """Read one TP rank's parameter only. ValueError if a tied model has another output layer."""
         part = _read(self._files, tensor, tp_rank, tp)
         if tensor.name in (EMBEDDING, OUTPUT_LAYER) and self.shape.tied and HEAD in self._files:
             head = self._files[HEAD].get_slice(HEAD)[tp_rank * len(part):(tp_rank + 1) * len(part)]
@@ -158,10 +158,10 @@ def _read_qkv(sources: list, tensor: Tensor, start: int, stop: int) -> torch.Ten
 
 def _write_weights(folder: Path, shape: ModelShape, stream: Iterable[tuple[Tensor, torch.Tensor]],
                    dtype_name: str, shard_bytes: int) -> None:
-    """Write the stream, in any order, as files of at most `shard_bytes`, with an index when there are several.
+    """Write the stream, in any order, as files of at most `shard_bytes`; an index if there are several.
 
-    A safetensors file is the length of its header, 8 bytes; the header, JSON: type, shape and place of each tensor;
-    and the values. All is known beforehand, so each tensor goes to its place when it comes.
+    A safetensors file is the length of its header, 8 bytes; the header, JSON: type, shape and place of each
+    tensor; and the values. All is known beforehand, so each tensor goes to its place when it comes.
     """
     dtype: torch.dtype = getattr(torch, dtype_name)
     files = _plan_files(shape, dtype, shard_bytes)
@@ -182,14 +182,15 @@ def _write_weights(folder: Path, shape: ModelShape, stream: Iterable[tuple[Tenso
                 file.write(part.to("cpu", dtype).contiguous().view(torch.uint8).numpy())
     assert not missing, f"the stream ended without {sorted(missing)}"
     if len(files) > 1:
-        weight_map = {name: file for file, header in files.items() for name in header if name != "__metadata__"}
+        weight_map = {name: file for file, header in files.items()
+                      for name in header if name != "__metadata__"}
         total = shape.num_parameters * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _plan_files(shape: ModelShape, dtype: torch.dtype, shard_bytes: int) -> dict[str, dict[str, Any]]:
-    """Lay the tensors into files of at most `shard_bytes`, unless one tensor is larger: file names with headers."""
+    """Lay the tensors into files of at most `shard_bytes`, or of one tensor: headers by file name."""
     type_name = next(name for name, known in FLOATS.items() if known == dtype)
     headers: list[dict[str, Any]] = []
     end = shard_bytes

@@ -1,8 +1,9 @@
 """Megatron's legacy checkpoints: one file of torch.save for each TP and PP index.
 
-    {args, checkpoint_version, iteration, model, optimizer, ...}    virtual stages: model0, model1, ... for model
+    {args, checkpoint_version, iteration, model, optimizer, ...}    virtual stages: model0, model1, ...
 
-Layers are counted from the first of their stage. Only the model is read; files are mapped, so the rest costs nothing.
+Layers are counted from the first of their stage. Only the model is read; files are mapped, so the rest costs
+nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class LegacyWeights(MegatronWeights):
         files = {index: load_pickled(path) for index, path in found.files.items()}
         for index, content in files.items():
             _check_content(found, index, content, shape)
-        self.shards = [_join([files[tp, pp][chunk] for chunk in _chunks(files[tp, 0]) for pp in range(self.pp)])
+        chunks = _chunks(files[0, 0])
+        self.shards = [_join([files[tp, pp][chunk] for chunk in chunks for pp in range(self.pp)])
                        for tp in range(self.tp)]
         refuse_misfits(found, [problem for tp in range(self.tp) for problem in self._problems(tp)])
 
@@ -89,8 +91,8 @@ def _check_content(found: Found, index: tuple[int, int], content: object, shape:
         given = vars(args)
         saved = given.get("tensor_model_parallel_size"), given.get("pipeline_model_parallel_size")
         if None not in saved and saved != found.layout:
-            raise ValueError("{} was saved at TP{} PP{}, but {} holds files of TP{} PP{}; copy the checkpoint again"
-                             .format(path, *saved, found.folder, *found.layout))
+            raise ValueError("{} was saved at TP{} PP{}, but {} holds files of TP{} PP{}; copy the "
+                             "checkpoint again".format(path, *saved, found.folder, *found.layout))
         check_args(found, args, shape)
 
 

@@ -10,7 +10,8 @@ from r1zero.weights.huggingface import HuggingFaceWeights
 from r1zero.weights.found import Found, find
 from r1zero.weights.source import Weights
 
-READERS = {"hf": HuggingFaceWeights, "legacy": legacy_files.LegacyWeights, "torch_dist": torch_dist.DistWeights}
+READERS = {"hf": HuggingFaceWeights, "legacy": legacy_files.LegacyWeights,
+           "torch_dist": torch_dist.DistWeights}
 
 
 def open_weights(path: str | Path, shape: ModelShape) -> Weights:

@@ -48,7 +48,7 @@ class Layout:
 
 
 def save_legacy(folder: Path, weights: Weights, dtype: torch.dtype, layout: Layout) -> None:
-    """Write mp_rank_TT[_PPP]/model_optim_rng.pt for each TP and PP index, and the tracker, into a new `folder`.
+    """Write a file for each TP and PP index, and the tracker, into a new `folder`. OSError when it is full.
 
     A stage's shards are gathered in mapped scratch files beside, so memory holds one whole tensor.
     """
@@ -67,11 +67,11 @@ def save_legacy(folder: Path, weights: Weights, dtype: torch.dtype, layout: Layo
 
 
 def save_dist(folder: Path, weights: Weights, dtype: torch.dtype) -> None:
-    """Write a torch_dist iteration of whole tensors, which any layout loads, and the tracker, into a new `folder`."""
+    """Write a torch_dist iteration of whole tensors, for any layout, and the tracker, into a new `folder`."""
     iteration = folder / f"iter_{ITERATION:07d}"
     iteration.mkdir(parents=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # there is one process, and should be
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is all it takes
         try:
             checkpoint.save({}, storage_writer=FileSystemWriter(iteration, thread_count=1),
                             planner=_Planner(weights, dtype), no_dist=True)

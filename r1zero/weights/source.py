@@ -1,4 +1,4 @@
-"""Weights on disk, whatever their format: checked whole when opened, then read one tensor or shard at a time."""
+"""Weights on disk, whatever their format: checked whole when opened, then read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Weights(ABC):
 
     @abstractmethod
     def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Return one TP rank's parameter, contiguous, in the dtype of the file. ValueError if it cannot be read.
+        """Return one TP rank's parameter, contiguous, in the file's dtype. ValueError if it cannot be read.
 
         It may lie in a mapped file: use it up before the file changes, and write nothing into it.
         """
@@ -117,7 +117,10 @@ def canonical(name: str) -> str | None:
 
 
 def misfit(tensor: Tensor, found: tuple[int, ...], dtype: torch.dtype, tp: int = 1) -> list[str]:
-    """Say how a stored whole tensor, or a shard of it, differs from what the model needs. Vocabularies may be padded."""
+    """Say how a stored whole tensor, or a shard of it, differs from what the model needs.
+
+    Vocabularies may be padded.
+    """
     rows = tensor.view[0] if tensor.name in PADDED else 0
     expected = (-(-rows // tp), *tensor.view[1:]) if rows else local_shape(tensor, tp)
     padded = rows and found[1:] == expected[1:] and rows <= found[0] * tp <= rows + MOST_PADDING
@@ -136,7 +139,7 @@ def refuse_misfits(found: Found, problems: list[str]) -> None:
 def check_args(found: Found, args: Namespace, shape: ModelShape) -> None:
     """Compare the arguments that a checkpoint was made with. ValueError where its weights would be misread.
 
-    Only a warning where they do not tell: converters leave the rotary base and the norm's epsilon at defaults.
+    A warning where they do not tell: converters leave the rotary base and the norm's epsilon at defaults.
     """
     given, truth = vars(args), shape.to_megatron()
     keys = ["num_layers", "hidden_size", "num_attention_heads", "kv_channels", "add_qkv_bias", "qk_layernorm"]
@@ -150,11 +153,11 @@ def check_args(found: Found, args: Namespace, shape: ModelShape) -> None:
 
 
 def refuse_untied(found: Found, embedding: torch.Tensor, head: torch.Tensor) -> None:
-    """ValueError for a separate output layer in a model that claims to have none: one of the two would be lost."""
+    """ValueError for a separate output layer in a model that claims to have none: one would be lost."""
     if not torch.equal(embedding, head):
-        raise ValueError(f"the weights in {found.folder} have an output layer (lm_head.weight) that differs from the "
-                         "embedding although config.json says tie_word_embeddings: true; set that to false, or "
-                         "drop the output layer")
+        raise ValueError(f"the weights in {found.folder} have an output layer (lm_head.weight) that differs "
+                         "from the embedding although config.json says tie_word_embeddings: true; set that "
+                         "to false, or drop the output layer")
 
 
 def _within(box: Box, outer: Box) -> Box:

@@ -1,8 +1,8 @@
 """Megatron's torch_dist checkpoints: any number of .distcp files, and .metadata that says what lies where.
 
-A tensor lies there in chunks of its global form; the same parameter of all layers is one tensor with the layers as
-its first axis, or, of uneven models, one tensor a layer. The gate and up halves of linear_fc1 lie one below the
-other. Optimizer states lie in the same files under names of their own, which are left alone.
+A tensor lies there in chunks of its global form; the same parameter of all layers is one tensor with the
+layers as its first axis, or, of uneven models, one tensor a layer. The gate and up halves of linear_fc1 lie
+one below the other. Optimizer states lie in the same files under names of their own; they are left alone.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class DistWeights(MegatronWeights):
     @property
     def dtypes(self) -> set[torch.dtype]:
         """The types of all tensors."""
-        return {stored.entry.properties.dtype for tensor in tensors(self.shape) for stored, _ in self._parts(tensor)}
+        return {stored.entry.properties.dtype
+                for tensor in tensors(self.shape) for stored, _ in self._parts(tensor)}
 
     def pieces(self, tensor: Tensor) -> list[Piece]:
         """One piece for each chunk, two for a chunk of linear_fc1 that reaches into both halves."""
@@ -78,7 +79,8 @@ class DistWeights(MegatronWeights):
             for chunk, offsets, sizes in stored.chunks():
                 load = cache(partial(self._load, stored, chunk))
                 box = tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))
-                pieces += _halves(box, load, half, tensor.view[1]) if len(tensor.view) == 3 else [Piece(box, load)]
+                whole = len(tensor.view) < 3
+                pieces += [Piece(box, load)] if whole else _halves(box, load, half, tensor.view[1])
         return pieces
 
     def stores(self, name: str) -> bool:
@@ -86,7 +88,7 @@ class DistWeights(MegatronWeights):
         return name in self.stored
 
     def _parts(self, tensor: Tensor) -> list[tuple[Stored, int]]:
-        """The stored tensors that make up one of ours, each with the half of linear_fc1 at which it starts."""
+        """The stored tensors that make up one of ours, with the half of linear_fc1 at which each starts."""
         whole = self.stored.get(tensor.name)
         if whole is not None:
             return [(whole, 0)]
@@ -133,7 +135,8 @@ class DistWeights(MegatronWeights):
             path = self.found.folder / name
             size = path.stat().st_size if path.is_file() else None
             if size is None or size < end:
-                state = "is missing" if size is None else f"has {size} bytes instead of at least {end}: it was cut off"
+                state = ("is missing" if size is None
+                         else f"has {size} bytes instead of at least {end}: it was cut off")
                 raise ValueError(f"{path} {state}; copy the checkpoint again")
 
 
@@ -146,8 +149,8 @@ def read_args(found: Found) -> Namespace | None:
 
 def _names(key: str, entry: object) -> Iterator[tuple[str, Stored]]:
     """Name each layer of a stored tensor as names.py does; nothing for what is not of the model."""
-    name = canonical(key)
-    if not isinstance(entry, TensorStorageMetadata) or name is None or name.split(".")[0] not in PARTS_OF_MODEL:
+    name = canonical(key) if isinstance(entry, TensorStorageMetadata) else None
+    if name is None or name.split(".")[0] not in PARTS_OF_MODEL:
         return
     prefix, _, tail = name.partition("decoder.layers.")
     if not tail or prefix or tail.split(".")[0].isdecimal():

@@ -23,7 +23,8 @@ FAMILIAR = ("megatron", "mindspeed", "mindspeed_llm", "modellink", "numpy", "pat
 _BUILT = {f"{known.__module__}.{known.__qualname__}": known for known in (
     filesystem._StorageInfo, metadata.Metadata, metadata.MetadataIndex, metadata.TensorStorageMetadata,
     metadata.ChunkStorageMetadata, metadata.BytesStorageMetadata, metadata.TensorProperties,
-    metadata._MEM_FORMAT_ENCODING, torch.Size, torch.serialization._get_layout, set, Namespace, SimpleNamespace)}
+    metadata._MEM_FORMAT_ENCODING, torch.Size, torch.serialization._get_layout, set,
+    Namespace, SimpleNamespace)}
 
 
 # What unpickling damaged files raises; TypeError and the like when a record is not what it was.
@@ -36,7 +37,7 @@ class Unfamiliar(ValueError):
 
 
 class Inert:
-    """Stands for an object of a class that nothing here needs: takes any arguments and state, does nothing."""
+    """Stands for an object that nothing here needs: takes any arguments and state, does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -46,7 +47,7 @@ class Inert:
 
 
 def load_pickled(path: Path) -> Any:
-    """Load a file of torch.save; its tensors stay on disk until they are touched. ValueError if bad or unsafe."""
+    """Load a file of torch.save; tensors stay on disk until they are touched. ValueError if bad or unsafe."""
     try:
         strange = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except _UNREADABLE as error:
@@ -90,8 +91,8 @@ class _MetadataUnpickler(pickle.Unpickler):
 def _refuse_unfamiliar(path: Path, names: list[str]) -> None:
     unfamiliar = [name for name in names if name not in _BUILT and name.partition(".")[0] not in FAMILIAR]
     if unfamiliar:
-        raise Unfamiliar(f"{path} wants to call {', '.join(sorted(unfamiliar)[:5])}, which no checkpoint needs: it may "
-                         "be hostile; nothing of it was run. Use another copy")
+        raise Unfamiliar(f"{path} wants to call {', '.join(sorted(unfamiliar)[:5])}, which no checkpoint "
+                         "needs: it may be hostile; nothing of it was run. Use another copy")
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
