@@ -7,8 +7,11 @@ as both.
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable
 from dataclasses import replace
+from fractions import Fraction
+from operator import itemgetter
 
 from r1zero.reward.expression import parse
 from r1zero.reward.formulas import branches, names, same_formula
@@ -36,7 +39,7 @@ from r1zero.reward.spelling import (
     split,
     unwrap,
 )
-from r1zero.reward.tokens import GREEK, Node, Unreadable
+from r1zero.reward.tokens import GREEK, Node, Unreadable, is_whole
 from r1zero.reward.values import Unbounded, Undefined, digits, evaluate
 
 MAX_DEPTH = 20  # of lists in lists
@@ -56,7 +59,10 @@ def readings(text: str, trusted: bool) -> list[Answer]:
 
 
 def _are_near(sides: list[Answer]) -> bool:
-    r"""Tell whether both sides of `2\pi \approx 6.28` are within a hundredth of each other."""
+    r"""Tell whether the sides of `2\pi \approx 6.28` are one number, rounded; `7 \approx 8` are two answers.
+
+    They are within a hundredth of the first, and within a unit of the last place that it or they are given to.
+    """
     if len(sides) < 2:
         return True
     if not all(isinstance(side, Scalar) and not names(side.tree) for side in sides):
@@ -65,7 +71,22 @@ def _are_near(sides: list[Answer]) -> bool:
         values = [digits(evaluate(side.tree)) for side in sides]
     except (Unbounded, Undefined):
         return False
-    return all(abs(value - values[0]) <= abs(values[0]) / 100 for value in values)
+    places = [digits(_last_place(side.tree)) for side in sides]
+    return all(
+        value == values[0]
+        or (abs(value - values[0]) <= abs(values[0]) / 100 and abs(value - values[0]) < max(place, places[0]))
+        for value, place in zip(values, places, strict=True)
+    )
+
+
+def _last_place(tree: Node) -> Fraction:
+    """Return the worth of the last digit of a number, 1 or 1/10 or less; 0 for what is not rounded."""
+    while tree.op == "neg":
+        tree = tree.parts[0]
+    place = Fraction(tree.decimal or is_whole(tree))
+    while tree.decimal and (tree.value / place).denominator > 1:
+        place /= 10
+    return place
 
 
 def _read(text: str, trusted: bool) -> Answer | None:
@@ -180,6 +201,8 @@ class _Reader:
             return None if label in names(answer.tree) else replace(answer, label=label)
         if isinstance(answer, Group) and answer.brackets == "":
             return replace(answer, items=tuple(_labelled(item, label) for item in answer.items))
+        if isinstance(answer, Group) and _POINT_LABEL.fullmatch(sides[0]):
+            return _by_neighbours(answer, re.findall("[a-z]", label))
         return None if isinstance(answer, Relation | Words) else answer
 
     def _sets(self, text: str) -> Answer | None:
@@ -278,6 +301,14 @@ def _flat(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
 
 def _labelled(answer: Answer, label: str) -> Answer:
     return replace(answer, label=label) if isinstance(answer, Scalar) else answer
+
+
+def _by_neighbours(point: Group, letters: list[str]) -> Group:
+    """Sort the coordinates of (y, x) = (1, 2) by their names, if these are neighbours in the alphabet."""
+    row = "".join(sorted(letters))
+    if row not in string.ascii_lowercase or len(letters) != len(point.items) or point.unordered:
+        return point
+    return replace(point, items=tuple(item for _, item in sorted(zip(letters, point.items), key=itemgetter(0))))
 
 
 def _interval(left: str, low: Node, high: Node, right: str) -> Group:

@@ -32,6 +32,8 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
             return gold == given
         case Based(), Scalar():
             return gold.digits.isdigit() and _is_number(given, int(gold.digits))
+        case Scalar(), Based(base=10):
+            return given.digits.isdigit() and _is_number(gold, int(given.digits))
         case Words(), Words():
             return gold == given
         case Group(), Group():

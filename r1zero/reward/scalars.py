@@ -22,6 +22,7 @@ _ABOUT = re.compile(
     r"|\u603b\u5171)(?: ?\})? ?",
     re.IGNORECASE,
 )
+_NEGATIVE = re.compile(r"(?:\\text ?\{ ?)?(?:negative|minus|\u8d1f)(?: ?\})? ?(?=[^ ])", re.IGNORECASE)
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:arc|a)?(?:sin|cos|tan)|sqrt|infi)[A-Za-z]{4}")
 _MONEY = re.compile(
     r"(?P<minus>-?) ?(?:US|\\text ?\{ ?US ?\})? ?"
@@ -32,7 +33,7 @@ _SUFFIX = re.compile(
     rf"|(?<=[0-9)}}\]!.{PI}{INFINITY}]) ?(?:"
     rf"(?:{DEGREE} ?(?:\\text ?\{{ ?)?[CF]?(?: ?\}})?)|%|[$\u00a5\u20ac\u00a3\u2103]"
     r"|\(?[\u3400-\u9fff/]+\)?(?:\^ ?(?:\{[23]\}|[23]))?"
-    r"|\^ ?\{? ?\\text ?\{ ?(?:st|nd|rd|th) ?\} ?\}?|(?:st|nd|rd|th)"
+    r"|\^ ?\{? ?\\text ?\{ ?(?:st|nd|rd|th) ?\} ?\}?|\^ ?\{ ?(?:st|nd|rd|th) ?\}|(?:st|nd|rd|th)"
     r"|(?P<bare>\(?[A-Za-z][A-Za-z./ '-]*(?: ?\^ ?(?:\{ ?[23] ?\}|[23]))?\)?)))$"
 )
 # Number and unit share no character, or a long row of points would be tried in every division.
@@ -42,13 +43,17 @@ _COMPOUND = re.compile(rf"(?:{_PART}){{2,4}}")
 
 def read_scalar(text: str, trusted: bool) -> Scalar | None:
     """Read a whole cleaned text; None when it is no formula. `trusted` as in `read_unit`."""
-    text = to_digits(_ABOUT.sub("", text, count=1))
+    about = _ABOUT.match(text)
+    text = text[about.end() :] if about else text
+    negative = _NEGATIVE.match(text)
+    text = "-" + to_digits(text[negative.end() :]) if negative else to_digits(text)
     money = _MONEY.fullmatch(text)
     if money:
         plain = money["minus"] + money["rest"]
         found = _with_unit(plain, trusted) or _bare(plain)
         unit = read_unit(money["sign"], trusted)
-        return found and unit and replace(found, unit=unit)
+        count = found.unit.count if found else 1
+        return found and unit and replace(found, unit=replace(unit, size=unit.size * count, count=count))
     return _with_unit(text, trusted) or (None if _LONG_WORD.search(text) else _bare(text))
 
 

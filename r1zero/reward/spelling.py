@@ -152,6 +152,7 @@ _REWRITES = [
     (re.compile(r"(?<=[0-9]) ?(?:\{,\}|,\ue001) ?(?=[0-9])"), ""),  # thousands
     (re.compile(r"\^ ?(?:\u2218|\{ ?\u2218 ?\}|\{ ?\u00b0 ?\})|\u2218"), DEGREE),
     (re.compile(r"\b(hundred|thousand|million) and\b"), r"\1"),
+    (re.compile(r"\band (?:a|one)[ -]half\b"), "1/2"),
     (re.compile(r"<="), LE),
     (re.compile(r">="), GE),
     (re.compile(r"!="), NE),

@@ -1,7 +1,7 @@
 r"""Units behind a number: which text is a unit, and which units measure the same thing.
 
 A unit is read as a product of powers of known units (km/h, `\text{ square inches}`, `\text{m/s}^2`), or as
-words that we do not know (apples), which are ignored.
+words that we do not know (apples), which are ignored. A count may stand before it: a million, a dozen, tenths.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
+from r1zero.reward.number_words import NUMBER_WORD, take_count
 from r1zero.reward.spelling import DEGREE
 from r1zero.reward.values import REAL, Value
 
@@ -53,6 +54,10 @@ _SQUARES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _SQUARED = {"squared": 2, "cubed": 3}
 _CHINESE_POWERS = {"\u5e73\u65b9": 2, "\u7acb\u65b9": 3}
 
+_OPERATORS = re.compile(  # words that make another number of the one before them
+    r"\b(?:plus|minus|over|root|choose|factorial|through|divided|multiplied|modulo)\b|^(?:squared|cubed)\b"
+    rf"|\b(?:times|point) {NUMBER_WORD}\b"
+)
 _ORDINAL = re.compile(r"\^? ?\{? ?(?:\\text ?\{)? ?(?:st|nd|rd|th)[ }]*")
 _DEGREES = re.compile(rf"(?:{DEGREE}|degrees?) ?(?=celsius|fahrenheit|[cf]$)")
 _NAMES = frozenset("eixyz")  # roman letters that are no unit
@@ -70,7 +75,8 @@ class Unit:
 
     name: str = ""
     measures: tuple[tuple[str, int], ...] = ()  # such as (("length", 1), ("time", -1))
-    size: Fraction = Fraction(1)
+    size: Fraction = Fraction(1)  # of all that is counted: 2 million dollars have two of 1000000
+    count: Fraction = Fraction(1)  # how many of the unit that is
 
 
 @lru_cache(maxsize=1024)
@@ -86,7 +92,9 @@ def read_unit(text: str, trusted: bool) -> Unit | None:
     plain = _BLOCK.sub(r" \1 ", text)
     if not _SHAPE.fullmatch(plain):
         return None
-    name = " ".join(plain.lower().split())
+    count, name = take_count(" ".join(plain.lower().split()))
+    if _OPERATORS.search(name):
+        return None
     name = _DEGREES.sub("" if "celsius" in name or "fahrenheit" in name else DEGREE, name)
     name = name.strip(" ()") if name[:1] == "(" else name
     if name in ("%", "percent", "percentage", "pct", "per cent"):
@@ -103,7 +111,7 @@ def read_unit(text: str, trusted: bool) -> Unit | None:
             return None
         if len(name) == 1 and glued and trusted:
             return None
-    return Unit(name, measures, size)
+    return Unit(name, measures, size * count, count)
 
 
 def _are_words(text: str) -> bool:
@@ -151,8 +159,18 @@ def scales(gold: Unit, given: Unit) -> list[tuple[Value, Value]]:
     """Return the pairs of factors with which two numbers with these units may be compared; [] if never.
 
     A unit that one side leaves out is taken from the other, but a percent or degree sign may also stand for
-    its meaning: 50% is 50 or 0.5. Units that we know must measure the same; others are ignored.
+    its meaning: 50% is 50 or 0.5. Units that we know must measure the same; others are ignored, but not how
+    many there are: 3 dozen are 36, and 3 only where the right answer is bare, since dozens may be asked for.
     """
+    pairs = _uncounted(gold, given)
+    if gold.count == given.count or (gold.measures and given.measures):
+        return pairs
+    counted = [(mine * gold.count, other * given.count) for mine, other in pairs]
+    return pairs + counted if gold == Unit() else counted
+
+
+def _uncounted(gold: Unit, given: Unit) -> list[tuple[Value, Value]]:
+    """Return the pairs of factors with which one of each unit is compared."""
     if gold.measures and given.measures:
         kinds = {gold.measures, given.measures}
         if kinds == {_ANGLE, _RADIAN}:
