@@ -6,68 +6,97 @@ A sentence names the key, its value and the nearest values that would work.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from r1zero.checkpoint.resume import check_resume
 from r1zero.config import Config, nodes, placement
 from r1zero.inputs import check_inputs
 from r1zero.network import check_models
+from r1zero.observe.folder import check_writable
 from r1zero.observe.sinks import check_loggers
 from r1zero.reward.rules import check_names
 from r1zero.reward.trial import check_custom
-from r1zero.sentences import multiple, multiples, nearest, neighbours, product_text, shown
+from r1zero.sentences import multiple, multiples, nearest, neighbours, product_text, readable, shown
 from r1zero.world.leave import parse_moment
 from r1zero.world.roles import Placement
 
 Bound = tuple[Callable[[Any], bool], str]
+
+
+def _between(low: float, high: float, example: float) -> Bound:
+    return lambda value: low <= value <= high, f"must be from {low} to {high}, such as {example}"
+
+
 AT_LEAST_1: Bound = (lambda value: value >= 1, "must be at least 1")
 BELOW_1: Bound = (lambda value: 0 <= value < 1, "must be at least 0 and below 1, such as 0.9")
 NOT_NEGATIVE: Bound = (lambda value: value >= 0, "must not be negative; 0 is the least")
+MOST_RANKS = 2**16  # that an entry of the pool may have
+SCORE = _between(-10**6, 10**6, 1)  # what lies far outside leaves no digits of the other scores
+TEMPERATURE = _between(0.01, 100, 1.0)  # logits divided by it stay finite
 
 BOUNDS: dict[str, Bound] = {
     **dict.fromkeys((
-        "training.global_batch_size", "training.seq_length", "training.train_iters", "training.save_interval",
-        "training.keep_last", "training.keep_every",
-        "training.distributed_timeout_minutes", "training.publish_bucket_megabytes",
-        "training.eval_samples_per_prompt", "training.eval_interval", "actor_rollout.ppo_mini_batch_size",
+        "training.seq_length", "training.train_iters", "training.save_interval", "training.keep_last",
+        "training.keep_every", "training.eval_interval", "actor_rollout.ppo_mini_batch_size",
         "actor_rollout.num_samples_per_step", "actor_rollout.max_prompt_length",
         "actor_rollout.max_running_samples", "actor_rollout.micro_batch_size", "actor_rollout.ppo_epochs",
         "actor_rollout.num_gpus_for_train", "actor_rollout.num_gpus_for_infer",
         "actor_rollout.tensor_model_parallel_size", "actor_rollout.pipeline_model_parallel_size",
         "actor_rollout.infer_tensor_parallel_size", "ref.tensor_model_parallel_size",
-        "ref.pipeline_model_parallel_size", "ref.micro_batch_size", "reward.workers", "reward.overlong_cache",
+        "ref.pipeline_model_parallel_size", "ref.micro_batch_size", "reward.overlong_cache",
         "reward.repetition_ngram", "resource_pool.ranks_per_node"), AT_LEAST_1),
     **dict.fromkeys((
         "actor_rollout.adam_beta1", "actor_rollout.adam_beta2", "actor_rollout.lr_warmup_fraction"), BELOW_1),
     **dict.fromkeys((
         "training.seed", "training.report_interval", "training.publish_check_interval",
-        "training.eval_temperature", "actor_rollout.entropy_coeff", "actor_rollout.lr", "actor_rollout.min_lr",
-        "actor_rollout.lr_warmup_iters", "actor_rollout.weight_decay", "actor_rollout.clip_grad", "algorithm.kl_ctrl.kl_coef"), NOT_NEGATIVE),
+        "actor_rollout.lr_warmup_iters", "actor_rollout.clip_grad"), NOT_NEGATIVE),
+    **dict.fromkeys((
+        "reward.accuracy.right", "reward.accuracy.wrong", "reward.accuracy.missing",
+        "reward.cosine.right_short", "reward.cosine.right_long", "reward.cosine.wrong_short",
+        "reward.cosine.wrong_long", "reward.cosine.exceeded"), SCORE),
+    "training.global_batch_size": _between(1, 10**6, 120),
+    "training.distributed_timeout_minutes": _between(1, 10**5, 45),
+    "training.publish_bucket_megabytes": _between(1, 4096, 64),
+    "training.eval_samples_per_prompt": _between(1, 10**6, 4),
+    "training.eval_temperature": (
+        lambda value: value == 0 or TEMPERATURE[0](value), f"{TEMPERATURE[1]}, or 0 for the most likely token"),
+    "training.profile_steps": (lambda value: all(step >= 1 for step in value), "must list steps from 1 on"),
     "actor_rollout.n_samples_per_prompt": (
-        lambda value: value >= 2, "must be at least 2: group_norm compares the responses of a prompt"),
-    "actor_rollout.temperature": (lambda value: value > 0, "must be above 0, such as 1.0"),
+        lambda value: 2 <= value <= 10**6,
+        "must be at least 2, at most 1000000: group_norm compares the responses of a prompt"),
+    "actor_rollout.temperature": TEMPERATURE,
     **dict.fromkeys(("actor_rollout.top_p", "training.eval_top_p"), (
-        lambda value: 0 < value <= 1, "must be above 0, at most 1; 1.0 turns it off")),
+        lambda value: 1e-6 <= value <= 1, "must be at least 1e-06, at most 1; 1.0 turns it off")),
     **dict.fromkeys(("actor_rollout.top_k", "training.eval_top_k"), (
         lambda value: value >= -1, "must be at least 1, or 0 or -1 to turn it off")),
     "actor_rollout.clip_ratio": (lambda value: 0 < value < 1, "must be between 0 and 1, such as 0.2"),
     "actor_rollout.clip_ratio_low": (lambda value: 0 < value <= 1, "must be above 0, at most 1, such as 0.2"),
-    "actor_rollout.clip_ratio_high": (lambda value: value > 0, "must be above 0, such as 0.28"),
-    "actor_rollout.adam_eps": (lambda value: value > 0, "must be above 0, such as 1e-8"),
+    "actor_rollout.clip_ratio_high": (
+        lambda value: 0 < value <= 100, "must be above 0, at most 100, such as 0.28"),
+    "actor_rollout.entropy_coeff": _between(0, 1, 0.001),
+    "actor_rollout.lr": _between(0, 1, 1e-6),
+    "actor_rollout.min_lr": _between(0, 1, 0),
+    "actor_rollout.weight_decay": _between(0, 1, 0.01),
+    "actor_rollout.adam_eps": (lambda value: 0 < value <= 1, "must be above 0, at most 1, such as 1e-8"),
     "actor_rollout.do_sample": (bool, "must be true: greedy responses of a group are all equal"),
     "actor_rollout.shuffle_minibatch": (
         lambda value: not value, "must be false: minibatches are composed before generation starts, and "
                                  "prompts are shuffled anyway unless training.no_shuffle is set"),
     "reward.verifier": (bool, "must be true: responses are scored by rules, there is no reward model"),
-    "reward.deadline_seconds": (lambda value: value > 0, "must be above 0, such as 10"),
+    "reward.workers": _between(1, 1024, 2),
+    "reward.deadline_seconds": _between(0.01, 86400, 10),
     "reward.worker_memory_megabytes": (lambda value: value >= 64, "must be at least 64, such as 1024"),
     "reward.max_failure_rate": (lambda value: 0 <= value <= 1, "must be from 0 to 1, such as 0.05; 1 never stops"),
     "algorithm.gamma": (
         lambda value: value == 1, "must be 1.0: group_norm gives all tokens of a response one advantage"),
+    "algorithm.kl_ctrl.kl_coef": _between(0, 100, 0.05),
+    "algorithm.verifier_weight": (lambda value: all(map(SCORE[0], value)), f"{SCORE[1]}, each of them"),
     "resource_pool.reward": (
-        lambda value: not sum(value), "must be []: rules score on CPUs, there is no reward model"),
+        lambda value: not any(value), "must be []: rules score on CPUs, there is no reward model"),
 }
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -92,9 +121,12 @@ def check(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int
 
     With `absent_ok`, model folders and data files that are not on this machine pass.
     """
-    problems = check_values(cfg)
-    if problems:
-        return problems  # the arithmetic below would only repeat them
+    with readable():
+        return check_values(cfg) or _check(cfg, world_size, node_of_rank, absent_ok)
+
+
+def _check(cfg: Config, world_size: int | None, node_of_rank: Sequence[int] | None, absent_ok: bool) -> list[str]:
+    """What keys say together, and the files; single values are right."""
     problems, pool = check_algorithm(cfg), check_pool(cfg)
     problems += pool
     world_size = cfg.world_size if world_size is None else world_size
@@ -105,10 +137,19 @@ def check(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int
     if placed is not None:
         problems += check_batches(cfg, placed)
     problems += check_lengths(cfg) + check_models(cfg) + check_inputs(cfg, absent_ok)
-    problems += check_loggers(cfg.training.logger) if not absent_ok else []
+    problems += check_loggers(cfg.training.logger, installed=not absent_ok)
     if problems or absent_ok:
         return problems
-    return check_resume(cfg) or check_custom(cfg)  # the latter last, since it starts a process
+    # The last two make a folder, for a moment, and start a process.
+    return check_resume(cfg) or check_outputs(cfg) or check_custom(cfg)
+
+
+def check_outputs(cfg: Config) -> list[str]:
+    """The folders that the run writes."""
+    if Path.cwd().is_relative_to(os.path.realpath(cfg.output_dir)):  # an earlier run there is moved aside
+        return [f"output_dir: {cfg.output_dir} is the current directory or around it; name a folder of its own"]
+    folders = {"output_dir": cfg.output_dir, "actor_rollout.save": cfg.actor_rollout.save}
+    return [problem for key, folder in folders.items() if folder for problem in check_writable(key, folder)]
 
 
 def check_values(cfg: Config) -> list[str]:
@@ -173,7 +214,7 @@ def check_pool(cfg: Config) -> list[str]:
     """The counts of ranks against each other and against the grids."""
     actor, ref, pool = cfg.actor_rollout, cfg.ref, cfg.resource_pool
     for key, entries in (("actor_rollout", pool.actor_rollout), ("ref", pool.ref)):
-        if any(entry < 1 for entry in entries):
+        if not all(1 <= entry <= MOST_RANKS for entry in entries):
             return [f"resource_pool.{key}: {entries} must list numbers of ranks, such as [8, 6]"]
     if pool.colocate:
         return []
@@ -229,7 +270,7 @@ def check_batches(cfg: Config, placed: Placement) -> list[str]:
     size, samples = actor.ppo_mini_batch_size, cfg.num_samples
     problems = multiples("training.global_batch_size", cfg.training.global_batch_size, prompts)
     step = math.lcm(*(math.prod(value for _, value in factors) for factors in minibatch))
-    works = [number for number in range(step, samples + 1, step) if samples % number == 0]
+    works = [step * number for number in _divisors(samples // step)] if samples % step == 0 else []
     if samples % size:
         problems.append(f"actor_rollout.ppo_mini_batch_size: {size} must divide the {samples} responses of a "
                         f"global batch of {cfg.training.global_batch_size} prompts; "
@@ -240,6 +281,11 @@ def check_batches(cfg: Config, placed: Placement) -> list[str]:
             problems.append(f"actor_rollout.ppo_mini_batch_size: {size} must be a multiple of {product} = "
                             f"{product_text(factors)}; {neighbours(size, works)}")
     return problems
+
+
+def _divisors(number: int) -> list[int]:
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return small + [number // divisor for divisor in small]
 
 
 def check_lengths(cfg: Config) -> list[str]:

@@ -16,8 +16,8 @@ import yaml
 from r1zero import config, legacy
 from r1zero.checkpoint.resume import start_weights
 from r1zero.config import ROOT, SHAPE_KEYS, Config
-from r1zero.sentences import Notes, nearest
-from r1zero.typed import Given, Loader, construct, convert, field_names, read_yaml, spelled
+from r1zero.sentences import Notes, nearest, readable
+from r1zero.typed import Given, construct, convert, field_names, parse, read_yaml, spelled
 from r1zero.weights.found import config_folder
 
 CONFIGS = ROOT / "configs"
@@ -37,7 +37,11 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Confi
 
     A bare name means configs/<name>.yaml; an override is `section.key=value`.
     """
-    path = _find(name_or_path)
+    with readable():
+        return _load(_find(name_or_path), overrides)
+
+
+def _load(path: Path, overrides: Sequence[str]) -> tuple[Config, list[str]]:
     notes = Notes()
     sections = _split(read_yaml(path), notes)
     for override in overrides:
@@ -108,14 +112,16 @@ def _override(sections: dict[str, Any], text: str, notes: Notes) -> None:
     if path[0] == "actor_rollout_ref":
         path = path[1:]
     try:
-        value = yaml.load(written, Loader)
+        value = parse(written)
     except yaml.YAMLError:
         value = written
     if not equals or not path:
         notes.refuse(f"the override {text!r} must have the form section.key=value")
     elif path[0] in ("name", "output_dir") and len(path) == 1:
         sections[path[0]] = value
-    elif path[0] not in SECTIONS or len(path) < 2:
+    elif len(path) < 2 and path[0] in SECTIONS:
+        notes.refuse(f"the override {text!r} must name a key of the section: {path[0]}.key=value")
+    elif path[0] not in SECTIONS:
         notes.refuse(f"the override {text!r} must begin with one of the sections {', '.join(SECTIONS)}"
                      f"{_place(path[-1]) or nearest(path[0], SECTIONS)}")
     else:
@@ -132,6 +138,8 @@ def _models(sections: dict[str, Any], path: Path, notes: Notes) -> dict[str, dic
     """Collect the model files that `defaults` names, and models written in the file itself."""
     inline, entries = sections.get("model", {}), sections.get("defaults", [])
     models = {str(name): spelled(keys) for name, keys in inline.items() if isinstance(keys, dict)}
+    for name in sorted(set(map(str, inline)) - set(models)):
+        notes.refuse(f"model {name}: {inline.get(name)!r} must be a section with the keys of the model")
     for entry in entries if isinstance(entries, list) else [entries]:
         if entry == "_self_":
             continue
@@ -248,7 +256,7 @@ def _resolve(cfg: Config, notes: Notes) -> Config:
     load, ref_load, resume = start_weights(embedded(actor.load, "model"),
                                            ref.load and embedded(ref.load, "model"), training.resume)
     train_tp = actor.tensor_model_parallel_size
-    infer_tp = actor.infer_tensor_parallel_size or train_tp
+    infer_tp = _first_given(actor.infer_tensor_parallel_size, train_tp)
     replica = ref.tensor_model_parallel_size * ref.pipeline_model_parallel_size
     if training.sequence_parallel and train_tp == 1:
         notes.ignore("training.sequence_parallel", "tensor_model_parallel_size is 1, so nothing is cut")

@@ -23,7 +23,6 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from r1zero import checks, dryrun  # noqa: E402
 from r1zero.config import Config, nodes, placement  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
-from r1zero.observe.folder import check_writable  # noqa: E402
 from r1zero.process import is_first, refuse, run_rank  # noqa: E402
 from r1zero.world.launch import Launch, announced_world_size, read_launch  # noqa: E402
 from r1zero.world.leave import LEFT_EARLY, Leave, deadline  # noqa: E402
@@ -46,22 +45,27 @@ def main() -> int:
         if args.dry_run or args.check:
             return _look(cfg, warnings, size, args.dry_run)
         node_of_rank = launch.node_of_rank if launch.launcher != "single" else None
-        problems = checks.check(cfg, launch.world_size, node_of_rank) or check_writable(cfg.output_dir)
+        problems = checks.check(cfg, launch.world_size, node_of_rank)
     except ValueError as error:
-        return refuse([str(error)], is_first())
+        return refuse(str(error).splitlines(), is_first())
     if problems:
         return refuse(problems, launch.speaks)
     return _run(cfg, warnings, launch)
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="main.py", description="Train a model with GRPO, R1-Zero style.")
-    parser.add_argument("--config", default="tiny", help="name of a file under configs/, or a path")
+    parser = argparse.ArgumentParser(prog="main.py", description="Train a model with GRPO, R1-Zero style.",
+                                     allow_abbrev=False)
+    parser.add_argument("--config", action="append", help="name of a file under configs/, or a path; default tiny")
     parser.add_argument("--dry-run", action="store_true", help="print configuration, placement and memory; run nothing")
     parser.add_argument("--check", action="store_true", help="check the input and stop")
     parser.add_argument("--print-world-size", action="store_true", help="print how many processes the config needs")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. training.train_iters=6")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.config is not None and len(args.config) > 1:  # one of them would be ignored
+        parser.error(f"--config is given {len(args.config)} times, as {' and '.join(args.config)}; keep one")
+    args.config = args.config[0] if args.config else "tiny"
+    return args
 
 
 def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 Factors = list[tuple[str, int]]  # names and values whose product must divide something
@@ -28,6 +29,16 @@ class Notes:
     def warnings(self) -> list[str]:
         return [f"{', '.join(places)}: accepted, no effect: {reason}"
                 for reason, places in self.ineffective.items()]
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Tell of a path that the system does not let us look at, such as one in a closed folder, by a ValueError."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{error.filename} cannot be looked at: {error.strerror}; name another path, or "
+                         "see to its permissions") from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -16,6 +16,8 @@ import yaml
 from r1zero.sentences import Notes, nearest
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+LARGEST = 2**32 - 1  # of whole numbers: no size, count or seed needs more, and libraries keep some in 32 bits
+UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # characters that neither a path nor a terminal takes
 
 
 class Given(NamedTuple):
@@ -39,25 +41,35 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=True)
 
 
-def _without_clocks() -> dict:
-    """YAML 1.1 reads 12:00:00 as a number of seconds and a date as an object; here both are texts, as in YAML 1.2."""
+def _resolvers() -> dict[str, list]:
+    """Read 12:00:00, dates and 017 as texts, as YAML 1.2 does; in YAML 1.1 they are seconds, objects and octal."""
     kept: dict[str, list] = {}
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
         for tag, pattern in resolvers:
             if tag.endswith(":int"):
-                pattern = re.compile(r"^[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]+|0|[1-9][0-9_]*)$")
+                pattern = re.compile(r"^[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)$")
             if not tag.endswith(":timestamp"):
                 kept.setdefault(first, []).append((tag, pattern))
     return kept
 
 
-Loader.yaml_implicit_resolvers = _without_clocks()
+Loader.yaml_implicit_resolvers = _resolvers()
+
+
+def parse(text: str) -> Any:
+    """Read YAML. yaml.YAMLError for all that is none, also where PyYAML raises what its constructors meet."""
+    try:
+        return yaml.load(text, Loader)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:  # a tag such as !!int in front of a text
+        raise yaml.YAMLError(f"a value does not fit its tag: {error}") from None
+    except RecursionError:
+        raise yaml.YAMLError("brackets are nested too deep") from None
 
 
 def read_yaml(path: Path) -> dict:
     """Read a file that holds a YAML mapping. ValueError with file and line."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        content = parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
@@ -99,6 +111,7 @@ def convert(value: Any, kind: Any, where: str, notes: Notes) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             return notes.refuse(f"{where}: {value!r} must be a section with keys")
+        value = spelled(value)
         for key in sorted(set(value) - field_names(kind)):
             notes.refuse(f"{where}.{key} is unknown{nearest(key, field_names(kind))}")
         given = {key: Given(item, f"{where}.{key}") for key, item in value.items()}
@@ -114,6 +127,8 @@ def convert(value: Any, kind: Any, where: str, notes: Notes) -> Any:
         return _scalar(value, kind)
     except ValueError:
         return notes.refuse(f"{where}: {value!r} must be {WORDS[kind]}")
+    except OverflowError:
+        return notes.refuse(f"{where}: {value!r:.40} is too large: whole numbers go up to {LARGEST}")
 
 
 def _columns(value: Any, where: str, notes: Notes) -> dict[str, str] | None:
@@ -126,13 +141,17 @@ def _columns(value: Any, where: str, notes: Notes) -> dict[str, str] | None:
             return notes.refuse(f"{where}: {value!r} is not a JSON object: {error}")
     if not isinstance(value, dict) or not all(isinstance(column, str | None) for column in value.values()):
         return notes.refuse(f"{where}: {value!r} must map {', '.join(parts)} to columns of the data")
+    value = spelled(value)
     for part in sorted(set(value) - set(parts)):
         notes.refuse(f"{where}.{part} is unknown{nearest(part, parts)}; known are {', '.join(parts)}")
     return parts | {part: column or "" for part, column in value.items()}
 
 
 def _scalar(value: Any, kind: type) -> Any:
-    """Convert without loss; `1e-6`, which YAML 1.1 reads as text, is a number. ValueError when it is none."""
+    """Convert without loss; `1e-6`, which YAML 1.1 reads as text, is a number. ValueError when it is none.
+
+    OverflowError for one that is too large.
+    """
     if kind is bool:
         words = {"true": True, "false": False}
         if isinstance(value, bool) or str(value).lower() in words:
@@ -140,9 +159,12 @@ def _scalar(value: Any, kind: type) -> Any:
     elif isinstance(value, bool) or not isinstance(value, str | int | float):
         pass
     elif kind is str:
-        return str(value)
+        if not UNWRITABLE.search(str(value)):
+            return str(value)
     elif kind is float and math.isfinite(float(value)):
         return float(value)
     elif kind is int and (isinstance(value, int) or float(value).is_integer()):
-        return int(value) if isinstance(value, int) else int(float(value))
+        if abs(number := int(value) if isinstance(value, int) else int(float(value))) > LARGEST:
+            raise OverflowError(value)
+        return number
     raise ValueError(value)

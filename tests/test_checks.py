@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from small_config import MODEL, SHAPE, home, load, only  # noqa: F401
 
 RULES = [
     # Each key by itself.
-    (["training.global_batch_size=0"], ["training.global_batch_size: 0 must be at least 1"]),
+    (["training.global_batch_size=0"], ["training.global_batch_size: 0 must be from 1 to 1000000, such as 120"]),
     (["training.train_iters=0"], ["training.train_iters: 0 must be at least 1"]),
     (["actor_rollout.tensor_model_parallel_size=0"],
      ["actor_rollout.tensor_model_parallel_size: 0", "at least 1"]),
@@ -36,8 +37,8 @@ RULES = [
     (["actor_rollout.clip_ratio=0"], ["actor_rollout.clip_ratio: 0.0", "0.2"]),
     (["actor_rollout.clip_ratio_low=1.5"], ["actor_rollout.clip_ratio_low: 1.5", "0.2"]),
     (["actor_rollout.clip_ratio_high=0"], ["actor_rollout.clip_ratio_high: 0.0", "0.28"]),
-    (["actor_rollout.lr=-1e-6"], ["actor_rollout.lr: -1e-06 must not be negative"]),
-    (["actor_rollout.entropy_coeff=-1"], ["actor_rollout.entropy_coeff: -1.0 must not be negative"]),
+    (["actor_rollout.lr=-1e-6"], ["actor_rollout.lr: -1e-06 must be from 0 to 1, such as 1e-06"]),
+    (["actor_rollout.entropy_coeff=-1"], ["actor_rollout.entropy_coeff: -1.0 must be from 0 to 1"]),
     (["actor_rollout.clip_grad=-1"], ["actor_rollout.clip_grad: -1.0 must not be negative; 0"]),
     (["actor_rollout.adam_beta1=1"], ["actor_rollout.adam_beta1: 1.0", "0.9"]),
     (["actor_rollout.adam_beta2=1"], ["actor_rollout.adam_beta2: 1.0", "0.9"]),
@@ -54,8 +55,24 @@ RULES = [
     (["algorithm.kl_penalty=full"], ["algorithm.kl_penalty: full", "low_var_kl", "logits"]),
     (["algorithm.kl_penalty=k3"], ["algorithm.kl_penalty: k3", "kl, abs, mse, low_var_kl"]),
     (["algorithm.kl_ctrl.type=linear"], ["algorithm.kl_ctrl.type: linear", "fixed, adaptive"]),
-    (["algorithm.kl_ctrl.kl_coef=-0.1"], ["algorithm.kl_ctrl.kl_coef: -0.1 must not be negative"]),
+    (["algorithm.kl_ctrl.kl_coef=-0.1"], ["algorithm.kl_ctrl.kl_coef: -0.1 must be from 0 to 100"]),
     (["resource_pool.reward=[1]"], ["resource_pool.reward: [1] must be []"]),
+    # What would only fail in the workers: no number would be left, or no memory, or no time.
+    (["training.global_batch_size=4294967295"], ["training.global_batch_size: 4294967295 must be from 1"]),
+    (["actor_rollout.n_samples_per_prompt=1e9"], ["actor_rollout.n_samples_per_prompt: 1000000000", "at least 2"]),
+    (["actor_rollout.temperature=1e-30"], ["actor_rollout.temperature: 1e-30 must be from 0.01 to 100"]),
+    (["training.eval_temperature=1e308"], ["training.eval_temperature: 1e+308", "or 0 for the most likely"]),
+    (["actor_rollout.top_p=5e-324"], ["actor_rollout.top_p: 5e-324 must be at least 1e-06"]),
+    (["actor_rollout.clip_ratio_high=1e308"], ["actor_rollout.clip_ratio_high: 1e+308", "0.28"]),
+    (["actor_rollout.infer_tensor_parallel_size=0"], ["actor_rollout.infer_tensor_parallel_size: 0"]),
+    (["reward.deadline_seconds=1e-9"], ["reward.deadline_seconds: 1e-09 must be from 0.01 to 86400"]),
+    (["reward.workers=1e5"], ["reward.workers: 100000 must be from 1 to 1024"]),
+    (["reward.accuracy.right=1e308"], ["reward.accuracy.right: 1e+308 must be from -1000000 to 1000000"]),
+    (["algorithm.verifier_weight=[1e300, 1]"], ["algorithm.verifier_weight: [1e+300, 1.0]", "each of them"]),
+    (["training.profile_steps=[0]"], ["training.profile_steps: [0] must list steps from 1 on"]),
+    (["training.distributed_timeout_minutes=1e9"], ["training.distributed_timeout_minutes: 1000000000"]),
+    (["training.publish_bucket_megabytes=1e9"], ["training.publish_bucket_megabytes: 1000000000"]),
+    (["resource_pool.actor_rollout=[4000000000]", "resource_pool.colocate=true"], ["[4000000000] must list"]),
     # Rewards, KL, schedule.
     (["algorithm.verifier_weight=[1.0]"],
      ["algorithm.verifier_weight: [1.0]", "1 weights", "2 rules", "[0.5, 0.5]"]),
@@ -152,6 +169,14 @@ def test_token_budgets_replace_the_rules_of_microbatch_sizes(home: Path) -> None
     assert len(check(load(home, *odd))) == 3
     budgets = ["actor_rollout.max_tokens_per_microbatch=96", "ref.max_tokens_per_microbatch=96"]
     assert check(load(home, *odd, *budgets)) == []
+
+
+def test_neighbours_of_a_huge_batch_are_found_at_once(home: Path) -> None:
+    began = time.monotonic()
+    problems = check(load(home, "training.global_batch_size=999996", "actor_rollout.n_samples_per_prompt=1000000",
+                          "actor_rollout.ppo_mini_batch_size=25"))
+    assert any("24 and 48 are the nearest" in problem for problem in problems), problems
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])
@@ -328,6 +353,27 @@ def test_empty_parquet_and_missing_column(home: Path) -> None:
     pq.write_table(pa.table({"question": ["x"], "answer": ["y"]}), home / "train.parquet")
     assert "has no column 'ground_truth_answer'" in only(check(load(home)))
     assert check(load(home, "training.map_keys.response=answer")) == []
+
+
+# -- folders that are written ---
+
+
+def test_folders_that_cannot_be_written_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "nowhere").symlink_to(home / "gone")
+    (home / "circle").symlink_to(home / "circle")
+    for key in ("output_dir", "actor_rollout.save"):
+        for path in (f"{home}/base.yaml", f"{home}/base.yaml/below", f"{home}/nowhere", f"{home}/circle/below"):
+            assert f"{key}: {path} cannot be written" in only(check(load(home, f"{key}={path}")))
+    monkeypatch.chdir(home / "net")
+    for path in (".", "..", "''", "/"):
+        assert "is the current directory or around it" in only(check(load(home, f"output_dir={path}")))
+    assert check(load(home, f"output_dir={home}/runs/new")) == [] and not (home / "runs").exists()
+
+
+def test_names_too_long_for_a_file_system_are_refused(home: Path) -> None:
+    for key in ("actor_rollout.load", "actor_rollout.data_path", "training.resume", "output_dir", "ref.load"):
+        with pytest.raises(ValueError, match="File name too long; name another path"):
+            check(load(home, f"{key}={'x' * 300}"))
 
 
 # -- custom scorers ---

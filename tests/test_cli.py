@@ -60,6 +60,13 @@ def test_bad_input_is_refused_at_once(broken, overrides, sentence):
     assert seconds < 10 or "row" in sentence
 
 
+def test_a_flag_that_would_be_ignored_or_guessed_is_refused():
+    for arguments, sentence in ((["--config", "tiny", "--config", "qwen25_7b"], "given 2 times, as tiny and qwen25_7b"),
+                                (["--dry"], "unrecognized arguments: --dry"), (["--config"], "expected one argument")):
+        code, _, errors, _ = main(*arguments)
+        assert code == 2 and sentence in errors and "Traceback" not in errors
+
+
 def test_a_wrong_world_size_is_refused_by_one_sentence_of_the_job(tiny):
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3",

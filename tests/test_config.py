@@ -95,6 +95,10 @@ def test_values_get_the_type_of_their_key(home: Path) -> None:
     assert cfg.algorithm.verifier_weight == [1.0, 0.5]
 
 
+def test_numbers_with_leading_zeros_are_decimal(home: Path) -> None:
+    assert load(home, "training.seed=017").training.seed == 17  # YAML 1.1 reads 15
+
+
 def test_map_keys_as_the_preprocessing_command_had_them(home: Path) -> None:
     text = (home / "base.yaml").read_text().replace(
         "training: {",
@@ -173,6 +177,19 @@ def test_loading_and_checking_import_no_torch() -> None:
     ("actor_rollout.lr=fast", ["actor_rollout.lr", "'fast'", "a number"]),
     ("actor_rollout.lr=nan", ["actor_rollout.lr", "nan", "a number"]),
     ("actor_rollout.lr=.nan", ["actor_rollout.lr", "nan", "a number"]),
+    ("training.seed=4294967296", ["training.seed", "too large", "4294967295"]),
+    ("training.seed=1e308", ["training.seed", "too large", "4294967295"]),
+    (f"actor_rollout.lr={'9' * 400}", ["actor_rollout.lr", "too large"]),
+    (f"training.seed={'9' * 5000}", ["training.seed", "a whole number"]),
+    ("training.train_iters=!!int x", ["training.train_iters", "'!!int x'", "a whole number"]),
+    ("training.train_iters=" + "[" * 5000, ["training.train_iters", "a whole number"]),
+    ("reward.accuracy={1: 2}", ["reward.accuracy.1 is unknown"]),
+    ("reward.accuracy={null: 2}", ["reward.accuracy.None is unknown"]),
+    ("training.map_keys={1: a}", ["training.map_keys.1 is unknown"]),
+    ("training={seed: 3}", ["'training={seed: 3}' must name a key of the section: training.key=value"]),
+    ("training..seed=3", ["training. is unknown"]),
+    ('output_dir="a\\0"', ["output_dir", "a text"]),
+    ('output_dir="\\ud800"', ["output_dir", "a text"]),
     ("actor_rollout.load=[a]", ["actor_rollout.load", "['a']", "a text"]),
     ("actor_rollout.load=null", ["actor_rollout.load is missing"]),
     ("resource_pool.ref=2", ["resource_pool.ref", "2 must be a list, such as [2]"]),
@@ -215,6 +232,10 @@ def test_override_is_refused(home: Path, override: str, pieces: list[str]) -> No
     ("reward: {deadline-seconds: 2, deadline_seconds: 3}", ["deadline_seconds is given twice, as 2 and 3"]),
     ("reward: [unclosed", ["bad.yaml, line"]),
     ("name: a: b", ["bad.yaml, line"]),
+    ("name: !!int x", ["bad.yaml is not YAML", "does not fit its tag"]),
+    ("name: !!bool maybe", ["bad.yaml is not YAML", "does not fit its tag"]),
+    ("name: " + "[" * 5000, ["bad.yaml is not YAML", "nested too deep"]),
+    ("model: {other: 3}", ["model other: 3 must be a section"]),
     ("model: {other: {num_layer: 3}}", ["model other: num_layer is unknown", "num_layers"]),
 ])
 def test_file_is_refused(home: Path, text: str, pieces: list[str]) -> None:

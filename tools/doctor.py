@@ -116,7 +116,7 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
     problems = checks.check(cfg, world_size(cfg, launch), node_of_rank)
     if checks.check_values(cfg):
         problems += check_inputs(cfg)  # which `check` leaves out when single values are wrong
-    problems += check_writable(cfg.output_dir) or machine.check_disk(cfg)
+    problems += [problem for problem in checks.check_outputs(cfg) or machine.check_disk(cfg) if problem not in problems]
     findings.tell("config", problems, f"{cfg.name}: keys, model, tokenizer, data and output_dir "
                                       f"{cfg.output_dir}")
     return cfg
@@ -138,7 +138,7 @@ def look_at_nodes(cfg: Config | None, launch: Launch, roll, findings: Findings) 
     """What each node has, and whether they are alike."""
     folder = machine.existing(Path(cfg.output_dir)) if cfg is not None else Path(tempfile.gettempdir())
     token = None
-    if launch.speaks and not check_writable(str(folder)):
+    if launch.speaks and not check_writable("", str(folder)):
         token = tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-")
     [name, *_] = roll.gather("token", token.name if token else "")
     size = world_size(cfg, launch) if cfg is not None else launch.world_size

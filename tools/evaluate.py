@@ -124,7 +124,7 @@ def check(args: argparse.Namespace, cfg: Config, launch: Launch) -> list[str]:
     if launch.world_size % args.tensor_model_parallel_size:
         problems.append(f"--tensor-model-parallel-size: {args.tensor_model_parallel_size} does not divide the "
                         f"{launch.world_size} ranks of this job")
-    problems += checks.check_rewards(cfg) + check_writable(cfg.output_dir)
+    problems += checks.check_rewards(cfg) + check_writable("--output", cfg.output_dir)
     return problems or check_files(args, cfg)
 
 

@@ -8,6 +8,7 @@ logs/superseded.jsonl, since the same steps will be taken and recorded again. Li
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -24,16 +25,16 @@ def append_line(path: Path, entry: object) -> None:
             raise
 
 
-def check_writable(output_dir: str) -> list[str]:
-    """Return a sentence if `output_dir` cannot be made or written."""
-    folder = Path(output_dir)
-    while not folder.exists():
+def check_writable(key: str, path: str) -> list[str]:
+    """Return a sentence if the folder that `key` names cannot be made or written."""
+    folder = Path(path)
+    while not os.path.lexists(folder):  # a link to nowhere counts: nothing can be made in its place
         folder = folder.parent
     try:
         with tempfile.TemporaryDirectory(dir=folder):
             return []
     except OSError as error:
-        return [f"output_dir: {output_dir} cannot be written ({error.strerror} in {folder}); name another folder"]
+        return [f"{key}: {path} cannot be written ({error.strerror} in {folder}); name another folder"]
 
 
 def start_folder(folder: Path, config: str) -> list[str]:
