@@ -74,7 +74,6 @@ def train(crew: Crew, leave: Leave | None = None) -> str | None:
         return None
     finally:
         crew.move.at_controller(observer.close)
-        keeper.close()
         crew.close()
 
 

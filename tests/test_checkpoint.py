@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import time
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from r1zero.checkpoint.resume import changes, check_resume, find
 from r1zero.checks import check
 from r1zero.config import placement
 from r1zero.loading import dump, load_config
+from r1zero.policy import checkpoint
 from r1zero.training import prepare, train
 from r1zero.world.groups import World
 from r1zero.world.launch import Launch
@@ -211,6 +214,22 @@ def test_a_tracker_that_points_nowhere_is_refused(saved):
     assert "names iteration 9" in problem and str(saved) in problem and "write 4 into" in problem
 
 
+@pytest.mark.parametrize("word", ["iter_0000002", ""])
+def test_a_tracker_that_names_nothing_is_refused(saved, word):
+    """Mistyped, or cut off with the power: the run must not begin anew."""
+    (saved.parent / shelf.TRACKER).write_text(word)
+    assert f"says {word!r}" in refusal(saved) and "write 4 into" in refusal(saved)
+    (saved.parent / shelf.TRACKER).write_text("release")  # of other programs
+    assert check_resume(load_config("tiny", [f"output_dir={saved.parents[1]}"])[0]) == []
+
+
+def test_a_checkpoint_that_lost_its_files_is_refused(saved):
+    for path in saved.iterdir():
+        path.unlink()
+    assert "lost files" in refusal(saved)
+    assert_offers_the_one_before(refusal(saved), saved)
+
+
 def test_an_unfinished_checkpoint_is_refused_when_named_and_ignored_when_not(saved):
     (saved / manifest.NAME).unlink()
     assert "never saved to its end" in refusal(saved)
@@ -223,12 +242,16 @@ class Malicious:
         return shutil.rmtree, ("/nowhere",)
 
 
-@pytest.mark.parametrize("file", [".metadata", "common.pt"])
+@pytest.mark.parametrize("file", [".metadata", "common.pt", "common.pt twice"])
 def test_a_malicious_pickle_is_refused_unopened(saved, file):
     if file == ".metadata":
         (saved / file).write_bytes(pickle.dumps(Malicious()))
-    else:
+    elif file == "common.pt":
         torch.save({"optimizer": Malicious()}, saved / file)
+    else:
+        file = "common.pt"
+        with zipfile.ZipFile(saved / file, "a") as archive:
+            archive.writestr("other/data.pkl", pickle.dumps(Malicious()))
     files = manifest.read(saved)  # whoever writes such a file also corrects the list
     manifest.write(saved, files | {file: manifest.describe(saved / file)})
     problem = refusal(saved)
@@ -244,9 +267,14 @@ def test_a_resume_path_without_checkpoint_is_refused(saved, tmp_path):
 
 
 def full_disk(rank: int, size: int, store: object, overrides: list[str], when: str) -> str | None:
-    """Train on a disk that is full: before a save, or while files are written."""
+    """Train on a disk that is full before a save or while files are written, or that does not give back what it took."""
     if when == "before":
         keeper.STATE_BYTES = 10**12
+    elif when == "reading":
+        def broken(path: Path) -> None:
+            raise OSError(5, "Input/output error", str(path))
+
+        checkpoint.describe = broken
     else:
         keeper.Writing = type("Full", (keeper.Writing,), {"run": lambda self: setattr(self, "error", "No space left")})
     try:
@@ -255,7 +283,7 @@ def full_disk(rank: int, size: int, store: object, overrides: list[str], when: s
         return str(error)
 
 
-@pytest.mark.parametrize("when", ["before", "while"])
+@pytest.mark.parametrize("when", ["before", "while", "reading"])
 def test_a_failed_save_leaves_the_last_good_one_and_goes_on_or_stops(straight, tmp_path, when):
     folder = tmp_path / "run"
     stop_after(folder, 2)
@@ -280,4 +308,38 @@ def test_the_last_ones_and_every_so_many_are_kept(straight, tmp_path):
         "iter_0000001", "iter_0000002", "iter_0000004"]
     assert [shelf.iteration_of(path) for path in shelf.complete(save)] == [3, 5, 6]
     assert shelf.find(save).name == "iter_0000006" and (save / "iter_0000000").is_dir()
+
+
+def stuck(rank: int, size: int, store: object, overrides: list[str]) -> str | None:
+    """Train where no folder can be deleted, as when somebody has a file of it open on a network disk."""
+    def busy(path: object, ignore_errors: bool = False, **_: object) -> None:
+        if not ignore_errors:
+            raise OSError(16, "Device or resource busy", str(path))
+
+    shutil.rmtree = busy
+    return until(rank, size, store, [*overrides, "training.on_save_failure=stop"], None)
+
+
+def test_what_cannot_be_deleted_does_not_stand_against_saving(tiny, tmp_path):
+    run_ranks(stuck, 1, [*RUN, f"output_dir={tmp_path}", "training.save_interval=1", "training.keep_last=1"])
+    assert [shelf.iteration_of(path) for path in shelf.complete(tmp_path / "checkpoints")] == [4]
+
+
+def slow(rank: int, size: int, store: object, overrides: list[str]) -> float:
+    """Fail in the step after a save that takes a minute; the seconds until the failure shows."""
+    checkpoint.describe = lambda path: time.sleep(60)
+    began = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        cfg, _ = load_config("tiny", overrides)
+        world = World(Launch("single", 0, 1, 0, (0,), "", 0), placement(cfg, 1), DEVICE, timedelta(seconds=120), store)
+        crew = prepare(cfg, world)
+        draw = crew.draw
+        crew.draw = lambda step: draw(step) if step == 1 else 1 / 0
+        train(crew)
+    return time.monotonic() - began
+
+
+def test_a_failure_does_not_wait_for_a_save_under_way(tiny, tmp_path):
+    [seconds] = run_ranks(slow, 1, [*RUN, f"output_dir={tmp_path}", "training.save_interval=1", "training.async_save=true"])
+    assert seconds < 50
 

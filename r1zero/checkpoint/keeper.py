@@ -92,7 +92,7 @@ class Keeper:
         self._began = time.monotonic()
         problem = crew.move.from_controller(self._make_room)
         if problem is not None:
-            self._fail(problem)
+            self._fail(step, problem)
             return
         if crew.world.train.member:
             self._pending = self._record()
@@ -129,16 +129,11 @@ class Keeper:
         self._longest_save = max(self._longest_save or 0.0, time.monotonic() - self._began)
         if problem is not None:
             crew.move.at_controller(shutil.rmtree, shelf.partial_of(self.shelf, self._saved), True)
-            self._fail(problem)
+            self._fail(self._saved, problem)
         elif crew.world.is_controller:
             held = self._held + (time.monotonic() - waited if self.training.async_save else 0.0)
             log.info("checkpoint %s saved in %.1f s, of which training waited %.1f s",
                      shelf.folder_of(self.shelf, self._saved), time.monotonic() - self._began, held)
-
-    def close(self) -> None:
-        """Let a save under way end by itself; for leaving in trouble. Not collective."""
-        if self._writing is not None:
-            self._writing.join()
 
     # -- why to leave ---------------------------------------------------------------------------
 
@@ -190,10 +185,13 @@ class Keeper:
                     manifest.sync(path)
             manifest.write(folder, files)
             shelf.publish(self.shelf, step)
-            for old in shelf.prune(self.shelf, step, training.keep_last, training.keep_every):
-                log.info("checkpoint %s deleted (keep_last, keep_every)", old)
         except OSError as error:
             return str(error)
+        try:
+            for old in shelf.prune(self.shelf, step, training.keep_last, training.keep_every):
+                log.info("checkpoint %s deleted (keep_last, keep_every)", old)
+        except OSError as error:  # the new one is safe all the same
+            log.warning("an old checkpoint could not be deleted: %s", error)
         return None
 
     def _record(self) -> Record:
@@ -205,10 +203,10 @@ class Keeper:
             {"actor_rollout": cfg.actor_rollout.load, "ref": cfg.ref.load},
             versions={name: version(name) for name in ("torch", "megatron-core", "transformers")})
 
-    def _fail(self, problem: str) -> None:
+    def _fail(self, step: int, problem: str) -> None:
         """Say that nothing was saved, and stop if that is what on_save_failure says. RuntimeError then, on all ranks."""
         kept = shelf.complete(self.shelf)
-        said = (f"the checkpoint of step {self.crew.progress.step} could not be saved: {problem}; "
+        said = (f"the checkpoint of step {step} could not be saved: {problem}; "
                 f"{f'the last good one is {kept[-1]}' if kept else 'there is none yet'}")
         self._saved = -1
         if self.training.on_save_failure == "stop":

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from r1zero.checkpoint import manifest, shelf
-from r1zero.checkpoint.pickles import check_pickles
 from r1zero.checkpoint.progress import Record
 from r1zero.config import Config
 from r1zero.model import ModelShape
 from r1zero.weights import found
+from r1zero.weights.unpickle import check_pickles
 
 # Keys that say where a run is kept, and not what it does.
 PLACES = ("name", "output_dir", "training.resume", "actor_rollout_ref.actor_rollout.save")

@@ -19,9 +19,9 @@ import re
 import shutil
 from pathlib import Path
 
-from r1zero.checkpoint import manifest
+from r1zero.checkpoint import manifest, progress
+from r1zero.weights.found import TRACKER, is_megatron
 
-TRACKER = "latest_checkpointed_iteration.txt"
 _NAME = re.compile(r"iter_(\d{7,})")
 
 
@@ -48,32 +48,36 @@ def complete(save: Path) -> list[Path]:
 def find(save: Path) -> Path | None:
     """The checkpoint that a run saving into `save` goes on from: the one that the tracker names, else the newest.
 
-    None when there is none yet, or when the tracker names one that other programs wrote. ValueError when the one
-    it names is gone or was never finished.
+    None when there is none yet, or when the tracker names one that other programs wrote. ValueError when it names
+    nothing, or one that is gone or was never finished: a run that went on from nothing would begin anew, unasked.
     """
     tracker = save / TRACKER
     if not tracker.is_file():
         return complete(save)[-1] if complete(save) else None
-    word = tracker.read_text().strip()
-    if word == "release" or not word.isdecimal():
+    word = tracker.read_text(errors="replace").strip()
+    if word == "release":
         return None
+    if not word.isdecimal():
+        raise ValueError(f"{tracker} says {word[:40]!r} instead of an iteration's number{way_out(tracker)}")
     folder = folder_of(save, int(word))
     if (folder / manifest.NAME).is_file():
         return folder
     if not folder.is_dir():
         raise ValueError(f"{tracker} names iteration {word}, but there is no {folder}{way_out(folder)}")
-    if (folder / "trainer.json").exists():
-        manifest.read(folder)
-    return None
+    if is_megatron(folder) and not (folder / progress.NAME).exists():
+        return None
+    raise ValueError(f"{folder} has no {manifest.NAME}: it was never saved to its end, or lost files"
+                     f"{way_out(folder)}")
 
 
 def way_out(damaged: Path) -> str:
-    """Name the checkpoint before a damaged one, and how to go on from it."""
+    """Name the checkpoint before a damaged one, or the newest if it is the tracker, and how to go on from it."""
     save, iteration = damaged.parent, iteration_of(damaged)
     before = [path for path in complete(save) if iteration is None or iteration_of(path) < iteration]
+    which = "complete checkpoint" if iteration is None else "complete checkpoint before it"
     if not before:
-        return f"; there is no complete checkpoint before it: name another output_dir to start anew"
-    return (f"; the complete checkpoint before it is {before[-1]}: "
+        return f"; there is no {which}: name another output_dir to start anew"
+    return (f"; the {'newest ' if iteration is None else ''}{which} is {before[-1]}: "
             f"write {iteration_of(before[-1])} into {save / TRACKER} to go on from there")
 
 
@@ -83,7 +87,7 @@ def start(save: Path, iteration: int) -> Path:
     OSError when it cannot be made.
     """
     for leftover in save.glob(".iter_*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # what cannot be deleted now must not stand against saving
     partial = partial_of(save, iteration)
     partial.mkdir(parents=True)
     return partial
@@ -117,8 +121,11 @@ def prune(save: Path, newest: int, keep_last: int | None, keep_every: int | None
 
 
 def discard(folder: Path) -> None:
-    """Delete a checkpoint; hidden first, so that no half of one can pass for a whole."""
+    """Delete a checkpoint; hidden first, so that no half of one can pass for a whole. OSError when it cannot be hidden.
+
+    What a file system keeps of it, because somebody has it open, is deleted by a later save.
+    """
     hidden = folder.with_name(f".{folder.name}.deleted")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
-    shutil.rmtree(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)

@@ -56,9 +56,9 @@ class Writing:
         self._buckets = self._request.preload_fn() if self._request.preload_fn else []
 
     def start(self) -> None:
-        """Write beside the training, from a copy."""
+        """Write beside the training, from a copy. A process that fails meanwhile does not wait for it."""
         self._buckets = _staged(self._buckets, self._policy)
-        self._thread = threading.Thread(target=self.run, name="checkpoint-writer")
+        self._thread = threading.Thread(target=self.run, name="checkpoint-writer", daemon=True)
         self._thread.start()
 
     @property
@@ -84,7 +84,11 @@ class Writing:
             if isinstance(written[number], Exception):
                 self.error = _reason(written[number])
                 return
-            self.files[bucket[1]] = describe(self._folder / bucket[1])
+            try:
+                self.files[bucket[1]] = describe(self._folder / bucket[1])
+            except OSError as error:  # the disk took it and does not give it back
+                self.error = str(error)
+                return
         results.put(written)
         self._buckets = []
 

@@ -59,7 +59,7 @@ class DistWeights(MegatronWeights):
         super().__init__(found, shape)
         if (args := read_args(found)) is not None:
             check_args(found, args, shape)
-        content = load_metadata(found.folder / ".metadata")
+        content = load_metadata(found.folder)
         self._places = content.storage_data
         self.stored = {name: stored for key, entry in content.state_dict_metadata.items()
                        for name, stored in _names(key, entry)}
