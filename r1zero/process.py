@@ -53,8 +53,11 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
     from r1zero.world.groups import World
 
     device = devices.prepare("cpu" if on_cpu else devices.detect(), launch.local_rank, deterministic)
-    world = World(launch, placement, device, timeout)
-    watch = FailureWatch(world.store, world.rank, world.size, world.roles)
+    try:
+        world = World(launch, placement, device, timeout)
+    except ValueError as error:  # the ranks did not find each other
+        return refuse([str(error)], True)
+    watch = FailureWatch(world.store, world.rank, launch.node_of_rank, world.roles)
     ready = False
     try:
         prepared = prepare(world)

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -22,8 +23,9 @@ from r1zero.world.leave import BAD_INPUT
 
 KEY, CLAIMS, PULSE, NAME = "r1zero/failed", "r1zero/failure_claims", "r1zero/pulse/{}", "r1zero/name/{}"
 POLL_SECONDS = 1.0
-# How long a rank may show no pulse. A busy machine, or a long call that holds Python's lock, must not look dead.
-SILENCE_SECONDS = 30.0
+# How many looks in a row may show no pulse. A busy machine, or a long call that holds Python's lock, must not look
+# dead; nor must ranks that were all suspended for a while, so looks are counted and not seconds.
+SILENT_POLLS = 30
 # How long a rank that lost its peer waits for the peer to say why; and rank 0, which may hold the store,
 # stays for others to read.
 GRACE_SECONDS = 5.0
@@ -34,17 +36,23 @@ log = logging.getLogger("r1zero")
 class FailureWatch:
     """Watches for failures of other ranks, and tells them of ours."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int, roles: str) -> None:
-        """Start watching."""
-        self._store, self._rank, self._size, self._name = store, rank, size, f"rank {rank} ({roles})"
+    def __init__(self, store: dist.Store, rank: int, node_of_rank: Sequence[int], roles: str) -> None:
+        """Start watching. `node_of_rank` has an entry for each rank of the world."""
+        self._store, self._rank, self._size, self._name = store, rank, len(node_of_rank), f"rank {rank} ({roles})"
+        # Who speaks when the store is gone, and with it perhaps all of rank 0's node.
+        elsewhere = (other for other, node in enumerate(node_of_rank) if node != node_of_rank[0])
+        self._speaks_last = rank == next(elsewhere, 1)
         store.set(NAME.format(rank), self._name)
-        self._done = threading.Event()
+        self._missed = 0  # polls since the store last answered
+        self._failing, self._left = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
         self._thread.start()
+        threading.Thread(target=self._guard, name="failure-guard", daemon=True).start()
 
     def stop(self) -> None:
         """End the watch; call before leaving the world in peace."""
-        self._done.set()
+        self._failing.set()
+        self._left.set()
         self._thread.join()
 
     def end_process(self, error: BaseException, exit_code: int = 1) -> NoReturn:
@@ -64,7 +72,7 @@ class FailureWatch:
         A broken connection is a consequence, so its rank waits a moment for the one who knows the cause, and
         otherwise tells whose pulse has stopped.
         """
-        self._done.set()
+        self._failing.set()
         consequence = isinstance(error, RuntimeError) and any(
             word in str(error).lower() for word in ("connection", "socket", "peer"))
         said = str(error).split(". This is typically")[0]
@@ -78,8 +86,8 @@ class FailureWatch:
             elif consequence:
                 cause = f"{self._name} lost the connection to another rank: {said}"
             return cause if self._publish(cause) else None
-        except RuntimeError:  # the store went down with rank 0; one of those left must say so
-            return f"{self._name} lost the connection to rank 0: {said}" if self._rank == 1 else None
+        except RuntimeError:
+            return self._store_lost(said)
 
     def _publish(self, cause: str) -> bool:
         """Let all ranks know; False when another cause is known already."""
@@ -103,30 +111,41 @@ class FailureWatch:
     def _pulse(self, rank: int) -> int:
         return self._store.add(PULSE.format(rank), 0)
 
+    def _store_lost(self, said: str) -> str | None:
+        """What one of those left must say when the store went down with rank 0; None on the others."""
+        cause = f"rank 0 or its node ended without a word (killed, or out of memory?): {self._name} says {said}"
+        return cause if self._speaks_last else None
+
     def _watch(self) -> None:
-        following = (self._rank + 1) % self._size
-        last, since, reached = -1, time.monotonic(), time.monotonic()
-        while not self._done.wait(POLL_SECONDS):
-            now = time.monotonic()
+        following, last, silent = (self._rank + 1) % self._size, -1, 0
+        while not self._failing.wait(POLL_SECONDS):
             try:
                 self._store.add(PULSE.format(self._rank), 1)
                 pulse, failed = self._pulse(following), self._store.check([KEY])
-                reached = now
             except RuntimeError:
-                if now - reached < SILENCE_SECONDS:
-                    continue  # the main thread will notice too, and knows more
-                log.error("stopped, because the job's store, which rank 0 may hold, cannot be reached")
-                self._exit(1)
+                continue  # the main thread will notice too, and knows more; if it does not, the guard ends this
+            self._missed = 0
             if failed:
                 log.error("stopped, because %s", self._store.get(KEY).decode())
                 self._exit(1)
-            if pulse != last:
-                last, since = pulse, now
-            elif now - since > SILENCE_SECONDS:
+            last, silent = pulse, silent + 1 if pulse == last else 0
+            if silent == SILENT_POLLS:
                 name = self._store.get(NAME.format(following)).decode()
-                cause = f"{name} shows no sign of life for {SILENCE_SECONDS:.0f} s (killed, or its node is gone?)"
+                cause = (f"{name} shows no sign of life for {SILENT_POLLS * POLL_SECONDS:.0f} s "
+                         "(killed, or its node is gone?)")
                 if self._publish(cause):
                     print(f"r1zero: {cause}", file=sys.stderr, flush=True)
+
+    def _guard(self) -> None:
+        """End this process when the store does not answer, not even with an error: calls to a lost node just wait."""
+        while not self._left.wait(POLL_SECONDS):
+            self._missed += 1
+            if self._missed > SILENT_POLLS:
+                said = f"the job's store has not answered for {SILENT_POLLS * POLL_SECONDS:.0f} s"
+                log.error("stopped, because %s", said)
+                if cause := self._store_lost(said):
+                    print(f"r1zero: {cause}", file=sys.stderr, flush=True)
+                self._exit(1)
 
     def _exit(self, code: int) -> NoReturn:
         """End the process; rank 0, whose process may hold the store, only after the others could read it."""

@@ -19,6 +19,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from r1zero.world.device import Device, warm_up
 from r1zero.world.launch import Launch
+from r1zero.world.rollcall import open_store, own_part
 from r1zero.world.roles import Placement, Span
 
 # Device memory for each communicator, in MB: large where tensors travel, small where scalars do.
@@ -161,13 +162,8 @@ class World:
 
 def _rendezvous(launch: Launch, timeout: timedelta, store: dist.Store | None) -> None:
     """Join the default group, gloo over all ranks."""
-    if store is None and launch.launcher == "single":
-        store = dist.HashStore()
-    elif store is None:
-        method = "env://" if launch.launcher == "torchrun" else f"tcp://{launch.address}:{launch.port}"
-        store, _, _ = next(dist.rendezvous(method, launch.rank, launch.world_size, timeout=timeout))
-        # torchrun's store outlives a restart: the addresses and failures in it are those of the last attempt.
-        store = dist.PrefixStore(f"attempt {launch.attempt}", store)
+    if store is None:
+        store = own_part(open_store(launch, timeout.total_seconds()), launch, timeout.total_seconds())
     dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
 
 

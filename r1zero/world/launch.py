@@ -24,7 +24,6 @@ class Launch:
     node_of_rank: tuple[int, ...]  # [world]
     address: str  # of rank 0
     port: int
-    attempt: int = 0  # restarts before this one, by torchrun --max-restarts
 
     @property
     def speaks(self) -> bool:
@@ -57,8 +56,7 @@ def _from_torchrun() -> Launch:
                          "start the same number of processes on every node")
     nodes = tuple(r // local_size for r in range(size))
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    return Launch("torchrun", rank, size, _read("LOCAL_RANK", rank % local_size), nodes, address, _read("MASTER_PORT"),
-                  _read("TORCHELASTIC_RESTART_COUNT", 0))
+    return Launch("torchrun", rank, size, _read("LOCAL_RANK", rank % local_size), nodes, address, _read("MASTER_PORT"))
 
 
 def _from_slurm() -> Launch:

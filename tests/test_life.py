@@ -1,0 +1,148 @@
+"""The life of a job: who is named when a rank dies, leaving early with everything saved, starting again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from multiproc import run_ranks
+
+from r1zero import main
+from r1zero.checkpoint import shelf
+from r1zero.world import failure
+from r1zero.world.failure import FailureWatch
+from r1zero.world.launch import Launch
+from r1zero.world.leave import LEFT_EARLY
+from r1zero.world.rollcall import open_store, own_part
+
+# -- who is named -----------------------------------------------------------------------------------
+
+
+def watched(rank: int, folder: Path) -> None:
+    """A rank that does nothing but watch: its main thread never notices anything. Ranks 0 and 1 share a node."""
+    os.dup2(os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY), 2)
+    sys.stderr = os.fdopen(2, "w")
+    failure.POLL_SECONDS, failure.SILENT_POLLS, failure.GRACE_SECONDS = 0.1, 10, 0.5
+    wait(lambda: rank == 0 or (folder / "port").is_symlink())
+    port = 0 if rank == 0 else int(os.readlink(folder / "port"))
+    store = dist.TCPStore("127.0.0.1", port, None, rank == 0, timedelta(seconds=30), wait_for_workers=False)
+    if rank == 0:
+        (folder / "port").symlink_to(str(store.port))  # a link is there whole or not at all
+    FailureWatch(store, rank, (0, 0, 1, 1), f"role {rank}")
+    (folder / f"{rank}.up").touch()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(("number", "victim", "sentence"), [
+    (signal.SIGKILL, 3, "rank 3 (role 3) shows no sign of life for 1 s (killed, or its node is gone?)"),
+    (signal.SIGKILL, 0, "rank 0 or its node ended without a word (killed, or out of memory?): rank 2 (role 2) says "
+                        "the job's store has not answered for 1 s"),
+    (signal.SIGSTOP, 0, "rank 0 or its node ended without a word (killed, or out of memory?): rank 2 (role 2) says "
+                        "the job's store has not answered for 1 s"),
+], ids=["a rank is killed", "rank 0, which holds the store, is killed", "the node of rank 0 answers no more"])
+def test_the_others_name_who_is_gone_and_end(tmp_path, number, victim, sentence):
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=watched, args=(rank, tmp_path)) for rank in range(4)]
+    for process in ranks:
+        process.start()
+    try:
+        wait(lambda: all((tmp_path / f"{rank}.up").exists() for rank in range(4)))
+        os.kill(ranks[victim].pid, number)
+        others = [process for rank, process in enumerate(ranks) if rank != victim]
+        wait(lambda: all(process.exitcode is not None for process in others))
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    assert [process.exitcode for process in others] == [1, 1, 1]
+    said = "".join((tmp_path / f"{rank}.err").read_text() for rank in range(4))
+    assert [line for line in said.splitlines() if line.startswith("r1zero: ")] == [f"r1zero: {sentence}"]
+
+
+def wait(until: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Wait until something is so; fails when it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, "time limit"
+        time.sleep(0.02)
+
+
+# -- leaving early ----------------------------------------------------------------------------------
+
+
+def as_program(rank: int, size: int, store: object, words: list[str], after: Path | None) -> int:
+    """The program in a world of one, with SIGTERM once `after` exists; returns its exit code."""
+    if after is not None:
+        def ask() -> None:
+            wait(after.exists)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=ask, daemon=True).start()
+    sys.argv = ["main.py", "--config", "tiny", *words]
+    return main.main()
+
+
+def test_sigterm_and_exit_before_finish_the_step_save_and_leave(tiny, tmp_path):
+    words = [f"output_dir={tmp_path}", "training.train_iters=5000", "training.eval_data_path=",
+             "training.global_batch_size=4", "actor_rollout.micro_batch_size=2", "ref.micro_batch_size=1",
+             "actor_rollout.n_samples_per_prompt=4", "actor_rollout.ppo_mini_batch_size=8"]
+    assert run_ranks(as_program, 1, words, tmp_path / "metrics.jsonl") == [LEFT_EARLY]
+    first = steps(tmp_path)
+    assert run_ranks(as_program, 1, [*words, "training.exit_before=0.1"], None) == [LEFT_EARLY]
+    assert len(steps(tmp_path)) > len(first) >= 1, "a step is always taken"
+    assert "s are left, and another step and save need" in (tmp_path / "logs" / "rank_0000.log").read_text()
+
+
+def steps(folder: Path) -> list[int]:
+    """The recorded steps; the last one is the one that was saved."""
+    found = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert found == list(range(1, len(found) + 1))
+    assert shelf.iteration_of(shelf.find(folder / "checkpoints")) == found[-1]
+    return found
+
+
+# -- starting again ---------------------------------------------------------------------------------
+
+
+def start(port: int, size: int) -> list[dist.Store]:
+    """What each of so many ranks gets, all started at once as torchrun does."""
+    parts: dict[int, dist.Store] = {}
+
+    def join(rank: int) -> None:
+        launch = Launch("torchrun", rank, size, rank, (0,) * size, "127.0.0.1", port)
+        parts[rank] = own_part(open_store(launch, 10), launch, 10)
+
+    threads = [threading.Thread(target=join, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [parts[rank] for rank in range(size)]
+
+
+def test_a_restart_does_not_see_what_the_ranks_before_wrote(monkeypatch):
+    """In the store of torchrun's agent, which outlives them; the second time one of them dies while it joins."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    agent = dist.TCPStore("127.0.0.1", 0, None, True)
+    for attempt in range(3):
+        first, *others = start(agent.port, 3)
+        assert not any(part.check(["cause"]) for part in (first, *others))
+        first.set("cause", f"of attempt {attempt}")
+        assert [part.get("cause").decode() for part in others] == [f"of attempt {attempt}"] * 2
+        agent.set("r1zero/start/asks/2", "one who died")
+
+
+def test_a_rank_that_never_comes_is_named():
+    launch = Launch("slurm", 0, 3, 0, (0, 0, 1), "127.0.0.1", 0)
+    with pytest.raises(ValueError, match="rank 1, 2 did not come within 0.2 s"):
+        own_part(open_store(launch, 5), launch, 0.2)
