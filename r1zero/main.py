@@ -23,7 +23,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from r1zero import checks, dryrun  # noqa: E402
 from r1zero.config import Config, nodes, placement  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
-from r1zero.process import is_first, refuse, run_rank  # noqa: E402
+from r1zero.process import end, is_first, refuse, run_rank  # noqa: E402
 from r1zero.world.launch import Launch, announced_world_size, read_launch  # noqa: E402
 from r1zero.world.leave import LEFT_EARLY, Leave, deadline  # noqa: E402
 
@@ -102,4 +102,4 @@ def _run(cfg: Config, warnings: list[str], launch: Launch) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -1,14 +1,9 @@
-"""What watches a run: trackers that fail, invariants that break, warnings, and lines of the console."""
+"""What watches a run: invariants that break, warnings, and lines of the console."""
 
 from __future__ import annotations
 
-import errno
 import gzip
-import importlib
 import json
-import logging
-import sys
-import threading
 import time
 from datetime import timedelta
 from functools import partial
@@ -17,129 +12,21 @@ import pytest
 import torch
 from multiproc import DEVICE, run_ranks
 from small_config import home, load  # noqa: F401
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from worlds import metrics
 
-from r1zero.checks import check
 from r1zero.config import placement
 from r1zero.loading import load_config
-from r1zero.observe import alarms, live, sinks
+from r1zero.observe import alarms, live
 from r1zero.observe.alarms import Alarms
 from r1zero.observe.console import step_line
 from r1zero.observe.folder import append_line
 from r1zero.observe.live import progress_text
-from r1zero.observe.sinks import Sinks, check_loggers, open_tracker
 from r1zero.split import faster_split
 from r1zero.step import train_step
 from r1zero.training import prepare, train
 from r1zero.world.board import Board
 from r1zero.world.groups import World
 from r1zero.world.launch import Launch
-
-# -- trackers -----------------------------------------------------------------------------------
-
-
-class Good:
-    """Remembers its rows."""
-
-    def __init__(self):
-        self.rows, self.closed = [], False
-
-    def write(self, step, row):
-        self.rows.append((step, row))
-
-    def close(self):
-        self.closed = True
-
-
-class Full(Good):
-    """A disk without room."""
-
-    def write(self, step, row):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
-class Hanging(Good):
-    """A server that never answers, neither to rows nor at the end."""
-
-    def write(self, step, row):
-        threading.Event().wait()
-
-
-def dead():
-    """Weights & Biases without a network exits like this."""
-    raise SystemExit("no route to host")
-
-
-@pytest.fixture
-def said(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("r1zero"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="r1zero")
-    return lambda: [record.getMessage() for record in caplog.records]
-
-
-def test_no_tracker_stops_or_slows_a_step_and_each_speaks_once(said, monkeypatch):
-    monkeypatch.setattr(sinks, "CLOSE_SECONDS", 0.3)
-    good = Good()
-    all_sinks = Sinks({"good": lambda: good, "full": Full, "hanging": Hanging, "dead": dead})
-    began = time.monotonic()
-    for step in range(3 * sinks.QUEUE_ROWS):
-        all_sinks.put(step, {"loss": float(step)})
-        if step % 16 == 0:
-            time.sleep(0.01)  # the good one keeps up
-    taken = time.monotonic() - began
-    all_sinks.close()
-    assert taken < 1.0
-    assert time.monotonic() - began < 2.0
-    assert good.closed and good.rows == [(step, {"loss": float(step)}) for step in range(3 * sinks.QUEUE_ROWS)]
-    lines = said()
-    assert len(lines) == 3, lines
-    assert [sum(f"warning: {name}: " in line for line in lines) for name in ("good", "full", "hanging", "dead")] == [0, 1, 1, 1]
-    assert any("No space left" in line for line in lines) and any("does not answer" in line for line in lines)
-
-
-def test_tensorboard_has_every_metric_and_a_blocked_folder_is_only_said(tmp_path, said):
-    (tmp_path / "blocked").mkdir()
-    (tmp_path / "blocked" / "tensorboard").write_text("a file where the folder should be")
-    kept = Sinks({"tensorboard": partial(open_tracker, "tensorboard", tmp_path, "run", {})})
-    lost = Sinks({"tensorboard": partial(open_tracker, "tensorboard", tmp_path / "blocked", "run", {})})
-    for step in (1, 2):
-        for target in (kept, lost):
-            target.put(step, {"reward/mean": step / 2, "loss": -1.0})
-    kept.close()
-    lost.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [(1, 0.5), (2, 1.0)]
-    assert [event.value for event in events.Scalars("loss")] == [-1.0, -1.0]
-    assert len(said()) == 1 and "could not be set up" in said()[0]
-
-
-@pytest.mark.parametrize("package", ["wandb", "swanlab", "trackio"])
-def test_services_get_name_configuration_and_rows(package, tmp_path, monkeypatch):
-    (tmp_path / f"{package}.py").write_text(
-        "calls = []\n"
-        "def init(**kwargs): calls.append(('init', kwargs))\n"
-        "def log(row, step=None): calls.append(('log', row, step))\n"
-        "def finish(): calls.append(('finish',))\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module(package)
-    sys.modules.pop(package)
-    monkeypatch.setitem(sys.modules, package, module)  # and no longer after this test
-    assert check_loggers([package]) == []
-    target = Sinks({package: partial(open_tracker, package, tmp_path, "my_run", {"seed": 1})})
-    target.put(7, {"loss": 0.5})
-    target.close()
-    calls = sys.modules[package].calls
-    assert [call[0] for call in calls] == ["init", "log", "finish"] and calls[1][1:] == ({"loss": 0.5}, 7)
-    assert calls[0][1]["config"] == {"seed": 1} and "my_run" in calls[0][1].values()
-
-
-def test_unknown_and_missing_trackers_are_refused_before_the_start(home):  # noqa: F811
-    [sentence] = check(load(home, "training.logger=[tensorbord]"))
-    assert "tensorbord is not one of" in sentence and "did you mean tensorboard?" in sentence
-    [sentence] = check(load(home, "training.logger=[tensorboard, swanlab]"))
-    assert "swanlab is not installed; `pip install swanlab`" in sentence
-
 
 # -- the run folder -----------------------------------------------------------------------------
 

@@ -14,7 +14,9 @@ import logging
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +49,15 @@ def check_loggers(names: Sequence[str], installed: bool = True) -> list[str]:
                        for name in names if installed and name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None]
 
 
+def run_key(folder: Path) -> str:
+    """What tells the run of this folder from all others: 21 letters and digits, drawn once."""
+    path = folder / "logs" / "run_key"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:21])  # as long as SwanLab wants it
+    return path.read_text()
+
+
 def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) -> Tracker:
     """Set a tracker up for this run."""
     if kind == "tensorboard":
@@ -55,31 +66,39 @@ def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) 
 
 
 class TensorBoard:
-    """Event files in the run folder."""
+    """Event files in the run folder. Of steps that a resumed run does again, the later rows count."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        folder.mkdir(exist_ok=True)  # before the first row, so that trouble is told at once
+        self._open, self._writer = partial(SummaryWriter, str(folder)), None
 
     def write(self, step: int, row: Row) -> None:
+        if self._writer is None:
+            self._writer = self._open(purge_step=step)
         for key, value in row.items():
             self._writer.add_scalar(key, value, step)
         self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Service:
-    """Weights & Biases, SwanLab or trackio: they share init, log and finish. Their own variables set the rest."""
+    """Weights & Biases, SwanLab or trackio: they share init, log and finish. Their own variables set the rest.
+
+    A run that goes on after a stop goes on there, too.
+    """
 
     def __init__(self, package: str, folder: Path, name: str, config: Mapping[str, Any]) -> None:
         self._module = importlib.import_module(package)
-        where = {"wandb": {"name": name, "dir": str(folder)},
-                 "swanlab": {"experiment_name": name, "logdir": str(folder / "swanlab")},
-                 "trackio": {"name": name}}
-        self._module.init(project="r1zero", config=dict(config), **where[package])
+        key = run_key(folder)
+        where = {"wandb": {"id": key, "name": name, "dir": str(folder), "allow_val_change": True},
+                 "swanlab": {"id": key, "experiment_name": name, "logdir": str(folder / "swanlab")},
+                 "trackio": {"name": f"{name}-{key[:6]}"}}  # which has no other key
+        self._module.init(project="r1zero", config=dict(config), resume="allow", **where[package])
 
     def write(self, step: int, row: Row) -> None:
         self._module.log(dict(row), step=step)
