@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
-import time
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 from datetime import timedelta
-from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +33,8 @@ from r1zero.training import prepare, train
 from r1zero.world.board import Board
 from r1zero.world.groups import World
 from r1zero.world.launch import Launch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # -- the run folder -----------------------------------------------------------------------------
 
@@ -280,6 +288,7 @@ def test_progress_of_all_replicas_is_added_up():
     assert progress_text([None, None]) == ""
     notices = [json.dumps([3, 8, 100.0, 17]), json.dumps([5, 8, 50.4, 40]), None]
     assert progress_text(notices) == "8/16 samples, 150 tok/s, longest running 40 tokens"
+    assert progress_text(["[8, 8, 90.0, 0]"] * 2) == "16/16 samples, learning"
 
 
 def test_rollout_ranks_post_samples_done_and_the_longest_running_answer(broken):
@@ -289,3 +298,28 @@ def test_rollout_ranks_post_samples_done_and_the_longest_running_answer(broken):
     assert min(rates) >= 0 and max(rates) > 0
     assert longest - 1 <= max(running) <= longest
 
+
+BAR = """
+import itertools, logging, sys, time
+from r1zero.observe.live import LiveBar
+notices = itertools.chain(["[41, 64, 812.4, 214]"], itertools.repeat("[64, 64, 90, 0]"))
+bar = LiveBar(2, 0, lambda: ["[1, 64, 1.0, 9]", next(notices), None], shown=sys.stderr.isatty())
+time.sleep(2.5)
+bar.step()
+bar.close()
+"""
+
+
+def shown_by(stderr):
+    here = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    return subprocess.run([sys.executable, "-c", BAR], env=here, stderr=stderr, timeout=60, check=True)
+
+
+def test_the_bar_lives_on_a_terminal_and_nowhere_else():
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    shown_by(terminal)
+    shown = os.read(ours, 65536).decode()
+    assert "0/2" in shown and "42/128 samples, 813 tok/s, longest running 214 tokens" in shown
+    assert "65/128 samples, 91 tok/s, longest running 9 tokens" in shown and "1/2" in shown
+    assert shown_by(subprocess.PIPE).stderr == b""

@@ -67,7 +67,7 @@ def said(caplog, monkeypatch):
 def test_no_tracker_stops_or_slows_a_step_and_each_speaks_once(said, monkeypatch):
     monkeypatch.setattr(sinks, "CLOSE_SECONDS", 0.3)
     good = Good()
-    all_sinks = Sinks({"good": lambda: good, "full": Full, "hanging": Hanging, "dead": dead})
+    all_sinks = Sinks({"hanging": Hanging, "full": Full, "dead": dead, "good": lambda: good})
     began = time.monotonic()
     for step in range(3 * sinks.QUEUE_ROWS):
         all_sinks.put(step, {"loss": float(step)})
@@ -80,7 +80,8 @@ def test_no_tracker_stops_or_slows_a_step_and_each_speaks_once(said, monkeypatch
     assert good.closed and good.rows == [(step, {"loss": float(step)}) for step in range(3 * sinks.QUEUE_ROWS)]
     lines = said()
     assert len(lines) == 3, lines
-    assert [sum(f"warning: {name}: " in line for line in lines) for name in ("good", "full", "hanging", "dead")] == [0, 1, 1, 1]
+    counts = [sum(f"warning: {name}: " in line for line in lines) for name in ("good", "full", "hanging", "dead")]
+    assert counts == [0, 1, 1, 1]
     assert any("No space left" in line for line in lines) and any("does not answer" in line for line in lines)
 
 
@@ -131,8 +132,9 @@ def track(kind, folder, first=1, largest_file=0, **variables):
     """Send three steps to a real tracker, in a process of its own and with nothing of the user's environment;
     returns what the log says."""
     here = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder), "WANDB_SILENT": "true"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, kind, str(folder), str(first), str(largest_file)], env=here | variables,
-                          capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, kind, str(folder), str(first), str(largest_file)],
+                          env=here | variables, capture_output=True, text=True, timeout=60,
+                          stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 0, done.stderr
     return [line for line in (folder / "logs" / "rank_0000.log").read_text().splitlines() if "warning" in line]
 
@@ -149,7 +151,8 @@ def test_real_trackers_take_every_row_and_a_run_that_goes_on_is_one_run_there(ki
     written = sorted(tmp_path.glob(files))
     key = (tmp_path / "logs" / "run_key").read_text()
     if kind == "trackio":
-        rows = sqlite3.connect(written[0]).execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+        table = sqlite3.connect(written[0]).execute("SELECT run_name, step, metrics FROM metrics ORDER BY step")
+        rows = table.fetchall()
         assert [(name, step, json.loads(row)) for name, step, row in rows] == [
             (f"my_run-{key[:6]}", step, {"reward/mean": step / 2, "loss": -1.0}) for step in range(1, 7)]
         return

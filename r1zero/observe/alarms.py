@@ -57,21 +57,18 @@ class Alarms:
         share = m["reward/equal_groups"]
         if share < EQUAL_GROUPS or _learned(m):
             return None
-        return (f"in {share:.0%} of the groups all rewards are equal ({m['reward/mean']:+.2f} on average), "
-                "so there is "
-                "next to nothing to learn: the problems are too easy or too hard, the rules too coarse, or "
-                "n_samples_per_prompt too small")
+        return (f"in {share:.0%} of the groups all rewards are equal ({m['reward/mean']:+.2f} on average), so "
+                "there is next to nothing to learn: the problems are too easy or too hard, the rules too coarse, "
+                "or n_samples_per_prompt too small")
 
     def _kl(self, m: Metrics) -> str | None:
         usual = float(np.median([past["kl"] for past in self._recent])) if self._recent else m["kl"]
         if m["kl"] > KL_LIMIT:
             return (f"the KL to the reference is {m['kl']:.2f} nats a token: the policy has left the start "
-                    "model far "
-                    "behind; lower lr or raise algorithm.kl_ctrl.kl_coef")
+                    "model far behind; lower lr or raise algorithm.kl_ctrl.kl_coef")
         if m["kl"] > max(KL_NOTABLE, KL_GROWTH * usual):
             return (f"the KL to the reference jumped from {usual:.3f} to {m['kl']:.3f}: lower lr or "
-                    "clip_grad, and look "
-                    "at the samples of this step")
+                    "clip_grad, and look at the samples of this step")
         return None
 
     def _entropy(self, m: Metrics) -> str | None:
@@ -81,29 +78,25 @@ class Alarms:
         if m["entropy"] > min(ENTROPY_LOW, ENTROPY_SHARE * start) or _learned(m):
             return None
         return (f"entropy fell from {start:.3f} to {m['entropy']:.3f} nats a token: responses of a group "
-                "become copies of "
-                "each other; raise temperature, entropy_coeff or clip_ratio_high")
+                "become copies of each other; raise temperature, entropy_coeff or clip_ratio_high")
 
     def _truncated(self, m: Metrics) -> str | None:
         if m["response_truncated"] <= TRUNCATED:
             return None
         return (f"{m['response_truncated']:.0%} of the responses were cut at the length limit before their "
-                "end: raise "
-                "seq_length, or look whether the model ends its responses at all")
+                "end: raise seq_length, or look whether the model ends its responses at all")
 
     def _mismatched(self, m: Metrics) -> str | None:
         if m["mismatch/mean"] <= self._mismatch:
             return None
-        return (f"log-probs of trainer and rollout engine differ by {m['mismatch/mean']:.2g} on average, "
-                "above "
+        return (f"log-probs of trainer and rollout engine differ by {m['mismatch/mean']:.2g} on average, above "
                 f"{self._mismatch:g}: the samples are not those of the policy that is trained")
 
     def _failed(self, m: Metrics) -> str | None:
         rate = m["reward/failure_rate"]
         if rate <= min(FAILED, self._failures):
             return None
-        return (f"scoring failed for {rate:.1%} of the responses (the run stops above "
-                "reward.max_failure_rate "
+        return (f"scoring failed for {rate:.1%} of the responses (the run stops above reward.max_failure_rate "
                 f"{self._failures:g}): the column failure of samples/ says why")
 
     def _waiting(self) -> str | None:

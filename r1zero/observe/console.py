@@ -1,4 +1,4 @@
-"""What the console shows of a run: the banner before it, one aligned line a step."""
+"""What the console shows of a step: one line, aligned with those of the other steps."""
 
 from __future__ import annotations
 

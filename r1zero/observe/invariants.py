@@ -49,24 +49,22 @@ class Invariants:
         tokens, problems = first.sums["tokens"], []
         drift, mismatch = first.sums["drift"] / tokens, first.sums["mismatch"] / tokens
         if not drift <= RATIO_LIMIT:  # a NaN is broken, too
-            problems.append(f"the ratio of the first minibatch differs from 1 by {drift:.2g} a token (limit "
-                            f"{RATIO_LIMIT:g}): "
-                            "its old log-probs are not those of the weights that it is trained with")
+            problems.append(
+                f"the ratio of the first minibatch differs from 1 by {drift:.2g} a token (limit {RATIO_LIMIT:g}): "
+                "its old log-probs are not those of the weights that it is trained with")
         if not mismatch <= self.limits.mismatch:
-            problems.append("trainer and rollout engine give the tokens of the first minibatch log-probs "
-                            "that differ by "
-                            f"{mismatch:.2g} on average (limit {self.limits.mismatch:g}): they hold "
-                            "different weights, or "
-                            "compute different things with them")
+            problems.append(
+                "trainer and rollout engine give the tokens of the first minibatch log-probs that differ by "
+                f"{mismatch:.2g} on average (limit {self.limits.mismatch:g}): they hold different weights, or "
+                "compute different things with them")
         return problems
 
     def _start_kl(self, first: UpdateStats) -> list[str]:
         kl = first.sums["kl"] / first.sums["tokens"]
         if abs(kl) <= self.limits.start_kl:
             return []
-        return [f"before the first update the KL to the reference is {kl:.2g} (limit "
-                f"{self.limits.start_kl:g}), though "
-                "actor_rollout.load and ref.load are the same: one of the two was not loaded as it is"]
+        return [f"before the first update the KL to the reference is {kl:.2g} (limit {self.limits.start_kl:g}), "
+                "though actor_rollout.load and ref.load are the same: one of the two was not loaded as it is"]
 
 
 def _versions(batch: Batch, groups: Sequence[Group]) -> list[str]:
@@ -74,8 +72,7 @@ def _versions(batch: Batch, groups: Sequence[Group]) -> list[str]:
     others = [sample.version for sample in samples if sample.version != batch.version]
     if not others:
         return []
-    return [f"{len(others)} of {len(samples)} samples were drawn with weights version {others[0]}, but "
-            "version "
+    return [f"{len(others)} of {len(samples)} samples were drawn with weights version {others[0]}, but version "
             f"{batch.version} was published: training is not on-policy"]
 
 

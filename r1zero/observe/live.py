@@ -74,5 +74,7 @@ def progress_text(notices: Sequence[str | None]) -> str:
     if not found:
         return ""
     done, total, rate = (sum(column) for column in list(zip(*found, strict=True))[:3])
+    if done == total:
+        return f"{done}/{total} samples, learning"
     longest = max(entry[3] for entry in found)
     return f"{done}/{total} samples, {rate:.0f} tok/s, longest running {longest} tokens"

@@ -124,10 +124,13 @@ class Sink:
         except queue.Full:
             self._say("does not answer")
 
-    def close(self, deadline: float) -> None:
-        """Let the tracker finish until `deadline`, on the monotonic clock; then leave it behind."""
+    def end(self) -> None:
+        """Let the tracker finish after the rows that it has."""
         with contextlib.suppress(queue.Full):  # nobody takes rows any more
             self._rows.put_nowait(None)
+
+    def join(self, deadline: float) -> None:
+        """Wait for that until `deadline`, on the monotonic clock; then leave it behind."""
         self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
             self._say("does not end")
@@ -166,7 +169,9 @@ class Sinks:
             sink.put(step, row)
 
     def close(self) -> None:
-        """Let all finish; takes CLOSE_SECONDS at most."""
+        """Let all finish, side by side; takes CLOSE_SECONDS at most."""
         deadline = time.monotonic() + CLOSE_SECONDS
         for sink in self._sinks:
-            sink.close(deadline)
+            sink.end()
+        for sink in self._sinks:
+            sink.join(deadline)
