@@ -125,6 +125,9 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
              "empty.jsonl": ("", "has no rows"), "empty.json": ("[]", "has no rows"),
              "text.parquet": ("no parquet", "cannot be read"), "cut.json": ('[{"a"', "not valid JSON"),
              "cut.jsonl": ('{"question": "Q", "answer": "1"}\n{"que', "line 2: not valid JSON"),
+             "deep.jsonl": ('{"question": ' + "[" * 100_000, "line 1: not valid JSON"),
+             "digits.jsonl": ('{"question": "Q", "answer": ' + "1" * 5000 + "}", "line 1: not valid JSON"),
+             "half.jsonl": ('{"question": "\\ud800", "answer": "1"}', "line 1: .* half of a surrogate pair"),
              "object.json": ("{}", "must hold a JSON list"), "number.jsonl": ("5", "line 1: found int"),
              "data.csv": ("question,answer", "ends in .parquet, .jsonl, .json")}
     for name, (content, reason) in cases.items():

@@ -6,10 +6,10 @@ import hashlib
 import itertools
 import json
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from multiproc import DEVICE, run_ranks
+from tool import TOOLS, functions
 from worlds import run, samples
 
 from r1zero.algo.pass_at_k import bootstrap_interval, pass_at_k
@@ -29,9 +30,6 @@ from r1zero.observe.scores import Conditions, attempts, report, table
 from r1zero.world.groups import World
 from r1zero.world.launch import Launch
 from r1zero.world.roles import place
-
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "evaluate.py"
-
 
 # -- estimators -----------------------------------------------------------------------------------
 
@@ -101,6 +99,14 @@ def test_scores_are_those_worked_out_by_hand() -> None:
     assert re.search(r"hard +1 +0\.0%", text) and re.search(r"rules +format, acc\n", text)
 
 
+def test_a_scorer_of_one_s_own_may_be_the_only_one() -> None:
+    members = [Sample(np.zeros(3, np.int32), np.zeros(3, np.float32), False, 0,
+                      {"mine.score": Score(0.5, Outcome.GRADED)}) for _ in range(4)]
+    groups = [Group(0, Prompt(0, "", np.zeros(1, np.int32), ""), members)]
+    found = report(groups, {}, replace(CONDITIONS, rules=["path/to/mine.py:score"]))
+    assert (found["scores"]["pass@1"], found["scores"]["reward/mine.score"]) == (0.0, 0.5)
+
+
 def test_attempts_are_powers_of_two_and_all() -> None:
     assert [attempts(n) for n in (1, 4, 6)] == [[1], [1, 2, 4], [1, 2, 4, 6]]
 
@@ -137,7 +143,7 @@ def evaluate_body(rank: int, size: int, store: object, arguments: list[str]) -> 
     """Evaluate as tools/evaluate.py does once it has looked at its arguments."""
     from r1zero.evaluator import prepare, run
 
-    tool = tool_functions()
+    tool = functions("evaluate.py")
     args = tool["parse"](arguments)
     cfg, tp = tool["config"](args), args.tensor_model_parallel_size
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
@@ -146,12 +152,6 @@ def evaluate_body(rank: int, size: int, store: object, arguments: list[str]) -> 
                   timedelta(seconds=120), store)
     run(prepare(cfg, world, args.data, args.problems, args.max_new_tokens), Path(cfg.output_dir),
         args.round_samples or None)
-
-
-def tool_functions() -> dict:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", sys.path[:])
-        return runpy.run_path(str(TOOL))
 
 
 def evaluated(size: int, output: Path, *arguments: str) -> tuple[dict, list[dict]]:
@@ -178,7 +178,8 @@ def on_one_rank(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> t
 def test_two_ranks_give_the_same_scores_bit_for_bit(flags: list[str], on_one_rank: tuple[dict, list[dict]],
                                                     tmp_path: Path) -> None:
     # Through torchrun and the command line, each rank a replica.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(TOOL)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(TOOLS / "evaluate.py")]
     done = subprocess.run([*command, *flags, "--output", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert found(tmp_path) == on_one_rank
@@ -271,9 +272,10 @@ def test_evaluation_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("wrong", "sentence"), [
     (["--k", "0"], "--k: 0 must be at least 1"),
-    (["--temperature", "-1"], "--temperature: -1.0 must not be negative"),
+    (["--temperature", "-1"], "--temperature: -1.0 must be a number from 0 on"),
+    (["--temperature", "nan"], "--temperature: nan must be a number from 0 on"),
     (["--top-p", "0"], "--top-p: 0.0 must be above 0"),
-    (["--deadline-seconds", "0"], "--deadline-seconds: 0.0 must be above 0"),
+    (["--deadline-seconds", "nan"], "--deadline-seconds: nan must be a number above 0"),
     (["--model", "/nowhere"], "--model: /nowhere is not a folder"),
     (["--tokenizer-name-or-path", "/nowhere"], "--tokenizer-name-or-path: /nowhere has no tokenizer.json"),
     (["--data", "/nowhere.parquet"], "--data: /nowhere.parquet does not exist"),
@@ -287,7 +289,7 @@ def test_evaluation_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> 
 ])
 def test_bad_flags_are_refused_by_a_sentence(flags: list[str], wrong: list[str], sentence: str,
                                              capsys: pytest.CaptureFixture[str]) -> None:
-    assert tool_functions()["main"]([*flags, *wrong]) == 2
+    assert functions("evaluate.py")["main"]([*flags, *wrong]) == 2
     said = capsys.readouterr().err
     assert re.search(sentence, said) and "Traceback" not in said
 

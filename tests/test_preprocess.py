@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import torch
 from megatron.core.datasets import helpers
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from small_config import home, load, only  # noqa: F401
+from tool import TOOLS, run_here
 from transformers import PreTrainedTokenizerBase
 
 from r1zero.batch import Prompt
@@ -28,7 +28,7 @@ from r1zero.data.packed import read_packed, stem
 from r1zero.data.prompts import Prompts, load_tokenizer
 from r1zero.data.template import Template
 
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "preprocess_data.py"
+TOOL = "preprocess_data.py"
 KEYS = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
 ROWS = [{"question": f"What is {n}+{n * n}?" + " Tell me." * (n % 5), "ground_truth_answer": str(n + n * n)}
         for n in range(600)]
@@ -49,27 +49,16 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flags(raw: Path, tiny: Path, prefix: Path, *more: str) -> list[str]:
     """The command line as the feature that we succeed has it."""
-    return [str(TOOL), "--input", str(raw), "--tokenizer-name-or-path", str(tiny / "model"), "--output-prefix",
+    return ["--input", str(raw), "--tokenizer-name-or-path", str(tiny / "model"), "--output-prefix",
             str(prefix), "--tokenizer-type", "PretrainedFromHF", "--log-interval", "1000", "--prompt-type",
             "qwen_r1", "--map-keys", json.dumps(KEYS), *more]
-
-
-def run(arguments: list[str]) -> int:
-    """Run the tool in this process, which has the heavy imports; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", arguments)
-        patch.setattr(sys, "path", sys.path[:])
-        try:
-            return runpy.run_path(str(TOOL))["main"]()
-        except SystemExit as left:  # argparse
-            return left.code
 
 
 @pytest.fixture(scope="module", params=["AlpacaStyleInstructionHandler", "R1AlpacaStyleInstructionHandler"])
 def made(request: pytest.FixtureRequest, raw: Path, tiny: Path,
          tmp_path_factory: pytest.TempPathFactory) -> Path:
     prefix = tmp_path_factory.mktemp("packed") / "data"
-    assert run(flags(raw, tiny, prefix, "--handler-name", request.param)) == 0
+    assert run_here(TOOL, *flags(raw, tiny, prefix, "--handler-name", request.param)) == 0
     return prefix
 
 
@@ -140,7 +129,7 @@ def test_a_failure_leaves_the_earlier_files_and_no_others(tmp_path: Path) -> Non
 def test_a_killed_run_leaves_nothing_under_the_names_of_the_data(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "many.jsonl"
     path.write_text("\n".join(map(json.dumps, ROWS * 500)))
-    command = [sys.executable, *flags(path, tiny, tmp_path / "out" / "data")]
+    command = [sys.executable, str(TOOLS / TOOL), *flags(path, tiny, tmp_path / "out" / "data")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         while not any(file.stat().st_size for file in tmp_path.glob("out/*")) and process.poll() is None:
             time.sleep(0.01)
@@ -162,15 +151,16 @@ def test_prompts_are_those_of_the_raw_rows_token_for_token(made: Path, raw: Path
 
 def test_rows_that_are_too_long_are_left_out_and_the_others_keep_their_numbers(
         raw: Path, tiny: Path, tokenizer: Tokens, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(flags(raw, tiny, tmp_path / "data", "--seq-length", "22")) == 0
+    assert run_here(TOOL, *flags(raw, tiny, tmp_path / "data", "--seq-length", "22")) == 0
     kept = [prompt for prompt in prompts(raw, tokenizer).prompts if len(prompt.tokens) < 22]
     assert 0 < len(kept) < 600 and capsys.readouterr().out.startswith(f"{len(kept)} rows")
     assert list(map(plain, prompts(tmp_path / "data", tokenizer).prompts)) == list(map(plain, kept))
 
 
 def test_any_number_of_workers_writes_the_same_bytes(raw: Path, tiny: Path, tmp_path: Path) -> None:
-    assert run(flags(raw, tiny, tmp_path / "1", "--workers", "1")) == 0
-    subprocess.run([sys.executable, *flags(raw, tiny, tmp_path / "2", "--workers", "2")], check=True)
+    assert run_here(TOOL, *flags(raw, tiny, tmp_path / "1", "--workers", "1")) == 0
+    command = [sys.executable, str(TOOLS / TOOL), *flags(raw, tiny, tmp_path / "2", "--workers", "2")]
+    subprocess.run(command, check=True)
     for field in ("input_ids", "attention_mask", "labels"):
         for path in (index_path, values_path):
             one, two = (path(stem(tmp_path / workers, field)).read_bytes() for workers in "12")
@@ -192,7 +182,8 @@ def test_a_path_or_weights_and_paths_are_understood(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "sentence"), [
     ("a,b", "the weight of b is 'a'"), ("1,a,b", "weights and paths in turn"),
     ("1,a,0,b", "the weight of b is '0'"),
-    ("1,a,nan,b", "the weight of b is 'nan'"), ("1 a -2 b", "the weight of b is '-2'"), ("", "it is empty")])
+    ("1,a,nan,b", "the weight of b is 'nan'"), ("1 a -2 b", "the weight of b is '-2'"), ("", "it is empty"),
+    ("1,a,1,", "no path follows the weight 1"), ("1e308,a,1e308,b", "add up to infinity")])
 def test_a_malformed_blend_is_named(text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         split_blend(text)
@@ -311,5 +302,5 @@ def test_data_is_looked_at_before_a_run_starts(home: Path) -> None:  # noqa: F81
 ])
 def test_bad_flags_are_refused_and_nothing_is_written(raw: Path, tiny: Path, tmp_path: Path, wrong: list[str],
                                                       sentence: str, capsys: pytest.CaptureFixture) -> None:
-    assert run(flags(raw, tiny, tmp_path / "data", *wrong)) == 2
+    assert run_here(TOOL, *flags(raw, tiny, tmp_path / "data", *wrong)) == 2
     assert re.search(sentence, capsys.readouterr().err) and not list(tmp_path.iterdir())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tool import TOOLS, functions, run_here
 
 from r1zero.config import Reward
 from r1zero.reward.judge import Judge
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
 Rescore = Callable[..., tuple[int, str, str]]
 GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"
 
@@ -87,14 +86,9 @@ def test_score_names_what_is_wrong(
 
 
 @pytest.fixture
-def rescore(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Rescore:
-    """Run rescore.py in this process, which has the heavy imports."""
-    def run_here(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rescore.py", *arguments])
-        code = runpy.run_path(str(TOOLS / "rescore.py"))["main"]()
-        return code, *capsys.readouterr()
-
-    return run_here
+def rescore(capsys: pytest.CaptureFixture[str]) -> Rescore:
+    """Run rescore.py; exit code, standard output, standard error."""
+    return lambda *arguments: (run_here("rescore.py", *arguments), *capsys.readouterr())
 
 
 @pytest.fixture
@@ -148,7 +142,7 @@ def test_rescore_names_what_is_wrong(samples: Path, rescore: Rescore) -> None:
 
 
 def test_hostile_answers_are_never_right_and_never_late() -> None:
-    fuzz = runpy.run_path(str(TOOLS / "fuzz_judge.py"))
+    fuzz = functions("fuzz_judge.py")
     chosen = {kind.__name__: [] for kind in fuzz["KINDS"]}
     number = 0
     while min(map(len, chosen.values())) < 8:  # all kinds, the rare ones, too

@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 from datetime import timedelta
+from math import inf
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -113,11 +114,12 @@ def check(args: argparse.Namespace, cfg: Config, launch: Launch) -> list[str]:
         ("--k", args.k), ("--max-new-tokens", args.max_new_tokens), ("--workers", args.workers),
         ("--problems", args.problems), ("--tensor-model-parallel-size", args.tensor_model_parallel_size))
              if value is not None and value < 1]
-    wrong += [(flag, value, "must not be negative; 0 is the least") for flag, value in (
+    wrong += [(flag, value, "must be a number from 0 on") for flag, value in (
         ("--temperature", args.temperature), ("--top-k", args.top_k), ("--round-samples", args.round_samples),
-        ("--seed", args.seed)) if value < 0]
+        ("--seed", args.seed)) if not 0 <= value < inf]
     wrong += [("--top-p", args.top_p, "must be above 0, at most 1")] if not 0 < args.top_p <= 1 else []
-    wrong += [("--deadline-seconds", args.deadline_seconds, "must be above 0")] if args.deadline_seconds <= 0 else []
+    if not 0 < args.deadline_seconds < inf:
+        wrong.append(("--deadline-seconds", args.deadline_seconds, "must be a number above 0"))
     problems = [f"{flag}: {value} {sentence}" for flag, value, sentence in wrong]
     if len({Path(path).stem for path in args.data}) < len(args.data):
         problems.append(f"--data: two of {', '.join(args.data)} would write the same report; give them one by one")

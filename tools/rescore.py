@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=5, help="to print for each scorer")
     args = parser.parse_args()
     try:
-        cfg, _ = load_config(args.config or str(args.files[0].resolve().parents[1] / "config.yaml"))
+        cfg, _ = load_config(args.config or str(args.files[0].resolve().parent.parent / "config.yaml"))
         names = args.verifier or cfg.algorithm.verifier_function
         for problem in check_names(names):
             raise ValueError(f"--verifier: {problem}")

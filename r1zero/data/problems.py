@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from r1zero.sentences import nearest
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ def read_problems(path: str | Path, map_keys: dict[str, str]) -> list[Problem]:
 
 
 def read_tags(path: str | Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """Read those of the columns `names` that a raw data set has, as texts, a value for each row in its order."""
+    """Read those of the columns `names` that a raw data set has: a text for each row, in the order of the rows."""
     rows = [row for file in data_files(Path(path)) for _, row in _rows(file, _present(file, names))]
     return {name: [str(row.get(name)) for row in rows] for name in names if any(name in row for row in rows)}
 
@@ -68,14 +71,17 @@ def _problem(place: str, row: dict, columns: dict[str, str]) -> Problem:
         if value is None and not required:
             return ""
         if not isinstance(value, str):
-            found = "is missing or null" if value is None else f"is {value!r}, not a text"
+            found = "is missing or null" if value is None else f"is {value!r:.80}, not a text"
             raise ValueError(f"{place}: column {column!r} {found}; correct or remove the row")
         if required and not value.strip():
             raise ValueError(f"{place}: column {column!r} is empty; correct or remove the row")
+        if not value.isprintable() and _HALF.search(value):
+            raise ValueError(f"{place}: column {column!r} has half of a surrogate pair, {_HALF.search(value)[0]!a}, "
+                             "which is no character; correct or remove the row")
         return value
 
     parts = text("prompt", required=True), text("query", required=False)
-    return Problem("\n".join(part for part in parts if part), text("response", required=True, numbers=True),
+    return Problem("\n".join(filter(None, parts)), text("response", required=True, numbers=True),
                    text("system", required=False))
 
 
@@ -155,5 +161,5 @@ def parse_json(place: str, text: str) -> object:
     """Parse JSON text found at `place`. ValueError naming it."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # malformed; a number of too many digits; nested too deeply
         raise ValueError(f"{place}: not valid JSON: {error}") from None

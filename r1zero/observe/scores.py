@@ -1,4 +1,4 @@
-"""The report of an evaluation: scores with intervals, by level and subject too, and the protocol beside them."""
+"""The report of an evaluation: scores with intervals, also by level and subject, and the protocol beside them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Conditions:
     max_new_tokens: int
     seed: int
     dtype: str
-    rules: list[str]  # scorers; acc or base_acc decides what is right, or else the first
+    rules: list[str]  # scorers; acc or base_acc decides what is right, or else the first (a grade: nothing)
     extractor: str
     intervals: str = f"95%, percentile bootstrap over problems, {RESAMPLES} resamples"
 
@@ -68,7 +68,7 @@ def report(groups: Sequence[Group], tags: Mapping[str, Sequence[str]], protocol:
 
 def scores(groups: Sequence[Group], protocol: Conditions) -> dict[str, float]:
     """Return pass@1, 2, 4, ... with intervals, avg@n, and the rates and lengths of sample_metrics."""
-    rule, samples = deciding_rule(protocol.rules), protocol.samples_per_problem
+    rule, samples = deciding_rule(list(groups[0].samples[0].scores)), protocol.samples_per_problem
     outcomes = [[sample.scores[rule].outcome for sample in group.samples] for group in groups]
     right = np.array([found.count(Outcome.RIGHT) for found in outcomes])
     result: dict[str, float] = {}
@@ -82,7 +82,7 @@ def scores(groups: Sequence[Group], protocol: Conditions) -> dict[str, float]:
 
 
 def deciding_rule(rules: Sequence[str]) -> str:
-    """Return the rule that says which answers are right."""
+    """Return the rule, by its shown name, that says which answers are right."""
     return next((rule for rule in ("acc", "base_acc") if rule in rules), rules[0])
 
 

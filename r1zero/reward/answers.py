@@ -61,7 +61,7 @@ def readings(text: str, trusted: bool) -> list[Answer]:
 def _are_near(sides: list[Answer]) -> bool:
     r"""Tell whether the sides of `2\pi \approx 6.28` are one number, rounded; `7 \approx 8` are two answers.
 
-    They are within a hundredth of the first, and within a unit of the last place that it or they are given to.
+    Others differ from the first by a hundredth at most, and by less than the last place of one of the two.
     """
     if len(sides) < 2:
         return True
@@ -308,7 +308,8 @@ def _by_neighbours(point: Group, letters: list[str]) -> Group:
     row = "".join(sorted(letters))
     if row not in string.ascii_lowercase or len(letters) != len(point.items) or point.unordered:
         return point
-    return replace(point, items=tuple(item for _, item in sorted(zip(letters, point.items), key=itemgetter(0))))
+    pairs = sorted(zip(letters, point.items, strict=True), key=itemgetter(0))
+    return replace(point, items=tuple(item for _, item in pairs))
 
 
 def _interval(left: str, low: Node, high: Node, right: str) -> Group:

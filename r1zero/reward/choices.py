@@ -14,7 +14,8 @@ _LEAD = re.compile(r"(?:the )?(?:(?:correct )?(?:answer|choice|option) ?(?:is ?)
 _CHINESE_LEAD = re.compile(r"(?:\u7b54\u6848|\u9009\u9879|\u9009)(?:\u662f|\u4e3a)?:? ?")
 _CHOICE = re.compile(r"\(?([A-Za-z])(?:\)?|[).:,](.*))")
 _HEDGE = re.compile(  # a second choice
-    r"[\u2227\u2228]|(?<![A-Za-z0-9])[A-Z](?:[).:,]|$)|^(?:[ ,;&/()]*(?<![A-Za-z])[A-Ha-h](?![A-Za-z]))+[).]?$"
+    r"[\u2227\u2228]|(?<![A-Za-z0-9])[A-Z](?:[).:,]|$)"
+    r"|^(?:[ ,;&/()]*(?<![A-Za-z])[A-Ha-h](?![A-Za-z]))+[).]?$"
 )
 _WORD = re.compile(r"(?=.*(?:[^\W\d_]{3}|[\u3400-\u9fff]))[^\W\d_](?:[^\W\d_]|[ '.-])*")
 _LETTERS = re.compile(r"[A-Z](?: ?[,\u2227]? ?[A-Z])+")

@@ -34,7 +34,7 @@ def length(cases: Sequence[Case]) -> list[float]:
 
 
 def cosine(cases: Sequence[Case], values: Cosine) -> list[float]:
-    """Prefer short right answers and long wrong ones (arXiv:2502.03373, section 4, "cosine reward").
+    """Prefer short right answers and long wrong ones (Yeo et al., arXiv:2502.03373, section 4.2, equation 1).
 
     long + (short - long) / 2 * (1 + cos(pi * len / limit)), with (short, long) by verdict; at the limit,
     `exceeded` whatever the verdict.
@@ -60,7 +60,7 @@ def overlong(case: Case, cache_tokens: int | None) -> float:
 
 
 def repetition(case: Case, ngram: int) -> float:
-    """Punish n-grams of words that stood before (after arXiv:2502.03373, appendix C.2).
+    """Punish n-grams of words that stood before (after arXiv:2502.03373, appendix C.2, algorithm 1).
 
     -(1 - distinct n-grams / all n-grams), from 0 to -1. The paper punishes each repeated token; one value per
     response needs their share.

@@ -1,7 +1,7 @@
 r"""Units behind a number: which text is a unit, and which units measure the same thing.
 
 A unit is read as a product of powers of known units (km/h, `\text{ square inches}`, `\text{m/s}^2`), or as
-words that we do not know (apples), which are ignored. A count may stand before it: a million, a dozen, tenths.
+words that we do not know (apples), which are ignored. A count may stand before it: million, dozen, tenths.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import psutil
+
 from r1zero.config import Reward
 from r1zero.reward import custom
 from r1zero.reward.case import Case
@@ -107,10 +109,8 @@ def _prepare(names: Sequence[str]) -> str:
 
 
 def _bound_memory(extra_bytes: int) -> None:
-    """Let this process grow by `extra_bytes` of address space from where it is."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        pages = int(file.read().split()[0])
-    limit = pages * resource.getpagesize() + extra_bytes
+    """Let this process grow by `extra_bytes` of address space from where it is, which Linux enforces."""
+    limit = psutil.Process().memory_info().vms + extra_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
