@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from r1zero.world.launch import Launch, read_launch
+from r1zero.world.launch import Launch, hush_torch, read_launch
 from r1zero.world.leave import BAD_INPUT
 from r1zero.world.roles import Placement
 
@@ -50,8 +50,7 @@ def end(exit_code: int) -> NoReturn:
 
 def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: bool, deterministic: bool,
              prepare: Callable[[World], T], work: Callable[[T], int | None]) -> int:
-    """Join the world, `prepare`, `work` with what it returns, and leave; returns the exit code, which is what
-    `work` returns.
+    """Join the world, `prepare`, `work` with what it returns, and leave; returns the exit code, that of `work`.
 
     A ValueError of `prepare` is bad input. The imports are heavy, and Megatron must come after the device is
     set, so `prepare` may import it and its callers may not.
@@ -59,6 +58,7 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
     from r1zero.observe.log import hush_libraries
 
     hush_libraries()
+    hush_torch()
     from r1zero.world import device as devices
     from r1zero.world.failure import FailureWatch
     from r1zero.world.groups import World

@@ -186,11 +186,13 @@ def test_missing_unexpected_and_misshaped_tensors_are_all_listed(copy):
         del model["decoder.layers.1.mlp.linear_fc2.weight"]
         model["decoder.layers.0.mlp.linear_fc1.bias"] = torch.zeros(3)
         model["decoder.final_layernorm.weight"] = torch.zeros(3)
+        model["decoder.layers.1.mlp.linear_fc1.weight"] = [1]
         model["decoder.layers.1.pre_mlp_layernorm.weight"] = torch.zeros(64, dtype=torch.int32)
 
     change(copy, "01_001", edit)
     message = refusal(copy / "legacy")
     for piece in ("decoder.layers.3.mlp.linear_fc2.weight is missing (in mp_rank_01)",
+                  "decoder.layers.3.mlp.linear_fc1.weight is missing",
                   "decoder.layers.2.mlp.linear_fc1.bias is unexpected",
                   "decoder.final_layernorm.weight has the shape (3,) instead of (64,)",
                   "decoder.layers.3.pre_mlp_layernorm.weight has the type torch.int32"):
@@ -266,6 +268,7 @@ METADATA = ITERATION, "metadata.json"
     ("legacy", write("", *SHARD), ["mp_rank_01_001"]),
     ("legacy", save({"model": {"language_model": {}}}, "00_000"), ["before megatron-core"]),
     ("legacy", save([1], "00_000"), ["holds no model"]),
+    ("legacy", save({"model0": {}, "model1": {}}, "01_001"), ["mp_rank_01_001", "of two checkpoints"]),
     ("dist", cut(ITERATION, "__1_0.distcp"), ["__1_0.distcp has", "cut off"]),
     ("dist", lambda folder: (folder / ITERATION / "__2_0.distcp").unlink(), ["__2_0.distcp is missing"]),
     ("dist", blank(ITERATION, "__0_0.distcp"), ["__0_0.distcp is damaged"]),

@@ -55,9 +55,10 @@ def test_nothing_set_means_a_world_of_one_even_in_a_batch_script(environment):
 
 @pytest.mark.parametrize(("change", "sentence"), [
     ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x must be a whole number"),
-    ({"LOCAL_WORLD_SIZE": "3"}, "WORLD_SIZE=4 is not a multiple of LOCAL_WORLD_SIZE=3")])
+    ({"LOCAL_WORLD_SIZE": "3"}, "WORLD_SIZE=4 is not a multiple of LOCAL_WORLD_SIZE=3"),
+    (SLURM | {"SLURM_DISTRIBUTION": "cyclic"}, "--distribution=cyclic")])
 def test_a_broken_environment_is_refused(environment, change, sentence):
-    environment(TORCHRUN | change)
+    environment(change if "SLURM_PROCID" in change else TORCHRUN | change)
     with pytest.raises(ValueError, match=re.escape(sentence)):
         read_launch()
 

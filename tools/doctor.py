@@ -33,7 +33,7 @@ from r1zero.preflight import machine  # noqa: E402
 from r1zero.preflight.machine import Node  # noqa: E402
 from r1zero.preflight.versions import check_versions, installed  # noqa: E402
 from r1zero.process import BAD_INPUT, is_first, refuse  # noqa: E402
-from r1zero.world.launch import Launch, announced_world_size, read_launch  # noqa: E402
+from r1zero.world.launch import Launch, announced_world_size, hush_torch, read_launch  # noqa: E402
 from r1zero.world.roles import Placement  # noqa: E402
 
 
@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> int:
     from r1zero.observe.log import hush_libraries
 
     hush_libraries()
+    hush_torch()
     from r1zero.world.rollcall import RollCall, open_store
 
     try:
@@ -76,9 +77,8 @@ def main(arguments: list[str]) -> int:
         return refuse([str(error)], speak=True)
     roll = RollCall(store, launch, args.seconds, give_up)
     if missing := roll.call():
-        findings.tell("ranks", [f"{roll.named(missing)} did not come within {args.seconds:g} s; look "
-                                "whether the launcher "
-                                "started them, and raise --seconds if their nodes are slow"], "")
+        findings.tell("ranks", [f"{roll.named(missing)} did not come within {args.seconds:g} s; look whether the "
+                                "launcher started them, and raise --seconds if their nodes are slow"], "")
         return refuse([], launch.speaks)
     look_at_nodes(cfg, launch, roll, findings)
     if cfg is not None:

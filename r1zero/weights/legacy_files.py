@@ -33,6 +33,10 @@ class LegacyWeights(MegatronWeights):
         for index, content in files.items():
             _check_content(found, index, content, shape)
         chunks = _chunks(files[0, 0])
+        for index, content in files.items():
+            if _chunks(content) != chunks:
+                raise ValueError(f"{found.files[index]} holds {', '.join(_chunks(content))}, but {found.files[0, 0]} "
+                                 f"{', '.join(chunks)}: they are of two checkpoints; copy the checkpoint again")
         self.shards = [_join([files[tp, pp][chunk] for chunk in chunks for pp in range(self.pp)])
                        for tp in range(self.tp)]
         refuse_misfits(found, [problem for tp in range(self.tp) for problem in self._problems(tp)])
@@ -110,7 +114,7 @@ def _join(stages: list[dict[str, object]]) -> State:
         seen = set()
         for stored, value in stage.items():
             name = canonical(stored)
-            if name is None or value is None:
+            if name is None or not isinstance(value, torch.Tensor):
                 continue
             prefix, _, rest = name.partition("decoder.layers.")
             if rest and not prefix:

@@ -40,6 +40,14 @@ def read_launch() -> Launch:
     return Launch("single", 0, 1, 0, (0,), "127.0.0.1", 0)
 
 
+def hush_torch() -> None:
+    """Let torch's C++ side tell of errors only, unless the user says otherwise; call before importing torch.
+
+    When a rank ends, it would print the stack of each lost connection on all others, and bury the cause.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def announced_world_size() -> int | None:
     """World size that the launcher is about to start (NNODES x NPROC_PER_NODE), when the caller says so."""
     text = os.environ.get("NPROC_PER_NODE")
@@ -64,6 +72,9 @@ def _from_slurm() -> Launch:
     nodes = tuple(node for node, tasks in enumerate(_tasks_per_node()) for _ in range(tasks))
     if len(nodes) != size:
         raise ValueError(f"SLURM_STEP_TASKS_PER_NODE describes {len(nodes)} tasks but SLURM_STEP_NUM_TASKS={size}")
+    if os.environ.get("SLURM_DISTRIBUTION", "block").startswith("cyclic"):
+        raise ValueError("srun --distribution=cyclic deals neighbouring ranks out to different nodes; say block, "
+                         "and a replica's ranks stay together")
     address = os.environ.get("MASTER_ADDR") or _first_slurm_node()
     # One port for all tasks of this step, and another for the next step of the same job.
     default_port = 20000 + (_read("SLURM_JOB_ID") * 64 + _read("SLURM_STEP_ID", 0) % 64) % 20000
