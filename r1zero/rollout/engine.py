@@ -130,13 +130,16 @@ class Engine:
         needy = [rows.running[row].ticket for row in range(rows.count)
                  if rows.lengths[row] == (len(self._prompt(row).shared) + len(rows.blocks[row])) * block]
         for ticket in sorted(needy):
-            while not self._pool.num_free:
+            while not self._pool.num_free and self._row_of(ticket) is not None:
                 if not self._caches.drop_idle():
                     self._preempt(rows.last())
-            row = next((row for row in range(rows.count) if rows.running[row].ticket == ticket), None)
-            if row is not None:  # else it was the last one itself
+            row = self._row_of(ticket)
+            if row is not None:  # else it was the last one itself, or made way for an earlier one
                 rows.blocks[row] += self._pool.take_own(1)
                 self._layout = None
+
+    def _row_of(self, ticket: Ticket) -> int | None:
+        return next((row for row in range(self._rows.count) if self._rows.running[row].ticket == ticket), None)
 
     def _decode(self) -> None:
         """Draw one more token for every running sample."""

@@ -1,7 +1,7 @@
 """Matrix products of the decoder, with weights laid out once per publish for the processor.
 
 On a CPU oneDNN multiplies with its own blocked layout; handed a plain matrix it would reorder it at
-every call. Elsewhere the plain weight is used.
+every call. Elsewhere, and in bf16 on processors that oneDNN has no bf16 for, the plain weight is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 # Rows that the layout is chosen for: a decoding step of a few dozen samples.
 TYPICAL_ROWS = 64
-_multiply = torch.ops.mkldnn._linear_pointwise.default
 
 
 class Linear:
@@ -23,11 +22,18 @@ class Linear:
 
     def prepare(self) -> None:
         """Lay the weight out anew."""
-        if self.weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if has_layout(self.weight):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, TYPICAL_ROWS)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply x [rows, in] -> [rows, out]."""
         if self._packed is None:
             return F.linear(x, self.weight, self.bias)
-        return _multiply(x, self._packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, self._packed, self.bias, "none", [], "")
+
+
+def has_layout(weight: torch.Tensor) -> bool:
+    """Whether oneDNN is there and multiplies this type on this processor: bf16 needs AVX-512 or the like."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

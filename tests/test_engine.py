@@ -1,0 +1,47 @@
+"""The engine where memory is short, and its products on processors without bf16."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import torch
+
+from r1zero.batch import Batch, Prompt
+from r1zero.model import ModelShape
+from r1zero.rollout.decoder import Decoder
+from r1zero.rollout.engine import Engine, Limits
+from r1zero.rollout.sampler import Sampling
+
+SHAPE = ModelShape("qwen3", 2, 32, 48, 4, 2, 16, 64, 512, 1e4, None, 1e-6, True, False, True)
+CPU = torch.device("cpu")
+
+
+def generate(limits, prompt_length, group_size, prompts):
+    """Samples without end, so that all need their whole budget; returns their tokens and the engine."""
+    decoder = Decoder(SHAPE, 1, None, torch.float32, CPU, 512)
+    torch.manual_seed(0)
+    for weight in decoder.weights.values():
+        weight.normal_(0, 0.3)
+    engine = Engine(decoder, Sampling(1.0, 1.0, 0, 7), (), limits)
+    engine.accept(0)
+    texts = [Prompt(i, "", np.arange(1 + i, 1 + i + prompt_length, dtype=np.int32), "") for i in range(prompts)]
+    engine.submit(Batch(1, 0, texts, group_size, group_size * prompts))
+    return [sample.tokens.tolist() for group in engine.collect(0) for sample in group.samples], engine
+
+
+def test_samples_that_need_their_next_block_together_in_a_cache_for_one():
+    """The last ones make way, the first goes on: nobody makes way for a sample that has itself made way."""
+    expected, _ = generate(Limits(8, 10**6), 8, 3, 2)
+    found, engine = generate(Limits(8, 1, block=4), 8, 3, 2)
+    assert found == expected and engine.preemptions
+    assert engine._pool.num_free == engine._pool.num_blocks
+
+
+def test_bf16_on_a_processor_that_onednn_has_no_bf16_for():
+    code = ("import torch; from r1zero.rollout.linear import Linear; x = torch.eye(3).bfloat16(); "
+            "linear = Linear(x); linear.prepare(); assert torch.equal(linear(x), x)")
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
