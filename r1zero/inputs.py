@@ -14,7 +14,9 @@ from r1zero.data.packed import is_packed, read_packed
 from r1zero.data.problems import read_problems
 from r1zero.data.template import Template
 from r1zero.model import ModelShape
+from r1zero.network import model_shape
 from r1zero.sentences import nearest
+from r1zero.typed import LARGEST, read_json
 from r1zero.weights.found import CONFIG, INDEX, SINGLE, check_files, find
 
 TINY = "tiny"
@@ -52,23 +54,17 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
         load = cfg.ref.load if role == "ref" else cfg.actor_rollout.load
         if load not in missing and not (role == "ref" and load == cfg.actor_rollout.load):
             problems += check_weights(f"{role}.load", Path(load or ""), cfg.model_folder(role))
-    tokenizer = cfg.training.tokenizer_name_or_path
+    shape, tokenizer = model_shape(cfg, "actor_rollout"), cfg.training.tokenizer_name_or_path
+    vocab_size = shape.vocab_size if shape is not None else LARGEST
     if tokenizer not in missing:
-        problems += check_tokenizer("training.tokenizer_name_or_path", Path(tokenizer or ""))
+        problems += check_tokenizer("training.tokenizer_name_or_path", Path(tokenizer or ""), vocab_size)
+    if shape is not None and cfg.actor_rollout.load not in missing:
+        problems += check_end_of_text("actor_rollout.load", cfg.model_folder("actor_rollout"), vocab_size)
     for key, path in data_sets:
         if path not in missing:
-            vocab_size = _vocab_size(cfg.model_folder("actor_rollout"))
             problems += check_data(key, path, cfg.training.map_keys, vocab_size)
     return problems + check_template("training.prompt_type", cfg.training.prompt_type,
                                      cfg.training.prompt_type_path or "")
-
-
-def _vocab_size(folder: Path) -> int:
-    """The rows of the model's embedding; without a readable model, more than any."""
-    try:
-        return ModelShape.from_folder(folder).vocab_size
-    except ValueError:
-        return 2**31
 
 
 def _missing_sentences(missing: dict[str, str]) -> list[str]:
@@ -115,14 +111,12 @@ def _shards(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.exists():
         try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise ValueError(f"{index} is not an index of safetensors files: copy it again") from None
-        return [folder / name for name in sorted(names)]
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
-    raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}: "
-                     "save the model with safetensors")
+    raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}: save the model with safetensors")
 
 
 def check_safetensors(path: Path) -> None:
@@ -155,13 +149,51 @@ def check_template(key: str, name: str, path: str) -> list[str]:
     return []
 
 
-def check_tokenizer(key: str, folder: Path) -> list[str]:
-    """A folder with the files of a tokenizer."""
-    known = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))
-    if any(all((folder / name).exists() for name in names) for names in known):
-        return []
-    return [f"{key}: {folder} has no tokenizer.json: "
-            "give a folder that holds a Hugging Face tokenizer"]
+def check_tokenizer(key: str, folder: Path, vocab_size: int) -> list[str]:
+    """A folder with the whole files of a tokenizer, none of whose ids lies beyond the model's embedding."""
+    known = (("tokenizer.json",), ("tokenizer_config.json", "vocab.json", "merges.txt"),
+             ("tokenizer_config.json", "tokenizer.model"))
+    if not any(all((folder / name).is_file() for name in names) for names in known):
+        return [f"{key}: {folder} has no tokenizer.json: give a folder that holds a Hugging Face tokenizer"]
+    contents = {}
+    for path in sorted(folder.glob("*token*.json")):
+        try:
+            contents[path.name] = read_json(path)
+        except ValueError as error:
+            return [f"{key}: {error}; copy it again"]
+        if not isinstance(contents[path.name], dict):
+            return [f"{key}: {path} must hold a JSON object; copy it again"]
+    largest = _largest_id(contents.get("tokenizer.json", {}))
+    if largest >= vocab_size:
+        return [f"{key}: {folder}/tokenizer.json has ids up to {largest}, but the model's embedding has {vocab_size} "
+                "rows; give the model's own tokenizer, or take out the tokens that were added to it"]
+    return []
+
+
+def _largest_id(tokenizer: dict) -> int:
+    """The largest id in the content of a tokenizer.json; -1 where there is none."""
+    try:
+        vocab = tokenizer.get("model", {}).get("vocab", {})
+        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+        return max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", []))], default=-1)
+    except (AttributeError, KeyError, TypeError):
+        return -1  # of no form that is known: the tokenizer's own library shall say
+
+
+def check_end_of_text(key: str, folder: Path, vocab_size: int) -> list[str]:
+    """What ends a response, where the model folder says it, must be ids of the vocabulary."""
+    for path in (folder / "generation_config.json", folder / CONFIG):
+        if not path.is_file():
+            continue
+        try:
+            content = read_json(path)
+        except ValueError as error:
+            return [f"{key}: {error}; copy it again"]
+        found = content.get("eos_token_id") if isinstance(content, dict) else content
+        for number in found if isinstance(found, list) else [found] * (found is not None):
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < vocab_size:
+                return [f"{key}: {path}: eos_token_id: {found} must be ids below the vocabulary's {vocab_size} rows"]
+    return []
 
 
 def check_data(key: str, path: str, map_keys: dict[str, str], vocab_size: int) -> list[str]:

@@ -5,14 +5,24 @@ Read from the `config.json` of a Hugging Face folder, so there is one source of 
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1zero.sentences import shown
+from r1zero.typed import LARGEST, read_json
+
 FAMILIES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3", "LlamaForCausalLM": "llama"}
 ARCHITECTURES = {family: architecture for architecture, family in FAMILIES.items()}
+QWEN3_HEAD_DIM = 128  # where config.json does not say it
+# Keys that would change what is computed, with the one value that does not.
+NEUTRAL: dict[str, object] = {
+    "hidden_act": "silu", "mlp_bias": False, "use_sliding_window": False, "partial_rotary_factor": 1,
+    "quantization_config": None}
+ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor",
+             "high_freq_factor", "original_max_position_embeddings"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +71,10 @@ class ModelShape:
     def from_folder(cls, folder: str | Path) -> ModelShape:
         """Read `config.json` in `folder`. ValueError when it is missing or not a supported model."""
         path = Path(folder) / "config.json"
-        try:
-            config = json.loads(path.read_text())
-        except FileNotFoundError:
+        if not path.exists():
             raise ValueError(f"{path} does not exist: `load` must name a Hugging Face model folder "
-                             "with config.json and safetensors files") from None
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} cannot be read as JSON: {error}") from None
+                             "with config.json and safetensors files")
+        config = read_json(path)
         if not isinstance(config, dict):
             raise ValueError(f"{path} must hold a JSON object")
         try:
@@ -80,32 +87,28 @@ class ModelShape:
     @classmethod
     def from_config(cls, config: dict) -> ModelShape:
         """Build from the content of a config.json. Raises KeyError or ValueError."""
-        architecture = (config.get("architectures") or [None])[0]
-        if architecture not in FAMILIES:
-            raise ValueError(f"architecture {architecture!r} is not supported; supported are {', '.join(FAMILIES)}")
-        family = FAMILIES[architecture]
-        if config.get("use_sliding_window"):
-            raise ValueError("use_sliding_window: true is not supported; set it to false for full attention")
-        if config.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"hidden_act {config['hidden_act']!r} is not supported; only silu is")
-        for key in ("mlp_bias", *(["attention_bias"] if family != "qwen2" else [])):
-            if config.get(key):
-                raise ValueError(f"{key}: true is not supported for {architecture}")
+        family = FAMILIES[_architecture(config)]
+        _refuse_others(config, NEUTRAL if family == "qwen2" else NEUTRAL | {"attention_bias": False})
+        layers, hidden, heads = (_count(config, key) for key in (
+            "num_hidden_layers", "hidden_size", "num_attention_heads"))
+        if config.get("layer_types") not in (None, ["full_attention"] * layers):
+            raise ValueError(f"layer_types: {config['layer_types']} is not supported; only full_attention in "
+                             f"each of the {layers} layers is")
         theta, scaling = _rope(config)
         return cls(
             family=family,
-            num_layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            ffn_size=config["intermediate_size"],
-            num_heads=config["num_attention_heads"],
-            num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            vocab_size=config["vocab_size"],
-            max_positions=config["max_position_embeddings"],
+            num_layers=layers,
+            hidden_size=hidden,
+            ffn_size=_count(config, "intermediate_size"),
+            num_heads=heads,
+            num_kv_heads=_kv_heads(config, family, heads),
+            head_dim=_head_dim(config, family, hidden, heads),
+            vocab_size=_count(config, "vocab_size"),
+            max_positions=_count(config, "max_position_embeddings"),
             rope_theta=theta,
             rope_scaling=scaling,
-            norm_eps=config["rms_norm_eps"],
-            tied=bool(config.get("tie_word_embeddings", False)),
+            norm_eps=_positive(config, "rms_norm_eps"),
+            tied=_flag(config, "tie_word_embeddings"),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
         )
@@ -149,18 +152,79 @@ class ModelShape:
         }
 
 
+# Each reads from the content of a config.json. KeyError when a key is missing, ValueError when its value cannot be.
+
+
+def _architecture(config: dict) -> str:
+    found = config.get("architectures")
+    name = found[0] if isinstance(found, list) and found else found
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(FAMILIES)}")
+    return name
+
+
+def _refuse_others(mapping: dict, neutral: Mapping[str, object]) -> None:
+    for key, value in neutral.items():
+        if mapping.get(key) is not None and mapping[key] != value:
+            raise ValueError(f"{key}: {shown(mapping[key])} is not supported; only {shown(value)} is")
+
+
+def _count(config: dict, key: str) -> int:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        raise ValueError(f"{key}: {shown(value)} must be a whole number of at least 1")
+    return value
+
+
+def _positive(mapping: dict, key: str) -> float:
+    value = mapping[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{key}: {shown(value)} must be a number above 0")
+    return float(value)
+
+
+def _flag(config: dict, key: str) -> bool:
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{key}: {shown(value)} must be true or false")
+    return bool(value)
+
+
+def _kv_heads(config: dict, family: str, heads: int) -> int:
+    """As many as heads where it is null, and in llama also where it is missing."""
+    given = config.get("num_key_value_heads") if family == "llama" else config["num_key_value_heads"]
+    kv_heads = heads if given is None else _count(config, "num_key_value_heads")
+    if heads % kv_heads:
+        raise ValueError(f"num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}")
+    return kv_heads
+
+
+def _head_dim(config: dict, family: str, hidden: int, heads: int) -> int:
+    if family == "qwen3" and "head_dim" not in config:
+        return QWEN3_HEAD_DIM
+    if config.get("head_dim") is None and hidden % heads:
+        raise ValueError(f"num_attention_heads: {heads} does not divide hidden_size {hidden}; head_dim would say more")
+    head_dim = hidden // heads if config.get("head_dim") is None else _count(config, "head_dim")
+    if head_dim % 2:
+        raise ValueError(f"head_dim: {head_dim} must be even, since rotary positions turn pairs")
+    return head_dim
+
+
 def _rope(config: dict) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from the keys of transformers 4 (`rope_theta`) or 5 (`rope_parameters`)."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or not set(rope) <= ROPE_KEYS:
+        raise ValueError(f"rope_parameters: {rope} is not supported; known are the keys {', '.join(sorted(ROPE_KEYS))}")
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"rope type {kind!r} is not supported; supported are default and llama3")
+    _refuse_others(rope, {"partial_rotary_factor": 1})
+    theta = _positive({"rope_theta": 10000.0} | config | rope, "rope_theta")
     if kind == "default":
         return theta, None
-    if kind != "llama3":
-        raise ValueError(f"rope type {kind!r} is not supported; supported are default and llama3")
-    return theta, RopeScaling(
-        factor=float(rope["factor"]),
-        low_freq_factor=float(rope["low_freq_factor"]),
-        high_freq_factor=float(rope["high_freq_factor"]),
-        original_max_positions=int(rope["original_max_position_embeddings"]),
-    )
+    scaling = RopeScaling(_positive(rope, "factor"), _positive(rope, "low_freq_factor"),
+                          _positive(rope, "high_freq_factor"), _count(rope, "original_max_position_embeddings"))
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise ValueError(f"high_freq_factor: {scaling.high_freq_factor} must be above low_freq_factor "
+                         f"{scaling.low_freq_factor}")
+    return theta, scaling

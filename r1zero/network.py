@@ -21,14 +21,14 @@ def model_shape(cfg: Config, role: str) -> ModelShape | None:
             return None  # check_inputs says what is wrong with it
     try:
         return ModelShape.from_megatron(cfg.model_keys(role))
-    except KeyError:
-        return None
+    except (KeyError, ValueError):
+        return None  # too little is said, or check_models says what is wrong
 
 
 def check_models(cfg: Config) -> list[str]:
     """The network against lengths, grids and the model file; nothing when its shape cannot be known here."""
     policy, reference = model_shape(cfg, "actor_rollout"), model_shape(cfg, "ref")
-    problems = []
+    problems = [sentence for role in ("actor_rollout", "ref") for sentence in _check_model_file(cfg, role)]
     if policy is not None:
         problems += _check_model_keys(cfg, "actor_rollout", policy) + _check_positions(cfg, policy)
         for axis in ("tensor_model", "pipeline_model", "infer_tensor"):
@@ -41,6 +41,17 @@ def check_models(cfg: Config) -> list[str]:
         problems.append(f"ref.load: {cfg.ref.load} has a vocabulary of {reference.vocab_size} rows, but "
                         f"actor_rollout.load {cfg.actor_rollout.load} has {policy.vocab_size}")
     return list(dict.fromkeys(problems))
+
+
+def _check_model_file(cfg: Config, role: str) -> list[str]:
+    """A model file must describe a network by itself, where it has to stand in for the model folder."""
+    try:
+        ModelShape.from_megatron(cfg.model_keys(role))
+    except KeyError:
+        pass
+    except ValueError as error:
+        return [f"model {attrgetter(f'{role}.model')(cfg)}: {error}"]
+    return []
 
 
 def _check_positions(cfg: Config, shape: ModelShape) -> list[str]:

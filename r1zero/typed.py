@@ -17,7 +17,7 @@ from r1zero.sentences import Notes, nearest
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 LARGEST = 2**32 - 1  # of whole numbers: no size, count or seed needs more, and libraries keep some in 32 bits
-UNWRITABLE = re.compile("[\0\ud800-\udfff]")  # characters that neither a path nor a terminal takes
+UNWRITABLE = re.compile("[\0\r\n\ud800-\udfff]")  # what paths, terminals or sentences cannot hold
 
 
 class Given(NamedTuple):
@@ -80,6 +80,16 @@ def read_yaml(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold sections such as `training:`, but holds {type(content).__name__}")
     return content
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. ValueError naming it."""
+    try:
+        if not path.is_file():  # a device may have no end
+            raise ValueError("there is no such file")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as a JSON file: {error}") from None
 
 
 def field_names(kind: type) -> set[str]:
@@ -159,8 +169,9 @@ def _scalar(value: Any, kind: type) -> Any:
     elif isinstance(value, bool) or not isinstance(value, str | int | float):
         pass
     elif kind is str:
-        if not UNWRITABLE.search(str(value)):
-            return str(value)
+        text = str(value).removesuffix("\n")  # which a block of several lines ends with
+        if not UNWRITABLE.search(text):
+            return text
     elif kind is float and math.isfinite(float(value)):
         return float(value)
     elif kind is int and (isinstance(value, int) or float(value).is_integer()):

@@ -95,6 +95,12 @@ def test_values_get_the_type_of_their_key(home: Path) -> None:
     assert cfg.algorithm.verifier_weight == [1.0, 0.5]
 
 
+def test_a_text_of_several_lines_is_folded_or_refused(home: Path) -> None:
+    text = (home / "base.yaml").read_text() + "output_dir: >\n  runs/a\n  b\n"
+    assert load_config(write(home, "folded", text))[0].output_dir == "runs/a b"
+    assert "output_dir: 'runs/a\\nb\\n' must be a text" in refusal(home, "output_dir: |\n  runs/a\n  b\n")
+
+
 def test_numbers_with_leading_zeros_are_decimal(home: Path) -> None:
     assert load(home, "training.seed=017").training.seed == 17  # YAML 1.1 reads 15
 

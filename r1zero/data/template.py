@@ -7,9 +7,10 @@ the text {question} and {system} are filled in, all other braces are literal. Ad
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from pathlib import Path
+
+from r1zero.typed import read_json
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "configs" / "templates.json"
 _PLACES = re.compile(r"\{(question|system)\}")
@@ -46,10 +47,7 @@ class Template:
 
 def _read(path: Path, name: str) -> dict:
     """Return the entry `name` of the templates file at `path`."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a JSON file of templates: {error}") from None
+    entries = read_json(path)
     if not isinstance(entries, dict):
         raise ValueError(f"{path} must hold a JSON object that maps names to templates")
     if name not in entries:
