@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from multiproc import run_ranks
 
+from r1zero.rollout import sampler
 from r1zero.rollout.sampler import Sampling, draw, uniforms
 
 
@@ -55,6 +56,19 @@ def test_top_k_and_top_p_cut_the_tail_and_leave_the_log_prob_alone():
         kept = row.exp() * torch.tensor([float(i in allowed) for i in range(5)])
         shares = torch.bincount(tokens, minlength=5) / len(tokens)
         torch.testing.assert_close(shares, kept / kept.sum(), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (50, 0.9), (0, 0.95), (0, 0.3), (256, 1.0), (300, 0.99)])
+def test_the_filters_draw_what_sorting_the_whole_vocabulary_gives(monkeypatch, top_k, top_p):
+    """Flat rows beside steep ones, and logits in eighths, so that many are equal."""
+    torch.manual_seed(4)
+    logits = (torch.randn(300, 1000) * torch.linspace(0, 6, 300)[:, None] * 8).round() / 8
+    sampling = Sampling(1.0, top_p, top_k, 0)
+    tokens, _ = sample(logits, sampling)
+    monkeypatch.setattr(sampler, "CANDIDATES", 1000)
+    assert (tokens == sample(logits, sampling)[0]).all()
+    if top_k == 1:
+        assert (tokens == logits.argmax(dim=-1)).all()
 
 
 def test_uniforms_depend_on_their_key_only():

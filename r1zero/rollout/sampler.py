@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 # Tokens summed at once before the search narrows to one block.
 MAX_BLOCK = 128
+# Likeliest tokens that the filters look at first: sorting a whole vocabulary takes longer than a decoding step.
+CANDIDATES = 256
 # Largest float32 below 1: keeps a scaled uniform strictly below the total it is scaled by.
 BELOW_ONE = 1.0 - 2.0**-23
 
@@ -123,12 +125,32 @@ def _draw_filtered(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampli
         dist.all_gather(parts, logits, group=group)
         logits = torch.cat(parts, dim=1)
     logprobs = torch.log_softmax(logits, dim=-1)
-    ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k > 0:
-        ordered[:, sampling.top_k:] = -torch.inf
-    weights = torch.softmax(ordered, dim=-1)
-    if sampling.top_p < 1.0:  # a token stays while the ones before it hold less than top_p
-        weights = weights * (weights.cumsum(dim=-1) - weights < sampling.top_p)
-    ranks, _, _ = _invert(weights, uniform, None)
-    tokens = order.gather(1, ranks[:, None])[:, 0]
+    tokens, sure = _choose(logprobs, uniform, sampling, max(CANDIDATES, sampling.top_k))
+    if not sure.all():
+        tokens[~sure], _ = _choose(logprobs[~sure], uniform[~sure], sampling, logprobs.shape[1])
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+
+
+def _choose(logprobs: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
+            candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw by the filters among this many of the likeliest tokens, of equal ones first those with small ids.
+
+    Returns the tokens [n], and where they are those that sorting the whole vocabulary would give, bool [n].
+    """
+    whole = candidates >= logprobs.shape[1]
+    if whole:
+        ordered, ids = logprobs.sort(dim=-1, descending=True, stable=True)
+    else:
+        ids = logprobs.topk(candidates, dim=-1).indices.sort(dim=-1).values
+        ordered, places = logprobs.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+        ids = ids.gather(1, places)
+    weights, held = ordered.exp(), 1.0
+    if sampling.top_k > 0:
+        weights[:, sampling.top_k:] = 0.0
+        held = weights.cumsum(dim=-1)[:, -1:]
+    if sampling.top_p < 1.0:  # a token stays while the ones before it hold less than top_p
+        weights = weights * (weights.cumsum(dim=-1) - weights < sampling.top_p * held)
+    ranks, _, _ = _invert(weights, uniform, None)
+    # What stays must end before the last candidate: tokens as likely as that one may have been left out.
+    sure = whole | ~((weights > 0) & (ordered == ordered[:, -1:])).any(dim=-1)
+    return ids.gather(1, ranks[:, None])[:, 0], sure
