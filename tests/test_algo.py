@@ -57,6 +57,9 @@ def test_adaptive_coefficient_follows_its_target_and_a_fixed_one_stays():
     assert adaptive.value == pytest.approx(0.05 * 1.01)
     adaptive.update(5.0, 100)  # errors are held to 20%: 2% up
     assert adaptive.value == pytest.approx(0.05 * 1.01 * 1.02)
+    short = KLCoefficient(0.05, target=0.1, horizon=10)
+    short.update(0.0, 600)  # 60 horizons of 20% down each would be below zero: it falls by one
+    assert short.value == pytest.approx(0.04)
 
 
 TERMS = LossTerms(clip_low=0.2, clip_high=0.3, kl_estimator="kl", kl_coefficient=0.1, entropy_coefficient=0.01)

@@ -34,7 +34,7 @@ class KLCoefficient:
 
     value: float
     target: float | None = None  # None: fixed
-    horizon: int | None = None  # in samples
+    horizon: int | None = None  # in samples; a shorter one than a step's samples counts as that step
 
     def update(self, measured: float, num_samples: int) -> None:
         """Move towards the target after a step in which `measured` was the mean penalty per token."""
@@ -42,4 +42,4 @@ class KLCoefficient:
             return
         assert self.horizon
         error = min(max(measured / self.target - 1, -0.2), 0.2)
-        self.value *= 1 + error * num_samples / self.horizon
+        self.value *= 1 + error * min(1.0, num_samples / self.horizon)  # beyond 5 horizons it would turn negative
