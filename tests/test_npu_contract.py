@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from r1zero.algo.packing import pack
 from r1zero.batch import Batch, Prompt
 from r1zero.model import ModelShape
+from r1zero.rollout import graphs
 from r1zero.rollout.attention import Layout, Row, Step
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
@@ -190,6 +191,23 @@ def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
     assert sum(graph.replays for graph in graphs) > 20
     for step in (1, 2, 3):
         assert drawn[True, step] == drawn[False, step]
+
+
+def test_a_cache_that_grows_where_it_lay_is_captured_anew(monkeypatch):
+    """An allocator may give the same address again; the layers behind the first one lie elsewhere all the same."""
+    captured = []
+    monkeypatch.setattr(graphs, "capture_graph", lambda run: (captured.append(run), run()))
+    monkeypatch.setattr(graphs, "replay_graph", lambda graph, lengths: None)
+    shape = ModelShape("qwen2", 2, 64, 1, 4, 2, 16, 8, 64, 1e4, None, 1e-6, True, True, False)
+    arena = torch.zeros(2 * 20 * 2 * 4 * 16)
+    decode = graphs.DecodeGraphs(lambda tokens, step: tokens.float()[:, None], 32)
+    for blocks in (10, 20):
+        pool = BlockPool(shape, 2, torch.float32, torch.device("cpu"), block=4)
+        pool.num_blocks, pool.keys = blocks, arena[:2 * blocks * 2 * 4 * 16].view(2, blocks, 2, 4, 16)
+        step = Step(Layout([Row(0, [], [1])], pool, 1, 4, torch.device("cpu")), np.array([2]))
+        for _ in range(graphs.WORTH_CAPTURING + 1):
+            decode(torch.tensor([5]), step)
+    assert len(captured) == 2
 
 
 def test_mindspeed_does_not_see_our_command_line(monkeypatch):

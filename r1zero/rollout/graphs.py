@@ -39,13 +39,13 @@ class DecodeGraphs:
         self._run, self._max_positions = run, max_positions
         self._captured: dict[int, _Captured] = {}  # by number of rows
         self._seen: dict[int, int] = {}
-        self._cache: int | None = None  # address of the keys that the graphs read
+        self._blocks = 0  # of the cache that the graphs read
 
     def __call__(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
         """Logits [n, V / TP], to be used before the next call."""
-        rows, address = len(tokens), step.layout.pool.keys.data_ptr()
-        if address != self._cache:  # the cache has grown and lies elsewhere
-            self._cache, self._captured, self._seen = address, {}, {}
+        rows, blocks = len(tokens), step.layout.pool.num_blocks
+        if blocks != self._blocks:  # the cache was allocated anew, and layers lie elsewhere even at the same address
+            self._blocks, self._captured, self._seen = blocks, {}, {}
         if rows not in self._captured:
             self._seen[rows] = self._seen.get(rows, 0) + 1
             if self._seen[rows] < WORTH_CAPTURING or len(self._captured) == MAX_GRAPHS:
