@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 
@@ -155,3 +156,13 @@ def test_without_a_compiler_pytorch_computes_and_the_reason_is_said(tmp_path):
     environment = {**os.environ, "PATH": "", "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "no C++ compiler" in done.stdout and done.stdout.startswith("(None")
+
+
+def test_a_user_without_a_home_folder_gets_the_reason_too(monkeypatch):
+    def unknown(_):
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    found, reason = native.load.__wrapped__()
+    assert found is None and "home directory" in reason

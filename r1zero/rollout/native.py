@@ -62,8 +62,9 @@ def operators(heads: Heads) -> Operators:
 @functools.cache
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The compiled kernels, or None and the reason why there are none."""
-    library, compiler = _library(), next(filter(None, map(shutil.which, COMPILERS)), None)
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     try:
+        library = _library()
         if not library.is_file():
             if compiler is None:
                 return None, "no C++ compiler (c++, g++ or clang++) was found"
@@ -71,7 +72,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         return ctypes.CDLL(str(library)), ""
     except subprocess.CalledProcessError as error:
         return None, f"{compiler} could not compile {SOURCE.name}: {' '.join(error.stderr.splitlines()[:1])}"
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter of a user without a home folder
         return None, f"{SOURCE.name} could not be compiled or loaded: {error}"
 
 
