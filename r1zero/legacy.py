@@ -8,8 +8,10 @@ from __future__ import annotations
 
 _PACKED = "sequences are packed without padding and shapes follow from the plan"
 _LABELS = "the column of the right answer is always read, under map_keys.response"
-_SAVED = "a checkpoint always holds all that a resumed run needs"
-_LOADED = "a run goes on from its own checkpoint with all state, and starts from `load` with none"
+_SAVED = ("a checkpoint always holds optimizer and random states, or no run could go on from it; "
+          "weights alone are in model/ at the end")
+_LOADED = ("a checkpoint of this program is always resumed whole, and of other weights only the model is read; "
+           "to start anew from a checkpoint's weights, make a model folder of it with tools/convert_ckpt.py")
 _FUSED = "the device chooses its kernels"
 _RECOMPUTE = "recompute_granularity: full recomputes one layer at a time"
 _CONFIG_JSON = "config.json in the model folder says it"

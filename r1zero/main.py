@@ -49,7 +49,7 @@ def main() -> int:
     except ValueError as error:
         return refuse(str(error).splitlines(), is_first())
     if problems:
-        return refuse(problems, launch.speaks)
+        return refuse(problems, launch.speaks, launch.other_node)
     return _run(cfg, warnings, launch)
 
 

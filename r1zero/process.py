@@ -21,13 +21,15 @@ T = TypeVar("T")
 LET_FIRST_SPEAK_SECONDS = 3.0
 
 
-def refuse(problems: list[str], speak: bool) -> int:
-    """Say what is wrong, once for the whole job; returns the exit code."""
-    if speak:
-        for problem in problems:
-            print(f"r1zero: {problem}", file=sys.stderr)
-    else:  # a launcher ends the job with its first process: let the one that speaks be heard
+def refuse(problems: list[str], speak: bool, node: str = "") -> int:
+    """Say what is wrong, once for the whole job; returns the exit code.
+
+    `node` names the node in the process that speaks for one: a file may be missing there alone.
+    """
+    if not speak:  # a launcher ends the job with its first process: let the one that speaks be heard
         time.sleep(LET_FIRST_SPEAK_SECONDS)
+    for problem in problems if speak or node else ():
+        print(f"r1zero: {node}{problem}", file=sys.stderr)
     return BAD_INPUT
 
 
@@ -67,7 +69,7 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
     try:
         world = World(launch, placement, device, timeout)
     except ValueError as error:  # the ranks did not find each other
-        return refuse([str(error)], True)
+        return refuse([str(error)], launch.speaks, launch.other_node)
     watch = FailureWatch(world.store, world.rank, launch.node_of_rank, world.roles)
     ready = False
     try:

@@ -67,6 +67,14 @@ def test_a_flag_that_would_be_ignored_or_guessed_is_refused():
         assert code == 2 and sentence in errors and "Traceback" not in errors
 
 
+@pytest.mark.parametrize(("rank", "said"), [(2, ["r1zero: node 1: "]), (3, [])])
+def test_what_is_wrong_on_another_node_is_told_by_its_first_rank(rank, said):
+    slurm = dict(SLURM_PROCID=str(rank), SLURM_STEP_NUM_TASKS="4", SLURM_STEP_TASKS_PER_NODE="2(x2)", SLURM_JOB_ID="1",
+                 SLURM_LOCALID=str(rank - 2), MASTER_ADDR="127.0.0.1")
+    code, _, errors, _ = main("--config", "tiny", "training.prompt_type=qwen_r2", **slurm)
+    assert code == 2 and [line[:16] for line in errors.splitlines()] == said
+
+
 def test_a_wrong_world_size_is_refused_by_one_sentence_of_the_job(tiny):
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3",

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         problems = check(args, cfg, launch)
     except ValueError as error:
         return refuse([str(error)], is_first())
-    return refuse(problems, launch.speaks) if problems else run(args, cfg, launch)
+    return refuse(problems, launch.speaks, launch.other_node) if problems else run(args, cfg, launch)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

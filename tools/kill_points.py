@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def start(folder: Path) -> subprocess.Popen:
-    """Start the job: 8 steps, saved after every second one, alternately beside the training and not."""
+    """Start the job: 8 steps, saved after every second one, beside the training."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts", "2",
                "--nproc-per-node", "4", str(ROOT / "r1zero" / "main.py"), "--config", "tiny", f"output_dir={folder}",
                "training.train_iters=8", "training.save_interval=2", "training.async_save=true",

@@ -30,6 +30,12 @@ class Launch:
         """True in the process that speaks for the job."""
         return self.rank == 0
 
+    @property
+    def other_node(self) -> str:
+        """`node 1: ` in the first process of a node without rank 0, which may know what others do not; else ""."""
+        node = self.node_of_rank[self.rank]
+        return f"node {node}: " if node != self.node_of_rank[0] and self.node_of_rank.index(node) == self.rank else ""
+
 
 def read_launch() -> Launch:
     """Read the place of this process from the environment. ValueError when it is incomplete."""

@@ -35,27 +35,29 @@ def open_store(launch: Launch, seconds: float) -> dist.Store:
     except RuntimeError as error:
         what = "cannot open the meeting point" if opens else "cannot reach rank 0"
         reason = str(error).split(". This is typically")[0].splitlines()[0]
-        raise ValueError(f"rank {launch.rank} {what} at {launch.address}:{launch.port} within {seconds:g} s ({reason}); "
-                         "set MASTER_ADDR to an address of the first node that all nodes reach and MASTER_PORT "
-                         "to a free port that no firewall closes, and see that rank 0 has started") from None
+        raise ValueError(f"rank {launch.rank} {what} at {launch.address}:{launch.port} within {seconds:g} s "
+                         f"({reason}); set MASTER_ADDR to an address of the first node that all nodes reach and "
+                         "MASTER_PORT to a free port that no firewall closes, and see that rank 0 has started"
+                         ) from None
 
 
 def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
     """The part of the job's store that this start of the ranks has for itself. ValueError when one does not come.
 
-    torchrun's store outlives a restart: the addresses and failures in it are those of the ranks before. Its count of
-    restarts would not tell them apart, since it differs between nodes when only some of them saw a failure. So rank 0
-    thinks of a name, and tells it to whoever asks; ranks ask under names of their own, which none had before.
+    torchrun's store outlives a restart: the addresses and failures in it are those of the ranks before. Its
+    count of restarts would not tell them apart, since it differs between nodes when only some of them saw a
+    failure. So rank 0 thinks of a name, and tells it to whoever asks; ranks ask under names of their own, which
+    none had before.
     """
     mine, deadline = uuid.uuid4().hex, time.monotonic() + seconds
     if launch.rank > 0:
         store.set(f"{START}asks/{launch.rank}", mine)
         try:
             name = store.get(f"{START}tells/{mine}").decode()
+            store.set(f"{START}{name}/here/{launch.rank}", "")
+            store.get(f"{START}{name}/complete")
         except RuntimeError:
-            raise ValueError(f"rank {launch.rank} has not heard from rank 0 within {seconds:g} s; see that all "
-                             "ranks have started") from None
-        store.set(f"{START}{name}/here/{launch.rank}", "")
+            raise ValueError(f"rank {launch.rank} waited for rank 0 in vain; see that all ranks start") from None
         return dist.PrefixStore(START + name, store)
     coming = list(range(1, launch.world_size))
     while coming:
@@ -64,9 +66,10 @@ def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
                 store.set(f"{START}tells/{store.get(f'{START}asks/{rank}').decode()}", mine)
         coming = [rank for rank in coming if not store.check([f"{START}{mine}/here/{rank}"])]
         if coming and time.monotonic() > deadline:
-            raise ValueError(f"rank {', '.join(map(str, coming[:8]))} did not come within {seconds:g} s; see that all "
-                             "ranks have started")
+            raise ValueError(f"rank {', '.join(map(str, coming[:8]))} did not come within {seconds:g} s; "
+                             "see that all ranks start")
         time.sleep(POLL_SECONDS if coming else 0.0)
+    store.set(f"{START}{mine}/complete", "")
     return dist.PrefixStore(START + mine, store)
 
 
@@ -127,9 +130,10 @@ class RollCall:
             self._silence(f"{name}: no answer within {self.seconds:g} s from {self.named(missing)}; look at what "
                           "these processes print, and at the memory of their nodes")
         else:
-            self._silence(f"{name}: all came, but {self.named(stuck)} did not get through within {self.seconds:g} s; "
-                          "the network between these nodes carries the meeting, but not this group: set "
-                          "GLOO_SOCKET_IFNAME (HCCL_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) to the interface that joins them")
+            self._silence(f"{name}: all came, but {self.named(stuck)} did not get through within "
+                          f"{self.seconds:g} s; the network between these nodes carries the meeting, but not this "
+                          "group: set GLOO_SOCKET_IFNAME (HCCL_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) to the interface "
+                          "that joins them")
 
     def _set(self, key: str, text: str = "1") -> None:
         self._store.set(PREFIX + key, text)
