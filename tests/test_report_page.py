@@ -1,4 +1,4 @@
-"""report.html in headless Chromium: drawn, searchable, readable, silent."""
+"""report.html in headless Chromium: drawn, searchable, readable, silent; of a tiny run and of a real one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from report_runs import append, samples_path, write_run, write_step
 from r1zero.observe.report import open_runs, write_report
 
 STEPS, PROMPTS = 4, 16  # every step draws the same prompts
+REAL = Path(__file__).resolve().parents[1] / "docs" / "smollm2_mawps"  # SmolLM2-135M, 60 steps: docs/results.md
+REAL_STEPS, REAL_EVALUATIONS = 60, (0, 20, 40, 60)
 HOSTILE = "</script><img src=x onerror=alert(1)><b>bold</b> \0 \u202etxet\u202c \u2028 $\\frac{a}{b}$ <|im_end|>"
 
 
@@ -29,6 +31,14 @@ def run(tiny, tmp_path_factory) -> Path:
         f"actor_rollout.data_path={home}/train.parquet"])
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> Path:
+    """The report of the real run."""
+    path = tmp_path_factory.mktemp("real") / "report.html"
+    write_report(path, open_runs([REAL]))
+    return path
+
+
 @pytest.fixture
 def page(browser, run):  # noqa: F811
     with opened(browser, run / "report.html") as found:
@@ -40,10 +50,10 @@ def count(page) -> str:
     return page.inner_text(".count")
 
 
-def rows(run: Path) -> list[dict]:
-    """All samples that the run left, those of the evaluations before and after too."""
-    training = [row | {"step": step} for step in range(1, STEPS + 1) for row in worlds.samples(run, step)]
-    return training + [row | {"step": step} for step in (0, STEPS) for row in held_out(run, step)]
+def rows(run: Path, steps: int = STEPS, evaluations: tuple[int, ...] = (0, STEPS)) -> list[dict]:
+    """All samples that the run left, those of the evaluations too."""
+    training = [row | {"step": step} for step in range(1, steps + 1) for row in worlds.samples(run, step)]
+    return training + [row | {"step": step} for step in evaluations for row in held_out(run, step)]
 
 
 def held_out(run: Path, step: int) -> list[dict]:
@@ -87,6 +97,42 @@ def test_a_run_leaves_a_page_that_draws_itself_and_asks_nobody(browser, run):  #
         drawn = ink(found.page)
         assert len(drawn) >= 15 and min(drawn) > 300, drawn
         assert f"step {STEPS} of {STEPS}" in found.page.inner_text("#status")
+
+
+def test_the_real_run_draws_itself_and_is_searched(browser, real):  # noqa: F811
+    assert real.stat().st_size < 5e6 * REAL_STEPS / 100
+    samples = rows(REAL, REAL_STEPS, REAL_EVALUATIONS)
+    with opened(browser, real) as found:
+        page = found.page
+        assert f"step {REAL_STEPS} of {REAL_STEPS}" in page.inner_text("#status")
+        drawn = ink(page)
+        assert len(drawn) >= 15 and min(drawn) > 300, drawn
+        assert count(page) == f"{len(samples):,} samples"
+        page.get_by_label("Step from", exact=True).fill("50")
+        page.get_by_label("acc", exact=True).select_option("right")
+        late = [row for row in samples if row["step"] >= 50 and row["outcome/acc"] == "right"]
+        assert count(page).startswith(f"{len(late)} of ") and len(late) > 20
+        page.get_by_role("searchbox").fill("HOW MANY")
+        asked = [row for row in late if "how many" in row["prompt"].split("<|im_start|>user")[-1].lower()
+                 or "how many" in row["response"].lower()]
+        assert count(page).startswith(f"{len(asked)} of ") and 0 < len(asked) < len(late)
+        page.get_by_role("button", name="Clear").click()
+        page.get_by_label("Problems", exact=True).select_option("heldOut")
+        page.locator(".entry").first.click()
+        page.get_by_role("button", name="side by side over 4 steps").click()
+        assert page.locator(".board .column h4").all_inner_texts() == [
+            f"after step {step}" for step in REAL_EVALUATIONS]
+        assert found.complaints == []
+        assert [address for address in found.requests if not address.startswith("data:")] == [real.as_uri()]
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
+def test_the_real_run_meets_wcag_aa(browser, real, size, scheme):  # noqa: F811
+    with opened(browser, real, size, scheme) as found:
+        assert violations(found.page, wide=size == DESKTOP) == []
+        found.page.get_by_role("tab", name="By question").click()
+        assert violations(found.page, wide=size == DESKTOP) == []
+        assert found.page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
 
 def test_pointing_at_a_step_reads_all_charts_there(page, run):

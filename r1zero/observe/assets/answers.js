@@ -162,32 +162,14 @@ function failureOf(sample, rule) {
 }
 
 function scoreTable(sample) {
-  const row = ([rule, score]) =>
-    el(
-      "tr",
-      {},
-      el("th", { scope: "row" }, rule),
-      el("td", { class: "number" }, formatted(score.value, "score")),
-      el("td", {}, chip("", score)),
-      el("td", { class: "why" }, because(rule, score.outcome), failureOf(sample, rule)),
-    );
-  return el(
-    "table",
-    { class: "scores" },
-    el(
-      "thead",
-      {},
-      el(
-        "tr",
-        {},
-        el("th", { scope: "col" }, "Rule"),
-        el("th", { scope: "col", class: "number" }, "Score"),
-        el("th", { scope: "col" }, "Verdict"),
-        el("th", { scope: "col" }, "Why"),
-      ),
-    ),
-    el("tbody", {}, ...Object.entries(sample.scores).map(row)),
-  );
+  const heads = [["Rule"], ["Score", true], ["Verdict"], ["Why"]];
+  const rows = Object.entries(sample.scores).map(([rule, score]) => [
+    rule,
+    formatted(score.value, "score"),
+    chip("", score),
+    el("span", { class: "why" }, because(rule, score.outcome), failureOf(sample, rule)),
+  ]);
+  return table("scores", heads, rows);
 }
 
 function facts(pairs) {

@@ -17,6 +17,30 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+// A table. `heads` are [text, is a number]; the first cell of a row is its head; a cell may be several children.
+function table(kind, heads, rows) {
+  const style = (i) => (heads[i][1] ? "number" : null);
+  const head = heads.map(([text], i) => el("th", { scope: "col", class: style(i) }, text));
+  const row = ([first, ...cells]) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, first),
+      ...cells.map((cell, i) => el("td", { class: style(i + 1) }, ...[cell].flat())),
+    );
+  return el(
+    "table",
+    { class: kind },
+    el("thead", {}, el("tr", {}, ...head)),
+    el("tbody", {}, ...rows.map(row)),
+  );
+}
+
+// What may be wider than the page: it scrolls by itself, with the keyboard, too.
+function scroller(label, child) {
+  return el("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": label }, child);
+}
+
 function announce(text) {
   document.getElementById("announce").textContent = text;
 }

@@ -51,40 +51,13 @@ function figures() {
       run.label,
     ),
   );
-  return el(
-    "div",
-    { class: "scroller", tabindex: "0", role: "region", "aria-label": "Key figures of the runs" },
-    el(
-      "table",
-      { class: "figures" },
-      el(
-        "thead",
-        {},
-        el(
-          "tr",
-          {},
-          el("th", { scope: "col" }, "Run"),
-          el("th", { scope: "col", class: "number" }, "Steps"),
-          ...shown.map(([label]) => el("th", { scope: "col", class: "number" }, label)),
-        ),
-      ),
-      el(
-        "tbody",
-        {},
-        ...RUNS.map((run, i) =>
-          el(
-            "tr",
-            {},
-            el("th", { scope: "row" }, toggles[i]),
-            el("td", { class: "number" }, grouped(run.steps.length)),
-            ...shown.map(([, key, kind]) =>
-              el("td", { class: "number" }, formatted(ends(run, key)[1], kind)),
-            ),
-          ),
-        ),
-      ),
-    ),
-  );
+  const heads = [["Run"], ["Steps", true], ...shown.map(([label]) => [label, true])];
+  const rows = RUNS.map((run, i) => [
+    toggles[i],
+    grouped(run.steps.length),
+    ...shown.map(([, key, kind]) => formatted(ends(run, key)[1], kind)),
+  ]);
+  return scroller("Key figures of the runs", table("figures", heads, rows));
 }
 
 // Held-out problems, a row an evaluation: a line of evaluation.jsonl, or its entries before and after.
@@ -120,42 +93,16 @@ function evaluationTable() {
           { class: "interval" },
           ["low", "high"].map((end) => (values[`${key}/${end}`] * 100).toFixed(1)).join("\u2013"),
         );
+  const heads = [["After"], ...shown.map(([label]) => [label, true])];
+  const cells = rows.map(([name, values]) => [
+    name,
+    ...shown.map(([, key, kind]) => [formatted(values[key], kind), interval(values, key)]),
+  ]);
   return el(
     "article",
     { class: "chart held-out" },
     el("header", {}, el("h3", {}, "Held-out problems")),
-    el(
-      "div",
-      { class: "scroller", tabindex: "0", role: "region", "aria-label": "Held-out problems" },
-      el(
-        "table",
-        { class: "figures" },
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            el("th", { scope: "col" }, "After"),
-            ...shown.map(([label]) => el("th", { scope: "col", class: "number" }, label)),
-          ),
-        ),
-        el(
-          "tbody",
-          {},
-          ...rows.map(([name, values]) =>
-            el(
-              "tr",
-              {},
-              el("th", { scope: "row" }, name),
-              ...shown.map(([, key, kind]) =>
-                el("td", { class: "number" }, formatted(values[key], kind), interval(values, key)),
-              ),
-            ),
-          ),
-        ),
-      ),
-    ),
+    scroller("Held-out problems", table("figures", heads, cells)),
     el(
       "p",
       { class: "note" },
