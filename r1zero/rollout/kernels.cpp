@@ -168,68 +168,41 @@ inline void ask(const T* row) {
   for (size_t at = 0; at < VECTORS * WIDTH * sizeof(T); at += LINE) __builtin_prefetch((const char*)row + at);
 }
 
-// scores[h * stride + t] = queries[h] . key t, for VECTORS vectors of tokens. Keys lie [dim][block]; `left` is what
-// the block holds from here on, WHOLE says that it holds all of these.
-template <int HEADS, int VECTORS, bool WHOLE, typename T>
-void score_tokens(const float* queries, const T* keys, const T* ahead, int64_t dim, int64_t block, int64_t left,
-                  float* scores, int64_t stride) {
+// out[h][i] = (ADD: +=) the sum over n of factors[h][n] * rows[n][i], for VECTORS vectors of i. Rows are `width` apart;
+// `left` is what they hold from here on, WHOLE says that it is all of these.
+template <int HEADS, int VECTORS, bool WHOLE, bool ADD, typename T>
+void multiply_tile(const float* factors, int64_t factors_apart, const T* rows, const T* ahead, int64_t width,
+                   int64_t left, int64_t count, float* out, int64_t out_apart) {
   Floats found[HEADS][VECTORS] = {};
-  for (int64_t d = 0; d < dim; d++) {
-    ask<VECTORS>(ahead + d * block);
+  for (int h = 0; ADD && h < HEADS; h++)
+    for (int v = 0; v < VECTORS; v++) found[h][v] = load(out + h * out_apart + v * WIDTH);
+  for (int64_t n = 0; n < count; n++) {
+    ask<VECTORS>(ahead + n * width);
     for (int v = 0; v < VECTORS; v++) {
-      const Floats key = load<WHOLE>(keys + d * block + v * WIDTH, left - v * WIDTH);
-      for (int h = 0; h < HEADS; h++) found[h][v] += queries[h * dim + d] * key;
+      const Floats x = load<WHOLE>(rows + n * width + v * WIDTH, left - v * WIDTH);
+      for (int h = 0; h < HEADS; h++) found[h][v] += factors[h * factors_apart + n] * x;
     }
   }
   for (int h = 0; h < HEADS; h++)
-    for (int v = 0; v < VECTORS; v++) store(scores + h * stride + v * WIDTH, found[h][v]);
+    for (int v = 0; v < VECTORS; v++) store(out + h * out_apart + v * WIDTH, found[h][v]);
 }
 
-// The first `count` tokens of one block; scores beyond, up to the end of a vector, are written and meaningless.
-template <int HEADS, typename T>
-void score_block(const float* queries, const T* keys, const T* ahead, int64_t dim, int64_t block, int64_t count,
-                 float* scores, int64_t stride) {
-  int64_t t = 0;
-  const auto run = [&](auto kernel, int64_t tokens) {
-    for (; count - t > tokens - WIDTH && block - t >= tokens; t += tokens)
-      kernel(queries, keys + t, ahead + t, dim, block, block - t, scores + t, stride);
+// The same for the first `wanted` columns of one block of keys or values, `count` rows of `width`. Columns beyond, up to
+// the end of a vector, are written and meaningless.
+template <int HEADS, bool ADD, typename T>
+void multiply_block(const float* factors, int64_t factors_apart, const T* rows, const T* ahead, int64_t width,
+                    int64_t wanted, int64_t count, float* out, int64_t out_apart) {
+  int64_t at = 0;
+  const auto run = [&](auto tile, int64_t columns) {
+    for (; wanted - at > columns - WIDTH && width - at >= columns; at += columns)
+      tile(factors, factors_apart, rows + at, ahead + at, width, width - at, count, out + at, out_apart);
   };
-  run(score_tokens<HEADS, 4, true, T>, 4 * WIDTH);
-  run(score_tokens<HEADS, 2, true, T>, 2 * WIDTH);
-  run(score_tokens<HEADS, 1, true, T>, WIDTH);
-  if (t < count)
-    score_tokens<HEADS, 1, false>(queries, keys + t, ahead + t, dim, block, block - t, scores + t, stride);
-}
-
-// out[h] += sum over t of weights[h * stride + t] * value t, for VECTORS vectors of the head. Values lie [block][dim].
-template <int HEADS, int VECTORS, bool WHOLE, typename T>
-void mix_tokens(const float* weights, int64_t stride, const T* values, const T* ahead, int64_t dim, int64_t left,
-                int64_t count, float* out, int64_t padded) {
-  Floats found[HEADS][VECTORS];
-  for (int h = 0; h < HEADS; h++)
-    for (int v = 0; v < VECTORS; v++) found[h][v] = load(out + h * padded + v * WIDTH);
-  for (int64_t t = 0; t < count; t++) {
-    ask<VECTORS>(ahead + t * dim);
-    for (int v = 0; v < VECTORS; v++) {
-      const Floats x = load<WHOLE>(values + t * dim + v * WIDTH, left - v * WIDTH);
-      for (int h = 0; h < HEADS; h++) found[h][v] += weights[h * stride + t] * x;
-    }
-  }
-  for (int h = 0; h < HEADS; h++)
-    for (int v = 0; v < VECTORS; v++) store(out + h * padded + v * WIDTH, found[h][v]);
-}
-
-template <int HEADS, typename T>
-void mix_block(const float* weights, int64_t stride, const T* values, const T* ahead, int64_t dim, int64_t count,
-               float* out, int64_t padded) {
-  int64_t d = 0;
-  const auto run = [&](auto kernel, int64_t width) {
-    for (; dim - d >= width; d += width)
-      kernel(weights, stride, values + d, ahead + d, dim, dim - d, count, out + d, padded);
-  };
-  run(mix_tokens<HEADS, 4, true, T>, 4 * WIDTH);
-  run(mix_tokens<HEADS, 1, true, T>, WIDTH);
-  if (d < dim) mix_tokens<HEADS, 1, false>(weights, stride, values + d, ahead + d, dim, dim - d, count, out + d, padded);
+  run(multiply_tile<HEADS, 4, true, ADD, T>, 4 * WIDTH);
+  run(multiply_tile<HEADS, 2, true, ADD, T>, 2 * WIDTH);
+  run(multiply_tile<HEADS, 1, true, ADD, T>, WIDTH);
+  if (at < wanted)
+    multiply_tile<HEADS, 1, false, ADD>(factors, factors_apart, rows + at, ahead + at, width, width - at, count, out + at,
+                                        out_apart);
 }
 
 // weights = exp(score * scale - the largest); returns their sum.
@@ -288,16 +261,17 @@ void attend_heads(const Step& step, const Cache<T>& cache, int64_t row, int64_t 
     return (step.table[of * step.table_width + number] * step.kv_heads + head) * dim * block;
   };
   const T* first_values = cache.values + lies(row, 0);
-  for (int64_t b = 0; b <= last; b++)
-    score_block<HEADS>(queries, cache.keys + lies(row, b), b < last ? cache.keys + lies(row, b + 1) : first_values, dim,
-                       block, b < last ? block : filled, scores + b * block, stride);
+  for (int64_t b = 0; b <= last; b++)  // queries times keys, which lie [dim][block]
+    multiply_block<HEADS, false>(queries, dim, cache.keys + lies(row, b),
+                                 b < last ? cache.keys + lies(row, b + 1) : first_values, block,
+                                 b < last ? block : filled, dim, scores + b * block, stride);
   float totals[HEADS];
   for (int h = 0; h < HEADS; h++) totals[h] = soften(scores + h * stride, count, 1.0f / std::sqrt(float(dim)));
   const T* next_keys = cache.keys + lies(std::min(row + 1, step.rows - 1), 0);
-  for (int64_t b = 0; b <= last; b++)
-    mix_block<HEADS>(scores + b * block, stride, cache.values + lies(row, b),
-                     b < last ? cache.values + lies(row, b + 1) : next_keys, dim, b < last ? block : filled, mixed,
-                     padded);
+  for (int64_t b = 0; b <= last; b++)  // weights times values, which lie [block][dim]
+    multiply_block<HEADS, true>(scores + b * block, stride, cache.values + lies(row, b),
+                                b < last ? cache.values + lies(row, b + 1) : next_keys, dim, dim,
+                                b < last ? block : filled, mixed, padded);
   for (int h = 0; h < HEADS; h++)
     for (int64_t d = 0; d < dim; d += WIDTH)
       store(out + h * dim + d, load(mixed + h * padded + d) / totals[h], dim - d);
