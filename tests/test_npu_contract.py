@@ -262,3 +262,29 @@ def test_the_cpu_answers_for_cuda_without_harm():
         assert torch.zeros(2).device.type == "meta" and torch.tensor([1.0]).device.type == "meta"
     assert torch.ones(2).type() == "torch.cuda.FloatTensor" and torch.ones(2).type(torch.int64).dtype == torch.int64
     assert np.asarray(torch.ones(2)).sum() == 2 and not dist.is_initialized()
+
+
+def test_steps_are_traced_with_the_npu_profiler(tmp_path, monkeypatch):
+    seen = []
+
+    class Profile:
+        def __init__(self, *, activities, on_trace_ready):  # no other argument is needed
+            seen.append(activities)
+            self._ready = on_trace_ready
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._ready(self)
+
+    def tensorboard_trace_handler(dir_name=None, worker_name=None, analyse_flag=True, async_mode=False):
+        return lambda _: seen.append((dir_name, worker_name))
+
+    activity = types.SimpleNamespace(CPU="cpu", NPU="npu")
+    profiler = types.SimpleNamespace(profile=Profile, ProfilerActivity=activity,
+                                     tensorboard_trace_handler=tensorboard_trace_handler)
+    monkeypatch.setitem(sys.modules, "torch_npu", types.SimpleNamespace(profiler=profiler))
+    with device.Device("npu", torch.device("cpu"), "hccl").trace(tmp_path, "train_rank_0000"):
+        seen.append("step")
+    assert seen == [["cpu", "npu"], "step", (str(tmp_path), "train_rank_0000")]

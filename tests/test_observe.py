@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import gzip
 import json
+import logging
 import os
 import pty
 import struct
@@ -205,6 +206,15 @@ def test_or_it_warns_as_configured_and_the_run_leaves_traces_and_events(tiny, tm
     names = {event.get("name", "") for event in json.loads(gzip.decompress(traces[2].read_bytes()))["traceEvents"]}
     assert any("backward" in name.lower() for name in names), "the train rank's trace has its backward pass"
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_a_trace_that_cannot_be_written_is_only_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("r1zero"), "propagate", True)
+    (tmp_path / "profile").write_text("a file where the folder should be")
+    with DEVICE.trace(tmp_path / "profile" / "step_000001", "train_rank_0000"):
+        torch.ones(2).sum()
+    [record] = caplog.records
+    assert "train_rank_0000.json.gz could not be written" in record.getMessage()
 
 
 # -- warnings -----------------------------------------------------------------------------------

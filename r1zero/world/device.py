@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -26,6 +28,8 @@ import torch.utils._device
 
 # Side of the compressed causal mask that the NPU attention reads for any sequence length.
 NPU_MASK_SIDE = 2048
+
+log = logging.getLogger("r1zero")
 
 
 @dataclass(frozen=True)
@@ -58,21 +62,18 @@ class Device:
     @contextlib.contextmanager
     def trace(self, folder: Path, name: str) -> Iterator[None]:
         """Record what runs meanwhile into folder/name: a Chrome trace, on an NPU what its profiler writes."""
-        folder.mkdir(parents=True, exist_ok=True)
         if self.kind == "npu":
             profiler = torch_npu_module().profiler
             activities = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.NPU]
-            handler = profiler.tensorboard_trace_handler(str(folder), worker_name=name)
-            with profiler.profile(activities=activities, on_trace_ready=handler):
-                yield
-            return
-        profiler = torch.profiler
-        activities = [profiler.ProfilerActivity.CPU]
-        if self.kind == "cuda":
-            activities.append(profiler.ProfilerActivity.CUDA)
-        with profiler.profile(activities=activities) as recorded:
+            write = profiler.tensorboard_trace_handler(str(folder), worker_name=name)
+        else:
+            profiler = torch.profiler
+            activities = [profiler.ProfilerActivity.CPU]
+            if self.kind == "cuda":
+                activities.append(profiler.ProfilerActivity.CUDA)
+            write = partial(_write_trace, folder / f"{name}.json.gz")
+        with profiler.profile(activities=activities, on_trace_ready=write):
             yield
-        recorded.export_chrome_trace(str(folder / f"{name}.json.gz"))
 
     def group_options(self, buffer_megabytes: int) -> object | None:
         """Options for a group: HCCL takes two such buffers of device memory for each group in use."""
@@ -81,6 +82,15 @@ class Device:
         options = torch_npu_module()._C._distributed_c10d.ProcessGroupHCCL.Options()
         options.hccl_config = {"hccl_buffer_size": max(1, buffer_megabytes)}
         return options
+
+
+def _write_trace(path: Path, recorded: torch.profiler.profile) -> None:
+    """Write a Chrome trace; where that fails, as on a full disk, a warning is all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recorded.export_chrome_trace(str(path))
+    except OSError as error:
+        log.warning("warning: %s could not be written: %s; training goes on without it", path, error)
 
 
 def detect() -> str:
