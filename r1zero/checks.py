@@ -63,7 +63,8 @@ BOUNDS: dict[str, Bound] = {
     "training.publish_bucket_megabytes": _between(1, 4096, 64),
     "training.eval_samples_per_prompt": _between(1, 10**6, 4),
     "training.eval_temperature": (
-        lambda value: value == 0 or TEMPERATURE[0](value), f"{TEMPERATURE[1]}, or 0 for the most likely token"),
+        lambda value: value == 0 or TEMPERATURE[0](value),
+        f"{TEMPERATURE[1]}, or 0 for the most likely token"),
     "training.profile_steps": (lambda value: all(step >= 1 for step in value), "must list steps from 1 on"),
     "actor_rollout.n_samples_per_prompt": (
         lambda value: 2 <= value <= 10**6,
@@ -90,7 +91,8 @@ BOUNDS: dict[str, Bound] = {
     "reward.workers": _between(1, 1024, 2),
     "reward.deadline_seconds": _between(0.01, 86400, 10),
     "reward.worker_memory_megabytes": (lambda value: value >= 64, "must be at least 64, such as 1024"),
-    "reward.max_failure_rate": (lambda value: 0 <= value <= 1, "must be from 0 to 1, such as 0.05; 1 never stops"),
+    "reward.max_failure_rate": (
+        lambda value: 0 <= value <= 1, "must be from 0 to 1, such as 0.05; 1 never stops"),
     "algorithm.gamma": (
         lambda value: value == 1, "must be 1.0: group_norm gives all tokens of a response one advantage"),
     "algorithm.kl_ctrl.kl_coef": _between(0, 100, 0.05),

@@ -42,7 +42,7 @@ class Loader(yaml.SafeLoader):
 
 
 def _resolvers() -> dict[str, list]:
-    """Read 12:00:00, dates and 017 as texts, as YAML 1.2 does; in YAML 1.1 they are seconds, objects and octal."""
+    """Read 12:00:00, dates and 017 as YAML 1.2 does: texts. YAML 1.1 has seconds, objects and octal numbers."""
     kept: dict[str, list] = {}
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
         for tag, pattern in resolvers:
@@ -60,7 +60,7 @@ def parse(text: str) -> Any:
     """Read YAML. yaml.YAMLError for all that is none, also where PyYAML raises what its constructors meet."""
     try:
         return yaml.load(text, Loader)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:  # a tag such as !!int in front of a text
+    except (ValueError, KeyError, AttributeError, TypeError) as error:  # a tag such as !!int before a text
         raise yaml.YAMLError(f"a value does not fit its tag: {error}") from None
     except RecursionError:
         raise yaml.YAMLError("brackets are nested too deep") from None

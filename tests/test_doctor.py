@@ -66,6 +66,15 @@ def test_a_config_wrong_in_eight_ways_gets_eight_ways_out(tiny):
     assert lines[-1] == f"{len(problems)} problems"
 
 
+@pytest.mark.parametrize(("wrong", "said"), [
+    (["actor_rollout.tensor_model_parallel_size=0", "resource_pool.ranks_per_node=0"], "size: 0 must be at least 1"),
+    ([f"output_dir={'x' * 300}"], "File name too long")])
+def test_impossible_values_do_not_end_the_doctor(tiny, wrong, said):
+    code, lines, errors = doctor(*wrong)
+    assert code == 2 and not errors and "PROBLEM  config" in lines[0] and said in lines[0], (lines, errors)
+    assert any(line.startswith("ok       versions") for line in lines)
+
+
 def test_an_unreadable_config_still_gets_the_machine_looked_at(tiny):
     code, lines, _ = doctor("training.train_itrs=6")
     assert code == 2 and "did you mean train_iters?" in lines[0]
@@ -137,6 +146,8 @@ def test_memory_devices_and_nodes_that_do_not_suffice_are_named_with_a_way_out(h
     npus = replace(NODE, kind="npu", devices=2, free_gigabytes=[60.0, 1.0])
     [second] = machine.check_memory(npus, {8: 20.0, 9: 20.0})
     assert "rank 9 needs about 20.0 GB, and its NPU has 1.0 GB free" in second
+    nccl = load(home, "training.distributed_backend=nccl")  # as MindSpeed-LLM's files for NPUs have it
+    assert machine.check_devices(nccl, npus, 2) == [] and "nccl needs CUDAs" in machine.check_devices(nccl, NODE, 2)[0]
     [few] = machine.check_devices(cfg, npus, 4)
     assert "first has 2 NPUs for 4 ranks; start at most 2 a node" in few
     other = replace(NODE, host="second", sees_token=False, versions={"torch": "2.12.0"}, inputs={"ref.load": "missing"})

@@ -12,9 +12,10 @@ from r1zero.dryrun import memory
 from r1zero.network import model_shape
 from r1zero.world.roles import Placement
 
-PROCESS_GIGABYTES = 0.6  # resident in a process with torch, Megatron and transformers loaded, without any model
+PROCESS_GIGABYTES = 0.6  # resident in a process with torch, Megatron and transformers loaded, without a model
 STATE_BYTES = 14  # of a checkpoint for each parameter: bf16 weight, fp32 weight and two moments
-BACKENDS = {"hccl": "npu", "nccl": "cuda"}
+# Devices that a backend is for. MindSpeed-LLM says nccl on Ascend, too, where torch_npu turns it into hccl.
+BACKENDS = {"hccl": ("npu",), "nccl": ("cuda", "npu")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +39,17 @@ def needed_gigabytes(cfg: Config, placed: Placement) -> list[float] | None:
     if policy is None or reference is None:
         return None
     by_role = memory(cfg, placed, policy, reference)
-    return [sum(by_role[role].total for role in placed.roles_of(rank)) / 1e9 for rank in range(placed.world_size)]
+    return [sum(by_role[role].total for role in placed.roles_of(rank)) / 1e9
+            for rank in range(placed.world_size)]
 
 
 def check_devices(cfg: Config, node: Node, local_ranks: int) -> list[str]:
     """The devices of a node against its ranks and the backend that is asked for."""
-    wanted = BACKENDS.get(cfg.training.distributed_backend or "")
-    if wanted is not None and wanted != node.kind:
-        return [f"training.distributed_backend: {cfg.training.distributed_backend} needs {wanted.upper()}s, "
-                f"but {node.host} "
+    backend = cfg.training.distributed_backend
+    if backend in BACKENDS and node.kind not in BACKENDS[backend]:
+        return [f"training.distributed_backend: {backend} needs {BACKENDS[backend][0].upper()}s, but {node.host} "
                 f"offers {node.kind.upper()} only; training.distributed_backend=gloo runs on CPUs"]
-    if node.kind != "cpu" and cfg.training.distributed_backend != "gloo" and node.devices < local_ranks:
+    if node.kind != "cpu" and backend != "gloo" and node.devices < local_ranks:
         return [f"{node.host} has {node.devices} {node.kind.upper()}s for {local_ranks} ranks; start at most "
                 f"{node.devices} a node, or make more visible (ASCEND_RT_VISIBLE_DEVICES, "
                 "CUDA_VISIBLE_DEVICES)"]
@@ -63,11 +64,10 @@ def check_memory(node: Node, needed: Mapping[int, float]) -> list[str]:
         total, free = sum(needed.values()) + PROCESS_GIGABYTES * len(needed), node.free_gigabytes[0]
         if total <= free:
             return []
-        return [f"{node.host}: {len(needed)} ranks need about {total:.1f} GB of memory, and {free:.1f} GB "
-                f"are free; {way_out}"]
-    return [f"{node.host}: rank {rank} needs about {size:.1f} GB, and its {node.kind.upper()} has "
-            f"{free:.1f} GB free; "
-            f"end what else runs there, or {way_out}"
+        return [f"{node.host}: {len(needed)} ranks need about {total:.1f} GB of memory, and {free:.1f} GB are "
+                f"free; {way_out}"]
+    return [f"{node.host}: rank {rank} needs about {size:.1f} GB, and its {node.kind.upper()} has {free:.1f} GB "
+            f"free; end what else runs there, or {way_out}"
             for (rank, size), free in zip(needed.items(), node.free_gigabytes, strict=False) if size > free]
 
 
@@ -85,8 +85,7 @@ def check_disk(cfg: Config) -> list[str]:
         free = shutil.disk_usage(existing(folder)).free / 1e9
         if free < gigabytes:
             problems.append(f"{key}: {folder} has {free:.1f} GB free and needs {gigabytes:.1f} GB; free "
-                            "some, or name a "
-                            "folder on another disk")
+                            "some, or name a folder on another disk")
     return problems
 
 
@@ -94,17 +93,14 @@ def check_alike(nodes: Sequence[Node]) -> list[str]:
     """What must be the same on all nodes: versions, the run folder, the inputs."""
     first, problems = nodes[0], []
     for node in nodes[1:]:
-        different = {name for name in first.versions if node.versions.get(name) != first.versions[name]}
-        problems += [f"{name} is {node.versions.get(name)} on {node.host} and {first.versions[name]} on "
-                     f"{first.host}; "
-                     "install the same on all nodes" for name in sorted(different)]
+        problems += [f"{name} is {node.versions.get(name)} on {node.host} and {found} on {first.host}; install "
+                     "the same on all nodes"
+                     for name, found in sorted(first.versions.items()) if node.versions.get(name) != found]
         if not node.sees_token:
             problems.append(f"output_dir: {node.host} does not see what {first.host} writes there; name a "
-                            "folder that all "
-                            "nodes share")
-        problems += [f"{key}: looks different on {node.host} ({node.inputs.get(key)}) and {first.host} "
-                     f"({look}); put it on "
-                     "a folder that all nodes share, or copy it whole to the same path"
+                            "folder that all nodes share")
+        problems += [f"{key}: looks different on {node.host} ({node.inputs.get(key)}) and {first.host} ({look}); "
+                     "put it on a folder that all nodes share, or copy it whole to the same path"
                      for key, look in first.inputs.items() if node.inputs.get(key) != look]
     return problems
 

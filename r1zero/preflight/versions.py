@@ -42,8 +42,7 @@ def check_versions(kind: str, found: Mapping[str, str | None]) -> list[str]:
     if kind == "npu" and found["torch"] and found["torch-npu"]:
         pair = [re.sub(r"(\+|\.post).*", "", found[name]) for name in ("torch", "torch-npu")]
         if pair[0] != pair[1]:
-            problems.append(f"torch {found['torch']} and torch-npu {found['torch-npu']} must be of one "
-                            "version; "
+            problems.append(f"torch {found['torch']} and torch-npu {found['torch-npu']} must be of one version; "
                             f"`pip install 'torch-npu=={pair[0]}.*'`")
     return problems
 
