@@ -11,9 +11,22 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/tools/setup_env.sh"
 
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0; fi
 config=tiny
-if [[ $# -gt 0 && $1 != -* && $1 != *=* ]]; then config=$1; shift; fi
+case ${1:-} in
+  -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+  --config=*) config=${1#*=}; shift ;;
+  --config) if (($# > 1)); then config=$2; shift 2; fi ;;
+  -* | *=* | "") ;;
+  *) config=$1; shift ;;
+esac
+
+export NNODES=${NNODES:-1}
+for name in NNODES NPROC_PER_NODE; do
+  if [[ -n ${!name:-} && ! ${!name} =~ ^[1-9][0-9]{0,5}$ ]]; then die "$name=${!name} must be a number from 1 on"; fi
+done
+if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} || ! ${NODE_RANK:-} =~ ^(0|[1-9][0-9]{0,5})$ || $NODE_RANK -ge $NNODES ]]; then
+  die "NNODES=$NNODES needs MASTER_ADDR (the first node's address) and NODE_RANK (0 to $((NNODES - 1)))"
+fi
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # ranks share the cores; more threads than cores slow all down
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
@@ -28,10 +41,9 @@ done
 
 program=("$root/r1zero/main.py" --config "$config" "$@")
 for argument in "$@"; do
-  if [[ $argument == --dry-run || $argument == --check ]]; then exec "$python" "${program[@]}"; fi
+  case $argument in --dry-run | --check | --print-world-size | -h | --help) exec "$python" "${program[@]}" ;; esac
 done
 
-export NNODES=${NNODES:-1}
 if [[ -z ${NPROC_PER_NODE:-} ]]; then
   ranks=$("$python" "${program[@]}" --print-world-size)
   if ((ranks % NNODES)); then
@@ -44,9 +56,6 @@ fi
 if ((NNODES == 1)) && [[ -z ${MASTER_PORT:-} ]]; then
   where=(--standalone)  # finds a free port
 else
-  if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} || -z ${NODE_RANK:-} ]]; then
-    die "NNODES=$NNODES needs MASTER_ADDR (the first node's address) and NODE_RANK (0 to $((NNODES - 1)))"
-  fi
   where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:-0}"
     --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}")
 fi
