@@ -134,11 +134,14 @@ def check_files(args: argparse.Namespace, cfg: Config) -> list[str]:
     """Look at model, tokenizer, template and data."""
     folder = cfg.model_folder("actor_rollout")
     problems = inputs.check_weights("--model", Path(args.model), folder)
-    vocab_size = 0 if problems else ModelShape.from_folder(folder).vocab_size
-    problems += inputs.check_tokenizer("--tokenizer-name-or-path", Path(cfg.training.tokenizer_name_or_path))
+    vocab_size = inputs.LARGEST if problems else ModelShape.from_folder(folder).vocab_size
+    if not problems:
+        problems += inputs.check_end_of_text("--model", folder, vocab_size)
+        for path in args.data:
+            problems += inputs.check_data("--data", path, cfg.training.map_keys, vocab_size)
+    tokenizer = Path(cfg.training.tokenizer_name_or_path)
+    problems += inputs.check_tokenizer("--tokenizer-name-or-path", tokenizer, vocab_size)
     problems += inputs.check_template("--prompt-type", args.prompt_type, args.prompt_type_path)
-    for path in args.data if vocab_size else []:
-        problems += inputs.check_data("--data", path, cfg.training.map_keys, vocab_size)
     return problems
 
 
