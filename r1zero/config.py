@@ -95,7 +95,7 @@ class ActorRollout:
     top_k: int = 0  # 0 or -1 = off
     max_prompt_length: int = 512  # longer prompts are dropped; the response gets the rest of seq_length
     max_tokens_to_oom: int = 12000  # tokens that a rollout replica may hold in its KV cache
-    max_running_samples: int | None = None  # decoded together in a replica; default from the line above
+    max_running_samples: int | None = None  # decoded together in a replica; default: as many as the line above holds
     decode_graphs: bool = False  # NPUs: capture decoding steps as graphs (not yet run on hardware)
     # Learning.
     micro_batch_size: int = 1  # responses in one forward and backward pass of a replica
@@ -246,12 +246,6 @@ class Config:
     def world_size(self) -> int:
         """Ranks that the resource pool asks for."""
         return sum(self.resource_pool.actor_rollout) + sum(self.resource_pool.ref)
-
-    def running_samples(self, replicas: int) -> int:
-        """Responses that one of `replicas` rollout replicas decodes together: the slots of its engine."""
-        actor, prompts = self.actor_rollout, -(-self.training.global_batch_size // replicas)
-        slots = actor.max_tokens_to_oom // self.training.seq_length
-        return min(slots, actor.max_running_samples or slots, prompts * actor.n_samples_per_prompt)
 
     def model_keys(self, role: str) -> dict[str, Any]:
         """What the model file says about the network of `role`; empty when it names none."""

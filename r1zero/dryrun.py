@@ -11,9 +11,11 @@ role the fullest is shown):
   activations  T tokens of a microbatch. With full recomputation the input of every layer, T x hidden x B,
                plus what one layer keeps for its backward pass; without, what every layer keeps (counted as
                by Korthikanti et al. 2022, with fused attention and a gated MLP); times the microbatches in
-               flight on that stage (PP - stage, at most). Plus the output layer: three chunks of logits and
-               its gradient, both fp32
-  KV cache     2 x layers x kv heads / TP x head size x B for each token of each running response
+               flight on that stage (PP - stage, at most). Plus the output layer: three chunks of logits and,
+               where it learns, its gradient, both fp32
+  KV cache     2 x layers x kv heads / TP x head size x B for each token of a replica's prompts, once, and of its
+               responses, in whole blocks; max_tokens_to_oom tokens at most, and as many with eval_data_path,
+               whose problems are answered all at once
   buckets      broadcasts of weights under way
 
 Not counted: kernels' workspaces, the allocator's fragmentation, and communication buffers (on Ascend
@@ -34,6 +36,7 @@ from r1zero.world.roles import Placement, Span
 
 LOGIT_CHUNK_BYTES = 256 * 2**20  # fp32 logits held at once, see r1zero/policy/logprobs.py
 BUCKETS_IN_FLIGHT = 4  # see r1zero/weights/publish.py
+CACHE_BLOCK = 128  # tokens, the larger of those in r1zero/rollout/kv_cache.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ def _train_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Mem
     else:
         activations = (span.pp - stage) * layers * kept
     if stage == span.pp - 1:
-        activations += 3 * LOGIT_CHUNK_BYTES + shape.vocab_size / span.tp * shape.hidden_size * 4
+        activations += logits_bytes(shape, span.tp, tokens) + shape.vocab_size / span.tp * shape.hidden_size * 4
     return Memory(
         weights=parameters * size * (2 if cfg.updates_per_step > 1 else 1),
         gradients=parameters * 4,
@@ -154,21 +157,27 @@ def _train_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Mem
 
 
 def _rollout_memory(cfg: Config, shape: ModelShape, span: Span) -> Memory:
-    slots, size = cfg.running_samples(span.dp), _parameter_bytes(cfg)
+    actor, size = cfg.actor_rollout, _parameter_bytes(cfg)
+    prompts = -(-cfg.training.global_batch_size // span.dp)
+    samples = prompts * actor.n_samples_per_prompt
     token = 2 * shape.num_layers * shape.num_kv_heads / span.tp * shape.head_dim * size
-    prefill = layer_activations(shape, span.tp, cfg.actor_rollout.max_prompt_length, size, False)
-    logits = 2 * slots * shape.vocab_size * 4  # of all vocabulary shards, and the probabilities
+    tokens = prompts * actor.max_prompt_length + samples * (-(-cfg.response_budget // CACHE_BLOCK) + 1) * CACHE_BLOCK
+    if cfg.training.eval_data_path is not None or tokens > actor.max_tokens_to_oom:
+        tokens = actor.max_tokens_to_oom
+    prefill = layer_activations(shape, span.tp, actor.max_prompt_length, size, False)
+    running = min(samples, actor.max_running_samples or samples)
+    logits = 2 * running * shape.vocab_size * 4  # of all vocabulary shards, and the probabilities
     return Memory(
         weights=stage_parameters(shape, span.tp, 1, 0) * size,
         activations=prefill + logits,
-        kv_cache=token * slots * cfg.training.seq_length,
+        kv_cache=token * tokens,
         buckets=_bucket_bytes(cfg))
 
 
 def _ref_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Memory:
     size = _parameter_bytes(cfg)
     tokens = cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
-    logits = 2 * LOGIT_CHUNK_BYTES if stage == span.pp - 1 else 0
+    logits = logits_bytes(shape, span.tp, tokens) if stage == span.pp - 1 else 0
     return Memory(weights=stage_parameters(shape, span.tp, span.pp, stage) * size,
                   activations=layer_activations(shape, span.tp, tokens, size, False) + logits)
 
@@ -199,6 +208,11 @@ def layer_activations(shape: ModelShape, tp: int, tokens: int, size: int, sequen
     whole = 6 * shape.hidden_size / (tp if sequence_parallel else 1)
     cut = 2 * shape.qkv_size + shape.num_heads * shape.head_dim + 4 * shape.ffn_size
     return tokens * size * (whole + cut / tp)
+
+
+def logits_bytes(shape: ModelShape, tp: int, tokens: int) -> float:
+    """Bytes of three chunks of fp32 logits, the largest there are: logits, exponentials, and their product."""
+    return 3 * min(LOGIT_CHUNK_BYTES, tokens * shape.vocab_size / tp * 4)
 
 
 def _parameter_bytes(cfg: Config) -> int:

@@ -139,12 +139,6 @@ def test_embedded_names_become_paths(home: Path) -> None:
         load_config("tiny", ["actor_rollout.load=embedded:huge"])
 
 
-def test_running_samples_follow_the_token_limit(home: Path) -> None:
-    cfg = load(home, "actor_rollout.max_tokens_to_oom=1000")  # 1000 / 96 = 10.4
-    assert cfg.running_samples(2) == 10 and cfg.running_samples(12) == 4  # 12 replicas have one prompt each
-    assert load(home, "actor_rollout.max_running_samples=3").running_samples(2) == 3
-
-
 @pytest.mark.parametrize("name", [path.stem for path in sorted(CONFIGS.glob("*.yaml"))])
 def test_dump_loads_back_equal(name: str, tmp_path: Path) -> None:
     cfg, warnings = load_config(name)

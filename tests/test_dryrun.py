@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
+from r1zero.batch import Batch, Prompt
 from r1zero.checks import check
 from r1zero.config import placement
-from r1zero.dryrun import (batch_line, layer_activations, memory, memory_table, placement_table, report,
+from r1zero.dryrun import (CACHE_BLOCK, batch_line, layer_activations, memory, memory_table, placement_table, report,
                            stage_parameters)
 from r1zero.loading import CONFIGS, load_config
 from r1zero.model import ModelShape
 from r1zero.network import model_shape
+from r1zero.rollout.decoder import Decoder
+from r1zero.rollout.engine import Engine, Limits
+from r1zero.rollout.sampler import Sampling
 
 QWEN_7B = 7_615_616_512  # parameters that the model's card and its index file state
 
@@ -60,8 +66,9 @@ def test_memory_of_7b_by_hand() -> None:
     assert train.optimizer == 12 * last  # one replica
     weights = 2 * (28 * layer + 2 * (152064 // 2 * 3584) + 3584)
     assert rollout.weights == ref.weights == weights
-    # 3 replicas: 40 prompts x 4 responses of 4096 tokens; keys and values of 28 layers x 2 heads x 128, bf16.
-    assert rollout.kv_cache == 160 * 4096 * 2 * 28 * 2 * 128 * 2
+    # 3 replicas: 40 prompts of 2048 tokens, 160 responses of 2048 and a block of 128 that begins with the rest of
+    # the prompt; keys and values of 28 layers x 2 heads x 128, bf16.
+    assert rollout.kv_cache == (40 * 2048 + 160 * (2048 + 128)) * 2 * 28 * 2 * 128 * 2
     assert train.buckets == rollout.buckets == 4 * 64 * 2**20 and ref.buckets == 0
     assert ref.gradients == ref.optimizer == ref.kv_cache == 0
 
@@ -100,10 +107,27 @@ def test_one_node_config_fits_its_npus_and_its_comment() -> None:
     assert cfg.world_size == 8
     found = memory(cfg, placement(cfg, 8), shape_7b(), shape_7b())
     totals = {role: round(item.total / 1e9, 1) for role, item in found.items()}
-    assert totals == {"train": 41.6, "rollout": 41.2, "ref": 19.4}
+    assert totals == {"train": 41.6, "rollout": 40.8, "ref": 19.6}
     comment = (CONFIGS / "qwen25_7b_one_node.yaml").read_text()
     assert all(f"= {total}" in comment for total in totals.values())
     assert all(total < 0.75 * 64 for total in totals.values())  # the rest for what is not counted
+
+
+@pytest.mark.parametrize("overrides", [[], ["actor_rollout.max_running_samples=2"], ["training.eval_data_path=null"],
+                                       ["actor_rollout.max_tokens_to_oom=300"]])
+def test_the_engine_makes_room_for_no_more_than_the_estimate(overrides: list[str]) -> None:
+    cfg, _ = load_config("tiny", overrides)
+    shape = ModelShape("qwen2", 2, 64, 192, 4, 2, 16, 320, 512, 1e4, None, 1e-6, True, True, False)
+    engine = Engine(Decoder(shape, 1, None, torch.float32, torch.device("cpu"), cfg.training.seq_length),
+                    Sampling(1.0, 1.0, 0, 0), (2,),
+                    Limits(cfg.response_budget, cfg.actor_rollout.max_tokens_to_oom,
+                           cfg.actor_rollout.max_running_samples, block=CACHE_BLOCK), num_replicas=2)
+    engine.version = 0
+    prompts = [Prompt(index, "", np.zeros(cfg.actor_rollout.max_prompt_length, np.int32), "") for index in range(16)]
+    engine.submit(Batch(1, 0, prompts, 8, 64))
+    held = 2 * engine._pool.keys.nbytes
+    estimate = memory(cfg, placement(cfg, 4), shape, shape)["rollout"].kv_cache
+    assert 0.5 * estimate <= held <= max(estimate, 2 * CACHE_BLOCK * 2 * 2 * 16 * 4)  # one block in any case
 
 
 @pytest.mark.parametrize("overrides, line", [
