@@ -54,7 +54,8 @@ def update_body(rank, size, store, folder, layout, overrides):
     cfg, _ = load_config("tiny", [*OVERRIDES, *overrides])
     world = make_world(rank, size, store, layout)
     shape = ModelShape.from_folder(folder)
-    model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, cfg.training.sequence_parallel, False, 1)
+    recompute = cfg.actor_rollout.recompute_granularity == "full"
+    model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, cfg.training.sequence_parallel, recompute, 1)
     model.load(folder)
     policy = Policy(model, cfg, total_updates=3 * cfg.actor_rollout.ppo_epochs)
     groups = make_groups()
@@ -138,6 +139,8 @@ def to_hf(tensor, merged):
     (1, (1, 1), []),
     (1, (1, 1), ["actor_rollout.micro_batch_size=3"]),
     (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
+    (1, (1, 1), ["actor_rollout.recompute_granularity=full"]),
+    (2, (2, 1), ["actor_rollout.recompute_granularity=full", "training.sequence_parallel=true"]),
     (2, (2, 1), ["actor_rollout.tensor_model_parallel_size=2", "training.sequence_parallel=true"]),
     (2, (1, 2), ["actor_rollout.micro_batch_size=2"]),
     (2, (1, 1), ["actor_rollout.micro_batch_size=1"]),
