@@ -149,6 +149,12 @@ def break_body(rank, size, store, folder):
     undo()
     step("mismatch")  # drawn with the weights that arrived spoiled
     step("healed")
+
+    def no_number(groups):
+        groups[0].samples[0].reward = float("nan")
+
+    after(crew.scorer, "score", no_number)
+    step("gradient")  # the last one: no weight survives it
     return found, posted, longest
 
 
@@ -167,6 +173,7 @@ def test_each_broken_invariant_is_caught_with_its_sentence(broken):
         "ratio": "the ratio of the first minibatch differs from 1 by 0.01",
         "publish": "after publishing, ",
         "mismatch": "trainer and rollout engine give the tokens of the first minibatch log-probs that differ by",
+        "gradient": "the gradient of update 1 of 2 has the norm nan",
     }
     assert found.pop("nothing") == [] and found.pop("healed") == []
     assert found.keys() == sentences.keys()

@@ -6,6 +6,7 @@ of other weights - and rewards that look plausible all the same. So they are loo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ class Invariants:
         problems = _versions(batch, groups) + self._ratio(updates[0]) + _tokens(batch, groups, updates, records)
         if self.same_start and batch.version == 0:
             problems += self._start_kl(updates[0])
+        problems += _gradients(updates)
         return problems + [record.publish_fault for record in records[:1] if record.publish_fault]
 
     def _ratio(self, first: UpdateStats) -> list[str]:
@@ -74,6 +76,13 @@ def _versions(batch: Batch, groups: Sequence[Group]) -> list[str]:
         return []
     return [f"{len(others)} of {len(samples)} samples were drawn with weights version {others[0]}, but version "
             f"{batch.version} was published: training is not on-policy"]
+
+
+def _gradients(updates: Sequence[UpdateStats]) -> list[str]:
+    """An update by a gradient that is no number leaves no weight that is one: it must not reach a checkpoint."""
+    return [f"the gradient of update {number} of {len(updates)} has the norm {update.grad_norm}: the weights are lost, "
+            "go on from an earlier checkpoint" for number, update in enumerate(updates, start=1)
+            if not math.isfinite(update.grad_norm)][:1]
 
 
 def _tokens(batch: Batch, groups: Sequence[Group], updates: Sequence[UpdateStats],
