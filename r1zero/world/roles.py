@@ -107,10 +107,11 @@ def place(train: tuple[int, int, int], rollout: tuple[int, int], ref: tuple[int,
                          + ", ".join(f"{role} {size}" for role, (size, _, _) in sizes.items()))
     first, spans = 0, []
     for role, (size, tp, pp) in sizes.items():
-        if size < 1 or size % (tp * pp):
-            raise ValueError(f"{role} has {size} ranks, which is not a multiple of TP {tp} x PP {pp}; the nearest "
-                             f"that would work are {max(1, size // (tp * pp)) * tp * pp} "
-                             f"and {(size // (tp * pp) + 1) * tp * pp}")
+        grid, full = tp * pp, size // (tp * pp)
+        if size < 1 or size % grid:
+            works = sorted({max(1, full) * grid, (full + 1) * grid})
+            raise ValueError(f"{role} has {size} ranks, which is not a multiple of TP {tp} x PP {pp}; "
+                             f"{' or '.join(map(str, works))} would work")
         spans.append(Span(role, 0 if colocate else first, size, tp, pp))
         first += size
     return Placement(*spans, colocated=colocate)
