@@ -22,9 +22,10 @@ esac
 
 export NNODES=${NNODES:-1}
 for name in NNODES NPROC_PER_NODE; do
-  if [[ -n ${!name:-} && ! ${!name} =~ ^[1-9][0-9]{0,5}$ ]]; then die "$name=${!name} must be a number from 1 on"; fi
+  [[ ${!name:-1} =~ ^[1-9][0-9]{0,5}$ ]] || die "$name=${!name} must be a number from 1 on"
 done
-if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} || ! ${NODE_RANK:-} =~ ^(0|[1-9][0-9]{0,5})$ || $NODE_RANK -ge $NNODES ]]; then
+nodes=" $(seq -s " " 0 $((NNODES - 1))) "
+if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} || $nodes != *" ${NODE_RANK:-none} "* ]]; then
   die "NNODES=$NNODES needs MASTER_ADDR (the first node's address) and NODE_RANK (0 to $((NNODES - 1)))"
 fi
 
@@ -41,7 +42,9 @@ done
 
 program=("$root/r1zero/main.py" --config "$config" "$@")
 for argument in "$@"; do
-  case $argument in --dry-run | --check | --print-world-size | -h | --help) exec "$python" "${program[@]}" ;; esac
+  case $argument in
+    --dry-run | --check | --print-world-size | -h | --help) exec "$python" "${program[@]}" ;;
+  esac
 done
 
 if [[ -z ${NPROC_PER_NODE:-} ]]; then

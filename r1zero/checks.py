@@ -127,7 +127,8 @@ def check(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int
         return check_values(cfg) or _check(cfg, world_size, node_of_rank, absent_ok)
 
 
-def _check(cfg: Config, world_size: int | None, node_of_rank: Sequence[int] | None, absent_ok: bool) -> list[str]:
+def _check(cfg: Config, world_size: int | None, node_of_rank: Sequence[int] | None,
+           absent_ok: bool) -> list[str]:
     """What keys say together, and the files; single values are right."""
     problems, pool = check_algorithm(cfg), check_pool(cfg)
     problems += pool
@@ -149,7 +150,8 @@ def _check(cfg: Config, world_size: int | None, node_of_rank: Sequence[int] | No
 def check_outputs(cfg: Config) -> list[str]:
     """The folders that the run writes."""
     if Path.cwd().is_relative_to(os.path.realpath(cfg.output_dir)):  # an earlier run there is moved aside
-        return [f"output_dir: {cfg.output_dir} is the current directory or around it; name a folder of its own"]
+        return [f"output_dir: {cfg.output_dir or 'nothing'} is the current directory or around it; name a "
+                "folder of its own"]
     folders = {"output_dir": cfg.output_dir, "actor_rollout.save": cfg.actor_rollout.save}
     return [problem for key, folder in folders.items() if folder for problem in check_writable(key, folder)]
 

@@ -46,18 +46,18 @@ class Training:
     sequence_parallel: bool = False  # cut activations along the sequence between TP ranks; off at TP 1
     seed: int = 1234  # of data order and sampling
     no_shuffle: bool = False  # take the prompts in file order
-    tokenizer_name_or_path: str | None = None  # folder, also with config.json if load has none; default load's
+    tokenizer_name_or_path: str | None = None  # folder, with config.json if load has none; default load's
     prompt_type: str = "qwen_r1"  # name of a prompt template
     prompt_type_path: str | None = None  # templates file; default configs/templates.json
     map_keys: dict[str, str] = field(default_factory=lambda: dict(  # column of each part; "" = none
         prompt="question", query="", response="ground_truth_answer", system=""))
-    save_interval: int | None = None  # steps between checkpoints, and one at the end; default: only on early leave
+    save_interval: int | None = None  # steps between checkpoints, one at the end; default only on early leave
     keep_last: int | None = None  # newest checkpoints that are kept; default all
     keep_every: int | None = None  # and those of every so many steps
-    async_save: bool = False  # write checkpoints beside the next steps; needs host memory for a copy of the state
+    async_save: bool = False  # write checkpoints beside the next steps; takes host memory for a copy
     on_save_failure: str = "go_on"  # or stop
-    resume: str | None = None  # a checkpoint, or folder of them, to go on from when this run has none of its own
-    exit_before: str | None = None  # save and leave before that: HH:MM:SS or minutes after the start, or a date
+    resume: str | None = None  # checkpoint, or folder of them, to go on from while this run has none
+    exit_before: str | None = None  # save and leave before: HH:MM:SS or minutes after the start, or a date
     deterministic: bool = False  # ask the device for bit-equal repeats, at some cost in speed
     distributed_backend: str | None = None  # of tensors; default hccl, nccl or gloo, as the device is
     distributed_timeout_minutes: int = 45  # how long ranks wait for one another
@@ -65,14 +65,14 @@ class Training:
     eval_data_path: str | None = None  # problems answered before the first step and after the last
     eval_interval: int | None = None  # also after every so many steps
     eval_samples_per_prompt: int = 1  # responses for each of them: k of avg@k and of the largest pass@k
-    eval_temperature: float | None = None  # 0 = the most likely token; default that of actor_rollout, as below
+    eval_temperature: float | None = None  # 0 = the most likely token; default actor_rollout's, as below
     eval_top_p: float | None = None
     eval_top_k: int | None = None
     logger: list[str] = field(default_factory=list)  # metrics also go to tensorboard, wandb, swanlab, trackio
     profile_steps: list[int] = field(default_factory=list)  # steps traced by the profiler into profile/
     on_broken_invariant: str = "stop"  # or warn: what must hold in every step (docs/observing.md) does not
-    publish_check_interval: int = 10  # publishes between two that are compared by checksums; 0 = only the first
-    report_interval: int = 5  # steps between two writings of report.html (1% of the time at most); 0 = at the end
+    publish_check_interval: int = 10  # publishes between two compared by checksums; 0 = only the first
+    report_interval: int = 5  # steps between writings of report.html (1% of the time at most); 0 = at the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class ActorRollout:
     top_k: int = 0  # 0 or -1 = off
     max_prompt_length: int = 512  # longer prompts are dropped; the response gets the rest of seq_length
     max_tokens_to_oom: int = 12000  # tokens that a rollout replica may hold in its KV cache
-    max_running_samples: int | None = None  # decoded together in a replica; default: as many as the line above holds
+    max_running_samples: int | None = None  # decoded together in a replica; default all that fit there
     decode_graphs: bool = False  # NPUs: capture decoding steps as graphs (not yet run on hardware)
     # Learning.
     micro_batch_size: int = 1  # responses in one forward and backward pass of a replica
@@ -148,7 +148,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cosine:
-    """What the scorer cosine gives at length 0 (short) and just below the limit (long); the paper's values."""
+    """What the scorer cosine gives at length 0 (short) and just below the limit (long), as in the paper."""
 
     right_short: float = 2.0
     right_long: float = 1.0
@@ -165,7 +165,7 @@ class Reward:
     verifier: bool = True  # must be on
     accuracy: Accuracy = field(default_factory=Accuracy)
     cosine: Cosine = field(default_factory=Cosine)
-    overlong_cache: int | None = None  # last tokens before the limit that overlong punishes; default a fifth of it
+    overlong_cache: int | None = None  # tokens before the limit that overlong punishes; default a fifth of it
     repetition_ngram: int = 40  # words that must repeat to count for the scorer repetition
     workers: int = 2  # processes that score, beside each rollout replica
     deadline_seconds: float = 10.0  # for one call of one scorer; then its worker is killed

@@ -13,9 +13,9 @@ role the fullest is shown):
                by Korthikanti et al. 2022, with fused attention and a gated MLP); times the microbatches in
                flight on that stage (PP - stage, at most). Plus the output layer: three chunks of logits and,
                where it learns, its gradient, both fp32
-  KV cache     2 x layers x kv heads / TP x head size x B for each token of a replica's prompts, once, and of its
-               responses, in whole blocks; max_tokens_to_oom tokens at most, and as many with eval_data_path,
-               whose problems are answered all at once
+  KV cache     2 x layers x kv heads / TP x head size x B for each token of a replica's prompts, once, and of
+               its responses, in whole blocks; max_tokens_to_oom tokens at most, and as many with
+               eval_data_path, whose problems are answered all at once
   buckets      broadcasts of weights under way
 
 Not counted: kernels' workspaces, the allocator's fragmentation, and communication buffers (on Ascend
@@ -147,7 +147,8 @@ def _train_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Mem
     else:
         activations = (span.pp - stage) * layers * kept
     if stage == span.pp - 1:
-        activations += logits_bytes(shape, span.tp, tokens) + shape.vocab_size / span.tp * shape.hidden_size * 4
+        activations += logits_bytes(shape, span.tp, tokens)
+        activations += shape.vocab_size / span.tp * shape.hidden_size * 4
     return Memory(
         weights=parameters * size * (2 if cfg.updates_per_step > 1 else 1),
         gradients=parameters * 4,
@@ -161,7 +162,8 @@ def _rollout_memory(cfg: Config, shape: ModelShape, span: Span) -> Memory:
     prompts = -(-cfg.training.global_batch_size // span.dp)
     samples = prompts * actor.n_samples_per_prompt
     token = 2 * shape.num_layers * shape.num_kv_heads / span.tp * shape.head_dim * size
-    tokens = prompts * actor.max_prompt_length + samples * (-(-cfg.response_budget // CACHE_BLOCK) + 1) * CACHE_BLOCK
+    blocks = samples * (-(-cfg.response_budget // CACHE_BLOCK) + 1)  # the first with the rest of the prompt
+    tokens = prompts * actor.max_prompt_length + blocks * CACHE_BLOCK
     if cfg.training.eval_data_path is not None or tokens > actor.max_tokens_to_oom:
         tokens = actor.max_tokens_to_oom
     prefill = layer_activations(shape, span.tp, actor.max_prompt_length, size, False)
@@ -211,7 +213,7 @@ def layer_activations(shape: ModelShape, tp: int, tokens: int, size: int, sequen
 
 
 def logits_bytes(shape: ModelShape, tp: int, tokens: int) -> float:
-    """Bytes of three chunks of fp32 logits, the largest there are: logits, exponentials, and their product."""
+    """Bytes of three chunks of fp32 logits: the logits, their exponentials, and the product of both."""
     return 3 * min(LOGIT_CHUNK_BYTES, tokens * shape.vocab_size / tp * 4)
 
 

@@ -40,8 +40,8 @@ def _data_sets(cfg: Config) -> tuple[list[tuple[str, str]], list[str]]:
         except ValueError as error:
             problems.append(f"{key}: {error}")
     if sum(key == "training.eval_data_path" for key, _ in found) > 1:
-        problems.append(f"training.eval_data_path: {cfg.training.eval_data_path} is a blend, but each of its problems "
-                        "is answered once: name one data set")
+        problems.append(f"training.eval_data_path: {cfg.training.eval_data_path} is a blend, but each of its "
+                        "problems is answered once: name one data set")
     return found, problems
 
 
@@ -85,12 +85,12 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
 
 
 def check_weights(key: str, path: Path, folder: Path) -> list[str]:
-    """A Hugging Face folder of whole safetensors files, or a Megatron checkpoint; `folder` has config.json."""
+    """A Hugging Face folder of whole safetensors files or a Megatron checkpoint; `folder` has config.json."""
     try:
         found = find(path)
         if found.kind != "hf" and not (folder / CONFIG).is_file():
-            return [f"{key}: {path} is a Megatron checkpoint, and no {CONFIG} tells the model's shape; put the "
-                    f"model's {CONFIG} beside it, or set training.tokenizer_name_or_path to a folder that has it"]
+            return [f"{key}: {path} is a Megatron checkpoint, and no {CONFIG} tells the model's shape; put "
+                    "the model's beside it, or set training.tokenizer_name_or_path to a folder that has one"]
         ModelShape.from_folder(folder)
         if found.kind != "hf":
             return [f"{key}: {problem}" for problem in check_files(found)]
@@ -165,8 +165,8 @@ def check_tokenizer(key: str, folder: Path, vocab_size: int) -> list[str]:
             return [f"{key}: {path} must hold a JSON object; copy it again"]
     largest = _largest_id(contents.get("tokenizer.json", {}))
     if largest >= vocab_size:
-        return [f"{key}: {folder}/tokenizer.json has ids up to {largest}, but the model's embedding has {vocab_size} "
-                "rows; give the model's own tokenizer, or take out the tokens that were added to it"]
+        return [f"{key}: {folder}/tokenizer.json has ids up to {largest}, but the model's embedding has "
+                f"{vocab_size} rows; give the model's own tokenizer, or take out the tokens that were added"]
     return []
 
 
@@ -192,7 +192,8 @@ def check_end_of_text(key: str, folder: Path, vocab_size: int) -> list[str]:
         found = content.get("eos_token_id") if isinstance(content, dict) else content
         for number in found if isinstance(found, list) else [found] * (found is not None):
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < vocab_size:
-                return [f"{key}: {path}: eos_token_id: {found} must be ids below the vocabulary's {vocab_size} rows"]
+                return [f"{key}: {path}: eos_token_id: {found} must be ids below {vocab_size}, the rows of "
+                        "the embedding"]
     return []
 
 

@@ -115,9 +115,9 @@ class ModelShape:
 
     @classmethod
     def from_megatron(cls, keys: Mapping[str, Any]) -> ModelShape:
-        """Read Megatron's names, of a model file or of a checkpoint's arguments. KeyError when one is missing."""
+        """Read Megatron's names, of a model file's or a checkpoint's. Raises KeyError or ValueError."""
         family = "qwen3" if keys.get("qk_layernorm") else "qwen2" if keys.get("add_qkv_bias") else "llama"
-        grouped = keys.get("group_query_attention", True)  # else num_query_groups is a default that does not hold
+        grouped = keys.get("group_query_attention", True)  # else num_query_groups does not count
         return cls.from_config({
             "architectures": [ARCHITECTURES[family]],
             "num_hidden_layers": keys["num_layers"],
@@ -152,7 +152,7 @@ class ModelShape:
         }
 
 
-# Each reads from the content of a config.json. KeyError when a key is missing, ValueError when its value cannot be.
+# Each reads from a config.json. KeyError when a key is missing, ValueError when it cannot have its value.
 
 
 def _architecture(config: dict) -> str:
@@ -203,7 +203,8 @@ def _head_dim(config: dict, family: str, hidden: int, heads: int) -> int:
     if family == "qwen3" and "head_dim" not in config:
         return QWEN3_HEAD_DIM
     if config.get("head_dim") is None and hidden % heads:
-        raise ValueError(f"num_attention_heads: {heads} does not divide hidden_size {hidden}; head_dim would say more")
+        raise ValueError(f"num_attention_heads: {heads} does not divide hidden_size {hidden}, and there is "
+                         "no head_dim")
     head_dim = hidden // heads if config.get("head_dim") is None else _count(config, "head_dim")
     if head_dim % 2:
         raise ValueError(f"head_dim: {head_dim} must be even, since rotary positions turn pairs")
@@ -214,7 +215,8 @@ def _rope(config: dict) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from the keys of transformers 4 (`rope_theta`) or 5 (`rope_parameters`)."""
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, dict) or not set(rope) <= ROPE_KEYS:
-        raise ValueError(f"rope_parameters: {rope} is not supported; known are the keys {', '.join(sorted(ROPE_KEYS))}")
+        raise ValueError(f"rope_parameters: {rope} is not supported; known are the keys "
+                         + ", ".join(sorted(ROPE_KEYS)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise ValueError(f"rope type {kind!r} is not supported; supported are default and llama3")
@@ -222,8 +224,8 @@ def _rope(config: dict) -> tuple[float, RopeScaling | None]:
     theta = _positive({"rope_theta": 10000.0} | config | rope, "rope_theta")
     if kind == "default":
         return theta, None
-    scaling = RopeScaling(_positive(rope, "factor"), _positive(rope, "low_freq_factor"),
-                          _positive(rope, "high_freq_factor"), _count(rope, "original_max_position_embeddings"))
+    factors = (_positive(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    scaling = RopeScaling(*factors, _count(rope, "original_max_position_embeddings"))
     if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise ValueError(f"high_freq_factor: {scaling.high_freq_factor} must be above low_freq_factor "
                          f"{scaling.low_freq_factor}")

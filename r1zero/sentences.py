@@ -33,7 +33,7 @@ class Notes:
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Tell of a path that the system does not let us look at, such as one in a closed folder, by a ValueError."""
+    """Turn the system's refusal to look at a path, such as one in a closed folder, into a ValueError."""
     try:
         yield
     except OSError as error:

@@ -42,7 +42,7 @@ class Loader(yaml.SafeLoader):
 
 
 def _resolvers() -> dict[str, list]:
-    """Read 12:00:00, dates and 017 as YAML 1.2 does: texts. YAML 1.1 has seconds, objects and octal numbers."""
+    """Read 12:00:00, dates and 017 as YAML 1.2 does, as texts; in 1.1 they are seconds, objects, octal."""
     kept: dict[str, list] = {}
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
         for tag, pattern in resolvers:

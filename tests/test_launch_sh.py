@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def launch(*arguments: str, **variables: str) -> tuple[int, str, str]:
     """Run it without its set-up; exit code, standard output, standard error."""
-    done = subprocess.run(["bash", str(ROOT / "launch.sh"), *arguments], text=True, capture_output=True, timeout=60,
-                          env=os.environ | {"R1ZERO_SETUP": "0", "R1ZERO_PYTHON": sys.executable} | variables)
+    environment = os.environ | {"R1ZERO_SETUP": "0", "R1ZERO_PYTHON": sys.executable} | variables
+    done = subprocess.run(["bash", str(ROOT / "launch.sh"), *arguments], text=True, capture_output=True,
+                          timeout=60, env=environment)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -26,10 +27,11 @@ def launch(*arguments: str, **variables: str) -> tuple[int, str, str]:
     ({"NNODES": "2"}, "NNODES=2 needs MASTER_ADDR (the first node's address) and NODE_RANK (0 to 1)"),
     ({"NNODES": "2", "MASTER_ADDR": "here", "NODE_RANK": "2"}, "and NODE_RANK (0 to 1)"),
     ({"NNODES": "2", "MASTER_ADDR": "here", "NODE_RANK": "x"}, "and NODE_RANK (0 to 1)"),
-    ({"NNODES": "3", "MASTER_ADDR": "here", "NODE_RANK": "0"}, "asks for 4 ranks, which NNODES=3 does not divide"),
+    ({"NNODES": "3", "MASTER_ADDR": "here", "NODE_RANK": "0"}, "4 ranks, which NNODES=3 does not divide"),
     ({"NPROC_PER_NODE": "3"}, "the world has 3 ranks"),
 ])
-def test_wrong_variables_are_refused_with_a_sentence(tiny: Path, variables: dict[str, str], sentence: str) -> None:
+def test_wrong_variables_are_refused_with_a_sentence(tiny: Path, variables: dict[str, str],
+                                                     sentence: str) -> None:
     code, _, errors = launch("tiny", **variables)
     assert code == 2 and sentence in errors and len(errors.splitlines()) == 1, errors
 

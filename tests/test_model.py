@@ -1,4 +1,4 @@
-"""config.json of a model folder, and its tokenizer: what is not computed here is refused, never computed wrongly."""
+"""config.json and tokenizer of a model folder: what is not computed here is refused, never miscomputed."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ MISSING = object()
     ({"max_position_embeddings": 10**30}, "max_position_embeddings: 1000"),
     ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide num_attention_heads 4"),
     ({"num_key_value_heads": MISSING}, "lacks the key 'num_key_value_heads'"),
-    ({"num_attention_heads": 3, "num_key_value_heads": 3}, "num_attention_heads: 3 does not divide hidden_size 32"),
+    ({"num_attention_heads": 3, "num_key_value_heads": 3}, "num_attention_heads: 3 does not divide hidden_size"),
     ({"head_dim": 5}, "head_dim: 5 must be even"),
     ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: 1e-6 must be a number above 0"),
     ({"rms_norm_eps": 0}, "rms_norm_eps: 0 must be a number above 0"),
     ({"rms_norm_eps": MISSING}, "lacks the key 'rms_norm_eps'"),
     ({"tie_word_embeddings": "no"}, "tie_word_embeddings: no must be true or false"),
     ({"use_sliding_window": True}, "use_sliding_window: true is not supported; only false is"),
-    ({"layer_types": ["full_attention", "sliding_attention"]}, "only full_attention in each of the 4 layers is"),
-    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config: {'quant_method': 'fp8'} is not supported"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "only full_attention in each of the 4 layers"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config: {'quant_method': 'fp8'} is not"),
     ({"hidden_act": "gelu"}, "hidden_act: gelu is not supported; only silu is"),
     (LLAMA | {"attention_bias": True}, "attention_bias: true is not supported"),
     (LLAMA | {"mlp_bias": True}, "mlp_bias: true is not supported"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5 is not supported; only 1 is"),
-    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor: 0.5"),
+    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: 0.5 is not supported"),
     ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
     ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope type 'linear' is not supported"),
     ({"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section"),
@@ -54,11 +54,12 @@ MISSING = object()
     ({"rope_scaling": "llama3"}, "rope_parameters: llama3 is not supported"),
     ({"rope_scaling": {"rope_type": "llama3"}}, "lacks the key 'factor'"),
     ({"rope_scaling": LLAMA3 | {"factor": "8"}}, "factor: 8 must be a number above 0"),
-    ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor: 1.0 must be above low_freq_factor 1.0"),
+    ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "1.0 must be above low_freq_factor 1.0"),
     ({"rope_theta": 0}, "rope_theta: 0 must be a number above 0"),
     ({"rope_theta": float("nan")}, "rope_theta: nan must be a number above 0"),
 ])
-def test_config_json_that_is_not_computed_here_is_refused(home: Path, changes: dict[str, Any], sentence: str) -> None:
+def test_config_json_that_is_not_computed_here_is_refused(home: Path, changes: dict[str, Any],
+                                                           sentence: str) -> None:
     content = {key: value for key, value in (SHAPE | changes).items() if value is not MISSING}
     (home / "net" / "config.json").write_text(json.dumps(content))
     problem = only(check(load(home)))
@@ -71,10 +72,12 @@ def test_config_json_that_is_no_json_is_refused(home: Path, content: str) -> Non
     assert f"{home}/net/config.json" in only(check(load(home)))
 
 
-@pytest.mark.parametrize("kind", [transformers.Qwen2Config, transformers.Qwen3Config, transformers.LlamaConfig])
+@pytest.mark.parametrize(
+    "kind", [transformers.Qwen2Config, transformers.Qwen3Config, transformers.LlamaConfig])
 @pytest.mark.parametrize("given", [
     {}, {"num_key_value_heads": None}, {"rope_theta": 1e6}, {"rope_scaling": LLAMA3 | {"rope_theta": 5e5}},
-    {"rope_scaling": LLAMA3, "rope_theta": 1e6}, {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
+    {"rope_scaling": LLAMA3, "rope_theta": 1e6},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
     {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
     {"head_dim": 32}, {"tie_word_embeddings": True}])
 def test_defaults_are_those_of_transformers(kind: type, given: dict[str, Any]) -> None:
@@ -93,7 +96,8 @@ def test_defaults_are_those_of_transformers(kind: type, given: dict[str, Any]) -
 
 def test_model_file_that_cannot_stand_in_for_the_folder_is_refused(home: Path) -> None:
     whole = MODEL | {"ffn_hidden_size": 48, "num_query_groups": 2, "max_position_embeddings": 256}
-    for key, value in (("num_attention_heads", 0), ("num_query_groups", 3), ("norm_epsilon", -1), ("kv_channels", 5)):
+    for key, value in (("num_attention_heads", 0), ("num_query_groups", 3), ("norm_epsilon", -1),
+                       ("kv_channels", 5)):
         write(home / "model", "small", json.dumps({"small": whole | {key: value}}))
         problems = check(load(home, "actor_rollout.load=/nowhere"), absent_ok=True)
         assert only(problems).startswith("model small: "), problems
@@ -106,19 +110,21 @@ def test_model_file_that_cannot_stand_in_for_the_folder_is_refused(home: Path) -
     ("tokenizer.json", '{"model": ', "tokenizer.json cannot be read as a JSON file"),
     ("tokenizer_config.json", "not JSON", "tokenizer_config.json cannot be read as a JSON file"),
     ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object"),
-    ("tokenizer.json", '{"model": {"vocab": {"a": 0, "b": 128}}}', "has ids up to 128, but the model's embedding has 128"),
+    ("tokenizer.json", '{"model": {"vocab": {"a": 0, "b": 128}}}', "up to 128, but the model's embedding has 128"),
     ("tokenizer.json", json.dumps({"model": {"vocab": [["a", 0.0]] * 129}}), "has ids up to 128"),
     ("tokenizer.json", '{"added_tokens": [{"id": 500, "content": "<pad>"}]}', "has ids up to 500"),
     ("generation_config.json", '{"eos_token_id": [3, 128]}', "eos_token_id: [3, 128] must be ids below"),
     ("generation_config.json", '{"eos_token_id": "</s>"}', "eos_token_id: </s> must be ids below"),
     ("generation_config.json", "[", "generation_config.json cannot be read as a JSON file"),
 ])
-def test_tokenizer_that_does_not_fit_the_model_is_refused(home: Path, name: str, content: str, sentence: str) -> None:
+def test_tokenizer_that_does_not_fit_the_model_is_refused(home: Path, name: str, content: str,
+                                                          sentence: str) -> None:
     (home / "net" / name).write_text(content)
     assert sentence in only(check(load(home)))
 
 
 def test_tokenizer_as_large_as_the_embedding_is_accepted(home: Path) -> None:
-    (home / "net" / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 127}]}')
+    content = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 127}]}
+    (home / "net" / "tokenizer.json").write_text(json.dumps(content))
     (home / "net" / "generation_config.json").write_text('{"eos_token_id": [127, 0]}')
     assert check(load(home)) == []

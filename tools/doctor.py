@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Look whether this machine, or all nodes of a job, can run a configuration; name each problem and its way out.
+"""Look whether this machine, or all nodes of a job, can run a configuration; name problems and ways out.
 
     python tools/doctor.py --config tiny                        this machine, without starting the ranks
     torchrun --nproc-per-node 4 tools/doctor.py --config tiny   also: every planned group adds up a number
     srun -N 2 --ntasks-per-node 8 python tools/doctor.py --config qwen25_7b --seconds 120
 
-Looks at versions, devices, the configuration and its files, folders (writable, room, the same on all nodes),
-free memory against the estimate, and the compiler of the CPU kernels. Trains nothing and leaves nothing behind.
-A rank that does not come, or gets stuck, is named when `--seconds` are over. Exit codes: 0 fine, 2 problems.
+Looks at versions, devices, the configuration and its files, folders (writable, room, the same on all
+nodes), free memory against the estimate, and the compiler of the CPU kernels. Trains nothing and leaves
+nothing behind. A rank that does not come, or gets stuck, is named when `--seconds` are over. Exit codes: 0
+fine, 2 problems.
 """
 
 from __future__ import annotations
@@ -229,12 +230,16 @@ def tell_node(cfg: Config | None, node: Node, local_ranks: int, findings: Findin
 
 def tell_memory(job: Job, everyone: list[Node], findings: Findings) -> None:
     """Free memory of each node against the estimate of its ranks, where that can be made."""
-    if job.cfg is None or job.placed is None or (needed := machine.needed_gigabytes(job.cfg, job.placed)) is None:
+    if job.cfg is None or job.placed is None:
+        return
+    needed = machine.needed_gigabytes(job.cfg, job.placed)
+    if needed is None:
         return
     for number, rank in job.nodes:
         node, share = everyone[rank], {other: needed[other] for other in job.ranks_on(number)}
         if node.kind != "cpu" and job.started:  # each process has told of its own device
-            node = replace(node, free_gigabytes=[free for other in share for free in everyone[other].free_gigabytes])
+            free = [gigabytes for other in share for gigabytes in everyone[other].free_gigabytes]
+            node = replace(node, free_gigabytes=free)
         findings.tell("memory", machine.check_memory(node, share),
                       f"{node.host}: about {sum(share.values()):.1f} GB for {len(share)} ranks, "
                       f"{sum(node.free_gigabytes):.1f} GB free")
