@@ -11,6 +11,7 @@ import string
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
+from itertools import count as count_from
 from operator import itemgetter
 
 from r1zero.reward.expression import parse
@@ -43,6 +44,7 @@ from r1zero.reward.tokens import GREEK, Node, Unreadable, is_whole
 from r1zero.reward.values import Unbounded, Undefined, digits, evaluate
 
 MAX_DEPTH = 20  # of lists in lists
+MAX_DENOMINATOR = 10**60  # of a decimal that may be rounded; values have that many digits
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
 
 
@@ -83,10 +85,10 @@ def _last_place(tree: Node) -> Fraction:
     """Return the worth of the last digit of a number, 1 or 1/10 or less; 0 for what is not rounded."""
     while tree.op == "neg":
         tree = tree.parts[0]
-    place = Fraction(tree.decimal or is_whole(tree))
-    while tree.decimal and (tree.value / place).denominator > 1:
-        place /= 10
-    return place
+    if not tree.decimal or tree.value.denominator > MAX_DENOMINATOR:
+        return Fraction(is_whole(tree))
+    places = next(count for count in count_from(0) if 10**count % tree.value.denominator == 0)
+    return Fraction(1, 10**places)
 
 
 def _read(text: str, trusted: bool) -> Answer | None:

@@ -33,6 +33,7 @@ _COUNTS = {name: Fraction(size) for name, size in _SCALES.items()}
 _COUNTS |= {f"{name}th": 1 / _COUNTS[name] for name in ("hundred", "thousand")}
 _COUNTS |= {"trillion": Fraction(10**12), "dozen": Fraction(12), "halve": Fraction(1, 2)}
 _COUNTS |= {name: Fraction(1, size) for name, size in _PARTS.items() if name[-1] != "s" and name != "quarter"}
+MAX_COUNTS = 3  # hundred thousand million
 _COUNT = re.compile(
     rf"(?P<english>{'|'.join(sorted(_COUNTS, reverse=True))})s?(?![a-z])(?: of)? ?"
     r"|(?P<chinese>[\u5341\u767e\u5343]?[\u4e07\u4ebf]|\u767e(?!\u5206)|\u5343(?![\u514b\u7c73\u74e6\u5361]))"
@@ -45,7 +46,10 @@ def take_count(text: str) -> tuple[Fraction, str]:
     "hundred thousand apples" is 100,000 and "apples"; the product is 1 where there are none.
     """
     count = Fraction(1)
-    while match := _COUNT.match(text):
+    for _ in range(MAX_COUNTS):
+        match = _COUNT.match(text)
+        if match is None:
+            break
         count *= _COUNTS[match["english"]] if match["english"] else int(_chinese_value(match["chinese"]))
         text = text[match.end() :]
     return count, text
