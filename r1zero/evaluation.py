@@ -47,9 +47,10 @@ def evaluate(crew: Examinee, version: int, model: str, place: Path,
              round_samples: int | None = None) -> dict[str, Any] | None:
     """Answer all problems of `eval_data_path`; write `place`.json and `place`.parquet. Collective.
 
-    `version` is that of the engine's weights, `model` their name. With `round_samples`, about that many answers
-    at a time are decoded together, always the same ones, so that not even rounding depends on the number of
-    ranks; without it each replica decodes its whole share at once. Returns the report on the controller.
+    `version` is that of the engine's weights, `model` their name. With `round_samples`, about that many
+    answers at a time are decoded together, always the same ones, so that not even rounding depends on the
+    number of ranks; without it each replica decodes its whole share at once. Returns the report on the
+    controller.
     """
     batch = crew.move.from_controller(_plan, crew, version)
     shares = crew.move.to_controller(on(crew.world.rollout, _answer, crew, batch, round_samples))
@@ -89,7 +90,8 @@ def eval_sampling(cfg: Config) -> Sampling:
     training = cfg.training
     if training.eval_temperature == 0:
         return Sampling(1.0, 1.0, 1, training.seed)
-    return Sampling(training.eval_temperature, training.eval_top_p, max(training.eval_top_k, 0), training.seed)
+    top_k = max(training.eval_top_k, 0)
+    return Sampling(training.eval_temperature, training.eval_top_p, top_k, training.seed)
 
 
 def _conclude(crew: Examinee, found: Sequence[list[Group] | None], model: str, place: Path) -> dict[str, Any]:
@@ -111,8 +113,8 @@ def conditions(cfg: Config, model: str, prompts: Prompts) -> Conditions:
     sampling = eval_sampling(cfg)
     return Conditions(
         model=model, data=training.eval_data_path, data_sha256=data_sha256(training.eval_data_path),
-        rows=prompts.num_rows, problems=len(prompts), dropped=prompts.num_dropped, template=training.prompt_type,
-        template_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        rows=prompts.num_rows, problems=len(prompts), dropped=prompts.num_dropped,
+        template=training.prompt_type, template_sha256=hashlib.sha256(text.encode()).hexdigest(),
         samples_per_problem=training.eval_samples_per_prompt, temperature=training.eval_temperature,
         top_p=sampling.top_p, top_k=sampling.top_k, max_new_tokens=cfg.response_budget, seed=training.seed,
         dtype="bf16" if training.bf16 else "fp32", rules=list(cfg.algorithm.verifier_function),
@@ -122,7 +124,8 @@ def conditions(cfg: Config, model: str, prompts: Prompts) -> Conditions:
 def data_sha256(path: str) -> str:
     """Hash the files of a data set, one after the other."""
     if is_packed(path):
-        files = [of(stem(path, field)) for field in ("input_ids", "labels") for of in (index_path, values_path)]
+        stems = [stem(path, field) for field in ("input_ids", "labels")]
+        files = [of(each) for each in stems for of in (index_path, values_path)]
     else:
         files = data_files(Path(path))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

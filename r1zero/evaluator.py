@@ -48,7 +48,7 @@ class Evaluator:
 
 def prepare(cfg: Config, world: World, data: Sequence[str], first: int | None,
             max_new_tokens: int) -> list[Evaluator]:
-    """Read the data sets, or their `first` problems, and load the model; return what answers each. Collective.
+    """Read data sets, or their `first` problems, and load the model; return what answers each. Collective.
 
     ValueError for bad data or models, or when a prompt and its answer would not fit into the model.
     """
@@ -59,8 +59,9 @@ def prepare(cfg: Config, world: World, data: Sequence[str], first: int | None,
     longest = move.from_controller(_longest, list(read.values()))
     length = longest + max_new_tokens
     if length > shape.max_positions:
-        raise ValueError(f"--max-new-tokens {max_new_tokens}: the longest prompt has {longest} tokens, and the "
-                         f"model {shape.max_positions} positions; {shape.max_positions - longest} is the most")
+        raise ValueError(f"--max-new-tokens {max_new_tokens}: the longest prompt has {longest} tokens, and "
+                         f"the model {shape.max_positions} positions; "
+                         f"{shape.max_positions - longest} is the most")
     actor = replace(cfg.actor_rollout, max_prompt_length=longest,
                     max_tokens_to_oom=max(length, cfg.actor_rollout.max_tokens_to_oom))
     cfg = replace(cfg, training=replace(cfg.training, seq_length=length), actor_rollout=actor)
@@ -72,8 +73,8 @@ def prepare(cfg: Config, world: World, data: Sequence[str], first: int | None,
     for tensor, shard in weights.stream(tensors(shape), grid.tp_index, grid.span.tp, dtype):
         engine.decoder.weights[tensor.name].copy_(shard)
     engine.accept(0)
-    return [Evaluator(replace(cfg, training=replace(cfg.training, eval_data_path=path)), world, move, tokenizer,
-                      prompts, engine, scorer) for path, prompts in read.items()]
+    return [Evaluator(replace(cfg, training=replace(cfg.training, eval_data_path=path)), world, move,
+                      tokenizer, prompts, engine, scorer) for path, prompts in read.items()]
 
 
 def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None) -> None:

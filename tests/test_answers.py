@@ -77,6 +77,12 @@ HOSTILE = [
     "\ufdfa" * 900,  # one character that stands for eighteen
     "\u96f6" * 900,  # zero
     "one hundred " * 80,
+    "5 " + "million " * 120,
+    "5" + "\u4ebf" * 900,  # hundred million
+    "\u4e00\u70b9" + "\u4e94" * 900,  # one point five five ...
+    "A" + ", a" * 300,
+    "1e-999 \\approx 1e-998",
+    "5 \\approx " * 90 + "6",
     r"\text{" * 160,
     r"\begin{pmatrix}" + "1&" * 400 + r"\end{pmatrix}",
     "5\x00",

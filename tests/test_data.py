@@ -252,4 +252,4 @@ def test_gsm8k_is_turned_into_our_columns(tmp_path: Path) -> None:
         {"question": "Q1", "ground_truth_answer": "1234"}, {"question": "Q2", "ground_truth_answer": "-5"}]
     source.write_text('{"question": "Q1", "answer": "no number"}\n')
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "row 1: the answer does not end in" in done.stderr
+    assert done.returncode == 2 and "train.jsonl, row 1: the answer does not end in" in done.stderr

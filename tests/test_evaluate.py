@@ -285,6 +285,7 @@ def test_evaluation_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> 
     (["--prompt-type", "qwen_r2"], "--prompt-type: .*qwen_r1"),
     (["--verifier", "accuracy"], "verifier_function: .*acc"),
     (["--tensor-model-parallel-size", "2"], "2 does not divide the 1 ranks"),
+    (["--tensor-model-parallel-size", "0"], "--tensor-model-parallel-size: 0 must be at least 1"),
     (["--output", "/proc/x"], "/proc/x cannot be written"),
 ])
 def test_bad_flags_are_refused_by_a_sentence(flags: list[str], wrong: list[str], sentence: str,

@@ -58,15 +58,10 @@ def judge_all(responses: list[Case]) -> tuple[float, int, int]:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", type=Path, required=True, help="parquet file with a column ground_truth_answer"
-    )
-    parser.add_argument(
-        "--right", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="shares of right answers"
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("--data", type=Path, required=True, help="parquet with a column ground_truth_answer")
+    parser.add_argument("--right", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="right shares")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     column = pq.read_table(arguments.data, columns=["ground_truth_answer"])["ground_truth_answer"]
@@ -75,12 +70,8 @@ def main() -> None:
     result: dict[str, object] = {"distinct_answers": len(golds)}
     for share in arguments.right:
         seconds, right, failed = judge_all(cases(golds, share, arguments.seed))
-        speed = round(len(golds) / seconds, 1)
-        result[f"right_{share:g}"] = {
-            "answers_per_second_per_core": speed,
-            "judged_right": right,
-            "failed": failed,
-        }
+        result[f"right_{share:g}"] = {"answers_per_second_per_core": round(len(golds) / seconds, 1),
+                                      "judged_right": right, "failed": failed}
     print(json.dumps(result))
 
 

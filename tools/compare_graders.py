@@ -87,9 +87,8 @@ def theirs(gold: str, given: str) -> bool:
 
 def main() -> None:
     """Read the command line, compare, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("data", nargs="+", type=Path, help="parquet files with a column ground_truth_answer")
     parser.add_argument("--limit", type=int, help="rows of each file")
     parser.add_argument("--seed", type=int, default=0)
@@ -104,10 +103,8 @@ def main() -> None:
             agreed[kind] += ours == verdict
             if arguments.show and ours != verdict:
                 print(f"{kind}: {gold!r} and {given!r}: ours {ours}, math-verify {verdict}", file=sys.stderr)
-    print(json.dumps({
-        "pairs": asked.total(), "agreement": round(agreed.total() / asked.total(), 5),
-        "by_kind": {kind: [agreed[kind], asked[kind]] for kind in asked},
-    }))  # fmt: skip
+    print(json.dumps({"pairs": asked.total(), "agreement": round(agreed.total() / asked.total(), 5),
+                      "by_kind": {kind: [agreed[kind], asked[kind]] for kind in asked}}))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
     torchrun --nproc-per-node 8 tools/evaluate.py --model ... --data math500.parquet aime24.parquet --k 16
     srun -N 2 --ntasks-per-node 8 python tools/evaluate.py --model ... --tensor-model-parallel-size 2 ...
 
-Prints pass@1 (= avg@k) and pass@2, 4, ... k with intervals, format rate, lengths, a table by level and by subject
-if the data has these columns, and the protocol: all that the scores depend on. OUTPUT/<data>.json holds the
-same, and OUTPUT/<data>.parquet every answer. The number of ranks does not change the answers. Exit codes: 0 done,
-1 failed, 2 bad input.
+Prints pass@1 (= avg@k) and pass@2, 4, ... k with intervals, format rate, lengths, a table by level and by
+subject if the data has these columns, and the protocol: all that the scores depend on. OUTPUT/<data>.json
+holds the same, and OUTPUT/<data>.parquet every answer. The number of ranks does not change the answers. Exit
+codes: 0 done, 1 failed, 2 bad input.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("--model", required=True, help="Hugging Face model folder, or Megatron checkpoint")
     add("--data", required=True, nargs="+", help="data sets: .parquet, .jsonl, .json or preprocessed")
@@ -67,9 +68,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--dtype", choices=["bf16", "fp32"], help="default: that of the model's config.json")
     add("--seed", type=int, default=1234)
     add("--tensor-model-parallel-size", type=int, default=1)
-    add("--max-tokens-to-oom", type=int, default=131072, help="tokens that a replica may hold in its KV cache")
+    add("--max-tokens-to-oom", type=int, default=131072, help="tokens in a replica's KV cache at most")
     add("--round-samples", type=int, default=256,
-        help="answers decoded together; 0: each replica's share at once, faster, but rounding depends on the ranks")
+        help="answers decoded together; 0: all of a replica's, faster, but rounding depends on the ranks")
     add("--workers", type=int, default=2, help="processes that score, beside each replica")
     add("--deadline-seconds", type=float, default=10.0, help="for one answer and one scorer")
     add("--output", type=Path, help="folder of the reports; default runs/evaluation/<name of MODEL>")
@@ -80,11 +81,13 @@ def config(args: argparse.Namespace) -> Config:
     """Write the arguments as the configuration of a run. ValueError for malformed ones."""
     keys = parse_json("--map-keys", args.map_keys)
     if not isinstance(keys, dict) or not set(keys) <= set(MAP_KEYS):
-        raise ValueError(f"--map-keys {args.map_keys} must be a JSON object with keys of {', '.join(MAP_KEYS)}")
+        raise ValueError(f"--map-keys {args.map_keys} must be a JSON object with keys of "
+                         f"{', '.join(MAP_KEYS)}")
     tokenizer = args.tokenizer_name_or_path or args.model
+    dtype = args.dtype or model_dtype(config_folder(args.model, tokenizer))
     training = Training(
         global_batch_size=1, seq_length=args.max_new_tokens + 1, train_iters=1, seed=args.seed,
-        bf16=(args.dtype or model_dtype(config_folder(args.model, tokenizer))) == "bf16", prompt_type=args.prompt_type,
+        bf16=dtype == "bf16", prompt_type=args.prompt_type,
         prompt_type_path=args.prompt_type_path, map_keys=keys, eval_data_path=args.data[0],
         tokenizer_name_or_path=tokenizer, eval_samples_per_prompt=args.k,
         eval_temperature=args.temperature, eval_top_p=args.top_p, eval_top_k=args.top_k)
@@ -122,10 +125,11 @@ def check(args: argparse.Namespace, cfg: Config, launch: Launch) -> list[str]:
         wrong.append(("--deadline-seconds", args.deadline_seconds, "must be a number above 0"))
     problems = [f"{flag}: {value} {sentence}" for flag, value, sentence in wrong]
     if len({Path(path).stem for path in args.data}) < len(args.data):
-        problems.append(f"--data: two of {', '.join(args.data)} would write the same report; give them one by one")
-    if launch.world_size % args.tensor_model_parallel_size:
-        problems.append(f"--tensor-model-parallel-size: {args.tensor_model_parallel_size} does not divide the "
-                        f"{launch.world_size} ranks of this job")
+        problems.append(f"--data: two of {', '.join(args.data)} would write the same report; "
+                        "give them one by one")
+    if launch.world_size % max(args.tensor_model_parallel_size, 1):
+        problems.append(f"--tensor-model-parallel-size: {args.tensor_model_parallel_size} does not divide "
+                        f"the {launch.world_size} ranks of this job")
     problems += checks.check_rewards(cfg) + check_writable("--output", cfg.output_dir)
     return problems or check_files(args, cfg)
 

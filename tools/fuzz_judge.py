@@ -32,33 +32,25 @@ WORKER_MEGABYTES = 200  # of a worker with sympy loaded
 
 GOLDS = ["7368787", r"\frac{104729}{7919}", "0.7368787", r"\sqrt{104729}", "(7919,104729)", r"[7919,\infty)",
          r"\{7919,104729\}", "x^2+7919x+104729", "y=7919x", r"7919\pi",
-         r"\begin{pmatrix}7919\\104729\end{pmatrix}",
-         r"\text{Zanzibar}", "x>7919", r"104729^\circ", "7919+104729i"]
+         r"\begin{pmatrix}7919\\104729\end{pmatrix}", r"\text{Zanzibar}", "x>7919", r"104729^\circ",
+         "7919+104729i"]
 SOUP = (r"\frac{ \sqrt{ \left( \right) \boxed{ \text{ \binom{ \sum \int \prod \lim \infty \pi \le \ne \cup "
-        r"\cap \in \to "
-        r"\begin{pmatrix} \end{pmatrix} \\ & $ $$ \( \) \[ \] { } ( ) [ ] ^ _ ^{ _{ + - * / = < > ! | , . "
-        r"; : % # ~ ' "
-        r"x y z n i e sin cos log 0 1 2 3 10 .5 1e9 \cdot \times \pm \sin \log_ \overline{ \mathbb{R} \% \$ "
-        r"\{ \} \fbox{ "
-        r"and or cm \circ \dots <think> </think> <answer> </answer>").split()
+        r"\cap \in \to \begin{pmatrix} \end{pmatrix} \\ & $ $$ \( \) \[ \] { } ( ) [ ] ^ _ ^{ _{ + - * / = < "
+        r"> ! | , . ; : % # ~ ' x y z n i e sin cos log 0 1 2 3 10 .5 1e9 \cdot \times \pm \sin \log_ "
+        r"\overline{ \mathbb{R} \% \$ \{ \} \fbox{ and or cm \circ \dots "
+        "<think> </think> <answer> </answer>").split()
 CODE = ["__import__('os').system('sleep 60')", "eval('9**9**9')", "import sys; sys.exit(0)",
-        "while True: pass",
-        "[x for x in range(10**9)]", "lambda: (yield)", "os.kill(os.getppid(), 9)",
-        "Symbol('x')**Integer(10)**10**10",
-        "open('/dev/zero').read()", "'a' * 10**10", "def f(): return f()", "print(f'{9**9**9}')",
-        "\\input{/etc/passwd}"]
+        "while True: pass", "[x for x in range(10**9)]", "lambda: (yield)", "os.kill(os.getppid(), 9)",
+        "Symbol('x')**Integer(10)**10**10", "open('/dev/zero').read()", "'a' * 10**10",
+        "def f(): return f()", "print(f'{9**9**9}')", "\\input{/etc/passwd}"]
 TOWERS = ["9^{9^{9^{%d}}}", "2^{2^{%d}}", "10^{10^{%d}}", "%d!!!!", "(%d!)!", r"\binom{10^{%d}}{10^8}",
-          r"7^{-9^{%d}}",
-          r"\sum_{n=1}^{10^{%d}} \frac{1}{n}", r"\prod_{n=1}^{10^{%d}} n", r"\int_0^1 x^{x^{x^{%d}}} dx",
-          "(x+1)^{10^{%d}}",
-          r"\sqrt[10^{%d}]{2^{10^9}}", r"\log_{10^{%d}} 9^{9^9}", r"(1+\frac{1}{10^{%d}})^{10^{10}}",
-          "1e%d99999",
-          r"\sin(10^{10^{%d}})", r"\left(\frac{x^{99}-1}{x-1}\right)^{%d99}", r"(a+b+c+d+e+f+g)^{%d0}",
-          r"0.\overline{%d}"]
+          r"7^{-9^{%d}}", r"\sum_{n=1}^{10^{%d}} \frac{1}{n}", r"\prod_{n=1}^{10^{%d}} n",
+          r"\int_0^1 x^{x^{x^{%d}}} dx", "(x+1)^{10^{%d}}", r"\sqrt[10^{%d}]{2^{10^9}}",
+          r"\log_{10^{%d}} 9^{9^9}", r"(1+\frac{1}{10^{%d}})^{10^{10}}", "1e%d99999", r"\sin(10^{10^{%d}})",
+          r"\left(\frac{x^{99}-1}{x-1}\right)^{%d99}", r"(a+b+c+d+e+f+g)^{%d0}", r"0.\overline{%d}"]
 BAIT = ["a", "1", "1,", " ", "(", "-", "\\text{", "\\ ", "$", "0", "1 ", "\\frac1", ".", "and ", "x=", "{}",
-        "\\,", "^", "cm ",
-        "\\left(", "1/", "%", "'", "\t", "\\\\", "**", "1e1", "\u00bd", "+-", "||", "\\boxed{", "</answer>",
-        "Step 1:"]
+        "\\,", "^", "cm ", "\\left(", "1/", "%", "'", "\t", "\\\\", "**", "1e1", "\u00bd", "+-", "||",
+        "\\boxed{", "</answer>", "Step 1:"]
 MARKS = ("\u202e\u202d\u200b\u200f\u2066\u2069\ufeff\u0301"
          "\u0000\u001b\u0085\u2028\ud800\udfff\U0001f600\u0660\uff15\u00b2")
 
@@ -154,7 +146,7 @@ def hostile(seed: int, number: int) -> tuple[str, Case]:
 
 
 class Memory:
-    """Peaks of the resident memory of worker processes, in megabytes, as far as they are looked at."""
+    """Peaks of the resident memory of worker processes, in megabytes, where Linux tells them."""
 
     def __init__(self) -> None:
         self.peak = 0
@@ -204,9 +196,9 @@ def main() -> int:
     print(f"{'kind':12s} {'inputs':>8s} {'timeouts':>9s} {'crashes':>8s}")
     for kind in dict.fromkeys(kinds):
         print(f"{kind:12s} {counts[kind, 'all']:8d} {counts[kind, 'timeout']:9d} {counts[kind, 'crash']:8d}")
-    print(f"{args.count} inputs in {seconds:.0f} s; {replaced} workers replaced; slowest call "
-          f"{slowest:.2f} s with a deadline of {args.deadline:g} s;\npeak memory {memory.peak} MB of a worker, {own} "
-          f"MB here; called right: {high[:20] or 'none'}")
+    print(f"{args.count} inputs in {seconds:.0f} s; {replaced} workers replaced; "
+          f"slowest call {slowest:.2f} s with a deadline of {args.deadline:g} s;\n"
+          f"peak memory {memory.peak} MB of a worker, {own} MB here; called right: {high[:20] or 'none'}")
     bad = high or slowest > args.deadline + LATE_SECONDS or memory.peak > WORKER_MEGABYTES + MEMORY_MEGABYTES
     return 1 if bad else 0
 

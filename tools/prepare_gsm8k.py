@@ -3,8 +3,8 @@
 
     python tools/prepare_gsm8k.py train.jsonl data/gsm8k_train.parquet
 
-IN is .jsonl or .parquet with the columns question and answer, where the answer ends in "#### 1,234". OUT gets the
-columns question and ground_truth_answer (1234). Exit code 2 for a file that is not of that form.
+IN is .jsonl or .parquet with the columns question and answer, where the answer ends in "#### 1,234". OUT gets
+the columns question and ground_truth_answer (1234). Exit code 2 for a file that is not of that form.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from r1zero.data.indexed import check_writable  # noqa: E402
 from r1zero.data.problems import read_problems  # noqa: E402
 
 FINAL = re.compile(r"####\s*(-?[\d,]*\.?\d+)\s*$")
@@ -34,18 +35,20 @@ def final_answer(solution: str, place: str) -> str:
 
 def main() -> int:
     """Convert one file; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
     try:
         problems = read_problems(args.input, {"prompt": "question", "response": "answer"})
-        rows = [{"question": problem.question, "ground_truth_answer": final_answer(problem.answer, f"row {number}")}
+        rows = [{"question": problem.question,
+                 "ground_truth_answer": final_answer(problem.answer, f"{args.input}, row {number}")}
                 for number, problem in enumerate(problems, 1)]
+        check_writable(args.output)
     except ValueError as error:
         print(f"prepare_gsm8k: {error}", file=sys.stderr)
         return 2
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), args.output, compression="zstd")
     print(f"{len(rows)} problems in {args.output}")
     return 0

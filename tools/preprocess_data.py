@@ -8,8 +8,9 @@
 
 Writes dataset/math_packed_input_ids_document.bin and .idx, and the same for attention_mask and labels; all
 appear at the end, complete. Document n is row n. Handlers: R1AlpacaStyleInstructionHandler keeps prompt and
-answer apart, AlpacaStyleInstructionHandler writes them as one sequence with labels -100 on the prompt (training
-reads both), PPOAlpacaStyleInstructionHandler writes no labels. Exit codes: 0 done, 1 failed, 2 bad input.
+answer apart, AlpacaStyleInstructionHandler writes them as one sequence with labels -100 on the prompt
+(training reads both), PPOAlpacaStyleInstructionHandler writes no labels. Exit codes: 0 done, 1 failed, 2 bad
+input.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("--input", required=True, help="a .parquet, .jsonl or .json file, or a folder of files of one kind")
     add("--output-prefix", required=True, help="path and beginning of the names of the files to write")
@@ -52,7 +54,7 @@ def parse() -> argparse.Namespace:
     add("--handler-name", default="R1AlpacaStyleInstructionHandler", help="what a row becomes, see above")
     add("--prompt-type", default="qwen_r1", help="name of a prompt template")
     add("--prompt-type-path", default=str(TEMPLATES), help="templates file")
-    add("--map-keys", default=DEFAULT_KEYS, metavar="JSON", help="column of each part; default " + DEFAULT_KEYS)
+    add("--map-keys", default=DEFAULT_KEYS, metavar="JSON", help=f"columns; default {DEFAULT_KEYS}")
     add("--dataset-additional-keys", nargs="*", default=["labels"], metavar="KEY",
         help="labels, which the R1 handler always writes")
     add("--seq-length", type=at_least_1, help="drop rows with a field of this many tokens or more")
@@ -75,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
     """Look at the cheap things first, then read, then import what is heavy."""
     keys = map_keys(args.map_keys)
     if args.dataset_additional_keys not in ([], ["labels"]):
-        raise ValueError(f"--dataset-additional-keys {' '.join(args.dataset_additional_keys)}: only labels can "
-                         "be added")
+        raise ValueError(f"--dataset-additional-keys {' '.join(args.dataset_additional_keys)}: "
+                         "only labels can be added")
     check_writable(Path(args.output_prefix))
     problems = read_problems(args.input, keys)
 
@@ -92,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
     if done.changed:
         print(f"warning: {done.changed} answers change when their tokens become text again; {done.example}",
               file=sys.stderr)
-    print(f"{done.rows - done.dropped} rows, {done.tokens} tokens in {args.output_prefix}_packed_*_document.bin"
-          f"; {done.dropped} rows dropped by --seq-length")
+    print(f"{done.rows - done.dropped} rows, {done.tokens} tokens in "
+          f"{args.output_prefix}_packed_*_document.bin; {done.dropped} rows dropped by --seq-length")
     return 0
 
 
@@ -104,7 +106,8 @@ def map_keys(text: str) -> dict[str, str]:
         raise ValueError(f"--map-keys {text} must be a JSON object that maps parts to names of columns")
     for part, column in given.items():
         if part in NOT_READ and column:
-            raise ValueError(f"--map-keys: {part}={column!r}, but no handler here reads {part}; set it to \"\"")
+            raise ValueError(f"--map-keys: {part}={column!r}, but no handler here reads {part}; "
+                             "set it to \"\"")
         if part not in PARTS + NOT_READ:
             raise ValueError(f"--map-keys: {part!r} is not one of {', '.join(PARTS)}{nearest(part, PARTS)}")
     return given

@@ -25,7 +25,7 @@ def split_blend(text: str) -> list[tuple[float, str]]:
                          "0.7,data/a,0.3,data/b")
     weights = [_weight(word, path) for word, path in zip(words[::2], words[1::2], strict=True)]
     if sum(weights) == float("inf"):
-        raise ValueError(f"the weights of {text!r} add up to infinity; write shares such as 0.7,data/a,0.3,data/b")
+        raise ValueError(f"the weights of {text!r} add up to infinity; write shares: 0.7,data/a,0.3,data/b")
     return [(weight / sum(weights), path) for weight, path in zip(weights, words[1::2], strict=True)]
 
 
@@ -35,8 +35,8 @@ def _weight(word: str, path: str) -> float:
     except ValueError:
         weight = 0.0
     if not 0 < weight < float("inf"):
-        raise ValueError(f"the weight of {path or 'nothing'} is {word!r}; it must be a number above 0, in front of "
-                         "its path: 0.7,data/a,0.3,data/b")
+        raise ValueError(f"the weight of {path or 'nothing'} is {word!r}; it must be a number above 0, "
+                         "in front of its path: 0.7,data/a,0.3,data/b")
     if not path:
         raise ValueError(f"no path follows the weight {word}; write 0.7,data/a,0.3,data/b")
     return weight

@@ -97,13 +97,13 @@ def _ascend(documents: np.ndarray, sequences: int) -> bool:
 
 
 def check_writable(prefix: Path) -> None:
-    """Make the folder of `prefix`. ValueError when it cannot be made or written."""
+    """Make the folder of a file or prefix. ValueError when it cannot be made or written."""
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=prefix.parent):
             pass
     except OSError as error:
-        raise ValueError(f"{prefix.parent} cannot be written: {error.strerror}; name another prefix") from None
+        raise ValueError(f"{prefix.parent} cannot be written: {error.strerror}; name another") from None
 
 
 class IndexedWriter:

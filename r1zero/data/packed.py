@@ -1,8 +1,8 @@
 """What tools/preprocess_data.py has tokenised: `<prefix>_packed_<field>_document.bin` and .idx.
 
-Two forms are read: labels may be the answer alone (the R1 handlers), or as long as input_ids, with -100 on the
-prompt and then the answer and an end of text (AlpacaStyleInstructionHandler). Document n comes from row n of
-the raw file; it is empty when the row was dropped.
+Two forms are read: labels may be the answer alone (the R1 handlers), or as long as input_ids, with -100 on
+the prompt and then the answer and an end of text (AlpacaStyleInstructionHandler). Document n comes from row n
+of the raw file; it is empty when the row was dropped.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def read_packed(prefix: str | Path, vocab_size: int) -> Iterator[PackedRow]:
     """
     answers = index_path(stem(prefix, "labels"))
     if not answers.exists() and index_path(stem(prefix, "input_ids")).exists():
-        raise ValueError(f"{prefix} has no {answers.name}, so nothing says which answers are right; preprocess "
-                         "it with --handler-name R1AlpacaStyleInstructionHandler")
+        raise ValueError(f"{prefix} has no {answers.name}, so nothing says which answers are right; "
+                         "preprocess it with --handler-name R1AlpacaStyleInstructionHandler")
     inputs, labels = read_indexed(stem(prefix, "input_ids")), read_indexed(stem(prefix, "labels"))
     if len(inputs) != len(labels):
         raise ValueError(f"{prefix}: {len(inputs)} documents of input_ids, but {len(labels)} of labels; "
@@ -68,8 +68,8 @@ def _check_ids(field: Indexed, negative: np.ndarray, vocab_size: int) -> None:
     wrong = np.flatnonzero(negative | (field.values >= vocab_size))
     if len(wrong):
         document = int(np.searchsorted(field.bounds, wrong[0], side="right")) - 1
-        raise ValueError(f"{field.path}, document {document}: token id {field.values[wrong[0]]} is outside the "
-                         f"vocabulary of {vocab_size}; was it made with the tokenizer of another model?")
+        raise ValueError(f"{field.path}, document {document}: token id {field.values[wrong[0]]} is outside "
+                         f"the vocabulary of {vocab_size}; was it made with the tokenizer of another model?")
 
 
 def _row(prefix: str | Path, document: int, tokens: np.ndarray, labels: np.ndarray) -> PackedRow:
@@ -81,8 +81,8 @@ def _row(prefix: str | Path, document: int, tokens: np.ndarray, labels: np.ndarr
         start = int(given.argmax()) if given.any() else len(labels)
         prompt, answer = tokens[:start], labels[start:]
         if not np.array_equal(answer, tokens[start:]):
-            raise ValueError(f"{prefix}, document {document}: labels must be {IGNORED} on the prompt and then "
-                             f"repeat input_ids; {MAKE_AGAIN}")
+            raise ValueError(f"{prefix}, document {document}: labels must be {IGNORED} on the prompt and "
+                             f"then repeat input_ids; {MAKE_AGAIN}")
     if not len(prompt) or not len(answer):
         missing = "answer" if len(prompt) else "prompt"
         raise ValueError(f"{prefix}, document {document} has no {missing}; {MAKE_AGAIN}")

@@ -49,7 +49,7 @@ def read_problems(path: str | Path, map_keys: dict[str, str]) -> list[Problem]:
 
 
 def read_tags(path: str | Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """Read those of the columns `names` that a raw data set has: a text for each row, in the order of the rows."""
+    """Read those of the columns `names` that a raw data set has: a text for each row, in their order."""
     rows = [row for file in data_files(Path(path)) for _, row in _rows(file, _present(file, names))]
     return {name: [str(row.get(name)) for row in rows] for name in names if any(name in row for row in rows)}
 
@@ -76,8 +76,8 @@ def _problem(place: str, row: dict, columns: dict[str, str]) -> Problem:
         if required and not value.strip():
             raise ValueError(f"{place}: column {column!r} is empty; correct or remove the row")
         if not value.isprintable() and _HALF.search(value):
-            raise ValueError(f"{place}: column {column!r} has half of a surrogate pair, {_HALF.search(value)[0]!a}, "
-                             "which is no character; correct or remove the row")
+            raise ValueError(f"{place}: column {column!r} has half of a surrogate pair, "
+                             f"{_HALF.search(value)[0]!a}, which is no character; correct or remove the row")
         return value
 
     parts = text("prompt", required=True), text("query", required=False)
@@ -86,7 +86,7 @@ def _problem(place: str, row: dict, columns: dict[str, str]) -> Problem:
 
 
 def data_files(path: Path) -> list[Path]:
-    """Return the data files that a path stands for. ValueError for a folder with none, or of several kinds."""
+    """Return the data files that a path stands for. ValueError for a folder with none or several kinds."""
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.iterdir() if file.suffix in _READERS)

@@ -1,4 +1,4 @@
-"""The report of an evaluation: scores with intervals, also by level and subject, and the protocol beside them."""
+"""The report of an evaluation: scores with intervals, also by level and subject, and the protocol."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def extractor_version() -> str:
     return ", ".join([f"r1zero/reward {hashlib.sha256(sources).hexdigest()[:12]}", *libraries])
 
 
-def report(groups: Sequence[Group], tags: Mapping[str, Sequence[str]], protocol: Conditions) -> dict[str, Any]:
+def report(groups: Sequence[Group], tags: Mapping[str, Sequence[str]],
+           protocol: Conditions) -> dict[str, Any]:
     """Score the groups; `tags` give a value of each kind, such as level, for each row of the data."""
     by: dict[str, list[dict[str, Any]]] = {}
     for kind, values in tags.items():

@@ -117,8 +117,7 @@ _IF = re.compile(r"^(?:\\text ?\{ ?,? ?(?:if|for|when) ?\}|if|for|when) ?")
 _WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\W_](?:[^\W_]|[ '.:-])*")
 _BUILDER = re.compile(r"([a-z]) ?(?:\u2208 ?\u211d ?)?[|:] ?(.+)")
 NOTHING = frozenset(
-    ("no solution", "no solutions", "no real solution", "no real solutions", "none", "empty set")
-)
+    ("no solution", "no solutions", "no real solution", "no real solutions", "none", "empty set"))
 
 
 class _Reader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from r1zero.reward.formulas import constant_ratio, differ_on_roots, names, same_formula
 from r1zero.reward.kinds import Answer, Based, Group, Matrix, Relation, Scalar, Sets, Words
@@ -23,9 +24,7 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
         case Scalar(), Scalar():
             return _same_scalar(gold, given)
         case Matrix(), Matrix():
-            return _same_items(
-                [Group("()", row) for row in gold.rows], [Group("()", row) for row in given.rows]
-            )
+            return _same_items(_row_points(gold), _row_points(given))
         case (Matrix(), Group()) | (Group(), Matrix()):
             return _same_vector(gold, given)
         case Based(), Based():
@@ -116,9 +115,7 @@ def _by_name(group: Group) -> list[Answer]:
     return [item for _, item in sorted(zip(labels, group.items, strict=True), key=lambda pair: pair[0])]
 
 
-def _same_items(
-    gold: list[Answer] | tuple[Answer, ...], given: list[Answer] | tuple[Answer, ...]
-) -> bool | None:
+def _same_items(gold: Sequence[Answer], given: Sequence[Answer]) -> bool | None:
     """Compare items in order."""
     if len(gold) != len(given):
         return False
@@ -176,17 +173,13 @@ def _same_single(gold: Answer, given: Answer) -> bool | None:
         return False
     if group.brackets == ":" and len(items) == 2 and not any(item.unit.name for item in items):
         return same_formula(Node("div", (items[0].tree, items[1].tree)), scalar.tree)
-    units = [item.unit for item in items]
-    if (
-        group.joint == AND
-        and units
-        and scalar.unit.measures
-        and {unit.measures for unit in units} == {scalar.unit.measures}
-    ):
-        if [unit.size for unit in units] == sorted({unit.size for unit in units}, reverse=True):
-            total = Node("add", tuple(_scaled(item.tree, item.unit.size) for item in items))
-            return same_formula(total, _scaled(scalar.tree, scalar.unit.size))
-    return False
+    measures, sizes = {item.unit.measures for item in items}, [item.unit.size for item in items]
+    if group.joint != AND or not scalar.unit.measures or measures != {scalar.unit.measures}:
+        return False
+    if sizes != sorted(set(sizes), reverse=True):
+        return False
+    total = Node("add", tuple(_scaled(item.tree, item.unit.size) for item in items))
+    return same_formula(total, _scaled(scalar.tree, scalar.unit.size))
 
 
 def _same_vector(gold: Answer, given: Answer) -> bool | None:
@@ -200,7 +193,11 @@ def _same_vector(gold: Answer, given: Answer) -> bool | None:
         cells = [cell for row in rows for cell in row]
         if all(isinstance(item, Scalar) for item in group.items):
             return _same_items(cells, group.items)
-    return _same_items([Group("()", row) for row in rows], [_as_point(item) for item in group.items])
+    return _same_items(_row_points(matrix), [_as_point(item) for item in group.items])
+
+
+def _row_points(matrix: Matrix) -> list[Group]:
+    return [Group("()", row) for row in matrix.rows]
 
 
 def _as_point(answer: Answer) -> Answer:

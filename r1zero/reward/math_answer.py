@@ -74,9 +74,10 @@ def same(gold: str, given: str) -> bool:
 
 def _same_reading(right: _Reading, answer: _Reading) -> bool | None:
     """Compare all that the texts may mean; None when it needs algebra."""
-    if not right.answers or not answer.answers:
-        texts = right.text, answer.text
-        return None if any(map(_BEYOND_US.search, texts)) and all(map(is_balanced, texts)) else False
+    unread = [side.text for side in (right, answer) if not side.answers]
+    if unread:
+        hopeful = any(map(_BEYOND_US.search, unread)) and all(map(is_balanced, unread))
+        return None if hopeful else False
     unknown = False
     for mine, other in product(right.answers, answer.answers):
         try:

@@ -19,28 +19,18 @@ SET_OPEN, SET_CLOSE, ANGLE_OPEN, ANGLE_CLOSE, ROW = "\u2983", "\u2984", "\u27e8"
 AND, OR = "\u2227", "\u2228"
 REALS = "\u211d"
 
-_SUPERSCRIPTS = dict(
-    zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-")
-)
+_SUPERSCRIPTS = dict(zip(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"))
 _SUBSCRIPTS = dict(zip("\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089", "0123456789"))
 _RAISED = re.compile("[" + "".join(_SUPERSCRIPTS) + "]+")
 _LOWERED = re.compile("[" + "".join(_SUBSCRIPTS) + "]+")
-_VULGAR = re.compile(
-    "(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])"
-)  # the 2 of two and a half keeps its distance
+_VULGAR = re.compile("(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])")  # the 2 of 2 1/2 keeps its distance
 
 _CHARACTERS = str.maketrans(
-    {"\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u2044": "/"}
-    | {
-        "\u00d7": "*",
-        "\u00b7": "*",
-        "\u22c5": "*",
-        "\u2217": "*",
-        "\u00f7": "/",
-        "\u2215": "/",
-        "\u2236": ":",
-    }
-    | {"\u3002": ".", "\u3001": ",", "\u2018": "'", "\u2019": "'", "\u2032": "'"}
+    dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014", "-")
+    | dict.fromkeys("\u00d7\u00b7\u22c5\u2217", "*")
+    | dict.fromkeys("\u00f7\u2044\u2215", "/")
+    | {"\u2236": ":", "\u3002": ".", "\u3001": ",", "\u2018": "'", "\u2019": "'", "\u2032": "'"}
     | {"\u221a": r"\sqrt ", "\u2a7d": LE, "\u2a7e": GE, "\u2245": APPROX, "\u00f8": EMPTY, "\u00d8": EMPTY}
     | {"\u2228": OR, "\u2227": AND, "\u00ba": DEGREE, "\uffe5": "\u00a5", "\u2220": "", "\ufeff": ""}
     | {chr(code): "" for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070))}
@@ -52,82 +42,32 @@ _CHARACTERS |= {0x3C6: r"\phi ", 0x3C7: r"\chi ", 0x3C8: r"\psi ", 0x3C9: r"\ome
 
 # What a command stands for; a command not named here stays.
 _COMMANDS = (
-    dict.fromkeys(
-        ("left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "bigg", "Bigg", "limits"), ""
-    )
-    | dict.fromkeys(
-        (
-            "displaystyle",
-            "textstyle",
-            "scriptstyle",
-            "rm",
-            "bf",
-            "it",
-            "middle",
-            "angle",
-            "hfill",
-            "boxed",
-            "fbox",
-        ),
-        "",
-    )
-    | dict.fromkeys(("quad", "qquad", "enspace", "thinspace", "space", "nobreakspace"), " ")
-    | dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac"), r"\frac")
-    | dict.fromkeys(("binom", "dbinom", "tbinom"), r"\binom")
-    | dict.fromkeys(
-        ("text", "textbf", "textit", "textrm", "textsf", "textnormal", "texttt", "mbox"), r"\text"
-    )
-    | dict.fromkeys(("mathbf", "mathit", "boldsymbol", "bm", "mathsf", "vec", "hat"), r"\letter")
-    | dict.fromkeys(("mathrm", "operatorname"), r"\roman")
-    | dict.fromkeys(("le", "leq", "leqslant"), LE)
-    | dict.fromkeys(("ge", "geq", "geqslant"), GE)
-    | dict.fromkeys(("ne", "neq"), NE)
-    | dict.fromkeys(("approx", "simeq", "cong", "doteq"), APPROX)
-    | dict.fromkeys(("emptyset", "varnothing"), EMPTY)
-    | dict.fromkeys(("cdot", "times", "ast", "cdotp"), "*")
-    | dict.fromkeys(("setminus", "backslash", "smallsetminus"), MINUS_SET)
-    | dict.fromkeys(("mid", "vert", "lvert", "rvert"), "|")
-    | dict.fromkeys(("land", "wedge"), AND)
-    | dict.fromkeys(("lor", "vee"), OR)
-    | {
-        "lt": "<",
-        "gt": ">",
-        "pm": PM,
-        "mp": MP,
-        "infty": INFINITY,
-        "pi": PI,
-        "cup": CUP,
-        "cap": CAP,
-        "in": IN,
-    }
-    | {"circ": "\u2218", "degree": DEGREE, "div": "/", "colon": ":", "lbrace": SET_OPEN, "rbrace": SET_CLOSE}
-    | {"langle": ANGLE_OPEN, "rangle": ANGLE_CLOSE, "lbrack": "[", "rbrack": "]", "prime": "'"}
-    | {
-        "varphi": r"\phi",
-        "varepsilon": r"\epsilon",
-        "dots": r"\ldots",
-        "cdots": r"\ldots",
-        "dotsc": r"\ldots",
-    }
-    | {
-        "yen": "\u00a5",
-        "euro": "\u20ac",
-        "pounds": "\u00a3",
-        "dollar": "\ue000",
-        "lg": r"\log",
-        "textdegree": DEGREE,
-    }
+    dict.fromkeys("left right big Big bigl bigr Bigl Bigr bigg Bigg limits middle".split(), "")
+    | dict.fromkeys("displaystyle textstyle scriptstyle rm bf it angle hfill boxed fbox".split(), "")
+    | dict.fromkeys("quad qquad enspace thinspace space nobreakspace".split(), " ")
+    | dict.fromkeys("frac dfrac tfrac cfrac".split(), r"\frac")
+    | dict.fromkeys("binom dbinom tbinom".split(), r"\binom")
+    | dict.fromkeys("text textbf textit textrm textsf textnormal texttt mbox".split(), r"\text")
+    | dict.fromkeys("mathbf mathit boldsymbol bm mathsf vec hat".split(), r"\letter")
+    | dict.fromkeys("mathrm operatorname".split(), r"\roman")
+    | dict.fromkeys("le leq leqslant".split(), LE)
+    | dict.fromkeys("ge geq geqslant".split(), GE)
+    | dict.fromkeys("ne neq".split(), NE)
+    | dict.fromkeys("approx simeq cong doteq".split(), APPROX)
+    | dict.fromkeys("emptyset varnothing".split(), EMPTY)
+    | dict.fromkeys("cdot times ast cdotp".split(), "*")
+    | dict.fromkeys("setminus backslash smallsetminus".split(), MINUS_SET)
+    | dict.fromkeys("mid vert lvert rvert".split(), "|")
+    | dict.fromkeys("land wedge".split(), AND)
+    | dict.fromkeys("lor vee".split(), OR)
+    | dict.fromkeys("dots cdots dotsc".split(), r"\ldots")
+    | {"lt": "<", "gt": ">", "pm": PM, "mp": MP, "infty": INFINITY, "pi": PI, "cup": CUP, "cap": CAP}
+    | {"in": IN, "circ": "\u2218", "degree": DEGREE, "textdegree": DEGREE, "div": "/", "colon": ":"}
+    | {"lbrace": SET_OPEN, "rbrace": SET_CLOSE, "langle": ANGLE_OPEN, "rangle": ANGLE_CLOSE}
+    | {"lbrack": "[", "rbrack": "]", "prime": "'", "varphi": r"\phi", "varepsilon": r"\epsilon"}
+    | {"lg": r"\log", "yen": "\u00a5", "euro": "\u20ac", "pounds": "\u00a3", "dollar": "\ue000"}
 )
-_ESCAPED = {
-    "{": SET_OPEN,
-    "}": SET_CLOSE,
-    "$": "\ue000",
-    "%": "%",
-    "!": "\ue001",
-    "|": "\u2016",
-    "#": "#",
-    "_": "_",
-}
+_ESCAPED = {"{": SET_OPEN, "}": SET_CLOSE, "$": "\ue000", "!": "\ue001", "|": "\u2016"}
 _ESCAPED |= dict.fromkeys(",;:> \n\t", " ") | dict.fromkeys("()[]", "")
 _ESCAPE = re.compile(
     r"\\(?:(?:left|right) ?(?P<angle>[<>])|(?P<row>\\(?: ?\[[0-9a-z. ]*\])?)|(?P<command>[A-Za-z]+)"
@@ -139,12 +79,8 @@ _REWRITES = [
     (re.compile(r"\\letter ?\{ ?([A-Za-z]|\\[a-z]+) ?\}|\\roman ?\{ ?([ei]) ?\}"), r" \1\2"),
     (re.compile(r"\\letter(?= ?[A-Za-z])|\\letter ?(?=\{[^{}]*\\)"), " "),
     (re.compile(r"(?:^|(?<=[-+*/=(^_]))\\roman ?\{ ?([A-Za-z]) ?\}"), r"\1"),
-    (
-        re.compile(
-            r"\\(?:roman|text) ?\{ ?((?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|cis|gcd|lcm) ?\}"
-        ),
-        r"\\\1 ",
-    ),
+    (re.compile(r"\\(?:roman|text) ?\{ ?((?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|cis|gcd|lcm) ?\}"),
+     r"\\\1 "),
     (re.compile(r"\\(?:letter|roman)"), r"\\text"),
     (re.compile(r"\\mathbb ?\{? ?R ?\}?"), REALS),
     (re.compile(r"\\[hv]?phantom ?(?:\{[^{}]*\}|.)"), ""),

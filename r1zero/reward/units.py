@@ -19,13 +19,13 @@ from r1zero.reward.values import REAL, Value
 _TABLE = {
     "length": "m meter metre=1; cm centimeter centimetre=1/100; mm millimeter millimetre=1/1000; dm=1/10; "
     "km kilometer kilometre=1000; in inch inches=127/5000; ft foot feet=381/1250; yd yard=1143/1250; "
-    "mi mile=201168/125; \u7c73=1; \u5398\u7c73=1/100; \u6beb\u7c73=1/1000; \u5206\u7c73=1/10; "
+    "mi mile=201168/125; \u7c73=1; \u5206\u7c73=1/10; \u5398\u7c73=1/100; \u6beb\u7c73=1/1000; "
     "\u5343\u7c73 \u516c\u91cc=1000",
     "length 2": "acre=316160658/78125; hectare ha \u516c\u9877=10000",
     "length 3": "l liter litre \u5347=1/1000; ml milliliter millilitre cc \u6beb\u5347=1/1000000",
     "mass": "kg kilogram=1; g gm gram=1/1000; mg milligram=1/1000000; t ton tonne=1000; "
-    "lb pound=45359237/100000000; oz ounce=45359237/1600000000; "
-    "\u5343\u514b \u516c\u65a4=1; \u65a4=1/2; \u514b=1/1000; \u5428=1000",
+    "lb pound=45359237/100000000; oz ounce=45359237/1600000000; \u5343\u514b \u516c\u65a4=1; \u65a4=1/2; "
+    "\u514b=1/1000; \u5428=1000",
     "time": "s sec second=1; min minute=60; h hr hour=3600; day=86400; week=604800; month=2629746; "
     "yr year=31556952; \u79d2=1; \u5206 \u5206\u949f=60; \u65f6 \u5c0f\u65f6=3600; \u5929=86400; "
     "\u5468 \u661f\u671f=604800",
