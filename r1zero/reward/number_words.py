@@ -40,7 +40,7 @@ _COUNT = re.compile(
 
 
 def take_count(text: str) -> tuple[Fraction, str]:
-    """Cut words that multiply off the start of a text in lower case; return their product and the rest.
+    """Cut up to three words that multiply off a text in lower case; return their product and the rest.
 
     "hundred thousand apples" is 100,000 and "apples"; the product is 1 where there are none.
     """

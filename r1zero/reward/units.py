@@ -93,8 +93,8 @@ def read_unit(text: str, trusted: bool) -> Unit | None:
     if not _SHAPE.fullmatch(plain):
         return None
     count, name = take_count(" ".join(plain.lower().split()))
-    if _OPERATORS.search(name):
-        return None
+    if _OPERATORS.search(name) or take_count(name)[0] != 1:
+        return None  # this changes the number, or nobody counts like that
     name = _DEGREES.sub("" if "celsius" in name or "fahrenheit" in name else DEGREE, name)
     name = name.strip(" ()") if name[:1] == "(" else name
     if name in ("%", "percent", "percentage", "pct", "per cent"):
