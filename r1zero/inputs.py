@@ -131,7 +131,8 @@ def check_safetensors(path: Path) -> None:
             header = json.loads(file.read(length)) if 8 + length <= size else None
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; copy it into the folder") from None
+        raise ValueError(f"{path} cannot be read: {error.strerror}; copy it into the folder, or see to its "
+                         "permissions") from None
     except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not of this form
         raise ValueError(f"{path} has no safetensors header: damaged or cut off; copy it again") from None
     wanted = 8 + length + max(ends, default=0)

@@ -10,8 +10,9 @@ _PACKED = "sequences are packed without padding and shapes follow from the plan"
 _LABELS = "the column of the right answer is always read, under map_keys.response"
 _SAVED = ("a checkpoint always holds optimizer and random states, or no run could go on from it; "
           "weights alone are in model/ at the end")
-_LOADED = ("a checkpoint of this program is always resumed whole, and of other weights only the model is read; "
-           "to start anew from a checkpoint's weights, make a model folder of it with tools/convert_ckpt.py")
+_LOADED = ("a checkpoint of this program is always resumed whole, and of other weights only the model is "
+           "read; to start anew from a checkpoint's weights, make a model folder of it with tools/convert_ckpt.py")
+_OVERLAP = "roles overlap instead: generation goes on while others learn"
 _FUSED = "the device chooses its kernels"
 _RECOMPUTE = "recompute_granularity: full recomputes one layer at a time"
 _CONFIG_JSON = "config.json in the model folder says it"
@@ -31,9 +32,13 @@ NO_EFFECT: dict[str, str] = {
     "pad_to_multiple_of": _PACKED,
     "use_kv_cache": "generation always has a KV cache",
     "initial_loss_scale": "neither bf16 nor fp32 scales the loss",
-    "md5_validate": "published weights are always verified by checksum",
+    "md5_validate": "publish_check_interval says how often published weights are compared by checksums",
     "inference_tensor_model_parallel_size": "say infer_tensor_parallel_size",
     "use_distributed_optimizer": "the optimizer is always distributed",
+    "overlap_grad_reduce": _OVERLAP,
+    "overlap_param_gather": _OVERLAP,
+    "log_interval": "every step is recorded",
+    "eval_iters": "all problems of eval_data_path are answered",
     "recompute_method": _RECOMPUTE,
     "recompute_num_layers": _RECOMPUTE,
     "use_flash_attn": _FUSED,
@@ -75,6 +80,10 @@ FIXED: dict[str, tuple[tuple[object, ...], str]] = {
     "position_embedding_type": (("rope",), "only models with rotary positions are supported"),
     "swiglu": ((True,), "only models with a gated MLP are supported"),
     "disable_bias_linear": ((True,), "only models without bias outside the qkv projection are supported"),
+    "fp16": ((False,), "weights are bf16 or fp32: set bf16"),
+    "context_parallel_size": ((1,), "there is no context parallelism"),
+    "expert_model_parallel_size": ((1,), "only dense models are supported"),
+    "rotary_percent": ((1,), "only models that rotate whole heads are supported"),
     "attention_dropout": ((0,), "there is no dropout, or ratios would not start at 1"),
     "hidden_dropout": ((0,), "there is no dropout, or ratios would not start at 1"),
 }

@@ -159,6 +159,16 @@ def test_old_main_config_loads_and_names_what_has_no_effect(old: Path) -> None:
     assert all("accepted, no effect: " in warning for warning in warnings)
 
 
+def test_other_keys_of_megatron_are_accepted_while_they_say_what_holds(old: Path) -> None:
+    text = OLD.replace("  bf16: true\n", "  bf16: true\n  fp16: false\n  context_parallel_size: 1\n  log_interval: 1\n"
+                       "  overlap_grad_reduce: true\n")
+    cfg, warnings = load_config(write(old, "more", text))
+    assert check(cfg, absent_ok=True) == []
+    assert all(any(key in warning for warning in warnings) for key in ("log_interval", "overlap_grad_reduce"))
+    with pytest.raises(ValueError, match="training.context_parallel_size: 2 is not supported, only 1"):
+        load_config(str(old / "more.yaml"), ["training.context_parallel_size=2"])
+
+
 @pytest.mark.parametrize("spelling", ["has-labels: true", "has_labels: true", "dataset_with_labels: true"])
 def test_old_config_with_the_values_of_the_text(old: Path, spelling: str) -> None:
     text = OLD.replace("global_batch_size: 12", "global_batch_size: 120")

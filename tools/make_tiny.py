@@ -36,6 +36,11 @@ def main() -> int:
 
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
     try:
+        unfinished.mkdir(parents=True)  # before the minute that the rest takes
+    except OSError as error:
+        print(f"{folder.parent} cannot be written ({error.strerror}); name another --output", file=sys.stderr)
+        return 2
+    try:
         make(unfinished)
         (unfinished / STAMP).write_text(recipe)
         shutil.rmtree(folder, ignore_errors=True)
