@@ -75,7 +75,7 @@ class FailureWatch:
         self._failing.set()
         consequence = isinstance(error, RuntimeError) and any(
             word in str(error).lower() for word in ("connection", "socket", "peer"))
-        said = str(error).split(". This is typically")[0]
+        said = str(error).split(". This is typically")[0].rpartition("] ")[2]  # without gloo's source line
         try:
             silent = self._silent(GRACE_SECONDS) if consequence else []
             cause = f"{self._name} failed: {type(error).__name__}: {error}"
