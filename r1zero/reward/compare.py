@@ -92,7 +92,7 @@ def _is_number(answer: Answer, value: int) -> bool:
 def _same_group(gold: Group, given: Group) -> bool | None:
     """Compare points and intervals by order, sets without; a bare list may stand for either.
 
-    Values with names go by name: `y=2,x=1` is the point (1, 2). A set is never a point or an interval.
+    Values with names go by name: `y=2,x=1` is the point (1, 2), and 1, 2. A set is never a point or interval.
     """
     if gold.brackets != given.brackets or gold.unordered:
         if any(isinstance(item, Relation | Sets) for item in gold.items + given.items):
@@ -100,6 +100,8 @@ def _same_group(gold: Group, given: Group) -> bool | None:
     if ":" in (gold.brackets, given.brackets):
         return gold.brackets == given.brackets and _same_ratio(gold, given)
     if gold.unordered and given.unordered:
+        if _has_names(gold) and given.brackets == "" and not any(map(_name, given.items)):
+            return _same_items(_by_name(gold), given.items)
         return _same_unordered(gold, given)
     if gold.brackets == given.brackets:
         return _same_items(gold.items, given.items)
@@ -108,11 +110,18 @@ def _same_group(gold: Group, given: Group) -> bool | None:
     return False
 
 
+def _name(item: Answer) -> str:
+    return item.label if isinstance(item, Scalar) else ""
+
+
+def _has_names(group: Group) -> bool:
+    """Tell whether all values have a letter of their own: y = 2, x = 1."""
+    letters = {label for label in map(_name, group.items) if len(label) == 1}
+    return len(letters) == len(group.items)
+
+
 def _by_name(group: Group) -> list[Answer]:
-    labels = [item.label if isinstance(item, Scalar) else "" for item in group.items]
-    if not all(labels):
-        return list(group.items)
-    return [item for _, item in sorted(zip(labels, group.items, strict=True), key=lambda pair: pair[0])]
+    return sorted(group.items, key=_name) if all(map(_name, group.items)) else list(group.items)
 
 
 def _same_items(gold: Sequence[Answer], given: Sequence[Answer]) -> bool | None:
