@@ -90,7 +90,7 @@ def _split(content: dict, notes: Notes) -> dict[str, Any]:
         roles = spelled(mappings.pop("actor_rollout_ref"))
         for key in sorted(set(roles) - {"actor_rollout", "ref"}):
             notes.refuse(f"actor_rollout_ref.{key} is unknown: it has the sections actor_rollout and ref")
-        mappings |= {role: roles.get(role) or {} for role in ("actor_rollout", "ref")}
+        mappings |= {role: _first_given(roles.get(role), {}) for role in ("actor_rollout", "ref")}
     for key, mapping in mappings.items():
         if not isinstance(mapping, dict):
             notes.refuse(f"{key}: {mapping!r} must be a section with keys")
@@ -127,7 +127,9 @@ def _override(sections: dict[str, Any], text: str, notes: Notes) -> None:
     else:
         place = sections[path[0]]
         for part in path[1:-1]:
-            place = place.setdefault(part, {})
+            if place.get(part) is None:
+                place[part] = {}
+            place = place[part]
             if not isinstance(place, dict):
                 notes.refuse(f"the override {text!r}: {part} has no keys of its own")
                 return

@@ -248,6 +248,14 @@ def test_override_into_a_section_that_is_none_is_refused(home: Path) -> None:
     assert "reward: 3 must be a section" in refusal(home, "reward: 3", "reward.workers=2")
 
 
+def test_an_override_reaches_into_an_empty_section(home: Path) -> None:
+    text = (home / "base.yaml").read_text().replace("algorithm: {", "algorithm: {kl_ctrl: null, ")
+    cfg, _ = load_config(write(home, "empty", text), ["algorithm.kl_ctrl.kl_coef=0.3"])
+    assert cfg.algorithm.kl_ctrl.kl_coef == 0.3
+    with pytest.raises(ValueError, match="ref: False must be a section with keys"):
+        load_config(write(home, "off", text.replace("ref: {micro_batch_size: 2}", "ref: false")))
+
+
 def test_a_key_given_twice_with_one_value_is_accepted(home: Path) -> None:
     text = (home / "base.yaml").read_text() + "reward: {deadline-seconds: 2, deadline_seconds: 2}\n"
     assert load_config(write(home, "twice", text))[0].reward.deadline_seconds == 2.0
