@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
@@ -260,18 +261,21 @@ def packed_causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch
         key, value = key[segments.key_rows], value[segments.key_rows]
     if query.device.type == "npu":
         return npu_attention(query, key, value, segments, scale)
-    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))  # [1, heads, T, D]
-    outputs, q_start, k_start = [], 0, 0
-    for q_end, k_end in zip(segments.query_ends, segments.key_ends, strict=True):
-        prefix = (k_end - k_start) - (q_end - q_start)
-        mask = None
+    outputs = []
+    for q, k, v in zip(*(_cut(*pair) for pair in ((query, segments.query_ends), (key, segments.key_ends),
+                                                  (value, segments.key_ends))), strict=True):
+        prefix, mask = k.shape[2] - q.shape[2], None
         if prefix:
-            mask = torch.ones(q_end - q_start, k_end - k_start, dtype=torch.bool, device=query.device).tril(prefix)
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(prefix)
         outputs.append(F.scaled_dot_product_attention(
-            query[:, :, q_start:q_end], key[:, :, k_start:k_end], value[:, :, k_start:k_end], attn_mask=mask,
-            is_causal=mask is None, scale=scale, enable_gqa=True)[0])
-        q_start, k_start = q_end, k_end
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True)[0])
     return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+def _cut(x: torch.Tensor, ends: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """Cut [T, heads, D] where segments end into [1, heads, t, D]. One split, since the backward pass of every
+    slice would fill and add a gradient of all T tokens."""
+    return x.transpose(0, 1)[None].split(np.diff(ends, prepend=0).tolist(), dim=2)
 
 
 def npu_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
