@@ -1,12 +1,14 @@
-"""The engine where memory is short, and its products on processors without bf16."""
+"""The engine where memory is short, its products on processors without bf16, and its benchmark's input."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from r1zero.batch import Batch, Prompt
@@ -27,7 +29,8 @@ def generate(limits, prompt_length, group_size, prompts):
         weight.normal_(0, 0.3)
     engine = Engine(decoder, Sampling(1.0, 1.0, 0, 7), (), limits)
     engine.accept(0)
-    texts = [Prompt(i, "", np.arange(1 + i, 1 + i + prompt_length, dtype=np.int32), "") for i in range(prompts)]
+    tokens = np.arange(1, 1 + prompt_length, dtype=np.int32)
+    texts = [Prompt(i, "", tokens + i, "") for i in range(prompts)]
     engine.submit(Batch(1, 0, texts, group_size, group_size * prompts))
     return [sample.tokens.tolist() for group in engine.collect(0) for sample in group.samples], engine
 
@@ -45,3 +48,11 @@ def test_bf16_on_a_processor_that_onednn_has_no_bf16_for():
             "linear = Linear(x); linear.prepare(); assert torch.equal(linear(x), x)")
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize(("lengths", "sentence"), [
+    ("fixed:0", "fixed:0 must give lengths of at least 1"), ("absent.txt", "absent.txt is neither fixed:N")])
+def test_the_benchmark_refuses_lengths_that_are_none(lengths, sentence):
+    tool = Path(__file__).parents[1] / "tools" / "bench_rollout.py"
+    done = subprocess.run([sys.executable, str(tool), "--lengths", lengths], capture_output=True, text=True)
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr

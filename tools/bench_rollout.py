@@ -42,31 +42,44 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="135m")
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--prompt-len", type=int, default=128)
+    parser.add_argument("--prompts", type=at_least_1, default=16)
+    parser.add_argument("--samples", type=at_least_1, default=4)
+    parser.add_argument("--prompt-len", type=at_least_1, default=128)
     parser.add_argument("--lengths", default="fixed:128")
-    parser.add_argument("--cap", type=int, default=512)
+    parser.add_argument("--cap", type=at_least_1, default=512)
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--max-running", type=int, default=None, help="rows of our engine; default all that fit")
-    parser.add_argument("--max-tokens", type=int, default=10**6, help="KV budget of our engine, in tokens")
+    parser.add_argument("--threads", type=at_least_1, default=2)
+    parser.add_argument("--repeats", type=at_least_1, default=3)
+    parser.add_argument("--max-running", type=at_least_1, default=None, help="rows of our engine; default all that fit")
+    parser.add_argument("--max-tokens", type=at_least_1, default=10**6, help="KV budget of our engine, in tokens")
     parser.add_argument("--vs", choices=("transformers",))
     parser.add_argument("--roofline", action="store_true")
     return parser.parse_args()
 
 
+def at_least_1(text: str) -> int:
+    """Read a count for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
 def draw_lengths(spec: str, count: int, cap: int) -> np.ndarray:
-    """Forced response lengths, int [count]."""
+    """Forced response lengths, int [count]. ValueError for a spec that gives none."""
     kind, _, rest = spec.partition(":")
-    if kind == "fixed":
-        return np.full(count, int(rest))
-    if kind == "lognormal":
-        mean, sigma = map(float, rest.split(":"))
-        drawn = np.random.default_rng(0).lognormal(np.log(mean) - sigma**2 / 2, sigma, count)
-        return np.clip(drawn.round(), 1, cap).astype(int)
-    return np.resize([int(line) for line in Path(spec).read_text().split()], count)
+    try:
+        if kind == "lognormal":
+            mean, sigma = map(float, rest.split(":"))
+            drawn = np.random.default_rng(0).lognormal(np.log(mean) - sigma**2 / 2, sigma, count)
+            return np.clip(drawn.round(), 1, cap).astype(int)
+        found = [int(word) for word in ([rest] if kind == "fixed" else Path(spec).read_text().split())]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--lengths: {spec} is neither fixed:N, lognormal:MEAN:SIGMA nor a file with a length "
+                         f"a line ({error})") from None
+    if min(found, default=0) < 1:
+        raise ValueError(f"--lengths: {spec} must give lengths of at least 1, such as fixed:128")
+    return np.resize(found, count)
 
 
 def main() -> int:
@@ -76,8 +89,12 @@ def main() -> int:
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    lengths = draw_lengths(args.lengths, args.prompts * args.samples, args.cap)
-    model = Model(args, torch)
+    try:
+        lengths = draw_lengths(args.lengths, args.prompts * args.samples, args.cap)
+        model = Model(args, torch)
+    except ValueError as error:
+        print(f"bench_rollout.py: {error}", file=sys.stderr)
+        return 2
     random = np.random.default_rng(1)
     prompts = random.integers(10, model.shape.vocab_size, (args.prompts, args.prompt_len), dtype=np.int32)
     ours = Ours(args, model, prompts, lengths)
@@ -154,9 +171,11 @@ class Ours:
         decoder = Decoder(model.shape, 1, None, model.dtype, torch.device("cpu"), args.prompt_len + budget)
         with tempfile.TemporaryDirectory() as folder:
             model.theirs.save_pretrained(folder)
-            for tensor, shard in open_weights(folder, model.shape).stream(tensors(model.shape), 0, 1, model.dtype):
+            weights = open_weights(folder, model.shape)
+            for tensor, shard in weights.stream(tensors(model.shape), 0, 1, model.dtype):
                 decoder.weights[tensor.name].copy_(shard)
-        self.engine = Engine(decoder, Sampling(1.0, 1.0, 0, seed=0), (), Limits(budget, args.max_tokens, args.max_running))
+        limits = Limits(budget, args.max_tokens, args.max_running)
+        self.engine = Engine(decoder, Sampling(1.0, 1.0, 0, seed=0), (), limits)
         self.engine.length_of = lambda position, member: int(lengths[position * args.samples + member])
         self.engine.accept(0)
         texts = [Prompt(i, "", tokens, "") for i, tokens in enumerate(prompts)]
@@ -185,14 +204,15 @@ class Ours:
         engine.decoder.extend = extend
         assert [len(s.tokens) for g in groups for s in g.samples] == self.lengths.tolist()
         return {"seconds": seconds, "prepare_seconds": prepared - began, "prefill_seconds": spent[0],
-                "decode_seconds": seconds - (prepared - began) - spent[0], "preemptions": engine.preemptions - preempted}
+                "decode_seconds": seconds - (prepared - began) - spent[0],
+                "preemptions": engine.preemptions - preempted}
 
     def _count(self) -> None:
         self.steps += 1
 
 
 class Theirs:
-    """transformers' generate as trainers call it: one padded batch, every copy of a prompt prefilled, sampling."""
+    """transformers' generate as trainers call it: one padded batch, sampling, every copy of a prompt prefilled."""
 
     def __init__(self, args: argparse.Namespace, model: Model, prompts: np.ndarray, lengths: np.ndarray) -> None:
         import torch
@@ -214,12 +234,11 @@ class Theirs:
         import torch
 
         longest = 4 if warm_up else int(self.lengths.max())
-
         began = time.perf_counter()
         with torch.no_grad():
             found = self.model.generate(
-                self.inputs, attention_mask=torch.ones_like(self.inputs), do_sample=True, temperature=1.0, top_k=0,
-                top_p=1.0, max_new_tokens=longest, stopping_criteria=self.criteria, pad_token_id=0,
+                self.inputs, attention_mask=torch.ones_like(self.inputs), do_sample=True, temperature=1.0,
+                top_k=0, top_p=1.0, max_new_tokens=longest, stopping_criteria=self.criteria, pad_token_id=0,
                 eos_token_id=None)
         assert found.shape[1] == self.inputs.shape[1] + longest
         return {"seconds": time.perf_counter() - began}
@@ -229,9 +248,9 @@ def roofline(args: argparse.Namespace, model: Model, ours: Ours, decode_seconds:
              limits: list[tuple[float, float]]) -> dict[str, float]:
     """The least time of the decode phase on this machine, and the fraction of it reached.
 
-    A step must read all weights and the live keys and values once (bytes / measured read bandwidth) and multiply
-    (flops / measured peak of a large product); the two can overlap, so the least is the larger, summed over steps.
-    The machine's limits are the best of those measured before, between and after the runs.
+    A step must read all weights and the live keys and values once (bytes / measured read bandwidth) and
+    multiply (flops / measured peak of a large product); the two can overlap, so the least is the larger, summed
+    over steps. The machine's limits are the best of those measured before, between and after the runs.
     """
     size, shape = model.dtype.itemsize, model.shape
     bandwidth, peak = (max(measured) for measured in zip(*limits, strict=True))
@@ -244,8 +263,9 @@ def roofline(args: argparse.Namespace, model: Model, ours: Ours, decode_seconds:
         moved = products * size + tokens * per_token
         multiplied = 2 * products * rows + 4 * shape.num_layers * shape.num_heads * shape.head_dim * tokens
         least += max(moved / bandwidth, multiplied / peak)
-    return {"read_gigabytes_per_second": bandwidth / 1e9, "peak_gigaflops": peak / 1e9, "decode_steps": ours.steps,
-            "roofline_decode_seconds": least, "roofline_fraction": least / decode_seconds}
+    return {"read_gigabytes_per_second": bandwidth / 1e9, "peak_gigaflops": peak / 1e9,
+            "decode_steps": ours.steps, "roofline_decode_seconds": least,
+            "roofline_fraction": least / decode_seconds}
 
 
 def in_flight(lengths: np.ndarray, running: int, prompt_len: int, group: int) -> list[tuple[int, int]]:
@@ -257,7 +277,8 @@ def in_flight(lengths: np.ndarray, running: int, prompt_len: int, group: int) ->
             if length > 1:
                 rows.append([number // group, 1, length])
         if rows:
-            steps.append((len(rows), len({row[0] for row in rows}) * prompt_len + sum(row[1] for row in rows)))
+            shared = len({row[0] for row in rows}) * prompt_len
+            steps.append((len(rows), shared + sum(row[1] for row in rows)))
         for row in rows:
             row[1] += 1
         rows = [row for row in rows if row[1] < row[2]]
@@ -265,20 +286,10 @@ def in_flight(lengths: np.ndarray, running: int, prompt_len: int, group: int) ->
 
 
 def machine_limits(dtype, torch) -> tuple[float, float]:  # noqa: ANN001
-    """Bytes a second read, flops a second multiplied."""
-    return read_bandwidth(torch), matmul_peak(dtype, torch)
-
-
-def read_bandwidth(torch) -> float:  # noqa: ANN001
-    """Bytes a second of summing a large array: the best of several passes."""
+    """Bytes a second of summing a large array, flops a second of a large square product."""
     array = torch.ones(64 * 2**20, dtype=torch.float32)
-    return array.numel() * 4 / best(array.sum)
-
-
-def matmul_peak(dtype, torch) -> float:  # noqa: ANN001
-    """Flops a second of a large square product."""
     a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
-    return 2 * 2048**3 / best(lambda: a @ b)
+    return array.numel() * 4 / best(array.sum), 2 * 2048**3 / best(lambda: a @ b)
 
 
 def best(call) -> float:  # noqa: ANN001
