@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> dict:
         line = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else str(path)
         raise ValueError(f"{line}: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold sections such as `training:`, but holds {type(content).__name__}")
     return content

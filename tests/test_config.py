@@ -232,6 +232,7 @@ def test_override_is_refused(home: Path, override: str, pieces: list[str]) -> No
     ("reward: {deadline-seconds: 2, deadline_seconds: 3}", ["deadline_seconds is given twice, as 2 and 3"]),
     ("reward: [unclosed", ["bad.yaml, line"]),
     ("name: a: b", ["bad.yaml, line"]),
+    ("name: a\0b", ["bad.yaml is not YAML", "#x0000", "position"]),
     ("name: !!int x", ["bad.yaml is not YAML", "does not fit its tag"]),
     ("name: !!bool maybe", ["bad.yaml is not YAML", "does not fit its tag"]),
     ("name: " + "[" * 5000, ["bad.yaml is not YAML", "nested too deep"]),
@@ -240,6 +241,7 @@ def test_override_is_refused(home: Path, override: str, pieces: list[str]) -> No
 ])
 def test_file_is_refused(home: Path, text: str, pieces: list[str]) -> None:
     sentence = refusal(home, text)
+    assert "\n" not in sentence
     for piece in pieces:
         assert piece in sentence
 
