@@ -29,7 +29,7 @@ from r1zero.world.rollcall import open_store, own_part
 
 
 def watched(rank: int, folder: Path) -> None:
-    """A rank that does nothing but watch: its main thread never notices anything. Ranks 0 and 1 share a node."""
+    """A rank whose main thread never notices anything. Ranks 0 and 1 share a node."""
     os.dup2(os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY), 2)
     sys.stderr = os.fdopen(2, "w")
     failure.POLL_SECONDS, failure.SILENT_POLLS, failure.GRACE_SECONDS = 0.1, 10, 0.5
@@ -43,12 +43,14 @@ def watched(rank: int, folder: Path) -> None:
     time.sleep(60)
 
 
+STORE_LOST = ("rank 0 or its node ended without a word (killed, or out of memory?): rank 2 (role 2) says "
+              "the job's store has not answered for 1 s")
+
+
 @pytest.mark.parametrize(("number", "victim", "sentence"), [
     (signal.SIGKILL, 3, "rank 3 (role 3) shows no sign of life for 1 s (killed, or its node is gone?)"),
-    (signal.SIGKILL, 0, "rank 0 or its node ended without a word (killed, or out of memory?): rank 2 (role 2) says "
-                        "the job's store has not answered for 1 s"),
-    (signal.SIGSTOP, 0, "rank 0 or its node ended without a word (killed, or out of memory?): rank 2 (role 2) says "
-                        "the job's store has not answered for 1 s"),
+    (signal.SIGKILL, 0, STORE_LOST),
+    (signal.SIGSTOP, 0, STORE_LOST),
 ], ids=["a rank is killed", "rank 0, which holds the store, is killed", "the node of rank 0 answers no more"])
 def test_the_others_name_who_is_gone_and_end(tmp_path, number, victim, sentence):
     context = multiprocessing.get_context("fork")
@@ -131,7 +133,7 @@ def start(port: int, size: int) -> list[dist.Store]:
 
 
 def test_a_restart_does_not_see_what_the_ranks_before_wrote(monkeypatch):
-    """In the store of torchrun's agent, which outlives them; the second time one of them dies while it joins."""
+    """In the store of torchrun's agent, which outlives them; one rank had died while it joined."""
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     agent = dist.TCPStore("127.0.0.1", 0, None, True)
     for attempt in range(3):

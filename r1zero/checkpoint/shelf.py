@@ -48,8 +48,8 @@ def complete(save: Path) -> list[Path]:
 def find(save: Path) -> Path | None:
     """The checkpoint that a run saving into `save` goes on from: the one that the tracker names, else the newest.
 
-    None when there is none yet, or when the tracker names one that other programs wrote. ValueError when it names
-    nothing, or one that is gone or was never finished: a run that went on from nothing would begin anew, unasked.
+    None when there is none yet, or when the tracker names one that other programs wrote. ValueError when it
+    names nothing, or one that is gone or was never finished: the run would begin anew, unasked.
     """
     tracker = save / TRACKER
     if not tracker.is_file():
@@ -71,7 +71,7 @@ def find(save: Path) -> Path | None:
 
 
 def way_out(damaged: Path) -> str:
-    """Name the checkpoint before a damaged one, or the newest if it is the tracker, and how to go on from it."""
+    """Name the checkpoint before a damaged one, of a damaged tracker the newest, and how to go on from it."""
     save, iteration = damaged.parent, iteration_of(damaged)
     before = [path for path in complete(save) if iteration is None or iteration_of(path) < iteration]
     which = "complete checkpoint" if iteration is None else "complete checkpoint before it"
@@ -87,7 +87,7 @@ def start(save: Path, iteration: int) -> Path:
     OSError when it cannot be made.
     """
     for leftover in save.glob(".iter_*"):
-        shutil.rmtree(leftover, ignore_errors=True)  # what cannot be deleted now must not stand against saving
+        shutil.rmtree(leftover, ignore_errors=True)  # what stays must not stand against saving
     partial = partial_of(save, iteration)
     partial.mkdir(parents=True)
     return partial
@@ -121,7 +121,7 @@ def prune(save: Path, newest: int, keep_last: int | None, keep_every: int | None
 
 
 def discard(folder: Path) -> None:
-    """Delete a checkpoint; hidden first, so that no half of one can pass for a whole. OSError when it cannot be hidden.
+    """Delete a checkpoint; hidden first, so that no half of one passes for a whole. OSError when that fails.
 
     What a file system keeps of it, because somebody has it open, is deleted by a later save.
     """

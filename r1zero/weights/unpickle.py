@@ -1,8 +1,8 @@
 """Read what others pickled without obeying it.
 
-A pickle is a program, and checkpoints are full of them: arguments, enums, random states, tables of contents. Of all
-that only plain data, argparse's Namespace and torch's own records are built. Names from packages known to write
-checkpoints become an inert stand-in; any other name refuses the file, whatever it is.
+A pickle is a program, and checkpoints are full of them: arguments, enums, random states, tables of contents.
+Of all that only plain data, argparse's Namespace and torch's own records are built. Names from packages known to
+write checkpoints become an inert stand-in; any other name refuses the file, whatever it is.
 
 Our own checkpoints are opened by Megatron, and torch obeys their .metadata. So `check_pickles` goes through them
 before, with stand-ins for everything and a shorter list. It runs before any start, hence without torch.
@@ -33,7 +33,7 @@ _RECORDS = {
         "ChunkStorageMetadata", "Metadata", "MetadataIndex", "TensorProperties", "TensorStorageMetadata",
         "_MEM_FORMAT_ENCODING")),
     f"{_TORCH}.filesystem._StorageInfo", "torch.Size", "torch.serialization._get_layout"}
-# What our own tables of contents are made of. BytesStorageMetadata is not: torch would unpickle such entries freely.
+# What our own tables of contents are made of. BytesStorageMetadata is not: torch unpickles such entries freely.
 _OURS = _RECORDS | {
     *(f"{_TORCH}.planner.{name}" for name in ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType")),
     f"{_TORCH}.metadata.StorageMeta", "collections.OrderedDict", "pathlib.PosixPath"}
@@ -41,8 +41,8 @@ _BUILT = _RECORDS | {f"{_TORCH}.metadata.BytesStorageMetadata", "argparse.Namesp
                      "builtins.set"}
 
 # What unpickling damaged files raises; TypeError and the like when a record is not what it was.
-_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, ImportError,
-               pickle.UnpicklingError, zipfile.BadZipFile)
+_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError,
+               ImportError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class Unfamiliar(ValueError):
@@ -63,9 +63,10 @@ class Inert:
 
 
 class _Reader(pickle.Unpickler):
-    """Loads a pickle of nothing but `known` names; makes those that are `built`, and stand-ins of the others."""
+    """Loads a pickle of nothing but `known` names; makes those that are `built`, stand-ins of the others."""
 
-    def __init__(self, path: Path, content: bytes, known: Callable[[str], bool], built: Callable[[str], bool]) -> None:
+    def __init__(self, path: Path, content: bytes, known: Callable[[str], bool],
+                 built: Callable[[str], bool]) -> None:
         super().__init__(io.BytesIO(content))
         self._path, self._known, self._built = path, known, built
 
@@ -128,8 +129,8 @@ def _never(_: str) -> bool:
 
 
 def _unfamiliar(path: Path, names: list[str]) -> Unfamiliar:
-    return Unfamiliar(f"{path} would run {', '.join(sorted(names)[:5])} when opened, which no checkpoint needs: "
-                      "it may be hostile, and nothing of it was run; use another copy")
+    return Unfamiliar(f"{path} would run {', '.join(sorted(names)[:5])} when opened, which no checkpoint "
+                      "needs: it may be hostile, and nothing of it was run; use another copy")
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ from r1zero.world.leave import BAD_INPUT
 
 KEY, CLAIMS, PULSE, NAME = "r1zero/failed", "r1zero/failure_claims", "r1zero/pulse/{}", "r1zero/name/{}"
 POLL_SECONDS = 1.0
-# How many looks in a row may show no pulse. A busy machine, or a long call that holds Python's lock, must not look
-# dead; nor must ranks that were all suspended for a while, so looks are counted and not seconds.
+# How many looks in a row may show no pulse. A busy machine, or a long call that holds Python's lock, must not
+# look dead; nor must ranks that were all suspended for a while, so looks are counted and not seconds.
 SILENT_POLLS = 30
 # How long a rank that lost its peer waits for the peer to say why; and rank 0, which may hold the store,
 # stays for others to read.
@@ -38,7 +38,8 @@ class FailureWatch:
 
     def __init__(self, store: dist.Store, rank: int, node_of_rank: Sequence[int], roles: str) -> None:
         """Start watching. `node_of_rank` has an entry for each rank of the world."""
-        self._store, self._rank, self._size, self._name = store, rank, len(node_of_rank), f"rank {rank} ({roles})"
+        self._store, self._rank, self._size = store, rank, len(node_of_rank)
+        self._name = f"rank {rank} ({roles})"
         # Who speaks when the store is gone, and with it perhaps all of rank 0's node.
         elsewhere = (other for other, node in enumerate(node_of_rank) if node != node_of_rank[0])
         self._speaks_last = rank == next(elsewhere, 1)
@@ -113,8 +114,8 @@ class FailureWatch:
 
     def _store_lost(self, said: str) -> str | None:
         """What one of those left must say when the store went down with rank 0; None on the others."""
-        cause = f"rank 0 or its node ended without a word (killed, or out of memory?): {self._name} says {said}"
-        return cause if self._speaks_last else None
+        cause = "rank 0 or its node ended without a word (killed, or out of memory?)"
+        return f"{cause}: {self._name} says {said}" if self._speaks_last else None
 
     def _watch(self) -> None:
         following, last, silent = (self._rank + 1) % self._size, -1, 0
@@ -123,7 +124,7 @@ class FailureWatch:
                 self._store.add(PULSE.format(self._rank), 1)
                 pulse, failed = self._pulse(following), self._store.check([KEY])
             except RuntimeError:
-                continue  # the main thread will notice too, and knows more; if it does not, the guard ends this
+                continue  # the main thread will notice too, and knows more; if not, the guard ends this
             self._missed = 0
             if failed:
                 log.error("stopped, because %s", self._store.get(KEY).decode())
@@ -137,7 +138,7 @@ class FailureWatch:
                     print(f"r1zero: {cause}", file=sys.stderr, flush=True)
 
     def _guard(self) -> None:
-        """End this process when the store does not answer, not even with an error: calls to a lost node just wait."""
+        """End this process when the store does not answer; calls to a lost node wait, without an error."""
         while not self._left.wait(POLL_SECONDS):
             self._missed += 1
             if self._missed > SILENT_POLLS:

@@ -32,9 +32,9 @@ class Launch:
 
     @property
     def other_node(self) -> str:
-        """`node 1: ` in the first process of a node without rank 0, which may know what others do not; else ""."""
-        node = self.node_of_rank[self.rank]
-        return f"node {node}: " if node != self.node_of_rank[0] and self.node_of_rank.index(node) == self.rank else ""
+        """`node 1: ` in the first process of a node without rank 0, which may know more; else ""."""
+        node, nodes = self.node_of_rank[self.rank], self.node_of_rank
+        return f"node {node}: " if node != nodes[0] and nodes.index(node) == self.rank else ""
 
 
 def read_launch() -> Launch:
@@ -79,8 +79,8 @@ def _from_slurm() -> Launch:
     if len(nodes) != size:
         raise ValueError(f"SLURM_STEP_TASKS_PER_NODE describes {len(nodes)} tasks but SLURM_STEP_NUM_TASKS={size}")
     if os.environ.get("SLURM_DISTRIBUTION", "block").startswith("cyclic"):
-        raise ValueError("srun --distribution=cyclic deals neighbouring ranks out to different nodes; say block, "
-                         "and a replica's ranks stay together")
+        raise ValueError("srun --distribution=cyclic deals neighbouring ranks out to different nodes; "
+                         "say block, and a replica's ranks stay together")
     address = os.environ.get("MASTER_ADDR") or _first_slurm_node()
     # One port for all tasks of this step, and another for the next step of the same job.
     default_port = 20000 + (_read("SLURM_JOB_ID") * 64 + _read("SLURM_STEP_ID", 0) % 64) % 20000
