@@ -10,41 +10,19 @@ import re
 import string
 from collections.abc import Iterable
 from dataclasses import replace
-from fractions import Fraction
-from itertools import count as count_from
 from operator import itemgetter
 
 from r1zero.reward.expression import parse
-from r1zero.reward.formulas import branches, names, same_formula
+from r1zero.reward.formulas import branches, last_place, names, same_formula
 from r1zero.reward.kinds import Answer, Based, Group, Matrix, Relation, Scalar, Sets, Words
 from r1zero.reward.number_words import to_digits
 from r1zero.reward.scalars import compound_parts, read_scalar
-from r1zero.reward.spelling import (
-    AND,
-    ANGLE_CLOSE,
-    ANGLE_OPEN,
-    APPROX,
-    CUP,
-    EMPTY,
-    GE,
-    IN,
-    LE,
-    MINUS_SET,
-    NE,
-    OR,
-    REALS,
-    ROW,
-    SET_CLOSE,
-    SET_OPEN,
-    is_enclosed,
-    split,
-    unwrap,
-)
-from r1zero.reward.tokens import GREEK, Node, Unreadable, is_whole
+from r1zero.reward.spelling import AND, ANGLE_CLOSE, ANGLE_OPEN, APPROX, CUP, EMPTY, GE, IN, LE, MINUS_SET, NE
+from r1zero.reward.spelling import OR, REALS, ROW, SET_CLOSE, SET_OPEN, is_enclosed, split, unwrap
+from r1zero.reward.tokens import GREEK, Node, Unreadable
 from r1zero.reward.values import Unbounded, Undefined, digits, evaluate
 
 MAX_DEPTH = 20  # of lists in lists
-MAX_DENOMINATOR = 10**60  # of a decimal that may be rounded; values have that many digits
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
 
 
@@ -73,22 +51,12 @@ def _are_near(sides: list[Answer]) -> bool:
         values = [digits(evaluate(side.tree)) for side in sides]
     except (Unbounded, Undefined):
         return False
-    places = [digits(_last_place(side.tree)) for side in sides]
+    places = [digits(last_place(side.tree)) for side in sides]
     return all(
         value == values[0]
         or (abs(value - values[0]) <= abs(values[0]) / 100 and abs(value - values[0]) < max(place, places[0]))
         for value, place in zip(values, places, strict=True)
     )
-
-
-def _last_place(tree: Node) -> Fraction:
-    """Return the worth of the last digit of a number, 1 or 1/10 or less; 0 for what is not rounded."""
-    while tree.op == "neg":
-        tree = tree.parts[0]
-    if not tree.decimal or tree.value.denominator > MAX_DENOMINATOR:
-        return Fraction(is_whole(tree))
-    places = next(count for count in count_from(0) if 10**count % tree.value.denominator == 0)
-    return Fraction(1, 10**places)
 
 
 def _read(text: str, trusted: bool) -> Answer | None:
@@ -145,7 +113,7 @@ class _Reader:
         if text in (EMPTY, SET_OPEN + SET_CLOSE, SET_OPEN + " " + SET_CLOSE):
             return Group("{}", ())
         if text == REALS:
-            return _interval("(", Node("neg", (_ENDLESS,)), _ENDLESS, ")")
+            return Group("()", (Scalar(Node("neg", (_ENDLESS,))), Scalar(_ENDLESS)))
         for reader in (self._relation, self._sets, self._bracketed, self._based, self._ratio):
             found = reader(text)
             if found is not None:
@@ -313,16 +281,10 @@ def _by_neighbours(point: Group, letters: list[str]) -> Group:
     return replace(point, items=tuple(item for _, item in pairs))
 
 
-def _interval(left: str, low: Node, high: Node, right: str) -> Group:
-    return Group(left + right, (Scalar(low), Scalar(high)))
-
-
 def _is_label(text: str) -> bool:
     if _POINT_LABEL.fullmatch(text):
         return True
     match = _LABEL.fullmatch(text)
-    return (
-        match is not None
-        and (match["command"] is None or match["command"] in GREEK)
-        and text not in ("e", "i")
-    )
+    if match is None or text in ("e", "i"):
+        return False
+    return match["command"] is None or match["command"] in GREEK

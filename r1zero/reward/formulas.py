@@ -10,22 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import count as count_from
 from itertools import product
 
 from r1zero.reward.spelling import MP
-from r1zero.reward.tokens import Node
-from r1zero.reward.values import (
-    CONSTANTS,
-    POINTS,
-    REAL,
-    Unbounded,
-    Undefined,
-    Value,
-    digits,
-    evaluate,
-    is_exact,
-)
+from r1zero.reward.tokens import Node, is_whole
+from r1zero.reward.values import CONSTANTS, POINTS, REAL, Unbounded, Undefined, Value
+from r1zero.reward.values import digits, evaluate, is_exact
 
+MAX_DENOMINATOR = 10**60  # of a decimal that may be rounded; values have that many digits
 _SAME = REAL.mpf(10) ** -40
 _NOTHING = REAL.mpf(10) ** -50
 _SIXTH = REAL.mpf(5) / 10**7
@@ -74,6 +67,16 @@ def names(node: Node) -> set[str]:
 def is_rounded(node: Node) -> bool:
     """Tell whether a tree has a number in it that was written as a decimal."""
     return node.decimal or any(map(is_rounded, node.parts))
+
+
+def last_place(node: Node) -> Fraction:
+    """Return the worth of the last digit of a number, 1 or 1/10 or less; 0 for what is not rounded."""
+    while node.op == "neg":
+        node = node.parts[0]
+    if not node.decimal or node.value.denominator > MAX_DENOMINATOR:
+        return Fraction(is_whole(node))
+    places = next(count for count in count_from(0) if 10**count % node.value.denominator == 0)
+    return Fraction(1, 10**places)
 
 
 def close(gold: Value, given: Value, rounded: bool) -> bool:
