@@ -82,7 +82,7 @@ BOUNDS: dict[str, Bound] = {
     "actor_rollout.lr": _between(0, 1, 1e-6),
     "actor_rollout.min_lr": _between(0, 1, 0),
     "actor_rollout.weight_decay": _between(0, 1, 0.01),
-    "actor_rollout.adam_eps": (lambda value: 0 < value <= 1, "must be above 0, at most 1, such as 1e-8"),
+    "actor_rollout.adam_eps": _between(1e-20, 1, 1e-8),  # 0 in fp32 would divide 0 by 0 where no gradient was
     "actor_rollout.do_sample": (bool, "must be true: greedy responses of a group are all equal"),
     "actor_rollout.shuffle_minibatch": (
         lambda value: not value, "must be false: minibatches are composed before generation starts, and "
