@@ -42,4 +42,5 @@ class KLCoefficient:
             return
         assert self.horizon
         error = min(max(measured / self.target - 1, -0.2), 0.2)
-        self.value *= 1 + error * min(1.0, num_samples / self.horizon)  # beyond 5 horizons it would turn negative
+        share = min(1.0, num_samples / self.horizon)  # beyond 5 horizons the value would turn negative
+        self.value *= 1 + error * share

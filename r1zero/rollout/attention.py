@@ -25,11 +25,12 @@ class Row:
 class Layout:
     """Who attends to which blocks, for n running samples. Rebuilt when a sample or a block comes or goes."""
 
-    def __init__(self, rows: Sequence[Row], pool: BlockPool, group_size: int, heads: int, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], pool: BlockPool, group_size: int, heads: int,
+                 device: torch.device) -> None:
         self.rows, self.pool, self.group_size, self.heads, self.device = rows, pool, group_size, heads, device
         self.width = max(len(row.shared) + len(row.own) for row in rows)
         tables = [row.shared + row.own + [0] * (self.width - len(row.shared) - len(row.own)) for row in rows]
-        self.table = torch.tensor(tables, dtype=torch.int32, device=device)  # [n, W] blocks of each row in order
+        self.table = torch.tensor(tables, dtype=torch.int32, device=device)  # [n, W] blocks of each row
         self.last_block = torch.tensor([row.own[-1] for row in rows], device=device)
 
     @functools.cached_property
@@ -39,13 +40,14 @@ class Layout:
 
 
 class Step:
-    """What all layers of one decoding step share. Row i's new token stands at `positions[i]` of its sequence."""
+    """What all layers of a decoding step share. Row i's new token stands at `positions[i]` of its tokens."""
 
     def __init__(self, layout: Layout, positions: np.ndarray) -> None:
         self.layout = layout
         self.lengths = (positions + 1).tolist()  # tokens of each row, the new one included
         self.positions = torch.from_numpy(positions.copy()).to(layout.device)  # int64 [n]
-        self.block, self.offset = layout.last_block, self.positions % layout.pool.block  # where the new token goes
+        # Where the new token goes.
+        self.block, self.offset = layout.last_block, self.positions % layout.pool.block
 
     @functools.cached_property
     def hidden(self) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Attention of a decoding step by batched products over the blocks in use, for devices without a kernel of ours.
+"""Attention of a decoding step by batched products over the blocks in use, for devices without our kernels.
 
 Nothing is padded to the longest sample and no key is copied. Each block is one small product of its
 queries with its keys: for a sample's own block the query heads that share a kv head, for a shared prompt
@@ -26,10 +26,12 @@ class BlockProducts:
     """Tables that deal queries to blocks and gather what blocks found.
 
     An entry is a sample's use of a block; a sample has at most W. All tables are numbers of rows in flat
-    [rows, x] views, so that every rearrangement of a step is one copy of rows. K kv heads, m heads each, G group.
+    [rows, x] views, so that every rearrangement of a step is one copy of rows. K kv heads, m heads each, G a
+    group's samples.
     """
 
-    def __init__(self, rows: Sequence[Row], pool: BlockPool, group_size: int, heads: int, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Row], pool: BlockPool, group_size: int, heads: int,
+                 device: torch.device) -> None:
         count, block, kv_heads = len(rows), pool.block, pool.keys.shape[2]
         self.pool, self.device = pool, device
         self.own_start, self.shared_range = pool.own_start, pool.shared_range
@@ -46,15 +48,16 @@ class BlockProducts:
         for number, row in enumerate(rows):
             member = members.get(row.position, 0)
             members[row.position] = member + 1
-            mine, whole, total = np.asarray(row.own) - self.own_start, len(row.shared), len(row.shared) + len(row.own)
+            mine, whole = np.asarray(row.own) - self.own_start, len(row.shared)
+            total = whole + len(row.own)
             shared[0, row.shared, member], shared[1, row.shared, member] = number, np.arange(whole)
             own[0, mine], own[1, mine] = number, np.arange(whole, total)
             entries[number, ..., :whole] = np.moveaxis(heads_of_shared[row.shared, member], 0, -1)
             entries[number, ..., whole:total] = np.moveaxis(heads_of_own[mine], 0, -1)
         head = np.arange(heads).reshape(shape)
         # Place of each slot in its sequence.
-        self._places = torch.from_numpy(np.arange(width)[:, None] * block + np.arange(block)).view(1, 1, -1).to(device)
-        # Query rows [n * heads] and weight rows [n * heads * W] for own [blocks, K, m] and shared [blocks, K, G, m].
+        self._places = torch.arange(width * block, device=device).view(1, 1, -1)
+        # Query rows [n * heads], weight rows [n * heads * W]: own [blocks, K, m], shared [blocks, K, G, m].
         own, shared = own[:, :, None, None], shared[:, :, None, :, None]
         own_queries, shared_queries = own[0] * heads + head, shared[0] * heads + head[:, None]
         self.own_queries, self.own_weights = self._flat(own_queries), self._flat(own_queries * width + own[1])
@@ -66,7 +69,8 @@ class BlockProducts:
         """fp32 [n, 1, W * block]: zero for the tokens up to each row's position, HIDDEN beyond."""
         return torch.where(self._places <= positions[:, None, None], 0.0, HIDDEN)
 
-    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+               hidden: torch.Tensor) -> torch.Tensor:
         """query [n, heads, D], keys and values [blocks, kv heads, block, D] -> [n, heads * D]."""
         count, heads, dim = query.shape
         queries, scale = query.reshape(-1, dim), dim**-0.5

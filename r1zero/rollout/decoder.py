@@ -1,7 +1,8 @@
 """The forward pass of generation, in Megatron's weight layout, so that publishing only copies.
 
 Two entries: `extend` runs many new tokens of several sequences (prompts, pieces of long prompts, samples
-that lost their place), `decode` runs one token of every running sample. Tensor parallel with one all-reduce per block half; logits stay cut over the vocabulary.
+that lost their place), `decode` runs one token of every running sample. Tensor parallel with one all-reduce
+per block half; logits stay cut over the vocabulary.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class Chunk:
     keys: torch.Tensor | None = None  # [layers, kv heads, start, D] of those; None when there are none
     values: torch.Tensor | None = None
 
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Extended:
@@ -70,13 +75,12 @@ class Decoder:
             t.name: torch.zeros(local_shape(t, tp), dtype=dtype, device=device)
             for t in tensors(shape)}
         cos, sin = rotary_tables(shape, max_positions, device)
-        self.operators = operators(Heads(self.kv_heads, self.heads // self.kv_heads, shape.head_dim, shape.norm_eps,
-                                         cos.to(dtype), sin.to(dtype)))
+        self.operators = operators(Heads(self.kv_heads, self.heads // self.kv_heads, shape.head_dim,
+                                         shape.norm_eps, cos.to(dtype), sin.to(dtype)))
         self.layers = [self._layer(i) for i in range(shape.num_layers)]
         self.embedding = self.weights["embedding.word_embeddings.weight"]
         self.final_norm = self.weights["decoder.final_layernorm.weight"]
         self.head = Linear(self.embedding if shape.tied else self.weights["output_layer.weight"])
-
         self._step = DecodeGraphs(self._decode, max_positions) if graphs else self._decode
 
     def prepare(self) -> None:
@@ -90,9 +94,9 @@ class Decoder:
     def extend(self, chunks: Sequence[Chunk]) -> list[Extended]:
         """Run new tokens of several sequences in one pass, each after the keys that it has already."""
         tokens = self._tensor(np.concatenate([chunk.tokens for chunk in chunks]))
-        positions = self._tensor(np.concatenate([chunk.start + np.arange(len(chunk.tokens)) for chunk in chunks]))
+        positions = self._tensor(np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks]))
         ends = np.cumsum([len(chunk.tokens) for chunk in chunks]).tolist()
-        segments = Segments(ends, np.cumsum([chunk.start + len(chunk.tokens) for chunk in chunks]).tolist())
+        segments = Segments(ends, np.cumsum([chunk.end for chunk in chunks]).tolist())
         keys, values = [], []
 
         def attend(index: int, layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
@@ -105,12 +109,12 @@ class Decoder:
 
         logits = self._run(tokens, attend, last=self._tensor(np.asarray(ends)) - 1)
         all_keys, all_values = torch.stack(keys).transpose(1, 2), torch.stack(values).transpose(1, 2)
-        return [Extended(all_keys[:, :, end - len(chunk.tokens):end], all_values[:, :, end - len(chunk.tokens):end],
-                         logits[i]) for i, (chunk, end) in enumerate(zip(chunks, ends, strict=True))]
+        return [Extended(all_keys[:, :, first:end], all_values[:, :, first:end], last)
+                for first, end, last in zip([0, *ends], ends, logits)]
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, step: Step) -> torch.Tensor:
-        """Run one token of each running sample, int64 [n]. Returns logits [n, V / TP], to be used before the next call."""
+        """Run one token of each running sample, int64 [n]: logits [n, V / TP], good until the next call."""
         return self._step(self._tensor(tokens), step)
 
     def _decode(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
@@ -121,7 +125,7 @@ class Decoder:
 
     def _run(self, tokens: torch.Tensor, attend: Callable[[int, Layer, torch.Tensor], torch.Tensor],
              last: torch.Tensor | None = None) -> torch.Tensor:
-        """All layers: `attend` turns a layer's [T, qkv] into [T, heads * D]. Logits of all tokens, or of those at `last`."""
+        """All layers: `attend` turns [T, qkv] of a layer into [T, heads * D]. Logits of all, or at `last`."""
         between, hidden, delta = self.operators, self._embed(tokens), None
         for index, layer in enumerate(self.layers):
             x = between.add_norm(hidden, delta, layer.input_norm)
@@ -156,13 +160,16 @@ class Decoder:
         return Layer(
             input_norm=weight("input_layernorm.weight"),
             qkv=Linear(weight("self_attention.linear_qkv.weight"), weight("self_attention.linear_qkv.bias")),
-            q_norm=weight("self_attention.q_layernorm.weight"), k_norm=weight("self_attention.k_layernorm.weight"),
-            proj=Linear(weight("self_attention.linear_proj.weight")), mlp_norm=weight("pre_mlp_layernorm.weight"),
+            q_norm=weight("self_attention.q_layernorm.weight"),
+            k_norm=weight("self_attention.k_layernorm.weight"),
+            proj=Linear(weight("self_attention.linear_proj.weight")),
+            mlp_norm=weight("pre_mlp_layernorm.weight"),
             gate_up=Linear(weight("mlp.linear_fc1.weight")), down=Linear(weight("mlp.linear_fc2.weight")))
 
 
-def _after(chunks: Sequence[Chunk], layer: int, which: int, new: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    """Lay each sequence's cached keys (or values: `which` 1) before its new ones: [all tokens, kv heads, D]."""
+def _after(chunks: Sequence[Chunk], layer: int, which: int, new: torch.Tensor,
+           ends: list[int]) -> torch.Tensor:
+    """Lay each sequence's cached keys (values: `which` 1) before its new ones: [all tokens, kv heads, D]."""
     if all(chunk.start == 0 for chunk in chunks):
         return new
     parts, first = [], 0

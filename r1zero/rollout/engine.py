@@ -29,7 +29,7 @@ class Limits:
     budget: int  # response tokens of a sample
     max_tokens: int  # of KV cache, in tokens
     max_running: int | None = None  # samples decoded together; None: as many as the cache can hold
-    prefill_tokens: int = 4096  # prompt tokens between two decoding steps, so that prompts do not stall samples
+    prefill_tokens: int = 4096  # of prompts between two decoding steps, so that prompts do not stall samples
     block: int | None = None  # tokens of a cache block; None: what suits the device
 
 
@@ -63,7 +63,7 @@ class Engine:
         self.version = version
 
     def submit(self, batch: Batch, positions: Sequence[int] | None = None) -> None:
-        """Queue this replica's share of a batch: the prompts at `positions`, by default p % replicas == replica."""
+        """Queue this replica's share of a batch: prompts at `positions`; default p % replicas == replica."""
         assert not any(self._open.values()), "the last batch is not collected yet"
         assert batch.version == self.version, f"weights {self.version} cannot draw batch {batch.version}"
         self._batch, size = batch, batch.samples_per_prompt
@@ -105,7 +105,8 @@ class Engine:
             return
         self._make_room(wanted[0])
         wanted = self._affordable(wanted)
-        self._caches.fill([(p, self._groups[p].prompt.tokens) for p in dict.fromkeys(t.position for t in wanted)])
+        positions = dict.fromkeys(ticket.position for ticket in wanted)
+        self._caches.fill([(p, self._groups[p].prompt.tokens) for p in positions])
         fresh: list[int] = []
         for ticket in wanted:
             prompt = self._caches.get(ticket.position)
@@ -125,7 +126,7 @@ class Engine:
             self._draw(fresh, torch.stack(logits))
 
     def _grow(self) -> None:
-        """Give a block to every row whose last one is full, taking from the last rows if there is no other."""
+        """Give a block to every row whose last one is full, taking from the last rows if none is free."""
         rows, block = self._rows, self._pool.block
         needy = [rows.running[row].ticket for row in range(rows.count)
                  if rows.lengths[row] == (len(self._prompt(row).shared) + len(rows.blocks[row])) * block]
@@ -139,15 +140,17 @@ class Engine:
                 self._layout = None
 
     def _row_of(self, ticket: Ticket) -> int | None:
-        return next((row for row in range(self._rows.count) if self._rows.running[row].ticket == ticket), None)
+        running = enumerate(self._rows.running)
+        return next((row for row, progress in running if progress.ticket == ticket), None)
 
     def _decode(self) -> None:
         """Draw one more token for every running sample."""
         rows = self._rows
         if self._layout is None:
-            self._layout = Layout([Row(rows.running[row].ticket.position, self._prompt(row).shared, rows.blocks[row])
-                                   for row in range(rows.count)],
-                                  self._pool, self._batch.samples_per_prompt, self.decoder.heads, self.decoder.device)
+            where = [Row(rows.running[row].ticket.position, self._prompt(row).shared, rows.blocks[row])
+                     for row in range(rows.count)]
+            self._layout = Layout(where, self._pool, self._batch.samples_per_prompt, self.decoder.heads,
+                                  self.decoder.device)
         positions = rows.lengths[:rows.count]
         logits = self.decoder.decode(rows.newest[:rows.count], Step(self._layout, positions))
         positions += 1
@@ -173,7 +176,8 @@ class Engine:
         progress = self._release(row)
         position, member, count = progress.ticket.position, progress.ticket.member, progress.count
         self._groups[position].samples[member] = Sample(
-            progress.tokens[:count].copy(), progress.logprobs[:count].copy(), bool(truncated), self._batch.version)
+            progress.tokens[:count].copy(), progress.logprobs[:count].copy(), bool(truncated),
+            self._batch.version)
         self._open[position] -= 1
         if not self._open[position]:
             self._caches.drop(position)
@@ -193,7 +197,7 @@ class Engine:
         return progress
 
     def _restore(self, progress: Progress, prompt: PromptCache, blocks: list[int]) -> None:
-        """Fill a starting row's own blocks: the rest of its prompt, and what it had drawn but for the newest token."""
+        """Fill a new row's own blocks: the rest of its prompt, and what it drew before its newest token."""
         keys, values = prompt.tail_keys, prompt.tail_values
         if progress.count > 1:
             drawn = Chunk(progress.tokens[:progress.count - 1], prompt.length, *self._caches.read(prompt))
@@ -226,12 +230,13 @@ class Engine:
         return (tail + (begun.count - 1 if begun else 0)) // self._pool.block + 1
 
     def _reserve(self, num_prompts: int, group_size: int) -> None:
-        """Size rows and blocks: what the samples can need at most, within the limits, and room for one in any case."""
+        """Size rows and blocks: what the samples need at most, within the limits, but room for one."""
         limits, block = self.limits, self._pool.block
         lengths = [len(group.prompt.tokens) for group in self._groups.values()] or [1]
         longest = max(lengths) + limits.budget
         one = -(-longest // block)
-        most = sum(length // block for length in lengths) + num_prompts * group_size * (-(-limits.budget // block) + 1)
+        own = -(-limits.budget // block) + 1
+        most = sum(length // block for length in lengths) + num_prompts * group_size * own
         self._pool.reserve(max(one, min(most, limits.max_tokens // block)))
         samples = max(1, num_prompts * group_size)
         self._rows = Rows(min(samples, limits.max_running or samples, self._pool.num_blocks))

@@ -44,7 +44,7 @@ class DecodeGraphs:
     def __call__(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
         """Logits [n, V / TP], to be used before the next call."""
         rows, blocks = len(tokens), step.layout.pool.num_blocks
-        if blocks != self._blocks:  # the cache was allocated anew, and layers lie elsewhere even at the same address
+        if blocks != self._blocks:  # allocated anew: layers lie elsewhere, if not the first one
             self._blocks, self._captured, self._seen = blocks, {}, {}
         if rows not in self._captured:
             self._seen[rows] = self._seen.get(rows, 0) + 1
@@ -61,7 +61,8 @@ class DecodeGraphs:
         fixed, most = copy.copy(step), -(-self._max_positions // step.layout.pool.block)
         fixed.layout = copy.copy(step.layout)
         fixed.layout.table = step.layout.table.new_zeros(len(tokens), most)  # wide enough for any sequence
-        fixed.positions, fixed.block, fixed.offset = (x.clone() for x in (step.positions, step.block, step.offset))
+        fixed.positions, fixed.block = step.positions.clone(), step.block.clone()
+        fixed.offset = step.offset.clone()
         tokens = tokens.clone()
         _fill(fixed, step)
         self._run(tokens, fixed)  # kernels choose their workspaces before, not within
@@ -72,5 +73,6 @@ class DecodeGraphs:
 def _fill(fixed: Step, step: Step) -> None:
     """Copy a step's tensors into those that a graph reads."""
     fixed.layout.table[:, :step.layout.table.shape[1]] = step.layout.table
-    for mine, new in ((fixed.positions, step.positions), (fixed.block, step.block), (fixed.offset, step.offset)):
-        mine.copy_(new)
+    fixed.positions.copy_(step.positions)
+    fixed.block.copy_(step.block)
+    fixed.offset.copy_(step.offset)

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int WIDTH = 16;  // floats in a vector
 constexpr int MAX_HEADS = 4;  // query heads that share one reading of a key or value
-constexpr int SUM_BLOCK = 8 * WIDTH;  // tokens of the vocabulary that are summed before the search looks inside
+constexpr int SUM_BLOCK = 8 * WIDTH;  // tokens of the vocabulary summed before the search looks inside
 
 typedef float Floats __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
@@ -39,8 +39,8 @@ inline Floats load(const float* from) {
 inline Floats load(const bf16* from) {
   Halves high;  // a bf16 is the upper half of a float
   std::memcpy(&high, from, sizeof high);
-  return (Floats)__builtin_shufflevector(Halves{}, high, 0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23, 0, 24,
-                                         0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31);
+  return (Floats)__builtin_shufflevector(Halves{}, high, 0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23,
+                                         0, 24, 0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31);
 }
 
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
@@ -49,7 +49,8 @@ inline void store(bf16* to, Floats x) {
   const Words bits = (Words)x;
   const Words nearest_even = bits + 0x7fff + ((bits >> 16) & 1);
   const TwiceHalves both = (TwiceHalves)(x == x ? nearest_even : Words{} + 0x7fc00000);
-  const Halves rounded = __builtin_shufflevector(both, both, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  const Halves rounded = __builtin_shufflevector(both, both, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29,
+                                                 31);
   std::memcpy(to, &rounded, sizeof rounded);
 }
 
@@ -86,7 +87,8 @@ inline float largest(Floats x) {
 
 // e^x within 3e-7, relative: 2^n times a polynomial of the rest. Below -87 it is zero, above 87 that of 87.
 inline Floats exponential(Floats given) {
-  const Floats limit = Floats{} + 87.0f, shift = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Floats limit = Floats{} + 87.0f;
+  const Floats shift = Floats{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const Floats x = given > limit ? limit : (given < -limit ? -limit : given);
   const Floats n = (x * 1.44269504f + shift) - shift;
   const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
@@ -135,7 +137,8 @@ void norm_row(const T* x, const T* weight, T* out, int64_t width, float eps) {
 
 // hidden += delta (when there is one), then out = RMSNorm(hidden). All [rows, width].
 template <typename T>
-void add_norm(T* hidden, const T* delta, const T* weight, T* out, int64_t rows, int64_t width, float eps, int threads) {
+void add_norm(T* hidden, const T* delta, const T* weight, T* out, int64_t rows, int64_t width, float eps,
+              int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t row = 0; row < rows; row++) {
     T* h = hidden + row * width;
@@ -160,16 +163,16 @@ void silu_mul(const T* gate_up, T* out, int64_t rows, int64_t width, int threads
 
 // -- attention over blocks ----------------------------------------------------------------------
 
-// What a kernel reads of `row`, VECTORS vectors, it asks for of the next block, `ahead`, at the same time: blocks lie
-// anywhere, so the processor cannot guess.
+// What a kernel reads of `row`, VECTORS vectors, it asks for of the next block, `ahead`, at the same time:
+// blocks lie anywhere, so the processor cannot guess.
 template <int VECTORS, typename T>
 inline void ask(const T* row) {
   constexpr int LINE = 64;
   for (size_t at = 0; at < VECTORS * WIDTH * sizeof(T); at += LINE) __builtin_prefetch((const char*)row + at);
 }
 
-// out[h][i] = (ADD: +=) the sum over n of factors[h][n] * rows[n][i], for VECTORS vectors of i. Rows are `width` apart;
-// `left` is what they hold from here on, WHOLE says that it is all of these.
+// out[h][i] = (ADD: +=) the sum over n of factors[h][n] * rows[n][i], for VECTORS vectors of i. Rows are `width`
+// apart; `left` is what they hold from here on, WHOLE says that it is all of these.
 template <int HEADS, int VECTORS, bool WHOLE, bool ADD, typename T>
 void multiply_tile(const float* factors, int64_t factors_apart, const T* rows, const T* ahead, int64_t width,
                    int64_t left, int64_t count, float* out, int64_t out_apart) {
@@ -187,8 +190,8 @@ void multiply_tile(const float* factors, int64_t factors_apart, const T* rows, c
     for (int v = 0; v < VECTORS; v++) store(out + h * out_apart + v * WIDTH, found[h][v]);
 }
 
-// The same for the first `wanted` columns of one block of keys or values, `count` rows of `width`. Columns beyond, up to
-// the end of a vector, are written and meaningless.
+// The same for the first `wanted` columns of one block of keys or values, `count` rows of `width`. Columns beyond,
+// up to the end of a vector, are written and meaningless.
 template <int HEADS, bool ADD, typename T>
 void multiply_block(const float* factors, int64_t factors_apart, const T* rows, const T* ahead, int64_t width,
                     int64_t wanted, int64_t count, float* out, int64_t out_apart) {
@@ -201,8 +204,8 @@ void multiply_block(const float* factors, int64_t factors_apart, const T* rows, 
   run(multiply_tile<HEADS, 2, true, ADD, T>, 2 * WIDTH);
   run(multiply_tile<HEADS, 1, true, ADD, T>, WIDTH);
   if (at < wanted)
-    multiply_tile<HEADS, 1, false, ADD>(factors, factors_apart, rows + at, ahead + at, width, width - at, count, out + at,
-                                        out_apart);
+    multiply_tile<HEADS, 1, false, ADD>(factors, factors_apart, rows + at, ahead + at, width, width - at, count,
+                                        out + at, out_apart);
 }
 
 // weights = exp(score * scale - the largest); returns their sum.
@@ -266,7 +269,8 @@ void attend_heads(const Step& step, const Cache<T>& cache, int64_t row, int64_t 
                                  b < last ? cache.keys + lies(row, b + 1) : first_values, block,
                                  b < last ? block : filled, dim, scores + b * block, stride);
   float totals[HEADS];
-  for (int h = 0; h < HEADS; h++) totals[h] = soften(scores + h * stride, count, 1.0f / std::sqrt(float(dim)));
+  const float scale = 1.0f / std::sqrt(float(dim));
+  for (int h = 0; h < HEADS; h++) totals[h] = soften(scores + h * stride, count, scale);
   const T* next_keys = cache.keys + lies(std::min(row + 1, step.rows - 1), 0);
   for (int64_t b = 0; b <= last; b++)  // weights times values, which lie [block][dim]
     multiply_block<HEADS, true>(scores + b * block, stride, cache.values + lies(row, b),
@@ -279,8 +283,8 @@ void attend_heads(const Step& step, const Cache<T>& cache, int64_t row, int64_t 
 
 // One sample and kv head: normalise and turn queries and key, write the new key and value, attend.
 template <typename T>
-void attend_one(const Step& step, const Cache<T>& cache, T* qkv, const T* q_norm, const T* k_norm, int64_t row,
-                int64_t head, T* out) {
+void attend_one(const Step& step, const Cache<T>& cache, T* qkv, const T* q_norm, const T* k_norm,
+                int64_t row, int64_t head, T* out) {
   thread_local std::vector<float> queries, scratch;
   const int64_t dim = step.dim, block = step.block, group = step.per_group, at = step.positions[row];
   T* mine = qkv + (row * step.kv_heads + head) * (group + 2) * dim;
@@ -308,19 +312,20 @@ void attend_one(const Step& step, const Cache<T>& cache, T* qkv, const T* q_norm
   }
 }
 
-// qkv [rows, kv heads, per group + 2, dim] as the product gave it -> out [rows, heads * dim]. Samples of a group are
-// neighbours, so their shared prompt blocks are still in the cache when the next one reads them.
+// qkv [rows, kv heads, per group + 2, dim] as the product gave it -> out [rows, heads * dim]. Samples of a group
+// are neighbours, so their shared prompt blocks are still in the cache when the next one reads them.
 template <typename T>
 void attend(const Step* step, T* keys, T* values, T* qkv, const T* q_norm, const T* k_norm, T* out) {
   const Cache<T> cache{keys, values};
 #pragma omp parallel for num_threads(step->threads) schedule(dynamic, 4) collapse(2)
   for (int64_t head = 0; head < step->kv_heads; head++)
-    for (int64_t row = 0; row < step->rows; row++) attend_one(*step, cache, qkv, q_norm, k_norm, row, head, out);
+    for (int64_t row = 0; row < step->rows; row++)
+      attend_one(*step, cache, qkv, q_norm, k_norm, row, head, out);
 }
 
 // -- drawing tokens -----------------------------------------------------------------------------
 
-// The column at which the running sum of `weights` passes `target`, never one of weight zero; what is left of it.
+// Where the running sum of weights passes `target`, never one of weight zero; and what is left.
 template <typename Weight>
 int64_t search(const Weight& weight_of, int64_t count, double& target) {
   int64_t found = 0;
@@ -337,7 +342,8 @@ int64_t search(const Weight& weight_of, int64_t count, double& target) {
 }
 
 template <typename T>
-void draw_row(const T* logits, int64_t size, float uniform, float temperature, int64_t* token, float* logprob) {
+void draw_row(const T* logits, int64_t size, float uniform, float temperature, int64_t* token,
+              float* logprob) {
   thread_local std::vector<float> sums;
   sums.assign((size + SUM_BLOCK - 1) / SUM_BLOCK, 0.0f);
   Floats top = Floats{} - INFINITY;
@@ -368,8 +374,8 @@ void draw_row(const T* logits, int64_t size, float uniform, float temperature, i
 }
 
 template <typename T>
-void draw(const T* logits, const float* uniform, int64_t rows, int64_t size, float temperature, int64_t* tokens,
-          float* logprobs, int threads) {
+void draw(const T* logits, const float* uniform, int64_t rows, int64_t size, float temperature,
+          int64_t* tokens, float* logprobs, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t row = 0; row < rows; row++)
     draw_row(logits + row * size, size, uniform[row], temperature, tokens + row, logprobs + row);
@@ -377,21 +383,21 @@ void draw(const T* logits, const float* uniform, int64_t rows, int64_t size, flo
 
 }  // namespace
 
-#define EXPORT(T)                                                                                                   \
-  extern "C" void add_norm_##T(T* hidden, const T* delta, const T* weight, T* out, int64_t rows, int64_t width,     \
-                               float eps, int threads) {                                                            \
-    add_norm(hidden, delta, weight, out, rows, width, eps, threads);                                                \
-  }                                                                                                                 \
-  extern "C" void silu_mul_##T(const T* gate_up, T* out, int64_t rows, int64_t width, int threads) {                \
-    silu_mul(gate_up, out, rows, width, threads);                                                                   \
-  }                                                                                                                 \
-  extern "C" void attend_##T(const Step* step, T* keys, T* values, T* qkv, const T* q_norm, const T* k_norm,        \
-                             T* out) {                                                                              \
-    attend(step, keys, values, qkv, q_norm, k_norm, out);                                                           \
-  }                                                                                                                 \
-  extern "C" void draw_##T(const T* logits, const float* uniform, int64_t rows, int64_t size, float temperature,    \
-                           int64_t* tokens, float* logprobs, int threads) {                                         \
-    draw(logits, uniform, rows, size, temperature, tokens, logprobs, threads);                                      \
+#define EXPORT(T)                                                                                         \
+  extern "C" void add_norm_##T(T* hidden, const T* delta, const T* weight, T* out, int64_t rows,          \
+                               int64_t width, float eps, int threads) {                                   \
+    add_norm(hidden, delta, weight, out, rows, width, eps, threads);                                      \
+  }                                                                                                       \
+  extern "C" void silu_mul_##T(const T* gate_up, T* out, int64_t rows, int64_t width, int threads) {      \
+    silu_mul(gate_up, out, rows, width, threads);                                                         \
+  }                                                                                                       \
+  extern "C" void attend_##T(const Step* step, T* keys, T* values, T* qkv, const T* q_norm,               \
+                             const T* k_norm, T* out) {                                                   \
+    attend(step, keys, values, qkv, q_norm, k_norm, out);                                                 \
+  }                                                                                                       \
+  extern "C" void draw_##T(const T* logits, const float* uniform, int64_t rows, int64_t size,             \
+                           float temperature, int64_t* tokens, float* logprobs, int threads) {            \
+    draw(logits, uniform, rows, size, temperature, tokens, logprobs, threads);                            \
   }
 
 EXPORT(float)

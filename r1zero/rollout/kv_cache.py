@@ -1,4 +1,4 @@
-"""Keys and values in blocks: one pool, shared prompt blocks at its low end, samples' own blocks at its high end.
+"""Keys and values in blocks: one pool, shared prompt blocks at its low end, samples' own at its high end.
 
 A block holds `block` consecutive tokens of one sequence. The whole blocks of a prompt are shared by its
 group; what is left of the prompt is copied into each member's first own block, so every sequence is a
@@ -58,13 +58,13 @@ class BlockPool:
         self.keys = self.values = torch.empty(0)  # free before allocating anew
         size = (layers, num_blocks, kv_heads, self.block, dim)
         # Zeros, since a masked score times a value that is not a number would still be none.
-        if device.type == "cpu":  # same shape, but tokens side by side: scores are computed for many tokens at once
+        if device.type == "cpu":  # same shape, but tokens side by side: many are scored at once
             self.keys = torch.zeros((*size[:3], dim, self.block), dtype=dtype).transpose(3, 4)
         else:
             self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
         self._free = set(range(num_blocks))
-        self._lowest, self._highest = list(range(num_blocks)), [-number for number in reversed(range(num_blocks))]
+        self._lowest, self._highest = list(range(num_blocks)), list(range(1 - num_blocks, 1))
 
     def take_shared(self, count: int) -> list[int]:
         """Take blocks for a prompt: the lowest free ones."""

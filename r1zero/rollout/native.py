@@ -44,8 +44,10 @@ SIGNATURES = {
 class _Step(ctypes.Structure):
     """kernels.cpp's Step."""
 
-    _fields_ = [*((name, _int64) for name in ("rows", "kv_heads", "per_group", "dim", "block", "table_width", "threads")),
-                ("eps", _float), ("table", _pointer), ("positions", _pointer), ("cos", _pointer), ("sin", _pointer)]
+    _fields_ = [
+        ("rows", _int64), ("kv_heads", _int64), ("per_group", _int64), ("dim", _int64), ("block", _int64),
+        ("table_width", _int64), ("threads", _int64), ("eps", _float), ("table", _pointer),
+        ("positions", _pointer), ("cos", _pointer), ("sin", _pointer)]
 
 
 def operators(heads: Heads) -> Operators:
@@ -77,7 +79,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def _library() -> Path:
-    """Where the library of this source for this processor is kept: one home folder may serve several kinds."""
+    """Where the library of this source and processor is kept: one home folder may serve several kinds."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -91,7 +93,8 @@ def _compile(compiler: str, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects, made = Path(folder, "kernels.o"), Path(folder, "kernels.so")
         # Linked without -fopenmp: the calls then meet the OpenMP that torch has loaded, and its threads.
-        for command in ([*FLAGS, "-c", str(SOURCE), "-o", str(objects)], ["-shared", str(objects), "-o", str(made), "-lm"]):
+        for command in ([*FLAGS, "-c", str(SOURCE), "-o", str(objects)],
+                        ["-shared", str(objects), "-o", str(made), "-lm"]):
             subprocess.run([compiler, *command], check=True, capture_output=True, text=True)
         os.replace(made, library)
 
@@ -105,7 +108,8 @@ class NativeOperators(Operators):
                          for name, signature in SIGNATURES.items()}
         self._step: tuple[Step, _Step] | None = None  # of the last call: all layers of a step share it
 
-    def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None,
+                 weight: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(hidden)
         self._kernels["add_norm"](
             hidden.data_ptr(), None if delta is None else delta.data_ptr(), weight.data_ptr(), out.data_ptr(),
@@ -125,8 +129,9 @@ class NativeOperators(Operators):
         pool, heads = step.layout.pool, self.heads
         out = qkv.new_empty(len(qkv), heads.kv_heads * heads.per_group * heads.dim)
         self._kernels["attend"](
-            ctypes.byref(self._step[1]), pool.keys[layer].data_ptr(), pool.values[layer].data_ptr(), qkv.data_ptr(),
-            None if q_norm is None else q_norm.data_ptr(), None if k_norm is None else k_norm.data_ptr(), out.data_ptr())
+            ctypes.byref(self._step[1]), pool.keys[layer].data_ptr(), pool.values[layer].data_ptr(),
+            qkv.data_ptr(), None if q_norm is None else q_norm.data_ptr(),
+            None if k_norm is None else k_norm.data_ptr(), out.data_ptr())
         return out
 
     def draw(self, logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
@@ -141,9 +146,9 @@ class NativeOperators(Operators):
 
     def _describe(self, step: Step) -> _Step:
         heads, table = self.heads, step.layout.table
-        return _Step(len(table), heads.kv_heads, heads.per_group, heads.dim, step.layout.pool.block, table.shape[1],
-                     torch.get_num_threads(), heads.eps, table.data_ptr(), step.positions.data_ptr(),
-                     heads.cos.data_ptr(), heads.sin.data_ptr())
+        return _Step(len(table), heads.kv_heads, heads.per_group, heads.dim, step.layout.pool.block,
+                     table.shape[1], torch.get_num_threads(), heads.eps, table.data_ptr(),
+                     step.positions.data_ptr(), heads.cos.data_ptr(), heads.sin.data_ptr())
 
 
 def _function(library: ctypes.CDLL, name: str, signature: tuple, dtype: torch.dtype) -> Callable[..., None]:

@@ -35,7 +35,8 @@ class Operators:
     def __init__(self, heads: Heads) -> None:
         self.heads = heads
 
-    def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor:
+    def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None,
+                 weight: torch.Tensor) -> torch.Tensor:
         """Add `delta` to `hidden` [T, H] in place, if there is one, and return the RMSNorm of the sum."""
         if delta is not None:
             hidden += delta
@@ -48,7 +49,7 @@ class Operators:
 
     def turn(self, qkv: torch.Tensor, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None,
              positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Part the product [T, kv heads * (per group + 2) * D], normalise and turn queries and keys by their positions.
+        """Part the product [T, kv heads * (per group + 2) * D]; normalise and turn queries and keys.
 
         Returns queries [T, heads, D], keys and values [T, kv heads, D].
         """

@@ -86,7 +86,7 @@ class PromptCaches:
         self._pool.give_back(self._ready.pop(position).shared)
 
     def drop_idle(self, but: int | None = None) -> bool:
-        """Drop the last prompt that holds blocks and that no running sample uses; False when there is none."""
+        """Drop the last prompt that holds blocks and that no running sample uses; False if there is none."""
         idle = [position for position, cache in self._ready.items()
                 if cache.shared and not cache.users and position != but]
         if idle:
@@ -98,4 +98,5 @@ class PromptCaches:
         whole = length // self._pool.block * self._pool.block
         shared = self._pool.take_shared(whole // self._pool.block)
         self._pool.write(shared, keys[:, :, :whole], values[:, :, :whole])
-        return PromptCache(length, shared, keys[:, :, whole:].clone(), values[:, :, whole:].clone(), logits.clone())
+        tail_keys, tail_values = keys[:, :, whole:].clone(), values[:, :, whole:].clone()
+        return PromptCache(length, shared, tail_keys, tail_values, logits.clone())

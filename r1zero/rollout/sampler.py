@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 # Tokens summed at once before the search narrows to one block.
 MAX_BLOCK = 128
-# Likeliest tokens that the filters look at first: sorting a whole vocabulary takes longer than a decoding step.
+# Likeliest tokens that the filters look at first: sorting a vocabulary takes longer than a decoding step.
 CANDIDATES = 256
 # Largest float32 below 1: keeps a scaled uniform strictly below the total it is scaled by.
 BELOW_ONE = 1.0 - 2.0**-23

@@ -82,7 +82,8 @@ class Rows:
 
     def uniforms(self, rows: Sequence[int]) -> np.ndarray:
         """The number that draws each row's next token, float32."""
-        return np.array([self.running[row].uniforms[self.running[row].count] for row in rows], dtype=np.float32)
+        running = [self.running[row] for row in rows]
+        return np.array([progress.uniforms[progress.count] for progress in running], dtype=np.float32)
 
     def record(self, rows: Sequence[int], tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """Append one drawn token to each of these rows."""
