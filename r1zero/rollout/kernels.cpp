@@ -39,8 +39,8 @@ inline Floats load(const float* from) {
 inline Floats load(const bf16* from) {
   Halves high;  // a bf16 is the upper half of a float
   std::memcpy(&high, from, sizeof high);
-  return (Floats)__builtin_shufflevector(Halves{}, high, 0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0, 23,
-                                         0, 24, 0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31);
+  return (Floats)__builtin_shufflevector(Halves{}, high, 0, 16, 0, 17, 0, 18, 0, 19, 0, 20, 0, 21, 0, 22, 0,
+                                         23, 0, 24, 0, 25, 0, 26, 0, 27, 0, 28, 0, 29, 0, 30, 0, 31);
 }
 
 inline void store(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
@@ -49,8 +49,8 @@ inline void store(bf16* to, Floats x) {
   const Words bits = (Words)x;
   const Words nearest_even = bits + 0x7fff + ((bits >> 16) & 1);
   const TwiceHalves both = (TwiceHalves)(x == x ? nearest_even : Words{} + 0x7fc00000);
-  const Halves rounded = __builtin_shufflevector(both, both, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29,
-                                                 31);
+  const Halves rounded = __builtin_shufflevector(both, both, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25,
+                                                 27, 29, 31);
   std::memcpy(to, &rounded, sizeof rounded);
 }
 
@@ -171,8 +171,8 @@ inline void ask(const T* row) {
   for (size_t at = 0; at < VECTORS * WIDTH * sizeof(T); at += LINE) __builtin_prefetch((const char*)row + at);
 }
 
-// out[h][i] = (ADD: +=) the sum over n of factors[h][n] * rows[n][i], for VECTORS vectors of i. Rows are `width`
-// apart; `left` is what they hold from here on, WHOLE says that it is all of these.
+// out[h][i] = (ADD: +=) the sum over n of factors[h][n] * rows[n][i], for VECTORS vectors of i. Rows are
+// `width` apart; `left` is what they hold from here on, WHOLE says that it is all of these.
 template <int HEADS, int VECTORS, bool WHOLE, bool ADD, typename T>
 void multiply_tile(const float* factors, int64_t factors_apart, const T* rows, const T* ahead, int64_t width,
                    int64_t left, int64_t count, float* out, int64_t out_apart) {
@@ -190,8 +190,8 @@ void multiply_tile(const float* factors, int64_t factors_apart, const T* rows, c
     for (int v = 0; v < VECTORS; v++) store(out + h * out_apart + v * WIDTH, found[h][v]);
 }
 
-// The same for the first `wanted` columns of one block of keys or values, `count` rows of `width`. Columns beyond,
-// up to the end of a vector, are written and meaningless.
+// The same for the first `wanted` columns of one block of keys or values, `count` rows of `width`. Columns
+// beyond, up to the end of a vector, are written and meaningless.
 template <int HEADS, bool ADD, typename T>
 void multiply_block(const float* factors, int64_t factors_apart, const T* rows, const T* ahead, int64_t width,
                     int64_t wanted, int64_t count, float* out, int64_t out_apart) {
@@ -204,8 +204,8 @@ void multiply_block(const float* factors, int64_t factors_apart, const T* rows, 
   run(multiply_tile<HEADS, 2, true, ADD, T>, 2 * WIDTH);
   run(multiply_tile<HEADS, 1, true, ADD, T>, WIDTH);
   if (at < wanted)
-    multiply_tile<HEADS, 1, false, ADD>(factors, factors_apart, rows + at, ahead + at, width, width - at, count,
-                                        out + at, out_apart);
+    multiply_tile<HEADS, 1, false, ADD>(factors, factors_apart, rows + at, ahead + at, width, width - at,
+                                        count, out + at, out_apart);
 }
 
 // weights = exp(score * scale - the largest); returns their sum.
@@ -312,8 +312,8 @@ void attend_one(const Step& step, const Cache<T>& cache, T* qkv, const T* q_norm
   }
 }
 
-// qkv [rows, kv heads, per group + 2, dim] as the product gave it -> out [rows, heads * dim]. Samples of a group
-// are neighbours, so their shared prompt blocks are still in the cache when the next one reads them.
+// qkv [rows, kv heads, per group + 2, dim] as the product gave it -> out [rows, heads * dim]. Samples of a
+// group are neighbours, so their shared prompt blocks are still in the cache when the next one reads them.
 template <typename T>
 void attend(const Step* step, T* keys, T* values, T* qkv, const T* q_norm, const T* k_norm, T* out) {
   const Cache<T> cache{keys, values};
