@@ -125,7 +125,7 @@ def _draw_filtered(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampli
         dist.all_gather(parts, logits, group=group)
         logits = torch.cat(parts, dim=1)
     logprobs = torch.log_softmax(logits, dim=-1)
-    tokens, sure = _choose(logprobs, uniform, sampling, max(CANDIDATES, sampling.top_k))
+    tokens, sure = _choose(logprobs, uniform, sampling, max(CANDIDATES, sampling.top_k + 1))
     if not sure.all():
         tokens[~sure], _ = _choose(logprobs[~sure], uniform[~sure], sampling, logprobs.shape[1])
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
