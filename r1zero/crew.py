@@ -133,7 +133,8 @@ def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str) -> Prom
 
 def _policy(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype) -> Policy:
     model = RoleModel(shape, world.train, world.device, dtype, cfg.training.seq_length,
-                      cfg.training.sequence_parallel, cfg.actor_rollout.recompute_granularity == "full", cfg.training.seed)
+                      cfg.training.sequence_parallel, cfg.actor_rollout.recompute_granularity == "full",
+                      cfg.training.seed)
     model.load(cfg.actor_rollout.load)
     return Policy(model, cfg, cfg.training.train_iters * cfg.updates_per_step)
 
@@ -158,7 +159,8 @@ def build_engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtyp
                  scorer: SampleScorer) -> Engine:
     actor, grid = cfg.actor_rollout, world.rollout
     if actor.decode_graphs and world.device.torch.type != "npu":
-        raise ValueError(f"actor_rollout.decode_graphs: true needs NPUs, and this is {world.device.torch}; set it to false")
+        raise ValueError(f"actor_rollout.decode_graphs: true needs NPUs, and this is {world.device.torch}; "
+                         "set it to false")
     decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length,
                       graphs=actor.decode_graphs)
     sampling = Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)

@@ -30,14 +30,17 @@ def write_step(folder: Path, step: int, text: Text = plain, prompts: int = QUEST
     random = np.random.default_rng(step)
     entry = {"step": step, "reward/mean": random.normal(), "reward/acc": random.normal(),
              "reward/acc/right": 0.5, "response_length/mean": 20 + step, "response_length/max": 90, "kl": 0.001 * step,
-             "time/step": 2.0, "time/rollout": 1.0, "time/update": 0.5, "reward/equal_groups": 0.25, "entropy": random.random()}
+             "time/step": 2.0, "time/rollout": 1.0, "time/update": 0.5, "reward/equal_groups": 0.25,
+             "entropy": random.random()}
     append(folder / "metrics.jsonl", entry | metrics)
     spans = [[0, "update", 1e9 + step + 0.4, 1e9 + step + 1.0], [1, "rollout", 1e9 + step, 1e9 + step + 0.5]]
     append(folder / "logs" / "spans.jsonl", {"step": step, "roles": [["train"], ["rollout"]], "spans": spans})
     rows = [{"position": p, "member": m, "prompt_index": 100 + p, "prompt": question(p),
-             "response": text(step, p, m), "ground_truth": str(2 * p), "reward": float(m % 2), "advantage": m - 3.5, "prompt_length": 9,
+             "response": text(step, p, m), "ground_truth": str(2 * p), "reward": float(m % 2),
+             "advantage": m - 3.5, "prompt_length": 9,
              "response_length": 10 + m, "truncated": m == 7, "weights_version": step - 1,
-             "failure": "", "score/acc": float(m % 2), "outcome/acc": "right" if m % 2 else "wrong"} for p in range(prompts) for m in range(samples)]
+             "failure": "", "score/acc": float(m % 2), "outcome/acc": "right" if m % 2 else "wrong"}
+            for p in range(prompts) for m in range(samples)]
     pq.write_table(pa.Table.from_pylist(rows), samples_path(folder, step))
 
 

@@ -154,7 +154,8 @@ def test_old_main_config_loads_and_names_what_has_no_effect(old: Path) -> None:
                 "algorithm.lam", "algorithm.missing_eos_penalty", "model qwen25-7b: use_mc2",
                 "model qwen25-7b: init_method_std"):
         assert key in told, key
-    for key in ("training.save_interval", "actor_rollout.save", "training.seq_length", "actor_rollout.lr:", "actor_rollout.max_tokens", "training.stage"):
+    for key in ("training.save_interval", "actor_rollout.save", "training.seq_length", "actor_rollout.lr:",
+                "actor_rollout.max_tokens", "training.stage"):
         assert key not in told, key
     assert all("accepted, no effect: " in warning for warning in warnings)
 

@@ -204,7 +204,7 @@ class Keeper:
             versions={name: version(name) for name in ("torch", "megatron-core", "transformers")})
 
     def _fail(self, step: int, problem: str) -> None:
-        """Say that nothing was saved, and stop if that is what on_save_failure says. RuntimeError then, on all ranks."""
+        """Say that nothing was saved; RuntimeError on all ranks if on_save_failure is to stop."""
         kept = shelf.complete(self.shelf)
         said = (f"the checkpoint of step {step} could not be saved: {problem}; "
                 f"{f'the last good one is {kept[-1]}' if kept else 'there is none yet'}")

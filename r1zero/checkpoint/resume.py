@@ -87,7 +87,8 @@ def _check(cfg: Config, folder: Path) -> None:
         record = Record.read(folder)
     except ValueError as error:
         raise ValueError(f"{error}{shelf.way_out(folder)}") from None
-    shape, saved = _flat(dataclasses.asdict(ModelShape.from_folder(cfg.model_folder("actor_rollout")))), _flat(record.shape)
+    shape = _flat(dataclasses.asdict(ModelShape.from_folder(cfg.model_folder("actor_rollout"))))
+    saved = _flat(record.shape)
     for key in sorted(shape.keys() | saved.keys()):
         if shape.get(key) != saved.get(key):
             raise ValueError(f"{folder} holds a model with {key} {saved.get(key)}, but {cfg.actor_rollout.load} has "

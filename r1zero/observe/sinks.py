@@ -45,8 +45,9 @@ def check_loggers(names: Sequence[str], installed: bool = True) -> list[str]:
     """Return a sentence for each name that is unknown or, if it must be `installed`, whose package is not."""
     problems = [f"training.logger: {name} is not one of {', '.join(PACKAGES)}{nearest(name, PACKAGES)}"
                 for name in names if name not in PACKAGES]
+    needed = [name for name in names if installed and name in PACKAGES]
     return problems + [f"training.logger: {name} is not installed; `pip install {PACKAGES[name]}`, or take it out"
-                       for name in names if installed and name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None]
+                       for name in needed if importlib.util.find_spec(PACKAGES[name]) is None]
 
 
 def run_key(folder: Path) -> str:

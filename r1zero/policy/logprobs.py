@@ -49,7 +49,8 @@ class _TokenLogProbs(torch.autograd.Function):
         for rows in _chunks(hidden, weight):
             logp = _logits(hidden[rows], weight, ctx.temperature).sub_(normaliser[rows, None])
             p = logp.exp()
-            grad = logp.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).sub_(grad_logprobs[rows, None]).mul_(p)
+            grad = logp.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None])
+            grad = grad.sub_(grad_logprobs[rows, None]).mul_(p)
             local, mine = _local(targets[rows], weight.shape[0], ctx.group)
             grad[torch.arange(len(local), device=local.device), local] += grad_logprobs[rows] * mine
             grad = grad.div_(ctx.temperature).to(weight.dtype)

@@ -114,7 +114,8 @@ class Policy:
 
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        parts = run_pipeline(self.model, self.ddp, microbatches, self.cfg.actor_rollout.temperature, loss, backward=True)
+        parts = run_pipeline(self.model, self.ddp, microbatches, self.cfg.actor_rollout.temperature, loss,
+                             backward=True)
         self.scheduler.step(increment=1)  # before the update, so that a warm-up never wastes its first one
         with self.model.active():
             _, grad_norm, _ = self.optimizer.step()
@@ -177,7 +178,8 @@ class Policy:
                         use_distributed_optimizer=True),
                     [self.ddp], use_gloo_process_groups=False, pg_collection=model.groups)
         # The token count was divided out in the loss already, so Megatron's own division is left out.
-        model.config.finalize_model_grads_func = lambda modules, _, **kwargs: finalize_model_grads(modules, None, **kwargs)
+        model.config.finalize_model_grads_func = (
+            lambda modules, _, **kwargs: finalize_model_grads(modules, None, **kwargs))
         warmup = actor.lr_warmup_iters or round(total_updates * (actor.lr_warmup_fraction or 0.0))
         self.scheduler = OptimizerParamScheduler(
             self.optimizer, init_lr=0.0, max_lr=actor.lr, min_lr=actor.min_lr, lr_warmup_steps=warmup,
