@@ -7,8 +7,8 @@
 The same model, prompts, number of samples, longest response, temperature, KL term with a reference model, one
 update a step, two cores. Ours is the program itself as it would be used: two ranks with all roles and a thread each,
 bf16 weights with fp32 master weights. TRL is one process with as many threads, weights and moments in bf16,
-fused AdamW, no gradient checkpointing and microbatches of --trl-batch responses: the fastest way that it offers on a
-CPU. Responses end by themselves, so their mean lengths are printed, too. Each system takes its first step
+fused AdamW, no gradient checkpointing, all responses generated in one call and learnt from in microbatches of
+--trl-batch. Responses end by themselves, so their mean lengths are printed, too. Each system takes its first step
 unmeasured; of the others the median. The systems take turns, --rounds times.
 """
 
