@@ -38,12 +38,8 @@ def main() -> int:
     if args.trl_only:
         print(json.dumps(trl_steps(args)))
         return 0
-    missing = [f"--{name}: {path} does not exist" for name, path in (("model", args.model), ("data", args.data))
-               if not path.exists()]
-    if importlib.util.find_spec("trl") is None:
-        missing.append("TRL is not installed; `pip install -e '.[bench]'`")
-    if missing:
-        print(f"bench_step.py: {'; '.join(missing)}", file=sys.stderr)
+    if problems := check(args):
+        print(f"bench_step.py: {'; '.join(problems)}", file=sys.stderr)
         return 2
     ours, theirs = [], []
     for _ in range(args.rounds):
@@ -74,6 +70,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trl-batch", type=int, default=8, help="responses in TRL's microbatch")
     parser.add_argument("--trl-only", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def check(args: argparse.Namespace) -> list[str]:
+    """What keeps the benchmark from running, a sentence each."""
+    problems = [f"--{name}: {path} does not exist" for name, path in (("model", args.model), ("data", args.data))
+                if not path.exists()]
+    least = {"prompts": 1, "samples": 2, "max_new_tokens": 1, "threads": 1, "steps": 2, "rounds": 1, "trl_batch": 1}
+    problems += [f"--{name.replace('_', '-')}: {getattr(args, name)} must be at least {minimum}"
+                 for name, minimum in least.items() if getattr(args, name) < minimum]
+    if not problems and args.prompts * args.samples % args.trl_batch:
+        problems.append(f"--trl-batch: {args.trl_batch} must divide the {args.prompts * args.samples} responses")
+    if importlib.util.find_spec("trl") is None:
+        problems.append("TRL is not installed; `pip install -e '.[bench]'`")
+    return problems
 
 
 def median(steps: list[dict[str, float]], name: str) -> float:
