@@ -31,8 +31,9 @@ def dtype(request):
 @pytest.fixture(scope="module")
 def library():
     found, reason = native.load()
-    if found is None:
-        pytest.skip(f"no kernels here: {reason}")
+    if reason.startswith("no C++ compiler"):  # without one there are no kernels, and PyTorch's operators are tested
+        pytest.skip(reason)
+    assert found is not None, reason
     return found
 
 
