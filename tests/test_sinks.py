@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -160,6 +162,14 @@ def test_real_trackers_take_every_row_and_a_run_that_goes_on_is_one_run_there(ki
     assert len(written) == 2 and all(key in path.name for path in written)
     for path in written:
         assert path.read_bytes().count(b"reward/mean") >= 3
+
+
+def test_trackers_that_start_together_get_one_key(tmp_path, monkeypatch):
+    draw = uuid.uuid4
+    monkeypatch.setattr(sinks.uuid, "uuid4", lambda: (time.sleep(0.05), draw())[1])  # so that they would meet
+    with ThreadPoolExecutor(16) as pool:
+        keys = set(pool.map(sinks.run_key, [tmp_path] * 64))
+    assert len(keys) == 1 and len(keys.pop()) == 21
 
 
 def test_a_dead_server_or_no_account_is_told_once_and_nothing_waits_for_it(tmp_path):

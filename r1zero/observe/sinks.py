@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import importlib.util
 import logging
+import os
 import queue
 import threading
 import time
@@ -27,6 +28,7 @@ CLOSE_SECONDS = 10.0  # that the end of a run waits for all trackers together
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab", "trackio": "trackio"}
 
 log = logging.getLogger("r1zero")
+_drawing = threading.Lock()
 
 Row = Mapping[str, float]
 
@@ -53,10 +55,13 @@ def check_loggers(names: Sequence[str], installed: bool = True) -> list[str]:
 def run_key(folder: Path) -> str:
     """What tells the run of this folder from all others: 21 letters and digits, drawn once."""
     path = folder / "logs" / "run_key"
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:21])  # as long as SwanLab wants it
-    return path.read_text()
+    with _drawing:  # trackers are set up side by side
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            fresh = path.with_suffix(".partial")
+            fresh.write_text(uuid.uuid4().hex[:21])  # as long as SwanLab wants it
+            os.replace(fresh, path)
+        return path.read_text()
 
 
 def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) -> Tracker:
