@@ -14,6 +14,7 @@ from typing import Any
 
 from r1zero.checkpoint.resume import check_resume
 from r1zero.config import Config, nodes, placement
+from r1zero.errors import BadInput
 from r1zero.inputs import check_inputs
 from r1zero.network import check_models
 from r1zero.observe.folder import check_writable
@@ -171,7 +172,7 @@ def check_values(cfg: Config) -> list[str]:
     if cfg.training.exit_before is not None:
         try:
             parse_moment(cfg.training.exit_before, 0.0)
-        except ValueError as error:
+        except BadInput as error:
             problems.append(f"training.exit_before: {error}")
     return problems
 
@@ -254,7 +255,7 @@ def check_placement(cfg: Config, world_size: int,
         return (wrong, None) if wrong else ([], placement(cfg, 1))
     try:
         placed = placement(cfg, world_size)
-    except ValueError as error:
+    except BadInput as error:
         return [f"resource_pool: {error}"], None
     crossed = placed.nodes_crossed(list(node_of_rank))
     return [f"resource_pool: {sentence}" for sentence in crossed], placed

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1zero.errors import BadInput
 from r1zero.weights.found import config_folder
 from r1zero.world.roles import Placement, place
 
@@ -259,7 +260,7 @@ class Config:
 
 
 def placement(cfg: Config, world_size: int) -> Placement:
-    """Lay the roles out in a world. ValueError when they do not fit it.
+    """Lay the roles out in a world. BadInput when they do not fit it.
 
     A world of one rank holds all roles, whatever the counts.
     """
@@ -274,7 +275,7 @@ def placement(cfg: Config, world_size: int) -> Placement:
                  "ref": sum(cfg.resource_pool.ref)}
         if sum(sizes.values()) != world_size:
             needed = " + ".join(f"{size} {role}" for role, size in sizes.items())
-            raise ValueError(
+            raise BadInput(
                 f"the world has {world_size} ranks, but num_gpus_for_train, num_gpus_for_infer and "
                 f"resource_pool.ref need {sum(sizes.values())} ({needed}): start that many processes, "
                 "or 1 for a world that holds all roles")

@@ -13,6 +13,7 @@ from r1zero.checkpoint.progress import Progress
 from r1zero.config import Config
 from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
 from r1zero.data.template import Template
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.observe.clock import Clock
 from r1zero.observe.invariants import BF16, FP32, Invariants
@@ -96,7 +97,7 @@ class Crew:
 
 
 def build_crew(cfg: Config, world: World) -> Crew:
-    """Build what this rank's roles need. Collective. ValueError for bad models, data or templates."""
+    """Build what this rank's roles need. Collective. BadInput for bad models, data or templates."""
     folder = cfg.model_folder("actor_rollout")
     shape = ModelShape.from_folder(folder)
     tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
@@ -159,8 +160,8 @@ def build_engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtyp
                  scorer: SampleScorer) -> Engine:
     actor, grid = cfg.actor_rollout, world.rollout
     if actor.decode_graphs and world.device.torch.type != "npu":
-        raise ValueError(f"actor_rollout.decode_graphs: true needs NPUs, and this is {world.device.torch}; "
-                         "set it to false")
+        raise BadInput(f"actor_rollout.decode_graphs: true needs NPUs, and this is {world.device.torch}; "
+                       "set it to false")
     decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length,
                       graphs=actor.decode_graphs)
     sampling = Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)

@@ -20,6 +20,7 @@ from r1zero.config import Config
 from r1zero.crew import build_engine, build_scorer
 from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
 from r1zero.data.template import Template
+from r1zero.errors import BadInput
 from r1zero.evaluation import evaluate
 from r1zero.model import ModelShape
 from r1zero.observe.scores import table
@@ -50,7 +51,7 @@ def prepare(cfg: Config, world: World, data: Sequence[str], first: int | None,
             max_new_tokens: int) -> list[Evaluator]:
     """Read data sets, or their `first` problems, and load the model; return what answers each. Collective.
 
-    ValueError for bad data or models, or when a prompt and its answer would not fit into the model.
+    BadInput for bad data or models, or when a prompt and its answer would not fit into the model.
     """
     move, load, folder = Mover(world), cfg.actor_rollout.load, cfg.model_folder("actor_rollout")
     shape, tokenizer = ModelShape.from_folder(folder), load_tokenizer(cfg.training.tokenizer_name_or_path)
@@ -59,9 +60,9 @@ def prepare(cfg: Config, world: World, data: Sequence[str], first: int | None,
     longest = move.from_controller(_longest, list(read.values()))
     length = longest + max_new_tokens
     if length > shape.max_positions:
-        raise ValueError(f"--max-new-tokens {max_new_tokens}: the longest prompt has {longest} tokens, and "
-                         f"the model {shape.max_positions} positions; "
-                         f"{shape.max_positions - longest} is the most")
+        raise BadInput(f"--max-new-tokens {max_new_tokens}: the longest prompt has {longest} tokens, and "
+                       f"the model {shape.max_positions} positions; "
+                       f"{shape.max_positions - longest} is the most")
     actor = replace(cfg.actor_rollout, max_prompt_length=longest,
                     max_tokens_to_oom=max(length, cfg.actor_rollout.max_tokens_to_oom))
     cfg = replace(cfg, training=replace(cfg.training, seq_length=length), actor_rollout=actor)

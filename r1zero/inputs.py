@@ -13,6 +13,7 @@ from r1zero.data.blend import split_blend
 from r1zero.data.packed import is_packed, read_packed
 from r1zero.data.problems import read_problems
 from r1zero.data.template import Template
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.network import model_shape
 from r1zero.sentences import nearest
@@ -37,7 +38,7 @@ def _data_sets(cfg: Config) -> tuple[list[tuple[str, str]], list[str]]:
                       ("training.eval_data_path", cfg.training.eval_data_path)):
         try:
             found += [(key, path) for _, path in split_blend(text)] if text is not None else []
-        except ValueError as error:
+        except BadInput as error:
             problems.append(f"{key}: {error}")
     if sum(key == "training.eval_data_path" for key, _ in found) > 1:
         problems.append(f"training.eval_data_path: {cfg.training.eval_data_path} is a blend, but each of its "
@@ -95,13 +96,13 @@ def check_weights(key: str, path: Path, folder: Path) -> list[str]:
         if found.kind != "hf":
             return [f"{key}: {problem}" for problem in check_files(found)]
         shards = _shards(path)
-    except ValueError as error:
+    except BadInput as error:
         return [f"{key}: {error}"]
     problems = []
     for shard in shards:
         try:
             check_safetensors(shard)
-        except ValueError as error:
+        except BadInput as error:
             problems.append(f"{key}: {error}")
     return problems
 
@@ -112,15 +113,15 @@ def _shards(folder: Path) -> list[Path]:
     if index.exists():
         try:
             return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ValueError(f"{index} is not an index of safetensors files: copy it again") from None
+        except (BadInput, KeyError, AttributeError, TypeError):
+            raise BadInput(f"{index} is not an index of safetensors files: copy it again") from None
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
-    raise ValueError(f"{folder} holds neither {SINGLE} nor {INDEX}: save the model with safetensors")
+    raise BadInput(f"{folder} holds neither {SINGLE} nor {INDEX}: save the model with safetensors")
 
 
 def check_safetensors(path: Path) -> None:
-    """Compare what a file's header promises with its size. ValueError when it is cut off or damaged.
+    """Compare what a file's header promises with its size. BadInput when it is cut off or damaged.
 
     Layout: 8 bytes header length, little endian; the header, JSON; the data.
     """
@@ -131,21 +132,21 @@ def check_safetensors(path: Path) -> None:
             header = json.loads(file.read(length)) if 8 + length <= size else None
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}; copy it into the folder, or see to its "
-                         "permissions") from None
+        raise BadInput(f"{path} cannot be read: {error.strerror}; copy it into the folder, or see to its "
+                       "permissions") from None
     except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not of this form
-        raise ValueError(f"{path} has no safetensors header: damaged or cut off; copy it again") from None
+        raise BadInput(f"{path} has no safetensors header: damaged or cut off; copy it again") from None
     wanted = 8 + length + max(ends, default=0)
     if size != wanted:
-        raise ValueError(f"{path} has {size} bytes, but its header describes {wanted}: damaged or cut off; "
-                         "copy it again")
+        raise BadInput(f"{path} has {size} bytes, but its header describes {wanted}: damaged or cut off; "
+                       "copy it again")
 
 
 def check_template(key: str, name: str, path: str) -> list[str]:
     """A known prompt template."""
     try:
         Template(name, path)
-    except ValueError as error:
+    except BadInput as error:
         return [f"{key}: {error}"]
     return []
 
@@ -160,7 +161,7 @@ def check_tokenizer(key: str, folder: Path, vocab_size: int) -> list[str]:
     for path in sorted(folder.glob("*token*.json")):
         try:
             contents[path.name] = read_json(path)
-        except ValueError as error:
+        except BadInput as error:
             return [f"{key}: {error}; copy it again"]
         if not isinstance(contents[path.name], dict):
             return [f"{key}: {path} must hold a JSON object; copy it again"]
@@ -188,7 +189,7 @@ def check_end_of_text(key: str, folder: Path, vocab_size: int) -> list[str]:
             continue
         try:
             content = read_json(path)
-        except ValueError as error:
+        except BadInput as error:
             return [f"{key}: {error}; copy it again"]
         found = content.get("eos_token_id") if isinstance(content, dict) else content
         for number in found if isinstance(found, list) else [found] * (found is not None):
@@ -206,6 +207,6 @@ def check_data(key: str, path: str, map_keys: dict[str, str], vocab_size: int) -
                 pass
         else:
             read_problems(path, map_keys)
-    except ValueError as error:
+    except BadInput as error:
         return [f"{key}: {error}"]
     return []

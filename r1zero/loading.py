@@ -16,6 +16,7 @@ import yaml
 from r1zero import config, legacy
 from r1zero.checkpoint.resume import start_weights
 from r1zero.config import ROOT, SHAPE_KEYS, Config
+from r1zero.errors import BadInput
 from r1zero.sentences import Notes, nearest, readable
 from r1zero.typed import Given, construct, convert, field_names, parse, read_yaml, spelled
 from r1zero.weights.found import config_folder
@@ -33,7 +34,7 @@ FREE_KEYS = (field_names(config.Training) | field_names(config.ActorRollout) | f
 
 
 def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
-    """Read a configuration and return it with warnings. ValueError with a sentence for everything wrong.
+    """Read a configuration and return it with warnings. BadInput with a sentence for everything wrong.
 
     A bare name means configs/<name>.yaml; an override is `section.key=value`.
     """
@@ -49,7 +50,7 @@ def _load(path: Path, overrides: Sequence[str]) -> tuple[Config, list[str]]:
     models = _models(sections, path, notes)
     cfg = None if notes.problems else _build(sections, models, path.stem, notes)
     if cfg is None or notes.problems:
-        raise ValueError("\n".join(notes.problems))
+        raise BadInput("\n".join(notes.problems))
     return _resolve(cfg, notes), notes.warnings
 
 
@@ -75,8 +76,8 @@ def _find(name_or_path: str) -> Path:
         if path.is_file():
             return path
     known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-    raise ValueError(f"--config {name_or_path}: there is no such file, nor {shipped}; shipped are "
-                     f"{', '.join(known)}{nearest(Path(name_or_path).stem, known)}")
+    raise BadInput(f"--config {name_or_path}: there is no such file, nor {shipped}; shipped are "
+                   f"{', '.join(known)}{nearest(Path(name_or_path).stem, known)}")
 
 
 def _split(content: dict, notes: Notes) -> dict[str, Any]:
@@ -305,6 +306,6 @@ def embedded(path: str, part: str) -> str:
     name, _, chosen = path.removeprefix("embedded:").partition("/")
     parts = {"model": "model", "train": "train.parquet", "eval": "eval.parquet"}
     if name != "tiny" or (chosen or part) not in parts:
-        raise ValueError(f"{path} is unknown; embedded are embedded:tiny and, of its parts, "
-                         + ", ".join(f"embedded:tiny/{known}" for known in parts))
+        raise BadInput(f"{path} is unknown; embedded are embedded:tiny and, of its parts, "
+                       + ", ".join(f"embedded:tiny/{known}" for known in parts))
     return str(EMBEDDED / name / parts[chosen or part])

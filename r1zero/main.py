@@ -22,6 +22,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero import checks, dryrun  # noqa: E402
 from r1zero.config import Config, nodes, placement  # noqa: E402
+from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.process import end, is_first, refuse, run_rank  # noqa: E402
 from r1zero.world.launch import Launch, announced_world_size, read_launch  # noqa: E402
@@ -46,7 +47,7 @@ def main() -> int:
             return _look(cfg, warnings, size, args.dry_run)
         node_of_rank = launch.node_of_rank if launch.launcher != "single" else None
         problems = checks.check(cfg, launch.world_size, node_of_rank)
-    except ValueError as error:
+    except BadInput as error:
         return refuse(str(error).splitlines(), is_first())
     if problems:
         return refuse(problems, launch.speaks, launch.other_node)

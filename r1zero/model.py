@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1zero.errors import BadInput
 from r1zero.sentences import shown
 from r1zero.typed import LARGEST, read_json
 
@@ -69,31 +70,31 @@ class ModelShape:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelShape:
-        """Read `config.json` in `folder`. ValueError when it is missing or not a supported model."""
+        """Read `config.json` in `folder`. BadInput when it is missing or not a supported model."""
         path = Path(folder) / "config.json"
         if not path.exists():
-            raise ValueError(f"{path} does not exist: `load` must name a Hugging Face model folder "
-                             "with config.json and safetensors files")
+            raise BadInput(f"{path} does not exist: `load` must name a Hugging Face model folder "
+                           "with config.json and safetensors files")
         config = read_json(path)
         if not isinstance(config, dict):
-            raise ValueError(f"{path} must hold a JSON object")
+            raise BadInput(f"{path} must hold a JSON object")
         try:
             return cls.from_config(config)
         except KeyError as error:
-            raise ValueError(f"{path} lacks the key {error}: is it a model's config.json?") from None
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise BadInput(f"{path} lacks the key {error}: is it a model's config.json?") from None
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from None
 
     @classmethod
     def from_config(cls, config: dict) -> ModelShape:
-        """Build from the content of a config.json. Raises KeyError or ValueError."""
+        """Build from the content of a config.json. Raises KeyError or BadInput."""
         family = FAMILIES[_architecture(config)]
         _refuse_others(config, NEUTRAL if family == "qwen2" else NEUTRAL | {"attention_bias": False})
         layers, hidden, heads = (_count(config, key) for key in (
             "num_hidden_layers", "hidden_size", "num_attention_heads"))
         if config.get("layer_types") not in (None, ["full_attention"] * layers):
-            raise ValueError(f"layer_types: {config['layer_types']} is not supported; only full_attention in "
-                             f"each of the {layers} layers is")
+            raise BadInput(f"layer_types: {config['layer_types']} is not supported; only full_attention in "
+                           f"each of the {layers} layers is")
         theta, scaling = _rope(config)
         return cls(
             family=family,
@@ -115,7 +116,7 @@ class ModelShape:
 
     @classmethod
     def from_megatron(cls, keys: Mapping[str, Any]) -> ModelShape:
-        """Read Megatron's names, of a model file's or a checkpoint's. Raises KeyError or ValueError."""
+        """Read Megatron's names, of a model file's or a checkpoint's. Raises KeyError or BadInput."""
         family = "qwen3" if keys.get("qk_layernorm") else "qwen2" if keys.get("add_qkv_bias") else "llama"
         grouped = keys.get("group_query_attention", True)  # else num_query_groups does not count
         return cls.from_config({
@@ -152,41 +153,41 @@ class ModelShape:
         }
 
 
-# Each reads from a config.json. KeyError when a key is missing, ValueError when it cannot have its value.
+# Each reads from a config.json. KeyError when a key is missing, BadInput when it cannot have its value.
 
 
 def _architecture(config: dict) -> str:
     found = config.get("architectures")
     name = found[0] if isinstance(found, list) and found else found
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ValueError(f"architecture {name!r} is not supported; supported are {', '.join(FAMILIES)}")
+        raise BadInput(f"architecture {name!r} is not supported; supported are {', '.join(FAMILIES)}")
     return name
 
 
 def _refuse_others(mapping: dict, neutral: Mapping[str, object]) -> None:
     for key, value in neutral.items():
         if mapping.get(key) is not None and mapping[key] != value:
-            raise ValueError(f"{key}: {shown(mapping[key])} is not supported; only {shown(value)} is")
+            raise BadInput(f"{key}: {shown(mapping[key])} is not supported; only {shown(value)} is")
 
 
 def _count(config: dict, key: str) -> int:
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
-        raise ValueError(f"{key}: {shown(value)} must be a whole number of at least 1")
+        raise BadInput(f"{key}: {shown(value)} must be a whole number of at least 1")
     return value
 
 
 def _positive(mapping: dict, key: str) -> float:
     value = mapping[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{key}: {shown(value)} must be a number above 0")
+        raise BadInput(f"{key}: {shown(value)} must be a number above 0")
     return float(value)
 
 
 def _flag(config: dict, key: str) -> bool:
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise ValueError(f"{key}: {shown(value)} must be true or false")
+        raise BadInput(f"{key}: {shown(value)} must be true or false")
     return bool(value)
 
 
@@ -195,7 +196,7 @@ def _kv_heads(config: dict, family: str, heads: int) -> int:
     given = config.get("num_key_value_heads") if family == "llama" else config["num_key_value_heads"]
     kv_heads = heads if given is None else _count(config, "num_key_value_heads")
     if heads % kv_heads:
-        raise ValueError(f"num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}")
+        raise BadInput(f"num_key_value_heads: {kv_heads} does not divide num_attention_heads {heads}")
     return kv_heads
 
 
@@ -203,11 +204,11 @@ def _head_dim(config: dict, family: str, hidden: int, heads: int) -> int:
     if family == "qwen3" and "head_dim" not in config:
         return QWEN3_HEAD_DIM
     if config.get("head_dim") is None and hidden % heads:
-        raise ValueError(f"num_attention_heads: {heads} does not divide hidden_size {hidden}, and there is "
-                         "no head_dim")
+        raise BadInput(f"num_attention_heads: {heads} does not divide hidden_size {hidden}, and there is "
+                       "no head_dim")
     head_dim = hidden // heads if config.get("head_dim") is None else _count(config, "head_dim")
     if head_dim % 2:
-        raise ValueError(f"head_dim: {head_dim} must be even, since rotary positions turn pairs")
+        raise BadInput(f"head_dim: {head_dim} must be even, since rotary positions turn pairs")
     return head_dim
 
 
@@ -215,11 +216,11 @@ def _rope(config: dict) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from the keys of transformers 4 (`rope_theta`) or 5 (`rope_parameters`)."""
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(rope, dict) or not set(rope) <= ROPE_KEYS:
-        raise ValueError(f"rope_parameters: {rope} is not supported; known are the keys "
-                         + ", ".join(sorted(ROPE_KEYS)))
+        raise BadInput(f"rope_parameters: {rope} is not supported; known are the keys "
+                       + ", ".join(sorted(ROPE_KEYS)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
-        raise ValueError(f"rope type {kind!r} is not supported; supported are default and llama3")
+        raise BadInput(f"rope type {kind!r} is not supported; supported are default and llama3")
     _refuse_others(rope, {"partial_rotary_factor": 1})
     theta = _positive({"rope_theta": 10000.0} | config | rope, "rope_theta")
     if kind == "default":
@@ -227,6 +228,6 @@ def _rope(config: dict) -> tuple[float, RopeScaling | None]:
     factors = (_positive(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     scaling = RopeScaling(*factors, _count(rope, "original_max_position_embeddings"))
     if scaling.high_freq_factor <= scaling.low_freq_factor:
-        raise ValueError(f"high_freq_factor: {scaling.high_freq_factor} must be above low_freq_factor "
-                         f"{scaling.low_freq_factor}")
+        raise BadInput(f"high_freq_factor: {scaling.high_freq_factor} must be above low_freq_factor "
+                       f"{scaling.low_freq_factor}")
     return theta, scaling

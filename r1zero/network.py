@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from r1zero.config import Config
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.sentences import neighbours, shown
 
@@ -17,11 +18,11 @@ def model_shape(cfg: Config, role: str) -> ModelShape | None:
     if folder.is_dir():
         try:
             return ModelShape.from_folder(folder)
-        except ValueError:
+        except BadInput:
             return None  # check_inputs says what is wrong with it
     try:
         return ModelShape.from_megatron(cfg.model_keys(role))
-    except (KeyError, ValueError):
+    except (KeyError, BadInput):
         return None  # too little is said, or check_models says what is wrong
 
 
@@ -49,7 +50,7 @@ def _check_model_file(cfg: Config, role: str) -> list[str]:
         ModelShape.from_megatron(cfg.model_keys(role))
     except KeyError:
         pass
-    except ValueError as error:
+    except BadInput as error:
         return [f"model {attrgetter(f'{role}.model')(cfg)}: {error}"]
     return []
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from r1zero.errors import BadInput
 from r1zero.world.launch import Launch, hush_torch, read_launch
 from r1zero.world.leave import BAD_INPUT
 from r1zero.world.roles import Placement
@@ -37,7 +38,7 @@ def is_first() -> bool:
     """Whether this process should speak for the job, as far as can be told; a broken environment speaks up."""
     try:
         return read_launch().speaks
-    except ValueError:
+    except BadInput:
         return True
 
 
@@ -54,7 +55,7 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
              prepare: Callable[[World], T], work: Callable[[T], int | None]) -> int:
     """Join the world, `prepare`, `work` with what it returns, and leave; returns the exit code, that of `work`.
 
-    A ValueError of `prepare` is bad input. The imports are heavy, and Megatron must come after the device is
+    A BadInput of `prepare` is bad input. The imports are heavy, and Megatron must come after the device is
     set, so `prepare` may import it and its callers may not.
     """
     from r1zero.observe.log import hush_libraries
@@ -68,7 +69,7 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
     device = devices.prepare("cpu" if on_cpu else devices.detect(), launch.local_rank, deterministic)
     try:
         world = World(launch, placement, device, timeout)
-    except ValueError as error:  # the ranks did not find each other
+    except BadInput as error:  # the ranks did not find each other
         return refuse([str(error)], launch.speaks, launch.other_node)
     watch = FailureWatch(world.store, world.rank, launch.node_of_rank, world.roles)
     ready = False
@@ -81,5 +82,5 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
         world.leave()
         return exit_code
     except Exception as error:  # noqa: BLE001 - the edge of the process: tell the other ranks, then end
-        bad_input = isinstance(error, ValueError) and not ready
+        bad_input = isinstance(error, BadInput)
         watch.end_process(error, BAD_INPUT if bad_input else 1)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from r1zero.errors import BadInput
+
 Factors = list[tuple[str, int]]  # names and values whose product must divide something
 
 
@@ -33,12 +35,12 @@ class Notes:
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Turn the system's refusal to look at a path, such as one in a closed folder, into a ValueError."""
+    """Turn the system's refusal to look at a path, such as one in a closed folder, into a BadInput."""
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{error.filename} cannot be looked at: {error.strerror}; name another path, or "
-                         "see to its permissions") from None
+        raise BadInput(f"{error.filename} cannot be looked at: {error.strerror}; name another path, or "
+                       "see to its permissions") from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ log = logging.getLogger("r1zero")
 
 
 def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Crew:
-    """Start the run folder and build the crew. Collective. ValueError for input that turns out to be bad."""
+    """Start the run folder and build the crew. Collective. BadInput for input that turns out to be bad."""
     checkpoint, said = Mover(world).from_controller(_open_folder, cfg, warnings)
     start_logging(Path(cfg.output_dir) / "logs", world.rank, to_console=world.is_controller)
     for line in said:

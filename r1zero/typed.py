@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from r1zero.errors import BadInput
 from r1zero.sentences import Notes, nearest
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -67,29 +68,29 @@ def parse(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict:
-    """Read a file that holds a YAML mapping. ValueError with file and line."""
+    """Read a file that holds a YAML mapping. BadInput with file and line."""
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise BadInput(f"{path} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
         line = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else str(path)
-        raise ValueError(f"{line}: {error.problem}") from None
+        raise BadInput(f"{line}: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold sections such as `training:`, but holds {type(content).__name__}")
+        raise BadInput(f"{path} must hold sections such as `training:`, but holds {type(content).__name__}")
     return content
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. ValueError naming it."""
+    """Read a JSON file. BadInput naming it."""
     try:
         if not path.is_file():  # a device may have no end
-            raise ValueError("there is no such file")
+            raise FileNotFoundError("there is no such file")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as a JSON file: {error}") from None
+        raise BadInput(f"{path} cannot be read as a JSON file: {error}") from None
 
 
 def field_names(kind: type) -> set[str]:

@@ -12,6 +12,7 @@ from r1zero.algo.advantage import group_advantages, whiten
 from r1zero.algo.kl import KLCoefficient, kl_penalty
 from r1zero.algo.loss import STATS, LossTerms, grpo_loss
 from r1zero.algo.rotary import inverse_frequencies
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape, RopeScaling
 
 
@@ -28,7 +29,7 @@ def test_equal_rewards_have_no_advantage_at_all(reward, size):
 
 
 def test_a_group_of_one_is_refused():
-    with pytest.raises(ValueError, match="at least 2 samples.*raise n_samples_per_prompt"):
+    with pytest.raises(BadInput, match="at least 2 samples.*raise n_samples_per_prompt"):
         group_advantages([1.0])
 
 

@@ -20,6 +20,7 @@ from r1zero.checkpoint import keeper, manifest, shelf
 from r1zero.checkpoint.resume import changes, check_resume, find
 from r1zero.checks import check
 from r1zero.config import placement
+from r1zero.errors import BadInput
 from r1zero.loading import dump, load_config
 from r1zero.policy import checkpoint
 from r1zero.training import prepare, train
@@ -196,7 +197,7 @@ def test_a_flipped_byte_is_refused_by_all_ranks(saved):
 
 
 def refused(rank: int, size: int, store: object, overrides: list[str]) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(BadInput) as error:
         until(rank, size, store, overrides, None)
     return str(error.value)
 

@@ -17,6 +17,7 @@ from r1zero.config import nodes, placement
 from r1zero.data.indexed import IndexedWriter
 from r1zero.data.packed import stem
 from r1zero.data.prompts import load_tokenizer
+from r1zero.errors import BadInput
 from r1zero.loading import load_config
 from r1zero.reward.trial import check_custom
 from small_config import MODEL, SHAPE, home, load, only  # noqa: F401
@@ -373,7 +374,7 @@ def test_folders_that_cannot_be_written_are_refused(home: Path, monkeypatch: pyt
 
 def test_names_too_long_for_a_file_system_are_refused(home: Path) -> None:
     for key in ("actor_rollout.load", "actor_rollout.data_path", "training.resume", "output_dir", "ref.load"):
-        with pytest.raises(ValueError, match="File name too long; name another path"):
+        with pytest.raises(BadInput, match="File name too long; name another path"):
             check(load(home, f"{key}={'x' * 300}"))
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from r1zero.checks import check
 from r1zero.config import ROOT
+from r1zero.errors import BadInput
 from r1zero.loading import CONFIGS, dump, load_config
 from small_config import MODEL, home, load, write  # noqa: F401
 
@@ -19,7 +20,7 @@ from small_config import MODEL, home, load, write  # noqa: F401
 def refusal(home: Path, text: str, *overrides: str) -> str:
     """What load_config says against base.yaml with `text` below it."""
     path = write(home, "bad", (home / "base.yaml").read_text() + textwrap.dedent(text))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(BadInput) as caught:
         load_config(path, overrides)
     return str(caught.value)
 
@@ -135,7 +136,7 @@ def test_embedded_names_become_paths(home: Path) -> None:
     assert cfg.actor_rollout.load == cfg.ref.load == str(made / "model")
     assert cfg.actor_rollout.data_path == cfg.training.eval_data_path == str(made / "eval.parquet")
     assert load_config("tiny")[0].actor_rollout.data_path == str(made / "train.parquet")
-    with pytest.raises(ValueError, match="embedded:huge is unknown.*embedded:tiny"):
+    with pytest.raises(BadInput, match="embedded:huge is unknown.*embedded:tiny"):
         load_config("tiny", ["actor_rollout.load=embedded:huge"])
 
 
@@ -254,7 +255,7 @@ def test_an_override_reaches_into_an_empty_section(home: Path) -> None:
     text = (home / "base.yaml").read_text().replace("algorithm: {", "algorithm: {kl_ctrl: null, ")
     cfg, _ = load_config(write(home, "empty", text), ["algorithm.kl_ctrl.kl_coef=0.3"])
     assert cfg.algorithm.kl_ctrl.kl_coef == 0.3
-    with pytest.raises(ValueError, match="ref: False must be a section with keys"):
+    with pytest.raises(BadInput, match="ref: False must be a section with keys"):
         load_config(write(home, "off", text.replace("ref: {micro_batch_size: 2}", "ref: false")))
 
 
@@ -269,13 +270,13 @@ def test_all_mistakes_are_told_at_once(home: Path) -> None:
 
 
 def test_missing_configs_and_model_files_are_named(home: Path) -> None:
-    with pytest.raises(ValueError, match="--config tinny.*did you mean tiny"):
+    with pytest.raises(BadInput, match="--config tinny.*did you mean tiny"):
         load_config("tinny")
     text = (home / "base.yaml").read_text().replace("[small]", "[smal]")
-    with pytest.raises(ValueError, match=r"no model file smal\.yaml.*did you mean small"):
+    with pytest.raises(BadInput, match=r"no model file smal\.yaml.*did you mean small"):
         load_config(write(home, "bad", text))
     (home / "model" / "small.yaml").write_text("num_layers: 4\n")
-    with pytest.raises(ValueError, match="must have the one top-level key small"):
+    with pytest.raises(BadInput, match="must have the one top-level key small"):
         load(home)
-    with pytest.raises(ValueError, match="must hold sections"):
+    with pytest.raises(BadInput, match="must hold sections"):
         load_config(write(home, "list", "[1, 2]"))

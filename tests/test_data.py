@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from r1zero.data.problems import Problem, read_problems
 from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
 from r1zero.data.template import Template
+from r1zero.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {"prompt": "question", "query": "", "response": "answer", "system": ""}
@@ -79,42 +80,42 @@ def test_bad_row_names_file_and_row(tmp_path: Path, suffix: str, place: str, col
                                     reason: str) -> None:
     rows = [dict(row) for row in ROWS]
     rows[2][column] = value
-    with pytest.raises(ValueError, match=f"data{suffix}, {place}: column '{column}' .*{reason}"):
+    with pytest.raises(BadInput, match=f"data{suffix}, {place}: column '{column}' .*{reason}"):
         read_problems(write(tmp_path, rows, suffix), KEYS)
 
 
 @pytest.mark.parametrize("value", [5, True, ["x"], {"x": 1}])
 def test_question_that_is_no_text_is_refused(tmp_path: Path, value: object) -> None:
-    with pytest.raises(ValueError, match="row 1: column 'question' is .*, not a text"):
+    with pytest.raises(BadInput, match="row 1: column 'question' is .*, not a text"):
         read_problems(write(tmp_path, [{"question": value, "answer": "1"}], ".parquet"), KEYS)
 
 
 @pytest.mark.parametrize("value", [True, ["1", "2"]])
 def test_answer_that_is_neither_text_nor_number_is_refused(tmp_path: Path, value: object) -> None:
-    with pytest.raises(ValueError, match="line 1: column 'answer' is .*, not a text"):
+    with pytest.raises(BadInput, match="line 1: column 'answer' is .*, not a text"):
         read_problems(write(tmp_path, [{"question": "Q", "answer": value}], ".jsonl"), KEYS)
 
 
 def test_nan_of_a_parquet_column_of_numbers_counts_as_null(tmp_path: Path) -> None:
     rows = [{"question": "Q", "answer": 1.5}, {"question": "Q", "answer": float("nan")}]
-    with pytest.raises(ValueError, match="row 2: column 'answer' is missing or null"):
+    with pytest.raises(BadInput, match="row 2: column 'answer' is missing or null"):
         read_problems(write(tmp_path, rows, ".parquet"), KEYS)
 
 
 def test_key_that_later_lines_lack_is_the_fault_of_their_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="line 2: column 'answer' is missing"):
+    with pytest.raises(BadInput, match="line 2: column 'answer' is missing"):
         read_problems(write(tmp_path, [ROWS[0], {"question": "Q"}], ".jsonl"), KEYS)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
 def test_missing_column_names_those_there_are(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(ValueError, match="no column 'problem'; it has question, answer"):
+    with pytest.raises(BadInput, match="no column 'problem'; it has question, answer"):
         read_problems(write(tmp_path, ROWS, suffix), KEYS | {"prompt": "problem"})
 
 
 @pytest.mark.parametrize("part", ["prompt", "response"])
 def test_prompt_and_response_columns_must_be_named(tmp_path: Path, part: str) -> None:
-    with pytest.raises(ValueError, match=f"map_keys.{part} is empty"):
+    with pytest.raises(BadInput, match=f"map_keys.{part} is empty"):
         read_problems(write(tmp_path, ROWS, ".jsonl"), KEYS | {part: ""})
 
 
@@ -133,7 +134,7 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     for name, (content, reason) in cases.items():
         if content is not None:
             (tmp_path / name).write_text(content)
-        with pytest.raises(ValueError, match=f"{name}.*{reason}"):
+        with pytest.raises(BadInput, match=f"{name}.*{reason}"):
             read_problems(tmp_path / name, KEYS)
 
 
@@ -173,7 +174,7 @@ def test_long_prompts_are_dropped_and_counted_never_cut(tmp_path: Path, tokenize
     prompts = stream(write(tmp_path, rows, ".jsonl"), tokenizer, limit=4)
     assert prompts.num_dropped == 2 and len(prompts) == 3
     assert sorted((p.index, len(p.tokens)) for p in prompts.draw(0, 3)) == [(0, 3), (2, 4), (4, 1)]
-    with pytest.raises(ValueError, match="all 5 prompts are longer than max_prompt_length=0"):
+    with pytest.raises(BadInput, match="all 5 prompts are longer than max_prompt_length=0"):
         stream(tmp_path / "data.jsonl", tokenizer, limit=0)
 
 
@@ -187,10 +188,10 @@ def test_more_rows_than_a_chunk_keep_their_numbers(tmp_path: Path, tokenizer: To
 def test_tokenizer_loads_from_its_folder_or_is_refused(tmp_path: Path, tokenizer: Tokens) -> None:
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path)("abc")["input_ids"] == [66, 67, 68]
-    with pytest.raises(ValueError, match="absent has no tokenizer.json"):
+    with pytest.raises(BadInput, match="absent has no tokenizer.json"):
         load_tokenizer(tmp_path / "absent")
     (tmp_path / "tokenizer.json").write_text('{"model":')
-    with pytest.raises(ValueError, match="tokenizer.json: not valid JSON"):
+    with pytest.raises(BadInput, match="tokenizer.json: not valid JSON"):
         load_tokenizer(tmp_path)
 
 
@@ -203,7 +204,7 @@ def test_all_ends_of_text_are_found(tmp_path: Path, tokenizer: Tokens) -> None:
     (tmp_path / "config.json").write_text('{"eos_token_id": null}')
     assert end_of_text_ids(tmp_path, tokenizer) == (95,)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(ValueError, match="names no end of text"):
+    with pytest.raises(BadInput, match="names no end of text"):
         end_of_text_ids(tmp_path, tokenizer)
 
 

@@ -296,5 +296,5 @@ def test_bad_flags_are_refused_by_a_sentence(flags: list[str], wrong: list[str],
 
 
 def test_answers_longer_than_the_model_s_positions_are_refused(flags: list[str]) -> None:
-    with pytest.raises(AssertionError, match="ValueError: --max-new-tokens 100000: the longest prompt has"):
+    with pytest.raises(AssertionError, match="BadInput: --max-new-tokens 100000: the longest prompt has"):
         run_ranks(evaluate_body, 1, [*flags, "--max-new-tokens", "100000"])

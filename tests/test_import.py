@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from r1zero.algo.packing import Item, pack
 from r1zero.batch import Prompt, Sample
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.policy.megatron import RoleModel
 from r1zero.weights.found import find
@@ -84,7 +85,7 @@ def whole(path):
 
 
 def refusal(path):
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(BadInput) as refused:
         whole(path)
     assert len(str(refused.value).splitlines()) == 1
     return str(refused.value)

@@ -19,6 +19,7 @@ from multiproc import run_ranks
 
 from r1zero import main
 from r1zero.checkpoint import shelf
+from r1zero.errors import BadInput
 from r1zero.world import failure
 from r1zero.world.failure import FailureWatch
 from r1zero.world.launch import Launch
@@ -146,5 +147,5 @@ def test_a_restart_does_not_see_what_the_ranks_before_wrote(monkeypatch):
 
 def test_a_rank_that_never_comes_is_named():
     launch = Launch("slurm", 0, 3, 0, (0, 0, 1), "127.0.0.1", 0)
-    with pytest.raises(ValueError, match="rank 1, 2 did not come within 0.2 s"):
+    with pytest.raises(BadInput, match="rank 1, 2 did not come within 0.2 s"):
         own_part(open_store(launch, 5), launch, 0.2)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from r1zero.checks import check
+from r1zero.errors import BadInput
 from r1zero.loading import load_config
 from small_config import only, write
 
@@ -166,7 +167,7 @@ def test_other_keys_of_megatron_are_accepted_while_they_say_what_holds(old: Path
     cfg, warnings = load_config(write(old, "more", text))
     assert check(cfg, absent_ok=True) == []
     assert all(any(key in warning for warning in warnings) for key in ("log_interval", "overlap_grad_reduce"))
-    with pytest.raises(ValueError, match="training.context_parallel_size: 2 is not supported, only 1"):
+    with pytest.raises(BadInput, match="training.context_parallel_size: 2 is not supported, only 1"):
         load_config(str(old / "more.yaml"), ["training.context_parallel_size=2"])
 
 

@@ -27,6 +27,7 @@ from r1zero.data.indexed import IndexedWriter, index_path, read_indexed, values_
 from r1zero.data.packed import read_packed, stem
 from r1zero.data.prompts import Prompts, load_tokenizer
 from r1zero.data.template import Template
+from r1zero.errors import BadInput
 
 TOOL = "preprocess_data.py"
 KEYS = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
@@ -185,7 +186,7 @@ def test_a_path_or_weights_and_paths_are_understood(tmp_path: Path) -> None:
     ("1,a,nan,b", "the weight of b is 'nan'"), ("1 a -2 b", "the weight of b is '-2'"), ("", "it is empty"),
     ("1,a,1,", "no path follows the weight 1"), ("1e308,a,1e308,b", "add up to infinity")])
 def test_a_malformed_blend_is_named(text: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(BadInput, match=sentence):
         split_blend(text)
 
 
@@ -267,7 +268,7 @@ def test_files_that_are_damaged_or_do_not_fit_are_refused(tmp_path: Path, damage
         writer.add([np.array([4, 5, 6]), np.array([7])])
     assert [row.prompt.tolist() for row in read_packed(prefix, 100)] == [[1, 2], [4, 5, 6]]
     damage(prefix)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(BadInput, match=sentence):
         list(read_packed(prefix, 100))
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from multiproc import run_ranks
 
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.weights import publish
 from r1zero.weights.names import local_shape, local_view, merge, shard, stage_of, tensors
@@ -133,7 +134,7 @@ def test_tensor_larger_than_a_bucket_is_split_and_small_ones_share():
 def test_tp_that_does_not_divide_is_refused():
     shape = model()
     for train_tp, rollout_tp in (3, 1), (1, 3):
-        with pytest.raises(ValueError, match="tensor parallel size 3"):
+        with pytest.raises(BadInput, match="tensor parallel size 3"):
             plan(tensors(shape), 4, *spans(train_tp, 1, 1, rollout_tp, 1, False), 2, 1000)
 
 

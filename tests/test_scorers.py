@@ -11,6 +11,7 @@ import pytest
 
 from r1zero.batch import Outcome, Score
 from r1zero.config import Accuracy, Cosine, Reward
+from r1zero.errors import BadInput
 from r1zero.reward import custom
 from r1zero.reward.case import Case
 from r1zero.reward.format import extract_answer
@@ -204,7 +205,7 @@ def test_names_are_checked_with_the_way_out() -> None:
     assert "each once" in check_names(["acc", "acc"])[0] and "at least one" in check_names([])[0]
     assert check_names(["format", "cosine"]) == ["cosine depends on which responses are right: name acc, too"]
     assert check_names(["base_acc", "cosine"]) == []
-    with pytest.raises(ValueError, match="acurracy"):
+    with pytest.raises(BadInput, match="acurracy"):
         select(["acurracy"], Reward())
 
 
@@ -263,7 +264,7 @@ def test_bad_return_values_are_named(
     ("mine.scorers:NUMBER", "NUMBER in mine.scorers is no function"),
 ])
 def test_scorers_that_cannot_be_loaded_are_named(module: str, name: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+    with pytest.raises(BadInput, match=re.escape(sentence)):
         custom.load(name)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1zero.data.template import Template
+from r1zero.errors import BadInput
 from r1zero.reward.format import full_format
 
 INSTRUCTION = (
@@ -53,12 +54,12 @@ def test_two_shot_chat_shows_two_answers_in_the_full_format_before_the_question(
 
 
 def test_a_system_text_without_a_place_for_it_is_refused() -> None:
-    with pytest.raises(ValueError, match="'plain' has no {system}.*map_keys.system"):
+    with pytest.raises(BadInput, match="'plain' has no {system}.*map_keys.system"):
         Template("plain").render("Q", "Be brief.")
 
 
 def test_unknown_template_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match="'qwen-r1' is not in .*nearest are qwen_r1"):
+    with pytest.raises(BadInput, match="'qwen-r1' is not in .*nearest are qwen_r1"):
         Template("qwen-r1")
 
 
@@ -77,15 +78,15 @@ def test_own_templates_file_is_read(tmp_path: Path) -> None:
     ("{question}", "must have"),
 ])
 def test_malformed_entry_is_refused(tmp_path: Path, entry: object, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(BadInput, match=reason):
         Template("mine", write(tmp_path, {"mine": entry}))
 
 
 def test_broken_or_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read as a JSON file"):
+    with pytest.raises(BadInput, match="cannot be read as a JSON file"):
         Template("mine", tmp_path / "absent.json")
     (tmp_path / "cut.json").write_text('{"mine": {')
-    with pytest.raises(ValueError, match="cut.json cannot be read"):
+    with pytest.raises(BadInput, match="cut.json cannot be read"):
         Template("mine", tmp_path / "cut.json")
-    with pytest.raises(ValueError, match="must hold a JSON object"):
+    with pytest.raises(BadInput, match="must hold a JSON object"):
         Template("mine", write(tmp_path, ["mine"]))

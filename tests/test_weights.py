@@ -9,6 +9,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.weights import huggingface
 from r1zero.weights.huggingface import save_hf
@@ -134,7 +135,7 @@ def test_layers_are_numbered_from_the_first_of_the_stage(folders):
 
 def test_layers_that_cannot_be_spread_are_refused(folders):
     table = tensors(ModelShape.from_folder(folders["llama"]))
-    with pytest.raises(ValueError, match="4 cannot be spread evenly over 3"):
+    with pytest.raises(BadInput, match="4 cannot be spread evenly over 3"):
         stage_of(table[0], 4, 3)
 
 
@@ -148,7 +149,7 @@ def test_writing_to_a_local_view_writes_the_parameter(folders):
 
 
 def test_tp_that_does_not_divide_is_refused(folders):
-    with pytest.raises(ValueError, match="word_embeddings.weight has 64 .* tensor parallel size 3"):
+    with pytest.raises(BadInput, match="word_embeddings.weight has 64 .* tensor parallel size 3"):
         local_shape(tensors(ModelShape.from_folder(folders["llama"]))[0], 3)
 
 
@@ -325,7 +326,7 @@ def test_saving_over_the_source_or_a_folder_of_something_else_is_refused(folders
     shape = ModelShape.from_folder(folder)
     (tmp_path / "thesis.tex").write_text("all of it")
     for target in (folder, tmp_path):
-        with pytest.raises(ValueError, match="name another one"):
+        with pytest.raises(BadInput, match="name another one"):
             save_hf(target, shape, whole(folder, shape), folder, "bfloat16")
     assert (tmp_path / "thesis.tex").exists() and (folder / "model.safetensors").exists()
 
@@ -335,7 +336,7 @@ def test_saving_over_the_source_or_a_folder_of_something_else_is_refused(folders
 
 def refusal(folder):
     """What is said about a folder before anything is read from it."""
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(BadInput) as refused:
         open_weights(folder, ModelShape.from_folder(folder))
     return str(refused.value)
 
@@ -380,7 +381,7 @@ def test_output_layer_beside_a_tied_embedding_must_be_equal(folders, tmp_path):
     rewrite(folder, lambda state: state["lm_head.weight"][40].neg_())
     weights = open_weights(folder, shape)
     list(weights.stream(tensors(shape), 0, 2, torch.bfloat16))  # the row is not in this rank's shard
-    with pytest.raises(ValueError, match="tie_word_embeddings"):
+    with pytest.raises(BadInput, match="tie_word_embeddings"):
         list(weights.stream(tensors(shape), 1, 2, torch.bfloat16))
 
 

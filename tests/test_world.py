@@ -16,6 +16,7 @@ import pytest
 from multiproc import DEVICE, run_ranks
 
 from r1zero.batch import Group, Prompt, Sample
+from r1zero.errors import BadInput
 from r1zero.world.groups import World
 from r1zero.world.launch import Launch, read_launch
 from r1zero.world.moves import Absent, Mover, on
@@ -59,7 +60,7 @@ def test_nothing_set_means_a_world_of_one_even_in_a_batch_script(environment):
     (SLURM | {"SLURM_DISTRIBUTION": "cyclic"}, "--distribution=cyclic")])
 def test_a_broken_environment_is_refused(environment, change, sentence):
     environment(change if "SLURM_PROCID" in change else TORCHRUN | change)
-    with pytest.raises(ValueError, match=re.escape(sentence)):
+    with pytest.raises(BadInput, match=re.escape(sentence)):
         read_launch()
 
 

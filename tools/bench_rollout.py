@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from r1zero.errors import BadInput  # noqa: E402
+
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 SHAPES = {  # Hugging Face config keys
@@ -66,7 +68,7 @@ def at_least_1(text: str) -> int:
 
 
 def draw_lengths(spec: str, count: int, cap: int) -> np.ndarray:
-    """Forced response lengths, int [count]. ValueError for a spec that gives none."""
+    """Forced response lengths, int [count]. BadInput for a spec that gives none."""
     kind, _, rest = spec.partition(":")
     try:
         if kind == "lognormal":
@@ -75,10 +77,10 @@ def draw_lengths(spec: str, count: int, cap: int) -> np.ndarray:
             return np.clip(drawn.round(), 1, cap).astype(int)
         found = [int(word) for word in ([rest] if kind == "fixed" else Path(spec).read_text().split())]
     except (OSError, ValueError) as error:
-        raise ValueError(f"--lengths: {spec} is neither fixed:N, lognormal:MEAN:SIGMA nor a file with a length "
-                         f"a line ({error})") from None
+        raise BadInput(f"--lengths: {spec} is neither fixed:N, lognormal:MEAN:SIGMA nor a file with a length "
+                       f"a line ({error})") from None
     if min(found, default=0) < 1:
-        raise ValueError(f"--lengths: {spec} must give lengths of at least 1, such as fixed:128")
+        raise BadInput(f"--lengths: {spec} must give lengths of at least 1, such as fixed:128")
     return np.resize(found, count)
 
 
@@ -92,7 +94,7 @@ def main() -> int:
     try:
         lengths = draw_lengths(args.lengths, args.prompts * args.samples, args.cap)
         model = Model(args, torch)
-    except ValueError as error:
+    except BadInput as error:
         print(f"bench_rollout.py: {error}", file=sys.stderr)
         return 2
     random = np.random.default_rng(1)

@@ -30,6 +30,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch  # noqa: E402
 
+from r1zero.errors import BadInput  # noqa: E402
 from r1zero.model import ModelShape  # noqa: E402
 from r1zero.weights.huggingface import copy_beside, save_hf  # noqa: E402
 from r1zero.weights.found import CONFIG, config_folder, find  # noqa: E402
@@ -46,7 +47,7 @@ def main() -> int:
     """Convert; returns the exit code."""
     try:
         convert(parse(sys.argv[1:]))
-    except ValueError as error:
+    except BadInput as error:
         print(f"convert_ckpt: {error}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError) as error:  # torch's writers make RuntimeErrors of full disks
@@ -59,11 +60,11 @@ class Parser(argparse.ArgumentParser):
     """Raises what is wrong with the arguments, to be told like all else."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows the options")
+        raise BadInput(f"{message}; --help shows the options")
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Read the arguments, spelled with dashes or underscores. ValueError for wrong ones."""
+    """Read the arguments, spelled with dashes or underscores. BadInput for wrong ones."""
     parser = Parser(prog="convert_ckpt.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -92,12 +93,12 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Check everything, then convert. ValueError for bad input, OSError when writing fails."""
+    """Check everything, then convert. BadInput for bad input, OSError when writing fails."""
     start, found = time.monotonic(), find(args.load_dir)
     source = "hf" if found.kind == "hf" else "mg"
     if args.load_model_type not in (None, source):
-        raise ValueError(f"--load-model-type {args.load_model_type}: {args.load_dir} holds {TYPES[source]} "
-                         f"weights ({found}); say {source}, or leave it out")
+        raise BadInput(f"--load-model-type {args.load_model_type}: {args.load_dir} holds {TYPES[source]} "
+                       f"weights ({found}); say {source}, or leave it out")
     kind = args.save_model_type or ("mg" if source == "hf" else "hf")
     beside, target = folders(args, source, kind)
     shape = ModelShape.from_folder(beside) if beside is not None else stored_shape(found)
@@ -127,50 +128,50 @@ def folders(args: argparse.Namespace, source: str, kind: str) -> tuple[Path | No
         target = target / "mg2hf"
     if not (beside / CONFIG).is_file():
         if kind == "hf" or args.hf_dir is not None:
-            raise ValueError(f"{args.hf_dir or args.load_dir} has no {CONFIG}; name the original model's "
-                             "folder with --hf-dir")
+            raise BadInput(f"{args.hf_dir or args.load_dir} has no {CONFIG}; name the original model's "
+                           "folder with --hf-dir")
         return None, new(args.save_dir)
     return beside, new(target)
 
 
 def new(target: Path) -> Path:
-    """The folder to make. ValueError when something is there."""
+    """The folder to make. BadInput when something is there."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"--save-dir: {target} exists and is not empty; name a new folder, or remove it")
+        raise BadInput(f"--save-dir: {target} exists and is not empty; name a new folder, or remove it")
     return target
 
 
 def type_to_write(args: argparse.Namespace, weights: Weights) -> tuple[str, torch.dtype]:
-    """The type asked for, or that of all tensors. ValueError when they differ."""
+    """The type asked for, or that of all tensors. BadInput when they differ."""
     if args.params_dtype is not None:
         return args.params_dtype, DTYPES[args.params_dtype]
     known = {dtype: name for name, dtype in DTYPES.items()}
     names = sorted(known.get(dtype, str(dtype)) for dtype in weights.dtypes)
     if len(names) > 1 or names[0] not in DTYPES:
-        raise ValueError(f"{weights.found.folder} holds {', '.join(names)}; choose one type to write with "
-                         f"--params-dtype {'|'.join(DTYPES)}")
+        raise BadInput(f"{weights.found.folder} holds {', '.join(names)}; choose one type to write with "
+                       f"--params-dtype {'|'.join(DTYPES)}")
     return names[0], DTYPES[names[0]]
 
 
 def plan_layout(args: argparse.Namespace, shape: ModelShape) -> Layout:
-    """The cuts of legacy files. ValueError when they do not fit the model."""
+    """The cuts of legacy files. BadInput when they do not fit the model."""
     tp, pp = args.target_tensor_parallel_size, args.target_pipeline_parallel_size
     cut = {"num_attention_heads": shape.num_heads, "ffn_hidden_size": shape.ffn_size,
            "qkv rows": shape.qkv_size}
     uneven = [f"{key} {size}" for key, size in cut.items() if size % tp]
     if uneven:
-        raise ValueError(f"--target-tensor-parallel-size {tp} does not divide {', '.join(uneven)}; "
-                         "choose one that does")
+        raise BadInput(f"--target-tensor-parallel-size {tp} does not divide {', '.join(uneven)}; "
+                       "choose one that does")
     if args.num_layer_list is None:
         if shape.num_layers % pp:
-            raise ValueError(f"--target-pipeline-parallel-size {pp} does not divide num_layers "
-                             f"{shape.num_layers}; choose one that does, or say --num-layer-list")
+            raise BadInput(f"--target-pipeline-parallel-size {pp} does not divide num_layers "
+                           f"{shape.num_layers}; choose one that does, or say --num-layer-list")
         return Layout(tp, (shape.num_layers // pp,) * pp, args.make_vocab_size_divisible_by)
     words = args.num_layer_list.split(",")
     layers = tuple(int(word) for word in words if word.strip().isdecimal())
     if len(layers) != len(words) or len(layers) != pp or sum(layers) != shape.num_layers or 0 in layers:
-        raise ValueError(f"--num-layer-list {args.num_layer_list} must be {pp} numbers of layers, one for "
-                         f"each pipeline stage, that add up to {shape.num_layers}")
+        raise BadInput(f"--num-layer-list {args.num_layer_list} must be {pp} numbers of layers, one for "
+                       f"each pipeline stage, that add up to {shape.num_layers}")
     return Layout(tp, layers, args.make_vocab_size_divisible_by)
 
 

@@ -29,6 +29,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero import checks  # noqa: E402
 from r1zero.config import Config, nodes, placement  # noqa: E402
+from r1zero.errors import BadInput  # noqa: E402
 from r1zero.inputs import absent, check_inputs  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.observe.folder import check_writable  # noqa: E402
@@ -96,7 +97,7 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     try:
         launch = read_launch()
-    except ValueError as error:
+    except BadInput as error:
         return refuse([str(error)], is_first())
     findings = Findings(launch.speaks)
     job = look_at_config(args, launch, findings)
@@ -108,7 +109,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         store = open_store(launch, args.seconds)
-    except ValueError as error:
+    except BadInput as error:
         return refuse([str(error)], speak=True)
     roll = RollCall(store, launch, args.seconds, give_up)
     if missing := roll.call():
@@ -155,7 +156,7 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
         if values:
             problems += check_inputs(cfg)  # which `check` leaves out then
         problems += checks.check_outputs(cfg) or machine.check_disk(cfg)
-    except ValueError as error:
+    except BadInput as error:
         findings.tell("config", str(error).splitlines())
         return job
     for warning in warnings:
@@ -166,7 +167,7 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
         return replace(job, cfg=cfg)
     try:
         placed = placement(cfg, size)
-    except ValueError:
+    except BadInput:
         return replace(job, cfg=cfg)  # told above
     node_of_rank = launch.node_of_rank if job.started else nodes(cfg, size)
     return Job(launch, node_of_rank, cfg, placed)
@@ -269,7 +270,7 @@ def look_at_groups(job: Job, store: dist.Store, roll: RollCall, findings: Findin
         try:
             world = World(launch, job.placed, device, timedelta(seconds=4 * roll.seconds),
                           dist.PrefixStore("doctor", store))
-        except ValueError as error:  # the ranks did not find each other
+        except BadInput as error:  # the ranks did not find each other
             give_up(str(error))
 
     def add_up(name: str, group: dist.ProcessGroup, where: torch.device) -> None:

@@ -26,6 +26,7 @@ from r1zero import checks, inputs  # noqa: E402
 from r1zero.config import ActorRollout, Algorithm, Config, Ref, ResourcePool, Reward, Training  # noqa: E402
 from r1zero.data.problems import parse_json  # noqa: E402
 from r1zero.data.template import TEMPLATES  # noqa: E402
+from r1zero.errors import BadInput  # noqa: E402
 from r1zero.model import ModelShape  # noqa: E402
 from r1zero.observe.folder import check_writable  # noqa: E402
 from r1zero.process import is_first, refuse, run_rank  # noqa: E402
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
         launch = read_launch()
         cfg = config(args)
         problems = check(args, cfg, launch)
-    except ValueError as error:
+    except BadInput as error:
         return refuse([str(error)], is_first())
     return refuse(problems, launch.speaks, launch.other_node) if problems else run(args, cfg, launch)
 
@@ -78,11 +79,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def config(args: argparse.Namespace) -> Config:
-    """Write the arguments as the configuration of a run. ValueError for malformed ones."""
+    """Write the arguments as the configuration of a run. BadInput for malformed ones."""
     keys = parse_json("--map-keys", args.map_keys)
     if not isinstance(keys, dict) or not set(keys) <= set(MAP_KEYS):
-        raise ValueError(f"--map-keys {args.map_keys} must be a JSON object with keys of "
-                         f"{', '.join(MAP_KEYS)}")
+        raise BadInput(f"--map-keys {args.map_keys} must be a JSON object with keys of "
+                       f"{', '.join(MAP_KEYS)}")
     tokenizer = args.tokenizer_name_or_path or args.model
     dtype = args.dtype or model_dtype(config_folder(args.model, tokenizer))
     training = Training(

@@ -20,6 +20,7 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from r1zero.errors import BadInput  # noqa: E402
 from r1zero.observe.report import open_runs, write_report  # noqa: E402
 
 DOCS = ROOT / "docs"
@@ -118,7 +119,7 @@ def photograph(run: Path) -> list[Path]:
     """Take pictures of the report of a run; returns what was written."""
     program = next((path for path in map(shutil.which, BROWSERS) if path), None)
     if program is None:
-        raise ValueError("Chromium is not on PATH; on Debian apt-get install chromium")
+        raise BadInput("Chromium is not on PATH; on Debian apt-get install chromium")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         report = Path(folder) / "report.html"
         write_report(report, open_runs([run]))
@@ -156,7 +157,7 @@ def main() -> int:
     try:
         (DOCS / "system.svg").write_text(system_picture())
         written = [DOCS / "system.svg", *photograph(args.run)]
-    except ValueError as error:
+    except BadInput as error:
         print(f"make_pictures: {error}", file=sys.stderr)
         return 2
     for path in written:

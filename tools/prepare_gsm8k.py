@@ -21,15 +21,16 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero.data.indexed import check_writable  # noqa: E402
 from r1zero.data.problems import read_problems  # noqa: E402
+from r1zero.errors import BadInput  # noqa: E402
 
 FINAL = re.compile(r"####\s*(-?[\d,]*\.?\d+)\s*$")
 
 
 def final_answer(solution: str, place: str) -> str:
-    """Return the number behind the last ####. ValueError when there is none."""
+    """Return the number behind the last ####. BadInput when there is none."""
     match = FINAL.search(solution)
     if match is None:
-        raise ValueError(f"{place}: the answer does not end in '#### NUMBER'")
+        raise BadInput(f"{place}: the answer does not end in '#### NUMBER'")
     return match[1].replace(",", "")
 
 
@@ -46,7 +47,7 @@ def main() -> int:
                  "ground_truth_answer": final_answer(problem.answer, f"{args.input}, row {number}")}
                 for number, problem in enumerate(problems, 1)]
         check_writable(args.output)
-    except ValueError as error:
+    except BadInput as error:
         print(f"prepare_gsm8k: {error}", file=sys.stderr)
         return 2
     pq.write_table(pa.Table.from_pylist(rows), args.output, compression="zstd")

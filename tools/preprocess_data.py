@@ -26,6 +26,7 @@ from tqdm import tqdm  # noqa: E402
 from r1zero.data.indexed import check_writable  # noqa: E402
 from r1zero.data.problems import parse_json, read_problems  # noqa: E402
 from r1zero.data.template import TEMPLATES  # noqa: E402
+from r1zero.errors import BadInput  # noqa: E402
 from r1zero.sentences import nearest  # noqa: E402
 
 PARTS = ("prompt", "query", "response", "system")
@@ -38,9 +39,9 @@ def main() -> int:
     args = parse()
     try:
         return run(args)
-    except (ValueError, RuntimeError) as error:
+    except (BadInput, RuntimeError) as error:
         print(f"preprocess_data: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        return 2 if isinstance(error, BadInput) else 1
 
 
 def parse() -> argparse.Namespace:
@@ -77,16 +78,16 @@ def run(args: argparse.Namespace) -> int:
     """Look at the cheap things first, then read, then import what is heavy."""
     keys = map_keys(args.map_keys)
     if args.dataset_additional_keys not in ([], ["labels"]):
-        raise ValueError(f"--dataset-additional-keys {' '.join(args.dataset_additional_keys)}: "
-                         "only labels can be added")
+        raise BadInput(f"--dataset-additional-keys {' '.join(args.dataset_additional_keys)}: "
+                       "only labels can be added")
     check_writable(Path(args.output_prefix))
     problems = read_problems(args.input, keys)
 
     from r1zero.data.preprocess import HANDLERS, Recipe, preprocess
 
     if args.handler_name not in HANDLERS:
-        raise ValueError(f"--handler-name {args.handler_name} is unknown"
-                         f"{nearest(args.handler_name, HANDLERS)}; there are {', '.join(HANDLERS)}")
+        raise BadInput(f"--handler-name {args.handler_name} is unknown"
+                       f"{nearest(args.handler_name, HANDLERS)}; there are {', '.join(HANDLERS)}")
     recipe = Recipe(args.tokenizer_name_or_path, args.prompt_type, args.prompt_type_path, args.handler_name,
                     args.seq_length)
     with tqdm(total=len(problems), unit="row", miniters=args.log_interval) as bar:
@@ -100,16 +101,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def map_keys(text: str) -> dict[str, str]:
-    """Read --map-keys. ValueError for unknown parts."""
+    """Read --map-keys. BadInput for unknown parts."""
     given = parse_json("--map-keys", text)
     if not isinstance(given, dict) or not all(isinstance(column, str) for column in given.values()):
-        raise ValueError(f"--map-keys {text} must be a JSON object that maps parts to names of columns")
+        raise BadInput(f"--map-keys {text} must be a JSON object that maps parts to names of columns")
     for part, column in given.items():
         if part in NOT_READ and column:
-            raise ValueError(f"--map-keys: {part}={column!r}, but no handler here reads {part}; "
-                             "set it to \"\"")
+            raise BadInput(f"--map-keys: {part}={column!r}, but no handler here reads {part}; "
+                           "set it to \"\"")
         if part not in PARTS + NOT_READ:
-            raise ValueError(f"--map-keys: {part!r} is not one of {', '.join(PARTS)}{nearest(part, PARTS)}")
+            raise BadInput(f"--map-keys: {part!r} is not one of {', '.join(PARTS)}{nearest(part, PARTS)}")
     return given
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from r1zero.errors import BadInput  # noqa: E402
 from r1zero.observe.report import open_runs, write_report  # noqa: E402
 
 
@@ -30,7 +31,7 @@ def main() -> int:
         histories = open_runs(args.runs)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_report(output, histories)
-    except ValueError as error:
+    except BadInput as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
     except OSError as error:

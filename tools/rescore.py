@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from r1zero.batch import Score  # noqa: E402
 from r1zero.config import Config  # noqa: E402
 from r1zero.data.prompts import load_tokenizer  # noqa: E402
+from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.reward.case import Case  # noqa: E402
 from r1zero.reward.judge import Judge  # noqa: E402
@@ -58,25 +59,25 @@ def main() -> int:
         cfg, _ = load_config(args.config or str(args.files[0].resolve().parent.parent / "config.yaml"))
         names = args.verifier or cfg.algorithm.verifier_function
         for problem in check_names(names):
-            raise ValueError(f"--verifier: {problem}")
+            raise BadInput(f"--verifier: {problem}")
         special = load_tokenizer(cfg.training.tokenizer_name_or_path).all_special_tokens
         groups = [group for path in args.files for group in read_groups(path)]
         rescore(cfg, names, groups, re.compile("|".join(map(re.escape, special)) or "$^"), args.examples)
-    except (ValueError, RuntimeError) as error:
+    except (BadInput, RuntimeError) as error:
         print(f"rescore.py: {error}", file=sys.stderr)
         return BAD_INPUT
     return 0
 
 
 def read_groups(path: Path) -> Iterator[list[dict]]:
-    """Yield the rows of a file by prompt, each with its place. ValueError when it is no file of samples."""
+    """Yield the rows of a file by prompt, each with its place. BadInput when it is no file of samples."""
     try:
         rows = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read as parquet: {error}") from None
+        raise BadInput(f"{path} cannot be read as parquet: {error}") from None
     missing = [column for column in COLUMNS if rows and column not in rows[0]]
     if missing:
-        raise ValueError(f"{path} has no column {missing[0]}: give samples/step_*.parquet of a run")
+        raise BadInput(f"{path} has no column {missing[0]}: give samples/step_*.parquet of a run")
     rows.sort(key=lambda row: (row["position"], row["member"]))
     for _, group in groupby(rows, key=lambda row: row["position"]):
         yield [row | {"place": f"{path.name}, prompt {row['position']}, member {row['member']}"}

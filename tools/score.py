@@ -23,6 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1zero.config import Reward  # noqa: E402
+from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.reward.case import Case  # noqa: E402
 from r1zero.reward.judge import Judge  # noqa: E402
@@ -50,7 +51,7 @@ def main() -> int:
         problems = [f"--verifier: {problem}" for problem in check_names(names)]
         with_tokens = any(name in NEED_TOKENS for name in names)
         cases = [] if problems else read_cases(args.input, with_tokens, problems)
-    except ValueError as error:
+    except BadInput as error:
         problems = [str(error)]
     if problems:
         return _refuse(problems)
@@ -62,32 +63,32 @@ def main() -> int:
 
 
 def read_cases(path: Path, with_tokens: bool, problems: list[str]) -> list[Case]:
-    """Read all cases; what is wrong with a line goes to `problems`. ValueError when there is no such file."""
+    """Read all cases; what is wrong with a line goes to `problems`. BadInput when there is no such file."""
     cases = []
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise ValueError(f"--input: {path} cannot be read: {error.strerror}") from None
+        raise BadInput(f"--input: {path} cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             cases.append(_case(json.loads(line), with_tokens))
-        except (ValueError, RecursionError) as error:  # what json and _case raise
+        except (BadInput, ValueError, RecursionError) as error:  # what json and _case raise
             problems.append(f"{path}, line {number}: {error}")
     return cases
 
 
 def _case(row: object, with_tokens: bool) -> Case:
-    """Check one row. ValueError with what is wrong."""
+    """Check one row. BadInput with what is wrong."""
     if not isinstance(row, dict):
-        raise ValueError('it must be an object such as {"gold": "5", "response": "\\\\boxed{5}"}')
+        raise BadInput('it must be an object such as {"gold": "5", "response": "\\\\boxed{5}"}')
 
     def given(key: str, kinds: tuple[type, ...], wanted: str, default: object = None) -> object:
         value = row.get(key, default)
         if not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool)):
             found = f"is {value!r:.80}" if key in row else "is missing"
-            raise ValueError(f"{key} {found}; it must be {wanted}")
+            raise BadInput(f"{key} {found}; it must be {wanted}")
         return value
 
     lengths = None if with_tokens else 0

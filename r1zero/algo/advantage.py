@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from r1zero.errors import BadInput
+
 # Keeps the quotient finite; far below the spread that any two different rewards have.
 EPSILON = 1e-6
 
@@ -14,12 +16,12 @@ def group_advantages(rewards: Sequence[float]) -> np.ndarray:
     """(r - mean) / (std + 1e-6) within one group, std with n - 1. float64 [G].
 
     Exactly zero where all rewards are equal: rounding must not invent a preference.
-    ValueError for a group of one, whose deviation is undefined.
+    BadInput for a group of one, whose deviation is undefined.
     """
     values = np.asarray(rewards, dtype=np.float64)
     if len(values) < 2:
-        raise ValueError(f"a group needs at least 2 samples to be normalised, found {len(values)}; "
-                         "raise n_samples_per_prompt")
+        raise BadInput(f"a group needs at least 2 samples to be normalised, found {len(values)}; "
+                       "raise n_samples_per_prompt")
     if values.min() == values.max():
         return np.zeros_like(values)
     return (values - values.mean()) / (values.std(ddof=1) + EPSILON)

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from r1zero.errors import BadInput
+
 NAME = "complete.json"
 CHUNK = 1 << 22  # bytes read at a time
 
@@ -43,36 +45,36 @@ def write(folder: Path, files: Mapping[str, File]) -> None:
 
 
 def read(folder: Path) -> dict[str, File]:
-    """The files that a checkpoint was saved with. ValueError when there is no such list, or it is damaged."""
+    """The files that a checkpoint was saved with. BadInput when there is no such list, or it is damaged."""
     try:
         entries = json.loads((folder / NAME).read_text())["files"]
         return {name: File(**entry) for name, entry in entries.items()}
     except FileNotFoundError:
-        raise ValueError(f"{folder} has no {NAME}: it was never saved to its end, or not by this program") from None
+        raise BadInput(f"{folder} has no {NAME}: it was never saved to its end, or not by this program") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / NAME} is damaged ({error})") from None
+        raise BadInput(f"{folder / NAME} is damaged ({error})") from None
 
 
 def check_sizes(folder: Path) -> None:
-    """Compare the files' sizes with the list. ValueError naming the first that differs."""
+    """Compare the files' sizes with the list. BadInput naming the first that differs."""
     for name, file in read(folder).items():
         path = folder / name
         if not path.is_file():
-            raise ValueError(f"{path} is missing")
+            raise BadInput(f"{path} is missing")
         if path.stat().st_size != file.size:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, but {file.size} were saved: damaged or cut off")
+            raise BadInput(f"{path} has {path.stat().st_size} bytes, but {file.size} were saved: damaged or cut off")
 
 
 def check_sums(folder: Path, names: Iterable[str]) -> None:
-    """Compare these files with their sums. ValueError naming the first that differs."""
+    """Compare these files with their sums. BadInput naming the first that differs."""
     files = read(folder)
     for name in names:
         try:
             intact = describe(folder / name) == files[name]
         except OSError as error:
-            raise ValueError(f"{folder / name} cannot be read: {error.strerror}") from None
+            raise BadInput(f"{folder / name} cannot be read: {error.strerror}") from None
         if not intact:
-            raise ValueError(f"{folder / name} differs from what was saved: its SHA-256 is another one")
+            raise BadInput(f"{folder / name} differs from what was saved: its SHA-256 is another one")
 
 
 def write_synced(path: Path, text: str) -> None:

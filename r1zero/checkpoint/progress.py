@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1zero.errors import BadInput
+
 NAME = "trainer.json"
 
 
@@ -45,9 +47,9 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record:
-        """Read a checkpoint's trainer.json. ValueError when it is missing or damaged."""
+        """Read a checkpoint's trainer.json. BadInput when it is missing or damaged."""
         try:
             content = json.loads((folder / NAME).read_text())
             return cls(**content | {"progress": Progress(**content["progress"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / NAME} cannot be read ({error})") from None
+            raise BadInput(f"{folder / NAME} cannot be read ({error})") from None

@@ -11,6 +11,7 @@ from r1zero.checkpoint import manifest, shelf
 from r1zero.checkpoint.progress import Record
 from r1zero.checkpoint.resume import changes
 from r1zero.crew import Crew
+from r1zero.errors import BadInput
 from r1zero.loading import dump
 from r1zero.policy.checkpoint import load_policy, set_rng_states
 from r1zero.world.groups import World
@@ -20,19 +21,19 @@ log = logging.getLogger("r1zero")
 
 
 def verify(world: World, folder: Path) -> None:
-    """Compare every file with its sum, the ranks sharing the work. Collective. ValueError on all if one differs."""
+    """Compare every file with its sum, the ranks sharing the work. Collective. BadInput on all if one differs."""
     names, problem = sorted(manifest.read(folder)), None
     try:
         manifest.check_sums(folder, names[world.rank::world.size])
-    except ValueError as error:
+    except BadInput as error:
         problem = str(error)
     problem = next(filter(None, Mover(world).gather(problem)), None)
     if problem is not None:
-        raise ValueError(f"{problem}{shelf.way_out(folder)}")
+        raise BadInput(f"{problem}{shelf.way_out(folder)}")
 
 
 def restore(crew: Crew, folder: Path) -> None:
-    """Bring the crew where the checkpoint was saved. Collective over the world. ValueError when it does not fit."""
+    """Bring the crew where the checkpoint was saved. Collective over the world. BadInput when it does not fit."""
     record = Record.read(folder)
     crew.progress = record.progress
     span = crew.world.train.span

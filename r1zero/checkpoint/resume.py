@@ -11,6 +11,7 @@ import yaml
 from r1zero.checkpoint import manifest, shelf
 from r1zero.checkpoint.progress import Record
 from r1zero.config import Config
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.weights import found
 from r1zero.weights.unpickle import check_pickles
@@ -22,7 +23,7 @@ PLACES = ("name", "output_dir", "training.resume", "actor_rollout_ref.actor_roll
 def locate(path: str | Path) -> Path | None:
     """The checkpoint of this program that a path names, directly or as the folder of checkpoints; None if none.
 
-    ValueError when a tracker names one that is gone.
+    BadInput when a tracker names one that is gone.
     """
     path = Path(path)
     if (path / manifest.NAME).is_file():
@@ -34,7 +35,7 @@ def start_weights(load: str, ref_load: str | None, resume: str | None) -> tuple[
     """Where training and its reference began, if `load` or ref.load names a checkpoint of this program.
 
     Returns (load, ref.load, resume). A checkpoint is where a run is, never where it began: the reference stays what
-    it was. ValueError when the checkpoint is damaged.
+    it was. BadInput when the checkpoint is damaged.
     """
     checkpoint = locate(load)
     if checkpoint is not None:
@@ -50,22 +51,22 @@ def pinned(load: str) -> str:
     """A Megatron folder as the one iteration in it that its tracker names now: later saves may move the tracker."""
     try:
         return str(found.find(load).folder) if found.is_megatron(Path(load)) else load
-    except ValueError:
+    except BadInput:
         return load  # the checks will say what is wrong with it
 
 
 def find(cfg: Config) -> Path | None:
     """The checkpoint to go on from: this run's own newest one, else the one that training.resume names.
 
-    ValueError when it is named and not there.
+    BadInput when it is named and not there.
     """
     own = shelf.find(cfg.checkpoints)
     if own is not None or cfg.training.resume is None:
         return own
     named = locate(cfg.training.resume)
     if named is None:
-        raise ValueError(f"training.resume: {cfg.training.resume} is not a complete checkpoint of this program, nor a "
-                         f"folder of them with {shelf.TRACKER}; give one, or leave the key out to start anew")
+        raise BadInput(f"training.resume: {cfg.training.resume} is not a complete checkpoint of this program, nor a "
+                       f"folder of them with {shelf.TRACKER}; give one, or leave the key out to start anew")
     return named
 
 
@@ -75,7 +76,7 @@ def check_resume(cfg: Config) -> list[str]:
         folder = find(cfg)
         if folder is not None:
             _check(cfg, folder)
-    except ValueError as error:
+    except BadInput as error:
         return [f"resume: {error}"]
     return []
 
@@ -85,14 +86,14 @@ def _check(cfg: Config, folder: Path) -> None:
         manifest.check_sizes(folder)
         check_pickles(folder)
         record = Record.read(folder)
-    except ValueError as error:
-        raise ValueError(f"{error}{shelf.way_out(folder)}") from None
+    except BadInput as error:
+        raise BadInput(f"{error}{shelf.way_out(folder)}") from None
     shape = _flat(dataclasses.asdict(ModelShape.from_folder(cfg.model_folder("actor_rollout"))))
     saved = _flat(record.shape)
     for key in sorted(shape.keys() | saved.keys()):
         if shape.get(key) != saved.get(key):
-            raise ValueError(f"{folder} holds a model with {key} {saved.get(key)}, but {cfg.actor_rollout.load} has "
-                             f"{shape.get(key)}; name the model that was trained, or another output_dir")
+            raise BadInput(f"{folder} holds a model with {key} {saved.get(key)}, but {cfg.actor_rollout.load} has "
+                           f"{shape.get(key)}; name the model that was trained, or another output_dir")
 
 
 def changes(cfg_text: str, folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ import shutil
 from pathlib import Path
 
 from r1zero.checkpoint import manifest, progress
+from r1zero.errors import BadInput
 from r1zero.weights.found import TRACKER, is_megatron
 
 _NAME = re.compile(r"iter_(\d{7,})")
@@ -48,7 +49,7 @@ def complete(save: Path) -> list[Path]:
 def find(save: Path) -> Path | None:
     """The checkpoint that a run saving into `save` goes on from: the one that the tracker names, else the newest.
 
-    None when there is none yet, or when the tracker names one that other programs wrote. ValueError when it
+    None when there is none yet, or when the tracker names one that other programs wrote. BadInput when it
     names nothing, or one that is gone or was never finished: the run would begin anew, unasked.
     """
     tracker = save / TRACKER
@@ -58,16 +59,16 @@ def find(save: Path) -> Path | None:
     if word == "release":
         return None
     if not word.isdecimal():
-        raise ValueError(f"{tracker} says {word[:40]!r} instead of an iteration's number{way_out(tracker)}")
+        raise BadInput(f"{tracker} says {word[:40]!r} instead of an iteration's number{way_out(tracker)}")
     folder = folder_of(save, int(word))
     if (folder / manifest.NAME).is_file():
         return folder
     if not folder.is_dir():
-        raise ValueError(f"{tracker} names iteration {word}, but there is no {folder}{way_out(folder)}")
+        raise BadInput(f"{tracker} names iteration {word}, but there is no {folder}{way_out(folder)}")
     if is_megatron(folder) and not (folder / progress.NAME).exists():
         return None
-    raise ValueError(f"{folder} has no {manifest.NAME}: it was never saved to its end, or lost files"
-                     f"{way_out(folder)}")
+    raise BadInput(f"{folder} has no {manifest.NAME}: it was never saved to its end, or lost files"
+                   f"{way_out(folder)}")
 
 
 def way_out(damaged: Path) -> str:

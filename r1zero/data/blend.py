@@ -11,21 +11,22 @@ from __future__ import annotations
 import os
 
 from r1zero.data.packed import is_packed
+from r1zero.errors import BadInput
 
 
 def split_blend(text: str) -> list[tuple[float, str]]:
-    """Return the weights, which add up to 1, and paths of a `data_path`. ValueError when it is malformed."""
+    """Return the weights, which add up to 1, and paths of a `data_path`. BadInput when it is malformed."""
     if not text.strip():
-        raise ValueError("it is empty; name a file, a prefix, or a blend such as 0.7,data/a,0.3,data/b")
+        raise BadInput("it is empty; name a file, a prefix, or a blend such as 0.7,data/a,0.3,data/b")
     words = [word.strip() for word in text.split(",")] if "," in text else text.split()
     if len(words) == 1 or os.path.exists(text) or is_packed(text):
         return [(1.0, text)]
     if len(words) % 2:
-        raise ValueError(f"{text!r} is neither a path nor weights and paths in turn, such as "
-                         "0.7,data/a,0.3,data/b")
+        raise BadInput(f"{text!r} is neither a path nor weights and paths in turn, such as "
+                       "0.7,data/a,0.3,data/b")
     weights = [_weight(word, path) for word, path in zip(words[::2], words[1::2], strict=True)]
     if sum(weights) == float("inf"):
-        raise ValueError(f"the weights of {text!r} add up to infinity; write shares: 0.7,data/a,0.3,data/b")
+        raise BadInput(f"the weights of {text!r} add up to infinity; write shares: 0.7,data/a,0.3,data/b")
     return [(weight / sum(weights), path) for weight, path in zip(weights, words[1::2], strict=True)]
 
 
@@ -35,10 +36,10 @@ def _weight(word: str, path: str) -> float:
     except ValueError:
         weight = 0.0
     if not 0 < weight < float("inf"):
-        raise ValueError(f"the weight of {path or 'nothing'} is {word!r}; it must be a number above 0, "
-                         "in front of its path: 0.7,data/a,0.3,data/b")
+        raise BadInput(f"the weight of {path or 'nothing'} is {word!r}; it must be a number above 0, "
+                       "in front of its path: 0.7,data/a,0.3,data/b")
     if not path:
-        raise ValueError(f"no path follows the weight {word}; write 0.7,data/a,0.3,data/b")
+        raise BadInput(f"no path follows the weight {word}; write 0.7,data/a,0.3,data/b")
     return weight
 
 

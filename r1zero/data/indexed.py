@@ -21,6 +21,8 @@ from types import TracebackType
 
 import numpy as np
 
+from r1zero.errors import BadInput
+
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC, _VERSION = b"MMIDIDX\x00\x00", 1
 _TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32,
@@ -55,37 +57,37 @@ def values_path(stem: Path) -> Path:
 
 
 def read_indexed(stem: Path) -> Indexed:
-    """Open the pair `stem`.bin and .idx. ValueError when one is missing, damaged or of another kind."""
+    """Open the pair `stem`.bin and .idx. BadInput when one is missing, damaged or of another kind."""
     path, data = index_path(stem), values_path(stem)
     try:
         index, size = path.read_bytes(), data.stat().st_size
     except OSError as error:
-        raise ValueError(f"{error.filename} cannot be read: {error.strerror}; {MAKE_AGAIN}") from None
+        raise BadInput(f"{error.filename} cannot be read: {error.strerror}; {MAKE_AGAIN}") from None
     if len(index) < _HEADER.size or not index.startswith(_MAGIC):
-        raise ValueError(f"{path} is not the index of a .bin file; {MAKE_AGAIN}")
+        raise BadInput(f"{path} is not the index of a .bin file; {MAKE_AGAIN}")
     _, version, code, sequences, boundaries = _HEADER.unpack_from(index)
     if version != _VERSION or code not in _TYPES:
-        raise ValueError(f"{path} has version {version} and number type {code}; known are version {_VERSION} "
-                         f"and types 1 to {max(_TYPES)}; {MAKE_AGAIN}")
+        raise BadInput(f"{path} has version {version} and number type {code}; known are version {_VERSION} "
+                       f"and types 1 to {max(_TYPES)}; {MAKE_AGAIN}")
     kind = np.dtype(_TYPES[code]).newbyteorder("<")
     if kind.kind == "f":
-        raise ValueError(f"{path} says that the numbers are {kind.name}, but token ids are whole; "
-                         f"{MAKE_AGAIN}")
+        raise BadInput(f"{path} says that the numbers are {kind.name}, but token ids are whole; "
+                       f"{MAKE_AGAIN}")
     wanted = _HEADER.size + 12 * sequences + 8 * boundaries
     if len(index) != wanted:
-        raise ValueError(f"{path} has {len(index)} bytes, but its header describes {wanted}: damaged or cut "
-                         f"off; {MAKE_AGAIN}")
+        raise BadInput(f"{path} has {len(index)} bytes, but its header describes {wanted}: damaged or cut "
+                       f"off; {MAKE_AGAIN}")
     lengths = np.frombuffer(index, "<i4", sequences, _HEADER.size)
     offsets = np.frombuffer(index, "<i8", sequences, _HEADER.size + 4 * sequences)
     documents = np.frombuffer(index, "<i8", boundaries, _HEADER.size + 12 * sequences)
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if not (np.array_equal(offsets, starts[:-1] * kind.itemsize) and (lengths >= 0).all()
             and _ascend(documents, sequences)):
-        raise ValueError(f"{path}: its lengths, offsets and documents contradict each other: damaged; "
-                         f"{MAKE_AGAIN}")
+        raise BadInput(f"{path}: its lengths, offsets and documents contradict each other: damaged; "
+                       f"{MAKE_AGAIN}")
     if size != starts[-1] * kind.itemsize:
-        raise ValueError(f"{data} has {size} bytes, but its index describes {starts[-1] * kind.itemsize}: "
-                         f"damaged or cut off; {MAKE_AGAIN}")
+        raise BadInput(f"{data} has {size} bytes, but its index describes {starts[-1] * kind.itemsize}: "
+                       f"damaged or cut off; {MAKE_AGAIN}")
     values = np.memmap(data, kind, "r") if size else np.empty(0, kind)
     return Indexed(data, values, starts[documents])
 
@@ -97,13 +99,13 @@ def _ascend(documents: np.ndarray, sequences: int) -> bool:
 
 
 def check_writable(prefix: Path) -> None:
-    """Make the folder of a file or prefix. ValueError when it cannot be made or written."""
+    """Make the folder of a file or prefix. BadInput when it cannot be made or written."""
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=prefix.parent):
             pass
     except OSError as error:
-        raise ValueError(f"{prefix.parent} cannot be written: {error.strerror}; name another") from None
+        raise BadInput(f"{prefix.parent} cannot be written: {error.strerror}; name another") from None
 
 
 class IndexedWriter:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from r1zero.data.indexed import MAKE_AGAIN, Indexed, index_path, read_indexed, values_path
+from r1zero.errors import BadInput
 
 IGNORED = -100  # label of a token that is no answer
 
@@ -43,21 +44,21 @@ class PackedRow:
 def read_packed(prefix: str | Path, vocab_size: int) -> Iterator[PackedRow]:
     """Yield the rows of a tokenised data set that are not empty.
 
-    ValueError when a file is missing or damaged, the fields do not belong together, or a token id is not
+    BadInput when a file is missing or damaged, the fields do not belong together, or a token id is not
     below `vocab_size`.
     """
     answers = index_path(stem(prefix, "labels"))
     if not answers.exists() and index_path(stem(prefix, "input_ids")).exists():
-        raise ValueError(f"{prefix} has no {answers.name}, so nothing says which answers are right; "
-                         "preprocess it with --handler-name R1AlpacaStyleInstructionHandler")
+        raise BadInput(f"{prefix} has no {answers.name}, so nothing says which answers are right; "
+                       "preprocess it with --handler-name R1AlpacaStyleInstructionHandler")
     inputs, labels = read_indexed(stem(prefix, "input_ids")), read_indexed(stem(prefix, "labels"))
     if len(inputs) != len(labels):
-        raise ValueError(f"{prefix}: {len(inputs)} documents of input_ids, but {len(labels)} of labels; "
-                         f"{MAKE_AGAIN}")
+        raise BadInput(f"{prefix}: {len(inputs)} documents of input_ids, but {len(labels)} of labels; "
+                       f"{MAKE_AGAIN}")
     _check_ids(inputs, inputs.values < 0, vocab_size)
     _check_ids(labels, (labels.values < 0) & (labels.values != IGNORED), vocab_size)
     if not len(inputs.values):
-        raise ValueError(f"{prefix} holds no prompts; {MAKE_AGAIN} from a file with at least one problem")
+        raise BadInput(f"{prefix} holds no prompts; {MAKE_AGAIN} from a file with at least one problem")
     for document in range(len(inputs)):
         prompt, answer = inputs[document], labels[document]
         if len(prompt) or len(answer):
@@ -68,8 +69,8 @@ def _check_ids(field: Indexed, negative: np.ndarray, vocab_size: int) -> None:
     wrong = np.flatnonzero(negative | (field.values >= vocab_size))
     if len(wrong):
         document = int(np.searchsorted(field.bounds, wrong[0], side="right")) - 1
-        raise ValueError(f"{field.path}, document {document}: token id {field.values[wrong[0]]} is outside "
-                         f"the vocabulary of {vocab_size}; was it made with the tokenizer of another model?")
+        raise BadInput(f"{field.path}, document {document}: token id {field.values[wrong[0]]} is outside "
+                       f"the vocabulary of {vocab_size}; was it made with the tokenizer of another model?")
 
 
 def _row(prefix: str | Path, document: int, tokens: np.ndarray, labels: np.ndarray) -> PackedRow:
@@ -81,9 +82,9 @@ def _row(prefix: str | Path, document: int, tokens: np.ndarray, labels: np.ndarr
         start = int(given.argmax()) if given.any() else len(labels)
         prompt, answer = tokens[:start], labels[start:]
         if not np.array_equal(answer, tokens[start:]):
-            raise ValueError(f"{prefix}, document {document}: labels must be {IGNORED} on the prompt and "
-                             f"then repeat input_ids; {MAKE_AGAIN}")
+            raise BadInput(f"{prefix}, document {document}: labels must be {IGNORED} on the prompt and "
+                           f"then repeat input_ids; {MAKE_AGAIN}")
     if not len(prompt) or not len(answer):
         missing = "answer" if len(prompt) else "prompt"
-        raise ValueError(f"{prefix}, document {document} has no {missing}; {MAKE_AGAIN}")
+        raise BadInput(f"{prefix}, document {document} has no {missing}; {MAKE_AGAIN}")
     return PackedRow(document, prompt, answer)

@@ -20,6 +20,7 @@ from r1zero.data.packed import IGNORED, stem
 from r1zero.data.problems import Problem
 from r1zero.data.prompts import detokenize, load_tokenizer, tokenize
 from r1zero.data.template import Template
+from r1zero.errors import BadInput
 
 Fields = dict[str, np.ndarray]  # int32 arrays by name, those of one row
 Handler = Callable[[list[int], list[int], int], Fields]  # prompt, answer and end of text to fields
@@ -87,7 +88,7 @@ def preprocess(problems: Sequence[Problem], prefix: str, recipe: Recipe, workers
                advance: Callable[[int], object] = lambda rows: None) -> Summary:
     """Write the fields of all problems under `prefix`, complete or not at all; `advance` hears of rows done.
 
-    ValueError for a bad tokenizer or template and when no row is left, RuntimeError when a worker dies.
+    BadInput for a bad tokenizer or template and when no row is left, RuntimeError when a worker dies.
     """
     _tools(recipe)  # finds what is wrong before any process starts
     names = list(HANDLERS[recipe.handler]([0], [0], 0))
@@ -100,8 +101,8 @@ def preprocess(problems: Sequence[Problem], prefix: str, recipe: Recipe, workers
                 summary.count(row)
             advance(len(rows))
         if summary.dropped == summary.rows:
-            raise ValueError(f"--seq-length {recipe.too_long}: every row has a field of that many tokens or "
-                             "more; give a larger one")
+            raise BadInput(f"--seq-length {recipe.too_long}: every row has a field of that many tokens or "
+                           "more; give a larger one")
     return summary
 
 

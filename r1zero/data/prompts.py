@@ -17,6 +17,7 @@ from r1zero.data.blend import Blend, split_blend
 from r1zero.data.packed import is_packed, read_packed
 from r1zero.data.problems import parse_json, read_problems
 from r1zero.data.template import Template
+from r1zero.errors import BadInput
 
 _CHUNK = 1024  # texts tokenised in one call
 
@@ -33,7 +34,7 @@ class Prompts:
                  shuffle: bool = True) -> None:
         """Read `data_path` (see data/blend.py) and drop prompts of more than `max_prompt_length` tokens.
 
-        ValueError when a file, a row or a column is bad, or no prompt is left.
+        BadInput when a file, a row or a column is bad, or no prompt is left.
         """
         self.seed, self.shuffle = seed, shuffle
         self.prompts: list[Prompt] = []
@@ -45,8 +46,8 @@ class Prompts:
             found = _read(path, first, map_keys, template, tokenizer)
             kept = [prompt for prompt in found if len(prompt.tokens) <= max_prompt_length]
             if not kept:
-                raise ValueError(f"{path}: all {len(found)} prompts are longer than max_prompt_length="
-                                 f"{max_prompt_length} tokens; set a larger one")
+                raise BadInput(f"{path}: all {len(found)} prompts are longer than max_prompt_length="
+                               f"{max_prompt_length} tokens; set a larger one")
             self._sets.append(range(len(self.prompts), len(self.prompts) + len(kept)))
             self.prompts += kept
             self.num_rows += len(found)
@@ -110,23 +111,23 @@ def detokenize(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a local model folder. ValueError when it is missing or broken."""
+    """Load the tokenizer of a local model folder. BadInput when it is missing or broken."""
     folder = Path(folder)
     if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
-        raise ValueError(f"{folder} has no tokenizer.json or tokenizer_config.json; tokenizer_name_or_path "
-                         "(default: load) must name a folder with the tokenizer files")
+        raise BadInput(f"{folder} has no tokenizer.json or tokenizer_config.json; tokenizer_name_or_path "
+                       "(default: load) must name a folder with the tokenizer files")
     for path in sorted(folder.glob("*token*.json")):
         parse_json(str(path), path.read_text(encoding="utf-8"))  # a cut-off file shall name itself
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the tokenizer in {folder} cannot be loaded: {error}") from None
+        raise BadInput(f"the tokenizer in {folder} cannot be loaded: {error}") from None
 
 
 def end_of_text_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return all ids that end a response, ascending, as the folder's JSON files and the tokenizer name them.
 
-    ValueError when there is none.
+    BadInput when there is none.
     """
     found = {tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
@@ -135,5 +136,5 @@ def end_of_text_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> t
             ids = parse_json(str(path), path.read_text(encoding="utf-8")).get("eos_token_id")
             found |= set(ids) if isinstance(ids, list) else {ids}
     if found == {None}:
-        raise ValueError(f"{folder} names no end of text; set eos_token_id in its generation_config.json")
+        raise BadInput(f"{folder} names no end of text; set eos_token_id in its generation_config.json")
     return tuple(sorted(found - {None}))

@@ -10,6 +10,7 @@ import difflib
 import re
 from pathlib import Path
 
+from r1zero.errors import BadInput
 from r1zero.typed import read_json
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "configs" / "templates.json"
@@ -20,27 +21,27 @@ class Template:
     """A named template of a templates file."""
 
     def __init__(self, name: str, path: str | Path = TEMPLATES) -> None:
-        """Look `name` up. ValueError when the file or the entry is missing or malformed."""
+        """Look `name` up. BadInput when the file or the entry is missing or malformed."""
         entry = _read(Path(path), name)
         self.name = name
         self.text: str = "".join(entry["text"])
         self.default_system: str | None = entry.get("system")
         places = _PLACES.findall(self.text)
         if places.count("question") != 1:
-            raise ValueError(f"{path}: the text of template {name!r} must hold {{question}} exactly once")
+            raise BadInput(f"{path}: the text of template {name!r} must hold {{question}} exactly once")
         self.takes_system = "system" in places
         if self.takes_system != (self.default_system is not None):
-            raise ValueError(f"{path}: template {name!r} needs {{system}} in its text and a default under "
-                             "\"system\", or neither")
+            raise BadInput(f"{path}: template {name!r} needs {{system}} in its text and a default under "
+                           "\"system\", or neither")
 
     def render(self, question: str, system: str | None = None) -> str:
         """Return the prompt for `question`; an empty `system` means the template's default.
 
-        ValueError when a system text is given that the template has no place for.
+        BadInput when a system text is given that the template has no place for.
         """
         if system and not self.takes_system:
-            raise ValueError(f"template {self.name!r} has no {{system}}, so the data's system text would "
-                             "be lost; choose another prompt_type or set map_keys.system to \"\"")
+            raise BadInput(f"template {self.name!r} has no {{system}}, so the data's system text would "
+                           "be lost; choose another prompt_type or set map_keys.system to \"\"")
         filling = {"question": question, "system": system or self.default_system}
         return _PLACES.sub(lambda place: filling[place[1]], self.text)
 
@@ -49,14 +50,14 @@ def _read(path: Path, name: str) -> dict:
     """Return the entry `name` of the templates file at `path`."""
     entries = read_json(path)
     if not isinstance(entries, dict):
-        raise ValueError(f"{path} must hold a JSON object that maps names to templates")
+        raise BadInput(f"{path} must hold a JSON object that maps names to templates")
     if name not in entries:
         nearest = difflib.get_close_matches(name, entries, cutoff=0.4) or list(entries)
-        raise ValueError(f"prompt template {name!r} is not in {path}; the nearest are {', '.join(nearest)}")
+        raise BadInput(f"prompt template {name!r} is not in {path}; the nearest are {', '.join(nearest)}")
     entry = entries[name]
     if (not isinstance(entry, dict) or not set(entry) <= {"text", "system"}
             or not isinstance(entry.get("system", ""), str) or not isinstance(entry.get("text"), list)
             or not all(isinstance(piece, str) for piece in entry["text"])):
-        raise ValueError(f"{path}: template {name!r} must have \"text\", a list of strings, and may have "
-                         "\"system\", a string")
+        raise BadInput(f"{path}: template {name!r} must have \"text\", a list of strings, and may have "
+                       "\"system\", a string")
     return entry

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from r1zero.errors import BadInput
 from r1zero.observe.history import RunHistory
 from r1zero.observe.picks import STEP_BYTES, TEXT_LIMIT
 
@@ -40,10 +41,10 @@ def write_report(path: Path, histories: Sequence[RunHistory]) -> None:
 
 
 def open_runs(folders: Sequence[Path]) -> list[RunHistory]:
-    """Read these run folders, which share the room in the page. ValueError for a folder that is no run."""
+    """Read these run folders, which share the room in the page. BadInput for a folder that is no run."""
     for folder in folders:
         if not (folder / "metrics.jsonl").is_file():
-            raise ValueError(f"{folder} is no run folder: metrics.jsonl is missing; give a run's output_dir")
+            raise BadInput(f"{folder} is no run folder: metrics.jsonl is missing; give a run's output_dir")
     histories = [RunHistory(folder, PACKED_BYTES // len(folders)) for folder in folders]
     for history in histories:
         history.read()

@@ -28,6 +28,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import random
 
 from r1zero.checkpoint.manifest import File, describe
+from r1zero.errors import BadInput
 from r1zero.policy.policy import Policy
 
 # Whole tensors, gathered from the data-parallel ranks: the one kind that TP, PP and DP may change under.
@@ -110,7 +111,7 @@ def _reason(error: BaseException) -> str:
 def load_policy(policy: Policy, folder: Path, updates: int) -> None:
     """Fill model and optimizer from a checkpoint of any layout, and set the schedule to `updates`. Collective.
 
-    ValueError when it is not a checkpoint of this model. Hyperparameters stay as configured.
+    BadInput when it is not a checkpoint of this model. Hyperparameters stay as configured.
     """
     groups = policy.optimizer.param_groups
     configured = [{key: value for key, value in group.items() if key not in ("params", "step")} for group in groups]
@@ -119,7 +120,7 @@ def load_policy(policy: Policy, folder: Path, updates: int) -> None:
         try:
             loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_ALL)
         except (CheckpointingException, KeyError) as error:
-            raise ValueError(f"{folder} does not hold this model and its optimizer: {error}") from None
+            raise BadInput(f"{folder} does not hold this model and its optimizer: {error}") from None
         missing, unexpected = policy.model.module.load_state_dict(loaded["model"], strict=False)
         assert not unexpected and all(name.endswith("._extra_state") for name in missing), (missing, unexpected)
         policy.optimizer.load_state_dict(loaded["optimizer"])

@@ -161,7 +161,7 @@ class RoleModel:
 
     @torch.no_grad()
     def load(self, path: str) -> None:
-        """Fill the parameters from a Hugging Face folder or a Megatron checkpoint. ValueError if it does not fit."""
+        """Fill the parameters from a Hugging Face folder or a Megatron checkpoint. BadInput if it does not fit."""
         parameters, span = self.parameters(), self.grid.span
         held = stage_tensors(self.shape, self.grid.stage, span.pp)
         weights = open_weights(path, self.shape)

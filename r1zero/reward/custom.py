@@ -15,6 +15,7 @@ from numbers import Real
 from pathlib import Path
 from types import ModuleType
 
+from r1zero.errors import BadInput
 from r1zero.reward.case import Case, Grader
 from r1zero.sentences import nearest
 
@@ -42,16 +43,16 @@ def check_name(name: str) -> list[str]:
 
 @cache
 def load(name: str) -> Grader:
-    """Import a custom scorer. ValueError with a sentence when that fails, whatever the reason."""
+    """Import a custom scorer. BadInput with a sentence when that fails, whatever the reason."""
     place, _, function = name.rpartition(":")
     try:
         module = _file_module(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - code of the user: anything may happen
-        raise ValueError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from None
+        raise BadInput(f"{name} cannot be loaded: {type(error).__name__}: {error}") from None
     if function not in vars(module):
-        raise ValueError(f"{name}: {place} has no {function}{nearest(function, vars(module))}")
+        raise BadInput(f"{name}: {place} has no {function}{nearest(function, vars(module))}")
     if not callable(vars(module)[function]):
-        raise ValueError(f"{name}: {function} in {place} is no function")
+        raise BadInput(f"{name}: {function} in {place} is no function")
     return vars(module)[function]
 
 

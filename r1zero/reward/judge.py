@@ -37,7 +37,7 @@ class _Group:
 class Judge:
     """Scores groups of responses. `weights` belong to `names`; see `rules.SCORERS`.
 
-    Use as a context manager, or call `close`. Raises ValueError for scorers that cannot be, and RuntimeError
+    Use as a context manager, or call `close`. Raises BadInput for scorers that cannot be, and RuntimeError
     from `poll`, `submit` or `collect` when workers cannot start or fail their self-test.
     """
 

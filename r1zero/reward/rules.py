@@ -13,6 +13,7 @@ from functools import partial
 
 from r1zero.batch import Outcome, Score
 from r1zero.config import Accuracy, Reward
+from r1zero.errors import BadInput
 from r1zero.reward import custom, shaping
 from r1zero.reward import format as shape
 from r1zero.reward.case import Case, Grader
@@ -106,8 +107,8 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 
 def select(names: Sequence[str], reward: Reward) -> dict[str, Scorer]:
-    """Return the named scorers in order, by their shown names. ValueError for names that cannot be."""
+    """Return the named scorers in order, by their shown names. BadInput for names that cannot be."""
     for problem in check_names(names):
-        raise ValueError(problem)
+        raise BadInput(problem)
     return {shown_name(name): _grade_group(partial(custom.grade, name)) if custom.is_custom(name)
             else SCORERS[name](reward) for name in names}

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import psutil
 
 from r1zero.config import Reward
+from r1zero.errors import BadInput
 from r1zero.reward import custom
 from r1zero.reward.case import Case
 from r1zero.reward.rules import VERDICTS, Scorer, accuracy, select
@@ -97,7 +98,7 @@ def _prepare(names: Sequence[str]) -> str:
     try:
         for name in filter(custom.is_custom, names):
             custom.load(name)
-    except ValueError as error:
+    except BadInput as error:
         return str(error)
     if not set(VERDICTS) & set(names):
         return ""

@@ -16,6 +16,8 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from r1zero.errors import BadInput
+
 TRACKER = "latest_checkpointed_iteration.txt"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -50,25 +52,25 @@ class Found:
 
 
 def find(path: str | Path) -> Found:
-    """Tell what `path` holds. ValueError when it is nothing known, ambiguous, or lacks files."""
+    """Tell what `path` holds. BadInput when it is nothing known, ambiguous, or lacks files."""
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"{path} is not a folder; give a Hugging Face model folder or a Megatron checkpoint")
+        raise BadInput(f"{path} is not a folder; give a Hugging Face model folder or a Megatron checkpoint")
     if _is_iteration(path):
         number = re.fullmatch(r"iter_(\d+)", path.resolve().name)
         return _iteration(path, int(number[1]) if number else None)
     is_hf = (path / SINGLE).is_file() or (path / INDEX).is_file()
     if (path / TRACKER).is_file():
         if is_hf:
-            raise ValueError(f"{path} holds a Hugging Face model and Megatron checkpoints: name the "
-                             "iteration's folder, or move one of the two")
+            raise BadInput(f"{path} holds a Hugging Face model and Megatron checkpoints: name the "
+                           "iteration's folder, or move one of the two")
         return _tracked(path)
     others = _iterations(path)
     if is_hf or (path / CONFIG).is_file() and not others:
         return Found("hf", path)
     way_out = (f"it has no {TRACKER}: name one of its folders, such as {others[-1]}" if others else
                f"a Hugging Face model has {CONFIG} and {SINGLE}, a Megatron checkpoint {TRACKER}")
-    raise ValueError(f"{path} holds no weights; {way_out}")
+    raise BadInput(f"{path} holds no weights; {way_out}")
 
 
 def config_folder(load: str | Path, fallback: str | Path) -> Path:
@@ -104,15 +106,15 @@ def check_files(found: Found) -> list[str]:
 def _tracked(path: Path) -> Found:
     text = (path / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     if text != "release" and not text.isdecimal():
-        raise ValueError(f"{path / TRACKER} says {text[:40]!r} instead of an iteration's number or release; "
-                         "name an iteration's folder")
+        raise BadInput(f"{path / TRACKER} says {text[:40]!r} instead of an iteration's number or release; "
+                       "name an iteration's folder")
     folder = path / ("release" if text == "release" else f"iter_{int(text):07d}")
     if not _is_iteration(folder):
         others = [other for other in _iterations(path) if other != folder]
         way_out = (f"there is {others[-1]}, which can be named instead" if others
                    else "copy the checkpoint again")
         state = "holds no checkpoint" if folder.is_dir() else "does not exist"
-        raise ValueError(f"{path / TRACKER} says {text}, but {folder} {state}; {way_out}")
+        raise BadInput(f"{path / TRACKER} says {text}, but {folder} {state}; {way_out}")
     return _iteration(folder, None if text == "release" else int(text))
 
 
@@ -133,10 +135,10 @@ def _iteration(folder: Path, number: int | None) -> Found:
     try:
         backend = json.loads(path.read_text(encoding="utf-8"))["sharded_backend"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} does not name the checkpoint's format; copy the checkpoint again") from None
+        raise BadInput(f"{path} does not name the checkpoint's format; copy the checkpoint again") from None
     if backend != "torch_dist":
-        raise ValueError(f"{folder} is a Megatron checkpoint in the format {backend}; only torch_dist and "
-                         "legacy ones can be read: save it with --ckpt-format torch_dist")
+        raise BadInput(f"{folder} is a Megatron checkpoint in the format {backend}; only torch_dist and "
+                       "legacy ones can be read: save it with --ckpt-format torch_dist")
     return Found("torch_dist", folder, number)
 
 
@@ -150,8 +152,8 @@ def _shards(folder: Path) -> dict[tuple[int, int], Path]:
         if match := _SHARD.fullmatch(entry.name):
             tp, pp, ep = match.groups()
             if ep is not None:
-                raise ValueError(f"{folder} was saved with expert parallelism ({entry.name}); only dense "
-                                 "models can be read")
+                raise BadInput(f"{folder} was saved with expert parallelism ({entry.name}); only dense "
+                               "models can be read")
             grids.setdefault(pp is not None, {})[int(tp), int(pp or 0)] = entry / "model_optim_rng.pt"
     missing = []
     for staged, files in sorted(grids.items()):
@@ -161,8 +163,8 @@ def _shards(folder: Path) -> dict[tuple[int, int], Path]:
         missing = [name for index, name in names.items() if index not in files or not files[index].is_file()]
         if not missing:
             return files
-    raise ValueError(f"{folder} lacks model_optim_rng.pt in {', '.join(missing[:8])}; "
-                     "copy the checkpoint again")
+    raise BadInput(f"{folder} lacks model_optim_rng.pt in {', '.join(missing[:8])}; "
+                   "copy the checkpoint again")
 
 
 def _size(path: Path) -> int:

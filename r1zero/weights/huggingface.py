@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.weights.found import CONFIG, INDEX, SINGLE, Found
 from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape, local_view, tensors
@@ -32,7 +33,7 @@ class HuggingFaceWeights(Weights):
     """The weights of a Hugging Face folder of safetensors files."""
 
     def __init__(self, found: Found, shape: ModelShape) -> None:
-        """Open all files and check the whole model. ValueError listing what does not fit."""
+        """Open all files and check the whole model. BadInput listing what does not fit."""
         super().__init__(found, shape)
         self._files = _open(found, shape)
 
@@ -43,7 +44,7 @@ class HuggingFaceWeights(Weights):
                 for tensor in tensors(self.shape) for name in tensor.hf}
 
     def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Read one TP rank's parameter only. ValueError if a tied model has another output layer."""
+        """Read one TP rank's parameter only. BadInput if a tied model has another output layer."""
         part = _read(self._files, tensor, tp_rank, tp)
         if tensor.name in (EMBEDDING, OUTPUT_LAYER) and self.shape.tied and HEAD in self._files:
             head = self._files[HEAD].get_slice(HEAD)[tp_rank * len(part):(tp_rank + 1) * len(part)]
@@ -56,13 +57,13 @@ def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor
     """Write a Hugging Face folder from whole tensors in Megatron's layout for TP 1, in any order.
 
     `dtype_name` is torch's ("bfloat16"). Files are at most `shard_bytes` long, unless one tensor is longer.
-    The folder appears complete or not at all; an older model folder of that name is replaced. ValueError if
+    The folder appears complete or not at all; an older model folder of that name is replaced. BadInput if
     it is the source or not a model folder.
     """
     folder, source = Path(folder), Path(source_folder)
     if folder.exists() and (folder.resolve() == source.resolve() or not _replaceable(folder)):
-        raise ValueError(f"{folder} exists and is the source model or not a model folder; "
-                         "name another one to save to")
+        raise BadInput(f"{folder} exists and is the source model or not a model folder; "
+                       "name another one to save to")
     partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -82,14 +83,14 @@ def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor
 
 
 def _open(found: Found, shape: ModelShape) -> dict[str, safe_open]:
-    """Map each tensor's Hugging Face name to its open file. ValueError listing what does not fit."""
+    """Map each tensor's Hugging Face name to its open file. BadInput listing what does not fit."""
     files: dict[str, safe_open] = {}
     for path in _weight_files(found.folder):
         try:
             file = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{path} cannot be read as safetensors ({error}); "
-                             "fetch the model again") from None
+            raise BadInput(f"{path} cannot be read as safetensors ({error}); "
+                           "fetch the model again") from None
         files.update(dict.fromkeys(file.keys(), file))
     expected = {name: size for tensor in tensors(shape)
                 for name, size in zip(tensor.hf, tensor.hf_shape, strict=True)}
@@ -108,14 +109,14 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}; "
-                         "weights in another format must be saved as safetensors first")
+        raise BadInput(f"{folder} has neither {SINGLE} nor {INDEX}; "
+                       "weights in another format must be saved as safetensors first")
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
         return [folder / name for name in sorted(names)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of safetensors files ({error!r}); "
-                         "fetch the model again") from None
+        raise BadInput(f"{index} is not an index of safetensors files ({error!r}); "
+                       "fetch the model again") from None
 
 
 def _misfit(name: str, source, expected: tuple[int, ...]) -> list[str]:

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.weights.found import Found
 from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, tensors
@@ -26,7 +27,7 @@ class LegacyWeights(MegatronWeights):
     """The weights of an iteration's mp_rank files."""
 
     def __init__(self, found: Found, shape: ModelShape) -> None:
-        """Map all files and check that together they hold the model. ValueError listing what does not fit."""
+        """Map all files and check that together they hold the model. BadInput listing what does not fit."""
         super().__init__(found, shape)
         self.tp, self.pp = found.layout
         files = {index: load_pickled(path) for index, path in found.files.items()}
@@ -35,8 +36,8 @@ class LegacyWeights(MegatronWeights):
         chunks = _chunks(files[0, 0])
         for index, content in files.items():
             if _chunks(content) != chunks:
-                raise ValueError(f"{found.files[index]} holds {', '.join(_chunks(content))}, but {found.files[0, 0]} "
-                                 f"{', '.join(chunks)}: they are of two checkpoints; copy the checkpoint again")
+                raise BadInput(f"{found.files[index]} holds {', '.join(_chunks(content))}, but {found.files[0, 0]} "
+                               f"{', '.join(chunks)}: they are of two checkpoints; copy the checkpoint again")
         self.shards = [_join([files[tp, pp][chunk] for chunk in chunks for pp in range(self.pp)])
                        for tp in range(self.tp)]
         refuse_misfits(found, [problem for tp in range(self.tp) for problem in self._problems(tp)])
@@ -87,16 +88,16 @@ def _check_content(found: Found, index: tuple[int, int], content: object, shape:
     path = found.files[index]
     chunk = content.get("model", content.get("model0")) if isinstance(content, dict) else None
     if not isinstance(chunk, dict):
-        raise ValueError(f"{path} holds no model; give a checkpoint of Megatron")
+        raise BadInput(f"{path} holds no model; give a checkpoint of Megatron")
     if "language_model" in chunk:
-        raise ValueError(f"{path} holds a model from before megatron-core; convert it with use_mcore_models")
+        raise BadInput(f"{path} holds a model from before megatron-core; convert it with use_mcore_models")
     args = content.get("args")
     if isinstance(args, Namespace):
         given = vars(args)
         saved = given.get("tensor_model_parallel_size"), given.get("pipeline_model_parallel_size")
         if None not in saved and saved != found.layout:
-            raise ValueError("{} was saved at TP{} PP{}, but {} holds files of TP{} PP{}; copy the "
-                             "checkpoint again".format(path, *saved, found.folder, *found.layout))
+            raise BadInput("{} was saved at TP{} PP{}, but {} holds files of TP{} PP{}; copy the "
+                           "checkpoint again".format(path, *saved, found.folder, *found.layout))
         check_args(found, args, shape)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.weights import legacy_files, torch_dist
 from r1zero.weights.huggingface import HuggingFaceWeights
@@ -17,18 +18,18 @@ READERS = {"hf": HuggingFaceWeights, "legacy": legacy_files.LegacyWeights,
 def open_weights(path: str | Path, shape: ModelShape) -> Weights:
     """Detect what lies at `path` and check, from headers only, that it is this model, whole.
 
-    ValueError for damaged or unsafe files, and for a list of missing, unexpected and misshaped tensors.
+    BadInput for damaged or unsafe files, and for a list of missing, unexpected and misshaped tensors.
     """
     found = find(path)
     return READERS[found.kind](found, shape)
 
 
 def stored_shape(found: Found) -> ModelShape:
-    """The shape of a Megatron checkpoint by its own arguments. ValueError when it does not tell."""
+    """The shape of a Megatron checkpoint by its own arguments. BadInput when it does not tell."""
     args = (legacy_files if found.kind == "legacy" else torch_dist).read_args(found)
     try:
         given = {} if args is None else vars(args)
         return ModelShape.from_megatron({key: value for key, value in given.items() if value is not None})
     except KeyError as error:
-        raise ValueError(f"{found.folder} does not tell the model's {error.args[0]}; name a folder with its "
-                         "config.json") from None
+        raise BadInput(f"{found.folder} does not tell the model's {error.args[0]}; name a folder with its "
+                       "config.json") from None

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -79,10 +80,10 @@ def stage_tensors(shape: ModelShape, stage: int, pp: int) -> list[Tensor]:
 
 
 def stage_of(tensor: Tensor, num_layers: int, pp: int) -> int:
-    """Return the pipeline stage of a tensor, layers being spread evenly. ValueError if they cannot be."""
+    """Return the pipeline stage of a tensor, layers being spread evenly. BadInput if they cannot be."""
     if num_layers % pp:
-        raise ValueError(f"num_hidden_layers {num_layers} cannot be spread evenly over {pp} pipeline stages; "
-                         "choose a pipeline size that divides it")
+        raise BadInput(f"num_hidden_layers {num_layers} cannot be spread evenly over {pp} pipeline stages; "
+                       "choose a pipeline size that divides it")
     if tensor.layer is not None:
         return tensor.layer // (num_layers // pp)
     return 0 if tensor.place == "first" else pp - 1
@@ -97,7 +98,7 @@ def name_on_stage(tensor: Tensor, num_layers: int, pp: int) -> str:
 
 
 def local_shape(tensor: Tensor, tp: int) -> tuple[int, ...]:
-    """Return the shape of one TP rank's parameter in Megatron. ValueError if TP does not divide it."""
+    """Return the shape of one TP rank's parameter in Megatron. BadInput if TP does not divide it."""
     return _fold(_local_view_shape(tensor, tp))
 
 
@@ -165,8 +166,8 @@ def _local_view_shape(tensor: Tensor, tp: int) -> tuple[int, ...]:
         return tensor.view
     size = tensor.view[tensor.axis]
     if size % tp:
-        raise ValueError(f"{tensor.name} has {size} slices along its cut axis, which tensor parallel size "
-                         f"{tp} does not divide; choose a size that does")
+        raise BadInput(f"{tensor.name} has {size} slices along its cut axis, which tensor parallel size "
+                       f"{tp} does not divide; choose a size that does")
     return tensor.view[:tensor.axis] + (size // tp,) + tensor.view[tensor.axis + 1:]
 
 

@@ -90,7 +90,7 @@ def plan(tensors: Sequence[Tensor], num_layers: int, train: Span, rollout: Span,
     """Lay out the publication of `tensors` (all of one dtype) in broadcasts of at most `bucket_bytes`.
 
     Replicas take turns as sources, the one that has sent least first, so that all links work.
-    ValueError when TP does not divide a tensor or PP the layers.
+    BadInput when TP does not divide a tensor or PP the layers.
     """
     assert rollout.pp == 1, "rollout ranks have no pipeline stages"
     limit = bucket_bytes // element_size

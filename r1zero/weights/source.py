@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.weights.found import Found
 from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape
@@ -33,7 +34,7 @@ class Weights(ABC):
 
     @abstractmethod
     def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Return one TP rank's parameter, contiguous, in the file's dtype. ValueError if it cannot be read.
+        """Return one TP rank's parameter, contiguous, in the file's dtype. BadInput if it cannot be read.
 
         It may lie in a mapped file: use it up before the file changes, and write nothing into it.
         """
@@ -70,7 +71,7 @@ class MegatronWeights(Weights):
         """Whether a tensor of this name is stored."""
 
     def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Assemble one TP rank's parameter. ValueError when a tied model has another output layer."""
+        """Assemble one TP rank's parameter. BadInput when a tied model has another output layer."""
         tied = self.shape.tied and tensor.name in (EMBEDDING, OUTPUT_LAYER)
         part = self._assemble(replace(tensor, name=EMBEDDING) if tied else tensor, tp_rank, tp)
         if tied and self.stores(OUTPUT_LAYER):
@@ -130,14 +131,14 @@ def misfit(tensor: Tensor, found: tuple[int, ...], dtype: torch.dtype, tp: int =
 
 
 def refuse_misfits(found: Found, problems: list[str]) -> None:
-    """ValueError that lists what does not fit, shortened."""
+    """BadInput that lists what does not fit, shortened."""
     if problems:
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise ValueError(f"the weights in {found.folder} do not fit config.json: {shown}")
+        raise BadInput(f"the weights in {found.folder} do not fit config.json: {shown}")
 
 
 def check_args(found: Found, args: Namespace, shape: ModelShape) -> None:
-    """Compare the arguments that a checkpoint was made with. ValueError where its weights would be misread.
+    """Compare the arguments that a checkpoint was made with. BadInput where its weights would be misread.
 
     A warning where they do not tell: converters leave the rotary base and the norm's epsilon at defaults.
     """
@@ -153,11 +154,11 @@ def check_args(found: Found, args: Namespace, shape: ModelShape) -> None:
 
 
 def refuse_untied(found: Found, embedding: torch.Tensor, head: torch.Tensor) -> None:
-    """ValueError for a separate output layer in a model that claims to have none: one would be lost."""
+    """BadInput for a separate output layer in a model that claims to have none: one would be lost."""
     if not torch.equal(embedding, head):
-        raise ValueError(f"the weights in {found.folder} have an output layer (lm_head.weight) that differs "
-                         "from the embedding although config.json says tie_word_embeddings: true; set that "
-                         "to false, or drop the output layer")
+        raise BadInput(f"the weights in {found.folder} have an output layer (lm_head.weight) that differs "
+                       "from the embedding although config.json says tie_word_embeddings: true; set that "
+                       "to false, or drop the output layer")
 
 
 def _within(box: Box, outer: Box) -> Box:

@@ -18,6 +18,7 @@ from math import prod
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
+from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.weights.found import Found
 from r1zero.weights.names import OUTPUT_LAYER, Tensor, tensors
@@ -55,7 +56,7 @@ class DistWeights(MegatronWeights):
     """The weights of an iteration's .distcp files."""
 
     def __init__(self, found: Found, shape: ModelShape) -> None:
-        """Read the metadata and check that the model is there. ValueError listing what does not fit."""
+        """Read the metadata and check that the model is there. BadInput listing what does not fit."""
         super().__init__(found, shape)
         if (args := read_args(found)) is not None:
             check_args(found, args, shape)
@@ -107,7 +108,7 @@ class DistWeights(MegatronWeights):
         except (RuntimeError, EOFError, pickle.UnpicklingError):
             values = None
         if not isinstance(values, torch.Tensor) or values.shape != chunk.sizes:
-            raise ValueError(f"{path} is damaged where {stored.key} should be; copy the checkpoint again")
+            raise BadInput(f"{path} is damaged where {stored.key} should be; copy the checkpoint again")
         return values if stored.layer is None else values[stored.layer - chunk.offsets[0]]
 
     def _problems(self) -> list[str]:
@@ -125,7 +126,7 @@ class DistWeights(MegatronWeights):
         return problems + [f"{name} is unexpected" for name in self.stored if name not in known]
 
     def _check_files(self) -> None:
-        """ValueError when a file that holds weights is missing or cut off."""
+        """BadInput when a file that holds weights is missing or cut off."""
         ends: dict[str, int] = {}
         for stored in self.stored.values():
             for chunk, _, _ in stored.chunks():
@@ -137,7 +138,7 @@ class DistWeights(MegatronWeights):
             if size is None or size < end:
                 state = ("is missing" if size is None
                          else f"has {size} bytes instead of at least {end}: it was cut off")
-                raise ValueError(f"{path} {state}; copy the checkpoint again")
+                raise BadInput(f"{path} {state}; copy the checkpoint again")
 
 
 def read_args(found: Found) -> Namespace | None:

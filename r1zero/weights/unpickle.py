@@ -20,6 +20,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from r1zero.errors import BadInput
+
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
@@ -45,7 +47,7 @@ _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeErr
                ImportError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
-class Unfamiliar(ValueError):
+class Unfamiliar(BadInput):
     """A pickle names something that no checkpoint needs."""
 
 
@@ -81,7 +83,7 @@ class _Reader(pickle.Unpickler):
 
 
 def check_pickles(folder: Path) -> None:
-    """Go through the pickles of a checkpoint of ours. ValueError naming what does not belong there."""
+    """Go through the pickles of a checkpoint of ours. BadInput naming what does not belong there."""
     with _told(folder / ".metadata") as path:
         _Reader(path, path.read_bytes(), _is_ours, _never).load()
     with _told(folder / "common.pt") as path, zipfile.ZipFile(path) as archive:
@@ -91,16 +93,16 @@ def check_pickles(folder: Path) -> None:
 
 
 def load_metadata(folder: Path) -> Metadata:
-    """Load the .metadata of a torch_dist checkpoint, a plain pickle. ValueError if bad or unsafe."""
+    """Load the .metadata of a torch_dist checkpoint, a plain pickle. BadInput if bad or unsafe."""
     with _told(folder / ".metadata") as path:
         found = _Reader(path, path.read_bytes(), _is_familiar, _is_built).load()
     if type(found).__name__ != "Metadata":
-        raise ValueError(f"{path} holds no metadata of a checkpoint; copy the checkpoint again")
+        raise BadInput(f"{path} holds no metadata of a checkpoint; copy the checkpoint again")
     return found
 
 
 def load_pickled(path: Path) -> Any:
-    """Load a file of torch.save; tensors stay on disk until they are touched. ValueError if bad or unsafe."""
+    """Load a file of torch.save; tensors stay on disk until they are touched. BadInput if bad or unsafe."""
     import torch
 
     with _told(path):
@@ -142,4 +144,4 @@ def _told(path: Path) -> Iterator[Path]:
         raise
     except _UNREADABLE as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be read ({cause}); copy the checkpoint again") from None
+        raise BadInput(f"{path} cannot be read ({cause}); copy the checkpoint again") from None

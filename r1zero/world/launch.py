@@ -12,6 +12,8 @@ import socket
 import subprocess
 from dataclasses import dataclass
 
+from r1zero.errors import BadInput
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -38,7 +40,7 @@ class Launch:
 
 
 def read_launch() -> Launch:
-    """Read the place of this process from the environment. ValueError when it is incomplete."""
+    """Read the place of this process from the environment. BadInput when it is incomplete."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return _from_torchrun()
     if "SLURM_PROCID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
@@ -66,8 +68,8 @@ def _from_torchrun() -> Launch:
     rank, size = _read("RANK"), _read("WORLD_SIZE")
     local_size = _read("LOCAL_WORLD_SIZE", size)
     if size % local_size:
-        raise ValueError(f"WORLD_SIZE={size} is not a multiple of LOCAL_WORLD_SIZE={local_size}: "
-                         "start the same number of processes on every node")
+        raise BadInput(f"WORLD_SIZE={size} is not a multiple of LOCAL_WORLD_SIZE={local_size}: "
+                       "start the same number of processes on every node")
     nodes = tuple(r // local_size for r in range(size))
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
     return Launch("torchrun", rank, size, _read("LOCAL_RANK", rank % local_size), nodes, address, _read("MASTER_PORT"))
@@ -77,10 +79,10 @@ def _from_slurm() -> Launch:
     size = _read("SLURM_STEP_NUM_TASKS")
     nodes = tuple(node for node, tasks in enumerate(_tasks_per_node()) for _ in range(tasks))
     if len(nodes) != size:
-        raise ValueError(f"SLURM_STEP_TASKS_PER_NODE describes {len(nodes)} tasks but SLURM_STEP_NUM_TASKS={size}")
+        raise BadInput(f"SLURM_STEP_TASKS_PER_NODE describes {len(nodes)} tasks but SLURM_STEP_NUM_TASKS={size}")
     if os.environ.get("SLURM_DISTRIBUTION", "block").startswith("cyclic"):
-        raise ValueError("srun --distribution=cyclic deals neighbouring ranks out to different nodes; "
-                         "say block, and a replica's ranks stay together")
+        raise BadInput("srun --distribution=cyclic deals neighbouring ranks out to different nodes; "
+                       "say block, and a replica's ranks stay together")
     address = os.environ.get("MASTER_ADDR") or _first_slurm_node()
     # One port for all tasks of this step, and another for the next step of the same job.
     default_port = 20000 + (_read("SLURM_JOB_ID") * 64 + _read("SLURM_STEP_ID", 0) % 64) % 20000
@@ -95,7 +97,7 @@ def _tasks_per_node() -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
-            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={text} is not of the form 2(x3),1")
+            raise BadInput(f"SLURM_STEP_TASKS_PER_NODE={text} is not of the form 2(x3),1")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
@@ -110,7 +112,7 @@ def _first_slurm_node() -> str:
     except socket.gaierror:
         match = re.search(r"NodeAddr=(\S+)", _scontrol("show", "node", name))
         if match is None:
-            raise ValueError(f"the Slurm node {name} has no address that resolves: set MASTER_ADDR") from None
+            raise BadInput(f"the Slurm node {name} has no address that resolves: set MASTER_ADDR") from None
         return match[1]
 
 
@@ -118,14 +120,14 @@ def _scontrol(*arguments: str) -> str:
     try:
         return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        raise ValueError(f"`scontrol {' '.join(arguments)}` failed: set MASTER_ADDR to the first node's name") from None
+        raise BadInput(f"`scontrol {' '.join(arguments)}` failed: set MASTER_ADDR to the first node's name") from None
 
 
 def _read(name: str, default: int | None = None) -> int:
     text = os.environ.get(name)
     if text is None:
         if default is None:
-            raise ValueError(f"the environment variable {name} is not set; start with torchrun or srun")
+            raise BadInput(f"the environment variable {name} is not set; start with torchrun or srun")
         return default
     return _integer(name, text)
 
@@ -134,4 +136,4 @@ def _integer(name: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"the environment variable {name}={text} must be a whole number") from None
+        raise BadInput(f"the environment variable {name}={text} must be a whole number") from None

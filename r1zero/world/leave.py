@@ -14,6 +14,8 @@ import time
 from datetime import datetime
 from types import FrameType
 
+from r1zero.errors import BadInput
+
 # Exit codes besides 0, done, and 1, failed. LEFT_EARLY (sysexits' EX_TEMPFAIL): all is saved, the same command goes on.
 BAD_INPUT, LEFT_EARLY = 2, 75
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -47,7 +49,7 @@ def deadline(exit_before: str | None) -> float | None:
 
 
 def parse_moment(text: str, start: float) -> float:
-    """Read `training.exit_before`; returns seconds since the epoch. ValueError when it has none of the forms."""
+    """Read `training.exit_before`; returns seconds since the epoch. BadInput when it has none of the forms."""
     match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):(\d\d)|(\d+(?:\.\d+)?))", text)
     if match is not None:
         days, hours, minutes, seconds = (int(part or 0) for part in match.group(1, 2, 3, 4))
@@ -56,7 +58,7 @@ def parse_moment(text: str, start: float) -> float:
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
-        raise ValueError(f"{text} is not a time: give {FORM}") from None
+        raise BadInput(f"{text} is not a time: give {FORM}") from None
 
 
 def _slurm_end() -> float | None:

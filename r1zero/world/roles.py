@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from r1zero.errors import BadInput
+
 ROLES = ("train", "rollout", "ref")
 
 
@@ -99,19 +101,19 @@ def place(train: tuple[int, int, int], rollout: tuple[int, int], ref: tuple[int,
     """Lay the roles out. Arguments are (ranks, TP, PP); rollout has no PP.
 
     Colocated, each role spans the same ranks, so the three sizes must be equal.
-    ValueError when a size is not a multiple of its TP * PP or colocated sizes differ.
+    BadInput when a size is not a multiple of its TP * PP or colocated sizes differ.
     """
     sizes = {"train": train, "rollout": (*rollout, 1), "ref": ref}
     if colocate and len({size for size, _, _ in sizes.values()}) > 1:
-        raise ValueError("colocated roles share all ranks, so their sizes must be equal; found "
-                         + ", ".join(f"{role} {size}" for role, (size, _, _) in sizes.items()))
+        raise BadInput("colocated roles share all ranks, so their sizes must be equal; found "
+                       + ", ".join(f"{role} {size}" for role, (size, _, _) in sizes.items()))
     first, spans = 0, []
     for role, (size, tp, pp) in sizes.items():
         grid, full = tp * pp, size // (tp * pp)
         if size < 1 or size % grid:
             works = sorted({max(1, full) * grid, (full + 1) * grid})
-            raise ValueError(f"{role} has {size} ranks, which is not a multiple of TP {tp} x PP {pp}; "
-                             f"{' or '.join(map(str, works))} would work")
+            raise BadInput(f"{role} has {size} ranks, which is not a multiple of TP {tp} x PP {pp}; "
+                           f"{' or '.join(map(str, works))} would work")
         spans.append(Span(role, 0 if colocate else first, size, tp, pp))
         first += size
     return Placement(*spans, colocated=colocate)

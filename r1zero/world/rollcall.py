@@ -17,6 +17,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from r1zero.errors import BadInput
 from r1zero.world.launch import Launch
 
 PREFIX, START = "r1zero/rollcall/", "r1zero/start/"
@@ -25,7 +26,7 @@ VERDICT_SECONDS = 1.0  # that rank 0, which may hold the store, stays for others
 
 
 def open_store(launch: Launch, seconds: float) -> dist.Store:
-    """Reach the job's store; rank 0 opens it unless torchrun has. ValueError when it cannot be reached in time."""
+    """Reach the job's store; rank 0 opens it unless torchrun has. BadInput when it cannot be reached in time."""
     if launch.launcher == "single":
         return dist.HashStore()
     opens = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -35,14 +36,14 @@ def open_store(launch: Launch, seconds: float) -> dist.Store:
     except RuntimeError as error:
         what = "cannot open the meeting point" if opens else "cannot reach rank 0"
         reason = str(error).split(". This is typically")[0].splitlines()[0]
-        raise ValueError(f"rank {launch.rank} {what} at {launch.address}:{launch.port} within {seconds:g} s "
-                         f"({reason}); set MASTER_ADDR to an address of the first node that all nodes reach and "
-                         "MASTER_PORT to a free port that no firewall closes, and see that rank 0 has started"
-                         ) from None
+        raise BadInput(f"rank {launch.rank} {what} at {launch.address}:{launch.port} within {seconds:g} s "
+                       f"({reason}); set MASTER_ADDR to an address of the first node that all nodes reach and "
+                       "MASTER_PORT to a free port that no firewall closes, and see that rank 0 has started"
+                       ) from None
 
 
 def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
-    """The part of the job's store that this start of the ranks has for itself. ValueError when one does not come.
+    """The part of the job's store that this start of the ranks has for itself. BadInput when one does not come.
 
     torchrun's store outlives a restart: the addresses and failures in it are those of the ranks before. Its
     count of restarts would not tell them apart, since it differs between nodes when only some of them saw a
@@ -57,7 +58,7 @@ def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
             store.set(f"{START}{name}/here/{launch.rank}", "")
             store.get(f"{START}{name}/complete")
         except RuntimeError:
-            raise ValueError(f"rank {launch.rank} waited for rank 0 in vain; see that all ranks start") from None
+            raise BadInput(f"rank {launch.rank} waited for rank 0 in vain; see that all ranks start") from None
         return dist.PrefixStore(START + name, store)
     coming = list(range(1, launch.world_size))
     while coming:
@@ -66,8 +67,8 @@ def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
                 store.set(f"{START}tells/{store.get(f'{START}asks/{rank}').decode()}", mine)
         coming = [rank for rank in coming if not store.check([f"{START}{mine}/here/{rank}"])]
         if coming and time.monotonic() > deadline:
-            raise ValueError(f"rank {', '.join(map(str, coming[:8]))} did not come within {seconds:g} s; "
-                             "see that all ranks start")
+            raise BadInput(f"rank {', '.join(map(str, coming[:8]))} did not come within {seconds:g} s; "
+                           "see that all ranks start")
         time.sleep(POLL_SECONDS if coming else 0.0)
     store.set(f"{START}{mine}/complete", "")
     return dist.PrefixStore(START + mine, store)
