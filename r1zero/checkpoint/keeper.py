@@ -58,7 +58,7 @@ class Keeper:
         self._saved = crew.progress.step  # the last step whose state is on disk, or on its way there
         self._pending: Record | None = None  # of the save under way
         self._writing: Writing | None = None  # on train ranks
-        self._rng: dict | None = None
+        self._rng: dict | None = None  # on the controller
         self._under_way = False
         self._began = self._looked = time.monotonic()
         self._held = 0.0  # seconds that the save under way kept the step waiting

@@ -30,6 +30,7 @@ from megatron.core.tensor_parallel import random
 from r1zero.checkpoint.manifest import File, describe
 from r1zero.errors import BadInput
 from r1zero.policy.policy import Policy
+from r1zero.world.collectives import gather_objects
 
 # Whole tensors, gathered from the data-parallel ranks: the one kind that TP, PP and DP may change under.
 SHARDING = {"distrib_optim_sharding_type": "fully_reshardable",
@@ -130,13 +131,14 @@ def load_policy(policy: Policy, folder: Path, updates: int) -> None:
     policy.scheduler.step(increment=updates)
 
 
-def rng_states(policy: Policy) -> dict[str, torch.Tensor]:
-    """The random states of all train ranks, by "rank/name". Collective over the train ranks."""
+def rng_states(policy: Policy) -> dict[str, torch.Tensor] | None:
+    """The random states of all train ranks by "rank/name", on the first of them; None elsewhere. Collective."""
     mine = {"torch": torch.get_rng_state(), "device": random._get_cuda_rng_state(),
             **{f"tracker/{name}": state for name, state in random.get_cuda_rng_tracker().get_states().items()}}
-    everyone: list[dict[str, torch.Tensor]] = [{} for _ in range(policy.grid.span.size)]
-    dist.all_gather_object(everyone, mine, group=policy.grid.role_control)
-    return {f"{rank}/{name}": state.cpu() for rank, states in enumerate(everyone) for name, state in states.items()}
+    everyone = gather_objects({name: state.cpu() for name, state in mine.items()}, policy.grid.role_control)
+    if everyone is None:
+        return None
+    return {f"{rank}/{name}": state for rank, states in enumerate(everyone) for name, state in states.items()}
 
 
 def set_rng_states(policy: Policy, states: dict[str, torch.Tensor]) -> None:

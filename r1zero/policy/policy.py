@@ -21,7 +21,7 @@ from r1zero.config import Config
 from r1zero.policy import adam
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import look_up_logprobs, run_pipeline
-from r1zero.world.groups import all_sum
+from r1zero.world.collectives import all_max, all_sum
 
 
 @dataclass(slots=True)
@@ -128,7 +128,7 @@ class Policy:
             sums = torch.stack([part for part, _ in parts]).cpu().double().sum(0)
             top = torch.stack([worst for _, worst in parts]).cpu().double().max().reshape(1)
         all_sum(sums, self.grid.role_control)
-        torch.distributed.all_reduce(top, op=torch.distributed.ReduceOp.MAX, group=self.grid.role_control)
+        all_max(top, self.grid.role_control)
         lr = self.optimizer.param_groups[0]["lr"]
         return UpdateStats(dict(zip(STATS, sums.tolist(), strict=True)), float(top), grad_norm, lr)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-import torch.distributed as dist
 
 from r1zero.model import ModelShape
 from r1zero.weights.names import Tensor, local_shape, merge, stage_of, tensors
+from r1zero.world.collectives import recv, send
 from r1zero.world.groups import World
 
 
@@ -25,12 +25,11 @@ def gather_tensors(world: World, shape: ModelShape,
         if world.is_controller:
             yield tensor, merge(tensor, [_fetch(world, tensor, span.tp, rank, parameters) for rank in holders])
         elif world.rank in holders:
-            dist.send(parameters[tensor.name].detach().cpu().contiguous(), 0, group=world.control)
+            send(parameters[tensor.name].detach().cpu().contiguous(), 0, world.control)
 
 
 def _fetch(world: World, tensor: Tensor, tp: int, rank: int, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
     if rank == world.rank:
         return parameters[tensor.name].detach().cpu()
     shard = torch.empty(local_shape(tensor, tp), dtype=next(iter(parameters.values())).dtype)
-    dist.recv(shard, rank, group=world.control)
-    return shard
+    return recv(shard, rank, world.control)

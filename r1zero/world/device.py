@@ -159,8 +159,10 @@ def _import_mindspeed() -> None:
     """Import torch_npu and MindSpeed's adaptor, hiding our command line from the adaptor.
 
     It parses sys.argv and would turn every flag it finds, ours too, into attributes of each
-    TransformerConfig.
+    TransformerConfig. And it replaces functions of torch.distributed, so the control plane takes its own first.
     """
+    import r1zero.world.collectives  # noqa: F401
+
     torch_npu_module()
     argv, sys.argv = sys.argv, [sys.argv[0], "--use-flash-attn"]
     try:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
+from r1zero.world import collectives
 from r1zero.world.device import Device, warm_up
 from r1zero.world.launch import Launch
 from r1zero.world.rollcall import open_store, own_part
@@ -116,7 +117,7 @@ class World:
 
     def barrier(self) -> None:
         """Wait for all ranks on the control plane."""
-        dist.barrier(group=self.control)
+        collectives.barrier(self.control)
 
     def leave(self) -> None:
         """Leave together, so that no rank takes the store away while another still needs it."""
@@ -165,9 +166,3 @@ def _rendezvous(launch: Launch, timeout: timedelta, store: dist.Store | None) ->
     if store is None:
         store = own_part(open_store(launch, timeout.total_seconds()), launch, timeout.total_seconds())
     dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
-
-
-def all_sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """Sum a CPU tensor over a control-plane group, in place."""
-    dist.all_reduce(values, group=group)
-    return values

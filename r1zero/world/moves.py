@@ -2,13 +2,13 @@
 
 A move is an asynchronous send for the giver and a blocking receive for the taker. That alone makes
 the pipeline: rollout ranks hand over a minibatch and go on decoding, while the ranks that wait for
-it wake up. Values are pickled; arrays travel as raw bytes, without padding.
+it wake up.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from r1zero.batch import Group
+from r1zero.world import collectives
 from r1zero.world.groups import Grid, World
 
 T = TypeVar("T")
@@ -50,12 +51,12 @@ class Mover:
     def __init__(self, world: World) -> None:
         self.world = world
         self._pending: list[tuple[dist.Work, torch.Tensor]] = []
-        self._to_myself: defaultdict[int, deque[bytes]] = defaultdict(deque)
+        self._to_myself: deque[bytes] = deque()
 
     def from_controller(self, function: Callable[..., T], *args: Any) -> T:
         """Call `function` on the controller and give its value to every rank."""
         value = self.at_controller(function, *args)
-        return _broadcast(value, 0, self.world.control, self.world.rank)
+        return collectives.broadcast_object(value, 0, self.world.control)
 
     def at_controller(self, function: Callable[..., T], *args: Any) -> T | None:
         """Call `function` on the controller; None elsewhere."""
@@ -82,7 +83,7 @@ class Mover:
                 arrived += self._receive(sender)
             arrived.sort(key=lambda group: group.position)
         leader = taker.span.rank_at(0, taker.replica, 0)
-        return _broadcast(arrived, leader, taker.replica_control, self.world.rank)
+        return collectives.broadcast_object(arrived, leader, taker.replica_control)
 
     def hand_to_all(self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid) -> list[Group] | None:
         """Move groups from the replicas of one role to every rank of another, in order of position."""
@@ -96,19 +97,15 @@ class Mover:
             for sender in sorted({giver.span.speaker(p % giver.span.dp) for p in positions}):
                 arrived += self._receive(sender)
             arrived.sort(key=lambda group: group.position)
-        return _broadcast(arrived, first, taker.role_control, self.world.rank)
+        return collectives.broadcast_object(arrived, first, taker.role_control)
 
     def gather(self, value: T) -> list[T]:
         """Collect one value from every rank, in rank order, on every rank."""
-        gathered: list[Any] = [None] * self.world.size
-        dist.all_gather_object(gathered, value, group=self.world.control)
-        return gathered
+        return collectives.broadcast_object(self.to_controller(value), 0, self.world.control)
 
     def to_controller(self, value: T) -> list[T] | None:
         """Collect one value from every rank, in rank order, on the controller; None elsewhere."""
-        gathered: list[Any] | None = [None] * self.world.size if self.world.is_controller else None
-        dist.gather_object(value, gathered, dst=0, group=self.world.control)
-        return gathered
+        return collectives.gather_objects(value, self.world.control)
 
     def settle(self) -> None:
         """Wait until everything sent has been taken, and until all ranks have come this far."""
@@ -118,32 +115,12 @@ class Mover:
         self.world.barrier()
 
     def _send(self, value: object, rank: int) -> None:
-        data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         if rank == self.world.rank:
-            self._to_myself[rank].append(data)
-            return
-        payload = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        for tensor in (torch.tensor([payload.numel()], dtype=torch.int64), payload):
-            self._pending.append((dist.isend(tensor, rank, group=self.world.control), tensor))
+            self._to_myself.append(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
+        else:
+            self._pending += collectives.isend_object(value, rank, self.world.control)
 
     def _receive(self, rank: int) -> Any:
         if rank == self.world.rank:
-            return pickle.loads(self._to_myself[rank].popleft())
-        size = torch.zeros(1, dtype=torch.int64)
-        dist.recv(size, rank, group=self.world.control)
-        payload = torch.empty(int(size), dtype=torch.uint8)
-        dist.recv(payload, rank, group=self.world.control)
-        return pickle.loads(payload.numpy().data)
-
-
-def _broadcast(value: T | None, source: int, group: dist.ProcessGroup | None, rank: int) -> T:
-    """Broadcast an object inside a control-plane group from a global rank."""
-    if dist.get_world_size(group) == 1:
-        return value
-    data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL) if rank == source else b""
-    size = torch.tensor([len(data)], dtype=torch.int64)
-    dist.broadcast(size, source, group=group)
-    payload = torch.frombuffer(bytearray(data), dtype=torch.uint8) if rank == source \
-        else torch.empty(int(size), dtype=torch.uint8)
-    dist.broadcast(payload, source, group=group)
-    return value if rank == source else pickle.loads(payload.numpy().data)
+            return pickle.loads(self._to_myself.popleft())
+        return collectives.recv_object(rank, self.world.control)
