@@ -56,11 +56,12 @@ if [[ -z ${NPROC_PER_NODE:-} ]]; then
 fi
 "$python" "${program[@]}" --check
 
-if ((NNODES == 1)) && [[ -z ${MASTER_PORT:-} ]]; then
-  where=(--standalone)  # finds a free port
-else
-  where=(--nnodes "$NNODES" --node-rank "${NODE_RANK:-0}"
-    --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${MASTER_PORT:-29500}")
+where=(--nproc-per-node "$NPROC_PER_NODE")
+if ((NNODES > 1)); then
+  where+=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
+    --master-port "${MASTER_PORT:-29500}")
+elif [[ -n ${MASTER_PORT:-} ]]; then
+  where+=(--master-port "$MASTER_PORT")
 fi
 say "starting $NPROC_PER_NODE processes on each of $NNODES node(s): $config $*"
-exec "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$NPROC_PER_NODE" "${program[@]}"
+exec "$python" "$root/r1zero/world/spawn.py" "${where[@]}" "${program[@]}"

@@ -52,7 +52,9 @@ def train(crew: Crew, leave: Leave | None = None) -> str | None:
     Returns why it left before the end, with everything saved; None at the end.
     """
     done, last, folder = crew.progress, crew.cfg.training.train_iters, Path(crew.cfg.output_dir)
-    keeper = Keeper(crew, leave or Leave())
+    leave = leave or Leave()
+    leave.begin()
+    keeper = Keeper(crew, leave)
     observer = build_observer(crew)
     try:
         crew.start()

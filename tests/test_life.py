@@ -6,10 +6,11 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from r1zero.errors import BadInput
 from r1zero.world import failure
 from r1zero.world.failure import FailureWatch
 from r1zero.world.launch import Launch
-from r1zero.world.leave import LEFT_EARLY
+from r1zero.world.leave import INTERRUPTED, LEFT_EARLY
 from r1zero.world.rollcall import open_store, own_part
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # -- who is named -----------------------------------------------------------------------------------
 
@@ -83,22 +86,66 @@ def wait(until: Callable[[], bool], seconds: float = 30.0) -> None:
 # -- leaving early ----------------------------------------------------------------------------------
 
 
-def as_program(rank: int, size: int, store: object, words: list[str], after: Path | None) -> int:
-    """The program in a world of one, with SIGTERM once `after` exists; returns its exit code."""
+def as_program(rank: int, size: int, store: object, words: list[str], after: Path | None,
+               signals: Sequence[int] = (signal.SIGTERM,)) -> int:
+    """The program in a world of one, with `signals` once `after` exists; returns its exit code."""
     if after is not None:
         def ask() -> None:
             wait(after.exists)
-            os.kill(os.getpid(), signal.SIGTERM)
+            for number in signals:
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)  # signals of one kind that wait together are one
 
         threading.Thread(target=ask, daemon=True).start()
     sys.argv = ["main.py", "--config", "tiny", *words]
     return main.main()
 
 
+SMALL_STEPS = ["training.train_iters=5000", "training.eval_data_path=", "training.global_batch_size=4",
+               "actor_rollout.micro_batch_size=2", "ref.micro_batch_size=1",
+               "actor_rollout.n_samples_per_prompt=4", "actor_rollout.ppo_mini_batch_size=8"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_the_signals_that_people_send_finish_the_step_save_and_leave(tiny, tmp_path, number):
+    words = [f"output_dir={tmp_path}", *SMALL_STEPS]
+    assert run_ranks(as_program, 1, words, tmp_path / "metrics.jsonl", [number]) == [LEFT_EARLY]
+    said = (tmp_path / "logs" / "rank_0000.log").read_text()
+    assert f"left after step {steps(tmp_path)[-1]} of 5000: {signal.Signals(number).name} asks to leave" in said
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_ends_at_once_whatever_asked_first(tiny, tmp_path, first):
+    words = [f"output_dir={tmp_path}", *SMALL_STEPS]
+    with pytest.raises(AssertionError, match=f"died with exit code {INTERRUPTED}"):
+        run_ranks(as_program, 1, words, tmp_path / "metrics.jsonl", [first, signal.SIGINT])
+
+
+def test_ctrl_c_before_there_is_anything_to_save_ends_at_once(tiny, tmp_path):
+    words = [f"output_dir={tmp_path}", *SMALL_STEPS]
+    with pytest.raises(AssertionError, match=f"died with exit code {INTERRUPTED}"):
+        run_ranks(as_program, 1, words, tmp_path / "config.yaml", [signal.SIGINT])
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_ctrl_c_under_launch_sh_on_four_ranks(tiny, tmp_path):
+    """As a terminal sends it: to the whole group in the foreground."""
+    environment = os.environ | {"R1ZERO_SETUP": "0", "R1ZERO_PYTHON": sys.executable}
+    command = ["bash", str(ROOT / "launch.sh"), "tiny", f"output_dir={tmp_path}", "training.eval_data_path=null",
+               "training.train_iters=5000", "training.save_interval=1000"]
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=said, stderr=said)
+        wait((tmp_path / "metrics.jsonl").exists, seconds=150)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == LEFT_EARLY
+    lines = (tmp_path / "said").read_text().splitlines()
+    last = steps(tmp_path)[-1]
+    assert any(line.startswith(f"left after step {last} of 5000: SIGINT asks to leave") for line in lines)
+    assert not [line for line in lines if "Traceback" in line or "Error" in line]
+
+
 def test_sigterm_and_exit_before_finish_the_step_save_and_leave(tiny, tmp_path):
-    words = [f"output_dir={tmp_path}", "training.train_iters=5000", "training.eval_data_path=",
-             "training.global_batch_size=4", "actor_rollout.micro_batch_size=2", "ref.micro_batch_size=1",
-             "actor_rollout.n_samples_per_prompt=4", "actor_rollout.ppo_mini_batch_size=8"]
+    words = [f"output_dir={tmp_path}", *SMALL_STEPS]
     assert run_ranks(as_program, 1, words, tmp_path / "metrics.jsonl") == [LEFT_EARLY]
     first = steps(tmp_path)
     assert run_ranks(as_program, 1, [*words, "training.exit_before=0.1"], None) == [LEFT_EARLY]

@@ -26,8 +26,8 @@ from r1zero.batch import Outcome, Score
 from r1zero.reward.case import Case
 from r1zero.reward.rules import Scorer
 from r1zero.reward.worker import OUT_OF_MEMORY, Order, Setup, framed, unframe
+from r1zero.world.leave import SIGNALS
 
-FOR_RANKS_ONLY = (signal.SIGTERM, signal.SIGUSR1)  # signals that ask a run to save and leave
 ITEMS_AT_WORKER = 16  # enough work until the next poll, few enough that the workers end together
 START_SECONDS = 300.0  # for a worker to import sympy from a slow shared disk
 GRACE_SECONDS = 0.5  # after the deadline, for the kernel to end a worker by itself
@@ -150,7 +150,7 @@ class Pool:
     def _start(self) -> None:
         # Popen, since a fork of a process with torch's threads may hang; the environment is inherited.
         # A scheduler signals all processes of a job; our end is the workers' end, so they take none.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_RANKS_ONLY)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM],

@@ -1,7 +1,9 @@
 """When to leave early: a signal, or the end of the time that was given. Whoever leaves saves first.
 
-SIGTERM comes from schedulers and from torchrun, SIGUSR1 from Slurm's --signal. Both only leave a note; the loop
-looks at it between two steps. Slurm's end of a job and `training.exit_before` are moments to be gone by.
+SIGTERM comes from schedulers and from torchrun, SIGUSR1 from Slurm's --signal, SIGINT from Ctrl-C, SIGHUP from a
+terminal that is closed. While the run trains they only leave a note; the loop looks at it between two steps. A second
+Ctrl-C ends at once, and so does one while there is nothing to save yet. Slurm's end of a job and
+`training.exit_before` are moments to be gone by.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from types import FrameType
 from r1zero.errors import BadInput
 
 # Exit codes besides 0, done, and 1, failed. LEFT_EARLY (sysexits' EX_TEMPFAIL): all is saved, the same command goes on.
-BAD_INPUT, LEFT_EARLY = 2, 75
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# INTERRUPTED is what shells give a program that Ctrl-C ended.
+BAD_INPUT = 2
+LEFT_EARLY = 75
+INTERRUPTED = 128 + signal.SIGINT
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 FORM = "minutes, HH:MM:SS or D-HH:MM:SS after the start, or a moment such as 2027-01-31T18:00"
 
 
@@ -29,16 +34,23 @@ class Leave:
         """`deadline` in seconds since the epoch."""
         self.deadline = deadline
         self.asked_by: str | None = None
+        self._training = False
 
     def listen(self) -> None:
         """Take note of signals from now on instead of dying of them."""
         for number in SIGNALS:
             signal.signal(number, self._note)
 
+    def begin(self) -> None:
+        """From now on there is something to save: Ctrl-C waits for the end of the step."""
+        self._training = True
+
     def seconds_left(self) -> float:
         return float("inf") if self.deadline is None else self.deadline - time.time()
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and (self.asked_by or not self._training):
+            os._exit(INTERRUPTED)
         self.asked_by = signal.Signals(number).name
 
 
