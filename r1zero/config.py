@@ -16,6 +16,7 @@ from r1zero.weights.found import config_folder
 from r1zero.world.roles import Placement, place
 
 ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINTS = "checkpoints"  # their folder in the run folder
 
 # What a model file under configs/model/ may say about the network. It is compared with the model folder's
 # config.json, which rules; without the folder (a dry run elsewhere) it stands in for it.
@@ -87,7 +88,7 @@ class ActorRollout:
     ppo_mini_batch_size: int  # responses between two optimizer steps
     n_samples_per_prompt: int  # responses of a prompt: a group
     model: str | None = None  # name of a model file listed in `defaults`
-    save: str | None = None  # folder of checkpoints; default checkpoints/ in the run folder
+    save: str | None = None  # folder of checkpoints, of one run at a time; default checkpoints/ in the run folder
     # Generation.
     num_samples_per_step: int = 1  # takes part in the divisibility rule of ppo_mini_batch_size only
     do_sample: bool = True  # must be on: greedy responses of a group are all equal
@@ -215,7 +216,7 @@ class Config:
     """A run. Paths are relative to the current directory."""
 
     name: str
-    output_dir: str
+    output_dir: str  # the run folder: one run at a time writes into it (docs/checkpoints.md)
     training: Training
     actor_rollout: ActorRollout
     ref: Ref
@@ -223,11 +224,12 @@ class Config:
     algorithm: Algorithm
     resource_pool: ResourcePool
     model: dict[str, dict[str, Any]]  # SHAPE_KEYS given by the model files, by model name
+    source: str | None = field(default=None, compare=False)  # file that it was read from; no key
 
     @property
     def checkpoints(self) -> Path:
         """Folder of this run's checkpoints."""
-        return Path(self.actor_rollout.save or Path(self.output_dir) / "checkpoints")
+        return Path(self.actor_rollout.save or Path(self.output_dir) / CHECKPOINTS)
 
     @property
     def response_budget(self) -> int:

@@ -51,13 +51,18 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
     missing = absent(cfg)
     data_sets, problems = _data_sets(cfg)
     problems += [] if absent_ok else _missing_sentences(missing)
+    no_models = set()
     for role in "actor_rollout", "ref":
         load = cfg.ref.load if role == "ref" else cfg.actor_rollout.load
         if load not in missing and not (role == "ref" and load == cfg.actor_rollout.load):
-            problems += check_weights(f"{role}.load", Path(load or ""), cfg.model_folder(role))
+            folder = cfg.model_folder(role)
+            found = check_weights(f"{role}.load", Path(load or ""), folder)
+            problems += found
+            if found and not (folder / CONFIG).is_file():
+                no_models.add(load)
     shape, tokenizer = model_shape(cfg, "actor_rollout"), cfg.training.tokenizer_name_or_path
     vocab_size = shape.vocab_size if shape is not None else LARGEST
-    if tokenizer not in missing:
+    if tokenizer not in missing and tokenizer not in no_models:  # of which enough was said
         problems += check_tokenizer("training.tokenizer_name_or_path", Path(tokenizer or ""), vocab_size)
     if shape is not None and cfg.actor_rollout.load not in missing:
         problems += check_end_of_text("actor_rollout.load", cfg.model_folder("actor_rollout"), vocab_size)

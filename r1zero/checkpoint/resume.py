@@ -10,7 +10,7 @@ import yaml
 
 from r1zero.checkpoint import manifest, shelf
 from r1zero.checkpoint.progress import Record
-from r1zero.config import Config
+from r1zero.config import CHECKPOINTS, Config
 from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.weights import found
@@ -65,8 +65,11 @@ def find(cfg: Config) -> Path | None:
         return own
     named = locate(cfg.training.resume)
     if named is None:
+        below = Path(cfg.training.resume) / CHECKPOINTS
+        way_out = (f"those of this run folder are in {below}: name that" if shelf.complete(below)
+                   else "give one, or leave the key out to start anew")
         raise BadInput(f"training.resume: {cfg.training.resume} is not a complete checkpoint of this program, nor a "
-                       f"folder of them with {shelf.TRACKER}; give one, or leave the key out to start anew")
+                       f"folder of them with {shelf.TRACKER}; {way_out}")
     return named
 
 

@@ -68,8 +68,12 @@ def find(path: str | Path) -> Found:
     others = _iterations(path)
     if is_hf or (path / CONFIG).is_file() and not others:
         return Found("hf", path)
-    way_out = (f"it has no {TRACKER}: name one of its folders, such as {others[-1]}" if others else
-               f"a Hugging Face model has {CONFIG} and {SINGLE}, a Megatron checkpoint {TRACKER}")
+    if others:
+        way_out = f"it has no {TRACKER}: name one of its folders, such as {others[-1]}"
+    elif inside := [str(folder) for folder in sorted(path.iterdir()) if _holds_weights(folder)]:
+        way_out = f"name {' or '.join(inside[:3])} in it"
+    else:
+        way_out = f"a Hugging Face model has {CONFIG} and {SINGLE}, a Megatron checkpoint {TRACKER}"
     raise BadInput(f"{path} holds no weights; {way_out}")
 
 
@@ -88,6 +92,14 @@ def config_folder(load: str | Path, fallback: str | Path) -> Path:
 def is_megatron(path: Path) -> bool:
     """Whether a path is that of Megatron checkpoints, sound or not."""
     return (path / TRACKER).is_file() or _is_iteration(path)
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether a path looks like that of weights, sound or not."""
+    try:
+        return any((path / name).is_file() for name in (SINGLE, INDEX)) or is_megatron(path)
+    except OSError:  # closed to this user
+        return False
 
 
 def check_files(found: Found) -> list[str]:
