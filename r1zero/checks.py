@@ -6,10 +6,8 @@ A sentence names the key, its value and the nearest values that would work.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from r1zero.checkpoint.resume import check_resume
@@ -17,8 +15,8 @@ from r1zero.config import Config, nodes, placement
 from r1zero.errors import BadInput
 from r1zero.inputs import check_inputs
 from r1zero.network import check_models
-from r1zero.observe.folder import check_writable
 from r1zero.observe.sinks import check_loggers
+from r1zero.outputs import check_outputs
 from r1zero.reward.rules import check_names
 from r1zero.reward.trial import check_custom
 from r1zero.sentences import multiple, multiples, nearest, neighbours, product_text, readable, shown
@@ -146,15 +144,6 @@ def _check(cfg: Config, world_size: int | None, node_of_rank: Sequence[int] | No
         return problems
     # The last two make a folder, for a moment, and start a process.
     return check_resume(cfg) or check_outputs(cfg) or check_custom(cfg)
-
-
-def check_outputs(cfg: Config) -> list[str]:
-    """The folders that the run writes."""
-    if Path.cwd().is_relative_to(os.path.realpath(cfg.output_dir)):  # an earlier run there is moved aside
-        return [f"output_dir: {cfg.output_dir or 'nothing'} is the current directory or around it; name a "
-                "folder of its own"]
-    folders = {"output_dir": cfg.output_dir, "actor_rollout.save": cfg.actor_rollout.save}
-    return [problem for key, folder in folders.items() if folder for problem in check_writable(key, folder)]
 
 
 def check_values(cfg: Config) -> list[str]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1zero.batch import Batch
 from r1zero.checkpoint.progress import Progress
+from r1zero.claim import Hold
 from r1zero.config import Config
 from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
 from r1zero.data.template import Template
@@ -52,6 +53,7 @@ class Crew:
     publisher: Publisher
     invariants: Invariants
     progress: Progress = field(default_factory=Progress)
+    hold: Hold = field(default_factory=Hold)  # on the run's folders; empty but on the controller
 
     def draw(self, step: int) -> Batch:
         """Plan the global batch of step 1, 2, ...; the weights were published once before each step."""

@@ -51,7 +51,7 @@ def _load(path: Path, overrides: Sequence[str]) -> tuple[Config, list[str]]:
     cfg = None if notes.problems else _build(sections, models, path.stem, notes)
     if cfg is None or notes.problems:
         raise BadInput("\n".join(notes.problems))
-    return _resolve(cfg, notes), notes.warnings
+    return dataclasses.replace(_resolve(cfg, notes), source=str(path)), notes.warnings
 
 
 def dump(cfg: Config) -> str:

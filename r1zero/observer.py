@@ -53,7 +53,11 @@ class Observer:
         self._began, self._seconds = time.monotonic(), 0.0
 
     def after_step(self, outcome: StepOutcome) -> None:
-        """Keep, show and judge a step. RuntimeError if it must be the last one."""
+        """Keep, show and judge a step.
+
+        RuntimeError if it must be the last one; BadInput if the run folder was taken away.
+        """
+        self._crew.hold.check()
         began, metrics = time.monotonic(), outcome.metrics | {"invariants/broken": len(outcome.broken)}
         step = int(metrics["step"])
         self._keep(step, metrics, outcome)

@@ -71,7 +71,7 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
         world = World(launch, placement, device, timeout)
     except BadInput as error:  # the ranks did not find each other
         return refuse([str(error)], launch.speaks, launch.other_node)
-    watch = FailureWatch(world.store, world.rank, launch.node_of_rank, world.roles)
+    watch = world.watch = FailureWatch(world.store, world.rank, launch.node_of_rank, world.roles)
     ready = False
     try:
         prepared = prepare(world)

@@ -7,51 +7,67 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from r1zero.checkpoint import resume
 from r1zero.checkpoint.keeper import Keeper
-from r1zero.checkpoint.progress import Record
 from r1zero.checkpoint.restore import restore, verify
+from r1zero.claim import Hold
 from r1zero.config import Config
 from r1zero.crew import Crew, build_crew
 from r1zero.dryrun import banner
 from r1zero.evaluation import evaluate
-from r1zero.loading import dump
-from r1zero.observe.folder import continue_folder, start_folder
+from r1zero.export import export
 from r1zero.observe.log import start_logging
 from r1zero.observe.scores import table
 from r1zero.observer import Observer, build_observer
+from r1zero.opening import open_run
+from r1zero.outputs import MODEL
 from r1zero.step import train_step
 from r1zero.weights.found import find
-from r1zero.weights.gather import gather_tensors
-from r1zero.weights.huggingface import save_hf
 from r1zero.world.groups import World
 from r1zero.world.leave import Leave
-from r1zero.world.moves import Absent, Mover
+from r1zero.world.moves import Absent
 
 log = logging.getLogger("r1zero")
 
 
-def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Crew:
-    """Start the run folder and build the crew. Collective. BadInput for input that turns out to be bad."""
-    checkpoint, said = Mover(world).from_controller(_open_folder, cfg, warnings)
-    start_logging(Path(cfg.output_dir) / "logs", world.rank, to_console=world.is_controller)
-    for line in said:
-        log.info(line)
+def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Crew | None:
+    """Take the run's folders, start or continue them, and build the crew. Collective.
+
+    None when nothing is left to do. BadInput for input that turns out to be bad.
+    """
+    hold, opening = open_run(cfg, world, warnings)
+    with contextlib.ExitStack() as unless_it_trains:
+        unless_it_trains.callback(hold.release)
+        start_logging(Path(cfg.output_dir) / "logs", world.rank, to_console=world.is_controller)
+        for line in opening.said:
+            log.info(line)
+        if opening.is_done:
+            return None
+        crew = _build(cfg, world, opening.checkpoint, hold)
+        unless_it_trains.pop_all()
+    return crew
+
+
+def _build(cfg: Config, world: World, checkpoint: Path | None, hold: Hold) -> Crew:
+    """Build the crew, and bring it to where the checkpoint was."""
     if checkpoint is not None:
         verify(world, checkpoint)
     crew = build_crew(cfg, world)
+    crew.hold = hold
     _announce(crew)
     if checkpoint is not None:
         restore(crew, checkpoint)
     return crew
 
 
-def train(crew: Crew, leave: Leave | None = None) -> str | None:
+def train(crew: Crew | None, leave: Leave | None = None) -> str | None:
     """Train to `train_iters`, from the start weights or where a checkpoint was. Collective.
 
-    Returns why it left before the end, with everything saved; None at the end.
+    Returns why it left before the end, with everything saved; None at the end. Without a crew
+    there is nothing to do.
     """
-    done, last, folder = crew.progress, crew.cfg.training.train_iters, Path(crew.cfg.output_dir)
+    if crew is None:
+        return None
+    done, last = crew.progress, crew.cfg.training.train_iters
     leave = leave or Leave()
     leave.begin()
     keeper = Keeper(crew, leave)
@@ -70,23 +86,14 @@ def train(crew: Crew, leave: Leave | None = None) -> str | None:
             if reason := keeper.after_step():
                 log.info("left after step %d of %d: %s; the same command goes on", done.step, last, reason)
                 return reason
-        export(crew, folder / "model")
+        export(crew, keeper)
         crew.move.at_controller(_conclude, crew, done.evaluation, after)
         crew.move.at_controller(observer.finish)
         return None
     finally:
         crew.move.at_controller(observer.close)
         crew.close()
-
-
-def _open_folder(cfg: Config, warnings: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Start or continue the run folder; returns the checkpoint to go on from, and what is to be said."""
-    folder, checkpoint = Path(cfg.output_dir), resume.find(cfg)
-    if checkpoint is None or checkpoint.parent != cfg.checkpoints:
-        said = start_folder(folder, dump(cfg))
-    else:
-        said = continue_folder(folder, dump(cfg), Record.read(checkpoint).progress.step)
-    return checkpoint, [f"warning: {warning}" for warning in warnings] + said
+        crew.hold.release()
 
 
 def _traced(crew: Crew, step: int) -> contextlib.AbstractContextManager:
@@ -96,17 +103,6 @@ def _traced(crew: Crew, step: int) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
     folder = Path(crew.cfg.output_dir) / "profile" / f"step_{step:06d}"
     return crew.world.device.trace(folder, f"{'_'.join(firsts)}_rank_{crew.world.rank:04d}")
-
-
-def export(crew: Crew, folder: Path) -> None:
-    """Write the trained model as a Hugging Face folder. Collective; the controller writes, tensor by tensor."""
-    parameters = crew.policy.model.parameters() if crew.world.train.member else None
-    stream = gather_tensors(crew.world, crew.shape, parameters)
-    if crew.world.is_controller:
-        source, dtype = crew.cfg.model_folder("actor_rollout"), "bfloat16" if crew.cfg.training.bf16 else "float32"
-        save_hf(folder, crew.shape, stream, source, dtype)
-    else:
-        list(stream)
 
 
 def _announce(crew: Crew) -> None:
@@ -128,6 +124,7 @@ def _evaluate(crew: Crew, observer: Observer | Absent, step: int) -> dict[str, f
     if training.eval_data_path is None or not due:
         return None
     model = f"{crew.cfg.actor_rollout.load} after {step} steps"
+    crew.hold.check()
     found = evaluate(crew, step, model, folder / "evaluation" / f"step_{step:06d}")
     if found is None:
         return None
@@ -146,7 +143,8 @@ def _conclude(crew: Crew, before: dict[str, float] | None, after: dict[str, floa
         for key, label in _rows([key for key in before if key in after]):
             log.info("%-24s %8s %8s", label, _shown(key, before[key]), _shown(key, after[key]))
     folder = Path(crew.cfg.output_dir)
-    log.info("\nrun folder: %s\nmodel:      %s\nreport:     %s", folder, folder / "model", folder / "report.html")
+    log.info("\nrun folder: %s\nmodel:      %s\nreport:     %s",
+             folder, folder / MODEL, folder / "report.html")
 
 
 def _rows(keys: list[str]) -> list[tuple[str, str]]:

@@ -301,9 +301,9 @@ def test_a_failed_save_leaves_the_last_good_one_and_goes_on_or_stops(straight, t
 def test_the_last_ones_and_every_so_many_are_kept(straight, tmp_path):
     save = tmp_path / "save"
     for iteration in (1, 2, 3, 4, 5, 6):
-        shelf.start(save, iteration)
-        manifest.write(shelf.partial_of(save, iteration), {})
-        shelf.publish(save, iteration)
+        partial = shelf.start(save, iteration)
+        manifest.write(partial, {})
+        shelf.publish(partial, iteration)
     (save / "iter_0000000").mkdir()  # of another program
     assert [path.name for path in shelf.prune(save, 6, keep_last=2, keep_every=3)] == [
         "iter_0000001", "iter_0000002", "iter_0000004"]

@@ -24,7 +24,7 @@ from r1zero.errors import BadInput
 from r1zero.world import failure
 from r1zero.world.failure import FailureWatch
 from r1zero.world.launch import Launch
-from r1zero.world.leave import INTERRUPTED, LEFT_EARLY
+from r1zero.world.leave import BAD_INPUT, INTERRUPTED, LEFT_EARLY
 from r1zero.world.rollcall import open_store, own_part
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,6 +159,45 @@ def steps(folder: Path) -> list[int]:
     assert found == list(range(1, len(found) + 1))
     assert shelf.iteration_of(shelf.find(folder / "checkpoints")) == found[-1]
     return found
+
+
+# -- a second start -------------------------------------------------------------------------------
+
+
+def begin(words: list[str]) -> multiprocessing.Process:
+    """The program in a world of one, beside this process."""
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: os._exit(as_program(0, 1, None, words, None)))
+    process.start()
+    return process
+
+
+def test_a_second_start_is_refused_and_a_killed_run_is_followed(tiny, tmp_path, capfd):
+    folder = tmp_path / "run"
+    words = [f"output_dir={folder}", "training.train_iters=40", "training.eval_data_path=",
+             "training.global_batch_size=4", "actor_rollout.micro_batch_size=2",
+             "ref.micro_batch_size=1", "actor_rollout.n_samples_per_prompt=4",
+             "actor_rollout.ppo_mini_batch_size=8"]
+    recorded = folder / "metrics.jsonl"
+    first = begin(words)
+    wait(recorded.exists)
+    elsewhere = [f"output_dir={tmp_path / 'b'}", f"actor_rollout.save={folder / 'checkpoints'}"]
+    for second in (words, elsewhere + words[1:]):
+        assert run_ranks(as_program, 1, second, None) == [BAD_INPUT]
+        [sentence] = capfd.readouterr().err.splitlines()
+        assert "another run writes into" in sentence and f"process {first.pid} on " in sentence
+    first.join(60)
+    assert first.exitcode == 0 and not (tmp_path / "run.1").exists()
+    found = [json.loads(line)["step"] for line in recorded.read_text().splitlines()]
+    assert found == list(range(1, 41))
+    killed = begin(words)
+    wait(lambda: (tmp_path / "run.1").exists() and recorded.exists())
+    killed.kill()
+    killed.join()
+    assert run_ranks(as_program, 1, [*words, "training.train_iters=1"], None) == [0]
+    said = (folder / "logs" / "rank_0000.log").read_text()
+    assert f"is taken over from process {killed.pid} on " in said
+    assert f"is now in {folder}.2" in said
 
 
 # -- starting again ---------------------------------------------------------------------------------

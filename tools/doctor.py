@@ -33,6 +33,7 @@ from r1zero.errors import BadInput  # noqa: E402
 from r1zero.inputs import absent, check_inputs  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.observe.folder import check_writable  # noqa: E402
+from r1zero.outputs import check_outputs, existing  # noqa: E402
 from r1zero.preflight import machine  # noqa: E402
 from r1zero.preflight.machine import Node  # noqa: E402
 from r1zero.preflight.versions import check_versions, installed  # noqa: E402
@@ -155,7 +156,7 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
         values = checks.check_values(cfg)
         if values:
             problems += check_inputs(cfg)  # which `check` leaves out then
-        problems += checks.check_outputs(cfg) or machine.check_disk(cfg)
+        problems += check_outputs(cfg)
     except BadInput as error:
         findings.tell("config", str(error).splitlines())
         return job
@@ -178,7 +179,7 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
 
 def look_at_nodes(job: Job, roll: RollCall, findings: Findings) -> None:
     """What each node has, and whether they are alike."""
-    folder = machine.existing(Path(job.cfg.output_dir if job.cfg is not None else tempfile.gettempdir()))
+    folder = existing(Path(job.cfg.output_dir if job.cfg is not None else tempfile.gettempdir()))
     token = None
     if job.launch.speaks and not check_writable("output_dir", str(folder)):
         token = tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-")

@@ -57,6 +57,7 @@ class Keeper:
         self.training, self.shelf = crew.cfg.training, crew.cfg.checkpoints
         self._saved = crew.progress.step  # the last step whose state is on disk, or on its way there
         self._pending: Record | None = None  # of the save under way
+        self._partial: Path | None = None  # the folder that it is written into
         self._writing: Writing | None = None  # on train ranks
         self._rng: dict | None = None  # on the controller
         self._under_way = False
@@ -90,14 +91,16 @@ class Keeper:
         if step == self._saved:
             return
         self._began = time.monotonic()
-        problem = crew.move.from_controller(self._make_room)
+        self._partial, problem = crew.move.from_controller(self._make_room)
         if problem is not None:
             self._fail(step, problem)
             return
         if crew.world.train.member:
             self._pending = self._record()
             self._rng = rng_states(crew.policy)
-            self._writing = Writing(crew.policy, shelf.partial_of(self.shelf, step), step)
+            # It is there, but NFS may not show that here yet; asking for it makes it look.
+            self._partial.mkdir(parents=True, exist_ok=True)
+            self._writing = Writing(crew.policy, self._partial, step)
             if self.training.async_save:
                 self._writing.start()
             else:
@@ -128,12 +131,23 @@ class Keeper:
         self._writing = self._rng = None
         self._longest_save = max(self._longest_save or 0.0, time.monotonic() - self._began)
         if problem is not None:
-            crew.move.at_controller(shutil.rmtree, shelf.partial_of(self.shelf, self._saved), True)
+            crew.move.at_controller(shutil.rmtree, self._partial, True)
             self._fail(self._saved, problem)
         elif crew.world.is_controller:
             held = self._held + (time.monotonic() - waited if self.training.async_save else 0.0)
             log.info("checkpoint %s saved in %.1f s, of which training waited %.1f s",
                      shelf.folder_of(self.shelf, self._saved), time.monotonic() - self._began, held)
+
+    def keep(self) -> Path | None:
+        """The checkpoint of the current step, saved if need be; None when that fails. Collective."""
+        if self.crew.move.from_controller(self._current) is None:
+            self._saved = -1  # what the run went on from may lie elsewhere
+        try:
+            self.save()
+            self.finish()
+        except RuntimeError as error:  # on_save_failure: stop
+            log.warning("%s", error)
+        return self.crew.move.from_controller(self._current)
 
     # -- why to leave ---------------------------------------------------------------------------
 
@@ -149,6 +163,12 @@ class Keeper:
 
     # -- on the controller ----------------------------------------------------------------------
 
+    def _current(self) -> Path | None:
+        """The complete checkpoint of the current step, if there is one."""
+        step = self.crew.progress.step
+        folder = shelf.folder_of(self.shelf, step)
+        return folder if self._saved == step and (folder / manifest.NAME).is_file() else None
+
     @property
     def _bytes(self) -> int:
         """About the size of a checkpoint."""
@@ -156,25 +176,27 @@ class Keeper:
 
     @property
     def _reserve(self) -> Path:
-        return shelf.partial_of(self.shelf, self._saved) / RESERVE
+        return self._partial / RESERVE
 
-    def _make_room(self) -> str | None:
-        """Make the folder to write into; returns what stands against it."""
+    def _make_room(self) -> tuple[Path | None, str | None]:
+        """Make the folder to write into; returns it, or what stands against it."""
+        self.crew.hold.check()
         try:
             folder = shelf.start(self.shelf, self.crew.progress.step)
             free = shutil.disk_usage(folder).free
             if free < self._bytes:
                 shutil.rmtree(folder)
-                return f"it needs {self._bytes / 1e9:.3g} GB, and {self.shelf} has {free / 1e9:.3g} GB free"
+                needed, free = self._bytes / 1e9, free / 1e9
+                return None, f"it needs {needed:.3g} GB, and {self.shelf} has {free:.3g} GB free"
             (folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
         except OSError as error:
-            return str(error)
-        return None
+            return None, str(error)
+        return folder, None
 
     def _seal(self, files: dict[str, manifest.File]) -> str | None:
         """Complete the checkpoint and give it its name; returns what stands against it."""
-        step, training = self._pending.progress.step, self.training
-        folder = shelf.partial_of(self.shelf, step)
+        self.crew.hold.check()
+        step, training, folder = self._pending.progress.step, self.training, self._partial
         try:
             (folder / RNG).write_bytes(save_tensors(self._rng))
             (folder / "config.yaml").write_text(dump(self.crew.cfg))
@@ -184,7 +206,7 @@ class Keeper:
                     files[path.name] = manifest.describe(path)
                     manifest.sync(path)
             manifest.write(folder, files)
-            shelf.publish(self.shelf, step)
+            shelf.publish(folder, step)
         except OSError as error:
             return str(error)
         try:

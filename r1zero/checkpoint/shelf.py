@@ -5,7 +5,7 @@
         rng.safetensors                  random states of the train ranks
         config.yaml                      the resolved configuration
         complete.json                    the list of all files, written last (checkpoint/manifest.py)
-    .iter_0000020.partial/               one being written, or left by a save that did not end
+    .iter_0000020.x1y2.partial/          one being written, or left by a save that did not end
     latest_checkpointed_iteration.txt    the iteration that a restart goes on from; write another one to go back
 
 A checkpoint is written under its hidden name and renamed when all of it is on disk, and only then named by the
@@ -15,6 +15,7 @@ checkpoint that it does not name belongs to a future that was given up.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -28,10 +29,6 @@ _NAME = re.compile(r"iter_(\d{7,})")
 
 def folder_of(save: Path, iteration: int) -> Path:
     return save / f"iter_{iteration:07d}"
-
-
-def partial_of(save: Path, iteration: int) -> Path:
-    return save / f".iter_{iteration:07d}.partial"
 
 
 def iteration_of(folder: Path) -> int | None:
@@ -85,18 +82,21 @@ def way_out(damaged: Path) -> str:
 def start(save: Path, iteration: int) -> Path:
     """Make the empty folder that a checkpoint is written into, and clear away what earlier saves left unfinished.
 
+    Its name is new each time: ranks of a run that was killed may still write into theirs.
     OSError when it cannot be made.
     """
+    save.mkdir(parents=True, exist_ok=True)
     for leftover in save.glob(".iter_*"):
         shutil.rmtree(leftover, ignore_errors=True)  # what stays must not stand against saving
-    partial = partial_of(save, iteration)
-    partial.mkdir(parents=True)
+    partial = save / f".iter_{iteration:07d}.{os.urandom(4).hex()}.partial"
+    partial.mkdir()
     return partial
 
 
-def publish(save: Path, iteration: int) -> Path:
+def publish(partial: Path, iteration: int) -> Path:
     """Give a written and completed checkpoint its name, and let the tracker name it. OSError when that fails."""
-    partial, folder = partial_of(save, iteration), folder_of(save, iteration)
+    save = partial.parent
+    folder = folder_of(save, iteration)
     if folder.exists():
         if not (folder / manifest.NAME).is_file():
             raise FileExistsError(f"{folder} is there already and was not written by this program")

@@ -9,8 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
+
+from r1zero.owner import FOLDER as OWNER
+
+EARLIER = ".earlier"  # where an earlier run is gathered before it gets a folder of its own
+SAMPLES = re.compile(r"step_(\d{6,})\.parquet")
 
 
 def append_line(path: Path, entry: object) -> None:
@@ -37,21 +43,63 @@ def check_writable(key: str, path: str) -> list[str]:
         return [f"{key}: {path} cannot be written ({error.strerror} in {folder}); name another folder"]
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether an earlier run lies in a folder, be it one whose moving aside was interrupted."""
+    return (folder / "metrics.jsonl").exists() or (folder / EARLIER).exists()
+
+
+def aside_of(folder: Path) -> Path:
+    """The path that, with a number behind it, an earlier run gets: beside the folder, not a link."""
+    return Path(os.path.realpath(folder)) if folder.is_symlink() or folder.name == ".." else folder
+
+
+def check_aside(key: str, folder: Path) -> list[str]:
+    """Return a sentence if the earlier run in a folder could not be moved aside."""
+    beside = aside_of(folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=beside.parent) as made:
+            if os.stat(made).st_dev == os.stat(folder).st_dev:
+                return []
+            reason = "another disk begins there"
+    except OSError as error:
+        reason = f"{error.strerror} in {beside.parent}"
+    return [f"{key}: the earlier run in {folder} cannot be moved aside, to {beside}.1 ({reason}); "
+            "name another folder, such as one in it"]
+
+
 def start_folder(folder: Path, config: str) -> list[str]:
     """Make the run folder with its config.yaml and logs/; return what should be said about it.
 
-    A folder that holds the metrics of an earlier run is renamed to <folder>.1, .2, ...
+    An earlier run there is moved to <folder>.1, .2, ... OSError when that fails.
     """
     said = []
-    if (folder / "metrics.jsonl").exists():
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        said.append(f"the earlier run in {folder} is now in {aside}")
+    if holds_run(folder):
+        said.append(f"the earlier run in {folder} is now in {_set_aside(folder)}")
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config)
     return said
+
+
+def _set_aside(folder: Path) -> Path:
+    """Move what is in the folder to a new one beside it, at once and whole; returns that.
+
+    The folder itself stays: it may be a link, and it holds the claim of this run. First all is
+    gathered inside; if that is interrupted, the next start does the rest.
+    """
+    gathered = folder / EARLIER
+    gathered.mkdir(exist_ok=True)
+    for entry in list(folder.iterdir()):
+        if entry.name not in (EARLIER, OWNER):
+            entry.rename(gathered / entry.name)
+    beside, number = aside_of(folder), 1
+    while True:
+        aside = beside.with_name(f"{beside.name}.{number}")
+        try:
+            aside.mkdir()
+        except FileExistsError:
+            number += 1
+            continue
+        return gathered.rename(aside)
 
 
 def continue_folder(folder: Path, config: str, step: int) -> list[str]:
@@ -61,7 +109,8 @@ def continue_folder(folder: Path, config: str, step: int) -> list[str]:
     taken = [_cut(folder / name, step, folder / "logs" / "superseded.jsonl")
              for name in ("metrics.jsonl", "evaluation.jsonl", "logs/spans.jsonl")]
     for path in (folder / "samples").glob("step_*.parquet"):
-        if int(path.stem.removeprefix("step_")) > step:
+        recorded = SAMPLES.fullmatch(path.name)  # no copy of one, or what else somebody keeps there
+        if recorded and int(recorded[1]) > step:
             path.unlink()
     return [f"{taken[0]} recorded steps after step {step} are taken again (logs/superseded.jsonl)"] if taken[0] else []
 

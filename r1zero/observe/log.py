@@ -33,6 +33,7 @@ def start_logging(folder: Path, rank: int, to_console: bool) -> logging.Logger:
     log = logging.getLogger("r1zero")
     log.setLevel(logging.INFO)
     log.propagate = False
+    logging.raiseExceptions = False  # a log on a full disk is told by whoever writes what counts
     file = logging.FileHandler(folder / f"rank_{rank:04d}.log")
     file.setFormatter(logging.Formatter(FILE_FORMAT))
     log.handlers = [file]

@@ -1,8 +1,7 @@
-"""What a node has, against what the run will need of it: devices, memory, disk, compiler."""
+"""What a node has, against what the run will need of it: devices, memory, compiler."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from r1zero.network import model_shape
 from r1zero.world.roles import Placement
 
 PROCESS_GIGABYTES = 0.6  # resident in a process with torch, Megatron and transformers loaded, without a model
-STATE_BYTES = 14  # of a checkpoint for each parameter: bf16 weight, fp32 weight and two moments
 # Devices that a backend is for. MindSpeed-LLM says nccl on Ascend, too, where torch_npu turns it into hccl.
 BACKENDS = {"hccl": ("npu",), "nccl": ("cuda", "npu")}
 
@@ -71,24 +69,6 @@ def check_memory(node: Node, needed: Mapping[int, float]) -> list[str]:
             for (rank, size), free in zip(needed.items(), node.free_gigabytes, strict=False) if size > free]
 
 
-def check_disk(cfg: Config) -> list[str]:
-    """Room for the trained model, and for one checkpoint where they are saved."""
-    shape = model_shape(cfg, "actor_rollout")
-    if shape is None:
-        return []
-    size = 2 if cfg.training.bf16 else 4
-    wanted = {"output_dir": (Path(cfg.output_dir), shape.num_parameters * size / 1e9)}
-    if cfg.training.save_interval:
-        wanted["actor_rollout.save"] = (cfg.checkpoints, shape.num_parameters * STATE_BYTES / 1e9)
-    problems = []
-    for key, (folder, gigabytes) in wanted.items():
-        free = shutil.disk_usage(existing(folder)).free / 1e9
-        if free < gigabytes:
-            problems.append(f"{key}: {folder} has {free:.1f} GB free and needs {gigabytes:.1f} GB; free "
-                            "some, or name a folder on another disk")
-    return problems
-
-
 def check_alike(nodes: Sequence[Node]) -> list[str]:
     """What must be the same on all nodes: versions, the run folder, the inputs."""
     first, problems = nodes[0], []
@@ -112,10 +92,3 @@ def look_of(path: str) -> str:
         files = [entry for entry in here.iterdir() if entry.is_file()]
         return f"{len(files)} files of {sum(entry.stat().st_size for entry in files)} bytes"
     return f"{here.stat().st_size} bytes" if here.exists() else "missing"
-
-
-def existing(path: Path) -> Path:
-    """The path or its nearest parent that exists."""
-    while not path.exists():
-        path = path.parent
-    return path

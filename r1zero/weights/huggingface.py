@@ -7,8 +7,9 @@ tensor at its place in the files as it comes. Both follow the table in names.py.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
+from r1zero.checkpoint.manifest import sync
 from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.weights.found import CONFIG, INDEX, SINGLE, Found
@@ -53,15 +55,17 @@ class HuggingFaceWeights(Weights):
 
 
 def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor, torch.Tensor]],
-            source_folder: str | Path, dtype_name: str, shard_bytes: int = 5 * 10**9) -> None:
+            source_folder: str | Path, dtype_name: str, shard_bytes: int = 5 * 10**9,
+            beside: Mapping[str, str] | None = None) -> None:
     """Write a Hugging Face folder from whole tensors in Megatron's layout for TP 1, in any order.
 
-    `dtype_name` is torch's ("bfloat16"). Files are at most `shard_bytes` long, unless one tensor is longer.
-    The folder appears complete or not at all; an older model folder of that name is replaced. BadInput if
-    it is the source or not a model folder.
+    `dtype_name` is torch's ("bfloat16"). Files are at most `shard_bytes` long, unless one tensor is
+    longer; `beside` has more of them, text by name. The folder appears complete and synced, or not
+    at all; an older model folder of that name is replaced, of a link that which it leads to.
+    BadInput if it is the source or not a model folder; OSError when it cannot be written.
     """
-    folder, source = Path(folder), Path(source_folder)
-    if folder.exists() and (folder.resolve() == source.resolve() or not _replaceable(folder)):
+    folder, source = Path(os.path.realpath(folder)), Path(source_folder)
+    if folder.exists() and (folder == source.resolve() or not _replaceable(folder)):
         raise BadInput(f"{folder} exists and is the source model or not a model folder; "
                        "name another one to save to")
     partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
@@ -71,6 +75,10 @@ def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor
     try:
         _write_weights(partial, shape, stream, dtype_name, shard_bytes)
         copy_beside(source, partial, dtype_name)
+        for name, text in (beside or {}).items():
+            (partial / name).write_text(text)
+        for path in partial.iterdir():
+            sync(path)  # here a network disk says that it is full
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -46,6 +46,7 @@ class FailureWatch:
         store.set(NAME.format(rank), self._name)
         self._missed = 0  # polls since the store last answered
         self._failing, self._left = threading.Event(), threading.Event()
+        self.before_exit: Callable[[], None] | None = None  # the last that this process does
         self._thread = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
         self._thread.start()
         threading.Thread(target=self._guard, name="failure-guard", daemon=True).start()
@@ -153,4 +154,6 @@ class FailureWatch:
         logging.shutdown()
         if self._rank == 0:
             time.sleep(GRACE_SECONDS)
+        if self.before_exit is not None:
+            self.before_exit()
         os._exit(code)

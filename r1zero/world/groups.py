@@ -19,6 +19,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from r1zero.world import collectives
 from r1zero.world.device import Device, warm_up
+from r1zero.world.failure import FailureWatch
 from r1zero.world.launch import Launch
 from r1zero.world.rollcall import open_store, own_part
 from r1zero.world.roles import Placement, Span
@@ -87,6 +88,7 @@ class World:
         assert launch.world_size == placement.world_size, "the placement is for another world size"
         self.launch, self.placement, self.device, self.timeout = launch, placement, device, timeout
         self.rank, self.size = launch.rank, launch.world_size
+        self.watch: FailureWatch | None = None  # over the failures of ranks, where one was set up
         self._groups: dict[tuple[str, tuple[int, ...]], dist.ProcessGroup | None] = {}
         _rendezvous(launch, timeout, store)
         self.store = c10d._get_default_store()
