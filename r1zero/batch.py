@@ -59,7 +59,7 @@ class Sample:
     tokens: np.ndarray  # int32 [T], ends with an end-of-text id unless truncated
     logprobs: np.ndarray  # float32 [T]
     truncated: bool
-    version: int  # of the weights it was drawn with
+    version: int  # of the weights it was drawn with, as the engine that held them says
     scores: dict[str, Score] = field(default_factory=dict)  # by rule
     reward: float = 0.0  # weighted sum of the scores
     ref_logprobs: np.ndarray | None = None  # float32 [T]
@@ -90,7 +90,7 @@ class Batch:
     """The plan of one global batch, equal on all ranks and fixed before generation starts."""
 
     step: int
-    version: int  # weights that must draw every sample
+    version: int  # of the weights that must draw every sample
     prompts: list[Prompt]  # [P]
     samples_per_prompt: int  # G
     minibatch_size: int  # B, in samples

@@ -61,33 +61,38 @@ class Crew:
         prompts = self.prompts.draw(done.prompts_drawn, self.cfg.training.global_batch_size)
         return Batch(step, done.weights_version, prompts, actor.n_samples_per_prompt, actor.ppo_mini_batch_size)
 
-    def publish(self, version: int) -> int:
-        """Bring the rollout ranks' weights up to date; returns the bytes written on this rank."""
-        received = self.publisher.publish()
-        if self.world.rollout.member:
-            self.engine.accept(version)
-        return received
+    def publish(self) -> None:
+        """Bring the rollout ranks' weights up to date with what was learned: the next version, counted here."""
+        self.progress.weights_version += 1
+        self._bring()
 
     def start(self) -> None:
         """Publish the weights to begin with and prove that they arrived bit for bit. RuntimeError if not."""
         self.move.settle()
-        self.publish(self.progress.weights_version)
+        self._bring()
         if fault := self._publish_fault():
             raise RuntimeError(fault)
 
-    def prove_publish(self, version: int) -> str | None:
+    def prove_publish(self) -> str | None:
         """Compare the checksums of what was sent and received, if this version is one of every so many. Collective."""
         interval = self.cfg.training.publish_check_interval
-        return self._publish_fault() if interval and version % interval == 0 else None
+        return self._publish_fault() if interval and self.progress.weights_version % interval == 0 else None
 
-    def record(self, published_bytes: int, publish_fault: str | None) -> RankRecord:
+    def record(self, publish_fault: str | None) -> RankRecord:
         """What this rank tells about the step that ends."""
         rollout, ref, tokens = self.world.rollout, self.world.ref, {}
         if rollout.speaks:
             tokens["rollout"] = self.engine.decoded_tokens
         if ref.speaks:
             tokens["ref"] = self.reference.take_tokens()
-        return RankRecord(self.clock.take(), published_bytes, self.world.device.peak_gigabytes(), tokens, publish_fault)
+        return RankRecord(self.clock.take(), self.publisher.received_bytes, self.world.device.peak_gigabytes(),
+                          tokens, publish_fault)
+
+    def _bring(self) -> None:
+        """Publish the weights of this version; an engine takes note of what arrived."""
+        arrived = self.publisher.publish(self.progress.weights_version)
+        if arrived is not None:
+            self.engine.accept(arrived)
 
     def _publish_fault(self) -> str | None:
         return self.publisher.difference(self.move.gather(self.publisher.checksums()))

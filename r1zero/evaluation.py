@@ -54,7 +54,7 @@ def evaluate(crew: Examinee, version: int, model: str, place: Path,
     """
     batch = crew.move.from_controller(_plan, crew, version)
     shares = crew.move.to_controller(on(crew.world.rollout, _answer, crew, batch, round_samples))
-    return crew.move.at_controller(_conclude, crew, shares, model, place)
+    return crew.move.at_controller(_conclude, crew, batch, shares, model, place)
 
 
 def _plan(crew: Examinee, version: int) -> Batch:
@@ -94,9 +94,12 @@ def eval_sampling(cfg: Config) -> Sampling:
     return Sampling(training.eval_temperature, training.eval_top_p, top_k, training.seed)
 
 
-def _conclude(crew: Examinee, found: Sequence[list[Group] | None], model: str, place: Path) -> dict[str, Any]:
+def _conclude(crew: Examinee, batch: Batch, found: Sequence[list[Group] | None], model: str,
+              place: Path) -> dict[str, Any]:
     """Score all answers, and write them and the report."""
     groups = sorted((group for share in found for group in share or []), key=lambda group: group.position)
+    versions = {sample.version for group in groups for sample in group.samples}
+    assert versions == {batch.version}, f"version {batch.version} was to be evaluated, but {versions} answered"
     data = crew.cfg.training.eval_data_path
     tags = {} if is_packed(data) else read_tags(data, TAGS)
     content = report(groups, tags, conditions(crew.cfg, model, crew.eval_prompts))

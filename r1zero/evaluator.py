@@ -84,7 +84,7 @@ def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None
         for each in evaluators:
             began, path = time.monotonic(), Path(each.cfg.training.eval_data_path)
             with _progress(each):
-                found = evaluate(each, 0, each.cfg.actor_rollout.load, output / path.stem, round_samples)
+                found = evaluate(each, each.engine.version, each.cfg.actor_rollout.load, output / path.stem, round_samples)
             if found is not None:
                 seconds = time.monotonic() - began
                 print(table(found), f"    {'seconds':<20}{seconds:.1f} on {each.world.size} ranks", sep="\n")

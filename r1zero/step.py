@@ -63,11 +63,11 @@ def train_step(step: int, crew: Crew) -> StepOutcome | None:
 
     # Publish. All wait on the control plane first, and then enter the device collectives together.
     clock.time("wait", move.settle)
-    received = clock.time("publish", crew.publish, batch.version + 1)
-    fault = clock.time("publish", crew.prove_publish, batch.version + 1)
+    clock.time("publish", crew.publish)
+    fault = clock.time("publish", crew.prove_publish)
 
     # Report. Rank 0 trains, so it holds every group with its scores and advantages.
-    records = move.gather(crew.record(received, fault))
+    records = move.gather(crew.record(fault))
     groups = on(train, crew.policy.finish, updates, batch)
     metrics = move.at_controller(step_metrics, batch, groups, updates, records, world.placement)
     broken = move.at_controller(crew.invariants.broken, batch, groups, updates, records)

@@ -125,7 +125,7 @@ def _evaluate(crew: Crew, observer: Observer | Absent, step: int) -> dict[str, f
         return None
     model = f"{crew.cfg.actor_rollout.load} after {step} steps"
     crew.hold.check()
-    found = evaluate(crew, step, model, folder / "evaluation" / f"step_{step:06d}")
+    found = evaluate(crew, crew.progress.weights_version, model, folder / "evaluation" / f"step_{step:06d}")
     if found is None:
         return None
     observer.after_evaluation(step, found["scores"])

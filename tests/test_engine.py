@@ -43,6 +43,21 @@ def test_samples_that_need_their_next_block_together_in_a_cache_for_one():
     assert engine._pool.num_free == engine._pool.num_blocks
 
 
+def test_samples_are_signed_by_the_weights_and_not_by_the_plan():
+    """An engine that missed a publication draws on, and its samples say with what."""
+    _, engine = generate(Limits(8, 10**6), 8, 3, 2)
+    engine.accept(5)
+    engine.submit(Batch(2, 6, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3))
+    assert {sample.version for group in engine.collect(0) for sample in group.samples} == {5}
+
+
+def test_weights_do_not_change_under_samples_that_are_being_drawn():
+    _, engine = generate(Limits(8, 10**6), 8, 3, 2)
+    engine.submit(Batch(2, 0, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3))
+    with pytest.raises(AssertionError, match="while samples are drawn"):
+        engine.accept(1)
+
+
 def test_bf16_on_a_processor_that_onednn_has_no_bf16_for():
     code = ("import torch; from r1zero.rollout.linear import Linear; x = torch.eye(3).bfloat16(); "
             "linear = Linear(x); linear.prepare(); assert torch.equal(linear(x), x)")

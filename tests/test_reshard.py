@@ -175,7 +175,9 @@ def publish_twice(rank, shape, train, rollout, bucket_bytes, dtype):
         full = random_model(shape, dtype, seed)
         for name, param in held_by(rank, train, shape, full).items() if source else ():
             source[name].copy_(param)
-        assert maker.publish() == shard_bytes
+        version = 7 + seed
+        arrived = maker.publish(version if source else -1)  # receivers hear of it from the sources alone
+        assert arrived == (version if target else None) and maker.received_bytes == shard_bytes
         for name, part in (held_by(rank, rollout, shape, full) if target else {}).items():
             assert torch.equal(target[name].data, part), name
             assert target[name].data_ptr() == homes[name] and target[name].requires_grad
@@ -204,18 +206,32 @@ def damage(rank, shape, train, rollout):
         everyone = gather(maker.checksums())
         assert f"{name} on rollout rank 3 differs from train rank 1" in maker.difference(everyone)
 
-    maker.publish()
+    maker.publish(0)
     assert maker.difference(gather(maker.checksums())) is None
     if rank == 3:
         bits = target[name].data.view(torch.int16)
         bits[-1, 5] ^= 1  # one bit
     verdict()
-    maker.publish()
+    maker.publish(0)
     assert maker.difference(gather(maker.checksums())) is None
     if rank == 3:
         rows = target[name].data
         rows[:2] = rows[:2].flip(0)  # the same values in another order
     verdict()
+
+
+def publish_two_versions(rank, shape, train, rollout):
+    maker, *_ = publisher_of(rank, shape, train, rollout, 700, torch.float32, random_model(shape, torch.float32))
+    if rank in rollout.ranks:
+        with pytest.raises(AssertionError, match=r"weights of several versions: \[3, 4\]"):
+            maker.publish(0)
+    else:
+        assert maker.publish(3 + rank) is None
+
+
+def test_weights_of_two_versions_are_no_publication():
+    train, rollout = spans(1, 2, 1, 1, 1, False)
+    run_ranks(in_world, 3, publish_two_versions, model(), train, rollout)
 
 
 def test_checksums_name_a_tensor_with_a_flipped_bit_or_exchanged_rows():

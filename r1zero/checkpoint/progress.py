@@ -18,14 +18,13 @@ class Progress:
     """The position of a run, equal on all ranks. Everything else that a step needs follows from it and the tensors."""
 
     step: int = 0  # the last one that was finished
-    weights_version: int = 0  # of the weights that draw the next step
+    weights_version: int = 0  # of the weights that draw the next step; counted where they are published
     prompts_drawn: int = 0  # from the stream of prompts: the data cursor
     evaluation: dict[str, float] | None = None  # held-out metrics of the start weights
 
     def advance(self, prompts: int) -> None:
         """A step is finished."""
         self.step += 1
-        self.weights_version += 1
         self.prompts_drawn += prompts
 
 

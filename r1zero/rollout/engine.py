@@ -42,7 +42,7 @@ class Engine:
                  replica: int = 0, num_replicas: int = 1) -> None:
         self.decoder, self.sampling, self.limits = decoder, sampling, limits
         self.replica, self.num_replicas = replica, num_replicas
-        self.version = -1  # of the weights in the decoder
+        self.version = -1  # of the weights in the decoder, as they came; it signs every sample
         self.preemptions = 0
         self.decoded_tokens = 0  # response tokens of this batch, as drawn
         self.on_sample: Callable[[Group, int], None] = lambda group, member: None
@@ -58,14 +58,14 @@ class Engine:
         self._open: dict[int, int] = {}  # members of a group that are not finished
 
     def accept(self, version: int) -> None:
-        """Take note that the decoder's weights were written, as this version."""
+        """Take note that weights of this version were written to the decoder."""
+        assert not any(self._open.values()), "weights may not change while samples are drawn with them"
         self.decoder.prepare()
         self.version = version
 
     def submit(self, batch: Batch, positions: Sequence[int] | None = None) -> None:
         """Queue this replica's share of a batch: prompts at `positions`; default p % replicas == replica."""
         assert not any(self._open.values()), "the last batch is not collected yet"
-        assert batch.version == self.version, f"weights {self.version} cannot draw batch {batch.version}"
         self._batch, size = batch, batch.samples_per_prompt
         self.decoded_tokens = 0
         mine = range(self.replica, len(batch.prompts), self.num_replicas) if positions is None else positions
@@ -176,8 +176,7 @@ class Engine:
         progress = self._release(row)
         position, member, count = progress.ticket.position, progress.ticket.member, progress.count
         self._groups[position].samples[member] = Sample(
-            progress.tokens[:count].copy(), progress.logprobs[:count].copy(), bool(truncated),
-            self._batch.version)
+            progress.tokens[:count].copy(), progress.logprobs[:count].copy(), bool(truncated), self.version)
         self._open[position] -= 1
         if not self._open[position]:
             self._caches.drop(position)

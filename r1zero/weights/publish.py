@@ -4,6 +4,9 @@ What waits for what: a source packs a bucket and starts its broadcast; a receive
 landed. Every rank goes through the plan in the same order and waits only for its oldest broadcast, so no
 ranks wait in a circle. Have all of them meet (on gloo) before `publish`: a device collective must not be
 where they wait for each other.
+
+In front of each bucket travels the version of its weights. So a receiver knows which it holds from what it got,
+and not from what it was told.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import torch.distributed as dist
 from r1zero.weights.names import local_view
 from r1zero.weights.reshard import Bucket, Piece, Plan
 
+HEADER_BYTES = 64  # before a bucket's pieces: the version, int64, and nothing, so that they lie even
 CHUNK = 1 << 16  # elements that a checksum widens to 64 bits at a time
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by element size
 
@@ -36,33 +40,48 @@ class Publisher:
         `group_for` is called on every rank for every group, in one order. `source` is given on train ranks,
         `target` on rollout ranks, and both hold `dtype`. At most `in_flight` buckets are under way at a time.
         """
-        self.plan, self.rank, self._dtype = plan, rank, dtype
+        self.plan, self.rank, self._dtype, self._device = plan, rank, dtype, device
         self.source, self.target = source or {}, target or {}
         for name, param in (*self.source.items(), *self.target.items()):
             assert param.dtype == dtype, f"{name} is {param.dtype}, but weights are published as {dtype}"
         groups = {ranks: group_for(ranks) for ranks in plan.groups()}
         self._mine = [bucket for bucket in plan.buckets if rank in bucket.ranks]
         self._groups = {ranks: group for ranks, group in groups.items() if rank in ranks}
-        sizes = [bucket.numel for bucket in self._mine if not bucket.local]
+        self._header = HEADER_BYTES // dtype.itemsize  # in elements
+        self._versions: list[torch.Tensor] = []  # that came with the buckets of a publication
+        sizes = [self._header + bucket.numel for bucket in self._mine if not bucket.local]
         self._buffers = [torch.empty(max(sizes), dtype=dtype, device=device)
                          for _ in range(min(in_flight, len(sizes)))]
 
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that a publication writes to this rank's target: its shard's size."""
+        return self.plan.received(self.rank) * self._dtype.itemsize
+
     @torch.no_grad()
-    def publish(self) -> int:
-        """Bring the target up to date; return the bytes written to it: its shard's size, each time."""
+    def publish(self, version: int) -> int | None:
+        """Bring the target up to date with the source, whose weights are of this version there.
+
+        Returns the version that arrived; None where nothing did, as on ranks without a target.
+        """
+        self._versions.clear()
         flying: deque[tuple[dist.Work, Bucket, torch.Tensor]] = deque()
         idle = deque(self._buffers)
         for bucket in self._mine:
             if bucket.local:
-                self._copy(bucket)
+                self._copy(bucket, version)
                 continue
             if not idle:
                 idle.append(self._land(*flying.popleft()))
             buffer = idle.popleft()
-            flying.append((self._launch(bucket, buffer), bucket, buffer))
+            flying.append((self._launch(bucket, buffer, version), bucket, buffer))
         while flying:
             self._land(*flying.popleft())
-        return self.plan.received(self.rank) * self._dtype.itemsize
+        if not self._versions:
+            return None
+        arrived = set(torch.stack(self._versions).tolist())
+        assert len(arrived) == 1, f"one publication brought weights of several versions: {sorted(arrived)}"
+        return arrived.pop()
 
     @torch.no_grad()
     def checksums(self) -> Checksums:
@@ -94,23 +113,27 @@ class Publisher:
                                 f"{bucket.source}: it was corrupted on the way or has changed since")
         return None
 
-    def _launch(self, bucket: Bucket, buffer: torch.Tensor) -> dist.Work:
+    def _launch(self, bucket: Bucket, buffer: torch.Tensor, version: int) -> dist.Work:
         """Start a bucket's broadcast, packed first if this rank is its source."""
         if self.rank == bucket.source:
-            for piece, flat in _laid_out(bucket, buffer):
+            _version_in(buffer).fill_(version)
+            for piece, flat in _laid_out(bucket, buffer[self._header:]):
                 flat.copy_(self._source_view(piece))
-        return dist.broadcast(buffer[:bucket.numel], src=bucket.source, group=self._groups[bucket.ranks],
-                              async_op=True)
+        return dist.broadcast(buffer[:self._header + bucket.numel], src=bucket.source,
+                              group=self._groups[bucket.ranks], async_op=True)
 
     def _land(self, work: dist.Work, bucket: Bucket, buffer: torch.Tensor) -> torch.Tensor:
         """Finish a broadcast, unpack it if this rank is a receiver, and return the buffer for the next."""
         work.wait()
         if self.rank in bucket.receivers:
-            for piece, flat in _laid_out(bucket, buffer):
+            self._versions.append(_version_in(buffer).clone())
+            for piece, flat in _laid_out(bucket, buffer[self._header:]):
                 self._target_view(piece).copy_(flat)
         return buffer
 
-    def _copy(self, bucket: Bucket) -> None:
+    def _copy(self, bucket: Bucket, version: int) -> None:
+        """Copy a bucket that stays on this rank."""
+        self._versions.append(torch.tensor(version, device=self._device))
         for piece in bucket.pieces:
             self._target_view(piece).copy_(self._source_view(piece))
 
@@ -121,6 +144,11 @@ class Publisher:
     def _target_view(self, piece: Piece) -> torch.Tensor:
         tensor = self.plan.tensors[piece.tensor]
         return local_view(tensor, self.target[tensor.name], self.plan.rollout_tp)[piece.target]
+
+
+def _version_in(buffer: torch.Tensor) -> torch.Tensor:
+    """The place of the version in a buffer, an int64 scalar."""
+    return buffer[:torch.int64.itemsize // buffer.itemsize].view(torch.int64)[0]
 
 
 def _laid_out(bucket: Bucket, buffer: torch.Tensor) -> Iterator[tuple[Piece, torch.Tensor]]:
