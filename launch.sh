@@ -11,16 +11,35 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/tools/setup_env.sh"
 
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+  sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  exit 0
+fi
+# The configuration is named by --config, wherever it stands, or by the first word.
 config=tiny
-case ${1:-} in
-  -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-  --config=*) config=${1#*=}; shift ;;
-  --config) if (($# > 1)); then config=$2; shift 2; fi ;;
-  -* | *=* | "") ;;
-  *) config=$1; shift ;;
-esac
+words=()
+given=0
+while (($#)); do
+  case $1 in
+    --config=*) config=${1#*=}; given=$((given + 1)) ;;
+    --config)
+      (($# > 1)) || die "--config names no configuration; write --config CONFIG"
+      config=$2; given=$((given + 1)); shift ;;
+    -* | *=* | "") words+=("$1") ;;
+    *) if ((${#words[@]} == 0 && given == 0)); then config=$1; given=1; else words+=("$1"); fi ;;
+  esac
+  shift
+done
+((given < 2)) || die "the configuration is named $given times, $config last; keep one"
+set -- ${words[@]+"${words[@]}"}
 
 export NNODES=${NNODES:-1}
+# Pods of PyTorchJob and Volcano, and shells that were used for debugging, have rank variables of their own.
+if [[ -n ${RANK:-}${WORLD_SIZE:-} ]]; then
+  say "RANK=${RANK:-} and WORLD_SIZE=${WORLD_SIZE:-} are not mine and are ignored; for several nodes set NNODES," \
+    "NODE_RANK and MASTER_ADDR"
+fi
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK
 for name in NNODES NPROC_PER_NODE; do
   [[ ${!name:-1} =~ ^[1-9][0-9]{0,5}$ ]] || die "$name=${!name} must be a number from 1 on"
 done

@@ -17,6 +17,7 @@ from r1zero import config, legacy
 from r1zero.checkpoint.resume import start_weights
 from r1zero.config import ROOT, SHAPE_KEYS, Config
 from r1zero.errors import BadInput
+from r1zero.paths import expand
 from r1zero.sentences import Notes, nearest, readable
 from r1zero.typed import Given, construct, convert, field_names, parse, read_yaml, spelled
 from r1zero.weights.found import config_folder
@@ -39,7 +40,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Confi
     A bare name means configs/<name>.yaml; an override is `section.key=value`.
     """
     with readable():
-        return _load(_find(name_or_path), overrides)
+        return _load(_find(expand(name_or_path)), overrides)
 
 
 def _load(path: Path, overrides: Sequence[str]) -> tuple[Config, list[str]]:
@@ -49,6 +50,8 @@ def _load(path: Path, overrides: Sequence[str]) -> tuple[Config, list[str]]:
         _override(sections, override, notes)
     models = _models(sections, path, notes)
     cfg = None if notes.problems else _build(sections, models, path.stem, notes)
+    if cfg is not None:
+        cfg = _with_paths(cfg, notes)
     if cfg is None or notes.problems:
         raise BadInput("\n".join(notes.problems))
     return dataclasses.replace(_resolve(cfg, notes), source=str(path)), notes.warnings
@@ -251,6 +254,39 @@ def _refuse_two_values(ref: dict[str, Any], actor: dict[str, Given], notes: Note
 
 
 # -- defaults that follow from other keys ---------------------------------------------------------
+
+
+PATHS: dict[str, tuple[str, ...]] = {
+    "training": ("tokenizer_name_or_path", "prompt_type_path", "resume", "eval_data_path"),
+    "actor_rollout": ("load", "data_path", "save"),
+    "ref": ("load",),
+}
+
+
+def _with_paths(cfg: Config, notes: Notes) -> Config:
+    """Expand `~` and variables in every key that names files, and in scorers of one's own."""
+    sections = {}
+    for section, keys in PATHS.items():
+        holder = getattr(cfg, section)
+        sections[section] = dataclasses.replace(holder, **_expanded(holder, section, keys, notes))
+    algorithm = cfg.algorithm
+    scorers = [_expand(scorer, "algorithm.verifier_function", notes) for scorer in algorithm.verifier_function]
+    sections["algorithm"] = dataclasses.replace(algorithm, verifier_function=scorers)
+    return dataclasses.replace(cfg, output_dir=_expand(cfg.output_dir, "output_dir", notes), **sections)
+
+
+def _expanded(holder: Any, section: str, keys: Sequence[str], notes: Notes) -> dict[str, str]:
+    """The given ones of these keys of a section, expanded."""
+    given = {key: getattr(holder, key) for key in keys if getattr(holder, key) is not None}
+    return {key: _expand(value, f"{section}.{key}", notes) for key, value in given.items()}
+
+
+def _expand(text: str, key: str, notes: Notes) -> str:
+    try:
+        return expand(text)
+    except BadInput as error:
+        notes.refuse(f"{key}: {error}")
+        return text
 
 
 def _resolve(cfg: Config, notes: Notes) -> Config:

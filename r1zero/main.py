@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero import checks, dryrun  # noqa: E402
+from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.config import Config, nodes, placement  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.process import end, is_first, refuse, run_rank  # noqa: E402
-from r1zero.world.launch import Launch, announced_world_size, read_launch  # noqa: E402
+from r1zero.world.launch import Launch, announced_world_size, check_interfaces, read_launch  # noqa: E402
 from r1zero.world.leave import LEFT_EARLY, Leave, deadline  # noqa: E402
 
 if TYPE_CHECKING:
@@ -36,33 +37,33 @@ if TYPE_CHECKING:
 def main() -> int:
     """Run the program; returns the exit code."""
     args = _parse()
+    looks = args.dry_run or args.check or args.print_world_size  # these start nothing, so no launcher matters
     try:
-        launch = read_launch()
         cfg, warnings = load_config(args.config, args.overrides)
-        size = launch.world_size if launch.launcher != "single" else announced_world_size() or cfg.world_size
         if args.print_world_size:
             print(cfg.world_size)
             return 0
-        if args.dry_run or args.check:
-            return _look(cfg, warnings, size, args.dry_run)
+        if looks:
+            return _look(cfg, warnings, announced_world_size() or cfg.world_size, args.dry_run)
+        launch = read_launch()
         node_of_rank = launch.node_of_rank if launch.launcher != "single" else None
-        problems = checks.check(cfg, launch.world_size, node_of_rank)
+        problems = check_interfaces() + checks.check(cfg, launch.world_size, node_of_rank)
     except BadInput as error:
-        return refuse(str(error).splitlines(), is_first())
+        return refuse(str(error).splitlines(), looks or is_first())
     if problems:
         return refuse(problems, launch.speaks, launch.other_node)
     return _run(cfg, warnings, launch)
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="main.py", description="Train a model with GRPO, R1-Zero style.",
-                                     allow_abbrev=False)
+    parser = CommandLine(ranks=True, prog="main.py", description="Train a model with GRPO, R1-Zero style.",
+                         usage="%(prog)s [--config CONFIG] [flags] [key.path=value ...]",
+                         epilog="Other words are overrides, such as training.train_iters=6; the order does not matter.")
     parser.add_argument("--config", action="append", help="name of a file under configs/, or a path; default tiny")
     parser.add_argument("--dry-run", action="store_true", help="print configuration, placement and memory; run nothing")
     parser.add_argument("--check", action="store_true", help="check the input and stop")
     parser.add_argument("--print-world-size", action="store_true", help="print how many processes the config needs")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. training.train_iters=6")
-    args = parser.parse_args()
+    args = parser.parse_with_overrides()
     if args.config is not None and len(args.config) > 1:  # one of them would be ignored
         parser.error(f"--config is given {len(args.config)} times, as {' and '.join(args.config)}; keep one")
     args.config = args.config[0] if args.config else "tiny"
@@ -71,7 +72,7 @@ def _parse() -> argparse.Namespace:
 
 def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:
     """Check without a world; with `report` also print what would run. Files of another machine may be missing then."""
-    problems = checks.check(cfg, size, None, absent_ok=report)
+    problems = ([] if report else check_interfaces()) + checks.check(cfg, size, None, absent_ok=report)
     if problems:
         return refuse(problems, True)
     if report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -11,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from r1zero.errors import BadInput
-from r1zero.world.launch import Launch, hush_torch, read_launch
+from r1zero.world.launch import Launch, hush_torch, launched, read_launch
 from r1zero.world.leave import BAD_INPUT
 from r1zero.world.roles import Placement
 
@@ -37,7 +38,7 @@ def refuse(problems: list[str], speak: bool, node: str = "") -> int:
 def is_first() -> bool:
     """Whether this process should speak for the job, as far as can be told; a broken environment speaks up."""
     try:
-        return read_launch().speaks
+        return not launched() or read_launch().speaks
     except BadInput:
         return True
 
@@ -46,8 +47,9 @@ def end(exit_code: int) -> NoReturn:
     """End the process at once. All that counts is on disk by now, and a tracker whose server is dead may have left
     an exit hook that waits for it for ever."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # nobody reads any more, as behind `| head`
+            stream.flush()
     os._exit(exit_code)
 
 
@@ -65,22 +67,21 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
     from r1zero.world import device as devices
     from r1zero.world.failure import FailureWatch
     from r1zero.world.groups import World
+    from r1zero.world.rollcall import join
 
     device = devices.prepare("cpu" if on_cpu else devices.detect(), launch.local_rank, deterministic)
     try:
-        world = World(launch, placement, device, timeout)
+        store = join(launch, timeout.total_seconds())
     except BadInput as error:  # the ranks did not find each other
         return refuse([str(error)], launch.speaks, launch.other_node)
-    watch = world.watch = FailureWatch(world.store, world.rank, launch.node_of_rank, world.roles)
-    ready = False
+    watch = FailureWatch(store, launch.rank, launch.node_of_rank, "+".join(placement.roles_of(launch.rank)))
     try:
-        prepared = prepare(world)
-        ready = True
-        exit_code = work(prepared) or 0
+        world = World(launch, placement, device, timeout, store)
+        world.watch = watch
+        exit_code = work(prepare(world)) or 0
         world.barrier()  # while others still work, all are watched
         watch.stop()
         world.leave()
         return exit_code
     except Exception as error:  # noqa: BLE001 - the edge of the process: tell the other ranks, then end
-        bad_input = isinstance(error, BadInput)
-        watch.end_process(error, BAD_INPUT if bad_input else 1)
+        watch.end_process(error, BAD_INPUT if isinstance(error, BadInput) else 1)

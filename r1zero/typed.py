@@ -16,9 +16,15 @@ import yaml
 from r1zero.errors import BadInput
 from r1zero.sentences import Notes, nearest
 
+NO_VALUE = ("None", "none", "nil", "undefined")  # what other languages call null
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 LARGEST = 2**32 - 1  # of whole numbers: no size, count or seed needs more, and libraries keep some in 32 bits
 UNWRITABLE = re.compile("[\0\r\n\ud800-\udfff]")  # what paths, terminals or sentences cannot hold
+
+
+_BLANKS = "\u00a0\u2002\u2003\u2007\u202f\u3000"
+_LOOKALIKE = re.compile(
+    rf"[ -]*(?:(?P<blank>[{_BLANKS}])|[\w.-]+(?:\s*(?P<colon>[\uff1a\ufe55\ua789])|:[ ]*(?P<behind>[{_BLANKS}])))")
 
 
 class Given(NamedTuple):
@@ -70,7 +76,9 @@ def parse(text: str) -> Any:
 def read_yaml(path: Path) -> dict:
     """Read a file that holds a YAML mapping. BadInput with file and line."""
     try:
-        content = parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        refuse_lookalikes(path, text)
+        content = parse(text)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
@@ -81,6 +89,20 @@ def read_yaml(path: Path) -> dict:
     if not isinstance(content, dict):
         raise BadInput(f"{path} must hold sections such as `training:`, but holds {type(content).__name__}")
     return content
+
+
+def refuse_lookalikes(path: Path, text: str) -> None:
+    """BadInput for characters that an input method or a web page puts where YAML has its own, behind a key or before it.
+
+    YAML takes `lr：1e-6` with a full-width colon for a text, and complains about a line further down.
+    """
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = _LOOKALIKE.match(line)
+        if match is not None:
+            found = match["blank"] or match["colon"] or match["behind"]
+            meant = "a colon" if match["colon"] else "a blank"
+            raise BadInput(f"{path}, line {number}: the character {found!r} (U+{ord(found):04X}) looks like {meant} and is "
+                           f"none to YAML; type {meant} instead")
 
 
 def read_json(path: Path) -> Any:
@@ -118,6 +140,8 @@ def construct(kind: type, given: dict[str, Given], section: str, notes: Notes) -
 def convert(value: Any, kind: Any, where: str, notes: Notes) -> Any:
     """Convert a YAML value to the type of its key; None, with the problem noted, when it does not fit."""
     if typing.get_origin(kind) is types.UnionType:
+        if isinstance(value, str) and value in NO_VALUE:
+            return notes.refuse(f"{where}: {value} is a word to YAML; write null for no value")
         kind = next(member for member in typing.get_args(kind) if member is not types.NoneType)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
@@ -128,6 +152,7 @@ def convert(value: Any, kind: Any, where: str, notes: Notes) -> Any:
         given = {key: Given(item, f"{where}.{key}") for key, item in value.items()}
         return construct(kind, given, where, notes)
     if typing.get_origin(kind) is list:
+        value = _unquoted(value)
         if not isinstance(value, list):
             return notes.refuse(f"{where}: {value!r} must be a list, such as [{value}]")
         member = typing.get_args(kind)[0]
@@ -140,6 +165,16 @@ def convert(value: Any, kind: Any, where: str, notes: Notes) -> Any:
         return notes.refuse(f"{where}: {value!r} must be {WORDS[kind]}")
     except OverflowError:
         return notes.refuse(f"{where}: {value!r:.40} is too large: whole numbers go up to {LARGEST}")
+
+
+def _unquoted(value: Any) -> Any:
+    """A list that was written in quotes, "[acc, format]", as the list it is."""
+    if not isinstance(value, str) or not value.strip().startswith("["):
+        return value
+    try:
+        return parse(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _columns(value: Any, where: str, notes: Notes) -> dict[str, str] | None:

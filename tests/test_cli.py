@@ -62,7 +62,7 @@ def test_bad_input_is_refused_at_once(broken, overrides, sentence):
 
 def test_a_flag_that_would_be_ignored_or_guessed_is_refused():
     for arguments, sentence in ((["--config", "tiny", "--config", "qwen25_7b"], "given 2 times, as tiny and qwen25_7b"),
-                                (["--dry"], "unrecognized arguments: --dry"), (["--config"], "expected one argument")):
+                                (["--dry"], "--dry is no flag; did you mean --dry-run?"), (["--config"], "expected one argument")):
         code, _, errors, _ = main(*arguments)
         assert code == 2 and sentence in errors and "Traceback" not in errors
 

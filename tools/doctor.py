@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero import checks  # noqa: E402
+from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.config import Config, nodes, placement  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.inputs import absent, check_inputs  # noqa: E402
@@ -38,7 +39,7 @@ from r1zero.preflight import machine  # noqa: E402
 from r1zero.preflight.machine import Node  # noqa: E402
 from r1zero.preflight.versions import check_versions, installed  # noqa: E402
 from r1zero.process import BAD_INPUT, is_first, refuse  # noqa: E402
-from r1zero.world.launch import Launch, announced_world_size, hush_torch, read_launch  # noqa: E402
+from r1zero.world.launch import ALONE, Launch, announced_world_size, hush_torch, launched, read_launch  # noqa: E402
 from r1zero.world.roles import Placement  # noqa: E402
 
 if TYPE_CHECKING:  # torch is imported when the configuration has been looked at
@@ -97,7 +98,7 @@ def main(arguments: list[str]) -> int:
     """Look at everything; returns the exit code."""
     args = parse(arguments)
     try:
-        launch = read_launch()
+        launch = read_launch() if launched() else ALONE
     except BadInput as error:
         return refuse([str(error)], is_first())
     findings = Findings(launch.speaks)
@@ -126,12 +127,11 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(ranks=True, description=__doc__,
+                         usage="%(prog)s [--config CONFIG] [--seconds N] [key.path=value ...]")
     parser.add_argument("--config", default="tiny", help="name of a file under configs/, or a path")
     parser.add_argument("--seconds", type=float, default=60.0, help="that a rank may take to answer")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    args = parser.parse_args(arguments)
+    args = parser.parse_with_overrides(arguments)
     if not 1 <= args.seconds <= 86400:
         parser.error(f"--seconds {args.seconds:g} must be from 1 to 86400, such as 60")
     return args

@@ -23,12 +23,14 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero import checks, inputs  # noqa: E402
+from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.config import ActorRollout, Algorithm, Config, Ref, ResourcePool, Reward, Training  # noqa: E402
 from r1zero.data.problems import parse_json  # noqa: E402
 from r1zero.data.template import TEMPLATES  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.model import ModelShape  # noqa: E402
 from r1zero.observe.folder import check_writable  # noqa: E402
+from r1zero.paths import expand, user_path  # noqa: E402
 from r1zero.process import is_first, refuse, run_rank  # noqa: E402
 from r1zero.weights.found import config_folder  # noqa: E402
 from r1zero.world.launch import Launch, read_launch  # noqa: E402
@@ -50,11 +52,10 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = CommandLine(description=__doc__)
     add = parser.add_argument
-    add("--model", required=True, help="Hugging Face model folder, or Megatron checkpoint")
-    add("--data", required=True, nargs="+", help="data sets: .parquet, .jsonl, .json or preprocessed")
+    add("--model", required=True, type=expand, help="Hugging Face model folder, or Megatron checkpoint")
+    add("--data", required=True, nargs="+", type=expand, help="data sets: .parquet, .jsonl, .json or preprocessed")
     add("--k", type=int, default=1, help="answers to each problem")
     add("--problems", type=int, help="take only the first so many of each data set")
     add("--temperature", type=float, default=1.0, help="0: the most likely token")
@@ -62,9 +63,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--top-k", type=int, default=0)
     add("--max-new-tokens", type=int, default=2048, help="longest answer")
     add("--prompt-type", default="qwen_r1", help="name of a prompt template")
-    add("--prompt-type-path", default=str(TEMPLATES), help="templates file")
+    add("--prompt-type-path", default=str(TEMPLATES), type=expand, help="templates file")
     add("--map-keys", default=json.dumps(MAP_KEYS), metavar="JSON", help="column of each part")
-    add("--tokenizer-name-or-path", help="folder; default MODEL")
+    add("--tokenizer-name-or-path", type=expand, help="folder; default MODEL")
     add("--verifier", nargs="+", default=["acc", "format"], help="scorers, as in algorithm.verifier_function")
     add("--dtype", choices=["bf16", "fp32"], help="default: that of the model's config.json")
     add("--seed", type=int, default=1234)
@@ -74,7 +75,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="answers decoded together; 0: all of a replica's, faster, but rounding depends on the ranks")
     add("--workers", type=int, default=2, help="processes that score, beside each replica")
     add("--deadline-seconds", type=float, default=10.0, help="for one answer and one scorer")
-    add("--output", type=Path, help="folder of the reports; default runs/evaluation/<name of MODEL>")
+    add("--output", type=user_path, help="folder of the reports; default runs/evaluation/<name of MODEL>")
     return parser.parse_args(arguments)
 
 

@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.data.indexed import check_writable  # noqa: E402
 from r1zero.data.problems import read_problems  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
+from r1zero.paths import user_path  # noqa: E402
 
 FINAL = re.compile(r"####\s*(-?[\d,]*\.?\d+)\s*$")
 
@@ -36,10 +38,9 @@ def final_answer(solution: str, place: str) -> str:
 
 def main() -> int:
     """Convert one file; returns the exit code."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("input", type=Path)
-    parser.add_argument("output", type=Path)
+    parser = CommandLine(description=__doc__)
+    parser.add_argument("input", type=user_path)
+    parser.add_argument("output", type=user_path)
     args = parser.parse_args()
     try:
         problems = read_problems(args.input, {"prompt": "question", "response": "answer"})

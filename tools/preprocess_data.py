@@ -23,10 +23,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tqdm import tqdm  # noqa: E402
 
+from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.data.indexed import check_writable  # noqa: E402
 from r1zero.data.problems import parse_json, read_problems  # noqa: E402
 from r1zero.data.template import TEMPLATES  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
+from r1zero.paths import expand  # noqa: E402
 from r1zero.sentences import nearest  # noqa: E402
 
 PARTS = ("prompt", "query", "response", "system")
@@ -45,16 +47,15 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = CommandLine(description=__doc__)
     add = parser.add_argument
-    add("--input", required=True, help="a .parquet, .jsonl or .json file, or a folder of files of one kind")
-    add("--output-prefix", required=True, help="path and beginning of the names of the files to write")
-    add("--tokenizer-name-or-path", required=True, help="folder with a Hugging Face tokenizer")
+    add("--input", required=True, type=expand, help="a .parquet, .jsonl or .json file, or a folder of files of one kind")
+    add("--output-prefix", required=True, type=expand, help="path and beginning of the names of the files to write")
+    add("--tokenizer-name-or-path", required=True, type=expand, help="folder with a Hugging Face tokenizer")
     add("--tokenizer-type", default="PretrainedFromHF", choices=["PretrainedFromHF"])
     add("--handler-name", default="R1AlpacaStyleInstructionHandler", help="what a row becomes, see above")
     add("--prompt-type", default="qwen_r1", help="name of a prompt template")
-    add("--prompt-type-path", default=str(TEMPLATES), help="templates file")
+    add("--prompt-type-path", default=str(TEMPLATES), type=expand, help="templates file")
     add("--map-keys", default=DEFAULT_KEYS, metavar="JSON", help=f"columns; default {DEFAULT_KEYS}")
     add("--dataset-additional-keys", nargs="*", default=["labels"], metavar="KEY",
         help="labels, which the R1 handler always writes")

@@ -16,15 +16,17 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.observe.report import open_runs, write_report  # noqa: E402
+from r1zero.paths import user_path  # noqa: E402
 
 
 def main() -> int:
     """Write one page; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders with metrics.jsonl")
-    parser.add_argument("--output", type=Path, help="default RUN/report.html; of several comparison.html")
+    parser = CommandLine(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="folders with metrics.jsonl")
+    parser.add_argument("--output", type=user_path, help="default RUN/report.html; of several comparison.html")
     args = parser.parse_args()
     output = args.output or (args.runs[0] / "report.html" if len(args.runs) == 1 else Path("comparison.html"))
     try:

@@ -25,10 +25,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1zero.batch import Score  # noqa: E402
+from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.config import Config  # noqa: E402
 from r1zero.data.prompts import load_tokenizer  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
+from r1zero.paths import user_path  # noqa: E402
 from r1zero.reward.case import Case  # noqa: E402
 from r1zero.reward.judge import Judge  # noqa: E402
 from r1zero.reward.rules import check_names  # noqa: E402
@@ -49,8 +51,8 @@ class Changes:
 
 def main() -> int:
     """Score samples again; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Score saved samples again and print what changed.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="samples/step_*.parquet")
+    parser = CommandLine(description="Score saved samples again and print what changed.")
+    parser.add_argument("files", nargs="+", type=user_path, metavar="FILE", help="samples/step_*.parquet")
     parser.add_argument("--verifier", nargs="+", metavar="SCORER", help="default: those of CONFIG")
     parser.add_argument("--config", help="default: config.yaml of the run that the first file belongs to")
     parser.add_argument("--examples", type=int, default=5, help="to print for each scorer")

@@ -22,9 +22,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.config import Reward  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
+from r1zero.paths import user_path  # noqa: E402
 from r1zero.reward.case import Case  # noqa: E402
 from r1zero.reward.judge import Judge  # noqa: E402
 from r1zero.reward.rules import NEED_TOKENS, check_names  # noqa: E402
@@ -35,8 +37,8 @@ SHOWN = 20  # bad lines
 
 def main() -> int:
     """Score a file; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Score answers from a file.")
-    parser.add_argument("--input", required=True, type=Path, help="JSON lines with gold and response")
+    parser = CommandLine(description="Score answers from a file.")
+    parser.add_argument("--input", required=True, type=user_path, help="JSON lines with gold and response")
     parser.add_argument("--verifier", nargs="+", metavar="SCORER",
                         help="default: those of CONFIG, or acc format")
     parser.add_argument("--config", help="take scorers and their settings from this configuration")

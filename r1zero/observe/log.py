@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,13 @@ class _Console(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Be silent from now on when nobody reads any more, as behind `| head`; the run and its log go on."""
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            self.setStream(open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process
+        else:
+            super().handleError(record)
 
 
 def start_logging(folder: Path, rank: int, to_console: bool) -> logging.Logger:

@@ -68,6 +68,9 @@ def find(path: str | Path) -> Found:
     others = _iterations(path)
     if is_hf or (path / CONFIG).is_file() and not others:
         return Found("hf", path)
+    if snapshots := sorted((path / "snapshots").glob("*/")):
+        raise BadInput(f"{path} is a folder of Hugging Face's cache; the model itself is in "
+                       f"{' or '.join(map(str, snapshots[-3:]))}: name that")
     if others:
         way_out = f"it has no {TRACKER}: name one of its folders, such as {others[-1]}"
     elif inside := [str(folder) for folder in sorted(path.iterdir()) if _holds_weights(folder)]:

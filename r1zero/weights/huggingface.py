@@ -102,6 +102,7 @@ def _open(found: Found, shape: ModelShape) -> dict[str, safe_open]:
         files.update(dict.fromkeys(file.keys(), file))
     expected = {name: size for tensor in tensors(shape)
                 for name, size in zip(tensor.hf, tensor.hf_shape, strict=True)}
+    refuse_prefix(found, files, expected)
     problems = [f"{name} is missing" for name in expected if name not in files]
     for name, file in files.items():
         if name in expected:
@@ -110,6 +111,19 @@ def _open(found: Found, shape: ModelShape) -> dict[str, safe_open]:
             problems.append(f"{name} is unexpected")
     refuse_misfits(found, problems)
     return files
+
+
+def refuse_prefix(found: Found, names: Iterable[str], expected: Iterable[str]) -> None:
+    """BadInput when all tensors have a name in front, as DDP, torch.compile and adapters leave it there."""
+    wanted = set(expected)
+    known = set(names)
+    if wanted & known:
+        return
+    prefixes = {name.removesuffix(next(iter(wanted))) for name in known if name.endswith(next(iter(wanted)))}
+    for prefix in sorted(prefixes):
+        if all(prefix + name in known for name in wanted):
+            raise BadInput(f"the tensors in {found.folder} are named {prefix}...; save the model without what wraps it, or "
+                           f"take {prefix} off the names")
 
 
 def _weight_files(folder: Path) -> list[Path]:

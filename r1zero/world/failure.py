@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -62,7 +63,12 @@ class FailureWatch:
 
         Leaves without cleaning up: a rank in the middle of a collective cannot.
         """
-        log.exception("failed")
+        if exit_code == BAD_INPUT:
+            log.error("refused: %s", error)
+        elif log.handlers:
+            log.exception("failed")
+        else:  # before there is a log, the traceback must not be lost
+            traceback.print_exception(error)
         cause = self._claim(error, exit_code)
         if cause is not None:
             print(f"r1zero: {cause}", file=sys.stderr, flush=True)
@@ -75,8 +81,10 @@ class FailureWatch:
         otherwise tells whose pulse has stopped.
         """
         self._failing.set()
-        consequence = isinstance(error, RuntimeError) and any(
-            word in str(error).lower() for word in ("connection", "socket", "peer"))
+        # gloo throws plain RuntimeErrors, whose words alone tell; the types are those of nccl, hccl and the store.
+        consequence = isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError) or (
+            isinstance(error, RuntimeError) and any(
+                word in str(error).lower() for word in ("connection", "socket", "peer")))
         said = str(error).split(". This is typically")[0].rpartition("] ")[2]  # without gloo's source line
         try:
             silent = self._silent(GRACE_SECONDS) if consequence else []

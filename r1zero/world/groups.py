@@ -9,6 +9,8 @@ its members are about to, since HCCL gives up on a long wait without saying why.
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,11 +19,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
+from r1zero.errors import BadInput
 from r1zero.world import collectives
 from r1zero.world.device import Device, warm_up
 from r1zero.world.failure import FailureWatch
 from r1zero.world.launch import Launch
-from r1zero.world.rollcall import open_store, own_part
+from r1zero.world.rollcall import join
 from r1zero.world.roles import Placement, Span
 
 # Device memory for each communicator, in MB: large where tensors travel, small where scalars do.
@@ -90,7 +93,7 @@ class World:
         self.rank, self.size = launch.rank, launch.world_size
         self.watch: FailureWatch | None = None  # over the failures of ranks, where one was set up
         self._groups: dict[tuple[str, tuple[int, ...]], dist.ProcessGroup | None] = {}
-        _rendezvous(launch, timeout, store)
+        _join_everyone(launch, timeout, store or join(launch, timeout.total_seconds()))
         self.store = c10d._get_default_store()
         everyone = list(range(self.size))
         self.control = dist.group.WORLD
@@ -163,8 +166,14 @@ class World:
         return Grid(span, True, tp_index, replica, stage, mine, mine.pop("role_control"), mine.pop("replica_control"))
 
 
-def _rendezvous(launch: Launch, timeout: timedelta, store: dist.Store | None) -> None:
-    """Join the default group, gloo over all ranks."""
-    if store is None:
-        store = own_part(open_store(launch, timeout.total_seconds()), launch, timeout.total_seconds())
-    dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+def _join_everyone(launch: Launch, timeout: timedelta, store: dist.Store) -> None:
+    """Make the default group, gloo over all ranks. BadInput when this machine's network does not allow it."""
+    try:
+        dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
+    except (RuntimeError, ValueError) as error:  # gloo's, which has no types of its own for what went wrong
+        reason = str(error).splitlines()[0].rpartition("] ")[2]
+        interface = os.environ.get("GLOO_SOCKET_IFNAME")
+        way_out = (f"GLOO_SOCKET_IFNAME={interface} must name a network interface that reaches the other nodes"
+                   if interface else "set GLOO_SOCKET_IFNAME to the network interface that reaches the other nodes")
+        raise BadInput(f"rank {launch.rank} on {socket.gethostname()} could not join the others ({reason}); "
+                       f"{way_out}") from error

@@ -1,7 +1,8 @@
 """Who started this process: torchrun, Slurm's srun, or a person. Reads the environment.
 
 torchrun's variables win, so that `srun torchrun ...` works too; Slurm's are used when they are
-absent; without either the process is a world of one.
+absent; without either the process is a world of one. One rank needs nobody to meet: whatever stands
+around it, such as the variables of `srun --pty bash` or of a pod, it is a world of one, too.
 """
 
 from __future__ import annotations
@@ -39,13 +40,31 @@ class Launch:
         return f"node {node}: " if node != nodes[0] and nodes.index(node) == self.rank else ""
 
 
+GLOO_INTERFACES = "GLOO_SOCKET_IFNAME"
+ALONE = Launch("single", 0, 1, 0, (0,), "127.0.0.1", 0)
+
+
 def read_launch() -> Launch:
     """Read the place of this process from the environment. BadInput when it is incomplete."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _from_torchrun()
-    if "SLURM_PROCID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
-        return _from_slurm()
-    return Launch("single", 0, 1, 0, (0,), "127.0.0.1", 0)
+        return _from_torchrun() if _read("WORLD_SIZE") != 1 else ALONE
+    if _in_slurm_step():
+        return _from_slurm() if _read("SLURM_STEP_NUM_TASKS") != 1 else ALONE
+    return ALONE
+
+
+def launched() -> bool:
+    """Whether a launcher has started this very process as one of several ranks.
+
+    RANK and WORLD_SIZE do not say so by themselves: pods of PyTorchJob and Volcano have them, with other
+    meanings, and they stay behind in shells. Launchers of ranks set LOCAL_RANK, too.
+    """
+    by_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+    return by_torchrun or _in_slurm_step() and os.environ["SLURM_STEP_NUM_TASKS"] != "1"
+
+
+def _in_slurm_step() -> bool:
+    return "SLURM_PROCID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ
 
 
 def hush_torch() -> None:
@@ -54,6 +73,17 @@ def hush_torch() -> None:
     When a rank ends, it would print the stack of each lost connection on all others, and bury the cause.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def check_interfaces() -> list[str]:
+    """Return a sentence if gloo is told to use a network interface that this machine does not have."""
+    present = [name for _, name in socket.if_nameindex()]
+    problems = []
+    for name in filter(None, os.environ.get(GLOO_INTERFACES, "").split(",")):
+        if name not in present:
+            problems.append(f"{GLOO_INTERFACES}={os.environ[GLOO_INTERFACES]}: there is no network interface {name} here, "
+                            f"and gloo takes names only, no ^ as NCCL does; give one of {', '.join(present)}, or unset it")
+    return problems[:1]
 
 
 def announced_world_size() -> int | None:
@@ -127,7 +157,8 @@ def _read(name: str, default: int | None = None) -> int:
     text = os.environ.get(name)
     if text is None:
         if default is None:
-            raise BadInput(f"the environment variable {name} is not set; start with torchrun or srun")
+            raise BadInput(f"the environment variable {name} is not set, but RANK and WORLD_SIZE, or those of a "
+                           "Slurm step, are: start with torchrun or srun, or unset them for a world of one")
         return default
     return _integer(name, text)
 

@@ -42,6 +42,14 @@ def open_store(launch: Launch, seconds: float) -> dist.Store:
                        ) from None
 
 
+def join(launch: Launch, seconds: float) -> dist.Store:
+    """Meet the other ranks; returns the store of this start of theirs. BadInput when that fails.
+
+    All that is wrong with the network between the ranks shows here or when the first group is made.
+    """
+    return own_part(open_store(launch, seconds), launch, seconds)
+
+
 def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
     """The part of the job's store that this start of the ranks has for itself. BadInput when one does not come.
 
