@@ -93,9 +93,8 @@ class Hold:
         self.claims, self.said = tuple(claims), tuple(said)
         self._on_lost, self._lost = on_lost, ""
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="claim", daemon=True)
         if claims:
-            self._thread.start()
+            threading.Thread(target=self._keep, name="claim", daemon=True).start()
 
     def check(self) -> None:
         """See that the folders are still this run's, before writing. BadInput when one is not."""
@@ -110,9 +109,7 @@ class Hold:
         """Give the folders back; a second call does nothing."""
         if self._over.is_set():
             return
-        self._over.set()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._over.set()  # first: what the thread sees from now on is no loss
         for claim in self.claims:
             claim.release()
 
@@ -121,7 +118,8 @@ class Hold:
             try:
                 self.check()
             except BadInput as error:
-                self._on_lost(error)
+                if not self._over.is_set():
+                    self._on_lost(error)
                 return
             for claim in self.claims:
                 claim.beat()

@@ -42,7 +42,8 @@ def watched(rank: int, folder: Path) -> None:
     store = dist.TCPStore("127.0.0.1", port, None, rank == 0, timedelta(seconds=30), wait_for_workers=False)
     if rank == 0:
         (folder / "port").symlink_to(str(store.port))  # a link is there whole or not at all
-    FailureWatch(store, rank, (0, 0, 1, 1), f"role {rank}")
+    watch = FailureWatch(store, rank, (0, 0, 1, 1), f"role {rank}")
+    watch.before_exit = (folder / f"{rank}.last").touch
     (folder / f"{rank}.up").touch()
     time.sleep(60)
 
@@ -71,6 +72,7 @@ def test_the_others_name_who_is_gone_and_end(tmp_path, number, victim, sentence)
             process.kill()
             process.join()
     assert [process.exitcode for process in others] == [1, 1, 1]
+    assert len(list(tmp_path.glob("*.last"))) == 3, "what a rank must do at any end is done"
     said = "".join((tmp_path / f"{rank}.err").read_text() for rank in range(4))
     assert [line for line in said.splitlines() if line.startswith("r1zero: ")] == [f"r1zero: {sentence}"]
 
@@ -172,12 +174,14 @@ def begin(words: list[str]) -> multiprocessing.Process:
     return process
 
 
+SHORT = ["training.train_iters=40", "training.eval_data_path=", "training.global_batch_size=4",
+         "actor_rollout.micro_batch_size=2", "ref.micro_batch_size=1",
+         "actor_rollout.n_samples_per_prompt=4", "actor_rollout.ppo_mini_batch_size=8"]
+
+
 def test_a_second_start_is_refused_and_a_killed_run_is_followed(tiny, tmp_path, capfd):
     folder = tmp_path / "run"
-    words = [f"output_dir={folder}", "training.train_iters=40", "training.eval_data_path=",
-             "training.global_batch_size=4", "actor_rollout.micro_batch_size=2",
-             "ref.micro_batch_size=1", "actor_rollout.n_samples_per_prompt=4",
-             "actor_rollout.ppo_mini_batch_size=8"]
+    words = [f"output_dir={folder}", *SHORT]
     recorded = folder / "metrics.jsonl"
     first = begin(words)
     wait(recorded.exists)
@@ -198,6 +202,23 @@ def test_a_second_start_is_refused_and_a_killed_run_is_followed(tiny, tmp_path, 
     said = (folder / "logs" / "rank_0000.log").read_text()
     assert f"is taken over from process {killed.pid} on " in said
     assert f"is now in {folder}.2" in said
+
+
+def test_a_run_whose_folder_was_moved_ends_and_leaves_what_is_there_now_alone(
+        tiny, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(failure, "GRACE_SECONDS", 0.1)
+    folder, recorded = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    first = begin([f"output_dir={folder}", *SHORT, "training.train_iters=4000"])
+    wait(recorded.exists)
+    folder.rename(tmp_path / "moved")
+    folder.mkdir()
+    recorded.write_text("of somebody else\n")
+    first.join(30)
+    assert first.exitcode == BAD_INPUT
+    [sentence] = [line for line in capfd.readouterr().err.splitlines() if "r1zero: " in line]
+    assert sentence.startswith(f"r1zero: {folder} was moved or removed while this run wrote into it")
+    assert os.listdir(folder) == ["metrics.jsonl"] and recorded.read_text() == "of somebody else\n"
+    assert os.listdir(tmp_path / "moved" / ".owner") == ["0000001.ended"]
 
 
 # -- starting again ---------------------------------------------------------------------------------

@@ -295,6 +295,16 @@ def test_a_model_that_has_no_other_place_goes_to_another_folder(tiny, tmp_path, 
         (straight / "model" / "model.safetensors").read_bytes()
 
 
+def test_a_model_folder_that_is_a_link_stays_one(tiny, tmp_path):
+    place = tmp_path / "disk" / "model"
+    place.mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(place)
+    run(tmp_path / "run", 1, "tiny", QUICK)
+    assert (tmp_path / "run" / "model").is_symlink() and outputs.exported_step(place) == 2
+    assert os.listdir(place.parent) == ["model"]
+
+
 def test_a_finished_run_started_again_says_so_and_writes_nothing(tiny, tmp_path):
     folder, save = tmp_path / "run", "training.save_interval=2"
     run(folder, 1, "tiny", [*QUICK, save])
