@@ -25,6 +25,7 @@ class Outcome(IntEnum):
     TIMEOUT = 3
     CRASH = 4
     GRADED = 5  # a value without a verdict, such as that of a length
+    COPIED = 6  # right by value, but a mere span of the question: counts as wrong
 
     @property
     def failed(self) -> bool:

@@ -106,6 +106,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "training.on_broken_invariant": ("stop", "warn"),
     "actor_rollout.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "actor_rollout.recompute_granularity": ("full",),
+    "reward.accuracy.copied_span": ("wrong", "right"),
     "algorithm.adv_estimator": ("group_norm",),
     "algorithm.kl_penalty": ("kl", "abs", "mse", "low_var_kl"),
     "algorithm.kl_ctrl.type": ("fixed", "adaptive"),

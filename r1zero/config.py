@@ -146,6 +146,7 @@ class Accuracy:
     right: float = 1.0
     wrong: float = -1.0
     missing: float = -1.0  # a response without an answer
+    copied_span: str = "wrong"  # or right: an answer that is but a piece of the question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ whether that is right, and what the case is about. No verdict was taken from a g
 """
 
 import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.reward.math_answer import MAX_CHARACTERS, same
+from r1zero.reward.math_answer import MAX_CHARACTERS, _same, same
 
 CASES = [
     json.loads(line)
@@ -28,7 +29,7 @@ def test_every_verdict_is_that_of_the_mathematics(capsys: pytest.CaptureFixture[
 
 
 def test_cases_are_many_and_of_both_verdicts_in_every_kind() -> None:
-    assert len(CASES) >= 1400
+    assert len(CASES) >= 1900
     assert len({(case["gold"], case["answer"]) for case in CASES}) == len(CASES)
     counts = Counter((case["kind"], case["right"]) for case in CASES)
     for kind in {case["kind"] for case in CASES} - {"two answers at once", "no factor of a hundred"}:
@@ -119,6 +120,37 @@ def test_hostile_text_is_wrong_at_once(text: str) -> None:
     assert same(text, "5") is False
     assert time.process_time() - start < 1.0 * len(GOLDS), "a comparison without algebra took too long"
     assert sys.getrecursionlimit() == 1000
+
+
+def test_fault_of_ours_is_a_wrong_answer_and_logged(
+        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from r1zero.reward import copied, math_answer
+
+    def fail(*_: object) -> bool:
+        raise ValueError("gamma function pole")
+
+    monkeypatch.setattr(logging.getLogger("r1zero"), "propagate", True)
+    monkeypatch.setattr(math_answer, "same_answer", fail)
+    assert same("n > 3", "n! > 3") is False
+    assert same("n > 3", "n>3") is True, "what needs no comparison has none that fails"
+    monkeypatch.setattr(copied, "_form", fail)
+    assert copied.is_copied("What is 2+2?", "4", "2+2") is True
+    assert "ValueError: gamma function pole" in caplog.text and "n! > 3" in caplog.text
+    assert len(caplog.records) == 2
+
+
+def test_no_odd_value_is_an_exception() -> None:
+    """Poles, complex numbers, zeros and infinities wherever a value may stand."""
+    odd = ["(-1)!", r"\frac{1}{0}", r"\infty", "i", "0^0", r"\ln 0", r"\binom{-1}{3}", "x!",
+           "0^{-1}", r"\gcd(1/2, i)", r"\max(i, 2)", r"7 \bmod 0", r"\arcsin(5)", "(-2)^{1/2}",
+           r"\sqrt[0]{2}", r"\log_1 5", "1.5!", r"\tan\frac{\pi}{2}"]
+    frames = ["%s", "%s < 2", "x! > %s", "(%s, 1)", "[%s, 3]", r"\{%s\}", "%s:3", "x = %s",
+              "%s x^2 + y^2 = 1", r"\begin{pmatrix}%s\\1\end{pmatrix}", r"%s\%%", r"5 \pm %s",
+              "|x| < %s"]
+    for gold in ("5", "x+y=1", "[1,2)", r"\{1,2\}"):
+        for frame in frames:
+            for value in odd:
+                assert _same(gold, frame % value) is not True, (gold, frame % value)
 
 
 def test_right_answer_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

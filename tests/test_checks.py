@@ -70,6 +70,8 @@ RULES = [
     (["reward.deadline_seconds=1e-9"], ["reward.deadline_seconds: 1e-09 must be from 0.01 to 86400"]),
     (["reward.workers=1e5"], ["reward.workers: 100000 must be from 1 to 1024"]),
     (["reward.accuracy.right=1e308"], ["reward.accuracy.right: 1e+308 must be from -1000000 to 1000000"]),
+    (["reward.accuracy.copied_span=rigth"],
+     ["reward.accuracy.copied_span: rigth is not one of wrong, right; did you mean right?"]),
     (["algorithm.verifier_weight=[1e300, 1]"], ["algorithm.verifier_weight: [1e+300, 1.0]", "each of them"]),
     (["training.profile_steps=[0]"], ["training.profile_steps: [0] must list steps from 1 on"]),
     (["training.distributed_timeout_minutes=1e9"], ["training.distributed_timeout_minutes: 1000000000"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -295,6 +296,23 @@ def test_custom_scorer_that_fails_fails_alone(
         assert why in scores["mine.behave"].why
     assert [scores["acc"].value for scores in members] == [1, -1]
     assert [scores["length"].value for scores in members] == [0.5, -0.5]
+
+
+def test_what_a_scorer_logs_is_in_the_log_of_the_rank(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("import logging\ndef odd(cases):\n"
+                    "    log = logging.getLogger('r1zero')\n"
+                    "    for _ in range(30): log.warning('odd: ' + cases[0].response * 999)\n"
+                    "    return [0.0]\n")
+    monkeypatch.setattr(logging.getLogger("r1zero"), "propagate", True)
+    with Judge([f"{path}:odd", "acc"], [1.0, 1.0], ONE) as judge:
+        submit(judge, 0, r"\boxed{5}", "5")
+        assert collect(judge, [0])[0]["acc"].outcome is Outcome.RIGHT
+    lines = [record.getMessage() for record in caplog.records if record.name == "r1zero"]
+    assert len(lines) == 20
+    assert all(line.startswith("reward worker: odd: \\boxed{5}") for line in lines)
+    assert max(map(len, lines)) < 700
 
 
 def test_custom_scorer_alone_needs_no_mathematics(tmp_path: Path) -> None:

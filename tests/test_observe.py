@@ -15,12 +15,14 @@ import termios
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from multiproc import DEVICE, run_ranks
 from small_config import home, load  # noqa: F401
 from worlds import metrics
 
+from r1zero.batch import Group, Outcome, Prompt, Sample, Score
 from r1zero.config import placement
 from r1zero.loading import load_config
 from r1zero.observe import alarms, live
@@ -28,6 +30,7 @@ from r1zero.observe.alarms import Alarms
 from r1zero.observe.console import step_line
 from r1zero.observe.folder import append_line
 from r1zero.observe.live import progress_text
+from r1zero.observe.metrics import sample_metrics
 from r1zero.split import faster_split
 from r1zero.step import train_step
 from r1zero.training import prepare, train
@@ -221,6 +224,18 @@ def test_a_trace_that_cannot_be_written_is_only_said(tmp_path, caplog, monkeypat
         torch.ones(2).sum()
     [record] = caplog.records
     assert "train_rank_0000.json.gz could not be written" in record.getMessage()
+
+
+def test_answers_that_are_pieces_of_the_question_are_counted():
+    def sample(*outcomes):
+        scores = {name: Score(0.0, outcome) for name, outcome in zip(("acc", "base_acc"), outcomes)}
+        return Sample(np.zeros(3, np.int32), np.zeros(3, np.float32), False, 0, scores)
+
+    samples = [sample(Outcome.COPIED, Outcome.COPIED), sample(Outcome.RIGHT, Outcome.RIGHT),
+               sample(Outcome.WRONG, Outcome.COPIED)]
+    found = sample_metrics([Group(0, Prompt(0, "1+1?", np.zeros(2, np.int32), "2"), samples)])
+    assert found["reward/copied"] == 2
+    assert found["reward/acc/right"] == found["reward/base_acc/right"] == pytest.approx(1 / 3)
 
 
 # -- warnings -----------------------------------------------------------------------------------

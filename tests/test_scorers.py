@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,9 @@ ANSWERS = [
     (r"<think>\boxed{34}</think><answer>34</answer>", None),
     (r"<answer>\boxed{1}</answer><answer></answer>", None),
     (r"\boxed{5} or \boxed{}", None),
+    (r"\boxed{5} or \boxed{\,}", None),
+    (r"\boxed{\text{ }}", None),
+    ("\\boxed{\u200b}", None),
     (r"\boxed{5", None),
     (r"\boxed{\}", None),
     (r"\boxedx{5}", None),
@@ -98,7 +103,15 @@ GOOD = r"<think>a</think><answer>\boxed{1}</answer>"
 SHAPES = [
     (GOOD, 1, 1),
     ("<think>a\nb</think>\n <answer>So\n$\\boxed{\\frac{1}{2}}$.\n</answer>", 1, 1),
-    (r"<think></think><answer>\boxed{1}</answer>", 1, 1),
+    (r"<think></think><answer>\boxed{1}</answer>", 0, -1),
+    ("<think> \n\u200b</think><answer>\\boxed{1}</answer>", 0, -1),
+    ("<think>\u6211</think><answer>\\boxed{\u2205}</answer>", 1, 1),
+    (r"<think>a</think><answer>\boxed{\{\}}</answer>", 1, 1),
+    (r"<think>a</think><answer>\boxed{\pi}</answer>", 1, 1),
+    (r"<think>a</think><answer>\boxed{\color{red}{5}}</answer>", 1, 1),
+    (r"<think>a</think><answer>\boxed{\,}</answer>", 0, -1),
+    ("<think>a</think><answer>\\boxed{\u200b}</answer>", 0, -1),
+    (r"<think>a</think><answer>\boxed{&nbsp;}</answer>", 0, -1),
     (GOOD + "\n ", 1, -1),
     (r"<think>\boxed{1}</think><answer>\boxed{1}</answer>", 1, -1),
     (r"<think>a</think><answer>\boxed{1} or \boxed{2}</answer>", 1, 1),
@@ -160,6 +173,65 @@ def test_accuracy_values_are_settable() -> None:
     outcomes = [score("acc", each, "34").outcome for each in responses]
     assert outcomes == [Outcome.RIGHT, Outcome.WRONG, Outcome.NO_ANSWER]
     assert SCORERS["acc"](Reward(accuracy=Accuracy(wrong=-0.5))).failed == -0.5
+
+
+QUESTION = (r"Evaluate $16\left(\frac{125}{2}+\frac{25}{4}+\frac{9}{16}+1\right)$, where $x=5$, "
+            "36 inches are 3 feet, 0.5 is given, the options are (A) 10 (B) 12, and of 2, 3 and 4 "
+            "two are prime.")
+# (right answer, box, whether it is a copy)
+COPIES = [
+    ("1125", r"16\left(\frac{125}{2}+\frac{25}{4}+\frac{9}{16}+1\right)", True),
+    ("1125", r"16 ( \dfrac{125}{2} + \dfrac{25}{4} + \dfrac{9}{16} + 1 )", True),
+    ("1125", r"x = \left(16(\frac{125}2+\frac{25}4+\frac9{16}+1)\right)", True),
+    (r"3\text{ ft}", r"36\text{ inches}", True),
+    (r"\frac{1}{2}", "0.5", True),
+    ("1125", "1125", False),
+    ("1125", r"16(\frac{125}{2}+\frac{25}{4}+\frac{9}{16}+1) = 1125", False),
+    ("1125", r"16 \cdot \frac{1125}{16}", False),
+    ("5", "5", False),
+    ("5", "x=5", False),
+    ("5", r"\boxed{5}", False),
+    ("5", "5.0", False),
+    ("16", "16", False),
+    ("B", "(B) 12", False),
+    ("(B) 12", "12", False),
+    ("3, 2", "2, 3", False),
+    (r"\frac{9}{16}", "9/16", False),
+    (r"3\text{ ft}", "3 feet", False),
+    ("0.50", "0.5", False),
+]
+
+
+@pytest.mark.parametrize(("gold", "box", "copy"), COPIES)
+def test_span_of_the_question_is_no_answer_unless_it_is_the_right_ones_own_text(
+        gold: str, box: str, copy: bool) -> None:
+    prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>"
+    made = Case(prompt, rf"\boxed{{{box}}}", gold, tokens=9, limit=100, truncated=False)
+    elsewhere = replace(made, prompt="What is it?")
+    lenient = Reward(accuracy=Accuracy(copied_span="right"))
+    expected = Score(-1.0, Outcome.COPIED) if copy else Score(1.0, Outcome.RIGHT)
+    right = Score(1.0, Outcome.RIGHT)
+    assert SCORERS["acc"](Reward()).score([made, elsewhere]) == [expected, right]
+    assert SCORERS["acc"](lenient).score([made]) == [Score(1.0, Outcome.RIGHT)]
+    assert SCORERS["base_acc"](lenient).score([made]) == [Score(1.0, Outcome.RIGHT)]
+    [base] = SCORERS["base_acc"](Reward()).score([made])
+    assert base == (Score(0.0, Outcome.COPIED) if copy else Score(1.0, Outcome.RIGHT))
+
+
+TRICKS = [json.loads(line) for line in
+          (Path(__file__).parent / "reward_tricks.jsonl").read_text("ascii").splitlines()]
+
+
+def test_tricks_of_a_model_that_games_its_reward_earn_nothing() -> None:
+    """A row: a question, its right answer, a response, and the trick it tries, "" for an honest one."""
+    honest, paid = [], []
+    for row in TRICKS:
+        case = Case(row["question"], row["response"], row["gold"], 9, 100, truncated=False)
+        [found] = SCORERS[row["scorer"]](Reward()).score([case])
+        (paid if row["trick"] else honest).append((found.outcome is Outcome.RIGHT, row))
+    assert [row for right, row in paid if right] == []
+    assert [row for right, row in honest if not right] == []
+    assert len(paid) >= 400 and len({row["question"] for _, row in honest}) == len(honest) >= 20
 
 
 def test_length_prefers_the_shorter_of_a_group() -> None:

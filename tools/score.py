@@ -5,7 +5,8 @@
 In, one JSON object a line: {"gold": "1/2", "response": "It is \\boxed{0.5}."}; "prompt" and, for scorers of
 length, "tokens", "limit" and "truncated" may be given, too. Out, one line for each in the same order:
 {"outcome": "right", "scores": {"acc": 1.0, "format": 0.0}}; the outcome is that of the first scorer: right,
-wrong, no_answer, graded, timeout or crash. Each line is a group of its own to scorers that compare responses.
+wrong, copied (if "prompt" is given), no_answer, graded, timeout or crash. Each line is a group of its own to
+scorers that compare responses.
 Values of the scorers, deadline and workers are those of CONFIG (a file or a name under configs/), or the
 defaults.
 """

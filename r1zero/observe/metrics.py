@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from r1zero.algo.loss import STATS
-from r1zero.batch import Batch, Group, Outcome
+from r1zero.batch import Batch, Group, Outcome, Sample
 from r1zero.observe.clock import Span
 from r1zero.policy.policy import UpdateStats
 from r1zero.world.roles import Placement
@@ -63,12 +63,18 @@ def sample_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics[f"reward/{rule}/timeout"] = outcomes[Outcome.TIMEOUT] / len(samples)
         metrics[f"reward/{rule}/crash"] = outcomes[Outcome.CRASH] / len(samples)
     failed = sum(sample.failed for sample in samples)
+    copied = sum(_is_copied(sample) for sample in samples)
     return metrics | {
+        "reward/copied": copied,  # responses whose answer is a span of the question
         "reward/failed": failed, "reward/failure_rate": failed / len(samples),
         "reward/equal_groups": len(flat) / len(groups),  # groups that teach nothing
         "response_length/mean": float(lengths.mean()), "response_length/max": int(lengths.max()),
         "response_truncated": float(np.mean([sample.truncated for sample in samples])),
     }
+
+
+def _is_copied(sample: Sample) -> bool:
+    return any(score.outcome is Outcome.COPIED for score in sample.scores.values())
 
 
 def _update_metrics(updates: Sequence[UpdateStats]) -> dict[str, float]:

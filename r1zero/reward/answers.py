@@ -7,20 +7,20 @@ as both.
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Iterable
 from dataclasses import replace
-from operator import itemgetter
 
 from r1zero.reward.expression import parse
-from r1zero.reward.formulas import branches, last_place, names, same_formula
+from r1zero.reward.formulas import branches, is_plain, is_worked, last_place, names, same_formula
 from r1zero.reward.kinds import Answer, Based, Group, Matrix, Relation, Scalar, Sets, Words
+from r1zero.reward.labels import coordinates, is_label, quotient
 from r1zero.reward.number_words import to_digits
 from r1zero.reward.scalars import compound_parts, read_scalar
 from r1zero.reward.spelling import AND, ANGLE_CLOSE, ANGLE_OPEN, APPROX, CUP, EMPTY, GE, IN, LE, MINUS_SET, NE
 from r1zero.reward.spelling import OR, REALS, ROW, SET_CLOSE, SET_OPEN, is_enclosed, split, unwrap
-from r1zero.reward.tokens import GREEK, Node, Unreadable
+from r1zero.reward.tokens import Node, Unreadable
 from r1zero.reward.values import Unbounded, Undefined, digits, evaluate
+from r1zero.reward.words import NOTHING, is_denied, plain_words
 
 MAX_DEPTH = 20  # of lists in lists
 _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
@@ -28,6 +28,9 @@ _GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
 
 def readings(text: str, trusted: bool) -> list[Answer]:
     """Return what a cleaned text may mean, the likeliest first; `trusted` for the right answer."""
+    if not trusted and is_denied(text):
+        words = _words(text)
+        return [words] if words else []
     joined = _GROUPED.sub(lambda match: match[0].replace(",", ""), text)
     spellings = [joined] if joined == text else [joined, text]
     found = []
@@ -68,13 +71,6 @@ def _read(text: str, trusted: bool) -> Answer | None:
 
 _LEAD = re.compile(r"\\text ?\{[^{}0-9]*(?:\b(?:is|are|about|approximately)|[:=\u4e3a\u662f]) ?\} ?(?=.)")
 _CHINESE_LEAD = re.compile(r"(?:\u7b54\u6848|\u7ed3\u679c)(?:\u662f|\u4e3a)?:? ?(?=.)")  # the answer is
-_LABEL = re.compile(
-    r"(?:\\text ?\{[^{}]+\}|\\frac ?\{ ?d ?[a-z]? ?\} ?\{ ?d ?[a-z] ?\}"
-    r"|\\overline ?\{ ?[A-Z]+ ?\}|\|[A-Z]+\||m [A-Z]+"
-    r"|\\(?!text|frac|over)(?P<command>[A-Za-z]+)|[A-Z]+|[A-Za-z](?:[a-z]{2,})?|[\u3400-\u9fff]+)"
-    r"(?: ?\^ ?\{? ?-1 ?\}?)?(?: ?_ ?(?:[A-Za-z0-9]|\{[^{}]{1,20}\}))?'*(?: ?\([^()]{1,20}\))?"
-)
-_POINT_LABEL = re.compile(r"[A-Z]? ?\( ?[a-z](?: ?, ?[a-z])* ?\)")
 _BASED = re.compile(r"(-?[0-9A-Z]*[0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)(?:_|\(?base)([0-9]{1,2}|[a-z]+)\)?")
 _ENVIRONMENT = re.compile(
     rf"[(\[{SET_OPEN}]? ?\\begin ?\{{(?P<kind>[pbB]?(?:small)?matrix|array|cases|aligned|align\*?|gathered)"
@@ -84,8 +80,7 @@ _SYSTEMS = ("cases", "aligned", "align", "align*", "gathered")
 _IF = re.compile(r"^(?:\\text ?\{ ?,? ?(?:if|for|when) ?\}|if|for|when) ?")
 _WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\W_](?:[^\W_]|[ '.:-])*")
 _BUILDER = re.compile(r"([a-z]) ?(?:\u2208 ?\u211d ?)?[|:] ?(.+)")
-NOTHING = frozenset(
-    ("no solution", "no solutions", "no real solution", "no real solutions", "none", "empty set"))
+_CLOCK = re.compile(r"[0-9]{1,2} ?: ?[0-5][0-9](?![0-9])")
 
 
 class _Reader:
@@ -107,6 +102,9 @@ class _Reader:
         text = _CHINESE_LEAD.sub("", _LEAD.sub("", unwrap(text.rstrip(" .,;").lstrip(" ,;"))))
         if "\\begin" in text:
             return self._environment(text)
+        points = self._named_points(text)
+        if points is not None:
+            return points
         parts = split(text, ",;" + AND + OR + ROW)
         if len(parts) > 1:
             return self._list(parts)
@@ -118,7 +116,7 @@ class _Reader:
             found = reader(text)
             if found is not None:
                 return found
-        return self._scalar(text) or self._words(text)
+        return self._scalar(text) or _words(text)
 
     def _all(self, texts: Iterable[str]) -> tuple[Answer, ...] | None:
         items = tuple(self.answer(text) for text in texts)
@@ -132,6 +130,20 @@ class _Reader:
         if items and len(items) == 1:
             return items[0]
         return items and Group("", _flat(items), joint)
+
+    def _named_points(self, text: str) -> Group | None:
+        """Read p = 5, q = 2; p = 7, q = 2 as the points (5, 2) and (7, 2)."""
+        if "=" not in text or not any(sign in text for sign in ";" + OR):
+            return None
+        rows = [row for _, row in split(text, ";" + OR) if row]
+        if len(rows) < 2 or not all("," in row or AND in row for row in rows):
+            return None
+        points = [self.answer(row) for row in rows]
+        if not all(isinstance(point, Group) and point.names for point in points):
+            return None
+        if len({frozenset(point.names) for point in points}) > 1:
+            return None
+        return Group("", tuple(replace(point, brackets="()") for point in points), OR)
 
     def _relation(self, text: str) -> Answer | None:
         parts = split(text, "=<>" + LE + GE + NE + IN)
@@ -157,21 +169,24 @@ class _Reader:
 
     def _named(self, sides: list[str], signs: list[str]) -> Answer | None:
         r"""Read what has a name, `x = 5`, `f(x) = x^2`, `5 = x`, `x \in [1,2]`, as what it is; else None."""
-        if len(sides) == 2 and signs == ["="] and _is_label(sides[1]) and not _is_label(sides[0]):
+        turned = signs == ["="] and not is_label(sides[0]) and is_label(sides[1])
+        if turned:
             sides = sides[::-1]
-        if not _is_label(sides[0]) or not sides[1]:
+        label = quotient(sides[0]) or (is_label(sides[0]) and "".join(sides[0].split()))
+        if not label or not sides[1]:
             return None
         if len(sides) > 2:
             answer = self._chain(sides[1:], tuple(signs[1:]))
         else:
             answer = self.answer(sides[1])
-        label = "".join(sides[0].split())
         if isinstance(answer, Scalar):
-            return None if label in names(answer.tree) else replace(answer, label=label)
-        if isinstance(answer, Group) and answer.brackets == "":
-            return replace(answer, items=tuple(_labelled(item, label) for item in answer.items))
-        if isinstance(answer, Group) and _POINT_LABEL.fullmatch(sides[0]):
-            return _by_neighbours(answer, re.findall("[a-z]", label))
+            unsolved = turned and not is_worked(answer.tree)
+            formula = ":" in label and names(answer.tree)
+            if unsolved or formula or label in names(answer.tree):
+                return None
+            return replace(answer, label=label)
+        if isinstance(answer, Group):
+            return _named_group(answer, label, coordinates(sides[0]))
         return None if isinstance(answer, Relation | Words) else answer
 
     def _sets(self, text: str) -> Answer | None:
@@ -180,10 +195,17 @@ class _Reader:
             return None
         joined = self._all(part for sign, part in parts if sign != MINUS_SET)
         removed = self._all(part for sign, part in parts if sign == MINUS_SET)
-        return None if joined is None or removed is None else Sets(joined, removed)
+        if joined is None or removed is None:
+            return None
+        if any(isinstance(each, Scalar) for each in joined + removed):
+            raise Unreadable("a number is no set")
+        return Sets(joined, removed)
 
     def _environment(self, text: str) -> Answer | None:
         """Read a matrix, or a system of equations, or the cases of a function."""
+        label, _, rest = text.partition("=")
+        if is_label(label.strip()):
+            return self.answer(rest)
         match = _ENVIRONMENT.fullmatch(text)
         if match is None:
             return None
@@ -229,7 +251,14 @@ class _Reader:
         if len(parts) < 2:
             return None
         items = self._all(part for _, part in parts)
-        return items and Group(":", items)
+        if not items or not all(isinstance(item, Scalar) for item in items):
+            return None
+        if any(item.unit.name == "%" for item in items):
+            return None
+        clock = _CLOCK.match(text) is not None
+        if clock and not all(is_plain(item.tree) for item in items):
+            raise Unreadable("this is no time")
+        return Group(":", items, clock=clock)
 
     def _scalar(self, text: str) -> Answer | None:
         """Read a formula; with a plus-minus it is a list of them, and so is 2 hours 30 minutes."""
@@ -242,22 +271,17 @@ class _Reader:
             return found
         return Group("", tuple(replace(found, tree=way, letters=None) for way in ways), AND)
 
-    def _words(self, text: str) -> Answer | None:
-        if len(text) < 2 or not _WORDS.fullmatch(text):
-            return None
-        words = plain_words(text)
-        return Group("{}", ()) if words in NOTHING else Words(words)
+
+def _words(text: str) -> Answer | None:
+    text = unwrap(text)
+    if len(text) < 2 or not _WORDS.fullmatch(text):
+        return None
+    words = plain_words(text)
+    return Group("{}", ()) if words in NOTHING else Words(words)
 
 
 _ENDLESS = Node("name", name="infinity")
 _BRACKETS = {SET_OPEN + SET_CLOSE: "{}", ANGLE_OPEN + ANGLE_CLOSE: "()", "{}": ""}
-
-
-def plain_words(text: str) -> str:
-    """Return words without case, articles, and marks between them; synonyms in one form."""
-    words = re.sub(r"[ .-]+", " ", text.casefold()).strip()
-    words = re.sub(r"^(?:the|an|a) ", "", words)
-    return "does not exist" if words == "dne" else words
 
 
 def _flat(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
@@ -268,23 +292,17 @@ def _flat(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
     return tuple(flat)
 
 
+def _named_group(group: Group, label: str, letters: list[str]) -> Group:
+    """Give the items of a list their name: x to both of x = 1, 2; p and q to (p, q) = (5, 2)."""
+    if group.brackets == "":
+        return replace(group, items=tuple(_labelled(item, label) for item in group.items))
+    if group.brackets == ":":
+        return replace(group, label=label)
+    if len(letters) != len(group.items) or group.unordered:
+        return group
+    named = zip(group.items, letters, strict=True)
+    return replace(group, items=tuple(_labelled(item, letter) for item, letter in named))
+
+
 def _labelled(answer: Answer, label: str) -> Answer:
     return replace(answer, label=label) if isinstance(answer, Scalar) else answer
-
-
-def _by_neighbours(point: Group, letters: list[str]) -> Group:
-    """Sort the coordinates of (y, x) = (1, 2) by their names, if these are neighbours in the alphabet."""
-    row = "".join(sorted(letters))
-    if row not in string.ascii_lowercase or len(letters) != len(point.items) or point.unordered:
-        return point
-    pairs = sorted(zip(letters, point.items, strict=True), key=itemgetter(0))
-    return replace(point, items=tuple(item for _, item in pairs))
-
-
-def _is_label(text: str) -> bool:
-    if _POINT_LABEL.fullmatch(text):
-        return True
-    match = _LABEL.fullmatch(text)
-    if match is None or text in ("e", "i"):
-        return False
-    return match["command"] is None or match["command"] in GREEK

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Sequence
 
-from r1zero.reward.formulas import constant_ratio, differ_on_roots, names, same_formula
+from r1zero.reward.formulas import is_plain, names, same_formula
 from r1zero.reward.kinds import Answer, Based, Group, Matrix, Relation, Scalar, Sets, Words
 from r1zero.reward.real_sets import real_set, same_real_set
-from r1zero.reward.spelling import AND, GE, LE
-from r1zero.reward.tokens import TRIGONOMETRIC, Node
+from r1zero.reward.relations import (
+    as_relation,
+    is_condition,
+    is_function_of_angle,
+    is_statement,
+    is_unsolved,
+    same_relation,
+    states,
+)
+from r1zero.reward.spelling import AND
+from r1zero.reward.tokens import Node, is_whole
 from r1zero.reward.units import scales
-from r1zero.reward.values import REAL, Value, digits, evaluate
+from r1zero.reward.values import Value, digits, evaluate
 
 _VARIABLE = re.compile(r"(?:[A-Za-z]|\\\w+)(?P<index>_.*)?")
 MAX_ITEMS = 60  # of a list in which formulas may stand in any order
-_MIRRORED = {"<": ">", ">": "<", LE: GE, GE: LE}
 
 
 def same_answer(gold: Answer, given: Answer) -> bool | None:
@@ -39,8 +48,10 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
             return _same_group(gold, given)
         case (Group(), Scalar()) | (Scalar(), Group()):
             return _same_single(gold, given)
-        case Scalar(), Relation() if not gold.label and _is_statement(given):
-            return any(not names(side) and same_formula(gold.tree, side) for side in given.sides)
+        case Scalar(), Relation() if not names(gold.tree):
+            return not gold.label and is_statement(given) and states(given, gold)
+        case Relation(), Scalar() if is_function_of_angle(gold):
+            return not given.label and states(gold, given)
     return _same_condition(gold, given)
 
 
@@ -54,6 +65,11 @@ def _same_scalar(gold: Scalar, given: Scalar) -> bool:
     pairs = scales(gold.unit, given.unit)
     if len(pairs) > 1 and (_is_share(gold) or _is_share(given)):
         pairs = pairs[1:]
+    if given.unit.name == "%" != gold.unit.name:
+        if not is_plain(given.tree):
+            return False
+        if is_whole(gold.tree) and gold.tree.value > 1:
+            pairs = pairs[:1]  # 12 is 12%, if the problem asks for percents, but not 1200%
     if any(same_formula(_scaled(gold.tree, mine), _scaled(given.tree, other)) for mine, other in pairs):
         return True
     if gold.letters is None and given.letters is None:
@@ -74,6 +90,8 @@ def _scaled(tree: Node, factor: Value) -> Node:
 
 def _labels_clash(gold: str, given: str) -> bool:
     """Tell whether these are different variables; an index, a word or a function clashes with nothing."""
+    if ":" in gold and ":" in given:
+        return gold != given
     left, right = _VARIABLE.fullmatch(gold), _VARIABLE.fullmatch(given)
     if not left or not right or "(" in gold + given:
         return False
@@ -100,28 +118,24 @@ def _same_group(gold: Group, given: Group) -> bool | None:
     if ":" in (gold.brackets, given.brackets):
         return gold.brackets == given.brackets and _same_ratio(gold, given)
     if gold.unordered and given.unordered:
-        if _has_names(gold) and given.brackets == "" and not any(map(_name, given.items)):
-            return _same_items(_by_name(gold), given.items)
+        if gold.names and given.brackets == "" and not any(map(_name, given.items)):
+            return _same_items(_in_order(gold), given.items)
         return _same_unordered(gold, given)
-    if gold.brackets == given.brackets:
-        return _same_items(gold.items, given.items)
-    if {gold.brackets, given.brackets} == {"", "()"}:
-        return _same_items(_by_name(gold), _by_name(given))
-    return False
+    if gold.brackets != given.brackets and {gold.brackets, given.brackets} != {"", "()"}:
+        return False
+    if gold.names and given.names:
+        return _same_items(sorted(gold.items, key=_name), sorted(given.items, key=_name))
+    return _same_items(_in_order(gold), _in_order(given))
 
 
 def _name(item: Answer) -> str:
     return item.label if isinstance(item, Scalar) else ""
 
 
-def _has_names(group: Group) -> bool:
-    """Tell whether all values have a letter of their own: y = 2, x = 1."""
-    letters = {label for label in map(_name, group.items) if len(label) == 1}
-    return len(letters) == len(group.items)
-
-
-def _by_name(group: Group) -> list[Answer]:
-    return sorted(group.items, key=_name) if all(map(_name, group.items)) else list(group.items)
+def _in_order(group: Group) -> Sequence[Answer]:
+    """Return values as they are written, but y = 2, x = 1 by the alphabet, as coordinates."""
+    row = "".join(sorted(group.names))
+    return sorted(group.items, key=_name) if row and row in string.ascii_lowercase else group.items
 
 
 def _same_items(gold: Sequence[Answer], given: Sequence[Answer]) -> bool | None:
@@ -159,16 +173,37 @@ def _distinct(items: list[Answer]) -> list[Answer]:
 
 def _same_ratio(gold: Group, given: Group) -> bool | None:
     """Compare 2:4 and 1:2 as ratios, but times of day as they stand."""
-    items = gold.items + given.items
-    if len(gold.items) != len(given.items) or not all(isinstance(item, Scalar) for item in items):
+    mine, theirs = gold.items, _by_name_of(gold.label, given)
+    if len(mine) != len(theirs):
         return False
-    if any(item.unit.name for item in items):
-        return _same_items(gold.items, given.items)
-    first, other = gold.items[0].tree, given.items[0].tree
+    if gold.clock != given.clock and (_is_time(gold) or _is_time(given)):
+        return False
+    is_ratio = not any(item.unit.name or _is_zero(item) for item in mine + theirs)
+    if not is_ratio or (gold.clock and given.clock):
+        return _same_items(mine, theirs)
+    first, other = mine[0].tree, theirs[0].tree
     return all(
-        same_formula(Node("mul", (mine.tree, other)), Node("mul", (theirs.tree, first)))
-        for mine, theirs in zip(gold.items, given.items, strict=True)
+        same_formula(Node("mul", (left.tree, other)), Node("mul", (right.tree, first)))
+        for left, right in zip(mine, theirs, strict=True)
     )
+
+
+def _by_name_of(label: str, ratio: Group) -> tuple[Answer, ...]:
+    """Return the parts of T:S = 32:7 in the order of another name, S:T; () if the names differ."""
+    if not label or not ratio.label:
+        return ratio.items
+    members = dict(zip(ratio.label.split(":"), ratio.items, strict=False))
+    wanted = label.split(":")
+    return tuple(members[name] for name in wanted) if set(wanted) == set(members) else ()
+
+
+def _is_time(group: Group) -> bool:
+    """Tell whether this is a time of day and surely no ratio: 5:00, 3:05."""
+    return group.clock and any(evaluate(item.tree) < 10 for item in group.items[1:])
+
+
+def _is_zero(item: Scalar) -> bool:
+    return not names(item.tree) and not evaluate(item.tree)
 
 
 def _same_single(gold: Answer, given: Answer) -> bool | None:
@@ -181,6 +216,8 @@ def _same_single(gold: Answer, given: Answer) -> bool | None:
     if not all(isinstance(item, Scalar) for item in items):
         return False
     if group.brackets == ":" and len(items) == 2 and not any(item.unit.name for item in items):
+        if _is_time(group) or _labels_clash(group.label, scalar.label):
+            return False
         return same_formula(Node("div", (items[0].tree, items[1].tree)), scalar.tree)
     measures, sizes = {item.unit.measures for item in items}, [item.unit.size for item in items]
     if group.joint != AND or not scalar.unit.measures or measures != {scalar.unit.measures}:
@@ -218,66 +255,18 @@ def _as_point(answer: Answer) -> Answer:
 
 def _same_condition(gold: Answer, given: Answer) -> bool | None:
     """Compare what holds: as sets of reals where that can be had, else as relations."""
-    verdict = same_real_set(gold, given) if _is_condition(gold) or _is_condition(given) else False
+    if is_unsolved(given) and not is_unsolved(gold):
+        return False
+    verdict = same_real_set(gold, given) if is_condition(gold) or is_condition(given) else False
     if verdict is not None:
         return verdict
-    left, right = _as_relation(gold), _as_relation(given)
+    left, right = as_relation(gold), as_relation(given)
     if left and right:
-        return _same_relation(left, right)
+        return same_relation(left, right)
     if isinstance(gold, Scalar | Words | Matrix) or isinstance(given, Scalar | Words | Matrix):
         return False
-    if any(real_set(side) and not _is_condition(other) for side, other in ((gold, given), (given, gold))):
+    if any(real_set(side) and not is_condition(other) for side, other in ((gold, given), (given, gold))):
         return False  # a set of reals, and something that is none
     if isinstance(gold, Group) and isinstance(given, Group):
         return _same_unordered(gold, given) if gold.unordered and given.unordered else None
     return None
-
-
-def _is_statement(relation: Relation) -> bool:
-    """Tell whether this says what a term is worth, a + b = 5 or sin A = 3/5; 3x = 5 is yet to be solved."""
-    terms = [side for side in relation.sides if names(side)]
-    if relation.signs != ("=",) or len(terms) != 1:
-        return False
-    return len(names(terms[0])) > 1 or terms[0].name in TRIGONOMETRIC
-
-
-def _is_condition(answer: Answer) -> bool:
-    if isinstance(answer, Group):
-        return any(map(_is_condition, answer.items))
-    return isinstance(answer, Relation | Sets)
-
-
-def _as_relation(answer: Answer) -> Relation | None:
-    r"""Return a relation, and `y = 2x` as one."""
-    if isinstance(answer, Relation):
-        return answer
-    if isinstance(answer, Scalar) and re.fullmatch("[A-Za-z]", answer.label):
-        return Relation((Node("name", name=answer.label), answer.tree), ("=",))
-    return None
-
-
-def _same_relation(gold: Relation, given: Relation) -> bool | None:
-    """Compare relations up to a factor: x + y = 1 and 2 = 2x + 2y; -x < 1 and x > -1."""
-    for relation in (given, _turned(given)):
-        if gold.signs == relation.signs and all(map(same_formula, gold.sides, relation.sides)):
-            return True
-    if len(gold.sides) != 2 or len(given.sides) != 2:
-        return None if len(gold.sides) != len(given.sides) else False
-    left, right = _difference(gold), _difference(given)
-    if names(left) != names(right):
-        return False
-    ratio = constant_ratio(left, right)
-    if ratio is None or isinstance(ratio, REAL.mpc):
-        return False if differ_on_roots(left, right) or differ_on_roots(right, left) else None
-    sign = gold.signs[0]
-    return given.signs[0] == (sign if ratio > 0 else _MIRRORED.get(sign, sign))
-
-
-def _turned(relation: Relation) -> Relation:
-    """Return a relation read from its end: 1 < x as x > 1."""
-    signs = tuple(_MIRRORED.get(sign, sign) for sign in reversed(relation.signs))
-    return Relation(relation.sides[::-1], signs)
-
-
-def _difference(relation: Relation) -> Node:
-    return Node("add", (relation.sides[0], Node("neg", (relation.sides[1],))))

@@ -6,13 +6,15 @@ three, `1/2x` half of x but `a/bc` a over bc. What it does not know is Unreadabl
 
 from __future__ import annotations
 
-from r1zero.reward.spelling import DEGREE, INFINITY, MP, PI, PM
-from r1zero.reward.tokens import CONSTANTS, FUNCTIONS, GREEK, TRIGONOMETRIC
+from r1zero.reward.spelling import DEGREE, INFINITY, MP, PI, PM, SET_CLOSE, SET_OPEN
+from r1zero.reward.tokens import CONSTANTS, FUNCTIONS, GREEK, OF_LISTS, TRIGONOMETRIC
 from r1zero.reward.tokens import Node, Token, Unreadable, is_whole, number, tokens
 
 MAX_DEPTH = 40  # of brackets, roots and powers
+_REMAINDERS = ("bmod", "mod")
 _BETWEEN = {"over": "div", "choose": "binomial"}
-_CLOSERS = (*_BETWEEN, "rfloor", "rceil")
+_LISTS = {"(": ")", "[": "]", "{": "}", SET_OPEN: SET_CLOSE}
+_CLOSERS = (*_BETWEEN, *_REMAINDERS, "rfloor", "rceil")
 
 
 def parse(text: str) -> Node:
@@ -82,9 +84,12 @@ class _Parser:
     def _product(self) -> Node:
         """Factors with signs of multiplication and division between them, or with none."""
         result, divisions = self._factors(), 0
-        while self._is("*/"):
+        while self._is("*/") or (self.kind == "command" and self.text in _REMAINDERS):
             sign = self._take().text
             factor = self._signed_factors()
+            if sign in _REMAINDERS:
+                result = Node("mod", (result, factor))
+                continue
             if sign == "*":
                 # No deeper tree for a longer product.
                 result = Node("mul", (*result.parts, factor) if result.op == "mul" else (result, factor))
@@ -240,6 +245,8 @@ class _Parser:
             return self._root()
         if name in FUNCTIONS:
             return self._function(name)
+        if name in OF_LISTS:
+            return self._function_of_list(name)
         if name in ("lfloor", "lceil"):
             inner = self.sum()
             if self.kind != "command" or self._take().text != "r" + name[1:]:
@@ -274,6 +281,24 @@ class _Parser:
             name, power = f"arc{name}", None
         call = Node("call", (inner,) if base is None else (inner, base), name=name)
         return call if power is None else Node("pow", (call, power))
+
+    def _function_of_list(self, name: str) -> Node:
+        r"""The greatest common divisor and the like, `\gcd(12, 18)`, of any number of formulas."""
+        opening = self._take().text
+        if opening not in _LISTS:
+            raise Unreadable(f"{name} has no list")
+        members = self._member()
+        while self._is(",;"):
+            self._take()
+            members += self._member()
+        self._expect(_LISTS[opening])
+        return Node("call", tuple(sorted(members, key=repr)), name=name)  # order does not matter
+
+    def _member(self) -> list[Node]:
+        """One formula of a list, or those that 5,100 stands for: 5 and 100."""
+        if self.kind == "number" and "," in self.text:
+            return [number(int(part)) for part in self._take().text.split(",")]
+        return [self.sum()]
 
     def _bare_argument(self) -> Node:
         """The factors behind a function that has no brackets, up to the next function."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from r1zero.reward.visible import is_visible
+
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 # One alternative per thing that opens or closes; `\\.` swallows escaped braces and double backslashes.
@@ -62,31 +64,34 @@ def answer_part(response: str) -> str:
 
 
 def extract_answer(response: str) -> str | None:
-    r"""Return the answer in the last complete box, or None when there is no box or it is empty.
+    r"""Return the answer in the last complete box; None where there is none, or nothing to see in it.
 
     Where an `<answer>` is, only the last of them counts: a box in the reasoning is not the answer. Without
     one, the whole response does. `\boxed 5` is a box too. There is no other fallback: a number that is in no
     box is no answer, however it is introduced.
     """
-    return last_box(answer_part(response), bare=True) or None
+    answer = last_box(answer_part(response), bare=True)
+    return answer if answer and is_visible(answer) else None
 
 
 def full_format(response: str) -> bool:
     r"""Tell whether the response is `<think>..</think>`, white space or nothing, `<answer>..</answer>`.
 
-    It starts with `<think>`; each of the four tags stands in it once; the answer holds a complete, not
-    empty `\boxed{...}`; after `</answer>` only white space may follow.
+    It starts with `<think>`; each of the four tags stands in it once; the answer holds a complete
+    `\boxed{...}`; after `</answer>` only white space may follow. There is something to see in the
+    thought and in the box.
     """
     text = response.rstrip()
     if any(text.count(tag) != 1 for tag in TAGS):
         return False
     if not (text.startswith("<think>") and text.endswith("</answer>")):
         return False
-    thought, _, rest = text.partition("</think>")
+    thought, _, rest = text.removeprefix("<think>").partition("</think>")
     return (
         "<answer>" not in thought
         and rest.lstrip().startswith("<answer>")
-        and bool(last_box(answer_part(text)))
+        and is_visible(last_box(answer_part(text)) or "")
+        and is_visible(thought)
     )
 
 

@@ -15,12 +15,10 @@ from itertools import product
 
 from r1zero.reward.spelling import MP
 from r1zero.reward.tokens import Node, is_whole
-from r1zero.reward.values import CONSTANTS, POINTS, REAL, Unbounded, Undefined, Value
+from r1zero.reward.values import CONSTANTS, POINTS, REAL, WORK, Unbounded, Undefined, Value
 from r1zero.reward.values import digits, evaluate, is_exact
 
 MAX_DENOMINATOR = 10**60  # of a decimal that may be rounded; values have that many digits
-_SAME = REAL.mpf(10) ** -40
-_NOTHING = REAL.mpf(10) ** -50
 _SIXTH = REAL.mpf(5) / 10**7
 _CLEARLY = REAL.mpf(10) ** -3
 
@@ -64,6 +62,25 @@ def names(node: Node) -> set[str]:
     return set().union(*map(names, node.parts))
 
 
+def is_plain(node: Node) -> bool:
+    """Tell whether a tree is a number as people write one: 5, -0.5, 2/3, 1 1/2."""
+    if node.op in ("neg", "div"):
+        return all(map(is_plain, node.parts))
+    if node.op == "add":
+        return len(node.parts) == 2 and is_whole(node.parts[0]) and node.parts[1].op == "div"
+    return node.op == "number"
+
+
+def is_worked(node: Node) -> bool:
+    """Tell whether nothing is left to work out: not of 2 + 3, but of 5, 2 sqrt(3) and x + 1."""
+    if is_plain(node) or names(node):
+        return True
+    value = evaluate(node)
+    if isinstance(value, REAL.mpc):
+        return True
+    return not is_exact(value) and abs(value - REAL.nint(value)) > WORK.nothing
+
+
 def is_rounded(node: Node) -> bool:
     """Tell whether a tree has a number in it that was written as a decimal."""
     return node.decimal or any(map(is_rounded, node.parts))
@@ -88,7 +105,9 @@ def close(gold: Value, given: Value, rounded: bool) -> bool:
     if REAL.isinf(gold) or REAL.isinf(given):
         return gold == given
     gap = abs(gold - given)
-    if not exact and (gap <= _SAME * max(abs(gold), abs(given)) or (not (gold and given) and gap < _NOTHING)):
+    if not exact and gap <= WORK.same * max(abs(gold), abs(given)):
+        return True
+    if not exact and not (gold and given) and gap < WORK.nothing:
         return True
     if not rounded or gap > _SIXTH or not gold:
         return False
@@ -129,7 +148,7 @@ def constant_ratio(gold: Node, given: Node) -> Value | None:
             left, right = digits(evaluate(gold, point)), digits(evaluate(given, point))
         except (Undefined, Unbounded):
             continue
-        if abs(left) < _NOTHING or abs(right) < _NOTHING:
+        if min(abs(left), abs(right)) < WORK.nothing or REAL.isinf(left) or REAL.isinf(right):
             return None
         ratios.append(left / right)
     rounded = is_rounded(gold) or is_rounded(given)
@@ -146,9 +165,9 @@ def quadratic(tree: Node, name: str, point: int = 0) -> tuple[Value, Value, Valu
     at_0, at_1, before, at_3 = (digits(evaluate(_put(tree, name, value), point)) for value in (0, 1, -1, 3))
     square, slope = (at_1 + before) / 2 - at_0, (at_1 - before) / 2
     size = max(map(abs, (at_0, at_1, before, at_3)))
-    if abs(at_3 - (9 * square + 3 * slope + at_0)) > _SAME * size:
+    if abs(at_3 - (9 * square + 3 * slope + at_0)) > WORK.same * size:
         return None
-    clean = [0 if abs(value) <= _SAME * size else value for value in (square, slope, at_0)]
+    clean = [0 if abs(value) <= WORK.same * size else value for value in (square, slope, at_0)]
     return clean[0], clean[1], clean[2]
 
 

@@ -29,18 +29,25 @@ class Scalar:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Some answers, and their brackets: "()", "[)", "{}", ":" for a ratio, or "" for none.
-
-    `joint` is what stands between bare parts: ",", AND or OR.
-    """
+    """Some answers, and their brackets: "()", "[)", "{}", ":" for a ratio, or "" for none."""
 
     brackets: str
     items: tuple[Answer, ...]
-    joint: str = ","
+    joint: str = ","  # between bare parts: ",", AND or OR
+    label: str = ""  # of a ratio: the S:T of S:T =
+    clock: bool = False  # a ratio that may be a time of day: 3:30
 
     @property
     def unordered(self) -> bool:
         return self.brackets in ("", "{}")
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the values, if each has its own: y = 2, x = 1, but not x_1 = 2, x_2 = 1."""
+        labels = [item.label if isinstance(item, Scalar) else "" for item in self.items]
+        if len(set(labels)) < len(labels) or "" in labels or "_" in "".join(labels):
+            return []
+        return labels
 
 
 @dataclass(frozen=True, slots=True)

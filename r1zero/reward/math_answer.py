@@ -14,7 +14,9 @@ milliseconds, whatever the text; sympy may never end, and the process that runs 
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -23,10 +25,13 @@ from r1zero.reward.algebra import same_algebra
 from r1zero.reward.answers import readings
 from r1zero.reward.choices import same_text
 from r1zero.reward.compare import same_answer
+from r1zero.reward.conditions import is_domain, split_condition
 from r1zero.reward.format import last_box
 from r1zero.reward.kinds import Answer
-from r1zero.reward.spelling import clean, is_balanced
-from r1zero.reward.values import Unbounded, Undefined
+from r1zero.reward.labels import is_label
+from r1zero.reward.spelling import clean, is_balanced, split, undo_escapes
+from r1zero.reward.values import WORK, Unbounded, Undefined, more_digits
+from r1zero.reward.words import is_denied
 
 MAX_CHARACTERS = 1000  # of an answer; the longest right answer of MATH has 159
 _SPACES = re.compile(r"(?<![0-9]) | (?![0-9])")
@@ -34,57 +39,123 @@ _BEYOND_US = re.compile(  # commands that sympy may know
     r"\\(?:int|iint|oint|sum|prod|lim|limsup|liminf|det|begin|p?mod|bmod|max|min|sup|inf|gcd|lcm|cap|mathbb|"
     r"partial|lVert|sgn|nabla|choose|overline|Re|Im|arg)(?![A-Za-z])|\u2229"
 )
+_OVERLOOKED = re.compile(  # by math-verify: a transpose, an ellipsis, a remainder
+    r"(?:'|\^ ?\{? ?(?:T|\*|\\[a-z]+) ?\}?|\u00b0|\\ldots|\?) ?$|\\(?:p|b)?mod(?![A-Za-z])"
+)
+
+log = logging.getLogger("r1zero")
 
 
 @dataclass(frozen=True, slots=True)
-class _Reading:
-    """A text as cleaned, without its spaces, and what it may mean."""
+class Reading:
+    """What a text says: as it came, cleaned, and all that it may mean."""
 
-    text: str
-    key: str
+    source: str  # with its escapes undone
+    text: str  # cleaned, and without a condition behind it
+    key: str  # the text without its spaces
+    condition: str
     answers: list[Answer]
 
 
-def _read(text: str, trusted: bool) -> _Reading:
-    cleaned = clean(text)
+@lru_cache(maxsize=64)
+def read(source: str, trusted: bool) -> Reading:
+    """Read an answer; `trusted` for the right one."""
+    source = undo_escapes(source)
+    cleaned = clean(source)
     if len(cleaned) > 2 * MAX_CHARACTERS:
-        return _Reading("", "", [])  # one character may stand for many
-    return _Reading(cleaned, _SPACES.sub("", cleaned), readings(cleaned, trusted))
+        return Reading("", "", "", "", [])  # one character may stand for many
+    text, condition = split_condition(cleaned)
+    return Reading(source, text, _SPACES.sub("", text), condition, readings(text, trusted))
 
 
 @lru_cache(maxsize=4096)
-def _read_gold(text: str) -> _Reading:
-    return _read(last_box(text) or text, trusted=True)
+def read_gold(text: str) -> Reading:
+    """Read a right answer, which may stand in a box."""
+    return read(last_box(text) or text, trusted=True)
 
 
 def same(gold: str, given: str) -> bool:
-    """Tell whether a given answer is the right one. Both are LaTeX or plain text, with or without `$`."""
+    """Tell whether a given answer is the right one. Both are LaTeX or plain text, with or without `$`.
+
+    What cannot be compared for a fault of ours or of a library is not the same, and logged.
+    """
+    return without_faults(_same, (gold, given), on_fault=False)
+
+
+def without_faults(compare: Callable[..., bool], texts: tuple[str, ...], on_fault: bool) -> bool:
+    """Compare texts that a model wrote, and may be anything: one of them shall not stop a run."""
+    try:
+        return compare(*texts)
+    except MemoryError:
+        raise  # what is left of this process may be torn
+    except Exception as error:  # noqa: BLE001 - each of them has this one answer
+        shown = ", ".join(f"{text[-80:]!r}" for text in texts)
+        log.warning("a comparison failed, which counts as wrong: %s: %s; of %s",
+                    type(error).__name__, error, shown)
+        return on_fault
+
+
+def _same(gold: str, given: str) -> bool:
     if max(len(gold), len(given)) > MAX_CHARACTERS:
         return False
-    right, answer = _read_gold(gold), _read(given, trusted=False)
-    if not right.text or not answer.text:
+    right, answer = read_gold(gold), read(given, trusted=False)
+    if not right.text or not answer.text or not _may_be_left_out(right.condition, answer.condition):
         return False
     if right.key == answer.key:
         return True
     verdict = same_text(right.text, answer.text)
     if verdict is None:
         verdict = _same_reading(right, answer)
-    return same_algebra(gold, given) if verdict is None else verdict
+    return _same_algebra(right, answer) if verdict is None else verdict
 
 
-def _same_reading(right: _Reading, answer: _Reading) -> bool | None:
+def _may_be_left_out(right: str, given: str) -> bool:
+    """Tell whether two answers with these conditions can be the same."""
+    return given in ("", right) or (not right and is_domain(given))
+
+
+def _same_reading(right: Reading, answer: Reading) -> bool | None:
     """Compare all that the texts may mean; None when it needs algebra."""
     unread = [side.text for side in (right, answer) if not side.answers]
     if unread:
         hopeful = any(map(_BEYOND_US.search, unread)) and all(map(is_balanced, unread))
-        return None if hopeful else False
+        return None if hopeful and not is_denied(answer.text) else False
     unknown = False
     for mine, other in product(right.answers, answer.answers):
         try:
-            verdict = same_answer(mine, other)
+            verdict = _same_to_the_last_digit(mine, other)
         except (Unbounded, Undefined):
             continue
         if verdict:
             return True
         unknown |= verdict is None
     return None if unknown else False
+
+
+def _same_to_the_last_digit(mine: Answer, other: Answer) -> bool | None:
+    """Compare two answers, and again with many digits where a number may have swallowed another."""
+    WORK.extreme = False
+    verdict = same_answer(mine, other)
+    if verdict and WORK.extreme:
+        with more_digits():
+            return same_answer(mine, other)
+    return verdict
+
+
+def _same_algebra(right: Reading, answer: Reading) -> bool:
+    """Ask math-verify, side by side: of a chain of equations it would take the last."""
+    if _OVERLOOKED.search(answer.text) and not _OVERLOOKED.search(right.text):
+        return False
+    golds = _sides(right.source)
+    if len(golds) > 1:
+        return same_algebra(right.source, answer.source)
+    sides = _sides(answer.source)
+    return bool(golds and sides) and all(same_algebra(golds[0], side) for side in sides)
+
+
+def _sides(text: str) -> list[str]:
+    """Return the sides of a chain of equations, less the name before them; [] when it is torn."""
+    if "\\begin{cases}" in text or "\\begin{align" in text:
+        return [text]
+    sides = [side for _, side in split(text.replace("\\approx", "="), "=")]
+    return sides[1:] if len(sides) > 1 and is_label(clean(sides[0])) else sides

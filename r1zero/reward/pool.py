@@ -10,6 +10,7 @@ then; the rest of the item and what stood behind it wait again, first in line, a
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import selectors
@@ -32,6 +33,8 @@ ITEMS_AT_WORKER = 16  # enough work until the next poll, few enough that the wor
 START_SECONDS = 300.0  # for a worker to import sympy from a slow shared disk
 GRACE_SECONDS = 0.5  # after the deadline, for the kernel to end a worker by itself
 STARTS = 3  # workers in a row that die before they are ready until we give up
+
+log = logging.getLogger("r1zero")
 
 # The package is found from its own place. The current folder comes last: nothing in it hides a library.
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -180,6 +183,8 @@ class Pool:
                 self._fail(worker, Outcome.CRASH, message["crash"])
             else:
                 self._note(worker, [Score(value, Outcome(outcome)) for value, outcome in message["scores"]])
+            for line in message.get("told", ()):
+                log.warning("reward worker: %s", line)
             worker.since = time.monotonic()
 
     def _note(self, worker: _Worker, scores: list[Score]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 
-from r1zero.reward.formulas import close, names, quadratic
+from r1zero.reward.formulas import close, is_rounded, names, quadratic
 from r1zero.reward.kinds import Answer, Group, Relation, Scalar, Sets
 from r1zero.reward.spelling import AND, GE, LE, NE, OR
 from r1zero.reward.tokens import Node
@@ -46,12 +47,28 @@ def same_real_set(gold: Answer, given: Answer) -> bool | None:
         return False
     if left.variable and right.variable and left.variable != right.variable:
         return False
+    rounded = any(map(is_rounded, [*_trees(gold), *_trees(given)]))
     return all(
         (mine.low_closed, mine.high_closed) == (other.low_closed, other.high_closed)
-        and close(mine.low, other.low, rounded=True)
-        and close(mine.high, other.high, rounded=True)
+        and close(mine.low, other.low, rounded)
+        and close(mine.high, other.high, rounded)
         for mine, other in zip(left.intervals, right.intervals, strict=True)
     )
+
+
+def _trees(answer: Answer) -> Iterator[Node]:
+    """Yield the formulas in an answer."""
+    match answer:
+        case Scalar():
+            yield answer.tree
+        case Relation():
+            yield from answer.sides
+        case Group():
+            for item in answer.items:
+                yield from _trees(item)
+        case Sets():
+            for item in answer.joined + answer.removed:
+                yield from _trees(item)
 
 
 def real_set(answer: Answer) -> RealSet | None:
@@ -70,7 +87,7 @@ def real_set(answer: Answer) -> RealSet | None:
         return None
     if answer.brackets in ("", "{}"):
         parts = list(map(real_set, answer.items))
-        if None in parts or not parts:
+        if None in parts or not parts or (not answer.brackets and _is_mixed(answer.items)):
             return None
         return _union(parts) if answer.brackets or answer.joint == OR else _all_of(parts, answer.joint)
     ends = list(map(_constant, answer.items))
@@ -78,6 +95,12 @@ def real_set(answer: Answer) -> RealSet | None:
         return None
     interval = Interval(*ends, answer.brackets[0] == "[", answer.brackets[1] == "]")
     return None if interval.is_empty else RealSet([interval])
+
+
+def _is_mixed(items: tuple[Answer, ...]) -> bool:
+    """Tell whether inequalities stand beside a bare number: x > 3 or 7 are two answers."""
+    numbers = [isinstance(item, Scalar) and not item.label for item in items]
+    return any(numbers) and not all(numbers)
 
 
 def _constant(answer: Answer) -> Value | None:

@@ -8,7 +8,7 @@ Only the processes of the judge call scorers, since a hostile answer can hang or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from r1zero.batch import Outcome, Score
@@ -19,7 +19,7 @@ from r1zero.reward import format as shape
 from r1zero.reward.case import Case, Grader
 from r1zero.sentences import nearest
 
-Check = Callable[[Case], float | None]  # credit from 0 to 1; None when there is no answer to check
+Check = Callable[[Case], float]  # credit from 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,26 @@ class Scorer:
     whole_group: bool = False  # takes all responses to a prompt, judged by the others; if it fails, all get 0
 
 
-def _check(check: Check, values: Accuracy) -> Scorer:
+def _check(check: Check, right: float = 1.0, wrong: float = 0.0) -> Scorer:
     """Make a scorer of a check. Credit in between is worth a value in between."""
 
     def score(case: Case) -> Score:
         credit = check(case)
-        if credit is None:
-            return Score(values.missing, Outcome.NO_ANSWER)
         if credit >= 1:
-            return Score(values.right, Outcome.RIGHT)
-        return Score(values.wrong + credit * (values.right - values.wrong), Outcome.WRONG)
+            return Score(right, Outcome.RIGHT)
+        return Score(wrong + credit * (right - wrong), Outcome.WRONG)
+
+    return Scorer(lambda cases: [score(case) for case in cases], wrong)
+
+
+def _accuracy(values: Accuracy) -> Scorer:
+    """Make a scorer of the verdict on the answer."""
+    worth = {Outcome.RIGHT: values.right, Outcome.WRONG: values.wrong, Outcome.COPIED: values.wrong,
+             Outcome.NO_ANSWER: values.missing}
+
+    def score(case: Case) -> Score:
+        outcome = verdict(case, values.copied_span == "right")
+        return Score(worth[outcome], outcome)
 
     return Scorer(lambda cases: [score(case) for case in cases], values.wrong)
 
@@ -54,25 +64,33 @@ def _grade_group(grade: Grader) -> Scorer:
                   whole_group=True)
 
 
-def accuracy(case: Case) -> float | None:
-    """Compare the boxed answer with the right one."""
+def verdict(case: Case, copies_are_right: bool = False) -> Outcome:
+    """Compare the boxed answer with the right one, and one that is right with the question."""
     # sympy takes a second to import; only the judge's processes judge, so only they pay for it.
+    from r1zero.reward.copied import is_copied
     from r1zero.reward.math_answer import same
 
     given = shape.extract_answer(case.response)
-    return None if given is None else float(same(case.gold, given))
+    if given is None:
+        return Outcome.NO_ANSWER
+    if not same(case.gold, given):
+        return Outcome.WRONG
+    if not copies_are_right and is_copied(case.prompt, case.gold, given):
+        return Outcome.COPIED
+    return Outcome.RIGHT
 
 
-_ONE_OR_ZERO = Accuracy(right=1.0, wrong=0.0, missing=0.0)
-_ONE_OR_MINUS_ONE = Accuracy(right=1.0, wrong=-1.0, missing=-1.0)
+def _one_or_zero(reward: Reward) -> Accuracy:
+    return replace(reward.accuracy, right=1.0, wrong=0.0, missing=0.0)
+
 
 SCORERS: dict[str, Callable[[Reward], Scorer]] = {
-    "acc": lambda reward: _check(accuracy, reward.accuracy),
-    "base_acc": lambda _: _check(accuracy, _ONE_OR_ZERO),
-    "format": lambda _: _check(lambda case: float(shape.full_format(case.response)), _ONE_OR_ZERO),
+    "acc": lambda reward: _accuracy(reward.accuracy),
+    "base_acc": lambda reward: _accuracy(_one_or_zero(reward)),
+    "format": lambda _: _check(lambda case: float(shape.full_format(case.response))),
     "strict_format": lambda _: _check(lambda case: float(shape.strict_format(case.response)),
-                                      _ONE_OR_MINUS_ONE),
-    "reasoning_steps": lambda _: _check(lambda case: shape.reasoning_steps(case.response), _ONE_OR_ZERO),
+                                      wrong=-1.0),
+    "reasoning_steps": lambda _: _check(lambda case: shape.reasoning_steps(case.response)),
     "length": lambda _: _grade_group(shaping.length),
     "cosine": lambda reward: _grade_group(partial(shaping.cosine, values=reward.cosine)),
     "overlong": lambda reward: _grade(partial(shaping.overlong, cache_tokens=reward.overlong_cache), -1.0),

@@ -13,7 +13,7 @@ from r1zero.reward.formulas import names
 from r1zero.reward.kinds import Scalar
 from r1zero.reward.number_words import to_digits
 from r1zero.reward.spelling import AND, DEGREE, INFINITY, PI
-from r1zero.reward.tokens import Node, Unreadable
+from r1zero.reward.tokens import Node, Unreadable, is_whole
 from r1zero.reward.units import read_unit
 
 _ANGLED = re.compile(r"(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z]{2})")  # a degree behind one belongs to it
@@ -23,7 +23,7 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _NEGATIVE = re.compile(r"(?:\\text ?\{ ?)?(?:negative|minus|\u8d1f)(?: ?\})? ?(?=[^ ])", re.IGNORECASE)
-_LONG_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:arc|a)?(?:sin|cos|tan)|sqrt|infi)[A-Za-z]{4}")
+_LONG_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:arc|a)?(?:sin|cos|tan)|sqrt|[Ii]nfi)[A-Za-z]{4}")
 _MONEY = re.compile(
     r"(?P<minus>-?) ?(?:US|\\text ?\{ ?US ?\})? ?"
     r"(?P<sign>[$\u00a5\u20ac\u00a3\u20b9]|Rs\.?) ?(?P<rest>-?[^ ].*)"
@@ -76,12 +76,23 @@ def _with_unit(text: str, trusted: bool) -> Scalar | None:
     if match is None or unit is None or (DEGREE in match[0] and _ANGLED.search(text)):
         return None
     tree = _tree(text[: match.start()])
+    if unit.name == "th" and not _is_ordinal(tree, match[0]):
+        return None
     if tree is None or match["bare"] is None:
         return None if tree is None else Scalar(tree, unit)
-    is_letter = len(unit.name) == 1
+    is_letter = len(unit.name.partition("^")[0].strip()) == 1  # m or m^2
     if names(tree) or (is_letter and tree.op == "add" and not _is_mixed(tree)):
         return None
     return Scalar(tree, unit, letters=_tree(text) if is_letter else None)
+
+
+def _is_ordinal(tree: Node | None, suffix: str) -> bool:
+    """Tell whether letters behind a number fit it: 1st and 2nd, but 3st is a product of three."""
+    if not is_whole(tree):
+        return False
+    last, teen = tree.value % 10, tree.value // 10 % 10 == 1
+    fitting = "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(int(last), "th")
+    return re.sub("[^a-z]|text", "", suffix) == fitting
 
 
 def _is_mixed(tree: Node) -> bool:

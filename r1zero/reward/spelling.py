@@ -8,6 +8,7 @@ how a formula looks.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -44,6 +45,7 @@ _CHARACTERS |= {0x3C6: r"\phi ", 0x3C7: r"\chi ", 0x3C8: r"\psi ", 0x3C9: r"\ome
 _COMMANDS = (
     dict.fromkeys("left right big Big bigl bigr Bigl Bigr bigg Bigg limits middle".split(), "")
     | dict.fromkeys("displaystyle textstyle scriptstyle rm bf it angle hfill boxed fbox".split(), "")
+    | dict.fromkeys("large Large LARGE huge Huge small normalsize underline".split(), "")
     | dict.fromkeys("quad qquad enspace thinspace space nobreakspace".split(), " ")
     | dict.fromkeys("frac dfrac tfrac cfrac".split(), r"\frac")
     | dict.fromkeys("binom dbinom tbinom".split(), r"\binom")
@@ -75,33 +77,43 @@ _ESCAPE = re.compile(
     re.DOTALL,
 )
 
-_REWRITES = [
-    (re.compile(r"\\letter ?\{ ?([A-Za-z]|\\[a-z]+) ?\}|\\roman ?\{ ?([ei]) ?\}"), r" \1\2"),
-    (re.compile(r"\\letter(?= ?[A-Za-z])|\\letter ?(?=\{[^{}]*\\)"), " "),
-    (re.compile(r"(?:^|(?<=[-+*/=(^_]))\\roman ?\{ ?([A-Za-z]) ?\}"), r"\1"),
-    (re.compile(r"\\(?:roman|text) ?\{ ?((?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|cis|gcd|lcm) ?\}"),
-     r"\\\1 "),
-    (re.compile(r"\\(?:letter|roman)"), r"\\text"),
-    (re.compile(r"\\mathbb ?\{? ?R ?\}?"), REALS),
-    (re.compile(r"\\[hv]?phantom ?(?:\{[^{}]*\}|.)"), ""),
-    (re.compile(r"\s+|~"), " "),
-    (re.compile(r"(?<=[0-9]) ?(?:\{,\}|,\ue001) ?(?=[0-9])"), ""),  # thousands
-    (re.compile(r"\^ ?(?:\u2218|\{ ?\u2218 ?\}|\{ ?\u00b0 ?\})|\u2218"), DEGREE),
-    (re.compile(r"\b(hundred|thousand|million) and\b"), r"\1"),
-    (re.compile(r"\band (?:a|one)[ -]half\b"), "1/2"),
-    (re.compile(r"<="), LE),
-    (re.compile(r">="), GE),
-    (re.compile(r"!="), NE),
-    (re.compile(r"\*\*"), "^"),
-    (re.compile(r"(?<=[0-9]) ?x ?(?=10 ?\^)"), "*"),
-    (re.compile(r"\{ ?: ?\}"), ":"),
-    (re.compile("\u00a2"), " cents"),
-    (re.compile(r"\\text ?\{ ?,? ?(?:and|&) ?\}|(?<![A-Za-z])and(?![A-Za-z])|[\u548c\u53ca]"), f" {AND} "),
-    (re.compile(r"\\text ?\{ ?,? ?or ?\}|(?<![A-Za-z])or(?![A-Za-z])|\u6216(?:\u8005)?"), f" {OR} "),
-    (re.compile(r"(?:\\text ?\{ ?)?\b[Aa]ll (?:the )?real(?: number)?s?\b(?: ?\})?"), REALS),
-    (re.compile(r"\ue001"), ""),
-    (re.compile(r" +"), " "),
+_FUNCTION = (
+    r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|cis"
+    rf"|(?:gcd|lcm|GCD|LCM|max|min)(?= ?\}} ?[(\[{{{SET_OPEN}])"
+)
+_REWRITES = [  # (what a text must have in it to be worth a try, pattern, replacement)
+    ("color", r"\\(?:text)?color ?(?:\[[^]]*\] ?)?\{ ?(?!white|transparent)[^{}]*\}", ""),
+    ("\\", r"\\letter ?\{ ?([A-Za-z]|\\[a-z]+) ?\}|\\roman ?\{ ?([ei]) ?\}", r" \1\2"),
+    ("\\letter", r"\\letter(?= ?[A-Za-z])|\\letter ?(?=\{[^{}]*\\)", " "),
+    ("\\roman", r"(?:^|(?<=[-+*/=(^_]))\\roman ?\{ ?([A-Za-z]) ?\}", r"\1"),
+    ("\\", rf"\\(?:roman|text) ?\{{ ?({_FUNCTION}) ?\}}", r"\\\1 "),
+    ("\\", r"\\(?:letter|roman)", r"\\text"),
+    ("\\mathbb", r"\\mathbb ?\{? ?R ?\}?", REALS),
+    ("phantom", r"\\[hv]?phantom ?(?:\{[^{}]*\}|.)", ""),
+    ("", r"\s+|~", " "),
+    (",", r"(?<=[0-9]) ?(?:\{,\}|,\ue001) ?(?=[0-9])", ""),  # thousands
+    ("\\text", r"(?<![0-9.])(?<![0-9.] )\\text ?\{ ?([0-9][0-9., ]*)\}", r"{\1}"),
+    ("\u2218", r"\^ ?(?:\u2218|\{ ?\u2218 ?\})|\u2218", DEGREE),
+    (DEGREE, rf"\^ ?\{{ ?{DEGREE} ?\}}", DEGREE),
+    (" and", r"\b(hundred|thousand|million) and\b", r"\1"),
+    ("half", r"\band (?:a|one)[ -]half\b", "1/2"),
+    ("<=", r"<=", LE),
+    (">=", r">=", GE),
+    ("=", r"!=|\\not ?=", NE),
+    ("**", r"\*\*", "^"),
+    ("x", r"(?<=[0-9]) ?x ?(?=10 ?\^)", "*"),
+    (":", r"\{ ?: ?\}", ":"),
+    ("\u00a2", "\u00a2", " cents"),
+    ("", r"\\text ?\{ ?,? ?(?:and|&) ?\}|(?<![A-Za-z])and(?![A-Za-z])|[\u548c\u53ca]", f" {AND} "),
+    ("", r"\\text ?\{ ?,? ?or ?\}|(?<![A-Za-z])or(?![A-Za-z])|\u6216(?:\u8005)?", f" {OR} "),
+    ("eal", r"(?:\\text ?\{ ?)?\b[Aa]ll (?:the )?real(?: number)?s?\b(?: ?\})?", REALS),
+    ("\ue001", "\ue001", ""),
+    ("  ", " +", " "),
 ]
+_PATTERNS = [(hint, re.compile(pattern), replacement) for hint, pattern, replacement in _REWRITES]
+_ENTITY = re.compile(r"&(?:[A-Za-z]+|#[0-9]+|#x[0-9A-Fa-f]+);")
+_TWICE = re.compile(r"(?<!\\)(?:\\\\)+(?=[A-Za-z]{2}|[{}%$,;:!])")
+_ENVIRONMENT = re.compile(r"(?<!\\)\\begin")
 _WRAPPED = re.compile(r"\\text ?\{([^{}]*)\}\.?")
 
 
@@ -127,16 +139,34 @@ def _grouped(characters: Iterable[str]) -> str:
     return joined if len(joined) == 1 else f"{{{joined}}}"
 
 
-def clean(text: str) -> str:
-    """Give a text one spelling; what carries no meaning goes. Takes time linear in the text."""
+def _in_ascii(text: str) -> str:
+    """Write what Unicode has signs for as LaTeX or ASCII, as far as it goes."""
     text = _RAISED.sub(lambda match: "^" + _grouped(_SUPERSCRIPTS[each] for each in match[0]), text)
     text = _LOWERED.sub(lambda match: "_" + _grouped(_SUBSCRIPTS[each] for each in match[0]), text)
     text = _VULGAR.sub(" ", text).replace("\u211d", r"\mathbb{R}")
-    text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS).strip("* ")
+    return unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
+
+
+def undo_escapes(text: str) -> str:
+    r"""Undo `&nbsp;` and the like, and the second escape of a text with `\\frac` in it."""
+    if "&" in text:
+        text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+    if "\\\\" not in text or _ENVIRONMENT.search(text):
+        return text  # there, two of them end a row
+    if "\\\\begin" in text:
+        return undo_escapes(text.replace("\\\\", "\\"))
+    return _TWICE.sub(lambda _: "\\", text)
+
+
+def clean(text: str) -> str:
+    """Give a text one spelling; what carries no meaning goes. Takes time linear in the text."""
+    text = undo_escapes(text)
+    text = (text if text.isascii() else _in_ascii(text)).strip("* ")
     text = _math_signs(_ESCAPE.sub(_escape, text))
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    return text.strip(" ").rstrip(".,;: ")
+    for hint, pattern, replacement in _PATTERNS:
+        if hint in text:
+            text = pattern.sub(replacement, text)
+    return text.strip(" ").rstrip(".,; ")
 
 
 def unwrap(text: str) -> str:
@@ -145,8 +175,8 @@ def unwrap(text: str) -> str:
     return match[1].strip() if match else text
 
 
-_OPENING = {"(": ")", "[": "]", "{": "}", SET_OPEN: SET_CLOSE, ANGLE_OPEN: ANGLE_CLOSE}
-_CLOSING = frozenset(_OPENING.values())
+OPENING = {"(": ")", "[": "]", "{": "}", SET_OPEN: SET_CLOSE, ANGLE_OPEN: ANGLE_CLOSE}
+CLOSING = frozenset(OPENING.values())
 
 
 def split(text: str, separators: str) -> list[tuple[str, str]]:
@@ -154,14 +184,14 @@ def split(text: str, separators: str) -> list[tuple[str, str]]:
 
     Returns (separator before the part or "", part) for each part; [] when brackets do not match.
     """
-    if not any(separator in text for separator in separators):
+    if not any(map(text.__contains__, separators)):
         return [("", text)]
     parts: list[tuple[str, str]] = []
     depth, start, before = 0, 0, ""
     for place, character in enumerate(text):
-        if character in _OPENING:
+        if character in OPENING:
             depth += 1
-        elif character in _CLOSING:
+        elif character in CLOSING:
             depth -= 1
             if depth < 0:
                 return []
@@ -186,9 +216,9 @@ def is_enclosed(text: str) -> bool:
     """Tell whether the first bracket of a text closes at its end, by whatever bracket."""
     depth = 0
     for place, character in enumerate(text):
-        if character in _OPENING:
+        if character in OPENING:
             depth += 1
-        elif character in _CLOSING:
+        elif character in CLOSING:
             depth -= 1
             if depth <= 0:
                 return depth == 0 and place == len(text) - 1

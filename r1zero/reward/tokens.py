@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from r1zero.reward.spelling import INFINITY, PI
+from r1zero.reward.spelling import INFINITY, PI, SET_OPEN
 
 
 class Unreadable(ValueError):
@@ -17,7 +17,7 @@ class Unreadable(ValueError):
 class Node:
     """An operation and its operands. `value` belongs to numbers, `name` to variables and functions."""
 
-    op: str  # number, name, add, mul, div, neg, pow, root, call, factorial, binomial, plus-minus
+    op: str  # number, name, add, mul, div, mod, neg, pow, root, call, factorial, binomial, plus-minus
     parts: tuple[Node, ...] = ()
     value: Fraction | None = None
     name: str = ""
@@ -28,7 +28,9 @@ TRIGONOMETRIC = {
     f"{arc}{name}{h}" for arc in ("", "arc") for name in "sin cos tan cot sec csc".split() for h in ("", "h")
 }
 FUNCTIONS = TRIGONOMETRIC | {"log", "ln", "exp", "cis", "abs"}
-_SHORT = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+OF_LISTS = {"gcd", "lcm", "max", "min"}
+_SHORT = {"GCD": "gcd", "LCM": "lcm", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
+_SYMBOLS = {"pi": PI} | dict.fromkeys(("oo", "inf", "infty", "infinity"), INFINITY)
 CONSTANTS = {PI: "pi", INFINITY: "infinity", "e": "e", "i": "i"}
 GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi "
@@ -43,7 +45,8 @@ _TOKEN = re.compile(
     r"|[eE](?P<exponent>[+-]?[0-9]{1,3})(?![0-9A-Za-z]))?"
     r"|\\text ?\{ ?(?P<roman>[eixyz]) ?\}"
     r"|\\(?P<command>[A-Za-z]+)"
-    r"|(?P<word>(?:a(?:rc)?)?(?:sin|cos|tan)h?|cot|sec|csc|sqrt|log|ln|exp|abs|pi|inf(?:inity|ty)?)"
+    r"|(?P<word>(?:a(?:rc)?)?(?:sin|cos|tan)h?|cot|sec|csc|sqrt|log|ln|exp|abs|pi"
+    rf"|(?:gcd|lcm|GCD|LCM|max|min)(?= ?[({{\[{SET_OPEN}])|[Ii]nf(?:inity|ty)?|oo)"
     r"(?![A-Za-z]{2})"
     r"|(?P<letter>[A-Za-z\u0391-\u03c9])"
     r"|(?P<symbol>.)",
@@ -70,9 +73,9 @@ def tokens(text: str) -> list[Token]:
             continue
         if kind == "number":
             found.append(Token(kind, match["number"], spaced, _number(match)))
-        elif kind == "word":
-            word = _SHORT.get(match[0], match[0])
-            symbol = PI if word == "pi" else INFINITY if word.startswith("inf") else ""
+        elif kind in ("word", "command"):
+            word = _SHORT.get(match[kind], match[kind])
+            symbol = _SYMBOLS.get(word.lower(), "") if kind == "word" else ""
             found.append(Token("symbol", symbol, spaced) if symbol else Token("command", word, spaced))
         else:
             found.append(Token(kind, match[kind], spaced))

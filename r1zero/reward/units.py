@@ -58,9 +58,11 @@ _OPERATORS = re.compile(  # words that make another number of the one before the
     r"\b(?:plus|minus|over|root|choose|factorial|through|divided|multiplied|modulo)\b|^(?:squared|cubed)\b"
     rf"|\b(?:times|point) {NUMBER_WORD}\b"
 )
+_NUMBER_WORD = re.compile(rf"{NUMBER_WORD}\b")
 _ORDINAL = re.compile(r"\^? ?\{? ?(?:\\text ?\{)? ?(?:st|nd|rd|th)[ }]*")
 _DEGREES = re.compile(rf"(?:{DEGREE}|degrees?) ?(?=celsius|fahrenheit|[cf]$)")
 _NAMES = frozenset("eixyz")  # roman letters that are no unit
+_LETTER = re.compile(r"[a-z](?P<power> ?\^ ?\{? ?-?[0-9] ?\}?)?")
 _BLOCK = re.compile(r"\\text ?\{((?:[^{}]|\{[^{}]*\})*)\}")
 _SHAPE = re.compile(
     rf"(?:[A-Za-z\u3400-\u9fff /*.%$'()\u2103{DEGREE}\u00a5\u20ac\u00a3-]|\^ ?(?:\{{ ?-?[0-9] ?\}}|-?[0-9]))*"
@@ -93,14 +95,20 @@ def read_unit(text: str, trusted: bool) -> Unit | None:
     if not _SHAPE.fullmatch(plain):
         return None
     count, name = take_count(" ".join(plain.lower().split()))
+    if plain.strip() and not plain.strip(" /*.'()-"):
+        return None  # marks alone: 5/
     if _OPERATORS.search(name) or take_count(name)[0] != 1:
         return None  # this changes the number, or nobody counts like that
+    if count != 1 and _NUMBER_WORD.match(name):
+        return None  # thousand and one
     name = _DEGREES.sub("" if "celsius" in name or "fahrenheit" in name else DEGREE, name)
     name = name.strip(" ()") if name[:1] == "(" else name
     if name in ("%", "percent", "percentage", "pct", "per cent"):
         return Unit("%")
     if name.startswith("^") and bare:
         return None  # the power of the number
+    if bare and _is_variable(name, glued=text[:1] != " ", trusted=trusted):
+        return None
     if name in _NAMES:
         return None
     measures, size = _product(name)
@@ -109,9 +117,15 @@ def read_unit(text: str, trusted: bool) -> Unit | None:
         in_brackets = text.strip()[:1] == "(" and len(name) > 2
         if not (measures or in_brackets) and (glued or not _are_words(name)):
             return None
-        if len(name) == 1 and glued and trusted:
-            return None
     return Unit(name, measures, size * count, count)
+
+
+def _is_variable(name: str, glued: bool, trusted: bool) -> bool:
+    """Tell whether a bare letter is no unit: the s of 3s^2, and the m of 5m if that is right."""
+    letter = _LETTER.fullmatch(name)
+    if letter is None:
+        return False
+    return (glued and trusted) or bool(letter["power"] and name[0] != "m")
 
 
 def _are_words(text: str) -> bool:

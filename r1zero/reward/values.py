@@ -5,7 +5,10 @@ Nothing here can run away: a power or a factorial too large to write is Unbounde
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from zlib import crc32
 
@@ -18,7 +21,36 @@ REAL.dps = 60
 Value = object  # Fraction, or REAL.mpf or REAL.mpc
 
 MAX_BITS = 20_000  # of an exact number, and of the exponent of others
-_TINY = REAL.mpf(10) ** -50  # what may be left of a zero
+MANY_DIGITS = 2600
+MANY_DIGITS_BITS = 8_192  # what MAX_BITS is meanwhile: so many digits show every such number
+_EXTREME_BITS = 66  # 10^20
+_NOISE_BITS = 182  # 10^-55: what 60 digits may leave of a zero is smaller
+
+
+@dataclass(slots=True)
+class _Work:
+    """How finely values are compared at the moment, and whether that may have been too coarse."""
+
+    same: Value = REAL.mpf(10) ** -40  # the share by which equal values may differ
+    nothing: Value = REAL.mpf(10) ** -50  # what may be left of a zero
+    max_bits: int = MAX_BITS
+    extreme: bool = False  # a number beyond 10^20 or below 10^-20 was met, which others may swallow
+
+
+WORK = _Work()
+
+
+@contextmanager
+def more_digits() -> Iterator[None]:
+    r"""Compare with 2600 digits instead of 60, where `x + 10^{-50}` is not `x`."""
+    usual = (REAL.dps, WORK.same, WORK.nothing, WORK.max_bits)
+    REAL.dps, WORK.max_bits = MANY_DIGITS, MANY_DIGITS_BITS
+    WORK.same = REAL.mpf(10) ** (20 - MANY_DIGITS)
+    WORK.nothing = REAL.mpf(10) ** (10 - MANY_DIGITS)
+    try:
+        yield
+    finally:
+        REAL.dps, WORK.same, WORK.nothing, WORK.max_bits = usual
 
 
 class Unbounded(ValueError):
@@ -41,7 +73,9 @@ def evaluate(node: Node, point: int = 0) -> Value:
             value = _call(node.name, parts)
         else:
             value = _OPERATIONS[node.op](*parts)
-    except (ZeroDivisionError, OverflowError) as error:
+    except (Unbounded, Undefined):
+        raise
+    except (ArithmeticError, ValueError) as error:  # of mpmath: a pole, an overflow
         raise Undefined(str(error)) from error
     if any(isinstance(part, REAL.mpc) for part in parts):
         value = REAL.mpc(value)  # what was complex on the way has left the reals
@@ -50,27 +84,37 @@ def evaluate(node: Node, point: int = 0) -> Value:
 
 def _bounded(value: Value) -> Value:
     if isinstance(value, Fraction):
-        size = max(value.numerator.bit_length(), value.denominator.bit_length())
-    else:
-        if REAL.isnan(value):
-            raise Undefined("this has no value")
-        size = 0 if REAL.isinf(value) or value == 0 else abs(REAL.mag(value))
-    if size > MAX_BITS:
+        _check_size(max(value.numerator.bit_length(), value.denominator.bit_length()))
+        return value
+    if REAL.isnan(value):
+        raise Undefined("this has no value")
+    size = 0 if REAL.isinf(value) or value == 0 else REAL.mag(value)
+    if abs(size) > MAX_BITS:
         raise Unbounded("this number is too large")
+    if size > _EXTREME_BITS or -_NOISE_BITS < size < -_EXTREME_BITS:
+        WORK.extreme = True
     return value
+
+
+def _check_size(bits: Value) -> None:
+    """Take note of a number, or of an exponent, of this size."""
+    if bits > WORK.max_bits:
+        raise Unbounded("this number is too large")
+    if bits > _EXTREME_BITS:
+        WORK.extreme = True
 
 
 def _name(name: str, point: int) -> Value:
     """Return a constant, or the value of a variable at a point: its own, the same in every process."""
     if name in CONSTANTS:
-        return CONSTANTS[name]
+        return +CONSTANTS[name]  # with as many digits as there are
     share = REAL.mpf(crc32(f"{name}{point}".encode("utf-8"))) / 2**32
     low, high = ((0.1, 0.9), (1.1, 2.9), (0.2, 3.0), (-3.0, 3.0), (-3.0, 3.0), (-0.9, -0.1))[point]
     return low + (high - low) * share
 
 
 POINTS = 6
-CONSTANTS = {"pi": +REAL.pi, "e": +REAL.e, "i": REAL.mpc(0, 1), "infinity": REAL.inf}
+CONSTANTS = {"pi": REAL.pi, "e": REAL.e, "i": REAL.mpc(0, 1), "infinity": REAL.inf}
 
 
 def digits(value: Value) -> Value:
@@ -103,8 +147,8 @@ def _divide(top: Value, bottom: Value) -> Value:
 def _power(base: Value, exponent: Value) -> Value:
     if is_exact(exponent) and exponent.denominator == 1 and is_exact(base):
         bits = max(abs(base.numerator).bit_length(), base.denominator.bit_length())
-        if base not in (0, 1, -1) and abs(exponent) * (bits - 1 or 1) > MAX_BITS:
-            raise Unbounded("this power is too large")
+        if base not in (0, 1, -1):
+            _check_size(abs(exponent) * (bits - 1 or 1))
         if base in (1, -1):
             return base if exponent % 2 else Fraction(1)
         return base**exponent.numerator
@@ -113,8 +157,7 @@ def _power(base: Value, exponent: Value) -> Value:
         return root
     base, power = digits(base), digits(exponent)
     if base and not REAL.isinf(base) and not REAL.isinf(power):
-        if abs(power) * max(abs(REAL.mag(base)), 4) > MAX_BITS:
-            raise Unbounded("this power is too large")
+        _check_size(abs(power) * max(abs(REAL.mag(base)), 4))
     return REAL.power(base, int(exponent) if is_exact(exponent) and exponent.denominator == 1 else power)
 
 
@@ -158,8 +201,8 @@ def _binomial(top: Value, bottom: Value) -> Value:
 
 def _exp(value: Value) -> Value:
     value = digits(value)
-    if not REAL.isinf(value) and abs(value) > MAX_BITS / 2:
-        raise Unbounded("this power is too large")
+    if not REAL.isinf(value):
+        _check_size(2 * abs(value))
     return REAL.exp(value)
 
 
@@ -168,11 +211,44 @@ def _log(value: Value, base: Value = Fraction(10)) -> Value:
 
 
 def _floor(value: Value) -> Value:
-    return Fraction(value.__floor__()) if is_exact(value) else REAL.floor(value + _TINY)
+    return Fraction(value.__floor__()) if is_exact(value) else REAL.floor(value + WORK.nothing)
 
 
 def _ceil(value: Value) -> Value:
-    return Fraction(value.__ceil__()) if is_exact(value) else REAL.ceil(value - _TINY)
+    return Fraction(value.__ceil__()) if is_exact(value) else REAL.ceil(value - WORK.nothing)
+
+
+def _whole(*values: Value) -> list[int]:
+    if not is_exact(*values) or any(value.denominator > 1 for value in values):
+        raise Undefined("these are not all whole numbers")
+    return [value.numerator for value in values]
+
+
+def _remainder(value: Value, modulus: Value) -> Value:
+    dividend, divisor = _whole(value, modulus)
+    return Fraction(dividend % divisor)
+
+
+def _gcd(*values: Value) -> Value:
+    return Fraction(math.gcd(*_whole(*values)))
+
+
+def _lcm(*values: Value) -> Value:
+    return Fraction(math.lcm(*_whole(*values)))
+
+
+def _largest(*values: Value) -> Value:
+    return max(values, key=_real)
+
+
+def _smallest(*values: Value) -> Value:
+    return min(values, key=_real)
+
+
+def _real(value: Value) -> Value:
+    if isinstance(value, REAL.mpc):
+        raise Undefined("complex numbers have no order")
+    return digits(value)
 
 
 _OPERATIONS: dict[str, Callable[..., Value]] = {
@@ -184,6 +260,7 @@ _OPERATIONS: dict[str, Callable[..., Value]] = {
     "root": _root,
     "factorial": _factorial,
     "binomial": _binomial,
+    "mod": _remainder,
 }
 _OWN: dict[str, Callable[..., Value]] = {
     "exp": _exp,
@@ -191,6 +268,10 @@ _OWN: dict[str, Callable[..., Value]] = {
     "abs": abs,
     "floor": _floor,
     "ceil": _ceil,
+    "gcd": _gcd,
+    "lcm": _lcm,
+    "max": _largest,
+    "min": _smallest,
 }
 
 

@@ -5,12 +5,13 @@ the response makes it do, and its memory is bounded; the judge starts another.
 
 Messages both ways stand behind four bytes of length. In: a pickled Setup, then pickled Orders. Out is JSON,
 since nothing that happens here may run code there: {"broken": sentence or ""} once, then for each scorer of
-each order {"scores": [[value, outcome], ...]} or {"crash": why}.
+each order {"scores": [[value, outcome], ...]} or {"crash": why}, both with "told": [lines of its log].
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import resource
@@ -22,15 +23,17 @@ from typing import Any, BinaryIO
 
 import psutil
 
+from r1zero.batch import Outcome
 from r1zero.config import Reward
 from r1zero.errors import BadInput
 from r1zero.reward import custom
 from r1zero.reward.case import Case
-from r1zero.reward.rules import VERDICTS, Scorer, accuracy, select
+from r1zero.reward.rules import VERDICTS, Scorer, select, verdict
 
 _LENGTH = struct.Struct(">I")
 OUT_OF_MEMORY = 113  # exit status that nothing else is likely to use
 WHY_CHARACTERS = 300
+MOST_LINES, LINE_CHARACTERS = 20, 600  # of the log of one call
 
 # (right answer, response, whether it is right): one for each way through the comparison.
 SELF_TEST = [
@@ -103,7 +106,8 @@ def _prepare(names: Sequence[str]) -> str:
     if not set(VERDICTS) & set(names):
         return ""
     for gold, response, right in SELF_TEST:
-        if accuracy(Case("", response, gold, tokens=0, limit=0, truncated=False)) != float(right):
+        case = Case("", response, gold, tokens=0, limit=0, truncated=False)
+        if verdict(case) is not (Outcome.RIGHT if right else Outcome.WRONG):
             return (f"the answer checker fails its self-test: {response} is{'' if right else ' not'} {gold}, "
                     "but the comparison says otherwise")
     return ""
@@ -125,6 +129,23 @@ def _run(scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
         return {"crash": f"{type(error).__name__}: {error}"[:WHY_CHARACTERS]}
 
 
+class _Told(logging.Handler):
+    """What scorers log, kept for the judge: this process has no log of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._lines) < MOST_LINES:
+            self._lines.append(self.format(record)[:LINE_CHARACTERS])
+
+    def take(self) -> list[str]:
+        """Return and forget the lines."""
+        lines, self._lines = self._lines, []
+        return lines
+
+
 def main() -> None:
     """Serve the judge until stdin ends."""
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -136,6 +157,8 @@ def main() -> None:
     setup: Setup | None = _receive(inbox)
     if setup is None:
         return
+    told = _Told()
+    logging.getLogger("r1zero").addHandler(told)
     scorers = select(setup.names, setup.reward)
     broken = _prepare(setup.names)
     _bound_memory(setup.reward.worker_memory_megabytes << 20)
@@ -145,7 +168,7 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_REAL, setup.reward.deadline_seconds)
             answer = _run(scorers[name], order.cases)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            _send(outbox, answer)
+            _send(outbox, answer | {"told": told.take()})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 const OUTCOMES = {
   right: { sign: "\u2713", word: "right" },
   wrong: { sign: "\u2717", word: "wrong" },
+  copied: { sign: "\u2717", word: "copied" },
   no_answer: { sign: "?", word: "no answer" },
   timeout: { sign: "!", word: "timed out" },
   crash: { sign: "!", word: "crashed" },
@@ -19,6 +20,7 @@ const BECAUSE = {
     step: "no or few steps are marked",
     else: "differs from the ground truth",
   },
+  copied: { else: "has the right value, but is a mere piece of the question" },
   no_answer: { else: "nothing was found that could be compared" },
   timeout: { else: "the rule took longer than its deadline: a failure, not a verdict" },
   crash: { else: "the rule itself failed: not a verdict" },

@@ -1,0 +1,96 @@
+r"""Whether an answer is a mere piece of the question, which a model soon finds worth trying.
+
+Asked to evaluate $16(\frac{125}{2}+1)$, the box `16(\frac{125}{2}+1)` has the right value, and is no answer.
+But a 5 or an option, which stand in the question as the right answer does, may be.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from r1zero.reward.choices import same_text
+from r1zero.reward.kinds import Answer, Group, Matrix, Relation, Scalar, Sets
+from r1zero.reward.labels import is_label
+from r1zero.reward.math_answer import read, read_gold, without_faults
+from r1zero.reward.spelling import clean, is_enclosed
+from r1zero.reward.tokens import Node
+
+_LOOKS = re.compile(r"\\text|[{}$]")  # what changes how a formula looks, and is set in many ways
+
+Form = tuple[object, ...]
+
+
+def is_copied(question: str, gold: str, given: str) -> bool:
+    """Tell whether an answer, found right, stands in the question, and otherwise than the right one.
+
+    Spaces and marks of LaTeX do not count, nor do brackets and a name around the answer. A fault
+    counts as a copy, and is logged.
+    """
+    return without_faults(_is_copied, (question, gold, given), on_fault=True)
+
+
+def _is_copied(question: str, gold: str, given: str) -> bool:
+    right, answer = read_gold(gold), read(given, trusted=False)
+    if right.key == answer.key or same_text(right.text, answer.text):
+        return False
+    forms = [_form(each) for each in right.answers]
+    if any(_form(each) in forms for each in answer.answers):
+        return False
+    return _span(_bare(answer.text)).search(_question(question)) is not None
+
+
+@lru_cache(maxsize=256)
+def _question(text: str) -> str:
+    return _LOOKS.sub("", clean(text))
+
+
+def _bare(text: str) -> str:
+    """Take an answer out of brackets around all of it, and from behind its name."""
+    name, _, value = text.partition("=")
+    text = value.strip() if is_label(name.strip()) else text
+    while text[:1] in "({" and is_enclosed(text):
+        text = text[1:-1].strip()
+    return text
+
+
+def _span(text: str) -> re.Pattern[str]:
+    """Return a pattern that finds a text with any spaces in it, not within a number or a word."""
+    characters = "".join(_LOOKS.sub("", text).split())
+    before = behind = ""
+    if characters[:1].isdigit():
+        before = r"(?<![0-9.])"
+    elif characters[:1].isalpha():
+        before = r"(?<![A-Za-z\\])"
+    if characters[-1:].isdigit():
+        behind = r"(?!\.?[0-9])"
+    elif characters[-1:].isalpha():
+        behind = "(?![A-Za-z])"
+    return re.compile(before + " *".join(map(re.escape, characters)) + behind)
+
+
+def _form(answer: Answer) -> Form:
+    """Return how an answer is written, apart from brackets, units, names and the order of terms."""
+    match answer:
+        case Scalar():
+            return _tree_form(answer.tree)
+        case Group():
+            return _ordered([_form(item) for item in answer.items])
+        case Matrix():
+            return _ordered([_ordered([_form(cell) for cell in row]) for row in answer.rows])
+        case Relation():
+            return _ordered([_tree_form(side) for side in answer.sides])
+        case Sets():
+            return _ordered([_form(part) for part in answer.joined + answer.removed])
+    return (answer,)
+
+
+def _tree_form(tree: Node) -> Form:
+    parts = [_tree_form(part) for part in tree.parts]
+    if tree.op in ("add", "mul"):
+        parts.sort(key=repr)
+    return tree.op, tree.name, tree.value, *parts
+
+
+def _ordered(forms: list[Form]) -> Form:
+    return forms[0] if len(forms) == 1 else tuple(sorted(forms, key=repr))
