@@ -194,7 +194,8 @@ class Algorithm:
     lam: float = 0.95
     adv_estimator: str = "group_norm"
     advantage_whiten: bool = False  # whiten advantages once more over the tokens of a minibatch
-    kl_penalty: str = "low_var_kl"  # estimator of the KL: kl, abs, mse or low_var_kl
+    # What is told as the KL of a token: kl, abs, mse or low_var_kl. All are held by the same gradient, that of the KL.
+    kl_penalty: str = "low_var_kl"
     kl_ctrl: KlCtrl = field(default_factory=KlCtrl)
     missing_eos_penalty: float = 0.0
     verifier_function: list[str] = field(default_factory=lambda: ["acc"])  # scorers; yours as module:function

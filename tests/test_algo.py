@@ -50,6 +50,77 @@ def test_low_var_kl_stays_finite():
     assert found[0] == 10.0 and found[1] == 10.0
 
 
+def categorical(seed, tokens=5):
+    return torch.randn(tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def divergence(logits, ref):
+    """KL(policy || reference) of two distributions over all tokens, from its definition."""
+    policy = logits.log_softmax(0)
+    return (policy.exp() * (policy - ref.log_softmax(0))).sum()
+
+
+def penalty_in_loss(logits, drawn_by, ref, estimator):
+    """The loss of a response whose tokens are all there are, each as often as `drawn_by` draws it; nothing to learn."""
+    logprobs, nothing = logits.log_softmax(0), torch.zeros_like(logits)
+    terms = LossTerms(0.2, 0.2, estimator, kl_coefficient=1.0, entropy_coefficient=0.0)
+    return grpo_loss(logprobs, nothing, drawn_by.log_softmax(0), ref.log_softmax(0), nothing, nothing,
+                     drawn_by.softmax(0), 1, terms)[0]
+
+
+ESTIMATORS = ["kl", "abs", "mse", "low_var_kl"]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_expected_gradient_of_every_estimator_is_that_of_the_kl(estimator, seed):
+    logits, ref = categorical(seed).requires_grad_(), categorical(seed + 10)
+    [exact] = torch.autograd.grad(divergence(logits, ref), logits)
+    loss = penalty_in_loss(logits, logits.detach(), ref, estimator)
+    [found] = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-14)
+    if estimator in ("kl", "low_var_kl"):  # and these two tell its value without a bias
+        assert loss.item() == pytest.approx(divergence(logits, ref).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_tokens_of_older_weights_pull_to_the_reference_too(estimator):
+    """Later minibatches of a step: an older policy drew, and what is learned from still has the reference as its goal."""
+    old, ref = categorical(1), categorical(2)
+    at_goal = ref.clone().requires_grad_()
+    [found] = torch.autograd.grad(penalty_in_loss(at_goal, old, ref, estimator), at_goal)
+    torch.testing.assert_close(found, torch.zeros_like(ref), rtol=0, atol=1e-14)
+    logits = old.clone().requires_grad_()
+    for _ in range(400):
+        [gradient] = torch.autograd.grad(penalty_in_loss(logits, old, ref, estimator), logits)
+        logits.data -= gradient
+    assert divergence(logits, ref) < 1e-6 * divergence(old, ref)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_learning_from_drawn_tokens_brings_the_policy_back(estimator):
+    """64 tokens a step from the policy itself, as in training: what is left after 300 steps is the noise of one."""
+    random = torch.Generator().manual_seed(3)
+    logits, ref = categorical(4).requires_grad_(), categorical(7)
+    before = divergence(logits, ref).item()
+    for _ in range(300):
+        logprobs = logits.log_softmax(0)
+        drawn = torch.multinomial(logprobs.detach().exp(), 64, replacement=True, generator=random)
+        kl_penalty(logprobs[drawn], ref.log_softmax(0)[drawn], estimator).mean().backward()
+        with torch.no_grad():
+            logits -= 0.3 * logits.grad
+        logits.grad = None
+    assert before > 0.3 and divergence(logits, ref).item() < 0.01 * before
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("d", [200.0, -200.0])
+def test_a_token_far_from_the_reference_is_pulled_but_does_not_drown_the_others(estimator, d):
+    logprobs = torch.tensor([-1.0], requires_grad=True)
+    kl_penalty(logprobs, torch.tensor([-1.0 - d]), estimator).backward()
+    assert logprobs.grad.item() == math.copysign(20.0, d)
+
+
 def test_adaptive_coefficient_follows_its_target_and_a_fixed_one_stays():
     fixed, adaptive = KLCoefficient(0.05), KLCoefficient(0.05, target=0.1, horizon=1000)
     fixed.update(9.0, 100)

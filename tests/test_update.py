@@ -7,6 +7,7 @@ import pytest
 import torch
 from models import make_model
 from multiproc import DEVICE, run_ranks
+from test_observe import make_crew
 from test_parity import make_world
 
 from r1zero.batch import Batch, Group, Outcome, Prompt, Sample, Score
@@ -14,6 +15,7 @@ from r1zero.loading import load_config
 from r1zero.model import ModelShape
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.policy import Policy
+from r1zero.step import train_step
 from r1zero.weights.gather import gather_tensors
 from r1zero.weights.names import tensors
 
@@ -103,9 +105,10 @@ def plain_pytorch(model, epochs=1):
                     ratio = (logp - old[id(sample)]).exp()
                     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
                     d = torch.from_numpy(sample.ref_logprobs) - logp
-                    kl = d.exp() - d - 1
-                    kl_sum += kl.clamp(max=10).sum().item()
-                    loss = loss + (-surrogate + KL * kl.clamp(max=10) - ENTROPY * entropy).sum() / total
+                    held = d.square() / 2  # whose gradient is that of the KL; low_var_kl only gives its value
+                    kl = held + ((d.exp() - d - 1).clamp(max=10) - held).detach()
+                    kl_sum += kl.sum().item()
+                    loss = loss + (-surrogate + KL * kl - ENTROPY * entropy).sum() / total
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
@@ -166,3 +169,23 @@ def test_two_epochs_equal_plain_pytorch(tmp_path):
     [(losses, weights)] = run_ranks(update_body, 1, str(tmp_path), (1, 1), ["actor_rollout.ppo_epochs=2"])
     # Six updates amplify rounding: each starts from weights that already differ in the last place.
     compare(model, losses, weights, epochs=2, tolerance=2e-5)
+
+
+def held_body(rank, size, store, folder, *overrides):
+    """Eight steps of one update each; returns the KL of the last four by d^2 / 2, whatever estimator is told."""
+    crew = make_crew(store, folder, "training.global_batch_size=8", "actor_rollout.lr_decay_style=constant", *overrides)
+    crew.start()
+    found = []
+    for step in range(1, 9):
+        samples = [sample for group in train_step(step, crew).groups for sample in group.samples]
+        d = np.concatenate([sample.logprobs - sample.ref_logprobs for sample in samples])
+        found.append(float(np.mean(d**2) / 2))
+        crew.progress.advance(crew.cfg.training.global_batch_size)
+    return np.mean(found[4:])
+
+
+@pytest.mark.parametrize("estimator", ["kl", "abs"])
+def test_a_large_coefficient_holds_the_kl_of_a_run(tiny, tmp_path, estimator):
+    free, held = (run_ranks(held_body, 1, str(tmp_path / weight), f"algorithm.kl_penalty={estimator}",
+                            f"algorithm.kl_ctrl.kl_coef={weight}")[0] for weight in ("0", "5"))
+    assert free > 0.01 and held < 0.25 * free, (free, held)

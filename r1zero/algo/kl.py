@@ -6,17 +6,28 @@ from dataclasses import dataclass
 
 import torch
 
-# log-ratios beyond this would overflow the exponential of `low_var_kl` and drown the batch.
+# Log-ratios beyond this would overflow the exponential of `low_var_kl` and drown the batch, in its value and in the
+# gradient of all.
 MAX_LOG_RATIO, MAX_KL = 20.0, 10.0
 
 
 def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
-    """Penalty for each token, any shape, with gradient.
+    """Penalty for each token, any shape: the value of the estimator, the gradient of KL(policy || reference).
 
-    With d = log p - log ref (http://joschu.net/blog/kl-approx.html): `kl` d, `abs` |d|, `mse` d^2 / 2,
-    `low_var_kl` exp(-d) - 1 + d, with d held to +-20 and the result to 10.
+    With d = log p - log ref the values are (http://joschu.net/blog/kl-approx.html): `kl` d, `abs` |d|, `mse`
+    d^2 / 2, `low_var_kl` exp(-d) - 1 + d, with d held to +-20 and the result to 10.
+
+    The gradient is d grad log p for each of them, with d held to +-20. Its mean over tokens that the policy draws is
+    the gradient of the KL (that of `mse` is the same). The own gradients of the others are not: `kl`'s has mean 0 and
+    holds nothing, `low_var_kl`'s is that of KL(reference || policy), `abs`'s that of neither (arXiv:2506.09477).
     """
-    d = logprobs - ref_logprobs
+    d = (logprobs - ref_logprobs).detach()
+    pull = d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) * (logprobs - logprobs.detach())  # 0, and d for the gradient
+    return _value(d, estimator) + pull
+
+
+def _value(d: torch.Tensor, estimator: str) -> torch.Tensor:
+    """What the estimator says of log-ratios."""
     if estimator == "kl":
         return d
     if estimator == "abs":
