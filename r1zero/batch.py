@@ -5,11 +5,13 @@ T response tokens. Sample s belongs to prompt s // G and is its member s % G; mi
 samples [m * B, (m + 1) * B) with B = `ppo_mini_batch_size`.
 
 Fields are filled in the order of the step: the controller fills Prompt, the rollout ranks tokens and
-log-probs, the judge scores, the ref ranks `ref_logprobs`, the train ranks `advantage`.
+log-probs, the judge scores and reward, the ref ranks `ref_logprobs`, the train ranks `advantage`. Until then a
+field is empty: None, or not a number.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -62,9 +64,9 @@ class Sample:
     truncated: bool
     version: int  # of the weights it was drawn with, as the engine that held them says
     scores: dict[str, Score] = field(default_factory=dict)  # by rule
-    reward: float = 0.0  # weighted sum of the scores
+    reward: float = math.nan  # weighted sum of the scores
     ref_logprobs: np.ndarray | None = None  # float32 [T]
-    advantage: float = 0.0
+    advantage: float = math.nan
 
     @property
     def failed(self) -> bool:
@@ -84,6 +86,13 @@ class Group:
     position: int
     prompt: Prompt
     samples: list[Sample]
+
+    @property
+    def rewards(self) -> list[float]:
+        """Of the samples, in order. AssertionError while one is not scored."""
+        found = [sample.reward for sample in self.samples]
+        assert all(map(math.isfinite, found)), f"rewards of the prompt at position {self.position}: {found}"
+        return found
 
 
 @dataclass(frozen=True, slots=True)

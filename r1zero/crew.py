@@ -95,7 +95,9 @@ class Crew:
             self.engine.accept(arrived)
 
     def _publish_fault(self) -> str | None:
-        return self.publisher.difference(self.move.gather(self.publisher.checksums()))
+        """What the controller finds in the checksums of all ranks."""
+        checksums = self.move.to_controller(self.publisher.checksums())
+        return self.move.from_controller(self.publisher.difference, checksums)
 
     def close(self) -> None:
         """End the processes beside this rank."""
@@ -128,7 +130,7 @@ def build_crew(cfg: Config, world: World) -> Crew:
         reshard, world.rank, partial(world.tensor_group, buffer_megabytes=cfg.training.publish_bucket_megabytes),
         policy.model.parameters() if world.train.member else None,
         engine.decoder.weights if world.rollout.member else None, dtype, world.device.torch)
-    return Crew(cfg, world, Mover(world), Clock(world.device.synchronize), shape, tokenizer, prompts, eval_prompts,
+    return Crew(cfg, world, Mover(world), Clock(world.device.timer()), shape, tokenizer, prompts, eval_prompts,
                 engine, scorer, reference, policy, publisher,
                 Invariants(BF16 if cfg.training.bf16 else FP32, cfg.actor_rollout.load == cfg.ref.load))
 

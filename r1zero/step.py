@@ -67,7 +67,7 @@ def train_step(step: int, crew: Crew) -> StepOutcome | None:
     fault = clock.time("publish", crew.prove_publish)
 
     # Report. Rank 0 trains, so it holds every group with its scores and advantages.
-    records = move.gather(crew.record(fault))
+    records = move.to_controller(crew.record(fault))
     groups = on(train, crew.policy.finish, updates, batch)
     metrics = move.at_controller(step_metrics, batch, groups, updates, records, world.placement)
     broken = move.at_controller(crew.invariants.broken, batch, groups, updates, records)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def group(position: int, outcomes: Sequence[Outcome], format_right: int, length:
         shape = Outcome.RIGHT if member < format_right else Outcome.WRONG
         scores = {"format": Score(float(member < format_right), shape),
                   "acc": Score(1.0 if outcome is Outcome.RIGHT else -1.0, outcome)}
-        members.append(Sample(np.zeros(length, np.int32), np.zeros(length, np.float32), member == 0, 0, scores))
+        tokens, logprobs = np.zeros(length, np.int32), np.zeros(length, np.float32)
+        members.append(Sample(tokens, logprobs, member == 0, 0, scores, reward=scores["acc"].value))
     return Group(position, Prompt(position + 1, "", np.zeros(1, np.int32), ""), members)
 
 
@@ -101,10 +103,13 @@ def test_scores_are_those_worked_out_by_hand() -> None:
 
 def test_a_scorer_of_one_s_own_may_be_the_only_one() -> None:
     members = [Sample(np.zeros(3, np.int32), np.zeros(3, np.float32), False, 0,
-                      {"mine.score": Score(0.5, Outcome.GRADED)}) for _ in range(4)]
+                      {"mine.score": Score(0.5, Outcome.GRADED)}, reward=0.5) for _ in range(4)]
     groups = [Group(0, Prompt(0, "", np.zeros(1, np.int32), ""), members)]
     found = report(groups, {}, replace(CONDITIONS, rules=["path/to/mine.py:score"]))
     assert (found["scores"]["pass@1"], found["scores"]["reward/mine.score"]) == (0.0, 0.5)
+    members[2].reward = math.nan  # as it is until it is scored
+    with pytest.raises(AssertionError, match="rewards of the prompt at position 0"):
+        report(groups, {}, CONDITIONS)
 
 
 def test_attempts_are_powers_of_two_and_all() -> None:

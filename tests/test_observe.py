@@ -152,9 +152,9 @@ def break_body(rank, size, store, folder):
     step("healed")
 
     def no_number(groups):
-        groups[0].samples[0].reward = float("nan")
+        groups[0].samples[0].ref_logprobs[0] = float("nan")
 
-    after(crew.scorer, "score", no_number)
+    after(crew.reference, "add_logprobs", no_number)
     step("gradient")  # the last one: no weight survives it
     return found, posted, longest
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +48,10 @@ class _Written:
 
     files: dict[str, manifest.File]
     error: str | None
+
+
+def _first_error(reports: Sequence[_Written]) -> str | None:
+    return next((report.error for report in reports if report.error), None)
 
 
 class Keeper:
@@ -120,14 +125,13 @@ class Keeper:
         if self._writing is not None:
             self._writing.join()
             written = _Written(self._writing.files, self._writing.error)
-        reports = crew.move.gather(written)
-        problem = next((report.error for report in reports if report.error), None)
+        reports = crew.move.to_controller(written)
+        problem = crew.move.from_controller(_first_error, reports)
         if problem is None:
             crew.move.at_controller(self._reserve.unlink)
             if self._writing is not None:
                 self._writing.finalize()
-            problem = crew.move.from_controller(
-                self._seal, {name: file for report in reports for name, file in report.files.items()})
+            problem = crew.move.from_controller(self._seal, reports)
         self._writing = self._rng = None
         self._longest_save = max(self._longest_save or 0.0, time.monotonic() - self._began)
         if problem is not None:
@@ -193,8 +197,9 @@ class Keeper:
             return None, str(error)
         return folder, None
 
-    def _seal(self, files: dict[str, manifest.File]) -> str | None:
+    def _seal(self, reports: Sequence[_Written]) -> str | None:
         """Complete the checkpoint and give it its name; returns what stands against it."""
+        files = {name: file for report in reports for name, file in report.files.items()}
         self.crew.hold.check()
         step, training, folder = self._pending.progress.step, self.training, self._partial
         try:

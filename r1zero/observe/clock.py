@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -24,20 +23,35 @@ class Span:
         return self.end - self.start
 
 
-class Clock:
-    """Collects the spans of one step. `synchronize` waits for the device, so that spans tell the truth."""
+class Timer(Protocol):
+    """Marks moments now and tells later when they were."""
 
-    def __init__(self, synchronize: Callable[[], None]) -> None:
-        self.spans: list[Span] = []
-        self._synchronize = synchronize
+    def mark(self) -> Any:
+        """Mark this moment; nobody waits."""
+
+    def read(self, marks: Sequence[Any]) -> list[float]:
+        """When these moments were, in seconds since the epoch; waits until the last one is over."""
+
+
+class Clock:
+    """Collects the spans of one step.
+
+    On a device a span is what it costs there: from when it comes to the span's work until it has done it. So a
+    span that only queues work takes no time from the host, and still has the time that its work took.
+    """
+
+    def __init__(self, timer: Timer) -> None:
+        self._timer = timer
+        self._names: list[str] = []
+        self._marks: list[Any] = []  # two for each name
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Time a block."""
-        start = time.time()
+        start = self._timer.mark()
         yield
-        self._synchronize()
-        self.spans.append(Span(name, start, time.time()))
+        self._names.append(name)
+        self._marks += [start, self._timer.mark()]
 
     def time(self, name: str, function: Callable[..., T], *args: Any) -> T:
         """Time one call."""
@@ -45,6 +59,8 @@ class Clock:
             return function(*args)
 
     def take(self) -> list[Span]:
-        """Hand out the spans so far and start anew."""
-        spans, self.spans = self.spans, []
+        """Hand out the spans so far and start anew; the one time of a step that the device is waited for."""
+        moments = self._timer.read(self._marks)
+        spans = list(map(Span, self._names, moments[::2], moments[1::2]))
+        self._names, self._marks = [], []
         return spans

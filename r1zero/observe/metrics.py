@@ -53,8 +53,9 @@ def sample_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Rewards and lengths of the samples of these groups."""
     samples = [sample for group in groups for sample in group.samples]
     lengths = np.array([len(sample.tokens) for sample in samples])
-    flat = [group for group in groups if len({sample.reward for sample in group.samples}) == 1]
-    metrics = {"reward/mean": float(np.mean([sample.reward for sample in samples]))}
+    rewards = [group.rewards for group in groups]
+    flat = [found for found in rewards if len(set(found)) == 1]
+    metrics = {"reward/mean": float(np.mean(np.concatenate(rewards)))}
     for rule in samples[0].scores:
         metrics[f"reward/{rule}"] = float(np.mean([sample.scores[rule].value for sample in samples]))
         outcomes = Counter(sample.scores[rule].outcome for sample in samples)

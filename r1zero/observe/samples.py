@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ def sample_rows(groups: Sequence[Group], decode: Callable[[np.ndarray], str]) ->
             row = {
                 "position": group.position, "member": member, "prompt_index": group.prompt.index,
                 "prompt": group.prompt.text, "response": decode(sample.tokens), "ground_truth": group.prompt.answer,
-                "reward": sample.reward, "advantage": sample.advantage,
+                "reward": sample.reward,
+                "advantage": None if math.isnan(sample.advantage) else sample.advantage,  # nobody learned from it
                 "prompt_length": len(group.prompt.tokens), "response_length": len(sample.tokens),
                 "truncated": sample.truncated, "weights_version": sample.version, "failure": sample.failure,
             }

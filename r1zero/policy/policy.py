@@ -60,7 +60,7 @@ class Policy:
     def learn(self, batch: Batch, minibatch: int, arrived: list[Group], epoch: int = 0) -> UpdateStats:
         """Take one optimizer step on a minibatch. All train ranks hold all of `arrived`."""
         for group in arrived:
-            for sample, advantage in zip(group.samples, group_advantages([s.reward for s in group.samples])):
+            for sample, advantage in zip(group.samples, group_advantages(group.rewards), strict=True):
                 sample.advantage = float(advantage)
             self._groups[group.position] = group
         items = self._items(batch, minibatch)
@@ -90,6 +90,7 @@ class Policy:
 
     def _advantages(self, items: list[Item]) -> dict[int, float]:
         values = [item.sample.advantage for item in items]
+        assert np.isfinite(values).all(), f"advantages of a minibatch: {values}"
         if self.cfg.algorithm.advantage_whiten:
             values = whiten(values, [len(item.sample.tokens) for item in items])
         return {item.number: float(value) for item, value in zip(items, values, strict=True)}
@@ -119,7 +120,7 @@ class Policy:
         self.scheduler.step(increment=1)  # before the update, so that a warm-up never wastes its first one
         with self.model.active():
             _, grad_norm, _ = self.optimizer.step()
-        return self._reduce(parts, float(grad_norm or 0.0))
+        return self._reduce(parts, float(grad_norm))
 
     def _reduce(self, parts: list[tuple[torch.Tensor, torch.Tensor]], grad_norm: float) -> UpdateStats:
         """Add up the sums of all replicas; only the speakers count, so TP and PP do not count twice."""

@@ -15,10 +15,13 @@ import os
 import re
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import psutil
@@ -47,18 +50,18 @@ class Device:
 
     def peak_gigabytes(self) -> float:
         """Highest memory use of this process: device memory, or resident memory on a CPU."""
-        if self.kind == "npu":
-            return torch.npu.max_memory_allocated() / 1e9
-        if self.kind == "cuda":
-            return torch.cuda.max_memory_allocated() / 1e9
+        if not self.is_cpu:
+            return _module(self.kind).max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
+    def timer(self) -> HostTimer | EventTimer:
+        """What tells when something was done here."""
+        return HostTimer() if self.is_cpu else EventTimer(_module(self.kind))
+
     def synchronize(self) -> None:
-        """Wait until the device has done what was queued, so that clocks tell the truth."""
-        if self.kind == "npu":
-            torch.npu.synchronize()
-        elif self.kind == "cuda":
-            torch.cuda.synchronize()
+        """Wait until the device has done what was queued."""
+        if not self.is_cpu:
+            _module(self.kind).synchronize()
 
     @contextlib.contextmanager
     def trace(self, folder: Path, name: str) -> Iterator[None]:
@@ -85,6 +88,58 @@ class Device:
         return options
 
 
+class HostTimer:
+    """Moments of a process that computes by itself. A clock that is set meanwhile does not bend them."""
+
+    def __init__(self) -> None:
+        self._set()
+
+    def mark(self) -> float:
+        """Mark this moment."""
+        return time.perf_counter()
+
+    def read(self, marks: Sequence[float]) -> list[float]:
+        """When these moments were, in seconds since the epoch."""
+        moments = [self._epoch + mark for mark in marks]
+        self._set()
+        return moments
+
+    def _set(self) -> None:
+        self._epoch = time.time() - time.perf_counter()
+
+
+class EventTimer:
+    """Moments of a device: events in its queue, which it passes when it has done what was queued before them."""
+
+    def __init__(self, module: ModuleType) -> None:
+        """`module` is torch.npu or torch.cuda."""
+        self._module = module
+        self._module.synchronize()
+        self._set()
+
+    def mark(self) -> Any:
+        """Queue an event."""
+        event = self._module.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def read(self, marks: Sequence[Any]) -> list[float]:
+        """Wait for the device; when it passed these events, in seconds since the epoch."""
+        self._module.synchronize()
+        moments = [self._epoch + self._first.elapsed_time(mark) / 1000 for mark in marks]
+        self._set()
+        return moments
+
+    def _set(self) -> None:
+        """Tie the device's time to the host's; the device is idle."""
+        self._first, self._epoch = self.mark(), time.time()
+
+
+def _module(kind: str) -> ModuleType:
+    """What stands for torch.cuda on this kind of device."""
+    return torch_npu_module().npu if kind == "npu" else torch.cuda
+
+
 def _write_trace(path: Path, recorded: torch.profiler.profile) -> None:
     """Write a Chrome trace; where that fails, as on a full disk, a warning is all."""
     try:
@@ -96,7 +151,7 @@ def _write_trace(path: Path, recorded: torch.profiler.profile) -> None:
 
 def detect() -> str:
     """The best kind of device that this machine has."""
-    if importlib.util.find_spec("torch_npu") and torch_npu_module().npu.is_available():
+    if importlib.util.find_spec("torch_npu") and _module("npu").is_available():
         return "npu"
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -111,15 +166,14 @@ def free_gigabytes(kind: str, indices: Sequence[int]) -> list[float]:
     """Free memory of these devices; on a CPU that of the host, once."""
     if kind == "cpu":
         return [psutil.virtual_memory().available / 1e9]
-    module = torch_npu_module().npu if kind == "npu" else torch.cuda
-    return [module.mem_get_info(index)[0] / 1e9 for index in indices]
+    return [_module(kind).mem_get_info(index)[0] / 1e9 for index in indices]
 
 
 def count(kind: str) -> int:
     """Visible devices of a kind; 0 for CPUs."""
     if kind == "cpu":
         return 0
-    return (torch_npu_module().npu if kind == "npu" else torch.cuda).device_count()
+    return _module(kind).device_count()
 
 
 def cann_version() -> str | None:
@@ -147,7 +201,7 @@ def prepare(kind: str, local_rank: int, deterministic: bool = False) -> Device:
 def open_device(kind: str, local_rank: int) -> Device:
     """Make the device current, without Megatron."""
     if kind == "npu":
-        torch_npu_module().npu.set_device(local_rank)
+        _module(kind).set_device(local_rank)
         return Device(kind, torch.device("npu", local_rank), "hccl")
     if kind == "cuda":
         torch.cuda.set_device(local_rank)
