@@ -1,9 +1,9 @@
 """How a run begins with its folders: it takes them, and starts or continues what is there.
 
     take       the controller makes the folders its own, before it changes anything in them
+    share      every rank looks whether it sees these folders, too
     look       where the run goes on from, whether anything is left to do, what is in the way
     start      an earlier run is moved aside, or the files are brought to the step of the checkpoint
-    share      every rank looks whether it sees these folders, too
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ def open_run(cfg: Config, world: World, warnings: Sequence[str]) -> tuple[Hold, 
     move = Mover(world)
     hold = _take(cfg, world) if world.is_controller else Hold()
     try:
-        opening = move.from_controller(_open, cfg, hold, warnings)
         check_shared(world, move.from_controller(_proofs, hold))
+        return hold, move.from_controller(_open, cfg, hold, warnings)
     except BaseException:
         hold.release()
         raise
-    return hold, opening
 
 
 def _take(cfg: Config, world: World) -> Hold:

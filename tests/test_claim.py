@@ -210,7 +210,7 @@ def test_the_owner_notices_that_its_folder_was_taken_away(tmp_path, quick, fate)
 
 
 def race(folder: Path, oracle: Path, together: multiprocessing.synchronize.Barrier) -> None:
-    """Take the folder in the same moment as others; 0: had it, 2: refused, 9: another had it too."""
+    """Take the folder in the same moment as others; 0: had it, 2: refused, 9: so had another."""
     together.wait()
     try:
         hold = take({"output_dir": folder}, print)

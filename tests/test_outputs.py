@@ -17,11 +17,13 @@ from r1zero import export as exporting
 from r1zero import outputs
 from r1zero.checkpoint import keeper, shelf
 from r1zero.checks import check
+from r1zero.claim import take
 from r1zero.config import placement
 from r1zero.errors import BadInput
 from r1zero.loading import load_config
 from r1zero.observe import folder as folders
 from r1zero.observe.folder import continue_folder, start_folder
+from r1zero.observe.report import open_runs
 from r1zero.training import prepare, train
 from r1zero.weights.huggingface import save_hf
 from r1zero.world import shared
@@ -50,6 +52,18 @@ def tree(folder: Path) -> dict[str, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files
             if path.parent.name not in ("logs", ".owner")}
+
+
+def test_a_check_names_the_run_that_writes_there_and_a_reader_does_not_ask(tmp_path):
+    folder, save = earlier_run(tmp_path / "run"), f"actor_rollout.save={tmp_path / 'save'}"
+    hold = take({"output_dir": folder, "actor_rollout.save": tmp_path / "save"}, print)
+    [found] = problems(folder, save)
+    assert found.startswith(f"output_dir: another run writes into {folder}: process {os.getpid()} ")
+    [found] = problems(tmp_path / "other", save)
+    assert found.startswith("actor_rollout.save: another run writes into")
+    assert len(open_runs([folder])) == 1
+    hold.release()
+    assert problems(folder, save) == []
 
 
 # -- what would be moved away ---------------------------------------------------------------------
