@@ -18,6 +18,8 @@ from r1zero.world.roles import Placement, place
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = "checkpoints"  # their folder in the run folder
 
+MAP_KEYS = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
+
 # What a model file under configs/model/ may say about the network. It is compared with the model folder's
 # config.json, which rules; without the folder (a dry run elsewhere) it stands in for it.
 SHAPE_KEYS: dict[str, type] = {
@@ -51,8 +53,11 @@ class Training:
     tokenizer_name_or_path: str | None = None  # folder, with config.json if load has none; default load's
     prompt_type: str = "qwen_r1"  # name of a prompt template
     prompt_type_path: str | None = None  # templates file; default configs/templates.json
-    map_keys: dict[str, str] = field(default_factory=lambda: dict(  # column of each part; "" = none
-        prompt="question", query="", response="ground_truth_answer", system=""))
+    # Column of each part, "" = none; dots reach into structs: reward_model.ground_truth. The prompt
+    # may be a list of chat messages (docs/data.md).
+    map_keys: dict[str, str] = field(default_factory=lambda: dict(MAP_KEYS))
+    eval_map_keys: dict[str, str] | None = None  # of eval_data_path, where they differ
+    skip_bad_rows: bool = False  # leave rows out that have no question or answer; they are counted
     save_interval: int | None = None  # steps between checkpoints, one at the end; default only on early leave
     keep_last: int | None = None  # newest checkpoints that are kept; default all
     keep_every: int | None = None  # and those of every so many steps
@@ -82,8 +87,9 @@ class ActorRollout:
     """The model that learns: how it is trained, and how it generates."""
 
     load: str  # start weights: Hugging Face folder or Megatron checkpoint (docs/checkpoints.md)
-    # Prompts: a .parquet, .jsonl or .json file, a folder of such files, the prefix of preprocessed .bin/.idx
-    # files, or a blend of these by weights: 0.7,data/math,0.3,data/gsm8k.parquet
+    # Prompts: a .parquet, .arrow, .jsonl, .json, .csv or .tsv file, a folder of such files, without
+    # those of test or validation sets, the prefix of preprocessed .bin/.idx files, or a blend of
+    # these by weights: 0.7,data/math,0.3,data/gsm8k.parquet
     data_path: str
     ppo_mini_batch_size: int  # responses between two optimizer steps
     n_samples_per_prompt: int  # responses of a prompt: a group

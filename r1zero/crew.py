@@ -12,6 +12,7 @@ from r1zero.batch import Batch
 from r1zero.checkpoint.progress import Progress
 from r1zero.claim import Hold
 from r1zero.config import Config
+from r1zero.data.layout import layout_of
 from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
@@ -113,11 +114,11 @@ def build_crew(cfg: Config, world: World) -> Crew:
     dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
     prompts = eval_prompts = Absent("controller")
     if world.is_controller:
-        prompts = _prompts(cfg, tokenizer, cfg.actor_rollout.data_path)
+        prompts = _prompts(cfg, tokenizer, cfg.actor_rollout.data_path, held_out=False)
     if cfg.training.eval_data_path is None:
         eval_prompts = None
     elif world.is_controller:
-        eval_prompts = _prompts(cfg, tokenizer, cfg.training.eval_data_path)
+        eval_prompts = _prompts(cfg, tokenizer, cfg.training.eval_data_path, held_out=True)
     policy = _policy(cfg, world, shape, dtype) if world.train.member else Absent("train")
     reference = _reference(cfg, world, dtype) if world.ref.member else Absent("ref")
     engine = scorer = Absent("rollout")
@@ -135,9 +136,10 @@ def build_crew(cfg: Config, world: World) -> Crew:
                 Invariants(BF16 if cfg.training.bf16 else FP32, cfg.actor_rollout.load == cfg.ref.load))
 
 
-def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str) -> Prompts:
+def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str, held_out: bool) -> Prompts:
     training = cfg.training
-    return Prompts(path, training.map_keys, Template(training.prompt_type, training.prompt_type_path), tokenizer,
+    template = Template(training.prompt_type, training.prompt_type_path)
+    return Prompts(path, layout_of(training, held_out), template, tokenizer,
                    cfg.actor_rollout.max_prompt_length, training.seed, shuffle=not training.no_shuffle)
 
 

@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from r1zero.batch import Batch, Group
 from r1zero.config import Config
+from r1zero.data.files import data_files
 from r1zero.data.indexed import index_path, values_path
 from r1zero.data.packed import is_packed, stem
-from r1zero.data.problems import data_files, read_tags
+from r1zero.data.problems import read_tags
 from r1zero.data.prompts import Prompts
 from r1zero.data.template import Template
 from r1zero.observe.scores import Conditions, extractor_version, report, write_report
@@ -130,5 +131,5 @@ def data_sha256(path: str) -> str:
         stems = [stem(path, field) for field in ("input_ids", "labels")]
         files = [of(each) for each in stems for of in (index_path, values_path)]
     else:
-        files = data_files(Path(path))
+        files = data_files(path, held_out=True).files
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from r1zero.batch import Group
-from r1zero.config import Config
+from r1zero.config import Config, Training
 from r1zero.crew import build_engine, build_scorer
+from r1zero.data.layout import layout_of
 from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
 from r1zero.data.template import Template
+from r1zero.datasets import look_at_prompts
 from r1zero.errors import BadInput
 from r1zero.evaluation import evaluate
 from r1zero.model import ModelShape
@@ -47,17 +49,22 @@ class Evaluator:
     scorer: SampleScorer
 
 
-def prepare(cfg: Config, world: World, data: Sequence[str], first: int | None,
+def prepare(cfg: Config, world: World, data: Mapping[str, dict[str, str]], first: int | None,
             max_new_tokens: int) -> list[Evaluator]:
     """Read data sets, or their `first` problems, and load the model; return what answers each. Collective.
+
+    `data` maps their paths to the columns of each, see config.MAP_KEYS.
 
     BadInput for bad data or models, or when a prompt and its answer would not fit into the model.
     """
     move, load, folder = Mover(world), cfg.actor_rollout.load, cfg.model_folder("actor_rollout")
     shape, tokenizer = ModelShape.from_folder(folder), load_tokenizer(cfg.training.tokenizer_name_or_path)
-    read = {path: _prompts(cfg, tokenizer, path, first) if world.is_controller else Absent("controller")
-            for path in data}
-    longest = move.from_controller(_longest, list(read.values()))
+    trainings = [replace(cfg.training, eval_data_path=path, eval_map_keys=keys)
+                 for path, keys in data.items()]
+    read = [Absent("controller")] * len(trainings)
+    if world.is_controller:
+        read = [_prompts(cfg, training, tokenizer, first) for training in trainings]
+    longest = move.from_controller(_longest, read)
     length = longest + max_new_tokens
     if length > shape.max_positions:
         raise BadInput(f"--max-new-tokens {max_new_tokens}: the longest prompt has {longest} tokens, and "
@@ -74,8 +81,10 @@ def prepare(cfg: Config, world: World, data: Sequence[str], first: int | None,
     for tensor, shard in weights.stream(tensors(shape), grid.tp_index, grid.span.tp, dtype):
         engine.decoder.weights[tensor.name].copy_(shard)
     engine.accept(0)
-    return [Evaluator(replace(cfg, training=replace(cfg.training, eval_data_path=path)), world, move,
-                      tokenizer, prompts, engine, scorer) for path, prompts in read.items()]
+    configs = [replace(cfg, training=replace(training, seq_length=length))
+               for training in trainings]
+    return [Evaluator(own, world, move, tokenizer, prompts, engine, scorer)
+            for own, prompts in zip(configs, read, strict=True)]
 
 
 def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None) -> None:
@@ -92,11 +101,15 @@ def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None
         evaluators[0].scorer.close()
 
 
-def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str, first: int | None) -> Prompts:
-    training = cfg.training
+def _prompts(cfg: Config, training: Training, tokenizer: PreTrainedTokenizerBase,
+             first: int | None) -> Prompts:
+    """Read the problems that one data set holds, and say what is worth knowing about them."""
     template = Template(training.prompt_type, training.prompt_type_path)
-    prompts = Prompts(path, training.map_keys, template, tokenizer, ANY_LENGTH, training.seed)
+    prompts = Prompts(training.eval_data_path, layout_of(training, held_out=True), template,
+                      tokenizer, ANY_LENGTH, training.seed)
     prompts.prompts = prompts.prompts[:first]
+    for line in look_at_prompts(cfg, None, prompts, "--data"):
+        print(line, file=sys.stderr)
     return prompts
 
 

@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 
 from r1zero.config import Config
-from r1zero.data.blend import split_blend
-from r1zero.data.packed import is_packed, read_packed
-from r1zero.data.problems import read_problems
+from r1zero.data.layout import layout_of
+from r1zero.data.packed import is_packed
 from r1zero.data.template import Template
+from r1zero.datasets import EVAL_DATA, check_data, compares, data_sets
 from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.network import model_shape
@@ -26,30 +26,16 @@ TINY = "tiny"
 def absent(cfg: Config) -> dict[str, str]:
     """The key of each path, of model folders and data, that is not on this machine."""
     named = [("actor_rollout.load", cfg.actor_rollout.load), ("ref.load", cfg.ref.load),
-             ("training.tokenizer_name_or_path", cfg.training.tokenizer_name_or_path), *_data_sets(cfg)[0]]
+             ("training.tokenizer_name_or_path", cfg.training.tokenizer_name_or_path),
+             *data_sets(cfg)[0]]
     return {path: key for key, path in reversed(named)
             if path is not None and not Path(path).exists() and not is_packed(path)}
-
-
-def _data_sets(cfg: Config) -> tuple[list[tuple[str, str]], list[str]]:
-    """(key, path) of each data set, and a sentence for each blend that is malformed."""
-    found, problems = [], []
-    for key, text in (("actor_rollout.data_path", cfg.actor_rollout.data_path),
-                      ("training.eval_data_path", cfg.training.eval_data_path)):
-        try:
-            found += [(key, path) for _, path in split_blend(text)] if text is not None else []
-        except BadInput as error:
-            problems.append(f"{key}: {error}")
-    if sum(key == "training.eval_data_path" for key, _ in found) > 1:
-        problems.append(f"training.eval_data_path: {cfg.training.eval_data_path} is a blend, but each of its "
-                        "problems is answered once: name one data set")
-    return found, problems
 
 
 def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
     """Return a sentence for every file that is missing (unless `absent_ok`), damaged or of a wrong kind."""
     missing = absent(cfg)
-    data_sets, problems = _data_sets(cfg)
+    named, problems = data_sets(cfg)
     problems += [] if absent_ok else _missing_sentences(missing)
     no_models = set()
     for role in "actor_rollout", "ref":
@@ -66,11 +52,14 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
         problems += check_tokenizer("training.tokenizer_name_or_path", Path(tokenizer or ""), vocab_size)
     if shape is not None and cfg.actor_rollout.load not in missing:
         problems += check_end_of_text("actor_rollout.load", cfg.model_folder("actor_rollout"), vocab_size)
-    for key, path in data_sets:
+    names = cfg.training.prompt_type, cfg.training.prompt_type_path or ""
+    wrong = check_template("training.prompt_type", *names)
+    template = None if wrong else Template(*names)
+    for key, path in named:
         if path not in missing:
-            problems += check_data(key, path, cfg.training.map_keys, vocab_size)
-    return problems + check_template("training.prompt_type", cfg.training.prompt_type,
-                                     cfg.training.prompt_type_path or "")
+            layout = layout_of(cfg.training, held_out=key == EVAL_DATA)
+            problems += check_data(key, path, layout, template, compares(cfg), vocab_size)
+    return problems + wrong
 
 
 def _missing_sentences(missing: dict[str, str]) -> list[str]:
@@ -201,17 +190,4 @@ def check_end_of_text(key: str, folder: Path, vocab_size: int) -> list[str]:
             if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < vocab_size:
                 return [f"{key}: {path}: eos_token_id: {found} must be ids below {vocab_size}, the rows of "
                         "the embedding"]
-    return []
-
-
-def check_data(key: str, path: str, map_keys: dict[str, str], vocab_size: int) -> list[str]:
-    """Rows of a raw file must have the columns that map_keys names; preprocessed files must be whole."""
-    try:
-        if is_packed(path):
-            for _ in read_packed(path, vocab_size):
-                pass
-        else:
-            read_problems(path, map_keys)
-    except BadInput as error:
-        return [f"{key}: {error}"]
     return []

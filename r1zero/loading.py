@@ -305,10 +305,12 @@ def _resolve(cfg: Config, notes: Notes) -> Config:
     eval_data = training.eval_data_path
     if training.eval_interval is not None and eval_data is None:
         notes.ignore("training.eval_interval", "there is no eval_data_path to evaluate on")
+    if training.eval_map_keys is not None and eval_data is None:
+        notes.ignore("training.eval_map_keys", "there is no eval_data_path to evaluate on")
     return dataclasses.replace(
         cfg,
         training=dataclasses.replace(
-            training, resume=resume,
+            training, resume=resume, map_keys=config.MAP_KEYS | training.map_keys,
             sequence_parallel=training.sequence_parallel and train_tp > 1,
             tokenizer_name_or_path=embedded(
                 training.tokenizer_name_or_path or str(config_folder(load, fallback=load)), "model"),

@@ -23,6 +23,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from r1zero import checks, dryrun  # noqa: E402
 from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.config import Config, nodes, placement  # noqa: E402
+from r1zero.datasets import look_at_data  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.process import end, is_first, refuse, run_rank  # noqa: E402
@@ -79,6 +80,8 @@ def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:
         print(dryrun.report(cfg, size, nodes(cfg, size)))
         for warning in warnings:
             print(f"warning: {warning}")
+    for line in look_at_data(cfg):
+        print(line)
     return 0
 
 

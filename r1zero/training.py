@@ -12,6 +12,7 @@ from r1zero.checkpoint.restore import restore, verify
 from r1zero.claim import Hold
 from r1zero.config import Config
 from r1zero.crew import Crew, build_crew
+from r1zero.datasets import look_at_prompts
 from r1zero.dryrun import banner
 from r1zero.evaluation import evaluate
 from r1zero.export import export
@@ -115,6 +116,8 @@ def _announce(crew: Crew) -> None:
             log.info("start weights: %s", find(path))
         log.info("%d prompts; %d dropped, longer than max_prompt_length=%d tokens",
                  kept, dropped, crew.cfg.actor_rollout.max_prompt_length)
+        for line in look_at_prompts(crew.cfg, crew.prompts, crew.eval_prompts):
+            log.info(line)
 
 
 def _evaluate(crew: Crew, observer: Observer | Absent, step: int) -> dict[str, float] | None:

@@ -178,8 +178,8 @@ def _unquoted(value: Any) -> Any:
 
 
 def _columns(value: Any, where: str, notes: Notes) -> dict[str, str] | None:
-    """Read map_keys: a mapping, or one as a JSON string. What it does not name keeps its default."""
-    parts = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
+    """Read map_keys: a mapping of some parts to columns, or one as a JSON string."""
+    parts = ("prompt", "query", "response", "system")
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -190,7 +190,7 @@ def _columns(value: Any, where: str, notes: Notes) -> dict[str, str] | None:
     value = spelled(value)
     for part in sorted(set(value) - set(parts)):
         notes.refuse(f"{where}.{part} is unknown{nearest(part, parts)}; known are {', '.join(parts)}")
-    return parts | {part: column or "" for part, column in value.items()}
+    return {part: column or "" for part, column in value.items()}
 
 
 def _scalar(value: Any, kind: type) -> Any:

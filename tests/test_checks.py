@@ -332,13 +332,14 @@ def test_reference_of_another_vocabulary(home: Path) -> None:
     ("blank.jsonl", "\n\n", ["has no rows"]),
     ("empty.json", "[]", ["has no rows"]),
     ("bad.jsonl", "{\"question\": ", ["line 1: not valid JSON"]),
-    ("bad.json", "{\"question\": \"x\"}", ["must hold a JSON list of objects"]),
+    ("bad.json", "{\"question\": \"x\"}", ["no column 'ground_truth_answer'; it has question"]),
+    ("number.json", "7", ["must hold a JSON list of objects or one object a line, but holds int"]),
     ("bad.parquet", "not parquet", ["cannot be read"]),
-    ("data.bin", "x", ["ends in .parquet, .jsonl, .json"]),
+    ("data.bin", "x", ["ends in .parquet, .arrow, .jsonl, .json, .csv, .tsv"]),
     ("other.jsonl", "{\"questions\": \"1?\", \"ground_truth_answer\": \"1\"}",
-     ["set training.map_keys", "no column 'question'", "did you mean questions?"]),
+     ["map_keys to the right ones", "no column 'question'", "did you mean questions?"]),
     ("other.json", "[{\"question\": \"1?\", \"label\": \"1\"}]",
-     ["set training.map_keys", "no column 'ground_truth_answer'", "question, label"]),
+     ["map_keys to the right ones", "no column 'ground_truth_answer'", "question, label"]),
 ])
 def test_bad_data(home: Path, name: str, content: str | None, pieces: list[str]) -> None:
     if content is not None:

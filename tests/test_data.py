@@ -16,8 +16,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from r1zero.data.problems import Problem, read_problems
+from r1zero.data.layout import Layout
+from r1zero.data.problems import read_problems
 from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
+from r1zero.data.row_reader import Problem
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
 
@@ -45,14 +47,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="~")
 
 
+def read(path: Path, columns: dict[str, str] = KEYS, **rules: bool) -> list[Problem]:
+    return read_problems(path, Layout(columns, **rules)).problems
+
+
 def stream(path: Path, tokenizer: Tokens, limit: int = 100, seed: int = 7,
            shuffle: bool = True) -> Prompts:
-    return Prompts(path, KEYS, Template("plain"), tokenizer, limit, seed, shuffle)
+    return Prompts(path, Layout(KEYS), Template("plain"), tokenizer, limit, seed, shuffle)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
 def test_the_three_formats_give_the_same_problems(tmp_path: Path, suffix: str) -> None:
-    problems = read_problems(write(tmp_path, ROWS, suffix), KEYS)
+    problems = read(write(tmp_path, ROWS, suffix), KEYS)
     assert problems == [Problem(row["question"], row["answer"], "") for row in ROWS]
 
 
@@ -61,7 +67,7 @@ def test_query_follows_the_prompt_on_a_new_line_unless_empty(tmp_path: Path, suf
     rows = [{"p": "A", "q": "B", "r": "1", "s": "S"}, {"p": "A", "q": "", "r": "1", "s": None},
             {"p": "A", "q": None, "r": "1", "s": ""}]
     keys = {"prompt": "p", "query": "q", "response": "r", "system": "s"}
-    problems = read_problems(write(tmp_path, rows, suffix), keys)
+    problems = read(write(tmp_path, rows, suffix), keys)
     assert problems == [Problem("A\nB", "1", "S"), Problem("A", "1", ""), Problem("A", "1", "")]
 
 
@@ -69,7 +75,7 @@ def test_query_follows_the_prompt_on_a_new_line_unless_empty(tmp_path: Path, suf
 def test_numbers_are_fine_as_answers(tmp_path: Path, suffix: str) -> None:
     for number in (18, 0.5):
         path = write(tmp_path, [{"question": "Q", "answer": number}], suffix)
-        assert [problem.answer for problem in read_problems(path, KEYS)] == [str(number)]
+        assert [problem.answer for problem in read(path)] == [str(number)]
 
 
 @pytest.mark.parametrize("suffix, place", [(".parquet", "row 3"), (".jsonl", "line 3"), (".json", "row 3")])
@@ -81,42 +87,42 @@ def test_bad_row_names_file_and_row(tmp_path: Path, suffix: str, place: str, col
     rows = [dict(row) for row in ROWS]
     rows[2][column] = value
     with pytest.raises(BadInput, match=f"data{suffix}, {place}: column '{column}' .*{reason}"):
-        read_problems(write(tmp_path, rows, suffix), KEYS)
+        read(write(tmp_path, rows, suffix), KEYS)
 
 
 @pytest.mark.parametrize("value", [5, True, ["x"], {"x": 1}])
 def test_question_that_is_no_text_is_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(BadInput, match="row 1: column 'question' is .*, not a text"):
-        read_problems(write(tmp_path, [{"question": value, "answer": "1"}], ".parquet"), KEYS)
+        read(write(tmp_path, [{"question": value, "answer": "1"}], ".parquet"), KEYS)
 
 
-@pytest.mark.parametrize("value", [True, ["1", "2"]])
+@pytest.mark.parametrize("value", [True, {"value": "1"}, [["x"], {"y": 1}]])
 def test_answer_that_is_neither_text_nor_number_is_refused(tmp_path: Path, value: object) -> None:
     with pytest.raises(BadInput, match="line 1: column 'answer' is .*, not a text"):
-        read_problems(write(tmp_path, [{"question": "Q", "answer": value}], ".jsonl"), KEYS)
+        read(write(tmp_path, [{"question": "Q", "answer": value}], ".jsonl"), KEYS)
 
 
 def test_nan_of_a_parquet_column_of_numbers_counts_as_null(tmp_path: Path) -> None:
     rows = [{"question": "Q", "answer": 1.5}, {"question": "Q", "answer": float("nan")}]
     with pytest.raises(BadInput, match="row 2: column 'answer' is missing or null"):
-        read_problems(write(tmp_path, rows, ".parquet"), KEYS)
+        read(write(tmp_path, rows, ".parquet"), KEYS)
 
 
 def test_key_that_later_lines_lack_is_the_fault_of_their_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="line 2: column 'answer' is missing"):
-        read_problems(write(tmp_path, [ROWS[0], {"question": "Q"}], ".jsonl"), KEYS)
+        read(write(tmp_path, [ROWS[0], {"question": "Q"}], ".jsonl"), KEYS)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
 def test_missing_column_names_those_there_are(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(BadInput, match="no column 'problem'; it has question, answer"):
-        read_problems(write(tmp_path, ROWS, suffix), KEYS | {"prompt": "problem"})
+        read(write(tmp_path, ROWS, suffix), KEYS | {"prompt": "problem"})
 
 
 @pytest.mark.parametrize("part", ["prompt", "response"])
 def test_prompt_and_response_columns_must_be_named(tmp_path: Path, part: str) -> None:
     with pytest.raises(BadInput, match=f"map_keys.{part} is empty"):
-        read_problems(write(tmp_path, ROWS, ".jsonl"), KEYS | {part: ""})
+        read(write(tmp_path, ROWS, ".jsonl"), KEYS | {part: ""})
 
 
 def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
@@ -130,12 +136,13 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
              "digits.jsonl": ('{"question": "Q", "answer": ' + "1" * 5000 + "}", "line 1: not valid JSON"),
              "half.jsonl": ('{"question": "\\ud800", "answer": "1"}', "line 1: .* half of a surrogate pair"),
              "object.json": ("{}", "must hold a JSON list"), "number.jsonl": ("5", "line 1: found int"),
-             "data.csv": ("question,answer", "ends in .parquet, .jsonl, .json")}
+             "data.csv": ("question,answer", "has no rows"),
+             "data.xlsx": ("PK", "ends in .parquet, .*.csv")}
     for name, (content, reason) in cases.items():
         if content is not None:
             (tmp_path / name).write_text(content)
         with pytest.raises(BadInput, match=f"{name}.*{reason}"):
-            read_problems(tmp_path / name, KEYS)
+            read(tmp_path / name)
 
 
 def test_each_epoch_is_another_permutation_and_seeds_differ(tmp_path: Path, tokenizer: Tokens) -> None:

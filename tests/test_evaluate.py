@@ -23,6 +23,7 @@ from worlds import run, samples
 
 from r1zero.algo.pass_at_k import bootstrap_interval, pass_at_k
 from r1zero.batch import Batch, Group, Outcome, Prompt, Sample, Score
+from r1zero.data.layout import Layout
 from r1zero.data.preprocess import Recipe, preprocess
 from r1zero.data.problems import read_problems, read_tags
 from r1zero.data.template import TEMPLATES
@@ -155,7 +156,7 @@ def evaluate_body(rank: int, size: int, store: object, arguments: list[str]) -> 
     assert not tool["check"](args, cfg, launch)
     world = World(launch, place((size, tp, 1), (size, tp), (size, tp, 1), colocate=True), DEVICE,
                   timedelta(seconds=120), store)
-    run(prepare(cfg, world, args.data, args.problems, args.max_new_tokens), Path(cfg.output_dir),
+    run(prepare(cfg, world, tool["map_keys"](args), args.problems, args.max_new_tokens), Path(cfg.output_dir),
         args.round_samples or None)
 
 
@@ -205,7 +206,7 @@ def test_neither_tensor_parallelism_nor_the_rounds_change_the_answers(
 def test_preprocessed_problems_get_the_same_answers(flags: list[str], on_one_rank: tuple[dict, list[dict]],
                                                     tiny: Path, tmp_path: Path) -> None:
     keys = {"prompt": "question", "response": "ground_truth_answer"}
-    problems, recipe = read_problems(tiny / "eval.parquet", keys), Recipe(
+    problems, recipe = read_problems(tiny / "eval.parquet", Layout(keys)).rows, Recipe(
         str(tiny / "model"), "qwen_r1", str(TEMPLATES), "R1AlpacaStyleInstructionHandler")
     preprocess(problems, str(tmp_path / "eval"), recipe, workers=1)
     content, rows = evaluated(1, tmp_path, *flags, "--data", str(tmp_path / "eval"))
@@ -287,6 +288,8 @@ def test_evaluation_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> 
     (["--data", "a/x.parquet", "b/x.jsonl"], "two of a/x.parquet, b/x.jsonl would write the same report"),
     (["--map-keys", '{"prompt": "problem", "response": "ground_truth_answer"}'], "no column 'problem'"),
     (["--map-keys", "[]"], "--map-keys \\[\\] must be a JSON object"),
+    (["--map-keys", "{}", "{}"], "--map-keys holds 2 objects for 1 data sets"),
+    (["--data", "a/x.parquet", "b/y.jsonl", "--map-keys", "{}", "{}", "{}"], "3 objects for 2 data sets"),
     (["--prompt-type", "qwen_r2"], "--prompt-type: .*qwen_r1"),
     (["--verifier", "accuracy"], "verifier_function: .*acc"),
     (["--tensor-model-parallel-size", "2"], "2 does not divide the 1 ranks"),

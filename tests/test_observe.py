@@ -272,6 +272,28 @@ def test_equal_rewards_and_low_entropy_are_no_trouble_when_everything_is_right()
     assert any(watch([{}] * 5 + [learned | {"reward/acc/right": 0.1}] * 3))
 
 
+NEVER = {"reward/acc/right": 0.0, "reward/format/right": 0.4}
+
+
+def test_accuracy_that_stays_at_0_is_told_after_some_steps():
+    said = watch([NEVER] * 12)
+    assert not any(said[:9]) and len(said[9]) == 1 and not any(said[10:])
+    assert "no response was right in the last 10 steps" in said[9][0]
+    assert "ground_truth" in said[9][0] and "map_keys.response" in said[9][0]
+
+
+@pytest.mark.parametrize("rows", [
+    [NEVER] * 9 + [NEVER | {"reward/acc/right": 0.01}] + [NEVER] * 9,  # one right response begins anew
+    [{"reward/acc/right": 0.1, "reward/format/right": 0.0}] * 20,  # a format that is never right is no riddle
+    [{"reward/format/right": 0.0}] * 20])  # nothing compares answers
+def test_accuracy_that_is_seldom_0_or_not_looked_at_is_no_trouble(rows):
+    assert not any(watch(rows))
+
+
+def test_the_other_scorer_of_answers_counts_too():
+    assert len(watch([{"reward/base_acc/right": 0.0}] * 10)[-1]) == 1
+
+
 def test_a_trouble_that_comes_back_or_stays_is_told_again():
     bad = {"response_truncated": 0.6}
     said = [len(found) for found in watch([bad, {}, bad] + [bad] * alarms.REPEAT)]

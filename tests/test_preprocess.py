@@ -24,6 +24,7 @@ from r1zero.batch import Prompt
 from r1zero.checks import check
 from r1zero.data.blend import Blend, split_blend
 from r1zero.data.indexed import IndexedWriter, index_path, read_indexed, values_path
+from r1zero.data.layout import Layout
 from r1zero.data.packed import read_packed, stem
 from r1zero.data.prompts import Prompts, load_tokenizer
 from r1zero.data.template import Template
@@ -64,7 +65,7 @@ def made(request: pytest.FixtureRequest, raw: Path, tiny: Path,
 
 
 def prompts(data_path: Path | str, tokenizer: Tokens, limit: int = 64, seed: int = 7, **keys: bool) -> Prompts:
-    return Prompts(data_path, KEYS, Template("qwen_r1"), tokenizer, limit, seed, **keys)
+    return Prompts(data_path, Layout(KEYS), Template("qwen_r1"), tokenizer, limit, seed, **keys)
 
 
 def plain(prompt: Prompt) -> tuple:

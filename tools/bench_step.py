@@ -164,11 +164,13 @@ def trl_steps(args: argparse.Namespace) -> list[dict[str, float]]:
 
 def prompts(args: argparse.Namespace) -> list[str]:
     """The prompts of our first steps, as text."""
+    from r1zero.data.layout import Layout
     from r1zero.data.prompts import Prompts, load_tokenizer
     from r1zero.data.template import Template
 
     columns = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
-    stream = Prompts(args.data, columns, Template(TEMPLATE), load_tokenizer(args.model), MAX_PROMPT, seed=1234)
+    tokenizer = load_tokenizer(args.model)
+    stream = Prompts(args.data, Layout(columns), Template(TEMPLATE), tokenizer, MAX_PROMPT, 1234)
     return [prompt.text for prompt in stream.draw(0, args.prompts * args.steps)]
 
 

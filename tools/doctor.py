@@ -30,6 +30,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from r1zero import checks  # noqa: E402
 from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.config import Config, nodes, placement  # noqa: E402
+from r1zero.datasets import look_at_data  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.inputs import absent, check_inputs  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
@@ -164,6 +165,9 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
         findings.note("config", warning)
     findings.tell("config", list(dict.fromkeys(problems)),
                   f"{cfg.name}: keys, model, tokenizer, data and output_dir {cfg.output_dir}")
+    if not problems and launch.speaks:
+        for line in look_at_data(cfg):
+            findings.note("data", line)
     if values or checks.check_pool(cfg):
         return replace(job, cfg=cfg)
     try:

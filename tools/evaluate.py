@@ -24,9 +24,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero import checks, inputs  # noqa: E402
 from r1zero.command_line import CommandLine  # noqa: E402
-from r1zero.config import ActorRollout, Algorithm, Config, Ref, ResourcePool, Reward, Training  # noqa: E402
+from r1zero.config import MAP_KEYS, ActorRollout, Algorithm, Config, Ref, ResourcePool  # noqa: E402
+from r1zero.config import Reward, Training  # noqa: E402
+from r1zero.data.layout import Layout  # noqa: E402
 from r1zero.data.problems import parse_json  # noqa: E402
-from r1zero.data.template import TEMPLATES  # noqa: E402
+from r1zero.data.template import TEMPLATES, Template  # noqa: E402
+from r1zero.datasets import check_data, compares  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.model import ModelShape  # noqa: E402
 from r1zero.observe.folder import check_writable  # noqa: E402
@@ -35,8 +38,6 @@ from r1zero.process import is_first, refuse, run_rank  # noqa: E402
 from r1zero.weights.found import config_folder  # noqa: E402
 from r1zero.world.launch import Launch, read_launch  # noqa: E402
 from r1zero.world.roles import place  # noqa: E402
-
-MAP_KEYS = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
 
 
 def main(arguments: list[str]) -> int:
@@ -55,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = CommandLine(description=__doc__)
     add = parser.add_argument
     add("--model", required=True, type=expand, help="Hugging Face model folder, or Megatron checkpoint")
-    add("--data", required=True, nargs="+", type=expand, help="data sets: .parquet, .jsonl, .json or preprocessed")
+    add("--data", required=True, nargs="+", type=expand, help="data sets: files, folders or preprocessed")
     add("--k", type=int, default=1, help="answers to each problem")
     add("--problems", type=int, help="take only the first so many of each data set")
     add("--temperature", type=float, default=1.0, help="0: the most likely token")
@@ -64,7 +65,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--max-new-tokens", type=int, default=2048, help="longest answer")
     add("--prompt-type", default="qwen_r1", help="name of a prompt template")
     add("--prompt-type-path", default=str(TEMPLATES), type=expand, help="templates file")
-    add("--map-keys", default=json.dumps(MAP_KEYS), metavar="JSON", help="column of each part")
+    add("--map-keys", nargs="+", default=["{}"], metavar="JSON",
+        help="column of each part, once for all data sets, or once for each in turn; default "
+             + json.dumps(MAP_KEYS))
     add("--tokenizer-name-or-path", type=expand, help="folder; default MODEL")
     add("--verifier", nargs="+", default=["acc", "format"], help="scorers, as in algorithm.verifier_function")
     add("--dtype", choices=["bf16", "fp32"], help="default: that of the model's config.json")
@@ -81,16 +84,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def config(args: argparse.Namespace) -> Config:
     """Write the arguments as the configuration of a run. BadInput for malformed ones."""
-    keys = parse_json("--map-keys", args.map_keys)
-    if not isinstance(keys, dict) or not set(keys) <= set(MAP_KEYS):
-        raise BadInput(f"--map-keys {args.map_keys} must be a JSON object with keys of "
-                       f"{', '.join(MAP_KEYS)}")
     tokenizer = args.tokenizer_name_or_path or args.model
     dtype = args.dtype or model_dtype(config_folder(args.model, tokenizer))
     training = Training(
         global_batch_size=1, seq_length=args.max_new_tokens + 1, train_iters=1, seed=args.seed,
         bf16=dtype == "bf16", prompt_type=args.prompt_type,
-        prompt_type_path=args.prompt_type_path, map_keys=keys, eval_data_path=args.data[0],
+        prompt_type_path=args.prompt_type_path, eval_data_path=args.data[0],
         tokenizer_name_or_path=tokenizer, eval_samples_per_prompt=args.k,
         eval_temperature=args.temperature, eval_top_p=args.top_p, eval_top_k=args.top_k)
     actor = ActorRollout(
@@ -104,6 +103,30 @@ def config(args: argparse.Namespace) -> Config:
                   algorithm=Algorithm(verifier_function=args.verifier,
                                       verifier_weight=[1 / len(args.verifier)] * len(args.verifier)),
                   resource_pool=ResourcePool(colocate=True), model={})
+
+
+def map_keys(args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """Return the columns of each data set. BadInput for malformed --map-keys, or a wrong number."""
+    if len(args.map_keys) not in (1, len(args.data)):
+        raise BadInput(f"--map-keys holds {len(args.map_keys)} objects for {len(args.data)} data "
+                       "sets; give one, or one for each in turn")
+    found = [MAP_KEYS | _columns(text) for text in args.map_keys]
+    if len(found) == 1:
+        found *= len(args.data)
+    return dict(zip(args.data, found, strict=True))
+
+
+def _columns(text: str) -> dict[str, str]:
+    keys = parse_json("--map-keys", text)
+    is_known = isinstance(keys, dict) and set(keys) <= set(MAP_KEYS)
+    if not is_known or not all(isinstance(column, str) for column in keys.values()):
+        raise BadInput(f"--map-keys {text} must be a JSON object with keys of "
+                       f"{', '.join(MAP_KEYS)}, and names of columns")
+    return keys
+
+
+def layout(keys: dict[str, str]) -> Layout:
+    return Layout(keys, held_out=True, columns_key="--map-keys", skip_key="")
 
 
 def model_dtype(folder: Path) -> str:
@@ -143,12 +166,13 @@ def check_files(args: argparse.Namespace, cfg: Config) -> list[str]:
     vocab_size = inputs.LARGEST if problems else ModelShape.from_folder(folder).vocab_size
     if not problems:
         problems += inputs.check_end_of_text("--model", folder, vocab_size)
-        for path in args.data:
-            problems += inputs.check_data("--data", path, cfg.training.map_keys, vocab_size)
     tokenizer = Path(cfg.training.tokenizer_name_or_path)
     problems += inputs.check_tokenizer("--tokenizer-name-or-path", tokenizer, vocab_size)
-    problems += inputs.check_template("--prompt-type", args.prompt_type, args.prompt_type_path)
-    return problems
+    wrong = inputs.check_template("--prompt-type", args.prompt_type, args.prompt_type_path)
+    template = None if wrong else Template(args.prompt_type, args.prompt_type_path)
+    for path, keys in map_keys(args).items():
+        problems += check_data("--data", path, layout(keys), template, compares(cfg), vocab_size)
+    return problems + wrong
 
 
 def run(args: argparse.Namespace, cfg: Config, launch: Launch) -> int:
@@ -157,7 +181,7 @@ def run(args: argparse.Namespace, cfg: Config, launch: Launch) -> int:
     def prepare(world):  # noqa: ANN001, ANN202 - types of modules that are imported late
         from r1zero.evaluator import prepare
 
-        return prepare(cfg, world, args.data, args.problems, args.max_new_tokens)
+        return prepare(cfg, world, map_keys(args), args.problems, args.max_new_tokens)
 
     def work(evaluators) -> None:  # noqa: ANN001
         from r1zero.evaluator import run

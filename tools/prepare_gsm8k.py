@@ -21,7 +21,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.data.indexed import check_writable  # noqa: E402
+from r1zero.data.layout import Layout  # noqa: E402
 from r1zero.data.problems import read_problems  # noqa: E402
+from r1zero.data.tables import open_table  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.paths import user_path  # noqa: E402
 
@@ -43,10 +45,12 @@ def main() -> int:
     parser.add_argument("output", type=user_path)
     args = parser.parse_args()
     try:
-        problems = read_problems(args.input, {"prompt": "question", "response": "answer"})
-        rows = [{"question": problem.question,
-                 "ground_truth_answer": final_answer(problem.answer, f"{args.input}, row {number}")}
-                for number, problem in enumerate(problems, 1)]
+        columns = {"prompt": "question", "response": "answer"}
+        read_problems(args.input, Layout(columns, skip_key=""))  # refuses bad rows
+        table = open_table(args.input, held_out=False, notes=[]).rows(list(columns.values()))
+        rows = [{"question": row["question"],
+                 "ground_truth_answer": final_answer(row["answer"], f"{args.input}, row {number}")}
+                for number, (_, row) in enumerate(table, 1)]
         check_writable(args.output)
     except BadInput as error:
         print(f"prepare_gsm8k: {error}", file=sys.stderr)

@@ -25,8 +25,10 @@ from tqdm import tqdm  # noqa: E402
 
 from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.data.indexed import check_writable  # noqa: E402
-from r1zero.data.problems import parse_json, read_problems  # noqa: E402
-from r1zero.data.template import TEMPLATES  # noqa: E402
+from r1zero.data.layout import Layout  # noqa: E402
+from r1zero.data.problems import ProblemSet, parse_json, read_problems  # noqa: E402
+from r1zero.data.survey import DataSet, survey  # noqa: E402
+from r1zero.data.template import TEMPLATES, Template  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.paths import expand  # noqa: E402
 from r1zero.sentences import nearest  # noqa: E402
@@ -49,14 +51,18 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = CommandLine(description=__doc__)
     add = parser.add_argument
-    add("--input", required=True, type=expand, help="a .parquet, .jsonl or .json file, or a folder of files of one kind")
+    add("--input", required=True, type=expand,
+        help="a .parquet, .arrow, .jsonl, .json, .csv or .tsv file, or a folder of files of one "
+             "kind, without those of test or validation sets")
     add("--output-prefix", required=True, type=expand, help="path and beginning of the names of the files to write")
     add("--tokenizer-name-or-path", required=True, type=expand, help="folder with a Hugging Face tokenizer")
     add("--tokenizer-type", default="PretrainedFromHF", choices=["PretrainedFromHF"])
     add("--handler-name", default="R1AlpacaStyleInstructionHandler", help="what a row becomes, see above")
     add("--prompt-type", default="qwen_r1", help="name of a prompt template")
     add("--prompt-type-path", default=str(TEMPLATES), type=expand, help="templates file")
-    add("--map-keys", default=DEFAULT_KEYS, metavar="JSON", help=f"columns; default {DEFAULT_KEYS}")
+    add("--map-keys", default=DEFAULT_KEYS, metavar="JSON",
+        help=f"columns, with dots into structs; default {DEFAULT_KEYS}")
+    add("--skip-bad-rows", action="store_true", help="leave bad rows out, such as without answer")
     add("--dataset-additional-keys", nargs="*", default=["labels"], metavar="KEY",
         help="labels, which the R1 handler always writes")
     add("--seq-length", type=at_least_1, help="drop rows with a field of this many tokens or more")
@@ -82,7 +88,12 @@ def run(args: argparse.Namespace) -> int:
         raise BadInput(f"--dataset-additional-keys {' '.join(args.dataset_additional_keys)}: "
                        "only labels can be added")
     check_writable(Path(args.output_prefix))
-    problems = read_problems(args.input, keys)
+    template = Template(args.prompt_type, args.prompt_type_path)
+    layout = Layout(keys, skip_bad_rows=args.skip_bad_rows, columns_key="--map-keys",
+                    skip_key="--skip-bad-rows")
+    data = read_problems(args.input, layout.fitting(template))
+    for line in remarks(args.input, data):
+        print(line, file=sys.stderr)
 
     from r1zero.data.preprocess import HANDLERS, Recipe, preprocess
 
@@ -91,14 +102,23 @@ def run(args: argparse.Namespace) -> int:
                        f"{nearest(args.handler_name, HANDLERS)}; there are {', '.join(HANDLERS)}")
     recipe = Recipe(args.tokenizer_name_or_path, args.prompt_type, args.prompt_type_path, args.handler_name,
                     args.seq_length)
-    with tqdm(total=len(problems), unit="row", miniters=args.log_interval) as bar:
-        done = preprocess(problems, args.output_prefix, recipe, args.workers, bar.update)
+    with tqdm(total=len(data.rows), unit="row", miniters=args.log_interval) as bar:
+        done = preprocess(data.rows, args.output_prefix, recipe, args.workers, bar.update)
     if done.changed:
         print(f"warning: {done.changed} answers change when their tokens become text again; {done.example}",
               file=sys.stderr)
-    print(f"{done.rows - done.dropped} rows, {done.tokens} tokens in "
-          f"{args.output_prefix}_packed_*_document.bin; {done.dropped} rows dropped by --seq-length")
+    left_out = len(data.rows) - len(data.problems)
+    print(f"{done.rows - done.dropped - left_out} rows, {done.tokens} tokens in "
+          f"{args.output_prefix}_packed_*_document.bin; {done.dropped} rows dropped by --seq-length"
+          + f", {left_out} left out" * bool(left_out))
     return 0
+
+
+def remarks(path: str, data: ProblemSet) -> list[str]:
+    """What is worth knowing about the data."""
+    questions = [problem.question for problem in data.problems]
+    answers = [problem.answer for problem in data.problems]
+    return data.notes + survey([DataSet("--input", path, questions, answers)], [], compared=True)
 
 
 def map_keys(text: str) -> dict[str, str]:

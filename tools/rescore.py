@@ -32,6 +32,7 @@ from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.paths import user_path  # noqa: E402
 from r1zero.reward.case import Case  # noqa: E402
+from r1zero.reward.gold import read_gold  # noqa: E402
 from r1zero.reward.judge import Judge  # noqa: E402
 from r1zero.reward.rules import check_names  # noqa: E402
 
@@ -91,7 +92,7 @@ def rescore(cfg: Config, names: list[str], groups: list[list[dict]], special: re
     """Score the groups and print what changed; the reward, too, when the scorers are those of the run."""
     whole = names == cfg.algorithm.verifier_function
     weights = cfg.algorithm.verifier_weight if whole else [1.0] * len(names)
-    cases = ([Case(row["prompt"], special.sub("", row["response"]), row["ground_truth"],
+    cases = ([Case(row["prompt"], special.sub("", row["response"]), read_gold(row["ground_truth"]),
                    row["response_length"], cfg.response_budget, row["truncated"]) for row in group]
              for group in groups)
     with Judge(names, weights, cfg.reward) as judge:

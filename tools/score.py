@@ -29,8 +29,9 @@ from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.paths import user_path  # noqa: E402
 from r1zero.reward.case import Case  # noqa: E402
+from r1zero.reward.gold import judge, read_gold  # noqa: E402
 from r1zero.reward.judge import Judge  # noqa: E402
-from r1zero.reward.rules import NEED_TOKENS, check_names  # noqa: E402
+from r1zero.reward.rules import NEED_TOKENS, VERDICTS, check_names  # noqa: E402
 
 BAD_INPUT = 2
 SHOWN = 20  # bad lines
@@ -58,6 +59,10 @@ def main() -> int:
         problems = [str(error)]
     if problems:
         return _refuse(problems)
+    verdict = judge([case.gold for case in cases])
+    if verdict.odd and set(names) & set(VERDICTS):
+        print(f"score.py: warning: {verdict.odd} of {verdict.total} golds do not look like "
+              f"answers: {', '.join(verdict.examples)}", file=sys.stderr)
     try:
         _score(cases, names, reward)
     except RuntimeError as error:
@@ -96,7 +101,7 @@ def _case(row: object, with_tokens: bool) -> Case:
 
     lengths = None if with_tokens else 0
     return Case(prompt=given("prompt", (str,), "a text", ""), response=given("response", (str,), "a text"),
-                gold=str(given("gold", (str, int, float), "a text or a number")),
+                gold=read_gold(str(given("gold", (str, int, float), "a text or a number"))),
                 tokens=given("tokens", (int,), "the length of the response", lengths),
                 limit=given("limit", (int,), "the most tokens that a response may have", lengths),
                 truncated=given("truncated", (bool,), "true or false", False))

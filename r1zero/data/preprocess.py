@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from r1zero.data.indexed import IndexedWriter
 from r1zero.data.packed import IGNORED, stem
-from r1zero.data.problems import Problem
 from r1zero.data.prompts import detokenize, load_tokenizer, tokenize
+from r1zero.data.row_reader import Problem
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
 
@@ -61,6 +61,7 @@ class Row:
     """What a problem became: its fields, None when dropped, and how its answer changes on the way back."""
 
     fields: Fields | None
+    too_long: bool = False
     change: str = ""  # empty when the tokens give the answer back as it was
 
 
@@ -77,17 +78,18 @@ class Summary:
     def count(self, row: Row) -> None:
         """Take note of the next row."""
         self.rows += 1
-        self.dropped += row.fields is None
+        self.dropped += row.too_long
         self.tokens += 0 if row.fields is None else len(row.fields["input_ids"])
         self.changed += bool(row.change)
         if row.change and not self.example:
             self.example = f"row {self.rows}: {row.change}"
 
 
-def preprocess(problems: Sequence[Problem], prefix: str, recipe: Recipe, workers: int,
+def preprocess(problems: Sequence[Problem | None], prefix: str, recipe: Recipe, workers: int,
                advance: Callable[[int], object] = lambda rows: None) -> Summary:
     """Write the fields of all problems under `prefix`, complete or not at all; `advance` hears of rows done.
 
+    A row without a problem becomes an empty document, as one that is dropped does.
     BadInput for a bad tokenizer or template and when no row is left, RuntimeError when a worker dies.
     """
     _tools(recipe)  # finds what is wrong before any process starts
@@ -100,14 +102,19 @@ def preprocess(problems: Sequence[Problem], prefix: str, recipe: Recipe, workers
                 writer.add(None if row.fields is None else [row.fields[name] for name in names])
                 summary.count(row)
             advance(len(rows))
-        if summary.dropped == summary.rows:
+        if not summary.tokens:
             raise BadInput(f"--seq-length {recipe.too_long}: every row has a field of that many tokens or "
                            "more; give a larger one")
     return summary
 
 
-def make_rows(recipe: Recipe, problems: Sequence[Problem]) -> list[Row]:
-    """Tokenise problems and make their fields."""
+def make_rows(recipe: Recipe, rows: Sequence[Problem | None]) -> list[Row]:
+    """Tokenise problems and make their fields; what is no problem has none."""
+    made = iter(_make_rows(recipe, [row for row in rows if row is not None]))
+    return [Row(None) if row is None else next(made) for row in rows]
+
+
+def _make_rows(recipe: Recipe, problems: Sequence[Problem]) -> list[Row]:
     tokenizer, template = _tools(recipe)
     prompts = tokenize(tokenizer, [template.render(each.question, each.system) for each in problems])
     answers = tokenize(tokenizer, [each.answer for each in problems])
@@ -117,7 +124,7 @@ def make_rows(recipe: Recipe, problems: Sequence[Problem]) -> list[Row]:
         fields = HANDLERS[recipe.handler](prompt, answer, tokenizer.eos_token_id)
         fits = recipe.too_long is None or max(map(len, fields.values())) < recipe.too_long
         change = "" if back == problem.answer else f"{problem.answer!r} becomes {back!r}"
-        made.append(Row(fields if fits else None, change))
+        made.append(Row(fields if fits else None, not fits, change))
     return made
 
 
@@ -127,8 +134,8 @@ def _tools(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Template]:
     return load_tokenizer(recipe.tokenizer), Template(recipe.prompt_type, recipe.prompt_type_path)
 
 
-def _results(work: Callable[[Sequence[Problem]], list[Row]], tasks: Sequence[Sequence[Problem]],
-             workers: int) -> Iterator[list[Row]]:
+def _results(work: Callable[[Sequence[Problem | None]], list[Row]],
+             tasks: Sequence[Sequence[Problem | None]], workers: int) -> Iterator[list[Row]]:
     """Yield the results of the tasks in order."""
     if workers == 1:
         yield from map(work, tasks)

@@ -7,6 +7,7 @@ by asking for the next position. Also here: the model's tokenizer and the ids th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from r1zero.batch import Prompt
 from r1zero.data.blend import Blend, split_blend
+from r1zero.data.layout import Layout
 from r1zero.data.packed import is_packed, read_packed
 from r1zero.data.problems import parse_json, read_problems
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
+from r1zero.reward.gold import NO_ANSWERS, read_gold
 
 _CHUNK = 1024  # texts tokenised in one call
 
@@ -29,7 +32,7 @@ class Prompts:
     data set to the next. Each epoch of a data set is another permutation; the blend says whose turn it is.
     """
 
-    def __init__(self, data_path: str | Path, map_keys: dict[str, str], template: Template,
+    def __init__(self, data_path: str | Path, layout: Layout, template: Template,
                  tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, seed: int,
                  shuffle: bool = True) -> None:
         """Read `data_path` (see data/blend.py) and drop prompts of more than `max_prompt_length` tokens.
@@ -38,21 +41,23 @@ class Prompts:
         """
         self.seed, self.shuffle = seed, shuffle
         self.prompts: list[Prompt] = []
+        self.notes: list[str] = []  # what is to be said about the data
         self.num_rows = self.num_dropped = 0
-        self._sets: list[range] = []  # of each data set, its places in `prompts`
+        self.sets: list[tuple[str, range]] = []  # path of each data set, its places in `prompts`
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each data set, its epoch and permutation
         blend, first = split_blend(str(data_path)), 0
         for _, path in blend:
-            found = _read(path, first, map_keys, template, tokenizer)
-            kept = [prompt for prompt in found if len(prompt.tokens) <= max_prompt_length]
+            found = read_prompts(path, first, layout, template, tokenizer)
+            kept = [prompt for prompt in found.prompts if len(prompt.tokens) <= max_prompt_length]
             if not kept:
-                raise BadInput(f"{path}: all {len(found)} prompts are longer than max_prompt_length="
-                               f"{max_prompt_length} tokens; set a larger one")
-            self._sets.append(range(len(self.prompts), len(self.prompts) + len(kept)))
+                raise BadInput(f"{path}: all {len(found.prompts)} prompts are longer than "
+                               f"max_prompt_length={max_prompt_length} tokens; set a larger one")
+            self.sets.append((path, range(len(self.prompts), len(self.prompts) + len(kept))))
             self.prompts += kept
-            self.num_rows += len(found)
-            self.num_dropped += len(found) - len(kept)
-            first = found[-1].index + 1
+            self.notes += found.notes
+            self.num_rows += found.num_rows
+            self.num_dropped += len(found.prompts) - len(kept)
+            first = found.prompts[-1].index + 1
         self._blend = Blend([share for share, _ in blend])
 
     def __len__(self) -> int:
@@ -65,7 +70,7 @@ class Prompts:
 
     def _prompt(self, data_set: int, number: int) -> Prompt:
         """Return the prompt that a data set gives when it is its turn for the `number`-th time, from 0."""
-        places = self._sets[data_set]
+        _, places = self.sets[data_set]
         epoch, slot = divmod(number, len(places))
         if self._orders.get(data_set, (-1,))[0] != epoch:
             self._orders[data_set] = epoch, self._order(data_set, epoch)
@@ -73,7 +78,7 @@ class Prompts:
 
     def _order(self, data_set: int, epoch: int) -> np.ndarray:
         """Return the permutation of an epoch, int64 [prompts of the data set]."""
-        size = len(self._sets[data_set])
+        size = len(self.sets[data_set][1])
         if not self.shuffle:
             return np.arange(size)
         # Sorting raw random bits: unlike Generator.permutation, they are the same in every release of numpy.
@@ -81,19 +86,42 @@ class Prompts:
         return np.argsort(bits, kind="stable")
 
 
-def _read(path: str, first: int, map_keys: dict[str, str], template: Template,
-          tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """Read a raw file, or what is tokenised under a prefix; indices count rows from `first`."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The prompts of one data set, how many rows it has, and what is to be said about them."""
+
+    prompts: list[Prompt]
+    num_rows: int
+    notes: list[str]
+
+
+def read_prompts(path: str, first: int, layout: Layout, template: Template,
+                 tokenizer: PreTrainedTokenizerBase) -> Found:
+    """Read a raw data set, or what is tokenised under a prefix; indices count rows from `first`."""
     if is_packed(path):
-        rows = list(read_packed(path, len(tokenizer)))
-        texts, answers = (detokenize(tokenizer, ids, special) for ids, special in (
-            ([row.prompt for row in rows], True), ([row.answer for row in rows], False)))
-        return [Prompt(first + row.index, text, row.prompt, answer)
-                for row, text, answer in zip(rows, texts, answers, strict=True)]
-    problems = read_problems(path, map_keys)
-    texts = [template.render(problem.question, problem.system) for problem in problems]
-    return [Prompt(first + i, texts[i], np.asarray(ids, np.int32), problems[i].answer)
-            for i, ids in enumerate(tokenize(tokenizer, texts))]
+        return _read_packed(path, first, tokenizer)
+    found = read_problems(path, layout.fitting(template))
+    numbers = [number for number, problem in enumerate(found.rows) if problem is not None]
+    texts = [template.render(problem.question, problem.system) for problem in found.problems]
+    rows = zip(numbers, found.problems, texts, tokenize(tokenizer, texts), strict=True)
+    prompts = [Prompt(first + number, text, np.asarray(ids, np.int32), problem.answer)
+               for number, problem, text, ids in rows]
+    return Found(prompts, len(found.rows), found.notes)
+
+
+def _read_packed(path: str, first: int, tokenizer: PreTrainedTokenizerBase) -> Found:
+    rows = list(read_packed(path, len(tokenizer)))
+    texts = detokenize(tokenizer, [row.prompt for row in rows], special=True)
+    golds = map(read_gold, detokenize(tokenizer, [row.answer for row in rows], special=False))
+    prompts = [Prompt(first + row.index, text, row.prompt, gold)
+               for row, text, gold in zip(rows, texts, golds, strict=True)
+               if gold.casefold() not in NO_ANSWERS]
+    left_out = len(rows) - len(prompts)
+    if not prompts:
+        raise BadInput(f"{path}: not one of its {left_out} problems has an answer to compare with")
+    said = (f"{path}: {left_out} of {len(rows)} problems have no answer to compare with and are "
+            "left out")
+    return Found(prompts, len(rows), [said] if left_out else [])
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

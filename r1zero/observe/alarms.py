@@ -22,6 +22,7 @@ ENTROPY_LOW = 0.1  # nats a token: nine tokens in ten are as good as certain
 LEARNED = 0.9  # of the responses right by every rule: equal rewards and low entropy are then what success looks like
 TRUNCATED = 0.5  # of the responses: the reward then judges the length limit
 FAILED = 0.01  # of the responses have a score that failed: worth a look long before max_failure_rate stops the run
+NEVER_RIGHT = 10  # steps without a right response
 WAIT = 0.5  # of a step
 WINDOW = 5  # steps
 
@@ -35,13 +36,14 @@ class Alarms:
         self._mismatch, self._failures, self._faster_split = mismatch_limit, max_failure_rate, faster_split
         self._recent: deque[Metrics] = deque(maxlen=WINDOW)
         self._entropies: list[float] = []  # of the first WINDOW steps
+        self._steps_never_right = 0
         self._last_said: dict[str, float] = {}  # step of the newest warning of each kind that still holds
 
     def look(self, metrics: Metrics) -> list[str]:
         """Return what is to be said about this step."""
         found = {"equal": self._equal(metrics), "kl": self._kl(metrics), "entropy": self._entropy(metrics),
                  "truncated": self._truncated(metrics), "mismatch": self._mismatched(metrics),
-                 "failed": self._failed(metrics)}
+                 "failed": self._failed(metrics), "never right": self._never_right(metrics)}
         self._recent.append(metrics)
         found["wait"] = self._waiting()
         step, said = metrics["step"], []
@@ -98,6 +100,17 @@ class Alarms:
             return None
         return (f"scoring failed for {rate:.1%} of the responses (the run stops above reward.max_failure_rate "
                 f"{self._failures:g}): the column failure of samples/ says why")
+
+    def _never_right(self, m: Metrics) -> str | None:
+        """Judge by what compares answers; a format that is always wrong is no riddle."""
+        rights = [m[key] for key in ("reward/acc/right", "reward/base_acc/right") if key in m]
+        self._steps_never_right = self._steps_never_right + 1 if rights and not any(rights) else 0
+        if self._steps_never_right < NEVER_RIGHT:
+            return None
+        return (f"no response was right in the last {self._steps_never_right} steps: look into "
+                "samples/ whether ground_truth is an answer that a response can match "
+                "(training.map_keys.response), and whether responses have \\boxed{}; if both are "
+                "so, the problems are too hard for this model")
 
     def _waiting(self) -> str | None:
         """Judge by the mean of a full window, so that one slow step does not count."""

@@ -25,7 +25,7 @@ class Case:
 
     prompt: str  # as the model got it, with its template
     response: str  # without special tokens
-    gold: str  # the right answer, as the data has it
+    gold: str  # the right answer: 72 where the data has "#### 72"
     tokens: int  # of the response, its end-of-text token included
     limit: int  # most tokens that a response may have
     truncated: bool  # ended by the limit, not by the model

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 from r1zero.config import Config
 from r1zero.data.blend import split_blend
+from r1zero.data.layout import layout_of
 from r1zero.data.packed import is_packed, read_packed
 from r1zero.data.problems import read_problems
 from r1zero.data.template import Template
 from r1zero.reward.case import Case
 from r1zero.reward.custom import is_custom
+from r1zero.reward.gold import read_gold
 from r1zero.reward.judge import Judge
 
 START_SECONDS = 60.0  # for a custom scorer to be imported
@@ -47,7 +49,8 @@ def _first_problem(cfg: Config) -> tuple[str, str]:
         row = next(read_packed(path, len(tokenizer)))
         [prompt] = detokenize(tokenizer, [row.prompt], special=True)
         [answer] = detokenize(tokenizer, [row.answer], special=False)
-        return prompt, answer
-    problem = read_problems(path, cfg.training.map_keys)[0]
+        return prompt, read_gold(answer)
     template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path)
+    layout = layout_of(cfg.training, held_out=False).fitting(template)
+    problem = read_problems(path, layout).problems[0]
     return template.render(problem.question, problem.system), problem.answer

@@ -1,0 +1,36 @@
+"""How a data set is to be read: its columns, and what is done with what does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from r1zero.config import Training
+from r1zero.data.template import Template
+
+PARTS = ("prompt", "query", "response", "system")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Columns by part, "" for none; dots reach into structs: reward_model.ground_truth."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    held_out: bool = False  # for evaluation: of a folder, files of other splits than train are read
+    skip_bad_rows: bool = False  # count them and leave them out
+    system_optional: bool = False  # a column of system texts that the data lacks is no fault
+    keep_chat_system: bool = True  # of a question that is a list of messages
+    columns_key: str = "training.map_keys"  # what the user sets the columns with
+    skip_key: str = "training.skip_bad_rows=true"  # how bad rows are skipped; "" = not at all
+
+    def fitting(self, template: Template) -> Layout:
+        """Return the layout for a template, which may have no place for a message's system text."""
+        return replace(self, keep_chat_system=self.keep_chat_system and template.takes_system)
+
+
+def layout_of(training: Training, held_out: bool) -> Layout:
+    """Return how the configuration reads the data of training, or the held-out data."""
+    if not held_out:
+        return Layout(training.map_keys, skip_bad_rows=training.skip_bad_rows)
+    own = training.eval_map_keys or {}
+    return Layout(training.map_keys | own, held_out=True, skip_bad_rows=training.skip_bad_rows,
+                  system_optional="system" not in own, columns_key="training.eval_map_keys")

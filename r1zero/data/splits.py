@@ -1,0 +1,50 @@
+"""Which part of a data set a name speaks of: what is trained on, or what is held out.
+
+Snapshots of hub data sets hold train-00000-of-00001.parquet beside test-00000-of-00001.parquet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from r1zero.errors import BadInput
+
+_WORD = re.compile("[a-z]+")
+_TRAINING = frozenset(("train", "training"))
+_HELD_OUT = frozenset(("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation",
+                       "heldout"))
+_SHOWN = 3  # names in a sentence
+
+
+def is_of_other_split(name: str, held_out: bool) -> bool:
+    """Whether a name speaks of the other split than the one asked for, and not of both."""
+    words = set(_WORD.findall(name.lower()))
+    trains, tests = bool(words & _TRAINING), bool(words & _HELD_OUT)
+    return trains and not tests if held_out else tests and not trains
+
+
+def choose(place: str, names: Iterable[str], held_out: bool, notes: list[str]) -> list[str]:
+    """Return the names that are not of the other split; `notes` hears of those left out.
+
+    `place` holds what is named. BadInput when all are of the other split.
+    """
+    names = list(names)
+    left = [name for name in names if is_of_other_split(name, held_out)]
+    kept = [name for name in names if name not in left]
+    wanted = "evaluation" if held_out else "training"
+    if left and not kept:
+        raise BadInput(f"{place} holds nothing for {wanted}, by the names: {shown(left)}; if it is "
+                       "what you mean, name the file itself")
+    if left:
+        notes.append(f"{place}: {shown(kept)} for {wanted}; left out, of another split: "
+                     f"{shown(left)}")
+    return kept
+
+
+def shown(names: list[str]) -> str:
+    """Write the first names, and how many more there are."""
+    names = [Path(name).name for name in names]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
