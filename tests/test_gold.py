@@ -113,7 +113,7 @@ def test_preprocessed_files_of_others_are_read_alike(tmp_path: Path, tiny: Path)
     assert "1 of 3 problems have no answer to compare with" in only(made.notes)
 
 
-def test_score_and_rescore_read_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_reads_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = [
         {"gold": gold, "response": r"\boxed{%s}" % given}
         for gold, given in (
@@ -134,6 +134,22 @@ def test_score_and_rescore_read_it_too(tmp_path: Path, capsys: pytest.CaptureFix
         "wrong",
     ]
     assert "1 of 5 golds do not look like answers: 'He has 7 apples' (a sentence)" in said.err
+
+
+def test_rescore_reads_it_too(
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"prompt": "48/2+48?", "response_length": 9, "truncated": False, "reward": -1.0}
+    saved = {"score/acc": -1.0, "outcome/acc": "wrong"}
+    samples = [
+        {"position": n, "member": 0, "response": r"\boxed{%s}" % given, "ground_truth": gold}
+        for n, (gold, given) in enumerate([(SOLUTION, "72"), (SOLUTION, "24"), ("['22']", "22")])
+    ]
+    path = tmp_path / "step_000001.parquet"
+    pq.write_table(pa.Table.from_pylist([told | saved | sample for sample in samples]), path)
+    assert run_here("rescore.py", str(path), "--config", "tiny", "--verifier", "acc") == 0
+    said = capsys.readouterr().out
+    assert "acc: 2 changes" in said and "2  wrong -> right" in said
 
 
 def test_rows_that_are_left_out_are_empty_documents(

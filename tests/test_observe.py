@@ -229,7 +229,7 @@ def test_a_trace_that_cannot_be_written_is_only_said(tmp_path, caplog, monkeypat
 def test_answers_that_are_pieces_of_the_question_are_counted():
     def sample(*outcomes):
         scores = {name: Score(0.0, outcome) for name, outcome in zip(("acc", "base_acc"), outcomes)}
-        return Sample(np.zeros(3, np.int32), np.zeros(3, np.float32), False, 0, scores)
+        return Sample(np.zeros(3, np.int32), np.zeros(3, np.float32), False, 0, scores, reward=0.0)
 
     samples = [sample(Outcome.COPIED, Outcome.COPIED), sample(Outcome.RIGHT, Outcome.RIGHT),
                sample(Outcome.WRONG, Outcome.COPIED)]
