@@ -101,6 +101,9 @@ class ActorRollout:
     temperature: float = 1.0
     top_p: float = 1.0  # 1 = off
     top_k: int = 0  # 0 or -1 = off
+    # More tokens that end a response, as texts or ids: ["</answer>", 151645]. Those that model, tokenizer and
+    # prompt template name always do (docs/rollout.md); the run says at its start which these are.
+    stop: list[str] = field(default_factory=list)
     max_prompt_length: int = 512  # longer prompts are dropped; the response gets the rest of seq_length
     max_tokens_to_oom: int = 12000  # tokens that a rollout replica may hold in its KV cache
     max_running_samples: int | None = None  # decoded together in a replica; default all that fit there

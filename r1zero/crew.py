@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,9 +13,11 @@ from r1zero.batch import Batch
 from r1zero.checkpoint.progress import Progress
 from r1zero.claim import Hold
 from r1zero.config import Config
+from r1zero.data.ends import Ends, find_ends
 from r1zero.data.layout import layout_of
-from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
+from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
 from r1zero.data.template import Template
+from r1zero.data.vocabulary import Vocabulary
 from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.observe.clock import Clock
@@ -45,6 +48,7 @@ class Crew:
     clock: Clock
     shape: ModelShape
     tokenizer: PreTrainedTokenizerBase
+    ends: Ends  # of a response
     prompts: Prompts | Absent  # controller
     eval_prompts: Prompts | Absent | None  # controller, when the configuration names eval data
     engine: Engine | Absent  # rollout
@@ -111,6 +115,8 @@ def build_crew(cfg: Config, world: World) -> Crew:
     folder = cfg.model_folder("actor_rollout")
     shape = ModelShape.from_folder(folder)
     tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
+    vocabulary = vocabulary_of(tokenizer)
+    unused, ends = vocabulary.unused(shape.vocab_size), response_ends(cfg, vocabulary)
     dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
     prompts = eval_prompts = Absent("controller")
     if world.is_controller:
@@ -119,21 +125,27 @@ def build_crew(cfg: Config, world: World) -> Crew:
         eval_prompts = None
     elif world.is_controller:
         eval_prompts = _prompts(cfg, tokenizer, cfg.training.eval_data_path, held_out=True)
-    policy = _policy(cfg, world, shape, dtype) if world.train.member else Absent("train")
-    reference = _reference(cfg, world, dtype) if world.ref.member else Absent("ref")
+    policy = _policy(cfg, world, shape, dtype, unused) if world.train.member else Absent("train")
+    reference = _reference(cfg, world, dtype, unused) if world.ref.member else Absent("ref")
     engine = scorer = Absent("rollout")
     if world.rollout.member:
         scorer = build_scorer(cfg, world, tokenizer)
-        engine = build_engine(cfg, world, shape, dtype, end_of_text_ids(folder, tokenizer), scorer)
+        engine = build_engine(cfg, world, shape, dtype, ends.ids, unused, scorer)
     reshard = plan(tensors(shape), shape.num_layers, world.train.span, world.rollout.span, dtype.itemsize,
                    cfg.training.publish_bucket_megabytes * 2**20)
     publisher = Publisher(
         reshard, world.rank, partial(world.tensor_group, buffer_megabytes=cfg.training.publish_bucket_megabytes),
         policy.model.parameters() if world.train.member else None,
         engine.decoder.weights if world.rollout.member else None, dtype, world.device.torch)
-    return Crew(cfg, world, Mover(world), Clock(world.device.timer()), shape, tokenizer, prompts, eval_prompts,
-                engine, scorer, reference, policy, publisher,
-                Invariants(BF16 if cfg.training.bf16 else FP32, cfg.actor_rollout.load == cfg.ref.load))
+    return Crew(cfg, world, Mover(world), Clock(world.device.timer()), shape, tokenizer, ends, prompts,
+                eval_prompts, engine, scorer, reference, policy, publisher,
+                Invariants(BF16 if cfg.training.bf16 else FP32, cfg.actor_rollout.load == cfg.ref.load, unused))
+
+
+def response_ends(cfg: Config, vocabulary: Vocabulary) -> Ends:
+    """What ends a response. BadInput when nothing does."""
+    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path)
+    return find_ends(cfg.model_folder("actor_rollout"), vocabulary, template, cfg.actor_rollout.stop)
 
 
 def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str, held_out: bool) -> Prompts:
@@ -143,18 +155,19 @@ def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str, held_ou
                    cfg.actor_rollout.max_prompt_length, training.seed, shuffle=not training.no_shuffle)
 
 
-def _policy(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype) -> Policy:
+def _policy(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, unused: Sequence[range]) -> Policy:
     model = RoleModel(shape, world.train, world.device, dtype, cfg.training.seq_length,
                       cfg.training.sequence_parallel, cfg.actor_rollout.recompute_granularity == "full",
-                      cfg.training.seed)
+                      cfg.training.seed, unused)
     model.load(cfg.actor_rollout.load)
     return Policy(model, cfg, cfg.training.train_iters * cfg.updates_per_step)
 
 
-def _reference(cfg: Config, world: World, dtype: torch.dtype) -> Reference:
+def _reference(cfg: Config, world: World, dtype: torch.dtype, unused: Sequence[range]) -> Reference:
     shape = ModelShape.from_folder(cfg.model_folder("ref"))
     model = RoleModel(shape, world.ref, world.device, dtype,
-                      cfg.training.seq_length, sequence_parallel=False, recompute=False, seed=cfg.training.seed)
+                      cfg.training.seq_length, sequence_parallel=False, recompute=False, seed=cfg.training.seed,
+                      unused=unused)
     model.load(cfg.ref.load)
     model.module.requires_grad_(False)
     return Reference(model, cfg.actor_rollout.temperature, cfg.ref.micro_batch_size, cfg.ref.max_tokens_per_microbatch)
@@ -168,13 +181,13 @@ def build_scorer(cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase) 
 
 
 def build_engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, end_ids: tuple[int, ...],
-                 scorer: SampleScorer) -> Engine:
+                 unused: Sequence[range], scorer: SampleScorer) -> Engine:
     actor, grid = cfg.actor_rollout, world.rollout
     if actor.decode_graphs and world.device.torch.type != "npu":
         raise BadInput(f"actor_rollout.decode_graphs: true needs NPUs, and this is {world.device.torch}; "
                        "set it to false")
     decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length,
-                      graphs=actor.decode_graphs)
+                      graphs=actor.decode_graphs, unused=unused)
     sampling = Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)
     limits = Limits(cfg.response_budget, actor.max_tokens_to_oom, actor.max_running_samples)
     engine = Engine(decoder, sampling, end_ids, limits, grid.replica, grid.span.dp)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1zero.batch import Batch, Group
 from r1zero.config import Config
+from r1zero.data.ends import Ends
 from r1zero.data.files import data_files
 from r1zero.data.indexed import index_path, values_path
 from r1zero.data.packed import is_packed, stem
@@ -39,6 +40,7 @@ class Examinee(Protocol):
     world: World
     move: Mover
     tokenizer: PreTrainedTokenizerBase
+    ends: Ends
     eval_prompts: Prompts | Absent | None
     engine: Engine | Absent
     scorer: SampleScorer | Absent
@@ -103,13 +105,13 @@ def _conclude(crew: Examinee, batch: Batch, found: Sequence[list[Group] | None],
     assert versions == {batch.version}, f"version {batch.version} was to be evaluated, but {versions} answered"
     data = crew.cfg.training.eval_data_path
     tags = {} if is_packed(data) else read_tags(data, TAGS)
-    content = report(groups, tags, conditions(crew.cfg, model, crew.eval_prompts))
+    content = report(groups, tags, conditions(crew.cfg, model, crew.eval_prompts, crew.ends))
     place.parent.mkdir(parents=True, exist_ok=True)
     write_report(place, content, groups, tags, partial(crew.tokenizer.decode, skip_special_tokens=False))
     return content
 
 
-def conditions(cfg: Config, model: str, prompts: Prompts) -> Conditions:
+def conditions(cfg: Config, model: str, prompts: Prompts, ends: Ends) -> Conditions:
     """Name all that the scores depend on."""
     training = cfg.training
     template = Template(training.prompt_type, training.prompt_type_path)
@@ -120,7 +122,8 @@ def conditions(cfg: Config, model: str, prompts: Prompts) -> Conditions:
         rows=prompts.num_rows, problems=len(prompts), dropped=prompts.num_dropped,
         template=training.prompt_type, template_sha256=hashlib.sha256(text.encode()).hexdigest(),
         samples_per_problem=training.eval_samples_per_prompt, temperature=training.eval_temperature,
-        top_p=sampling.top_p, top_k=sampling.top_k, max_new_tokens=cfg.response_budget, seed=training.seed,
+        top_p=sampling.top_p, top_k=sampling.top_k, max_new_tokens=cfg.response_budget,
+        ends=[f"{ends.texts[number]} ({number})" for number in ends.ids], seed=training.seed,
         dtype="bf16" if training.bf16 else "fp32", rules=list(cfg.algorithm.verifier_function),
         extractor=extractor_version())
 

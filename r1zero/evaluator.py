@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from r1zero.batch import Group
 from r1zero.config import Config, Training
-from r1zero.crew import build_engine, build_scorer
+from r1zero.crew import build_engine, build_scorer, response_ends
+from r1zero.data.ends import Ends
 from r1zero.data.layout import layout_of
-from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
+from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
 from r1zero.data.template import Template
 from r1zero.datasets import look_at_prompts
 from r1zero.errors import BadInput
@@ -44,6 +45,7 @@ class Evaluator:
     world: World
     move: Mover
     tokenizer: PreTrainedTokenizerBase
+    ends: Ends
     eval_prompts: Prompts | Absent
     engine: Engine
     scorer: SampleScorer
@@ -75,7 +77,9 @@ def prepare(cfg: Config, world: World, data: Mapping[str, dict[str, str]], first
     cfg = replace(cfg, training=replace(cfg.training, seq_length=length), actor_rollout=actor)
     dtype = bfloat16 if cfg.training.bf16 else float32
     scorer = build_scorer(cfg, world, tokenizer)
-    engine = build_engine(cfg, world, shape, dtype, end_of_text_ids(folder, tokenizer), scorer)
+    vocabulary = vocabulary_of(tokenizer)
+    ends, unused = response_ends(cfg, vocabulary), vocabulary.unused(shape.vocab_size)
+    engine = build_engine(cfg, world, shape, dtype, ends.ids, unused, scorer)
     grid = world.rollout
     weights = open_weights(load, shape)
     for tensor, shard in weights.stream(tensors(shape), grid.tp_index, grid.span.tp, dtype):
@@ -83,7 +87,7 @@ def prepare(cfg: Config, world: World, data: Mapping[str, dict[str, str]], first
     engine.accept(0)
     configs = [replace(cfg, training=replace(training, seq_length=length))
                for training in trainings]
-    return [Evaluator(own, world, move, tokenizer, prompts, engine, scorer)
+    return [Evaluator(own, world, move, tokenizer, ends, prompts, engine, scorer)
             for own, prompts in zip(configs, read, strict=True)]
 
 

@@ -65,7 +65,7 @@ def _write(crew: Crew, folder: Path) -> str | None:
         dtype = "bfloat16" if crew.cfg.training.bf16 else "float32"
         beside = {MARK: mark(crew.progress.step)}
         try:
-            save_hf(folder, crew.shape, stream, source, dtype, beside=beside)
+            save_hf(folder, crew.shape, stream, source, dtype, beside=beside, end_ids=crew.ends.ids)
         except (OSError, BadInput) as error:
             problem = getattr(error, "strerror", None) or str(error)
             log.info("cause", exc_info=True)  # into the log file only

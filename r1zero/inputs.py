@@ -6,12 +6,15 @@ Of weights only headers are read, so even a large model takes a moment; data is 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from r1zero.config import Config
+from r1zero.data.ends import FILES, file_ends, find_ends, refuse_split_ends, stop_ends
 from r1zero.data.layout import layout_of
 from r1zero.data.packed import is_packed
 from r1zero.data.template import Template
+from r1zero.data.vocabulary import TOKENIZER, Vocabulary
 from r1zero.datasets import EVAL_DATA, check_data, compares, data_sets
 from r1zero.errors import BadInput
 from r1zero.model import ModelShape
@@ -48,18 +51,23 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
                 no_models.add(load)
     shape, tokenizer = model_shape(cfg, "actor_rollout"), cfg.training.tokenizer_name_or_path
     vocab_size = shape.vocab_size if shape is not None else LARGEST
+    of_tokens: list[str] = []
     if tokenizer not in missing and tokenizer not in no_models:  # of which enough was said
-        problems += check_tokenizer("training.tokenizer_name_or_path", Path(tokenizer or ""), vocab_size)
+        of_tokens += check_tokenizer("training.tokenizer_name_or_path", Path(tokenizer or ""), vocab_size)
     if shape is not None and cfg.actor_rollout.load not in missing:
-        problems += check_end_of_text("actor_rollout.load", cfg.model_folder("actor_rollout"), vocab_size)
+        of_tokens += check_end_of_text("actor_rollout.load", cfg.model_folder("actor_rollout"), vocab_size)
     names = cfg.training.prompt_type, cfg.training.prompt_type_path or ""
     wrong = check_template("training.prompt_type", *names)
+    of_tokens += wrong
+    if not of_tokens and shape is not None and not {tokenizer, cfg.actor_rollout.load} & set(missing):
+        paths = [path for _, path in named]
+        of_tokens += check_ends(cfg, paths, "actor_rollout.load", "training.prompt_type", "actor_rollout.stop")
     template = None if wrong else Template(*names)
     for key, path in named:
         if path not in missing:
             layout = layout_of(cfg.training, held_out=key == EVAL_DATA)
             problems += check_data(key, path, layout, template, compares(cfg), vocab_size)
-    return problems + wrong
+    return problems + of_tokens
 
 
 def _missing_sentences(missing: dict[str, str]) -> list[str]:
@@ -147,7 +155,7 @@ def check_template(key: str, name: str, path: str) -> list[str]:
 
 def check_tokenizer(key: str, folder: Path, vocab_size: int) -> list[str]:
     """A folder with the whole files of a tokenizer, none of whose ids lies beyond the model's embedding."""
-    known = (("tokenizer.json",), ("tokenizer_config.json", "vocab.json", "merges.txt"),
+    known = ((TOKENIZER,), ("tokenizer_config.json", "vocab.json", "merges.txt"),
              ("tokenizer_config.json", "tokenizer.model"))
     if not any(all((folder / name).is_file() for name in names) for names in known):
         return [f"{key}: {folder} has no tokenizer.json: give a folder that holds a Hugging Face tokenizer"]
@@ -159,35 +167,47 @@ def check_tokenizer(key: str, folder: Path, vocab_size: int) -> list[str]:
             return [f"{key}: {error}; copy it again"]
         if not isinstance(contents[path.name], dict):
             return [f"{key}: {path} must hold a JSON object; copy it again"]
-    largest = _largest_id(contents.get("tokenizer.json", {}))
-    if largest >= vocab_size:
-        return [f"{key}: {folder}/tokenizer.json has ids up to {largest}, but the model's embedding has "
-                f"{vocab_size} rows; give the model's own tokenizer, or take out the tokens that were added"]
-    return []
-
-
-def _largest_id(tokenizer: dict) -> int:
-    """The largest id in the content of a tokenizer.json; -1 where there is none."""
     try:
-        vocab = tokenizer.get("model", {}).get("vocab", {})
-        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
-        return max([*ids, *(token["id"] for token in tokenizer.get("added_tokens", []))], default=-1)
-    except (AttributeError, KeyError, TypeError):
-        return -1  # of no form that is known: the tokenizer's own library shall say
+        vocabulary = Vocabulary.from_folder(folder)
+        if vocabulary is not None:
+            vocabulary.refuse_beyond(vocab_size)
+    except BadInput as error:
+        return [f"{key}: {error}"]
+    return []
 
 
 def check_end_of_text(key: str, folder: Path, vocab_size: int) -> list[str]:
     """What ends a response, where the model folder says it, must be ids of the vocabulary."""
-    for path in (folder / "generation_config.json", folder / CONFIG):
-        if not path.is_file():
-            continue
+    for path in (folder / name for name in FILES):
         try:
-            content = read_json(path)
+            found = file_ends(path)
         except BadInput as error:
-            return [f"{key}: {error}; copy it again"]
-        found = content.get("eos_token_id") if isinstance(content, dict) else content
-        for number in found if isinstance(found, list) else [found] * (found is not None):
-            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < vocab_size:
-                return [f"{key}: {path}: eos_token_id: {found} must be ids below {vocab_size}, the rows of "
-                        "the embedding"]
+            return [f"{key}: {error}"]
+        if not all(0 <= number < vocab_size for number in found):
+            return [f"{key}: {path}: eos_token_id: {found} must be ids below {vocab_size}, the rows of the "
+                    "embedding"]
+    return []
+
+
+def check_ends(cfg: Config, paths: Sequence[str], load_key: str, template_key: str,
+               stop_key: str) -> list[str]:
+    """Model, tokenizer, configuration, and the template, if raw data is rendered with it, must agree on tokens
+    that end a response.
+
+    Without a tokenizer.json only its own library knows the tokens: then the run looks when it starts.
+    """
+    vocabulary = Vocabulary.from_folder(Path(cfg.training.tokenizer_name_or_path or ""))
+    if vocabulary is None:
+        return []
+    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
+    key = template_key
+    try:
+        if not all(map(is_packed, paths)):
+            refuse_split_ends(template, vocabulary)
+        key = stop_key
+        stop_ends(cfg.actor_rollout.stop, vocabulary)
+        key = load_key
+        find_ends(cfg.model_folder("actor_rollout"), vocabulary, template, cfg.actor_rollout.stop)
+    except BadInput as error:
+        return [f"{key}: {error}"]
     return []

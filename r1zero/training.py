@@ -12,6 +12,9 @@ from r1zero.checkpoint.restore import restore, verify
 from r1zero.claim import Hold
 from r1zero.config import Config
 from r1zero.crew import Crew, build_crew
+from r1zero.data.ends import split_marks
+from r1zero.data.prompts import vocabulary_of
+from r1zero.data.template import Template
 from r1zero.datasets import look_at_prompts
 from r1zero.dryrun import banner
 from r1zero.evaluation import evaluate
@@ -118,6 +121,20 @@ def _announce(crew: Crew) -> None:
                  kept, dropped, crew.cfg.actor_rollout.max_prompt_length)
         for line in look_at_prompts(crew.cfg, crew.prompts, crew.eval_prompts):
             log.info(line)
+        _announce_tokens(crew)
+
+
+def _announce_tokens(crew: Crew) -> None:
+    """Say what ends a response, which rows of the model are no tokens, and which marks are read as text."""
+    training, vocabulary = crew.cfg.training, vocabulary_of(crew.tokenizer)
+    log.info("a response ends with %s", crew.ends)
+    unused = sum(map(len, vocabulary.unused(crew.shape.vocab_size)))
+    if unused:
+        log.info("%d of the %d rows of the vocabulary are no tokens of the tokenizer and have no probability",
+                 unused, crew.shape.vocab_size)
+    for mark in split_marks(Template(training.prompt_type, training.prompt_type_path), vocabulary):
+        log.warning("warning: template %s marks turns with %s, which this tokenizer reads as ordinary text: %s",
+                    training.prompt_type, mark, " ".join(vocabulary.split(mark)))
 
 
 def _evaluate(crew: Crew, observer: Observer | Absent, step: int) -> dict[str, float] | None:

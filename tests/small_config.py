@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
 
 from r1zero.config import Config
 from r1zero.loading import load_config
@@ -44,13 +45,21 @@ resource_pool: {actor_rollout: [3], ref: [1]}
 MODEL = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "padded_vocab_size": 128}
 
 
+def tokenizer_json(*texts: str) -> str:
+    """The tokenizer.json of single characters, the marks of ChatML and `texts`: ids 0 to 97 and on."""
+    letters = {chr(code): code - 32 for code in range(32, 127)}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *texts])
+    return tokenizer.to_str()
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A folder with a model, its model file, data and base.yaml."""
     folder = tmp_path / "net"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPE))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(tokenizer_json())
     save_file({"a": np.zeros((3, 5), np.float32), "b": np.ones(7, np.float32)}, folder / "model.safetensors")
     pq.write_table(pa.table({"question": ["1+1?"], "ground_truth_answer": ["2"]}), tmp_path / "train.parquet")
     (tmp_path / "model").mkdir()

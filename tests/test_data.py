@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from r1zero.data.layout import Layout
 from r1zero.data.problems import read_problems
-from r1zero.data.prompts import Prompts, end_of_text_ids, load_tokenizer
+from r1zero.data.prompts import Prompts, load_tokenizer
 from r1zero.data.row_reader import Problem
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
@@ -200,19 +200,6 @@ def test_tokenizer_loads_from_its_folder_or_is_refused(tmp_path: Path, tokenizer
     (tmp_path / "tokenizer.json").write_text('{"model":')
     with pytest.raises(BadInput, match="tokenizer.json: not valid JSON"):
         load_tokenizer(tmp_path)
-
-
-def test_all_ends_of_text_are_found(tmp_path: Path, tokenizer: Tokens) -> None:
-    assert end_of_text_ids(tmp_path, tokenizer) == (95,)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [12, 5]}')
-    (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
-    assert end_of_text_ids(tmp_path, tokenizer) == (5, 7, 12, 95)
-    (tmp_path / "generation_config.json").write_text("{}")
-    (tmp_path / "config.json").write_text('{"eos_token_id": null}')
-    assert end_of_text_ids(tmp_path, tokenizer) == (95,)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(BadInput, match="names no end of text"):
-        end_of_text_ids(tmp_path, tokenizer)
 
 
 @pytest.fixture(scope="module")

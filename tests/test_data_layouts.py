@@ -465,6 +465,7 @@ def test_system_texts_without_a_place_in_the_template_are_found_before_the_run(
         "training.map_keys={prompt: question, response: answer, system: sys}",
         f"actor_rollout.data_path={home}/g.csv",
         "training.prompt_type=plain",
+        "actor_rollout.stop=['<|endoftext|>']",
     ]
     assert "has no {system}" in only(check(load(home, *keys)))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from model_folders import base
 from multiproc import DEVICE, run_ranks
 from tool import TOOLS, functions
 from worlds import run, samples
@@ -227,6 +228,16 @@ def test_the_protocol_names_what_was_run(flags: list[str], on_one_rank: tuple[di
     assert protocol["data_sha256"] == hashlib.sha256((tiny / "eval.parquet").read_bytes()).hexdigest()
     assert (protocol["problems"], protocol["rows"], protocol["samples_per_problem"], protocol["temperature"],
             protocol["max_new_tokens"], protocol["template"]) == (100, 256, 3, 0.9, 32, "qwen_r1")
+    assert protocol["ends"] == ["<|endoftext|> (0)", "<|im_end|> (2)"]
+
+
+def test_answers_end_where_training_ends_them(flags: list[str], tiny: Path, tmp_path: Path) -> None:
+    content, rows = evaluated(1, tmp_path, *flags, "--model", str(base(tiny, tmp_path / "base")), "--problems", "20",
+                              "--stop", "</think>", "263")
+    assert content["protocol"]["ends"] == [
+        "<|endoftext|> (0)", "<|im_end|> (2)", "<think> (263)", "</think> (264)"]
+    assert content["scores"]["response_truncated"] == 0
+    assert all("</think>" not in row["response"][:-8] and "<think>" not in row["response"][:-7] for row in rows)
 
 
 TWO_RANKS = ["resource_pool.colocate=true", "resource_pool.actor_rollout=[2]", "resource_pool.ref=[]",
@@ -291,6 +302,8 @@ def test_evaluation_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> 
     (["--map-keys", "{}", "{}"], "--map-keys holds 2 objects for 1 data sets"),
     (["--data", "a/x.parquet", "b/y.jsonl", "--map-keys", "{}", "{}", "{}"], "3 objects for 2 data sets"),
     (["--prompt-type", "qwen_r2"], "--prompt-type: .*qwen_r1"),
+    (["--stop", "the end"], "--stop: 'the end' is not one token"),
+    (["--stop", "271"], "--stop: 271 is no id of this tokenizer, whose ids go up to 270"),
     (["--verifier", "accuracy"], "verifier_function: .*acc"),
     (["--tensor-model-parallel-size", "2"], "2 does not divide the 1 ranks"),
     (["--tensor-model-parallel-size", "0"], "--tensor-model-parallel-size: 0 must be at least 1"),

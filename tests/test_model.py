@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import transformers
-from small_config import MODEL, SHAPE, home, load, only, write  # noqa: F401
+from small_config import MODEL, SHAPE, home, load, only, tokenizer_json, write  # noqa: F401
+from tokenizers import Tokenizer, models
 
 from r1zero.checks import check
 from r1zero.model import ModelShape, RopeScaling
@@ -110,11 +111,13 @@ def test_model_file_that_cannot_stand_in_for_the_folder_is_refused(home: Path) -
     ("tokenizer.json", '{"model": ', "tokenizer.json cannot be read as a JSON file"),
     ("tokenizer_config.json", "not JSON", "tokenizer_config.json cannot be read as a JSON file"),
     ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object"),
-    ("tokenizer.json", '{"model": {"vocab": {"a": 0, "b": 128}}}', "up to 128, but the model's embedding has 128"),
-    ("tokenizer.json", json.dumps({"model": {"vocab": [["a", 0.0]] * 129}}), "has ids up to 128"),
-    ("tokenizer.json", '{"added_tokens": [{"id": 500, "content": "<pad>"}]}', "has ids up to 500"),
+    ("tokenizer.json", '{"model": {"vocab": {"a": 0}}}', "tokenizer.json is no tokenizer that the library tokenizers"),
+    ("tokenizer.json", Tokenizer(models.WordLevel({"a": 0, "b": 128}, unk_token="a")).to_str(),
+     "up to 128, but the model's embedding has 128"),
+    ("tokenizer.json", Tokenizer(models.Unigram([(f"{n}", 0.0) for n in range(129)], 0)).to_str(), "has ids up to 128"),
+    ("tokenizer.json", tokenizer_json(*map(chr, range(1000, 1031))), "has ids up to 128"),
     ("generation_config.json", '{"eos_token_id": [3, 128]}', "eos_token_id: [3, 128] must be ids below"),
-    ("generation_config.json", '{"eos_token_id": "</s>"}', "eos_token_id: </s> must be ids below"),
+    ("generation_config.json", '{"eos_token_id": "</s>"}', "eos_token_id: </s> must be an id or a list of ids"),
     ("generation_config.json", "[", "generation_config.json cannot be read as a JSON file"),
 ])
 def test_tokenizer_that_does_not_fit_the_model_is_refused(home: Path, name: str, content: str,
@@ -124,7 +127,6 @@ def test_tokenizer_that_does_not_fit_the_model_is_refused(home: Path, name: str,
 
 
 def test_tokenizer_as_large_as_the_embedding_is_accepted(home: Path) -> None:
-    content = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 127}]}
-    (home / "net" / "tokenizer.json").write_text(json.dumps(content))
+    (home / "net" / "tokenizer.json").write_text(tokenizer_json(*map(chr, range(1000, 1030))))
     (home / "net" / "generation_config.json").write_text('{"eos_token_id": [127, 0]}')
     assert check(load(home)) == []

@@ -39,27 +39,31 @@ def make_world(rank, size, store, train, rollout=None, ref=None):
     return World(launch, placement, DEVICE, timedelta(seconds=60), store)
 
 
-def items(vocab, seed=3):
+def items(vocab, seed=3, unused=()):
     random = np.random.default_rng(seed)
-    return [Item(i, i, Prompt(i, "", random.integers(3, vocab, p, dtype=np.int32), ""),
-                 Sample(random.integers(3, vocab, r, dtype=np.int32), np.zeros(r, np.float32), False, 0))
-            for i, (p, r) in enumerate(LENGTHS)]
+    ids = np.setdiff1d(np.arange(3, vocab, dtype=np.int32), [number for part in unused for number in part])
+    return [Item(i, i, Prompt(i, "", random.choice(ids, p), ""),
+                 Sample(random.choice(ids, r), np.zeros(r, np.float32), False, 0)) for i, (p, r) in enumerate(LENGTHS)]
 
 
-def reference_logprobs(model, item, temperature):
+def reference_logprobs(model, item, temperature, unused=()):
     """Log-probs of a response under transformers, one sequence at a time."""
     tokens = torch.tensor(np.concatenate([item.prompt.tokens, item.sample.tokens]), dtype=torch.int64)
     with torch.no_grad():
         logits = model(tokens[None]).logits[0, len(item.prompt.tokens) - 1:-1].float() / temperature
+    for part in unused:
+        logits[:, list(part)] = -torch.inf
     return logits.log_softmax(-1).gather(1, tokens[len(item.prompt.tokens):, None])[:, 0].numpy()
 
 
-def trainer_body(rank, size, store, folder, layout, sequence_parallel):
+def trainer_body(rank, size, store, folder, layout, sequence_parallel, unused=()):
     world = make_world(rank, size, store, layout)
     shape = ModelShape.from_folder(folder)
-    model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, sequence_parallel, recompute=False, seed=1)
+    model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, sequence_parallel, recompute=False, seed=1,
+                      unused=unused)
     model.load(folder)
-    return look_up_logprobs(model, model.module, [items(512)[:3], items(512)[3:]], 0.8)
+    found = items(512, unused=unused)
+    return look_up_logprobs(model, model.module, [found[:3], found[3:]], 0.8)
 
 
 @pytest.mark.parametrize(("family", "size", "layout", "sequence_parallel"), [
@@ -74,6 +78,30 @@ def test_trainer_logprobs_equal_transformers(tmp_path, family, size, layout, seq
     found = results[-1]  # the last rank is on the last stage
     for item in items(512):
         np.testing.assert_allclose(found[item.number], reference_logprobs(model, item, 0.8), rtol=0, atol=TOLERANCE)
+
+
+# Rows that no token has: a hole and padding; and padding that leaves a whole rank of TP 2 without a token.
+UNUSED = [(range(100, 103), range(450, 512)), (range(250, 512),)]
+
+
+def padded_model(folder, unused):
+    """A model whose unused rows would win by far, as nothing has trained them."""
+    model = make_model("qwen2", folder)
+    with torch.no_grad():
+        for part in unused:
+            model.lm_head.weight[list(part)] *= 30
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("unused", UNUSED, ids=["hole and padding", "an idle rank"])
+@pytest.mark.parametrize(("size", "layout"), [(1, (1, 1)), (2, (2, 1)), (4, (2, 2))])
+def test_rows_without_a_token_have_no_part_in_the_trainers_logprobs(tmp_path, size, layout, unused):
+    model = padded_model(tmp_path, unused)
+    found = run_ranks(trainer_body, size, str(tmp_path), layout, size == 4, unused)[-1]
+    for item in items(512, unused=unused):
+        expected = reference_logprobs(model, item, 0.8, unused)
+        np.testing.assert_allclose(found[item.number], expected, rtol=0, atol=TOLERANCE)
 
 
 def logits_body(rank, size, store, folder, layout):
@@ -123,16 +151,17 @@ class Backwards(Queue):
         return ticket, self._begun.pop(ticket, None)
 
 
-def engine_body(rank, size, store, folder, tp, limits, backwards=False, native=True):
+def engine_body(rank, size, store, folder, tp, limits, backwards=False, native=True, unused=(),
+                sampling=Sampling(0.7, 1.0, 0, seed=5)):
     """Generate with a small engine, then let the trainer look at the same samples."""
     world = make_world(rank, size, store, (1, 1), rollout=tp)
     shape, grid = ModelShape.from_folder(folder), world.rollout
-    decoder = Decoder(shape, tp, grid.groups["tp"], torch.float32, torch.device("cpu"), 128)
+    decoder = Decoder(shape, tp, grid.groups["tp"], torch.float32, torch.device("cpu"), 128, unused=unused)
     for tensor, shard in open_weights(folder, shape).stream(tensors(shape), grid.tp_index, tp, torch.float32):
         decoder.weights[tensor.name].copy_(shard)
     if not native:
         decoder.operators = Operators(decoder.operators.heads)
-    engine = Engine(decoder, Sampling(0.7, 1.0, 0, seed=5), (2, 9, 40), limits, grid.replica, grid.span.dp)
+    engine = Engine(decoder, sampling, (2, 9, 40), limits, grid.replica, grid.span.dp)
     if backwards:
         engine._queue = Backwards()
     engine.accept(4)
@@ -141,10 +170,10 @@ def engine_body(rank, size, store, folder, tp, limits, backwards=False, native=T
     batch = Batch(step=2, version=4, prompts=prompts, samples_per_prompt=3, minibatch_size=15)
     engine.submit(batch)
     groups = engine.collect(0)
-    model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, False, recompute=False, seed=1)
+    model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, False, recompute=False, seed=1, unused=unused)
     model.load(folder)
     samples = [Item(g.position * 3 + i, g.position, g.prompt, s) for g in groups for i, s in enumerate(g.samples)]
-    looked_up = look_up_logprobs(model, model.module, [samples], 0.7)
+    looked_up = look_up_logprobs(model, model.module, [samples], sampling.temperature)
     assert (engine.preemptions > 0) == (limits.max_tokens < 200)
     return {item.number: (item.sample.tokens, item.sample.logprobs, item.sample.truncated, looked_up[item.number])
             for item in samples}
@@ -179,3 +208,19 @@ def test_samples_do_not_depend_on_rows_blocks_chunks_order_preemption_tp_replica
             found |= part
         for number, (tokens, *_) in expected.items():
             np.testing.assert_array_equal(found[number][0], tokens, err_msg=f"sample {number} at {size, tp, limits, how}")
+
+
+@pytest.mark.parametrize("unused", UNUSED, ids=["hole and padding", "an idle rank"])
+@pytest.mark.parametrize("sampling", [Sampling(0.7, 1.0, 0, seed=5), Sampling(0.7, 0.9, 400, seed=5),
+                                      Sampling(1.0, 1.0, 1, seed=5)], ids=["whole", "top-k and top-p", "greedy"])
+def test_a_row_without_a_token_is_never_drawn(tmp_path, unused, sampling):
+    """By kernels and by PyTorch, whole and cut; without the mask nearly every token would be one."""
+    padded_model(tmp_path, unused)
+    limits, samples = Limits(24, 10**6), []
+    for size, tp, native in ((1, 1, True), (1, 1, False), (2, 2, True)):
+        found = run_ranks(engine_body, size, str(tmp_path), tp, limits, False, native, unused, sampling)[0]
+        for tokens, drawn, _, looked_up in found.values():
+            assert not np.isin(tokens, [number for part in unused for number in part]).any()
+            np.testing.assert_allclose(drawn, looked_up, rtol=0, atol=TOLERANCE)
+        samples.append([tokens.tolist() for tokens, *_ in found.values()])
+    assert samples[0] == samples[1] == samples[2]

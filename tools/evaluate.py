@@ -65,6 +65,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--max-new-tokens", type=int, default=2048, help="longest answer")
     add("--prompt-type", default="qwen_r1", help="name of a prompt template")
     add("--prompt-type-path", default=str(TEMPLATES), type=expand, help="templates file")
+    add("--stop", nargs="*", default=[], metavar="TOKEN",
+        help="texts or ids of more tokens that end an answer, as in actor_rollout.stop")
     add("--map-keys", nargs="+", default=["{}"], metavar="JSON",
         help="column of each part, once for all data sets, or once for each in turn; default "
              + json.dumps(MAP_KEYS))
@@ -94,7 +96,7 @@ def config(args: argparse.Namespace) -> Config:
         eval_temperature=args.temperature, eval_top_p=args.top_p, eval_top_k=args.top_k)
     actor = ActorRollout(
         load=args.model, data_path=args.data[0], ppo_mini_batch_size=2, n_samples_per_prompt=2,
-        max_prompt_length=1, max_tokens_to_oom=args.max_tokens_to_oom,
+        max_prompt_length=1, max_tokens_to_oom=args.max_tokens_to_oom, stop=args.stop,
         infer_tensor_parallel_size=args.tensor_model_parallel_size)
     output = args.output or Path("runs/evaluation") / Path(args.model).name
     return Config(name="evaluate", output_dir=str(output),
@@ -172,7 +174,8 @@ def check_files(args: argparse.Namespace, cfg: Config) -> list[str]:
     template = None if wrong else Template(args.prompt_type, args.prompt_type_path)
     for path, keys in map_keys(args).items():
         problems += check_data("--data", path, layout(keys), template, compares(cfg), vocab_size)
-    return problems + wrong
+    problems += wrong
+    return problems or inputs.check_ends(cfg, args.data, "--model", "--prompt-type", "--stop")
 
 
 def run(args: argparse.Namespace, cfg: Config, launch: Launch) -> int:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from r1zero.batch import Score  # noqa: E402
 from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.config import Config  # noqa: E402
-from r1zero.data.prompts import load_tokenizer  # noqa: E402
+from r1zero.data.prompts import load_tokenizer, vocabulary_of  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
 from r1zero.paths import user_path  # noqa: E402
@@ -63,7 +63,7 @@ def main() -> int:
         names = args.verifier or cfg.algorithm.verifier_function
         for problem in check_names(names):
             raise BadInput(f"--verifier: {problem}")
-        special = load_tokenizer(cfg.training.tokenizer_name_or_path).all_special_tokens
+        special = vocabulary_of(load_tokenizer(cfg.training.tokenizer_name_or_path)).special
         groups = [group for path in args.files for group in read_groups(path)]
         rescore(cfg, names, groups, re.compile("|".join(map(re.escape, special)) or "$^"), args.examples)
     except (BadInput, RuntimeError) as error:

@@ -15,9 +15,10 @@ from functools import lru_cache, partial
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from r1zero.data.ends import refuse_split_ends
 from r1zero.data.indexed import IndexedWriter
 from r1zero.data.packed import IGNORED, stem
-from r1zero.data.prompts import detokenize, load_tokenizer, tokenize
+from r1zero.data.prompts import detokenize, load_tokenizer, tokenize, vocabulary_of
 from r1zero.data.row_reader import Problem
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
@@ -43,6 +44,8 @@ HANDLERS: dict[str, Handler] = {
     "AlpacaStyleInstructionHandler": _instruction,
     "PPOAlpacaStyleInstructionHandler": lambda prompt, answer, end: _fields(input_ids=prompt),
 }
+
+ENDED = ("AlpacaStyleInstructionHandler",)  # handlers that put the end of text behind an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,11 @@ def preprocess(problems: Sequence[Problem | None], prefix: str, recipe: Recipe, 
     A row without a problem becomes an empty document, as one that is dropped does.
     BadInput for a bad tokenizer or template and when no row is left, RuntimeError when a worker dies.
     """
-    _tools(recipe)  # finds what is wrong before any process starts
+    tokenizer, template = _tools(recipe)  # finds what is wrong before any process starts
+    refuse_split_ends(template, vocabulary_of(tokenizer))
+    if tokenizer.eos_token_id is None and recipe.handler in ENDED:
+        raise BadInput(f"{recipe.tokenizer} names no end of text, which {recipe.handler} puts behind answers; "
+                       "set eos_token in its tokenizer_config.json")
     names = list(HANDLERS[recipe.handler]([0], [0], 0))
     tasks = [problems[at:at + _ROWS_A_TASK] for at in range(0, len(problems), _ROWS_A_TASK)]
     summary = Summary()

@@ -1,7 +1,7 @@
 """The endless stream of prompts: problems of data sets, rendered, tokenised, shuffled by epoch, blended.
 
 What is at a position of the stream follows from the data, the seed and the position alone, so a run resumes
-by asking for the next position. Also here: the model's tokenizer and the ids that end a response.
+by asking for the next position. Also here: the model's tokenizer.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from r1zero.batch import Prompt
 from r1zero.data.blend import Blend, split_blend
+from r1zero.data.ends import refuse_split_ends
 from r1zero.data.layout import Layout
 from r1zero.data.packed import is_packed, read_packed
 from r1zero.data.problems import parse_json, read_problems
 from r1zero.data.template import Template
+from r1zero.data.vocabulary import CONFIG, TOKENIZER, Vocabulary, named_tokens, read_backend
 from r1zero.errors import BadInput
 from r1zero.reward.gold import NO_ANSWERS, read_gold
 
 _CHUNK = 1024  # texts tokenised in one call
+# Read by two libraries, and compared: digits, spaces, lines, letters of two forms, code, another script.
+_PROBES = ("1234 + 56.78 = 1,290", "  a\t b\n\n\n c \r\n", "It's we'll DON'T", "caf\u00e9 cafe\u0301 \u212b",
+           "def f(x):\n    return x**2  # \u03c0r\u00b2", "\u4f60\u597d\uff0c12\u4e2a\u3002", "\\boxed{\\frac{1}{2}}</answer>")
 
 
 class Prompts:
@@ -100,6 +105,7 @@ def read_prompts(path: str, first: int, layout: Layout, template: Template,
     """Read a raw data set, or what is tokenised under a prefix; indices count rows from `first`."""
     if is_packed(path):
         return _read_packed(path, first, tokenizer)
+    refuse_split_ends(template, vocabulary_of(tokenizer))
     found = read_problems(path, layout.fitting(template))
     numbers = [number for number, problem in enumerate(found.rows) if problem is not None]
     texts = [template.render(problem.question, problem.system) for problem in found.problems]
@@ -110,7 +116,7 @@ def read_prompts(path: str, first: int, layout: Layout, template: Template,
 
 
 def _read_packed(path: str, first: int, tokenizer: PreTrainedTokenizerBase) -> Found:
-    rows = list(read_packed(path, len(tokenizer)))
+    rows = list(read_packed(path, vocabulary_of(tokenizer).size))
     texts = detokenize(tokenizer, [row.prompt for row in rows], special=True)
     golds = map(read_gold, detokenize(tokenizer, [row.answer for row in rows], special=False))
     prompts = [Prompt(first + row.index, text, row.prompt, gold)
@@ -139,30 +145,37 @@ def detokenize(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a local model folder. BadInput when it is missing or broken."""
+    """Load the tokenizer of a local model folder. BadInput when it is missing or broken.
+
+    A tokenizer.json is what the model was trained with, and what other engines read. AutoTokenizer would choose
+    a class by the names in the folder, and classes rebuild parts of it by rules of their own.
+    """
     folder = Path(folder)
-    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
-        raise BadInput(f"{folder} has no tokenizer.json or tokenizer_config.json; tokenizer_name_or_path "
+    if not (folder / CONFIG).is_file() and not (folder / TOKENIZER).is_file():
+        raise BadInput(f"{folder} has no {TOKENIZER} or {CONFIG}; tokenizer_name_or_path "
                        "(default: load) must name a folder with the tokenizer files")
     for path in sorted(folder.glob("*token*.json")):
         parse_json(str(path), path.read_text(encoding="utf-8"))  # a cut-off file shall name itself
+    if (folder / TOKENIZER).is_file():
+        return _wrapped(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"the tokenizer in {folder} cannot be loaded: {error}") from None
 
 
-def end_of_text_ids(folder: str | Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return all ids that end a response, ascending, as the folder's JSON files and the tokenizer name them.
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """Return the tokens of a loaded tokenizer."""
+    return Vocabulary(tokenizer.backend_tokenizer, tokenizer.eos_token)
 
-    BadInput when there is none.
-    """
-    found = {tokenizer.eos_token_id}
-    for name in ("generation_config.json", "config.json"):
-        path = Path(folder) / name
-        if path.is_file():
-            ids = parse_json(str(path), path.read_text(encoding="utf-8")).get("eos_token_id")
-            found |= set(ids) if isinstance(ids, list) else {ids}
-    if found == {None}:
-        raise BadInput(f"{folder} names no end of text; set eos_token_id in its generation_config.json")
-    return tuple(sorted(found - {None}))
+
+def _wrapped(folder: Path) -> PreTrainedTokenizerFast:
+    """Give the tokenizer of a tokenizer.json the interface of transformers, and nothing else."""
+    backend = read_backend(folder)
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    named = {role: text for role, text in named_tokens(folder).items() if text in added}  # others would be added
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **named)
+    for text in _PROBES:
+        expected = backend.encode(text, add_special_tokens=False).ids
+        assert tokenize(tokenizer, [text]) == [expected], f"transformers reads {text!r} as other tokens"
+    return tokenizer

@@ -1,7 +1,9 @@
 """Prompt templates: how a question becomes the text that the model reads.
 
-`configs/templates.json` maps each name to {"text": [pieces, joined as they stand], "system": default}; in
-the text {question} and {system} are filled in, all other braces are literal. Add an entry to add a template.
+`configs/templates.json` maps each name to {"text": [pieces, joined as they stand], "system": default,
+"stop": [texts]}; in the text {question} and {system} are filled in, all other braces are literal. A response
+ends at any of the texts under "stop", each one token; where it is left out, at the mark that closes the
+question's turn, such as <|im_end|>, if there is one. Add an entry to add a template.
 """
 
 from __future__ import annotations
@@ -9,12 +11,15 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
+from typing import Any
 
 from r1zero.errors import BadInput
 from r1zero.typed import read_json
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "configs" / "templates.json"
 _PLACES = re.compile(r"\{(question|system)\}")
+# What chat formats mark turns with. <think> and the like are text.
+_MARKS = re.compile(r"<[|｜][^<>|｜\s]+[|｜]>|</?s>|<(?:start|end)_of_turn>")
 
 
 class Template:
@@ -33,6 +38,8 @@ class Template:
         if self.takes_system != (self.default_system is not None):
             raise BadInput(f"{path}: template {name!r} needs {{system}} in its text and a default under "
                            "\"system\", or neither")
+        self.marks = list(dict.fromkeys(_MARKS.findall(self.text)))
+        self.stop: list[str] = entry.get("stop", _closing_mark(self.text))
 
     def render(self, question: str, system: str | None = None) -> str:
         """Return the prompt for `question`; an empty `system` means the template's default.
@@ -55,9 +62,19 @@ def _read(path: Path, name: str) -> dict:
         nearest = difflib.get_close_matches(name, entries, cutoff=0.4) or list(entries)
         raise BadInput(f"prompt template {name!r} is not in {path}; the nearest are {', '.join(nearest)}")
     entry = entries[name]
-    if (not isinstance(entry, dict) or not set(entry) <= {"text", "system"}
-            or not isinstance(entry.get("system", ""), str) or not isinstance(entry.get("text"), list)
-            or not all(isinstance(piece, str) for piece in entry["text"])):
+    if (not isinstance(entry, dict) or not set(entry) <= {"text", "system", "stop"}
+            or not isinstance(entry.get("system", ""), str) or not _is_texts(entry.get("text"))
+            or not _is_texts(entry.get("stop", []))):
         raise BadInput(f"{path}: template {name!r} must have \"text\", a list of strings, and may have "
-                       "\"system\", a string")
+                       "\"system\", a string, and \"stop\", a list of strings")
     return entry
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(piece, str) for piece in value)
+
+
+def _closing_mark(text: str) -> list[str]:
+    """The first of several marks behind the question; a single one opens the answer."""
+    marks = _MARKS.findall(text.partition("{question}")[2])
+    return marks[:1] if len(marks) > 1 else []

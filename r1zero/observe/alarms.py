@@ -86,7 +86,9 @@ class Alarms:
         if m["response_truncated"] <= TRUNCATED:
             return None
         return (f"{m['response_truncated']:.0%} of the responses were cut at the length limit before their "
-                "end: raise seq_length, or look whether the model ends its responses at all")
+                "end: raise seq_length; or, where samples/ show texts that go on behind their answer, choose a "
+                "prompt_type that suits the model, or name in actor_rollout.stop what it writes there (the log "
+                "says at its start what ends a response)")
 
     def _mismatched(self, m: Metrics) -> str | None:
         if m["mismatch/mean"] <= self._mismatch:

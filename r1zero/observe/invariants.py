@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from r1zero.batch import Batch, Group
 from r1zero.observe.metrics import RankRecord
 from r1zero.policy.policy import UpdateStats
@@ -37,11 +39,13 @@ class Invariants:
 
     limits: Limits
     same_start: bool  # policy and reference start from the same weights
+    unused: Sequence[range] = ()  # ids that stand for no token
 
     def broken(self, batch: Batch, groups: Sequence[Group], updates: Sequence[UpdateStats],
                records: Sequence[RankRecord]) -> list[str]:
         """Return a sentence for everything that does not hold in this step."""
         problems = _versions(batch, groups) + self._ratio(updates[0]) + _tokens(batch, groups, updates, records)
+        problems += self._drawn(groups)
         if self.same_start and batch.version == 0:
             problems += self._start_kl(updates[0])
         problems += _gradients(updates)
@@ -60,6 +64,15 @@ class Invariants:
                 f"{mismatch:.2g} on average (limit {self.limits.mismatch:g}): they hold different weights, or "
                 "compute different things with them")
         return problems
+
+    def _drawn(self, groups: Sequence[Group]) -> list[str]:
+        """Nobody can see what stands for no token: neither a reward nor a reader of the samples."""
+        drawn = np.concatenate([sample.tokens for group in groups for sample in group.samples])
+        count = sum(int(((drawn >= ids.start) & (drawn < ids.stop)).sum()) for ids in self.unused)
+        if not count:
+            return []
+        return [f"{count} of {len(drawn)} response tokens have ids that the tokenizer knows no token for: the "
+                "sampler must give them no probability"]
 
     def _start_kl(self, first: UpdateStats) -> list[str]:
         kl = first.sums["kl"] / first.sums["tokens"]

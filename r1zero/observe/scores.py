@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Conditions:
     dtype: str
     rules: list[str]  # scorers; acc or base_acc decides what is right, or else the first (a grade: nothing)
     extractor: str
+    ends: list[str] = field(default_factory=list)  # tokens that end a response
     intervals: str = f"95%, percentile bootstrap over problems, {RESAMPLES} resamples"
 
 

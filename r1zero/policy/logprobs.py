@@ -6,38 +6,44 @@ backward pass builds each chunk's logits again. Peak memory is chunk x V / TP in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from r1zero.algo.unused import blank
+
 # Elements of logits held at once, as fp32: 256 MB.
 CHUNK_ELEMENTS = 64 * 2**20
 
 
-def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-                   temperature: float, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:
+def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float,
+                   group: dist.ProcessGroup,
+                   unused: Sequence[slice] = ()) -> tuple[torch.Tensor, torch.Tensor]:
     """log softmax(hidden weight^T / temperature) at the targets, and the entropy of that softmax.
 
-    hidden [R, H] equal on all TP ranks, weight [V / TP, H] this rank's rows, targets int64 [R] global
-    ids. Returns fp32 [R] and fp32 [R], differentiable; the gradient of `hidden` is this rank's part.
+    hidden [R, H] equal on all TP ranks, weight [V / TP, H] this rank's rows, `unused` those of them that
+    have no part in the softmax, targets int64 [R] global ids. Returns fp32 [R] and fp32 [R],
+    differentiable; the gradient of `hidden` is this rank's part, that of unused rows is 0.
     """
-    return _TokenLogProbs.apply(hidden, weight, targets, temperature, group)
+    return _TokenLogProbs.apply(hidden, weight, targets, temperature, group, unused)
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-                temperature: float, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:
+                temperature: float, group: dist.ProcessGroup,
+                unused: Sequence[slice]) -> tuple[torch.Tensor, torch.Tensor]:
         logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         entropy, normaliser = torch.empty_like(logprobs), torch.empty_like(logprobs)
         for rows in _chunks(hidden, weight):
-            logits = _logits(hidden[rows], weight, temperature)
+            logits = _logits(hidden[rows], weight, temperature, unused)
             normaliser[rows], mean, chosen = _reduce(logits, targets[rows], weight.shape[0], group)
             logprobs[rows] = chosen - normaliser[rows]
             entropy[rows] = normaliser[rows] - mean
         ctx.save_for_backward(hidden, weight, targets, normaliser, entropy)
-        ctx.temperature, ctx.group = temperature, group
+        ctx.temperature, ctx.group, ctx.unused = temperature, group, unused
         return logprobs, entropy
 
     @staticmethod
@@ -47,7 +53,8 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for rows in _chunks(hidden, weight):
-            logp = _logits(hidden[rows], weight, ctx.temperature).sub_(normaliser[rows, None])
+            logits = _logits(hidden[rows], weight, ctx.temperature, ctx.unused)
+            logp = logits.sub_(normaliser[rows, None])
             p = logp.exp()
             grad = logp.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None])
             grad = grad.sub_(grad_logprobs[rows, None]).mul_(p)
@@ -56,7 +63,7 @@ class _TokenLogProbs(torch.autograd.Function):
             grad = grad.div_(ctx.temperature).to(weight.dtype)
             grad_hidden[rows] = grad @ weight
             grad_weight += grad.t() @ hidden[rows]
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 
 def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
@@ -64,9 +71,12 @@ def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
     return [slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size)]
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float,
+            unused: Sequence[slice]) -> torch.Tensor:
     logits = (hidden @ weight.t()).float()
-    return logits if temperature == 1.0 else logits.div_(temperature)
+    if temperature != 1.0:
+        logits.div_(temperature)
+    return blank(logits, unused)
 
 
 def _local(targets: torch.Tensor, rows: int, group: dist.ProcessGroup) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ on NPU, GPU and CPU.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from r1zero.algo.packing import Microbatch
 from r1zero.algo.rotary import rotary_tables, rotate
+from r1zero.algo.unused import local_columns
 from r1zero.model import ModelShape
 from r1zero.weights.load import open_weights
 from r1zero.weights.names import local_shape, stage_tensors
@@ -101,10 +102,13 @@ class RoleModel:
     """One copy of the model, cut over the ranks of a role."""
 
     def __init__(self, shape: ModelShape, grid: Grid, device: Device, dtype: torch.dtype,
-                 max_positions: int, sequence_parallel: bool, recompute: bool, seed: int) -> None:
-        """Build this rank's part. `max_positions` bounds the tokens of one sequence."""
+                 max_positions: int, sequence_parallel: bool, recompute: bool, seed: int,
+                 unused: Sequence[range] = ()) -> None:
+        """Build this rank's part. `max_positions` bounds the tokens of one sequence, `unused` ids have no token."""
         assert grid.member
         self.shape, self.grid, self.device, self.dtype = shape, grid, device, dtype
+        rows = shape.vocab_size // grid.span.tp
+        self.unused = local_columns(unused, grid.tp_index * rows, rows)  # of this rank's logits
         self.groups = _collection(grid)
         self.config = _transformer_config(shape, grid, device, dtype, sequence_parallel, recompute)
         with self.active():

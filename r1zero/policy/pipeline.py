@@ -43,7 +43,8 @@ def run_pipeline(model: RoleModel, module: torch.nn.Module, microbatches: list[l
 def _loss_step(model: RoleModel, batch: Microbatch, hidden: torch.Tensor, temperature: float,
                loss: LossFunction) -> tuple[torch.Tensor, torch.Tensor, Any]:
     rows = model.full_hidden(hidden)[batch.rows]
-    logprobs, entropy = token_logprobs(rows, model.module.head_weight(), batch.targets, temperature, model.groups.tp)
+    logprobs, entropy = token_logprobs(rows, model.module.head_weight(), batch.targets, temperature,
+                                       model.groups.tp, model.unused)
     value, handed_back = loss(batch, logprobs, entropy)
     return value, torch.tensor(0, dtype=torch.int, device=model.device.torch), handed_back
 

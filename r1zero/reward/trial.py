@@ -43,10 +43,10 @@ def _first_problem(cfg: Config) -> tuple[str, str]:
     path = split_blend(cfg.actor_rollout.data_path)[0][1]
     if is_packed(path):
         # Heavy, and needed only here: a check takes a moment otherwise.
-        from r1zero.data.prompts import detokenize, load_tokenizer
+        from r1zero.data.prompts import detokenize, load_tokenizer, vocabulary_of
 
         tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
-        row = next(read_packed(path, len(tokenizer)))
+        row = next(read_packed(path, vocabulary_of(tokenizer).size))
         [prompt] = detokenize(tokenizer, [row.prompt], special=True)
         [answer] = detokenize(tokenizer, [row.answer], special=False)
         return prompt, read_gold(answer)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from r1zero.algo.rotary import rotary_tables
+from r1zero.algo.unused import blank, local_columns
 from r1zero.model import ModelShape
 from r1zero.rollout.attention import Step
 from r1zero.rollout.graphs import DecodeGraphs
@@ -67,7 +68,9 @@ class Decoder:
     """The rollout ranks' copy of the policy. `weights` are the buffers that publishing writes into."""
 
     def __init__(self, shape: ModelShape, tp: int, group: dist.ProcessGroup | None, dtype: torch.dtype,
-                 device: torch.device, max_positions: int, graphs: bool = False) -> None:
+                 device: torch.device, max_positions: int, graphs: bool = False,
+                 unused: Sequence[range] = ()) -> None:
+        """Allocate this rank's weights. `unused` ids belong to no token and are never drawn."""
         self.shape, self.dtype, self.device = shape, dtype, device
         self.group = group if tp > 1 else None
         self.heads, self.kv_heads = shape.num_heads // tp, shape.num_kv_heads // tp
@@ -81,6 +84,7 @@ class Decoder:
         self.embedding = self.weights["embedding.word_embeddings.weight"]
         self.final_norm = self.weights["decoder.final_layernorm.weight"]
         self.head = Linear(self.embedding if shape.tied else self.weights["output_layer.weight"])
+        self._unused = local_columns(unused, self._first_row(), len(self.head.weight))
         self._step = DecodeGraphs(self._decode, max_positions) if graphs else self._decode
 
     def prepare(self) -> None:
@@ -134,7 +138,7 @@ class Decoder:
             delta = self._sum(layer.down(between.silu_mul(layer.gate_up(x))))
         if last is not None:
             hidden, delta = hidden[last], delta[last]
-        return self.head(between.add_norm(hidden, delta, self.final_norm))
+        return blank(self.head(between.add_norm(hidden, delta, self.final_norm)), self._unused)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.device)
@@ -142,11 +146,15 @@ class Decoder:
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.group is None:
             return F.embedding(tokens, self.embedding)
-        local = tokens - dist.get_rank(self.group) * self.embedding.shape[0]
+        local = tokens - self._first_row()
         mine = (local >= 0) & (local < self.embedding.shape[0])
         hidden = F.embedding(torch.where(mine, local, 0), self.embedding) * mine[:, None]
         dist.all_reduce(hidden, group=self.group)
         return hidden
+
+    def _first_row(self) -> int:
+        """Id that the first row of this rank's part of the vocabulary has."""
+        return 0 if self.group is None else dist.get_rank(self.group) * self.embedding.shape[0]
 
     def _sum(self, partial: torch.Tensor) -> torch.Tensor:
         if self.group is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import prod
 from pathlib import Path
@@ -26,7 +26,8 @@ from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape, l
 from r1zero.weights.source import Weights, refuse_misfits, refuse_untied
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-BESIDE = (CONFIG, "generation_config.json", "*token*.json", "chat_template*", "vocab.*", "merges.txt",
+GENERATION = "generation_config.json"
+BESIDE = (CONFIG, GENERATION, "*token*.json", "chat_template*", "vocab.*", "merges.txt",
           "*.model", "LICENSE*")  # files of the source folder that belong to the model, tokenizer included
 HEAD = "lm_head.weight"
 
@@ -56,11 +57,12 @@ class HuggingFaceWeights(Weights):
 
 def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor, torch.Tensor]],
             source_folder: str | Path, dtype_name: str, shard_bytes: int = 5 * 10**9,
-            beside: Mapping[str, str] | None = None) -> None:
+            beside: Mapping[str, str] | None = None, end_ids: Sequence[int] = ()) -> None:
     """Write a Hugging Face folder from whole tensors in Megatron's layout for TP 1, in any order.
 
     `dtype_name` is torch's ("bfloat16"). Files are at most `shard_bytes` long, unless one tensor is
-    longer; `beside` has more of them, text by name. The folder appears complete and synced, or not
+    longer; `beside` has more of them, text by name. generation_config.json names `end_ids` too, so
+    that responses end elsewhere where they ended here. The folder appears complete and synced, or not
     at all; an older model folder of that name is replaced, of a link that which it leads to.
     BadInput if it is the source or not a model folder; OSError when it cannot be written.
     """
@@ -75,6 +77,7 @@ def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor
     try:
         _write_weights(partial, shape, stream, dtype_name, shard_bytes)
         copy_beside(source, partial, dtype_name)
+        _name_ends(partial / GENERATION, end_ids)
         for name, text in (beside or {}).items():
             (partial / name).write_text(text)
         for path in partial.iterdir():
@@ -261,6 +264,17 @@ def copy_beside(source: Path, folder: Path, dtype_name: str) -> None:
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
         config[key] = dtype_name
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _name_ends(path: Path, end_ids: Sequence[int]) -> None:
+    """Add ids to what ends a response by this generation_config.json, which need not be there yet."""
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    named = content.get("eos_token_id")
+    ends = list(named) if isinstance(named, list) else [] if named is None else [named]
+    missing = [number for number in end_ids if number not in ends]
+    if missing:
+        content["eos_token_id"] = ends + missing
+        path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _replaceable(folder: Path) -> bool:
