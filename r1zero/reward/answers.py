@@ -99,7 +99,11 @@ class _Reader:
         return found
 
     def _answer(self, text: str) -> Answer | None:
-        text = _CHINESE_LEAD.sub("", _LEAD.sub("", unwrap(text.rstrip(" .,;").lstrip(" ,;"))))
+        text = unwrap(text.rstrip(" .,;").lstrip(" ,;"))
+        if "\\text" in text:
+            text = _LEAD.sub("", text)
+        if not text.isascii():
+            text = _CHINESE_LEAD.sub("", text)
         if "\\begin" in text:
             return self._environment(text)
         points = self._named_points(text)

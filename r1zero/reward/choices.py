@@ -28,7 +28,7 @@ _CONTRARY = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _CONTRARY |= {"\u662f": "\u5426", "\u5426": "\u662f", "\u5bf9": "\u9519", "\u9519": "\u5bf9"}
 _VERDICT = re.compile(
     rf"(?P<verdict>{'|'.join(_CONTRARY)})\u7684?"
-    r"(?:$|(?:[,.;:-]| (?=(?:it|they|he|she|we|there|this|that|because|since)\b))(?P<rest>.*))"
+    r"(?:$|(?:[,.;:!-]| (?=(?:it|they|he|she|we|there|this|that|because|since)\b))(?P<rest>.*))"
 )
 
 

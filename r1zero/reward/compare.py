@@ -31,7 +31,7 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
     """Compare two answers, the first of them the right one."""
     match gold, given:
         case Scalar(), Scalar():
-            return _same_scalar(gold, given)
+            return _same_scalar(gold, given) or _same_quotient(gold, given)
         case Matrix(), Matrix():
             return _same_items(_row_points(gold), _row_points(given))
         case (Matrix(), Group()) | (Group(), Matrix()):
@@ -48,7 +48,7 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
             return _same_group(gold, given)
         case (Group(), Scalar()) | (Scalar(), Group()):
             return _same_single(gold, given)
-        case Scalar(), Relation() if not names(gold.tree):
+        case Scalar(), Relation() if not names(gold.tree) and ":" not in gold.label:
             return not gold.label and is_statement(given) and states(given, gold)
         case Relation(), Scalar() if is_function_of_angle(gold):
             return not given.label and states(gold, given)
@@ -75,6 +75,14 @@ def _same_scalar(gold: Scalar, given: Scalar) -> bool:
     if gold.letters is None and given.letters is None:
         return False
     return same_formula(gold.letters or gold.tree, given.letters or given.tree)
+
+
+def _same_quotient(gold: Scalar, given: Scalar) -> bool | None:
+    """Compare x/y = 4 with x = 4y."""
+    left, right = as_relation(gold), as_relation(given)
+    if ":" not in gold.label or left is None or right is None:
+        return False
+    return same_relation(left, right)
 
 
 def _is_share(scalar: Scalar) -> bool:

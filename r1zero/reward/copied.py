@@ -37,12 +37,24 @@ def _is_copied(question: str, gold: str, given: str) -> bool:
     forms = [_form(each) for each in right.answers]
     if any(_form(each) in forms for each in answer.answers):
         return False
-    return _span(_bare(answer.text)).search(_question(question)) is not None
+    text = _plain(_bare(answer.text))
+    spaced, squeezed = _read_question(question)
+    return _squeezed(text) in squeezed and _span(text).search(spaced) is not None
 
 
 @lru_cache(maxsize=256)
-def _question(text: str) -> str:
-    return _LOOKS.sub("", clean(text))
+def _read_question(text: str) -> tuple[str, str]:
+    """Return a question in the spelling of answers, with its spaces and without."""
+    plain = _plain(clean(text))
+    return plain, _squeezed(plain)
+
+
+def _plain(text: str) -> str:
+    return _LOOKS.sub("", text)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 def _bare(text: str) -> str:
@@ -56,7 +68,7 @@ def _bare(text: str) -> str:
 
 def _span(text: str) -> re.Pattern[str]:
     """Return a pattern that finds a text with any spaces in it, not within a number or a word."""
-    characters = "".join(_LOOKS.sub("", text).split())
+    characters = _squeezed(text)
     before = behind = ""
     if characters[:1].isdigit():
         before = r"(?<![0-9.])"

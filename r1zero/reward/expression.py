@@ -13,6 +13,7 @@ from r1zero.reward.tokens import Node, Token, Unreadable, is_whole, number, toke
 MAX_DEPTH = 40  # of brackets, roots and powers
 _REMAINDERS = ("bmod", "mod")
 _BETWEEN = {"over": "div", "choose": "binomial"}
+_END = Token("", "", False)
 _LISTS = {"(": ")", "[": "]", "{": "}", SET_OPEN: SET_CLOSE}
 _CLOSERS = (*_BETWEEN, *_REMAINDERS, "rfloor", "rceil")
 
@@ -30,23 +31,26 @@ class _Parser:
     """Recursive descent; each method reads one level of the grammar and stands behind it afterwards."""
 
     def __init__(self, words: list[Token]) -> None:
-        self._tokens, self._place, self._depth = words, 0, 0
+        self._tokens = [*words, _END]
+        self._place = 0
+        self._depth = 0
         self._angle = 0  # how many trigonometric functions we are in: there degrees are numbers
         self._bars = 0  # how many absolute values are open
 
     @property
     def kind(self) -> str:
-        return self._tokens[self._place].kind if self._place < len(self._tokens) else ""
+        return self._tokens[self._place].kind
 
     @property
     def text(self) -> str:
-        return self._tokens[self._place].text if self._place < len(self._tokens) else ""
+        return self._tokens[self._place].text
 
     def _is(self, symbols: str) -> bool:
-        return self.kind == "symbol" and self.text in symbols
+        token = self._tokens[self._place]
+        return token.kind == "symbol" and token.text in symbols
 
     def _take(self) -> Token:
-        if self._place == len(self._tokens):
+        if self._tokens[self._place] is _END:
             raise Unreadable("it ends too early")
         self._place += 1
         return self._tokens[self._place - 1]

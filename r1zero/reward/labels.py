@@ -14,8 +14,8 @@ _LABEL = re.compile(
     rf"(?: ?\^ ?\{{? ?(?:-1|T|\\top) ?\}}?)?{_INDEX}'*(?: ?\([^()]{{1,20}}\))?"
 )
 _POINT = re.compile(r"[A-Z]? ?\( ?[a-z](?: ?, ?[a-z])* ?\)")
-_MEMBER = (  # of a quotient; x, y and z are coordinates, and y/x = 2 may be a line
-    r"\|?(?:\\overline ?\{ ?[A-Z]+ ?\}|\\text ?\{[^{}]+\}|[A-Z]{1,3}|[A-Za-z][a-z]{2,}|[a-df-hj-w])"
+_MEMBER = (  # of a quotient
+    r"\|?(?:\\overline ?\{ ?[A-Z]+ ?\}|\\text ?\{[^{}]+\}|[A-Z]{1,3}|[A-Za-z][a-z]{2,}|[a-df-hj-z])"
     rf"'*{_INDEX}\|?"
 )
 _QUOTIENT = re.compile(

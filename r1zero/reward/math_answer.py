@@ -39,8 +39,9 @@ _BEYOND_US = re.compile(  # commands that sympy may know
     r"\\(?:int|iint|oint|sum|prod|lim|limsup|liminf|det|begin|p?mod|bmod|max|min|sup|inf|gcd|lcm|cap|mathbb|"
     r"partial|lVert|sgn|nabla|choose|overline|Re|Im|arg)(?![A-Za-z])|\u2229"
 )
-_OVERLOOKED = re.compile(  # by math-verify: a transpose, an ellipsis, a remainder
-    r"(?:'|\^ ?\{? ?(?:T|\*|\\[a-z]+) ?\}?|\u00b0|\\ldots|\?) ?$|\\(?:p|b)?mod(?![A-Za-z])"
+_OVERLOOKED = re.compile(  # by math-verify: a transpose; an ellipsis, a remainder, a condition
+    r"(?:'|\^ ?\{? ?(?:T|\*|\\[a-z]+) ?\}?|\u00b0|\?) ?$|\\(?:ldots|p?mod|bmod)(?![A-Za-z])"
+    r"|[,a-z] ?[A-Za-z] ?\u2208"
 )
 
 log = logging.getLogger("r1zero")

@@ -129,7 +129,7 @@ def _solution(relation: Relation) -> RealSet | None:
             return None  # 1 < 2 < x
         is_left = places[0] == place
         bound = digits(evaluate(sides[place + 1 if is_left else place]))
-        part = _solve(tree, variable, sign if is_left else _MIRRORED[sign], bound)
+        part = _solve(tree, variable, sign if is_left else MIRRORED[sign], bound)
         if part is None:
             return None
         whole = _intersection(whole, part)
@@ -141,10 +141,10 @@ def _solve(tree: Node, variable: str, sign: str, bound: Value) -> RealSet | None
     if isinstance(bound, REAL.mpc):
         return None
     if tree.op == "call" and tree.name == "abs":
-        if bound <= 0 or sign not in _MIRRORED:
+        if bound <= 0 or sign not in MIRRORED:
             return None
         above = _solve(tree.parts[0], variable, sign, bound)
-        below = _solve(tree.parts[0], variable, _MIRRORED[sign], -bound)
+        below = _solve(tree.parts[0], variable, MIRRORED[sign], -bound)
         if above is None or below is None:
             return None
         return _intersection(above, below) if sign in ("<", LE, NE) else _union([above, below])
@@ -152,10 +152,10 @@ def _solve(tree: Node, variable: str, sign: str, bound: Value) -> RealSet | None
     if shape is None or shape[0] or not shape[1] or any(isinstance(value, REAL.mpc) for value in shape):
         return None
     _, slope, offset = shape
-    return RealSet(_ray(sign if slope > 0 else _MIRRORED[sign], (bound - offset) / slope), variable)
+    return RealSet(_ray(sign if slope > 0 else MIRRORED[sign], (bound - offset) / slope), variable)
 
 
-_MIRRORED = {"<": ">", ">": "<", LE: GE, GE: LE, NE: NE, "=": "="}
+MIRRORED = {"<": ">", ">": "<", LE: GE, GE: LE, NE: NE, "=": "="}
 
 
 def _ray(sign: str, end: Value) -> list[Interval]:

@@ -6,11 +6,9 @@ import re
 
 from r1zero.reward.formulas import constant_ratio, differ_on_roots, names, same_formula
 from r1zero.reward.kinds import Answer, Group, Relation, Scalar, Sets
-from r1zero.reward.spelling import GE, LE
+from r1zero.reward.real_sets import MIRRORED
 from r1zero.reward.tokens import TRIGONOMETRIC, Node
 from r1zero.reward.values import REAL
-
-_MIRRORED = {"<": ">", ">": "<", LE: GE, GE: LE}
 
 
 def is_statement(relation: Relation) -> bool:
@@ -18,7 +16,15 @@ def is_statement(relation: Relation) -> bool:
     terms = [side for side in relation.sides if names(side)]
     if relation.signs != ("=",) or len(terms) != 1:
         return False
-    return len(names(terms[0])) > 1 or terms[0].name in TRIGONOMETRIC
+    if terms[0].name in TRIGONOMETRIC:
+        return True
+    return len(names(terms[0])) > 1 and not _has_coefficient(terms[0])
+
+
+def _has_coefficient(term: Node) -> bool:
+    """Tell whether there is a number other than an exponent: in 2x + 3y, but not in x^2 + y^2."""
+    parts = term.parts[:1] if term.op == "pow" else term.parts
+    return term.op == "number" or any(map(_has_coefficient, parts))
 
 
 def states(statement: Relation, value: Scalar) -> bool:
@@ -57,12 +63,14 @@ def is_condition(answer: Answer) -> bool:
 
 
 def as_relation(answer: Answer) -> Relation | None:
-    r"""Return a relation, and `y = 2x` as one."""
+    r"""Return a relation, and `y = 2x` or `x/y = 2` as one."""
     if isinstance(answer, Relation):
         return answer
-    if isinstance(answer, Scalar) and re.fullmatch("[A-Za-z]", answer.label):
-        return Relation((Node("name", name=answer.label), answer.tree), ("=",))
-    return None
+    if not isinstance(answer, Scalar) or not re.fullmatch("[A-Za-z](:[A-Za-z])?", answer.label):
+        return None
+    members = tuple(Node("name", name=letter) for letter in answer.label.split(":"))
+    named = members[0] if len(members) == 1 else Node("div", members)
+    return Relation((named, answer.tree), ("=",))
 
 
 def same_relation(gold: Relation, given: Relation) -> bool | None:
@@ -79,12 +87,12 @@ def same_relation(gold: Relation, given: Relation) -> bool | None:
     if ratio is None or isinstance(ratio, REAL.mpc):
         return False if differ_on_roots(left, right) or differ_on_roots(right, left) else None
     sign = gold.signs[0]
-    return given.signs[0] == (sign if ratio > 0 else _MIRRORED.get(sign, sign))
+    return given.signs[0] == (sign if ratio > 0 else MIRRORED[sign])
 
 
 def _turned(relation: Relation) -> Relation:
     """Return a relation read from its end: 1 < x as x > 1."""
-    signs = tuple(_MIRRORED.get(sign, sign) for sign in reversed(relation.signs))
+    signs = tuple(MIRRORED[sign] for sign in reversed(relation.signs))
     return Relation(relation.sides[::-1], signs)
 
 

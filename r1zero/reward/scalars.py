@@ -52,8 +52,10 @@ def read_scalar(text: str, trusted: bool) -> Scalar | None:
         plain = money["minus"] + money["rest"]
         found = _with_unit(plain, trusted) or _bare(plain)
         unit = read_unit(money["sign"], trusted)
-        count = found.unit.count if found else 1
-        return found and unit and replace(found, unit=replace(unit, size=unit.size * count, count=count))
+        if found is None or found.unit.name == "%":
+            return None
+        count = found.unit.count
+        return unit and replace(found, unit=replace(unit, size=unit.size * count, count=count))
     return _with_unit(text, trusted) or (None if _LONG_WORD.search(text) else _bare(text))
 
 

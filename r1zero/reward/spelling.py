@@ -12,6 +12,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import cache
 
 LE, GE, NE, APPROX = "\u2264", "\u2265", "\u2260", "\u2248"
 PM, MP, DEGREE, INFINITY, PI = "\u00b1", "\u2213", "\u00b0", "\u221e", "\u03c0"
@@ -81,6 +82,7 @@ _FUNCTION = (
     r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|cis"
     rf"|(?:gcd|lcm|GCD|LCM|max|min)(?= ?\}} ?[(\[{{{SET_OPEN}])"
 )
+_DIGITS = "[0-9][0-9., ]*"
 _REWRITES = [  # (what a text must have in it to be worth a try, pattern, replacement)
     ("color", r"\\(?:text)?color ?(?:\[[^]]*\] ?)?\{ ?(?!white|transparent)[^{}]*\}", ""),
     ("\\", r"\\letter ?\{ ?([A-Za-z]|\\[a-z]+) ?\}|\\roman ?\{ ?([ei]) ?\}", r" \1\2"),
@@ -92,11 +94,13 @@ _REWRITES = [  # (what a text must have in it to be worth a try, pattern, replac
     ("phantom", r"\\[hv]?phantom ?(?:\{[^{}]*\}|.)", ""),
     ("", r"\s+|~", " "),
     (",", r"(?<=[0-9]) ?(?:\{,\}|,\ue001) ?(?=[0-9])", ""),  # thousands
-    ("\\text", r"(?<![0-9.])(?<![0-9.] )\\text ?\{ ?([0-9][0-9., ]*)\}", r"{\1}"),
+    ("\\text", rf"(?<![0-9.])(?<![0-9.] )\\text ?\{{ ?({_DIGITS}|\{{ ?{_DIGITS}\}} ?)\}}", r"{\1}"),
+    ("\\pmod", r"\\pmod ?\{ ?([0-9]+|[a-z]) ?\}", r"\\pmod \1"),
     ("\u2218", r"\^ ?(?:\u2218|\{ ?\u2218 ?\})|\u2218", DEGREE),
     (DEGREE, rf"\^ ?\{{ ?{DEGREE} ?\}}", DEGREE),
     (" and", r"\b(hundred|thousand|million) and\b", r"\1"),
     ("half", r"\band (?:a|one)[ -]half\b", "1/2"),
+    ("...", r"(?<=,) ?\.\.\. ?(?=,)", r"\\ldots "),
     ("<=", r"<=", LE),
     (">=", r">=", GE),
     ("=", r"!=|\\not ?=", NE),
@@ -179,6 +183,12 @@ OPENING = {"(": ")", "[": "]", "{": "}", SET_OPEN: SET_CLOSE, ANGLE_OPEN: ANGLE_
 CLOSING = frozenset(OPENING.values())
 
 
+@cache
+def _marks(separators: str) -> re.Pattern[str]:
+    """Return a pattern for brackets and separators."""
+    return re.compile("[" + re.escape("".join([*OPENING, *CLOSING, separators])) + "]")
+
+
 def split(text: str, separators: str) -> list[tuple[str, str]]:
     """Cut a text at separators (one character each) outside of brackets.
 
@@ -188,16 +198,17 @@ def split(text: str, separators: str) -> list[tuple[str, str]]:
         return [("", text)]
     parts: list[tuple[str, str]] = []
     depth, start, before = 0, 0, ""
-    for place, character in enumerate(text):
+    for match in _marks(separators).finditer(text):
+        character = match[0]
         if character in OPENING:
             depth += 1
         elif character in CLOSING:
             depth -= 1
             if depth < 0:
                 return []
-        elif depth == 0 and character in separators:
-            parts.append((before, text[start:place].strip()))
-            start, before = place + 1, character
+        elif depth == 0:
+            parts.append((before, text[start : match.start()].strip()))
+            start, before = match.end(), character
     parts.append((before, text[start:].strip()))
     return parts if depth == 0 else []
 
