@@ -20,6 +20,7 @@ from r1zero.outputs import check_outputs
 from r1zero.reward.rules import check_names
 from r1zero.reward.trial import check_custom
 from r1zero.sentences import multiple, multiples, nearest, neighbours, product_text, readable, shown
+from r1zero.world.detect import check_dtype, uses_npu
 from r1zero.world.leave import parse_moment
 from r1zero.world.roles import Placement
 
@@ -140,11 +141,20 @@ def _check(cfg: Config, world_size: int | None, node_of_rank: Sequence[int] | No
     if placed is not None:
         problems += check_batches(cfg, placed)
     problems += check_lengths(cfg) + check_models(cfg) + check_inputs(cfg, absent_ok)
-    problems += check_loggers(cfg.training.logger, installed=not absent_ok)
+    problems += check_loggers(cfg.training.logger, installed=not absent_ok) + check_device(cfg, absent_ok)
     if problems or absent_ok:
         return problems
     # The last two make a folder, for a moment, and start a process.
     return check_resume(cfg) or check_outputs(cfg) or check_custom(cfg)
+
+
+def check_device(cfg: Config, elsewhere: bool) -> list[str]:
+    """What the devices of this machine must be able to do; `elsewhere` if the run may be on another."""
+    backend = cfg.training.distributed_backend
+    problems = check_dtype(f"training.bf16: {shown(cfg.training.bf16)}", bool(cfg.training.bf16), backend)
+    if cfg.actor_rollout.decode_graphs and not elsewhere and not uses_npu(backend):
+        problems.append("actor_rollout.decode_graphs: true needs NPUs, and this run would be on none; set it to false")
+    return problems
 
 
 def check_values(cfg: Config) -> list[str]:

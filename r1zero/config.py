@@ -46,7 +46,9 @@ class Training:
     global_batch_size: int  # prompts between two publishes of the weights
     seq_length: int  # longest prompt plus longest response, in tokens
     train_iters: int  # steps: global batches drawn
-    bf16: bool = False  # bf16 weights with fp32 master weights and gradients; else all fp32
+    # bf16 weights with fp32 master weights and gradients; else all fp32. Default: true on NPUs, whose attention for
+    # generation has no fp32, and false elsewhere.
+    bf16: bool | None = None
     sequence_parallel: bool = False  # cut activations along the sequence between TP ranks; off at TP 1
     seed: int = 1234  # of data order and sampling
     no_shuffle: bool = False  # take the prompts in file order

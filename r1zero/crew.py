@@ -18,7 +18,6 @@ from r1zero.data.layout import layout_of
 from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import Vocabulary
-from r1zero.errors import BadInput
 from r1zero.model import ModelShape
 from r1zero.observe.clock import Clock
 from r1zero.observe.invariants import BF16, FP32, Invariants
@@ -183,9 +182,6 @@ def build_scorer(cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase) 
 def build_engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, end_ids: tuple[int, ...],
                  unused: Sequence[range], scorer: SampleScorer) -> Engine:
     actor, grid = cfg.actor_rollout, world.rollout
-    if actor.decode_graphs and world.device.torch.type != "npu":
-        raise BadInput(f"actor_rollout.decode_graphs: true needs NPUs, and this is {world.device.torch}; "
-                       "set it to false")
     decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length,
                       graphs=actor.decode_graphs, unused=unused)
     sampling = Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)

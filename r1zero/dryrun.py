@@ -32,11 +32,17 @@ from r1zero.inputs import absent
 from r1zero.loading import dump
 from r1zero.model import ModelShape
 from r1zero.network import model_shape
+from r1zero.sizes import (
+    BUCKETS_IN_FLIGHT,
+    CPU_CACHE_BLOCK,
+    LOGIT_CHUNK_ELEMENTS,
+    MOMENT_BYTES,
+    NPU_CACHE_BLOCK,
+    OPTIMIZER_BYTES,
+)
 from r1zero.world.roles import Placement, Span
 
-LOGIT_CHUNK_BYTES = 256 * 2**20  # fp32 logits held at once, see r1zero/policy/logprobs.py
-BUCKETS_IN_FLIGHT = 4  # see r1zero/weights/publish.py
-CACHE_BLOCK = 128  # tokens, the larger of those in r1zero/rollout/kv_cache.py
+CACHE_BLOCK = max(CPU_CACHE_BLOCK, NPU_CACHE_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +158,7 @@ def _train_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Mem
     return Memory(
         weights=parameters * size * (2 if cfg.updates_per_step > 1 else 1),
         gradients=parameters * 4,
-        optimizer=parameters * (12 if cfg.training.bf16 else 8) / span.dp,
+        optimizer=parameters * (OPTIMIZER_BYTES if cfg.training.bf16 else MOMENT_BYTES) / span.dp,
         activations=activations,
         buckets=_bucket_bytes(cfg))
 
@@ -214,7 +220,7 @@ def layer_activations(shape: ModelShape, tp: int, tokens: int, size: int, sequen
 
 def logits_bytes(shape: ModelShape, tp: int, tokens: int) -> float:
     """Bytes of three chunks of fp32 logits: the logits, their exponentials, and the product of both."""
-    return 3 * min(LOGIT_CHUNK_BYTES, tokens * shape.vocab_size / tp * 4)
+    return 3 * 4 * min(LOGIT_CHUNK_ELEMENTS, tokens * shape.vocab_size / tp)
 
 
 def _parameter_bytes(cfg: Config) -> int:

@@ -17,10 +17,11 @@ from r1zero import config, legacy
 from r1zero.checkpoint.resume import start_weights
 from r1zero.config import ROOT, SHAPE_KEYS, Config
 from r1zero.errors import BadInput
-from r1zero.paths import expand
+from r1zero.world.paths import expand
 from r1zero.sentences import Notes, nearest, readable
 from r1zero.typed import Given, construct, convert, field_names, parse, read_yaml, spelled
 from r1zero.weights.found import config_folder
+from r1zero.world.detect import uses_npu
 
 CONFIGS = ROOT / "configs"
 EMBEDDED = ROOT / ".cache"  # where tools/make_tiny.py puts its model and data
@@ -311,6 +312,7 @@ def _resolve(cfg: Config, notes: Notes) -> Config:
         cfg,
         training=dataclasses.replace(
             training, resume=resume, map_keys=config.MAP_KEYS | training.map_keys,
+            bf16=uses_npu(training.distributed_backend) if training.bf16 is None else training.bf16,
             sequence_parallel=training.sequence_parallel and train_tp > 1,
             tokenizer_name_or_path=embedded(
                 training.tokenizer_name_or_path or str(config_folder(load, fallback=load)), "model"),

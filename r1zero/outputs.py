@@ -22,9 +22,9 @@ from r1zero.network import model_shape
 from r1zero.observe.folder import aside_of, check_aside, check_writable, holds_run
 from r1zero.owner import check_free
 from r1zero.reward.custom import is_custom
+from r1zero.sizes import OPTIMIZER_BYTES
 
 MODEL, MARK = "model", "r1zero.json"  # the trained model, and what tells of which step it is
-STATE_BYTES = 12  # of a checkpoint for a parameter, beside its weight: fp32 weight and two moments
 
 
 def check_outputs(cfg: Config) -> list[str]:
@@ -163,7 +163,7 @@ def check_disk(cfg: Config) -> list[str]:
     problems = _check_room("output_dir", Path(cfg.output_dir), weights, "the trained model")
     if not cfg.training.save_interval or problems:
         return problems
-    needed, what = weights + shape.num_parameters * STATE_BYTES, "a checkpoint"
+    needed, what = weights + shape.num_parameters * OPTIMIZER_BYTES, "a checkpoint"
     if _disk(cfg.checkpoints) == _disk(Path(cfg.output_dir)):
         needed, what = needed + weights, "the trained model and a checkpoint"
     return _check_room("actor_rollout.save", cfg.checkpoints, needed, what)

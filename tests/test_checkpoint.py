@@ -270,7 +270,7 @@ def test_a_resume_path_without_checkpoint_is_refused(saved, tmp_path):
 def full_disk(rank: int, size: int, store: object, overrides: list[str], when: str) -> str | None:
     """Train on a disk that is full before a save or while files are written, or that does not give back what it took."""
     if when == "before":
-        keeper.STATE_BYTES = 10**12
+        keeper.OPTIMIZER_BYTES = 10**12
     elif when == "reading":
         def broken(path: Path) -> None:
             raise OSError(5, "Input/output error", str(path))

@@ -53,6 +53,7 @@ class FakeDevice:
 def fake(monkeypatch):
     made = FakeDevice()
     monkeypatch.setattr(device.time, "time", lambda: made.host)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: made.host)
     return made
 
 
@@ -78,6 +79,15 @@ def test_spans_of_an_idle_device_are_those_of_the_host(fake):
             fake.host += 3.0
         [span] = clock.take()
         assert (span.start, span.end) == (start, start + 3.0)
+
+
+def test_a_device_whose_events_tell_no_time_leaves_that_of_the_host(fake):
+    fake.Event.elapsed_time = lambda self, end: 0.0
+    clock = Clock(EventTimer(fake))
+    fake.host += 50.0
+    with clock.span("update"):
+        fake.host += 3.0
+    assert [(span.start, span.end) for span in clock.take()] == [(1050.0, 1053.0)]
 
 
 def test_a_span_that_fails_is_none():

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import ast
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
 
+from r1zero import dryrun, outputs
 from r1zero.batch import Batch, Prompt
+from r1zero.checkpoint import keeper
 from r1zero.checks import check
-from r1zero.config import placement
+from r1zero.config import ROOT, placement
 from r1zero.dryrun import (CACHE_BLOCK, batch_line, layer_activations, memory, memory_table, placement_table, report,
                            stage_parameters)
 from r1zero.loading import CONFIGS, load_config
 from r1zero.model import ModelShape
 from r1zero.network import model_shape
+from r1zero.policy import logprobs
+from r1zero.rollout import kv_cache
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.sampler import Sampling
+from r1zero.weights.publish import Publisher
 
 QWEN_7B = 7_615_616_512  # parameters that the model's card and its index file state
 
@@ -177,3 +185,31 @@ def test_report_in_a_world_of_one_shows_all_roles_and_their_sum() -> None:
 def test_memory_without_any_shape_says_so() -> None:
     cfg, _ = load_config("tiny", ["actor_rollout.load=/nowhere"])
     assert "not known here" in memory_table(cfg, placement(cfg, 4))
+
+
+# -- one place for each size -------------------------------------------------------------------------
+
+
+def sizes_by_name() -> dict[str, list[str]]:
+    """Where in the package each constant of a size is assigned, by its name."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "r1zero").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            for target in node.targets if isinstance(node, ast.Assign) else ():
+                name = getattr(target, "id", "")
+                if name.isupper() and name.endswith(("_BYTES", "_BLOCK", "_ELEMENTS", "_FLIGHT")):
+                    found.setdefault(name, []).append(path.name)
+    return found
+
+
+def test_no_size_is_written_down_twice() -> None:
+    """A copy goes on telling the old value when its original moves."""
+    assert {name: places for name, places in sizes_by_name().items() if len(places) > 1} == {}
+
+
+def test_the_estimate_follows_what_the_parts_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert signature(Publisher).parameters["in_flight"].default == dryrun.BUCKETS_IN_FLIGHT
+    assert logprobs.LOGIT_CHUNK_ELEMENTS == dryrun.LOGIT_CHUNK_ELEMENTS
+    assert dryrun.CACHE_BLOCK == max(kv_cache.CPU_CACHE_BLOCK, kv_cache.NPU_CACHE_BLOCK)
+    assert outputs.OPTIMIZER_BYTES == keeper.OPTIMIZER_BYTES == dryrun.OPTIMIZER_BYTES
+    assert dryrun.OPTIMIZER_BYTES == dryrun.MOMENT_BYTES + 4

@@ -271,7 +271,7 @@ def spoiled(rank: int, size: int, store: object, words: list[str], way: str) -> 
     else:
         exporting.save_hf = full
     if way == "no checkpoint either":
-        keeper.STATE_BYTES = 10**15
+        keeper.OPTIMIZER_BYTES = 10**15
     world = World(Launch("single", rank, size, 0, (0,) * size, "", 0), placement(cfg, size), DEVICE,
                   timedelta(seconds=60), store)
     crew = prepare(cfg, world)

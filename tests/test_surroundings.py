@@ -15,7 +15,7 @@ from test_launch_sh import launch
 
 from r1zero.errors import BadInput
 from r1zero.loading import load_config
-from r1zero.paths import expand
+from r1zero.world.paths import expand
 from r1zero.world.launch import check_interfaces
 from r1zero.world.spawn import is_free, main as spawn, parse, rank_environments
 

@@ -52,7 +52,7 @@ def look_body(rank: int, size: int, store: object, hidden: torch.Tensor, weight:
               targets: torch.Tensor, unused: tuple[range, ...]) -> list[torch.Tensor]:
     """Log-probs, entropy, and the gradients of a sum of both, of this rank's rows."""
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    logprobs.CHUNK_ELEMENTS = 100  # two tokens a chunk, or four
+    logprobs.LOGIT_CHUNK_ELEMENTS = 100  # two tokens a chunk, or four
     hidden, rows = hidden.clone().requires_grad_(), len(weight) // size
     part = weight[rank * rows:(rank + 1) * rows].clone().requires_grad_()
     columns = local_columns(unused, rank * rows, rows)

@@ -40,6 +40,7 @@ from r1zero.preflight import machine  # noqa: E402
 from r1zero.preflight.machine import Node  # noqa: E402
 from r1zero.preflight.versions import check_versions, installed  # noqa: E402
 from r1zero.process import BAD_INPUT, is_first, refuse  # noqa: E402
+from r1zero.world.detect import device_kind  # noqa: E402
 from r1zero.world.launch import ALONE, Launch, announced_world_size, hush_torch, launched, read_launch  # noqa: E402
 from r1zero.world.roles import Placement  # noqa: E402
 
@@ -206,7 +207,7 @@ def inspect(job: Job, sees_token: bool) -> Node:
     from r1zero.world import device
 
     cfg, launch, inputs = job.cfg, job.launch, {}
-    kind = "cpu" if cfg is not None and cfg.training.distributed_backend == "gloo" else device.detect()
+    kind = device_kind(cfg.training.distributed_backend if cfg is not None else None)
     if cfg is not None:
         actor, missing = cfg.actor_rollout, absent(cfg)
         paths = {"actor_rollout.load": actor.load, "actor_rollout.data_path": actor.data_path,
@@ -269,8 +270,7 @@ def look_at_groups(job: Job, store: dist.Store, roll: RollCall, findings: Findin
     from r1zero.world import device as devices
     from r1zero.world.groups import World
 
-    kind = "cpu" if job.cfg.training.distributed_backend == "gloo" else devices.detect()
-    device = devices.open_device(kind, launch.local_rank)
+    device = devices.open_device(device_kind(job.cfg.training.distributed_backend), launch.local_rank)
     with roll.stage("making the groups", range(size)):
         try:
             world = World(launch, job.placed, device, timedelta(seconds=4 * roll.seconds),

@@ -33,9 +33,10 @@ from r1zero.datasets import check_data, compares  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.model import ModelShape  # noqa: E402
 from r1zero.observe.folder import check_writable  # noqa: E402
-from r1zero.paths import expand, user_path  # noqa: E402
+from r1zero.world.paths import expand, user_path  # noqa: E402
 from r1zero.process import is_first, refuse, run_rank  # noqa: E402
 from r1zero.weights.found import config_folder  # noqa: E402
+from r1zero.world.detect import check_dtype, uses_npu  # noqa: E402
 from r1zero.world.launch import Launch, read_launch  # noqa: E402
 from r1zero.world.roles import place  # noqa: E402
 
@@ -72,7 +73,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
              + json.dumps(MAP_KEYS))
     add("--tokenizer-name-or-path", type=expand, help="folder; default MODEL")
     add("--verifier", nargs="+", default=["acc", "format"], help="scorers, as in algorithm.verifier_function")
-    add("--dtype", choices=["bf16", "fp32"], help="default: that of the model's config.json")
+    add("--dtype", choices=["bf16", "fp32"], help="default: that of the model's config.json; bf16 on NPUs")
     add("--seed", type=int, default=1234)
     add("--tensor-model-parallel-size", type=int, default=1)
     add("--max-tokens-to-oom", type=int, default=131072, help="tokens in a replica's KV cache at most")
@@ -87,7 +88,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def config(args: argparse.Namespace) -> Config:
     """Write the arguments as the configuration of a run. BadInput for malformed ones."""
     tokenizer = args.tokenizer_name_or_path or args.model
-    dtype = args.dtype or model_dtype(config_folder(args.model, tokenizer))
+    dtype = args.dtype or ("bf16" if uses_npu(None) else model_dtype(config_folder(args.model, tokenizer)))
     training = Training(
         global_batch_size=1, seq_length=args.max_new_tokens + 1, train_iters=1, seed=args.seed,
         bf16=dtype == "bf16", prompt_type=args.prompt_type,
@@ -157,6 +158,7 @@ def check(args: argparse.Namespace, cfg: Config, launch: Launch) -> list[str]:
     if launch.world_size % max(args.tensor_model_parallel_size, 1):
         problems.append(f"--tensor-model-parallel-size: {args.tensor_model_parallel_size} does not divide "
                         f"the {launch.world_size} ranks of this job")
+    problems += check_dtype(f"--dtype: {args.dtype}", cfg.training.bf16, None)
     problems += checks.check_rewards(cfg) + check_writable("--output", cfg.output_dir)
     return problems or check_files(args, cfg)
 

@@ -25,7 +25,7 @@ from r1zero.data.layout import Layout  # noqa: E402
 from r1zero.data.problems import read_problems  # noqa: E402
 from r1zero.data.tables import open_table  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.paths import user_path  # noqa: E402
+from r1zero.world.paths import user_path  # noqa: E402
 
 FINAL = re.compile(r"####\s*(-?[\d,]*\.?\d+)\s*$")
 

@@ -30,7 +30,7 @@ from r1zero.data.problems import ProblemSet, parse_json, read_problems  # noqa: 
 from r1zero.data.survey import DataSet, survey  # noqa: E402
 from r1zero.data.template import TEMPLATES, Template  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.paths import expand  # noqa: E402
+from r1zero.world.paths import expand  # noqa: E402
 from r1zero.sentences import nearest  # noqa: E402
 
 PARTS = ("prompt", "query", "response", "system")

@@ -30,7 +30,7 @@ from r1zero.config import Config  # noqa: E402
 from r1zero.data.prompts import load_tokenizer, vocabulary_of  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
-from r1zero.paths import user_path  # noqa: E402
+from r1zero.world.paths import user_path  # noqa: E402
 from r1zero.reward.case import Case  # noqa: E402
 from r1zero.reward.gold import read_gold  # noqa: E402
 from r1zero.reward.judge import Judge  # noqa: E402

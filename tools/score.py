@@ -27,7 +27,7 @@ from r1zero.command_line import CommandLine  # noqa: E402
 from r1zero.config import Reward  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.loading import load_config  # noqa: E402
-from r1zero.paths import user_path  # noqa: E402
+from r1zero.world.paths import user_path  # noqa: E402
 from r1zero.reward.case import Case  # noqa: E402
 from r1zero.reward.gold import judge, read_gold  # noqa: E402
 from r1zero.reward.judge import Judge  # noqa: E402

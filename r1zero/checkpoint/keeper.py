@@ -22,12 +22,12 @@ from r1zero.checkpoint.progress import Record
 from r1zero.crew import Crew
 from r1zero.loading import dump
 from r1zero.policy.checkpoint import Writing, rng_states
+from r1zero.sizes import OPTIMIZER_BYTES
 from r1zero.world.leave import Leave
 
 RESERVE = ".reserve"  # room for what is written last, so that a disk that fills up meanwhile still takes it
 RESERVE_BYTES = 4 << 20
 RNG = "rng.safetensors"
-STATE_BYTES = 12  # of optimizer state for each parameter: fp32 weight and two moments
 FIRST_SAVE_SPEED = 2e8  # bytes a second, until a save was measured
 MARGIN_SECONDS = 10.0
 
@@ -176,7 +176,7 @@ class Keeper:
     @property
     def _bytes(self) -> int:
         """About the size of a checkpoint."""
-        return self.crew.shape.num_parameters * (self.crew.policy.model.dtype.itemsize + STATE_BYTES) + RESERVE_BYTES
+        return self.crew.shape.num_parameters * (self.crew.policy.model.dtype.itemsize + OPTIMIZER_BYTES) + RESERVE_BYTES
 
     @property
     def _reserve(self) -> Path:

@@ -13,9 +13,8 @@ import torch
 import torch.distributed as dist
 
 from r1zero.algo.unused import blank
+from r1zero.sizes import LOGIT_CHUNK_ELEMENTS
 
-# Elements of logits held at once, as fp32: 256 MB.
-CHUNK_ELEMENTS = 64 * 2**20
 
 
 def token_logprobs(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float,
@@ -67,7 +66,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    size = max(1, LOGIT_CHUNK_ELEMENTS // weight.shape[0])
     return [slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size)]
 
 

@@ -13,10 +13,7 @@ import heapq
 import torch
 
 from r1zero.model import ModelShape
-
-# Tokens of a block: long enough for efficient products, short enough not to waste much on a last block.
-# 128 is what Ascend's fused attention asks for.
-CPU_BLOCK, NPU_BLOCK = 64, 128
+from r1zero.sizes import CPU_CACHE_BLOCK, NPU_CACHE_BLOCK
 
 
 class BlockPool:
@@ -24,7 +21,7 @@ class BlockPool:
 
     def __init__(self, shape: ModelShape, kv_heads: int, dtype: torch.dtype, device: torch.device,
                  block: int | None = None) -> None:
-        self.block = block or (NPU_BLOCK if device.type == "npu" else CPU_BLOCK)
+        self.block = block or (NPU_CACHE_BLOCK if device.type == "npu" else CPU_CACHE_BLOCK)
         self.num_blocks = 0
         self._layout = (shape.num_layers, kv_heads, shape.head_dim, dtype, device)
         self.keys = self.values = torch.empty(0)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from r1zero.sizes import BUCKETS_IN_FLIGHT
 from r1zero.weights.names import local_view
 from r1zero.weights.reshard import Bucket, Piece, Plan
 
@@ -34,7 +35,7 @@ class Publisher:
     def __init__(self, plan: Plan, rank: int,
                  group_for: Callable[[tuple[int, ...]], dist.ProcessGroup | None],
                  source: Weights | None, target: Weights | None,
-                 dtype: torch.dtype, device: torch.device | str, in_flight: int = 4) -> None:
+                 dtype: torch.dtype, device: torch.device | str, in_flight: int = BUCKETS_IN_FLIGHT) -> None:
         """Allocate the buckets and get the groups.
 
         `group_for` is called on every rank for every group, in one order. `source` is given on train ranks,

@@ -113,26 +113,30 @@ class EventTimer:
 
     def __init__(self, module: ModuleType) -> None:
         """`module` is torch.npu or torch.cuda."""
-        self._module = module
+        self._module, self._host = module, HostTimer()
         self._module.synchronize()
         self._set()
 
-    def mark(self) -> Any:
+    def mark(self) -> tuple[float, Any]:
         """Queue an event."""
+        return self._host.mark(), self._event()
+
+    def read(self, marks: Sequence[tuple[float, Any]]) -> list[float]:
+        """Wait for the device; when it passed these events, in seconds since the epoch."""
+        self._module.synchronize()
+        queued = self._host.read([moment for moment, _ in marks])
+        passed = [self._epoch + self._first.elapsed_time(event) / 1000 for _, event in marks]
+        self._set()
+        return list(map(max, queued, passed))  # no event is passed before it is queued, though clocks drift apart
+
+    def _event(self) -> Any:
         event = self._module.Event(enable_timing=True)
         event.record()
         return event
 
-    def read(self, marks: Sequence[Any]) -> list[float]:
-        """Wait for the device; when it passed these events, in seconds since the epoch."""
-        self._module.synchronize()
-        moments = [self._epoch + self._first.elapsed_time(mark) / 1000 for mark in marks]
-        self._set()
-        return moments
-
     def _set(self) -> None:
         """Tie the device's time to the host's; the device is idle."""
-        self._first, self._epoch = self.mark(), time.time()
+        self._first, self._epoch = self._event(), time.time()
 
 
 def _module(kind: str) -> ModuleType:
