@@ -13,7 +13,7 @@ from dataclasses import replace
 from r1zero.reward.expression import parse
 from r1zero.reward.formulas import branches, is_plain, is_worked, last_place, names, same_formula
 from r1zero.reward.kinds import Answer, Based, Group, Matrix, Relation, Scalar, Sets, Words
-from r1zero.reward.labels import coordinates, is_label, quotient
+from r1zero.reward.labels import coordinates, is_label, name_of
 from r1zero.reward.number_words import to_digits
 from r1zero.reward.scalars import compound_parts, read_scalar
 from r1zero.reward.spelling import AND, ANGLE_CLOSE, ANGLE_OPEN, APPROX, CUP, EMPTY, GE, IN, LE, MINUS_SET, NE
@@ -176,7 +176,7 @@ class _Reader:
         turned = signs == ["="] and not is_label(sides[0]) and is_label(sides[1])
         if turned:
             sides = sides[::-1]
-        label = quotient(sides[0]) or (is_label(sides[0]) and "".join(sides[0].split()))
+        label = name_of(sides[0])
         if not label or not sides[1]:
             return None
         if len(sides) > 2:
@@ -184,10 +184,10 @@ class _Reader:
         else:
             answer = self.answer(sides[1])
         if isinstance(answer, Scalar):
-            unsolved = turned and not is_worked(answer.tree)
-            formula = ":" in label and names(answer.tree)
-            if unsolved or formula or label in names(answer.tree):
-                return None
+            if turned and not is_worked(answer.tree):
+                return None  # 2 + 3 = x
+            if label in names(answer.tree) or (":" in label and names(answer.tree)):
+                return None  # x = x + 1, a/b = c/d
             return replace(answer, label=label)
         if isinstance(answer, Group):
             return _named_group(answer, label, coordinates(sides[0]))

@@ -50,7 +50,8 @@ def same_text(gold: str, given: str) -> bool | None:
         return _same_verdict(plain_words(bare), plain.casefold())
     if not _WORD.fullmatch(bare) or len(bare) < 2 or to_digits(bare) != bare:
         return None
-    if plain_words(bare) == plain_words(plain):
+    option = _read_option(plain)
+    if plain_words(bare) in (plain_words(plain), plain_words(option[1]) if option else ""):
         return True
     is_product = bare == gold and bare.isascii() and bare.isalpha() and len(bare) < 4  # xy, but not east
     return None if is_product or plain_words(bare) in NOTHING | {"infinity"} else False

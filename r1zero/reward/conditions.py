@@ -7,8 +7,9 @@ import re
 from r1zero.reward.spelling import CLOSING, GE, IN, LE, NE, OPENING
 
 _SIGNAL = r"(?:for|where|when|with|such that)\b"
+_CASES = re.compile(r"\b(?:for|when|if|otherwise|else)\b")
 _CONDITION = re.compile(
-    rf"(?P<main>.+?)(?: ?[,;]? ?\\text ?\{{[ ,;(]*{_SIGNAL}| ?[,;]? {_SIGNAL}|[,;] ?{_SIGNAL}"
+    rf"(?P<main>.+?)(?: ?[,;]? ?\\text ?\{{[ ,;(]*{_SIGNAL}| ?[,;]? {_SIGNAL}|[,;] ?{_SIGNAL}|[,;]? ?\\forall"
     rf"|[,; (](?= ?[A-Za-z](?: ?, ?[A-Za-z])* ?{IN})|[,;(](?= ?[A-Za-z] ?[<>{LE}{GE}{NE}]))"
     r"(?P<rest>.+)"
 )
@@ -24,7 +25,7 @@ def split_condition(text: str) -> tuple[str, str]:
     if match is None or "\\begin" in text:
         return text, ""
     main, rest = match["main"], match["rest"]
-    if not _is_closed(main) or _OPEN.search(main):
+    if not _is_closed(main) or _OPEN.search(main) or _CASES.search(rest):
         return text, ""
     if not _letters(main.rpartition("=")[2]) & _letters(rest):
         return text, ""

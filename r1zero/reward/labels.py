@@ -39,10 +39,10 @@ def coordinates(text: str) -> list[str]:
     return re.findall("[a-z]", text) if _POINT.fullmatch(text) else []
 
 
-def quotient(text: str) -> str:
-    r"""Return the name of a ratio with colons, NO:BO for `\frac{NO}{BO}`; "" for any other text."""
+def name_of(text: str) -> str:
+    r"""Return a name without spaces, NO:BO for the quotient `\frac{NO}{BO}`; "" for what is no name."""
     match = _QUOTIENT.fullmatch(text)
     if match is None:
-        return ""
+        return "".join(text.split()) if is_label(text) else ""
     name = f"{match['top']}:{match['bottom']}" if match["top"] else text
     return re.sub(r"\\text|\\overline|[{}| ]", "", name).replace("/", ":")

@@ -100,7 +100,7 @@ def _same(gold: str, given: str) -> bool:
     if max(len(gold), len(given)) > MAX_CHARACTERS:
         return False
     right, answer = read_gold(gold), read(given, trusted=False)
-    if not right.text or not answer.text or not _may_be_left_out(right.condition, answer.condition):
+    if not right.text or not answer.text or not _agree(right.condition, answer.condition):
         return False
     if right.key == answer.key:
         return True
@@ -110,8 +110,8 @@ def _same(gold: str, given: str) -> bool:
     return _same_algebra(right, answer) if verdict is None else verdict
 
 
-def _may_be_left_out(right: str, given: str) -> bool:
-    """Tell whether two answers with these conditions can be the same."""
+def _agree(right: str, given: str) -> bool:
+    """Tell whether answers with these conditions can be the same: the right one's may be left out."""
     return given in ("", right) or (not right and is_domain(given))
 
 
