@@ -12,7 +12,12 @@ connection is made: one sentence each, exit code 2.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends this
+
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING

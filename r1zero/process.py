@@ -48,7 +48,7 @@ def end(exit_code: int) -> NoReturn:
     an exit hook that waits for it for ever."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError):  # nobody reads any more, as behind `| head`
+        with contextlib.suppress(OSError):  # nobody reads any more, as behind `| head`, or the terminal is closed
             stream.flush()
     os._exit(exit_code)
 

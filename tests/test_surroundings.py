@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 import yaml
 from small_config import home, load, write  # noqa: F401
 from test_launch_sh import launch
@@ -16,7 +18,9 @@ from test_launch_sh import launch
 from r1zero.errors import BadInput
 from r1zero.loading import load_config
 from r1zero.world.paths import expand
-from r1zero.world.launch import check_interfaces
+from r1zero.world.failure import is_lost_connection
+from r1zero.world.launch import check_interfaces, read_launch
+from r1zero.world.leave import SIGNALS, Leave
 from r1zero.world.spawn import is_free, main as spawn, parse, rank_environments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,3 +245,51 @@ def test_only_bad_input_is_told_as_the_users_mistake(tiny: Path, tmp_path: Path,
     assert done.returncode == code and said in done.stderr, done.stderr
     assert ("Traceback" in done.stderr + logged) == (code == 1)
     assert len([line for line in done.stderr.splitlines() if line.startswith("r1zero: ")]) == 1
+
+
+# -- what a hostile reader tried ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("variables", "sentence"), [
+    ({"RANK": "5", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}, "RANK=5 must be from 0 to 3"),
+    ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "0", "MASTER_PORT": "29500"}, "LOCAL_WORLD_SIZE=0"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "99999"}, "MASTER_PORT=99999 must be from 1"),
+])
+def test_numbers_of_a_launcher_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str],
+                                                          sentence: str) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match=sentence):
+        read_launch()
+
+
+def test_a_port_that_is_none_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert spawn(["--nproc-per-node", "1", "--master-port", "99999", "main.py"]) == 2
+    assert capsys.readouterr().err == "r1zero: MASTER_PORT=99999 must be from 1 to 65535\n"
+
+
+def test_signals_that_are_ignored_stay_so() -> None:
+    """As under nohup, and for the background jobs of a script."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        Leave().listen()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert callable(signal.getsignal(signal.SIGTERM))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("error", "lost"), [
+    (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"), True),
+    (dist.DistNetworkError("failed to recv, got 0 bytes"), True),
+    (dist.DistBackendError("NCCL error: remote process exited, connection reset by peer"), True),
+    (dist.DistBackendError("Duplicate GPU detected"), False),
+    (RuntimeError("the peer of this socket has no connection in the plan"), False),
+    (RuntimeError("[enforce fail at ../third_party/gloo/gloo/transport/tcp/device.cc:84] no such socket"), False),
+    (ValueError("connection"), False),
+])
+def test_a_lost_connection_is_told_by_what_was_raised(error: Exception, lost: bool) -> None:
+    assert is_lost_connection(error) == lost

@@ -27,7 +27,7 @@ OVERRIDES = [
     f"actor_rollout.temperature={TEMPERATURE}", f"algorithm.kl_ctrl.kl_coef={KL}", f"actor_rollout.entropy_coeff={ENTROPY}",
     f"actor_rollout.lr={LR}", f"actor_rollout.clip_ratio={CLIP}", f"actor_rollout.adam_eps={EPS}",
     "actor_rollout.lr_decay_style=constant", "actor_rollout.clip_grad=0.05", "actor_rollout.weight_decay=0.01",
-    "actor_rollout.adam_beta2=0.99",
+    "actor_rollout.adam_beta2=0.99", "training.distributed_backend=gloo",
     "actor_rollout.n_samples_per_prompt=4", "actor_rollout.ppo_mini_batch_size=8", "training.global_batch_size=6",
 ]
 PROMPT_LENGTHS = [3, 12, 7, 1, 20, 5]

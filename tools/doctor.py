@@ -14,6 +14,7 @@ fine, 2 problems.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -93,7 +94,8 @@ class Findings:
 
     def _say(self, verdict: str, what: str, line: str) -> None:
         if self._speaks:
-            print(f"{verdict:8} {what:12} {line}", flush=True)
+            with contextlib.suppress(BrokenPipeError):  # nobody reads any more, as behind `| head`
+                print(f"{verdict:8} {what:12} {line}", flush=True)
 
 
 def main(arguments: list[str]) -> int:

@@ -45,7 +45,6 @@ def main() -> int:
                         help="default: those of CONFIG, or acc format")
     parser.add_argument("--config", help="take scorers and their settings from this configuration")
     args = parser.parse_args()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `score.py ... | head` shall end quietly
     try:
         names, reward = ["acc", "format"], Reward()
         if args.config:
@@ -125,4 +124,5 @@ def _refuse(problems: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `score.py ... | head` shall end quietly
     sys.exit(main())

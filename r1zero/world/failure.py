@@ -34,6 +34,21 @@ GRACE_SECONDS = 5.0
 log = logging.getLogger("r1zero")
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether this is what a rank gets when another one is gone: the type tells, and of gloo its prefix.
+
+    gloo throws a plain RuntimeError whose text begins with its source file, "[.../gloo/transport/...] Connection
+    closed by peer"; with "enforce fail" it is the machine's own trouble.
+    """
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    text = str(error)
+    from_backend = isinstance(error, dist.DistBackendError) or "/gloo/" in text.partition("]")[0]
+    words = ("connection", "socket", "peer", "timed out", "timeout")
+    return isinstance(error, RuntimeError) and from_backend and "enforce fail" not in text and any(
+        word in text.lower() for word in words)
+
+
 class FailureWatch:
     """Watches for failures of other ranks, and tells them of ours."""
 
@@ -81,10 +96,7 @@ class FailureWatch:
         otherwise tells whose pulse has stopped.
         """
         self._failing.set()
-        # gloo throws plain RuntimeErrors, whose words alone tell; the types are those of nccl, hccl and the store.
-        consequence = isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError) or (
-            isinstance(error, RuntimeError) and any(
-                word in str(error).lower() for word in ("connection", "socket", "peer")))
+        consequence = is_lost_connection(error)
         said = str(error).split(". This is typically")[0].rpartition("] ")[2]  # without gloo's source line
         try:
             silent = self._silent(GRACE_SECONDS) if consequence else []

@@ -97,12 +97,14 @@ def announced_world_size() -> int | None:
 def _from_torchrun() -> Launch:
     rank, size = _read("RANK"), _read("WORLD_SIZE")
     local_size = _read("LOCAL_WORLD_SIZE", size)
-    if size % local_size:
+    if not 0 <= rank < size:
+        raise BadInput(f"RANK={rank} must be from 0 to {size - 1}, since WORLD_SIZE={size}")
+    if local_size < 1 or size % local_size:
         raise BadInput(f"WORLD_SIZE={size} is not a multiple of LOCAL_WORLD_SIZE={local_size}: "
                        "start the same number of processes on every node")
     nodes = tuple(r // local_size for r in range(size))
     address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    return Launch("torchrun", rank, size, _read("LOCAL_RANK", rank % local_size), nodes, address, _read("MASTER_PORT"))
+    return Launch("torchrun", rank, size, _read("LOCAL_RANK", rank % local_size), nodes, address, _port())
 
 
 def _from_slurm() -> Launch:
@@ -117,7 +119,15 @@ def _from_slurm() -> Launch:
     # One port for all tasks of this step, and another for the next step of the same job.
     default_port = 20000 + (_read("SLURM_JOB_ID") * 64 + _read("SLURM_STEP_ID", 0) % 64) % 20000
     return Launch("slurm", _read("SLURM_PROCID"), size, _read("SLURM_LOCALID"), nodes, address,
-                  _read("MASTER_PORT", default_port))
+                  _port(default_port))
+
+
+def _port(default: int | None = None) -> int:
+    """MASTER_PORT, where rank 0 listens."""
+    port = _read("MASTER_PORT", default)
+    if not 1 <= port <= 65535:
+        raise BadInput(f"the environment variable MASTER_PORT={port} must be from 1 to 65535")
+    return port
 
 
 def _tasks_per_node() -> list[int]:

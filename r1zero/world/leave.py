@@ -37,9 +37,13 @@ class Leave:
         self._training = False
 
     def listen(self) -> None:
-        """Take note of signals from now on instead of dying of them."""
+        """Take note of signals from now on instead of dying of them.
+
+        One that is ignored stays so: `nohup` and a script's background jobs ask for that.
+        """
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def begin(self) -> None:
         """From now on there is something to save: Ctrl-C waits for the end of the step."""

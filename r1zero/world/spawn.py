@@ -12,6 +12,7 @@ And a rank that fails is not buried under a traceback of the launcher: the rank 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -90,13 +91,17 @@ def main(arguments: Sequence[str]) -> int:
     port = args.master_port
     if port is None:
         port = free_port()
+    elif not 1 <= port <= 65535:
+        print(f"r1zero: MASTER_PORT={port} must be from 1 to 65535", file=sys.stderr)
+        return BAD_INPUT
     elif args.node_rank == 0 and not is_free(port):
         print(f"r1zero: MASTER_PORT={port} is in use on this node; set another, or leave it unset for a run on "
               "one node", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     ranks = Ranks()
     for number in FORWARDED:
-        signal.signal(number, _forward_to(ranks))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup: the ranks ignore it, too
+            signal.signal(number, _forward_to(ranks))
     ranks.start([sys.executable, *args.program], rank_environments(args, port))
     return ranks.wait()
 
@@ -154,10 +159,14 @@ def is_free(port: int) -> bool:
 
 
 def _forward_to(ranks: Ranks) -> Callable[[int, FrameType | None], None]:
+    told: list[int] = []
+
     def forward(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            print("\nr1zero: leaving after the running step; Ctrl-C again ends at once", file=sys.stderr)
         ranks.send(number)
+        if number == signal.SIGINT and not told:
+            told.append(number)
+            with contextlib.suppress(OSError):  # of a terminal that is closed
+                print("\nr1zero: leaving after the running step; Ctrl-C again ends at once", file=sys.stderr)
 
     return forward
 
