@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,13 +15,16 @@ import torch.distributed as dist
 import yaml
 from small_config import home, load, write  # noqa: F401
 from test_launch_sh import launch
+from tool import functions
 
+from r1zero.checks import check
 from r1zero.errors import BadInput
 from r1zero.loading import load_config
 from r1zero.world.paths import expand
 from r1zero.world.failure import is_lost_connection
-from r1zero.world.launch import check_interfaces, read_launch
+from r1zero.world.launch import Launch, check_interfaces, read_launch
 from r1zero.world.leave import SIGNALS, Leave
+from r1zero.world.rollcall import open_store
 from r1zero.world.spawn import is_free, main as spawn, parse, rank_environments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -293,3 +297,26 @@ def test_signals_that_are_ignored_stay_so() -> None:
 ])
 def test_a_lost_connection_is_told_by_what_was_raised(error: Exception, lost: bool) -> None:
     assert is_lost_connection(error) == lost
+
+
+def test_a_name_without_an_address_is_one_sentence() -> None:
+    launch = Launch("slurm", 1, 2, 0, (0, 1), "no-such-host.invalid", 29500)
+    with pytest.raises(BadInput, match="MASTER_ADDR=no-such-host.invalid has no address that rank 1 can find"):
+        open_store(launch, 0.2)
+
+
+@pytest.mark.parametrize(("key", "inside"), [("actor_rollout.load", "model"), ("training.resume", "checkpoints")])
+def test_a_run_folder_names_what_is_meant_in_it(home: Path, key: str, inside: str) -> None:  # noqa: F811
+    run = home / "run"
+    (run / "checkpoints" / "iter_0000003").mkdir(parents=True)
+    (run / "checkpoints" / "iter_0000003" / "complete.json").write_text('{"files": {}}')
+    (run / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("3\n")
+    shutil.copytree(home / "net", run / "model")
+    (run / "metrics.jsonl").write_text("")
+    assert any(f"{run}/{inside}" in problem for problem in check(load(home, f"{key}={run}")))
+
+
+def test_tools_expand_what_a_shell_leaves_alone(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:  # noqa: F811
+    monkeypatch.setenv("HOME", str(home))
+    parse_words = functions("convert_ckpt.py")["parse"]
+    assert parse_words(["--from=~/net", "--to=$HOME/out"]).load_dir == home / "net"

@@ -32,6 +32,7 @@ import torch  # noqa: E402
 
 from r1zero.errors import BadInput  # noqa: E402
 from r1zero.model import ModelShape  # noqa: E402
+from r1zero.world.paths import user_path  # noqa: E402
 from r1zero.weights.huggingface import copy_beside, save_hf  # noqa: E402
 from r1zero.weights.found import CONFIG, config_folder, find  # noqa: E402
 from r1zero.weights.load import open_weights, stored_shape  # noqa: E402
@@ -68,8 +69,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog="convert_ckpt.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--load-dir", "--from", required=True, type=Path, metavar="DIR", help="weights to read")
-    add("--save-dir", "--to", required=True, type=Path, metavar="DIR", help="folder to make")
+    add("--load-dir", "--from", required=True, type=user_path, metavar="DIR", help="weights to read")
+    add("--save-dir", "--to", required=True, type=user_path, metavar="DIR", help="folder to make")
     add("--load-model-type", "--from-type", choices=TYPES, help="what --load-dir must hold; default any")
     add("--save-model-type", "--to-type", choices=TYPES, help="what to write; default: the other one")
     add("--target-tensor-parallel-size", "--tp", type=at_least_1, default=1, metavar="N")
@@ -81,7 +82,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     add("--make-vocab-size-divisible-by", type=at_least_1, default=1, metavar="N",
         help="pad the vocabulary of legacy files to a multiple of N times TP; default 1")
     add("--params-dtype", "--dtype", choices=DTYPES, help="type to write; default that of the source")
-    add("--hf-dir", "--config-from", type=Path, metavar="DIR",
+    add("--hf-dir", "--config-from", type=user_path, metavar="DIR",
         help="folder with config.json and tokenizer of a Megatron source; default: beside the checkpoint")
     add("--model-type-hf", "--family", metavar="NAME", help="accepted; config.json tells the model")
     for name in ("--use-mcore-models", "--add-qkv-bias"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import threading
 import time
 import uuid
@@ -22,6 +23,7 @@ from r1zero.world.launch import Launch
 
 PREFIX, START = "r1zero/rollcall/", "r1zero/start/"
 POLL_SECONDS = 0.1
+RESOLVE_SECONDS = 60.0  # that a name may take to get an address
 VERDICT_SECONDS = 1.0  # that rank 0, which may hold the store, stays for others to read who is missing
 
 
@@ -29,6 +31,7 @@ def open_store(launch: Launch, seconds: float) -> dist.Store:
     """Reach the job's store; rank 0 opens it unless torchrun has. BadInput when it cannot be reached in time."""
     if launch.launcher == "single":
         return dist.HashStore()
+    _resolve(launch, min(seconds, RESOLVE_SECONDS))
     opens = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         return dist.TCPStore(launch.address, launch.port, None, opens, timedelta(seconds=seconds),
@@ -40,6 +43,21 @@ def open_store(launch: Launch, seconds: float) -> dist.Store:
                        f"({reason}); set MASTER_ADDR to an address of the first node that all nodes reach and "
                        "MASTER_PORT to a free port that no firewall closes, and see that rank 0 has started"
                        ) from None
+
+
+def _resolve(launch: Launch, seconds: float) -> None:
+    """Wait until the name of rank 0's machine has an address, as that of a new pod has a moment late."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.getaddrinfo(launch.address, launch.port)
+            return
+        except socket.gaierror as error:
+            if time.monotonic() > deadline:
+                raise BadInput(f"MASTER_ADDR={launch.address} has no address that rank {launch.rank} can find within "
+                               f"{seconds:g} s ({error.strerror}); set it to a name or address of the first node that "
+                               "all nodes reach") from None
+        time.sleep(POLL_SECONDS)
 
 
 def join(launch: Launch, seconds: float) -> dist.Store:
