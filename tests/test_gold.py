@@ -77,23 +77,21 @@ def test_the_answer_in_a_right_answer(text: str, answer: str) -> None:
     assert read_gold(text) == answer == read_gold(answer)
 
 
+def preprocess(data: Path | str, prefix: Path, tiny: Path, *more: str) -> int:
+    """Run tools/preprocess_data.py on a raw file; returns its exit code."""
+    flags = ["--input", str(data), "--output-prefix", str(prefix), "--map-keys", json.dumps(KEYS)]
+    return run_here(
+        "preprocess_data.py", *flags, "--tokenizer-name-or-path", str(tiny / "model"), *more
+    )
+
+
 def test_every_reader_gives_the_same_answer(tmp_path: Path, tiny: Path) -> None:
     data = lines(tmp_path / "gsm8k.jsonl", rows([SOLUTION, "#### 1,234", ["5"], "['22']", 7]))
     tokenizer, template = load_tokenizer(tiny / "model"), Template("qwen_r1")
     raw = Prompts(data, Layout(KEYS), template, tokenizer, 500, seed=1)
     expected = ["72", "1234", "5", "22", "7"]
     assert [prompt.answer for prompt in raw.prompts] == expected
-    flags = [
-        "--input",
-        str(data),
-        "--output-prefix",
-        str(tmp_path / "made"),
-        "--map-keys",
-        json.dumps(KEYS),
-        "--tokenizer-name-or-path",
-        str(tiny / "model"),
-    ]
-    assert run_here("preprocess_data.py", *flags) == 0
+    assert preprocess(data, tmp_path / "made", tiny) == 0
     made = Prompts(tmp_path / "made", Layout(KEYS), template, tokenizer, 500, seed=1)
     assert [prompt.answer for prompt in made.prompts] == expected
 
@@ -156,20 +154,10 @@ def test_rows_that_are_left_out_are_empty_documents(
     tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = lines(tmp_path / "a.jsonl", rows(["1", None, "proof", "4", "a sentence of 9 words"]))
-    flags = [
-        "--input",
-        str(data),
-        "--output-prefix",
-        str(tmp_path / "made"),
-        "--map-keys",
-        json.dumps(KEYS),
-        "--tokenizer-name-or-path",
-        str(tiny / "model"),
-    ]
-    assert run_here("preprocess_data.py", *flags) == 2
+    assert preprocess(data, tmp_path / "made", tiny) == 2
     assert "line 2: column 'answer' is missing or null" in (said := capsys.readouterr().err)
     assert "--skip-bad-rows" in said
-    assert run_here("preprocess_data.py", *flags, "--skip-bad-rows") == 0
+    assert preprocess(data, tmp_path / "made", tiny, "--skip-bad-rows") == 0
     said = capsys.readouterr()
     assert (
         said.out.startswith("3 rows, ") and "0 rows dropped by --seq-length, 2 left out" in said.out
@@ -415,17 +403,7 @@ def test_preprocessed_data_is_looked_at_as_raw_data_is(
     tmp_path: Path, tiny: Path, home: Path
 ) -> None:  # noqa: F811
     data = lines(tmp_path / "a.jsonl", rows(["1", "He has 7 apples"]))
-    flags = [
-        "--input",
-        str(data),
-        "--output-prefix",
-        str(tmp_path / "made"),
-        "--map-keys",
-        json.dumps(KEYS),
-        "--tokenizer-name-or-path",
-        str(tiny / "model"),
-    ]
-    assert run_here("preprocess_data.py", *flags) == 0
+    assert preprocess(data, tmp_path / "made", tiny) == 0
     cfg = load(
         home,
         MAP_KEYS,

@@ -92,7 +92,9 @@ def read_backend(folder: Path) -> Tokenizer:
     path = folder / TOKENIZER
     try:
         backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+    except Exception as error:  # noqa: BLE001 - tokenizers raises the bare class for every file that it cannot read
+        if type(error) is not Exception:  # a fault of another kind is not the file's
+            raise
         raise BadInput(f"{path} is no tokenizer that the library tokenizers can read ({error}); copy it "
                        "again") from None
     for token in read_json(path).get("added_tokens") or []:

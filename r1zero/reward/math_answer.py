@@ -89,7 +89,7 @@ def without_faults(compare: Callable[..., bool], texts: tuple[str, ...], on_faul
         return compare(*texts)
     except MemoryError:
         raise  # what is left of this process may be torn
-    except Exception as error:  # noqa: BLE001 - each of them has this one answer
+    except Exception as error:  # noqa: BLE001 - what sympy and we may raise on any text has no bound; told
         shown = ", ".join(f"{text[-80:]!r}" for text in texts)
         log.warning("a comparison failed, which counts as wrong: %s: %s; of %s",
                     type(error).__name__, error, shown)

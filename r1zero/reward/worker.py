@@ -125,7 +125,7 @@ def _run(scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
         return {"scores": [(score.value, score.outcome) for score in scorer.score(cases)]}
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # what is left in this process may be torn or fill its memory
-    except Exception as error:  # noqa: BLE001 - libraries and code of the user; the judge counts it
+    except Exception as error:  # noqa: BLE001 - a user's scorer may raise anything; counted, and too many stop the run
         return {"crash": f"{type(error).__name__}: {error}"[:WHY_CHARACTERS]}
 
 
