@@ -83,4 +83,4 @@ elif [[ -n ${MASTER_PORT:-} ]]; then
   where+=(--master-port "$MASTER_PORT")
 fi
 say "starting $NPROC_PER_NODE processes on each of $NNODES node(s): $config $*"
-exec "$python" "$root/r1zero/world/spawn.py" "${where[@]}" "${program[@]}"
+exec "$python" "$root/r1zero/distributed/spawn.py" "${where[@]}" "${program[@]}"

@@ -1,4 +1,14 @@
-"""What ends a run, told apart by type."""
+"""The class of the user's mistakes, and how they are told: the key, its value, and the nearest values that would work."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+Factors = list[tuple[str, int]]  # names and values whose product must divide something
 
 
 class BadInput(Exception):
@@ -7,3 +17,75 @@ class BadInput(Exception):
     It is told without a traceback, with exit code 2. Nothing else is: a ValueError of ours or of a library is a fault
     of the program, and keeps its traceback.
     """
+
+
+class Notes:
+    """What is wrong, and what has no effect and why."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.ineffective: dict[str, list[str]] = {}  # places by reason
+
+    def refuse(self, sentence: str) -> None:
+        if sentence not in self.problems:  # a key that two roles share is converted twice
+            self.problems.append(sentence)
+
+    def ignore(self, where: str, reason: str) -> None:
+        self.ineffective.setdefault(reason, []).append(where)
+
+    @property
+    def warnings(self) -> list[str]:
+        return [f"{', '.join(places)}: accepted, no effect: {reason}"
+                for reason, places in self.ineffective.items()]
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Turn the system's refusal to look at a path, such as one in a closed folder, into a BadInput."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{error.filename} cannot be looked at: {error.strerror}; name another path, or "
+                       "see to its permissions") from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Say which known word the user may have meant; empty when none is near."""
+    found = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def multiple(key: str, value: int, factors: Factors) -> list[str]:
+    return multiples(key, value, [factors])
+
+
+def multiples(key: str, value: int, all_factors: Iterable[Factors]) -> list[str]:
+    """One sentence for each product that does not divide the value; the neighbours meet all of them."""
+    products = [(math.prod(number for _, number in factors), factors) for factors in all_factors]
+    step = math.lcm(*(product for product, _ in products))
+    below, above = value // step * step, (value // step + 1) * step
+    works = [number for number in (below, above) if number > 0]
+    return [f"{key}: {value} must be a multiple of {product} = {product_text(factors)}; "
+            f"{neighbours(value, works)}" for product, factors in products if value % product]
+
+
+def product_text(factors: Factors) -> str:
+    return " x ".join(f"{name} {number}" for name, number in factors)
+
+
+def neighbours(value: int, works: Sequence[int]) -> str:
+    """Name the nearest working values on both sides."""
+    near = [max((number for number in works if number <= value), default=None),
+            min((number for number in works if number >= value), default=None)]
+    found = sorted({number for number in near if number is not None})
+    if not found:
+        return "no value would work with the other batch sizes: change training.global_batch_size first"
+    verb = "would work" if len(found) == 1 else "are the nearest that would work"
+    return f"{' and '.join(map(str, found))} {verb}"
+
+
+def shown(value: Any) -> str:
+    """Write a value as YAML does."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "nothing" if value is None else str(value)

@@ -11,33 +11,36 @@ connection is made: one sentence each, exit code 2.
 
 from __future__ import annotations
 
-import argparse
-import signal
+import os
 import sys
+
+# A script's own folder must not stand on the path: its files, such as types.py, would hide modules
+# of the standard library. So this comes before any other import.
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+import argparse  # noqa: E402
+import signal  # noqa: E402
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends this
 
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-# A script's own folder must not stand on the path: its files would hide modules of the same name.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from r1zero import checks, dryrun  # noqa: E402
-from r1zero.command_line import CommandLine  # noqa: E402
-from r1zero.config import Config, nodes, placement  # noqa: E402
-from r1zero.datasets import look_at_data  # noqa: E402
+from r1zero.preflight import checks
+from r1zero.preflight import dry_run  # noqa: E402
+from r1zero.config.command_line import CommandLine  # noqa: E402
+from r1zero.config.schema import Config, nodes, placement  # noqa: E402
+from r1zero.preflight.datasets import look_at_data  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.loading import load_config  # noqa: E402
-from r1zero.process import end, is_first, refuse, run_rank  # noqa: E402
-from r1zero.world.launch import Launch, announced_world_size, check_interfaces, read_launch  # noqa: E402
-from r1zero.world.leave import LEFT_EARLY, Leave, deadline  # noqa: E402
+from r1zero.config.load import load_config  # noqa: E402
+from r1zero.distributed.process import end, is_first, refuse, run_rank  # noqa: E402
+from r1zero.distributed.launch import Launch, announced_world_size, check_interfaces, read_launch  # noqa: E402
+from r1zero.distributed.shutdown import LEFT_EARLY, Leave, deadline  # noqa: E402
 
 if TYPE_CHECKING:
-    from r1zero.crew import Crew
-    from r1zero.world.groups import World
+    from r1zero.runtime import Crew
+    from r1zero.distributed.groups import World
 
 
 def main() -> int:
@@ -82,7 +85,7 @@ def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:
     if problems:
         return refuse(problems, True)
     if report:
-        print(dryrun.report(cfg, size, nodes(cfg, size)))
+        print(dry_run.report(cfg, size, nodes(cfg, size)))
         for warning in warnings:
             print(f"warning: {warning}")
     for line in look_at_data(cfg):
@@ -94,12 +97,12 @@ def _run(cfg: Config, warnings: list[str], launch: Launch) -> int:
     """Join the world and train."""
 
     def start(world: World) -> Crew:
-        from r1zero.training import prepare
+        from r1zero.trainer import prepare
 
         return prepare(cfg, world, warnings)
 
     def work(crew: Crew) -> int:
-        from r1zero.training import train
+        from r1zero.trainer import train
 
         return LEFT_EARLY if train(crew, leave) else 0
 

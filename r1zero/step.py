@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from r1zero.batch import Group
-from r1zero.crew import Crew
+from r1zero.types import Group
+from r1zero.runtime import Crew
 from r1zero.observe.metrics import RankRecord, step_metrics
-from r1zero.world.moves import on
+from r1zero.distributed.transfer import on
 
 
 @dataclass(frozen=True, slots=True)

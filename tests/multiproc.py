@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from r1zero.world.device import prepare
+from r1zero.distributed.device import prepare
 
 # Before anything imports Megatron: on a CPU its stray CUDA calls must already answer.
 DEVICE = prepare("cpu", 0)

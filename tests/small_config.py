@@ -14,8 +14,8 @@ import yaml
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from r1zero.config import Config
-from r1zero.loading import load_config
+from r1zero.config.schema import Config
+from r1zero.config.load import load_config
 
 SHAPE = {
     "architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48,

@@ -11,9 +11,9 @@ import torch
 from r1zero.algo.advantage import group_advantages, whiten
 from r1zero.algo.kl import KLCoefficient, kl_penalty
 from r1zero.algo.loss import STATS, LossTerms, grpo_loss
-from r1zero.algo.rotary import inverse_frequencies
+from r1zero.models.rotary import inverse_frequencies
 from r1zero.errors import BadInput
-from r1zero.model import ModelShape, RopeScaling
+from r1zero.models.config import ModelShape, RopeScaling
 
 
 def test_advantages_of_a_group_by_hand():

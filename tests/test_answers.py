@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.reward.math_answer import MAX_CHARACTERS, _same, same
+from r1zero.reward.math.grade import MAX_CHARACTERS, _same, same
 
 CASES = [
     json.loads(line)
@@ -124,13 +124,14 @@ def test_hostile_text_is_wrong_at_once(text: str) -> None:
 
 def test_fault_of_ours_is_a_wrong_answer_and_logged(
         monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from r1zero.reward import copied, math_answer
+    from r1zero.reward import copied
+    from r1zero.reward.math import grade
 
     def fail(*_: object) -> bool:
         raise ValueError("gamma function pole")
 
     monkeypatch.setattr(logging.getLogger("r1zero"), "propagate", True)
-    monkeypatch.setattr(math_answer, "same_answer", fail)
+    monkeypatch.setattr(grade, "same_answer", fail)
     assert same("n > 3", "n! > 3") is False
     assert same("n > 3", "n>3") is True, "what needs no comparison has none that fails"
     monkeypatch.setattr(copied, "_form", fail)
@@ -154,10 +155,10 @@ def test_no_odd_value_is_an_exception() -> None:
 
 
 def test_right_answer_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from r1zero.reward import math_answer
+    from r1zero.reward.math import grade
 
     read = []
-    monkeypatch.setattr(math_answer, "readings", lambda text, trusted: read.append(text) or [])
+    monkeypatch.setattr(grade, "readings", lambda text, trusted: read.append(text) or [])
     for answer in ("1", "2", "3"):
         same("31415 + 92653", answer)
     assert sum(text.startswith("31415") for text in read) == 1

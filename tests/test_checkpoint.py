@@ -16,17 +16,19 @@ from multiproc import DEVICE, run_ranks
 from safetensors.torch import load_file
 from worlds import metrics, run, samples
 
-from r1zero.checkpoint import keeper, manifest, shelf
+from r1zero.checkpoint import manifest
+from r1zero.checkpoint import manager
+from r1zero.checkpoint import store as shelf
 from r1zero.checkpoint.resume import changes, check_resume, find
-from r1zero.checks import check
-from r1zero.config import placement
+from r1zero.preflight.checks import check
+from r1zero.config.schema import placement
 from r1zero.errors import BadInput
-from r1zero.loading import dump, load_config
-from r1zero.policy import checkpoint
-from r1zero.training import prepare, train
-from r1zero.world.groups import World
-from r1zero.world.launch import Launch
-from r1zero.world.leave import Leave
+from r1zero.config.load import dump, load_config
+from r1zero.checkpoint import train_state
+from r1zero.trainer import prepare, train
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch
+from r1zero.distributed.shutdown import Leave
 
 # An adaptive KL coefficient, a decaying rate with warm-up and weight decay: all the state there is.
 RUN = ["training.train_iters=4", "training.global_batch_size=4", "training.eval_data_path=",
@@ -270,14 +272,14 @@ def test_a_resume_path_without_checkpoint_is_refused(saved, tmp_path):
 def full_disk(rank: int, size: int, store: object, overrides: list[str], when: str) -> str | None:
     """Train on a disk that is full before a save or while files are written, or that does not give back what it took."""
     if when == "before":
-        keeper.OPTIMIZER_BYTES = 10**12
+        manager.OPTIMIZER_BYTES = 10**12
     elif when == "reading":
         def broken(path: Path) -> None:
             raise OSError(5, "Input/output error", str(path))
 
-        checkpoint.describe = broken
+        train_state.describe = broken
     else:
-        keeper.Writing = type("Full", (keeper.Writing,), {"run": lambda self: setattr(self, "error", "No space left")})
+        manager.Writing = type("Full", (manager.Writing,), {"run": lambda self: setattr(self, "error", "No space left")})
     try:
         return until(rank, size, store, overrides, None)
     except RuntimeError as error:
@@ -330,7 +332,7 @@ def test_what_cannot_be_deleted_does_not_stand_against_saving(tiny, tmp_path):
 
 def slow(rank: int, size: int, store: object, overrides: list[str]) -> float:
     """Fail in the step after a save that takes a minute; the seconds until the failure shows."""
-    checkpoint.describe = lambda path: time.sleep(60)
+    train_state.describe = lambda path: time.sleep(60)
     began = time.monotonic()
     with pytest.raises(ZeroDivisionError):
         cfg, _ = load_config("tiny", overrides)

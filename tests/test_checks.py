@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from r1zero.checks import check
-from r1zero.config import nodes, placement
+from r1zero.preflight.checks import check
+from r1zero.config.schema import nodes, placement
 from r1zero.data.indexed import IndexedWriter
-from r1zero.data.packed import stem
+from r1zero.data.preprocessed import stem
 from r1zero.data.prompts import load_tokenizer
 from r1zero.errors import BadInput
-from r1zero.loading import load_config
-from r1zero.reward.trial import check_custom
+from r1zero.config.load import load_config
+from r1zero.reward.check_custom import check_custom
 from small_config import MODEL, SHAPE, home, load, only  # noqa: F401
 
 RULES = [

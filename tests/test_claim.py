@@ -21,20 +21,22 @@ import pytest
 import torch.distributed as dist
 from multiproc import DEVICE
 
-from r1zero import claim, owner
-from r1zero.checkpoint import manifest, progress, shelf
+from r1zero.run_folder import claim
+from r1zero.run_folder import owner
+from r1zero.checkpoint import manifest, progress
+from r1zero.checkpoint import store
 from r1zero.checkpoint.progress import Progress, Record
-from r1zero.claim import take
-from r1zero.config import Config, placement
+from r1zero.run_folder.claim import take
+from r1zero.config.schema import Config, placement
 from r1zero.errors import BadInput
-from r1zero.loading import load_config
-from r1zero.observe.folder import append_line
-from r1zero.opening import open_run
-from r1zero.owner import check_free, newest
-from r1zero.world import identity
-from r1zero.world.groups import World
-from r1zero.world.identity import Identity
-from r1zero.world.launch import Launch
+from r1zero.config.load import load_config
+from r1zero.run_folder.folder import append_line
+from r1zero.checkpoint.opening import open_run
+from r1zero.run_folder.owner import check_free, newest
+from r1zero.distributed import identity
+from r1zero.distributed.groups import World
+from r1zero.distributed.identity import Identity
+from r1zero.distributed.launch import Launch
 
 FORK = multiprocessing.get_context("fork")
 
@@ -299,13 +301,13 @@ def save(shelf_: Path, history: list[tuple[int, int]], check: Callable[[], None]
     step = history[-1][0] if history else 0
     if step == 0:
         return
-    partial = shelf.start(shelf_, step)
+    partial = store.start(shelf_, step)
     (partial / "history").write_text(json.dumps(history))
     (partial / progress.NAME).write_text(Record(Progress(step), 0, 0.0, {}, "", {}, {}).text())
     files = {path.name: manifest.describe(path) for path in sorted(partial.iterdir())}
     manifest.write(partial, files)
     check()
-    shelf.publish(partial, step)
+    store.publish(partial, step)
 
 
 class Contender:
@@ -381,10 +383,10 @@ def assert_nothing_is_lost_or_mixed(root: Path, everyone: list[Contender]) -> No
     anywhere = {entry for found in kept.values() for entry in found}
     anywhere |= {entry for run in runs for entry in lines(run / "logs" / "superseded.jsonl")}
     assert {tuple(step) for contender in everyone for step in contender.steps} <= anywhere
-    for checkpoint in shelf.complete(root / "save"):
+    for checkpoint in store.complete(root / "save"):
         manifest.check_sums(checkpoint, manifest.read(checkpoint))
         history = [tuple(entry) for entry in json.loads((checkpoint / "history").read_text())]
-        assert [step for step, _ in history] == list(range(1, shelf.iteration_of(checkpoint) + 1))
+        assert [step for step, _ in history] == list(range(1, store.iteration_of(checkpoint) + 1))
         assert set(history) <= anywhere, "no step of one run stands for that of another"
     assert not list(root.glob("*/.earlier"))
 

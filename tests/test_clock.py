@@ -10,12 +10,12 @@ import pytest
 from multiproc import DEVICE, run_ranks
 from test_observe import make_crew
 
-from r1zero.batch import Group, Prompt, Sample
+from r1zero.types import Group, Prompt, Sample
 from r1zero.observe.clock import Clock
 from r1zero.observe.samples import sample_rows
 from r1zero.step import train_step
-from r1zero.world import device
-from r1zero.world.device import EventTimer
+from r1zero.distributed import device
+from r1zero.distributed.device import EventTimer
 
 
 class FakeDevice:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from r1zero.checks import check
-from r1zero.config import ROOT
+from r1zero.preflight.checks import check
+from r1zero.config.schema import ROOT
 from r1zero.errors import BadInput
-from r1zero.loading import CONFIGS, dump, load_config
+from r1zero.config.load import CONFIGS, dump, load_config
 from small_config import MODEL, home, load, write  # noqa: F401
 
 
@@ -158,8 +158,8 @@ def test_dump_of_unusual_values_loads_back_equal(home: Path) -> None:
 
 
 def test_loading_and_checking_import_no_torch() -> None:
-    code = ("import sys, r1zero.dryrun;"
-            "from r1zero.loading import load_config; from r1zero.checks import check;"
+    code = ("import sys, r1zero.preflight.dry_run;"
+            "from r1zero.config.load import load_config; from r1zero.preflight.checks import check;"
             "check(load_config('qwen25_7b')[0]);"
             "print([name for name in ('torch', 'transformers', 'sympy') if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -21,13 +21,13 @@ from models import make_model
 from multiproc import DEVICE, run_ranks
 from test_update import compare, update_body
 
-from r1zero.batch import Group, Prompt
-from r1zero.world import device
-from r1zero.world.collectives import all_max, all_sum, gather_objects
-from r1zero.world.groups import World
-from r1zero.world.launch import Launch
-from r1zero.world.moves import Mover, on
-from r1zero.world.roles import place
+from r1zero.types import Group, Prompt
+from r1zero.distributed import device
+from r1zero.distributed.collectives import all_max, all_sum, gather_objects
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch
+from r1zero.distributed.transfer import Mover, on
+from r1zero.distributed.placement import place
 
 ROOT = Path(__file__).resolve().parents[1]
 # What goes over the device's own backend.

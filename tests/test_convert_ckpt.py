@@ -14,8 +14,8 @@ from models import FAMILIES, make_model
 from multiproc import run_ranks
 from safetensors.torch import load_file, save_file
 
-from r1zero.checks import check
-from r1zero.loading import load_config
+from r1zero.preflight.checks import check
+from r1zero.config.load import load_config
 from r1zero.weights.huggingface import HuggingFaceWeights
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "convert_ckpt.py"

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from small_config import home, load, only  # noqa: F401
 
-from r1zero.checks import check
+from r1zero.preflight.checks import check
 from r1zero.data.files import data_files
 from r1zero.data.layout import Layout
 from r1zero.data.problems import ProblemSet, read_problems, read_tags
 from r1zero.data.row_reader import Problem
 from r1zero.data.template import Template
-from r1zero.datasets import look_at_data
+from r1zero.preflight.datasets import look_at_data
 from r1zero.errors import BadInput
 
 ROWS = [{"question": f"What is {n}+1?", "answer": str(n + 1)} for n in range(10)]

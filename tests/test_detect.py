@@ -11,11 +11,11 @@ import pytest
 import yaml
 from tool import functions
 
-from r1zero import dryrun
-from r1zero.checks import check
+from r1zero.preflight import dry_run
+from r1zero.preflight.checks import check
 from r1zero.errors import BadInput
-from r1zero.loading import dump, load_config
-from r1zero.world.detect import uses_npu
+from r1zero.config.load import dump, load_config
+from r1zero.distributed.detect import uses_npu
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_NPUS = "class npu:\n    is_available = staticmethod(lambda: True)\n"
@@ -98,7 +98,7 @@ def test_the_program_says_so_before_it_starts_anything(tiny, tmp_path, flag):
 
 
 def test_no_npu_can_be_asked_for_without_importing_torch():
-    code = "import sys; from r1zero.loading import load_config; load_config('tiny'); assert 'torch' not in sys.modules"
+    code = "import sys; from r1zero.config.load import load_config; load_config('tiny'); assert 'torch' not in sys.modules"
     assert not uses_npu(None)
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=60)
 
@@ -106,7 +106,7 @@ def test_no_npu_can_be_asked_for_without_importing_torch():
 def test_the_dry_run_counts_with_the_type_that_the_device_takes(tiny, torch_npu):
     def weights():
         cfg, _ = load_config("tiny", [])
-        return next(line for line in dryrun.report(cfg).splitlines() if "bf16" in line).strip()
+        return next(line for line in dry_run.report(cfg).splitlines() if "bf16" in line).strip()
 
     assert weights() == "bf16: false"
     torch_npu(HAS_NPUS)

@@ -14,12 +14,12 @@ import pytest
 from multiproc import run_ranks
 from small_config import home, load  # noqa: F401
 
-from r1zero.config import placement
+from r1zero.config.schema import placement
 from r1zero.preflight import machine
 from r1zero.preflight.machine import Node
 from r1zero.preflight.versions import TESTED, check_versions
-from r1zero.world.launch import Launch
-from r1zero.world.rollcall import RollCall
+from r1zero.distributed.launch import Launch
+from r1zero.distributed.rendezvous import RollCall
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCTOR = str(ROOT / "tools" / "doctor.py")

@@ -9,22 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from r1zero import dryrun, outputs
-from r1zero.batch import Batch, Prompt
-from r1zero.checkpoint import keeper
-from r1zero.checks import check
-from r1zero.config import ROOT, placement
-from r1zero.dryrun import (CACHE_BLOCK, batch_line, layer_activations, memory, memory_table, placement_table, report,
+from r1zero.preflight import dry_run
+from r1zero.preflight import outputs
+from r1zero.types import Batch, Prompt
+from r1zero.checkpoint import manager
+from r1zero.preflight.checks import check
+from r1zero.config.schema import ROOT, placement
+from r1zero.preflight.dry_run import (CACHE_BLOCK, batch_line, layer_activations, memory, memory_table, placement_table, report,
                            stage_parameters)
-from r1zero.loading import CONFIGS, load_config
-from r1zero.model import ModelShape
-from r1zero.network import model_shape
+from r1zero.config.load import CONFIGS, load_config
+from r1zero.models.config import ModelShape
+from r1zero.preflight.model import model_shape
 from r1zero.policy import logprobs
 from r1zero.rollout import kv_cache
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.sampler import Sampling
-from r1zero.weights.publish import Publisher
+from r1zero.weight_sync.broadcast import Publisher
 
 QWEN_7B = 7_615_616_512  # parameters that the model's card and its index file state
 
@@ -208,8 +209,8 @@ def test_no_size_is_written_down_twice() -> None:
 
 
 def test_the_estimate_follows_what_the_parts_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert signature(Publisher).parameters["in_flight"].default == dryrun.BUCKETS_IN_FLIGHT
-    assert logprobs.LOGIT_CHUNK_ELEMENTS == dryrun.LOGIT_CHUNK_ELEMENTS
-    assert dryrun.CACHE_BLOCK == max(kv_cache.CPU_CACHE_BLOCK, kv_cache.NPU_CACHE_BLOCK)
-    assert outputs.OPTIMIZER_BYTES == keeper.OPTIMIZER_BYTES == dryrun.OPTIMIZER_BYTES
-    assert dryrun.OPTIMIZER_BYTES == dryrun.MOMENT_BYTES + 4
+    assert signature(Publisher).parameters["in_flight"].default == dry_run.BUCKETS_IN_FLIGHT
+    assert logprobs.LOGIT_CHUNK_ELEMENTS == dry_run.LOGIT_CHUNK_ELEMENTS
+    assert dry_run.CACHE_BLOCK == max(kv_cache.CPU_CACHE_BLOCK, kv_cache.NPU_CACHE_BLOCK)
+    assert outputs.OPTIMIZER_BYTES == manager.OPTIMIZER_BYTES == dry_run.OPTIMIZER_BYTES
+    assert dry_run.OPTIMIZER_BYTES == dry_run.MOMENT_BYTES + 4

@@ -11,7 +11,7 @@ from small_config import home, load, only, tokenizer_json  # noqa: F401
 from tool import functions
 from worlds import metrics, run, samples
 
-from r1zero.checks import check
+from r1zero.preflight.checks import check
 from r1zero.data.ends import find_ends, split_marks
 from r1zero.data.preprocess import Recipe, preprocess
 from r1zero.data.problems import Problem
@@ -114,7 +114,7 @@ def test_a_stop_that_is_no_token_is_refused(home: Path, stop: str, sentence: str
 def test_a_template_with_marks_of_another_family_is_refused(tiny: Path, tmp_path: Path) -> None:
     folder = llama_like(tiny, tmp_path / "llama")
     tokenizer = load_tokenizer(folder)
-    config = functions("../r1zero/loading.py")["load_config"]
+    config = functions("../r1zero/config/load.py")["load_config"]
 
     def problems(*overrides: str) -> list[str]:
         return check(config("tiny", [f"actor_rollout.load={folder}", f"output_dir={tmp_path}/run", *overrides])[0])

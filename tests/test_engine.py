@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from r1zero.batch import Batch, Prompt
-from r1zero.model import ModelShape
+from r1zero.types import Batch, Prompt
+from r1zero.models.config import ModelShape
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.sampler import Sampling

@@ -22,17 +22,17 @@ from multiproc import DEVICE, run_ranks
 from tool import TOOLS, functions
 from worlds import run, samples
 
-from r1zero.algo.pass_at_k import bootstrap_interval, pass_at_k
-from r1zero.batch import Batch, Group, Outcome, Prompt, Sample, Score
+from r1zero.evaluation.pass_at_k import bootstrap_interval, pass_at_k
+from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score
 from r1zero.data.layout import Layout
 from r1zero.data.preprocess import Recipe, preprocess
 from r1zero.data.problems import read_problems, read_tags
 from r1zero.data.template import TEMPLATES
-from r1zero.evaluation import shares
-from r1zero.observe.scores import Conditions, attempts, report, table
-from r1zero.world.groups import World
-from r1zero.world.launch import Launch
-from r1zero.world.roles import place
+from r1zero.evaluation.evaluate import shares
+from r1zero.evaluation.scores import Conditions, attempts, report, table
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch
+from r1zero.distributed.placement import place
 
 # -- estimators -----------------------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ def test_all_problems_are_answered_once_and_rounds_do_not_depend_on_the_ranks(
 
 def evaluate_body(rank: int, size: int, store: object, arguments: list[str]) -> None:
     """Evaluate as tools/evaluate.py does once it has looked at its arguments."""
-    from r1zero.evaluator import prepare, run
+    from r1zero.evaluation.standalone import prepare, run
 
     tool = functions("evaluate.py")
     args = tool["parse"](arguments)

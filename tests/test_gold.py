@@ -15,13 +15,13 @@ import pytest
 from small_config import home, load, only  # noqa: F401
 from tool import TOOLS, functions, run_here
 
-from r1zero.checks import check
+from r1zero.preflight.checks import check
 from r1zero.data.layout import Layout
 from r1zero.data.prompts import Prompts, load_tokenizer
 from r1zero.data.survey import DataSet, question_in, survey
 from r1zero.data.template import Template
-from r1zero.datasets import look_at_data, look_at_prompts
-from r1zero.reward.gold import are_hopeless, fault_of, judge, read_gold
+from r1zero.preflight.datasets import look_at_data, look_at_prompts
+from r1zero.reward.math.gold import are_hopeless, fault_of, judge, read_gold
 
 ROOT = TOOLS.parent
 KEYS = {"prompt": "question", "response": "answer"}
@@ -98,7 +98,7 @@ def test_every_reader_gives_the_same_answer(tmp_path: Path, tiny: Path) -> None:
 
 def test_preprocessed_files_of_others_are_read_alike(tmp_path: Path, tiny: Path) -> None:
     from r1zero.data.indexed import IndexedWriter
-    from r1zero.data.packed import stem
+    from r1zero.data.preprocessed import stem
 
     tokenizer = load_tokenizer(tiny / "model")
     with IndexedWriter(

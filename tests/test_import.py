@@ -18,13 +18,13 @@ from test_parity import make_world
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from r1zero.algo.packing import Item, pack
-from r1zero.batch import Prompt, Sample
+from r1zero.types import Prompt, Sample
 from r1zero.errors import BadInput
-from r1zero.model import ModelShape
+from r1zero.models.config import ModelShape
 from r1zero.policy.megatron import RoleModel
-from r1zero.weights.found import find
-from r1zero.weights.load import open_weights
-from r1zero.weights.names import tensors
+from r1zero.weights.detect import find
+from r1zero.weights.open import open_weights
+from r1zero.models.params import tensors
 
 
 @pytest.fixture(scope="module")

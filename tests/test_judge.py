@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.batch import Group, Outcome, Prompt, Sample, Score
-from r1zero.config import Accuracy, Reward
+from r1zero.types import Group, Outcome, Prompt, Sample, Score
+from r1zero.config.schema import Accuracy, Reward
 from r1zero.reward import pool as pool_module
-from r1zero.reward.case import Case
-from r1zero.reward.guard import WINDOW, FailureGuard
-from r1zero.reward.judge import Judge
+from r1zero.reward.types import Case
+from r1zero.reward.failure_limit import WINDOW, FailureGuard
+from r1zero.reward.executor import Judge
 from r1zero.reward.pool import ITEMS_AT_WORKER
 
 GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"
@@ -186,8 +186,8 @@ def test_constructor_does_not_wait_and_close_leaves_no_process() -> None:
 
 def test_workers_end_with_their_parent() -> None:
     program = (
-        "from r1zero.config import Reward\nfrom r1zero.reward.case import Case\n"
-        "from r1zero.reward.judge import Judge\n"
+        "from r1zero.config.schema import Reward\nfrom r1zero.reward.types import Case\n"
+        "from r1zero.reward.executor import Judge\n"
         "judge = Judge(['acc'], [1.0], Reward(workers=2, deadline_seconds=1))\n"
         "judge.submit(0, 0, 1, Case('', r'\\boxed{1}', '1', 1, 9, False)); judge.collect([0])\n"
         f"judge.submit(1, 0, 1, Case('', {HOSTILE!r}, '5', 1, 9, False)); judge.poll(0.1)\n"

@@ -10,9 +10,9 @@ import pytest
 from models import make_model
 from worlds import metrics, run, samples, spans
 
-from r1zero.loading import load_config
-from r1zero.model import ModelShape
-from r1zero.weights.names import local_shape, tensors
+from r1zero.config.load import load_config
+from r1zero.models.config import ModelShape
+from r1zero.models.params import local_shape, tensors
 
 # fp32 sums in another order; three updates carry the difference on.
 TOLERANCE = 2e-4

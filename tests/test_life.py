@@ -19,13 +19,13 @@ import torch.distributed as dist
 from multiproc import run_ranks
 
 from r1zero import main
-from r1zero.checkpoint import shelf
+from r1zero.checkpoint import store as shelf
 from r1zero.errors import BadInput
-from r1zero.world import failure
-from r1zero.world.failure import FailureWatch
-from r1zero.world.launch import Launch
-from r1zero.world.leave import BAD_INPUT, INTERRUPTED, LEFT_EARLY
-from r1zero.world.rollcall import open_store, own_part
+from r1zero.distributed import watchdog
+from r1zero.distributed.watchdog import FailureWatch
+from r1zero.distributed.launch import Launch
+from r1zero.distributed.shutdown import BAD_INPUT, INTERRUPTED, LEFT_EARLY
+from r1zero.distributed.rendezvous import open_store, own_part
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,7 @@ def watched(rank: int, folder: Path) -> None:
     """A rank whose main thread never notices anything. Ranks 0 and 1 share a node."""
     os.dup2(os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY), 2)
     sys.stderr = os.fdopen(2, "w")
-    failure.POLL_SECONDS, failure.SILENT_POLLS, failure.GRACE_SECONDS = 0.1, 10, 0.5
+    watchdog.POLL_SECONDS, watchdog.SILENT_POLLS, watchdog.GRACE_SECONDS = 0.1, 10, 0.5
     wait(lambda: rank == 0 or (folder / "port").is_symlink())
     port = 0 if rank == 0 else int(os.readlink(folder / "port"))
     store = dist.TCPStore("127.0.0.1", port, None, rank == 0, timedelta(seconds=30), wait_for_workers=False)
@@ -206,7 +206,7 @@ def test_a_second_start_is_refused_and_a_killed_run_is_followed(tiny, tmp_path, 
 
 def test_a_run_whose_folder_was_moved_ends_and_leaves_what_is_there_now_alone(
         tiny, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(failure, "GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
     folder, recorded = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
     first = begin([f"output_dir={folder}", *SHORT, "training.train_iters=4000"])
     wait(recorded.exists)

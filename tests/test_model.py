@@ -11,8 +11,8 @@ import transformers
 from small_config import MODEL, SHAPE, home, load, only, tokenizer_json, write  # noqa: F401
 from tokenizers import Tokenizer, models
 
-from r1zero.checks import check
-from r1zero.model import ModelShape, RopeScaling
+from r1zero.preflight.checks import check
+from r1zero.models.config import ModelShape, RopeScaling
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}

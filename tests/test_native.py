@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from r1zero.model import ModelShape
+from r1zero.models.config import ModelShape
 from r1zero.rollout import native
-from r1zero.rollout.attention import Layout, Row, Step
+from r1zero.rollout.block_attention import Layout, Row, Step
 from r1zero.rollout.kv_cache import BlockPool
 from r1zero.rollout.operators import Heads, Operators
 from r1zero.rollout.sampler import Sampling

@@ -20,16 +20,16 @@ from test_packing import random_items
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1zero.algo.packing import pack
-from r1zero.batch import Batch, Prompt
-from r1zero.model import ModelShape
-from r1zero.rollout import graphs
-from r1zero.rollout.attention import Layout, Row, Step
+from r1zero.types import Batch, Prompt
+from r1zero.models.config import ModelShape
+from r1zero.rollout import npu_graphs
+from r1zero.rollout.block_attention import Layout, Row, Step
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.kv_cache import BlockPool
 from r1zero.rollout.operators import Operators
 from r1zero.rollout.sampler import Sampling
-from r1zero.world import device
+from r1zero.distributed import device
 
 SIGNATURE = (
     "npu_fusion_attention(Tensor query, Tensor key, Tensor value, int head_num, str input_layout, Tensor? pse=None, "
@@ -165,11 +165,11 @@ class PagedOperators(Operators):
 
 def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
     """Two batches, so that graphs outlive a batch; the second is larger, so that the cache moves; rows come and go."""
-    graphs = []
+    npu_graphs = []
 
     def make():
-        graphs.append(FakeGraph())
-        return graphs[-1]
+        npu_graphs.append(FakeGraph())
+        return npu_graphs[-1]
 
     monkeypatch.setitem(sys.modules, "torch_npu", types.SimpleNamespace(
         npu_fused_infer_attention_score=library.npu_fused_infer_attention_score,
@@ -188,7 +188,7 @@ def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
             prompts = [Prompt(i, "", np.arange(4, 9 + 5 * i, dtype=np.int32), "") for i in range(count)]
             engine.submit(Batch(step, 0, prompts, 3, 3 * count))
             drawn[captured, step] = [s.tokens.tolist() for g in engine.collect(0) for s in g.samples]
-    assert sum(graph.replays for graph in graphs) > 20
+    assert sum(graph.replays for graph in npu_graphs) > 20
     for step in (1, 2, 3):
         assert drawn[True, step] == drawn[False, step]
 
@@ -196,16 +196,16 @@ def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
 def test_a_cache_that_grows_where_it_lay_is_captured_anew(monkeypatch):
     """An allocator may give the same address again; the layers behind the first one lie elsewhere all the same."""
     captured = []
-    monkeypatch.setattr(graphs, "capture_graph", lambda run: (captured.append(run), run()))
-    monkeypatch.setattr(graphs, "replay_graph", lambda graph, lengths: None)
+    monkeypatch.setattr(npu_graphs, "capture_graph", lambda run: (captured.append(run), run()))
+    monkeypatch.setattr(npu_graphs, "replay_graph", lambda graph, lengths: None)
     shape = ModelShape("qwen2", 2, 64, 1, 4, 2, 16, 8, 64, 1e4, None, 1e-6, True, True, False)
     arena = torch.zeros(2 * 20 * 2 * 4 * 16)
-    decode = graphs.DecodeGraphs(lambda tokens, step: tokens.float()[:, None], 32)
+    decode = npu_graphs.DecodeGraphs(lambda tokens, step: tokens.float()[:, None], 32)
     for blocks in (10, 20):
         pool = BlockPool(shape, 2, torch.float32, torch.device("cpu"), block=4)
         pool.num_blocks, pool.keys = blocks, arena[:2 * blocks * 2 * 4 * 16].view(2, blocks, 2, 4, 16)
         step = Step(Layout([Row(0, [], [1])], pool, 1, 4, torch.device("cpu")), np.array([2]))
-        for _ in range(graphs.WORTH_CAPTURING + 1):
+        for _ in range(npu_graphs.WORTH_CAPTURING + 1):
             decode(torch.tensor([5]), step)
     assert len(captured) == 2
 

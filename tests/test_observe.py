@@ -22,21 +22,21 @@ from multiproc import DEVICE, run_ranks
 from small_config import home, load  # noqa: F401
 from worlds import metrics
 
-from r1zero.batch import Group, Outcome, Prompt, Sample, Score
-from r1zero.config import placement
-from r1zero.loading import load_config
+from r1zero.types import Group, Outcome, Prompt, Sample, Score
+from r1zero.config.schema import placement
+from r1zero.config.load import load_config
 from r1zero.observe import alarms, live
 from r1zero.observe.alarms import Alarms
 from r1zero.observe.console import step_line
-from r1zero.observe.folder import append_line
+from r1zero.run_folder.folder import append_line
 from r1zero.observe.live import progress_text
 from r1zero.observe.metrics import sample_metrics
-from r1zero.split import faster_split
+from r1zero.preflight.advice import faster_split
 from r1zero.step import train_step
-from r1zero.training import prepare, train
-from r1zero.world.board import Board
-from r1zero.world.groups import World
-from r1zero.world.launch import Launch
+from r1zero.trainer import prepare, train
+from r1zero.distributed.board import Board
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from r1zero.checks import check
+from r1zero.preflight.checks import check
 from r1zero.errors import BadInput
-from r1zero.loading import load_config
+from r1zero.config.load import load_config
 from small_config import only, write
 
 OLD_MODEL = """

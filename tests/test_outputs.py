@@ -13,22 +13,23 @@ import pytest
 from multiproc import DEVICE, run_ranks
 from worlds import metrics, run, train_body
 
-from r1zero import export as exporting
-from r1zero import outputs
-from r1zero.checkpoint import keeper, shelf
-from r1zero.checks import check
-from r1zero.claim import take
-from r1zero.config import placement
+from r1zero.checkpoint import export as exporting
+from r1zero.preflight import outputs
+from r1zero.checkpoint import manager
+from r1zero.checkpoint import store as shelf
+from r1zero.preflight.checks import check
+from r1zero.run_folder.claim import take
+from r1zero.config.schema import placement
 from r1zero.errors import BadInput
-from r1zero.loading import load_config
-from r1zero.observe import folder as folders
-from r1zero.observe.folder import continue_folder, start_folder
-from r1zero.observe.report import open_runs
-from r1zero.training import prepare, train
+from r1zero.config.load import load_config
+from r1zero.run_folder import folder as folders
+from r1zero.run_folder.folder import continue_folder, start_folder
+from r1zero.report.page import open_runs
+from r1zero.trainer import prepare, train
 from r1zero.weights.huggingface import save_hf
-from r1zero.world import shared
-from r1zero.world.groups import World
-from r1zero.world.launch import Launch
+from r1zero.distributed import shared
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch
 
 QUICK = ["training.train_iters=2", "training.global_batch_size=4", "training.eval_data_path=",
          "actor_rollout.micro_batch_size=4", "ref.micro_batch_size=4", "reward.workers=1",
@@ -271,7 +272,7 @@ def spoiled(rank: int, size: int, store: object, words: list[str], way: str) -> 
     else:
         exporting.save_hf = full
     if way == "no checkpoint either":
-        keeper.OPTIMIZER_BYTES = 10**15
+        manager.OPTIMIZER_BYTES = 10**15
     world = World(Launch("single", rank, size, 0, (0,) * size, "", 0), placement(cfg, size), DEVICE,
                   timedelta(seconds=60), store)
     crew = prepare(cfg, world)

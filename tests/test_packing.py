@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from r1zero.algo.packing import Item, cut_microbatches, num_tokens, pack, share_out
-from r1zero.batch import Batch, Prompt, Sample
-from r1zero.world.device import packed_causal_attention
+from r1zero.types import Batch, Prompt, Sample
+from r1zero.distributed.device import packed_causal_attention
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ from models import make_model
 from multiproc import DEVICE, run_ranks
 
 from r1zero.algo.packing import Item, pack
-from r1zero.batch import Batch, Prompt, Sample
-from r1zero.model import ModelShape
+from r1zero.types import Batch, Prompt, Sample
+from r1zero.models.config import ModelShape
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import look_up_logprobs
 from r1zero.rollout.decoder import Decoder
@@ -21,11 +21,11 @@ from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.operators import Operators
 from r1zero.rollout.sampler import Sampling
 from r1zero.rollout.scheduler import Queue
-from r1zero.weights.load import open_weights
-from r1zero.weights.names import tensors
-from r1zero.world.groups import World
-from r1zero.world.launch import Launch
-from r1zero.world.roles import place
+from r1zero.weights.open import open_weights
+from r1zero.models.params import tensors
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch
+from r1zero.distributed.placement import place
 
 # fp32 sums in another order differ by a few units in the last place; logits here reach about 10.
 TOLERANCE = 1e-4

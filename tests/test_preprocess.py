@@ -20,12 +20,12 @@ from small_config import home, load, only  # noqa: F401
 from tool import TOOLS, run_here
 from transformers import PreTrainedTokenizerBase
 
-from r1zero.batch import Prompt
-from r1zero.checks import check
+from r1zero.types import Prompt
+from r1zero.preflight.checks import check
 from r1zero.data.blend import Blend, split_blend
 from r1zero.data.indexed import IndexedWriter, index_path, read_indexed, values_path
 from r1zero.data.layout import Layout
-from r1zero.data.packed import read_packed, stem
+from r1zero.data.preprocessed import read_packed, stem
 from r1zero.data.prompts import Prompts, load_tokenizer
 from r1zero.data.template import Template
 from r1zero.errors import BadInput

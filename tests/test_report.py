@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from report_runs import append, plain, samples_path, write_run, write_step
 
-from r1zero.observe import report
-from r1zero.observe.history import RunHistory
-from r1zero.observe.picks import STEP_BYTES, TEXT_LIMIT, pack_step
-from r1zero.observe.report import PACKED_BYTES, LiveReport, open_runs, write_report
+from r1zero.report import page as report
+from r1zero.report.history import RunHistory
+from r1zero.report.sample_selection import STEP_BYTES, TEXT_LIMIT, pack_step
+from r1zero.report.page import PACKED_BYTES, LiveReport, open_runs, write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,7 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from browser import DESKTOP, PHONE, browser, opened  # noqa: F401 - a fixture
 from report_runs import append, samples_path, write_run, write_step
 
-from r1zero.observe.report import open_runs, write_report
+from r1zero.report.page import open_runs, write_report
 
 STEPS, PROMPTS = 4, 16  # every step draws the same prompts
 REAL = Path(__file__).resolve().parents[1] / "docs" / "smollm2_mawps"  # SmolLM2-135M, 60 steps: docs/results.md

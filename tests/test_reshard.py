@@ -10,12 +10,12 @@ import torch.distributed as dist
 from multiproc import run_ranks
 
 from r1zero.errors import BadInput
-from r1zero.model import ModelShape
-from r1zero.weights import publish
-from r1zero.weights.names import local_shape, local_view, merge, shard, stage_of, tensors
-from r1zero.weights.publish import Publisher
-from r1zero.weights.reshard import plan
-from r1zero.world.roles import Span
+from r1zero.models.config import ModelShape
+from r1zero.weight_sync import broadcast
+from r1zero.models.params import local_shape, local_view, merge, shard, stage_of, tensors
+from r1zero.weight_sync.broadcast import Publisher
+from r1zero.weight_sync.plan import plan
+from r1zero.distributed.placement import Span
 
 
 def model(tied=True, qk_norm=False):
@@ -250,11 +250,11 @@ def test_weights_of_another_dtype_are_refused():
 
 def test_checksum_of_many_elements_does_not_depend_on_the_chunks(monkeypatch):
     values = torch.randn(1000, 3).bfloat16()
-    at_once = publish._checksum(values)
-    monkeypatch.setattr(publish, "CHUNK", 7)
+    at_once = broadcast._checksum(values)
+    monkeypatch.setattr(broadcast, "CHUNK", 7)
     bits = values.view(torch.int16).flatten().tolist()
     by_hand = sum(element * (2 * place + 1) for place, element in enumerate(bits))
-    assert publish._checksum(values).item() == at_once.item() == by_hand
+    assert broadcast._checksum(values).item() == at_once.item() == by_hand
 
 
 def test_merge_undoes_shard():

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from tool import TOOLS, functions, run_here
 
-from r1zero.config import Reward
-from r1zero.reward.judge import Judge
+from r1zero.config.schema import Reward
+from r1zero.reward.executor import Judge
 
 Rescore = Callable[..., tuple[int, str, str]]
 GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.batch import Outcome, Score
-from r1zero.config import Accuracy, Cosine, Reward
+from r1zero.types import Outcome, Score
+from r1zero.config.schema import Accuracy, Cosine, Reward
 from r1zero.errors import BadInput
 from r1zero.reward import custom
-from r1zero.reward.case import Case
+from r1zero.reward.types import Case
 from r1zero.reward.format import extract_answer
 from r1zero.reward.rules import SCORERS, check_names, select
 

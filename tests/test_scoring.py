@@ -11,13 +11,13 @@ import pytest
 from multiproc import DEVICE, run_ranks
 from worlds import metrics, samples
 
-from r1zero.batch import Group
-from r1zero.checks import check
-from r1zero.config import placement
-from r1zero.loading import load_config
-from r1zero.training import prepare, train
-from r1zero.world.groups import World
-from r1zero.world.launch import Launch
+from r1zero.types import Group
+from r1zero.preflight.checks import check
+from r1zero.config.schema import placement
+from r1zero.config.load import load_config
+from r1zero.trainer import prepare, train
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch
 
 CUSTOM = """
 def digits(cases):

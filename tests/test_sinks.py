@@ -20,9 +20,9 @@ import pytest
 from small_config import home, load  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from r1zero.checks import check
-from r1zero.observe import sinks
-from r1zero.observe.sinks import Sinks, open_tracker
+from r1zero.preflight.checks import check
+from r1zero.observe import trackers
+from r1zero.observe.trackers import Sinks, open_tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,11 +67,11 @@ def said(caplog, monkeypatch):
 
 
 def test_no_tracker_stops_or_slows_a_step_and_each_speaks_once(said, monkeypatch):
-    monkeypatch.setattr(sinks, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(trackers, "CLOSE_SECONDS", 0.3)
     good = Good()
     all_sinks = Sinks({"hanging": Hanging, "full": Full, "dead": dead, "good": lambda: good})
     began = time.monotonic()
-    for step in range(3 * sinks.QUEUE_ROWS):
+    for step in range(3 * trackers.QUEUE_ROWS):
         all_sinks.put(step, {"loss": float(step)})
         if step % 16 == 0:
             time.sleep(0.01)  # the good one keeps up
@@ -79,7 +79,7 @@ def test_no_tracker_stops_or_slows_a_step_and_each_speaks_once(said, monkeypatch
     all_sinks.close()
     assert taken < 1.0
     assert time.monotonic() - began < 2.0
-    assert good.closed and good.rows == [(step, {"loss": float(step)}) for step in range(3 * sinks.QUEUE_ROWS)]
+    assert good.closed and good.rows == [(step, {"loss": float(step)}) for step in range(3 * trackers.QUEUE_ROWS)]
     lines = said()
     assert len(lines) == 3, lines
     counts = [sum(f"warning: {name}: " in line for line in lines) for name in ("good", "full", "hanging", "dead")]
@@ -112,8 +112,8 @@ import resource, signal, sys
 from functools import partial
 from pathlib import Path
 from r1zero.observe import sinks
-from r1zero.observe.log import start_logging
-from r1zero.process import end
+from r1zero.distributed.log import start_logging
+from r1zero.distributed.process import end
 
 kind, folder, first, largest_file = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -166,9 +166,9 @@ def test_real_trackers_take_every_row_and_a_run_that_goes_on_is_one_run_there(ki
 
 def test_trackers_that_start_together_get_one_key(tmp_path, monkeypatch):
     draw = uuid.uuid4
-    monkeypatch.setattr(sinks.uuid, "uuid4", lambda: (time.sleep(0.05), draw())[1])  # so that they would meet
+    monkeypatch.setattr(trackers.uuid, "uuid4", lambda: (time.sleep(0.05), draw())[1])  # so that they would meet
     with ThreadPoolExecutor(16) as pool:
-        keys = set(pool.map(sinks.run_key, [tmp_path] * 64))
+        keys = set(pool.map(trackers.run_key, [tmp_path] * 64))
     assert len(keys) == 1 and len(keys.pop()) == 21
 
 
@@ -192,6 +192,6 @@ def test_no_room_for_tensorboard_is_told_once_and_what_was_written_stays(tmp_pat
 def test_unknown_and_missing_trackers_are_refused_before_the_start(home, monkeypatch):  # noqa: F811
     [sentence] = check(load(home, "training.logger=[tensorbord]"))
     assert "tensorbord is not one of" in sentence and "did you mean tensorboard?" in sentence
-    monkeypatch.setitem(sinks.PACKAGES, "swanlab", "package_of_swanlab")  # as if it were missing
+    monkeypatch.setitem(trackers.PACKAGES, "swanlab", "package_of_swanlab")  # as if it were missing
     [sentence] = check(load(home, "training.logger=[tensorboard, swanlab]"))
     assert "swanlab is not installed; `pip install package_of_swanlab`" in sentence

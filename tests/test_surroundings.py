@@ -17,15 +17,15 @@ from small_config import home, load, write  # noqa: F401
 from test_launch_sh import launch
 from tool import functions
 
-from r1zero.checks import check
+from r1zero.preflight.checks import check
 from r1zero.errors import BadInput
-from r1zero.loading import load_config
-from r1zero.world.paths import expand
-from r1zero.world.failure import is_lost_connection
-from r1zero.world.launch import Launch, check_interfaces, read_launch
-from r1zero.world.leave import SIGNALS, Leave
-from r1zero.world.rollcall import open_store
-from r1zero.world.spawn import is_free, main as spawn, parse, rank_environments
+from r1zero.config.load import load_config
+from r1zero.config.paths import expand
+from r1zero.distributed.watchdog import is_lost_connection
+from r1zero.distributed.launch import Launch, check_interfaces, read_launch
+from r1zero.distributed.shutdown import SIGNALS, Leave
+from r1zero.distributed.rendezvous import open_store
+from r1zero.distributed.spawn import is_free, main as spawn, parse, rank_environments
 
 ROOT = Path(__file__).resolve().parents[1]
 TP2 = ["actor_rollout.tensor_model_parallel_size=2", "actor_rollout.num_gpus_for_train=2",
@@ -236,8 +236,8 @@ sys.exit(main.main())
 
 @pytest.mark.parametrize(("module", "name", "error", "code", "said"), [
     ("training", "build_crew", "ValueError('shapes (3,) (4,)')", 1, "rank 0 (train+rollout+ref) failed: ValueError: shapes"),
-    ("world.groups", "_join_everyone", "OSError('no such device')", 1, "failed: OSError: no such device"),
-    ("world.groups", "_join_everyone", "main.BadInput('no way')", 2, "r1zero: no way"),
+    ("distributed.groups", "_join_everyone", "OSError('no such device')", 1, "failed: OSError: no such device"),
+    ("distributed.groups", "_join_everyone", "main.BadInput('no way')", 2, "r1zero: no way"),
     ("training", "build_crew", "main.BadInput('no data')", 2, "r1zero: no data"),
 ], ids=["a ValueError", "a fault while joining", "bad input while joining", "bad input"])
 def test_only_bad_input_is_told_as_the_users_mistake(tiny: Path, tmp_path: Path, module: str, name: str, error: str,

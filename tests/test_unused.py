@@ -14,8 +14,8 @@ from multiproc import run_ranks
 from tokenizers import AddedToken, Tokenizer, models
 from worlds import metrics, run, samples
 
-from r1zero.algo.unused import local_columns
-from r1zero.batch import Group, Prompt, Sample
+from r1zero.models.unused import local_columns
+from r1zero.types import Group, Prompt, Sample
 from r1zero.data.vocabulary import Vocabulary
 from r1zero.errors import BadInput
 from r1zero.observe.invariants import FP32, Invariants

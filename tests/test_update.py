@@ -10,14 +10,14 @@ from multiproc import DEVICE, run_ranks
 from test_observe import make_crew
 from test_parity import make_world
 
-from r1zero.batch import Batch, Group, Outcome, Prompt, Sample, Score
-from r1zero.loading import load_config
-from r1zero.model import ModelShape
+from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score
+from r1zero.config.load import load_config
+from r1zero.models.config import ModelShape
 from r1zero.policy.megatron import RoleModel
-from r1zero.policy.policy import Policy
+from r1zero.policy.actor import Policy
 from r1zero.step import train_step
-from r1zero.weights.gather import gather_tensors
-from r1zero.weights.names import tensors
+from r1zero.weight_sync.gather import gather_tensors
+from r1zero.models.params import tensors
 
 TEMPERATURE, KL, ENTROPY, LR, CLIP = 0.9, 0.07, 0.01, 2e-3, 0.1
 # Adam divides by sqrt(v): with the usual eps, elements whose gradient is rounding noise would move by a

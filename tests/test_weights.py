@@ -10,11 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from r1zero.errors import BadInput
-from r1zero.model import ModelShape
+from r1zero.models.config import ModelShape
 from r1zero.weights import huggingface
 from r1zero.weights.huggingface import save_hf
-from r1zero.weights.load import open_weights
-from r1zero.weights.names import (local_shape, local_view, merge, name_on_stage, shard, stage_of,
+from r1zero.weights.open import open_weights
+from r1zero.models.params import (local_shape, local_view, merge, name_on_stage, shard, stage_of,
                                   stage_tensors, tensors)
 
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=8,

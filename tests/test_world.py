@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from multiproc import DEVICE, run_ranks
 
-from r1zero.batch import Group, Prompt, Sample
+from r1zero.types import Group, Prompt, Sample
 from r1zero.errors import BadInput
-from r1zero.world.groups import World
-from r1zero.world.launch import Launch, read_launch
-from r1zero.world.moves import Absent, Mover, on
-from r1zero.world.roles import place
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch, read_launch
+from r1zero.distributed.transfer import Absent, Mover, on
+from r1zero.distributed.placement import place
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = dict(RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_ADDR="host", MASTER_PORT="1234")
@@ -134,8 +134,8 @@ if {rank} == {bad}:
         if number == 3:
             raise ValueError("the moon is in the way")
         return learn(number, crew)
-    import r1zero.training
-    r1zero.training.train_step = broken
+    import r1zero.trainer
+    r1zero.trainer.train_step = broken
 sys.argv = ["main.py", "--config", "tiny", "training.train_iters=100000", "training.eval_data_path=null", "output_dir={out}"]
 sys.exit(main.main())
 """
@@ -148,7 +148,7 @@ def start(out: Path, bad: int) -> list[subprocess.Popen]:
     for rank in range(4):
         # Megatron must not be imported before the device is set, so the step is imported after it.
         code = FAILING.format(root=str(ROOT), rank=rank, bad=bad, out=out).replace(
-            "import r1zero.step as step\n", "from r1zero.world.device import prepare; prepare('cpu', 0)\n"
+            "import r1zero.step as step\n", "from r1zero.distributed.device import prepare; prepare('cpu', 0)\n"
             "import r1zero.step as step\n")
         environment = os.environ | dict(
             SLURM_PROCID=str(rank), SLURM_STEP_NUM_TASKS="4", SLURM_LOCALID=str(rank), SLURM_JOB_ID="1",

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from multiproc import DEVICE, run_ranks
 
-from r1zero.checks import check
-from r1zero.config import placement
-from r1zero.loading import load_config
-from r1zero.training import prepare, train
-from r1zero.world.groups import World
-from r1zero.world.launch import Launch
+from r1zero.preflight.checks import check
+from r1zero.config.schema import placement
+from r1zero.config.load import load_config
+from r1zero.trainer import prepare, train
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch
 
 
 def train_body(rank: int, size: int, store: object, config: str, overrides: list[str]) -> dict:

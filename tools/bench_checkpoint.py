@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.config import placement  # noqa: E402
-from r1zero.loading import load_config  # noqa: E402
-from r1zero.observe.log import hush_libraries  # noqa: E402
-from r1zero.world.launch import Launch  # noqa: E402
+from r1zero.config.schema import placement  # noqa: E402
+from r1zero.config.load import load_config  # noqa: E402
+from r1zero.distributed.log import hush_libraries  # noqa: E402
+from r1zero.distributed.launch import Launch  # noqa: E402
 
 BLOCK = 64 << 20
 
@@ -49,13 +49,13 @@ def main() -> int:
 
 def build(model: str, bf16: str):  # noqa: ANN201 - the classes are imported here, after the device is set
     """A policy in a world of one, and a function that updates it once on random samples."""
-    from r1zero.world import device as devices
+    from r1zero.distributed import device as devices
 
     device = devices.prepare(devices.detect(), 0)
-    from r1zero.model import ModelShape
+    from r1zero.models.config import ModelShape
     from r1zero.policy.megatron import RoleModel
-    from r1zero.policy.policy import Policy
-    from r1zero.world.groups import World
+    from r1zero.policy.actor import Policy
+    from r1zero.distributed.groups import World
 
     cfg, _ = load_config("smollm2_135m_gsm8k", [f"actor_rollout.load={model}", f"training.bf16={bf16}"])
     world = World(Launch("single", 0, 1, 0, (0,), "", 0), placement(cfg, 1), device, timedelta(minutes=10))
@@ -78,7 +78,7 @@ def samples(vocab: int):  # noqa: ANN201 - as above
     """A batch of two prompts with four random responses each."""
     import numpy as np
 
-    from r1zero.batch import Batch, Group, Prompt, Sample
+    from r1zero.types import Batch, Group, Prompt, Sample
 
     chance, groups = np.random.default_rng(1), []
     for position in range(2):
@@ -93,7 +93,7 @@ def samples(vocab: int):  # noqa: ANN201 - as above
 
 def measure(policy, update: Callable[[], None], folder: Path, updates: int) -> dict[str, float]:  # noqa: ANN001
     """Time everything; the raw disk twice, around the saves."""
-    from r1zero.policy.checkpoint import Writing, load_policy
+    from r1zero.checkpoint.train_state import Writing, load_policy
 
     def save(name: str, beside: bool) -> tuple[Writing, float]:
         (folder / name).mkdir()

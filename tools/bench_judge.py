@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.batch import Outcome  # noqa: E402
-from r1zero.config import Reward  # noqa: E402
-from r1zero.reward.case import Case  # noqa: E402
-from r1zero.reward.judge import Judge  # noqa: E402
+from r1zero.types import Outcome  # noqa: E402
+from r1zero.config.schema import Reward  # noqa: E402
+from r1zero.reward.types import Case  # noqa: E402
+from r1zero.reward.executor import Judge  # noqa: E402
 
 
 def cases(golds: list[str], right_share: float, seed: int) -> list[Case]:

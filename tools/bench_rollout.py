@@ -139,7 +139,7 @@ class Model:
     def __init__(self, args: argparse.Namespace, torch) -> None:  # noqa: ANN001 - imported late
         from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-        from r1zero.model import ModelShape
+        from r1zero.models.config import ModelShape
 
         self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
         if args.model in SHAPES:
@@ -162,12 +162,12 @@ class Ours:
 
         import torch
 
-        from r1zero.batch import Batch, Prompt
+        from r1zero.types import Batch, Prompt
         from r1zero.rollout.decoder import Decoder
         from r1zero.rollout.engine import Engine, Limits
         from r1zero.rollout.sampler import Sampling
-        from r1zero.weights.load import open_weights
-        from r1zero.weights.names import tensors
+        from r1zero.weights.open import open_weights
+        from r1zero.models.params import tensors
 
         budget = int(lengths.max())
         decoder = Decoder(model.shape, 1, None, model.dtype, torch.device("cpu"), args.prompt_len + budget)

@@ -24,7 +24,7 @@ from math_verify import parse, verify
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.reward.math_answer import same  # noqa: E402
+from r1zero.reward.math.grade import same  # noqa: E402
 
 _FRACTION = re.compile(r"-?\\d?frac\{(\d+)\}\{(\d+)\}")
 _BARE_NUMBER = re.compile(r"-?[\d.]+")

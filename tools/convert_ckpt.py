@@ -31,13 +31,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch  # noqa: E402
 
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.model import ModelShape  # noqa: E402
-from r1zero.world.paths import user_path  # noqa: E402
+from r1zero.models.config import ModelShape  # noqa: E402
+from r1zero.config.paths import user_path  # noqa: E402
 from r1zero.weights.huggingface import copy_beside, save_hf  # noqa: E402
-from r1zero.weights.found import CONFIG, config_folder, find  # noqa: E402
-from r1zero.weights.load import open_weights, stored_shape  # noqa: E402
+from r1zero.weights.detect import CONFIG, config_folder, find  # noqa: E402
+from r1zero.weights.open import open_weights, stored_shape  # noqa: E402
 from r1zero.weights.save_megatron import Layout, save_dist, save_legacy  # noqa: E402
-from r1zero.weights.names import tensors  # noqa: E402
+from r1zero.models.params import tensors  # noqa: E402
 from r1zero.weights.source import Weights  # noqa: E402
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -28,29 +28,29 @@ from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero import checks  # noqa: E402
-from r1zero.command_line import CommandLine  # noqa: E402
-from r1zero.config import Config, nodes, placement  # noqa: E402
-from r1zero.datasets import look_at_data  # noqa: E402
+from r1zero.preflight import checks  # noqa: E402
+from r1zero.config.command_line import CommandLine  # noqa: E402
+from r1zero.config.schema import Config, nodes, placement  # noqa: E402
+from r1zero.preflight.datasets import look_at_data  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.inputs import absent, check_inputs  # noqa: E402
-from r1zero.loading import load_config  # noqa: E402
-from r1zero.observe.folder import check_writable  # noqa: E402
-from r1zero.outputs import check_outputs, existing  # noqa: E402
+from r1zero.preflight.files import absent, check_inputs  # noqa: E402
+from r1zero.config.load import load_config  # noqa: E402
+from r1zero.run_folder.folder import check_writable  # noqa: E402
+from r1zero.preflight.outputs import check_outputs, existing  # noqa: E402
 from r1zero.preflight import machine  # noqa: E402
 from r1zero.preflight.machine import Node  # noqa: E402
 from r1zero.preflight.versions import check_versions, installed  # noqa: E402
-from r1zero.process import BAD_INPUT, is_first, refuse  # noqa: E402
-from r1zero.world.detect import device_kind  # noqa: E402
-from r1zero.world.launch import ALONE, Launch, announced_world_size, hush_torch, launched, read_launch  # noqa: E402
-from r1zero.world.roles import Placement  # noqa: E402
+from r1zero.distributed.process import BAD_INPUT, is_first, refuse  # noqa: E402
+from r1zero.distributed.detect import device_kind  # noqa: E402
+from r1zero.distributed.launch import ALONE, Launch, announced_world_size, hush_torch, launched, read_launch  # noqa: E402
+from r1zero.distributed.placement import Placement  # noqa: E402
 
 if TYPE_CHECKING:  # torch is imported when the configuration has been looked at
     import torch
     import torch.distributed as dist
 
-    from r1zero.world.groups import World
-    from r1zero.world.rollcall import RollCall
+    from r1zero.distributed.groups import World
+    from r1zero.distributed.rendezvous import RollCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +107,11 @@ def main(arguments: list[str]) -> int:
         return refuse([str(error)], is_first())
     findings = Findings(launch.speaks)
     job = look_at_config(args, launch, findings)
-    from r1zero.observe.log import hush_libraries
+    from r1zero.distributed.log import hush_libraries
 
     hush_libraries()
     hush_torch()
-    from r1zero.world.rollcall import RollCall, open_store
+    from r1zero.distributed.rendezvous import RollCall, open_store
 
     try:
         store = open_store(launch, args.seconds)
@@ -206,7 +206,7 @@ def look_at_nodes(job: Job, roll: RollCall, findings: Findings) -> None:
 def inspect(job: Job, sees_token: bool) -> Node:
     """Look at this node."""
     from r1zero.rollout import native
-    from r1zero.world import device
+    from r1zero.distributed import device
 
     cfg, launch, inputs = job.cfg, job.launch, {}
     kind = device_kind(cfg.training.distributed_backend if cfg is not None else None)
@@ -269,8 +269,8 @@ def look_at_groups(job: Job, store: dist.Store, roll: RollCall, findings: Findin
     import torch
     import torch.distributed as dist
 
-    from r1zero.world import device as devices
-    from r1zero.world.groups import World
+    from r1zero.distributed import device as devices
+    from r1zero.distributed.groups import World
 
     device = devices.open_device(device_kind(job.cfg.training.distributed_backend), launch.local_rank)
     with roll.stage("making the groups", range(size)):

@@ -22,23 +22,24 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero import checks, inputs  # noqa: E402
-from r1zero.command_line import CommandLine  # noqa: E402
-from r1zero.config import MAP_KEYS, ActorRollout, Algorithm, Config, Ref, ResourcePool  # noqa: E402
-from r1zero.config import Reward, Training  # noqa: E402
+from r1zero.preflight import checks
+from r1zero.preflight import files  # noqa: E402
+from r1zero.config.command_line import CommandLine  # noqa: E402
+from r1zero.config.schema import MAP_KEYS, ActorRollout, Algorithm, Config, Ref, ResourcePool  # noqa: E402
+from r1zero.config.schema import Reward, Training  # noqa: E402
 from r1zero.data.layout import Layout  # noqa: E402
 from r1zero.data.problems import parse_json  # noqa: E402
 from r1zero.data.template import TEMPLATES, Template  # noqa: E402
-from r1zero.datasets import check_data, compares  # noqa: E402
+from r1zero.preflight.datasets import check_data, compares  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.model import ModelShape  # noqa: E402
-from r1zero.observe.folder import check_writable  # noqa: E402
-from r1zero.world.paths import expand, user_path  # noqa: E402
-from r1zero.process import is_first, refuse, run_rank  # noqa: E402
-from r1zero.weights.found import config_folder  # noqa: E402
-from r1zero.world.detect import check_dtype, uses_npu  # noqa: E402
-from r1zero.world.launch import Launch, read_launch  # noqa: E402
-from r1zero.world.roles import place  # noqa: E402
+from r1zero.models.config import ModelShape  # noqa: E402
+from r1zero.run_folder.folder import check_writable  # noqa: E402
+from r1zero.config.paths import expand, user_path  # noqa: E402
+from r1zero.distributed.process import is_first, refuse, run_rank  # noqa: E402
+from r1zero.weights.detect import config_folder  # noqa: E402
+from r1zero.distributed.detect import check_dtype, uses_npu  # noqa: E402
+from r1zero.distributed.launch import Launch, read_launch  # noqa: E402
+from r1zero.distributed.placement import place  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:
@@ -166,30 +167,30 @@ def check(args: argparse.Namespace, cfg: Config, launch: Launch) -> list[str]:
 def check_files(args: argparse.Namespace, cfg: Config) -> list[str]:
     """Look at model, tokenizer, template and data."""
     folder = cfg.model_folder("actor_rollout")
-    problems = inputs.check_weights("--model", Path(args.model), folder)
-    vocab_size = inputs.LARGEST if problems else ModelShape.from_folder(folder).vocab_size
+    problems = files.check_weights("--model", Path(args.model), folder)
+    vocab_size = files.LARGEST if problems else ModelShape.from_folder(folder).vocab_size
     if not problems:
-        problems += inputs.check_end_of_text("--model", folder, vocab_size)
+        problems += files.check_end_of_text("--model", folder, vocab_size)
     tokenizer = Path(cfg.training.tokenizer_name_or_path)
-    problems += inputs.check_tokenizer("--tokenizer-name-or-path", tokenizer, vocab_size)
-    wrong = inputs.check_template("--prompt-type", args.prompt_type, args.prompt_type_path)
+    problems += files.check_tokenizer("--tokenizer-name-or-path", tokenizer, vocab_size)
+    wrong = files.check_template("--prompt-type", args.prompt_type, args.prompt_type_path)
     template = None if wrong else Template(args.prompt_type, args.prompt_type_path)
     for path, keys in map_keys(args).items():
         problems += check_data("--data", path, layout(keys), template, compares(cfg), vocab_size)
     problems += wrong
-    return problems or inputs.check_ends(cfg, args.data, "--model", "--prompt-type", "--stop")
+    return problems or files.check_ends(cfg, args.data, "--model", "--prompt-type", "--stop")
 
 
 def run(args: argparse.Namespace, cfg: Config, launch: Launch) -> int:
     """Join the world and answer."""
 
     def prepare(world):  # noqa: ANN001, ANN202 - types of modules that are imported late
-        from r1zero.evaluator import prepare
+        from r1zero.evaluation.standalone import prepare
 
         return prepare(cfg, world, map_keys(args), args.problems, args.max_new_tokens)
 
     def work(evaluators) -> None:  # noqa: ANN001
-        from r1zero.evaluator import run
+        from r1zero.evaluation.standalone import run
 
         run(evaluators, Path(cfg.output_dir), args.round_samples or None)
 

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from r1zero.config import Reward  # noqa: E402
-from r1zero.reward.case import Case  # noqa: E402
-from r1zero.reward.judge import Judge  # noqa: E402
+from r1zero.config.schema import Reward  # noqa: E402
+from r1zero.reward.types import Case  # noqa: E402
+from r1zero.reward.executor import Judge  # noqa: E402
 
 NAMES = ["acc", "base_acc", "format", "strict_format", "reasoning_steps", "repetition", "overlong"]
 LATE_SECONDS = 1.0  # beyond the deadline

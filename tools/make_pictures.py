@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.observe.report import open_runs, write_report  # noqa: E402
+from r1zero.report.page import open_runs, write_report  # noqa: E402
 
 DOCS = ROOT / "docs"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

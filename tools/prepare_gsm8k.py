@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.command_line import CommandLine  # noqa: E402
+from r1zero.config.command_line import CommandLine  # noqa: E402
 from r1zero.data.indexed import check_writable  # noqa: E402
 from r1zero.data.layout import Layout  # noqa: E402
 from r1zero.data.problems import read_problems  # noqa: E402
 from r1zero.data.tables import open_table  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.world.paths import user_path  # noqa: E402
+from r1zero.config.paths import user_path  # noqa: E402
 
 FINAL = re.compile(r"####\s*(-?[\d,]*\.?\d+)\s*$")
 

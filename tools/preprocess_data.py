@@ -23,15 +23,15 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from tqdm import tqdm  # noqa: E402
 
-from r1zero.command_line import CommandLine  # noqa: E402
+from r1zero.config.command_line import CommandLine  # noqa: E402
 from r1zero.data.indexed import check_writable  # noqa: E402
 from r1zero.data.layout import Layout  # noqa: E402
 from r1zero.data.problems import ProblemSet, parse_json, read_problems  # noqa: E402
 from r1zero.data.survey import DataSet, survey  # noqa: E402
 from r1zero.data.template import TEMPLATES, Template  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.world.paths import expand  # noqa: E402
-from r1zero.sentences import nearest  # noqa: E402
+from r1zero.config.paths import expand  # noqa: E402
+from r1zero.errors import nearest  # noqa: E402
 
 PARTS = ("prompt", "query", "response", "system")
 NOT_READ = ("history", "chosen", "rejected")  # parts of other handlers: accepted when empty

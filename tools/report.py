@@ -16,10 +16,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.command_line import CommandLine  # noqa: E402
+from r1zero.config.command_line import CommandLine  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.observe.report import open_runs, write_report  # noqa: E402
-from r1zero.world.paths import user_path  # noqa: E402
+from r1zero.report.page import open_runs, write_report  # noqa: E402
+from r1zero.config.paths import user_path  # noqa: E402
 
 
 def main() -> int:

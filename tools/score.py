@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from r1zero.command_line import CommandLine  # noqa: E402
-from r1zero.config import Reward  # noqa: E402
+from r1zero.config.command_line import CommandLine  # noqa: E402
+from r1zero.config.schema import Reward  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.loading import load_config  # noqa: E402
-from r1zero.world.paths import user_path  # noqa: E402
-from r1zero.reward.case import Case  # noqa: E402
-from r1zero.reward.gold import judge, read_gold  # noqa: E402
-from r1zero.reward.judge import Judge  # noqa: E402
+from r1zero.config.load import load_config  # noqa: E402
+from r1zero.config.paths import user_path  # noqa: E402
+from r1zero.reward.types import Case  # noqa: E402
+from r1zero.reward.math.gold import judge, read_gold  # noqa: E402
+from r1zero.reward.executor import Judge  # noqa: E402
 from r1zero.reward.rules import NEED_TOKENS, VERDICTS, check_names  # noqa: E402
 
 BAD_INPUT = 2

@@ -13,8 +13,8 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from r1zero.batch import Prompt, Sample
-from r1zero.world.device import Segments
+from r1zero.types import Prompt, Sample
+from r1zero.distributed.device import Segments
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from r1zero.checkpoint import manifest, shelf
+from r1zero.checkpoint import manifest
+from r1zero.checkpoint import store
 from r1zero.checkpoint.progress import Record
 from r1zero.checkpoint.resume import changes
-from r1zero.crew import Crew
+from r1zero.runtime import Crew
 from r1zero.errors import BadInput
-from r1zero.loading import dump
-from r1zero.policy.checkpoint import load_policy, set_rng_states
-from r1zero.world.groups import World
-from r1zero.world.moves import Mover
+from r1zero.config.load import dump
+from r1zero.checkpoint.train_state import load_policy, set_rng_states
+from r1zero.distributed.groups import World
+from r1zero.distributed.transfer import Mover
 
 log = logging.getLogger("r1zero")
 
@@ -29,7 +30,7 @@ def verify(world: World, folder: Path) -> None:
         problem = str(error)
     problem = next(filter(None, Mover(world).gather(problem)), None)
     if problem is not None:
-        raise BadInput(f"{problem}{shelf.way_out(folder)}")
+        raise BadInput(f"{problem}{store.way_out(folder)}")
 
 
 def restore(crew: Crew, folder: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 
-from r1zero.checkpoint import manifest, shelf
+from r1zero.checkpoint import manifest
+from r1zero.checkpoint import store
 from r1zero.checkpoint.progress import Record
-from r1zero.config import CHECKPOINTS, Config
+from r1zero.config.schema import CHECKPOINTS, Config
 from r1zero.errors import BadInput
-from r1zero.model import ModelShape
-from r1zero.weights import found
+from r1zero.models.config import ModelShape
+from r1zero.weights import detect
 from r1zero.weights.unpickle import check_pickles
 
 # Keys that say where a run is kept, and not what it does.
@@ -28,7 +29,7 @@ def locate(path: str | Path) -> Path | None:
     path = Path(path)
     if (path / manifest.NAME).is_file():
         return path
-    return shelf.find(path) if shelf.complete(path) else None
+    return store.find(path) if store.complete(path) else None
 
 
 def start_weights(load: str, ref_load: str | None, resume: str | None) -> tuple[str, str | None, str | None]:
@@ -50,7 +51,7 @@ def start_weights(load: str, ref_load: str | None, resume: str | None) -> tuple[
 def pinned(load: str) -> str:
     """A Megatron folder as the one iteration in it that its tracker names now: later saves may move the tracker."""
     try:
-        return str(found.find(load).folder) if found.is_megatron(Path(load)) else load
+        return str(detect.find(load).folder) if detect.is_megatron(Path(load)) else load
     except BadInput:
         return load  # the checks will say what is wrong with it
 
@@ -60,16 +61,16 @@ def find(cfg: Config) -> Path | None:
 
     BadInput when it is named and not there.
     """
-    own = shelf.find(cfg.checkpoints)
+    own = store.find(cfg.checkpoints)
     if own is not None or cfg.training.resume is None:
         return own
     named = locate(cfg.training.resume)
     if named is None:
         below = Path(cfg.training.resume) / CHECKPOINTS
-        way_out = (f"those of this run folder are in {below}: name that" if shelf.complete(below)
+        way_out = (f"those of this run folder are in {below}: name that" if store.complete(below)
                    else "give one, or leave the key out to start anew")
         raise BadInput(f"training.resume: {cfg.training.resume} is not a complete checkpoint of this program, nor a "
-                       f"folder of them with {shelf.TRACKER}; {way_out}")
+                       f"folder of them with {store.TRACKER}; {way_out}")
     return named
 
 
@@ -90,7 +91,7 @@ def _check(cfg: Config, folder: Path) -> None:
         check_pickles(folder)
         record = Record.read(folder)
     except BadInput as error:
-        raise BadInput(f"{error}{shelf.way_out(folder)}") from None
+        raise BadInput(f"{error}{store.way_out(folder)}") from None
     shape = _flat(dataclasses.asdict(ModelShape.from_folder(cfg.model_folder("actor_rollout"))))
     saved = _flat(record.shape)
     for key in sorted(shape.keys() | saved.keys()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from r1zero.data.packed import is_packed
+from r1zero.data.preprocessed import is_packed
 from r1zero.errors import BadInput
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import Vocabulary
 from r1zero.errors import BadInput
-from r1zero.sentences import shown
-from r1zero.typed import read_json
+from r1zero.errors import shown
+from r1zero.config.parse import read_json
 
 FILES = ("config.json", "generation_config.json")  # of a model folder
 SHOWN_MARKS = 6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from r1zero.config import Training
+from r1zero.config.schema import Training
 from r1zero.data.template import Template
 
 PARTS = ("prompt", "query", "response", "system")

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1zero.data.ends import refuse_split_ends
 from r1zero.data.indexed import IndexedWriter
-from r1zero.data.packed import IGNORED, stem
+from r1zero.data.preprocessed import IGNORED, stem
 from r1zero.data.prompts import detokenize, load_tokenizer, tokenize, vocabulary_of
 from r1zero.data.row_reader import Problem
 from r1zero.data.template import Template

@@ -14,7 +14,7 @@ from r1zero.data.row_reader import Problem, read_row
 from r1zero.data.rows import Shape, Values, has, names, top_level
 from r1zero.data.tables import open_table
 from r1zero.errors import BadInput
-from r1zero.sentences import nearest
+from r1zero.errors import nearest
 
 _SHOWN = 20  # columns in a sentence
 

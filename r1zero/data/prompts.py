@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from r1zero.batch import Prompt
+from r1zero.types import Prompt
 from r1zero.data.blend import Blend, split_blend
 from r1zero.data.ends import refuse_split_ends
 from r1zero.data.layout import Layout
-from r1zero.data.packed import is_packed, read_packed
+from r1zero.data.preprocessed import is_packed, read_packed
 from r1zero.data.problems import parse_json, read_problems
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import CONFIG, TOKENIZER, Vocabulary, named_tokens, read_backend
 from r1zero.errors import BadInput
-from r1zero.reward.gold import NO_ANSWERS, read_gold
+from r1zero.reward.math.gold import NO_ANSWERS, read_gold
 
 _CHUNK = 1024  # texts tokenised in one call
 # Read by two libraries, and compared: digits, spaces, lines, letters of two forms, code, another script.

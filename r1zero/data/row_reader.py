@@ -13,7 +13,7 @@ from r1zero.data.bad_rows import BadRow, NoAnswer, Tally
 from r1zero.data.layout import Layout
 from r1zero.data.messages import NoQuestion, as_messages, question_and_system
 from r1zero.data.rows import Unreadable, Values
-from r1zero.reward.gold import NO_ANSWERS, read_gold, the_one_of
+from r1zero.reward.math.gold import NO_ANSWERS, read_gold, the_one_of
 
 _HALF = re.compile("[\ud800-\udfff]")
 

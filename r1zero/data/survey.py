@@ -14,7 +14,7 @@ from pathlib import Path
 
 from r1zero.data.splits import is_of_other_split
 from r1zero.data.template import Template
-from r1zero.reward.gold import judge
+from r1zero.reward.math.gold import judge
 
 _PLACES = re.compile(r"(\{question\}|\{system\})")
 _SHORTEST = 30  # characters that make an instruction

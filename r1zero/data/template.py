@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from r1zero.errors import BadInput
-from r1zero.typed import read_json
+from r1zero.config.parse import read_json
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "configs" / "templates.json"
 _PLACES = re.compile(r"\{(question|system)\}")

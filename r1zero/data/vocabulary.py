@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from r1zero.errors import BadInput
-from r1zero.typed import read_json
+from r1zero.config.parse import read_json
 
 TOKENIZER, CONFIG, SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")

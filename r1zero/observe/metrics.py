@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from r1zero.algo.loss import STATS
-from r1zero.batch import Batch, Group, Outcome, Sample
+from r1zero.types import Batch, Group, Outcome, Sample
 from r1zero.observe.clock import Span
-from r1zero.policy.policy import UpdateStats
-from r1zero.world.roles import Placement
+from r1zero.policy.actor import UpdateStats
+from r1zero.distributed.placement import Placement
 
 # Phases of a step whose time is that of the slowest rank.
 PHASES = ("rollout", "reward", "ref", "update", "publish")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1zero.batch import Group
+from r1zero.types import Group
 
 
 def write_samples(path: Path, groups: Sequence[Group], decode: Callable[[np.ndarray], str]) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from r1zero.algo.unused import blank
-from r1zero.sizes import LOGIT_CHUNK_ELEMENTS
+from r1zero.models.unused import blank
+from r1zero.models.sizes import LOGIT_CHUNK_ELEMENTS
 
 
 

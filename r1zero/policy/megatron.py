@@ -30,13 +30,13 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from r1zero.algo.packing import Microbatch
-from r1zero.algo.rotary import rotary_tables, rotate
-from r1zero.algo.unused import local_columns
-from r1zero.model import ModelShape
-from r1zero.weights.load import open_weights
-from r1zero.weights.names import local_shape, stage_tensors
-from r1zero.world.device import Device, Segments, packed_causal_attention
-from r1zero.world.groups import Grid
+from r1zero.models.rotary import rotary_tables, rotate
+from r1zero.models.unused import local_columns
+from r1zero.models.config import ModelShape
+from r1zero.weights.open import open_weights
+from r1zero.models.params import local_shape, stage_tensors
+from r1zero.distributed.device import Device, Segments, packed_causal_attention
+from r1zero.distributed.groups import Grid
 
 
 class RMSNorm(torch.nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from r1zero.algo.packing import Item, cut_microbatches
-from r1zero.batch import Group
+from r1zero.types import Group
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import look_up_logprobs
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1zero.config import Config
-from r1zero.dryrun import memory
-from r1zero.network import model_shape
-from r1zero.world.roles import Placement
+from r1zero.config.schema import Config
+from r1zero.preflight.dry_run import memory
+from r1zero.preflight.model import model_shape
+from r1zero.distributed.placement import Placement
 
 PROCESS_GIGABYTES = 0.6  # resident in a process with torch, Megatron and transformers loaded, without a model
 # Devices that a backend is for. MindSpeed-LLM says nccl on Ascend, too, where torch_npu turns it into hccl.

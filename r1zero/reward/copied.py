@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from r1zero.reward.choices import same_text
-from r1zero.reward.kinds import Answer, Group, Matrix, Relation, Scalar, Sets
-from r1zero.reward.labels import is_label
-from r1zero.reward.math_answer import read, read_gold, without_faults
-from r1zero.reward.spelling import clean, is_enclosed
-from r1zero.reward.tokens import Node
+from r1zero.reward.math.multiple_choice import same_text
+from r1zero.reward.math.answer_types import Answer, Group, Matrix, Relation, Scalar, Sets
+from r1zero.reward.math.labels import is_label
+from r1zero.reward.math.grade import read, read_gold, without_faults
+from r1zero.reward.math.normalize import clean, is_enclosed
+from r1zero.reward.math.tokens import Node
 
 _LOOKS = re.compile(r"\\text|[{}$]")  # what changes how a formula looks, and is set in many ways
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 
 from r1zero.errors import BadInput
-from r1zero.reward.case import Case, Grader
-from r1zero.sentences import nearest
+from r1zero.reward.types import Case, Grader
+from r1zero.errors import nearest
 
 
 def is_custom(name: str) -> bool:

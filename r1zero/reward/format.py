@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from r1zero.reward.visible import is_visible
+from r1zero.reward.math.visible import is_visible
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 

@@ -23,11 +23,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from r1zero.batch import Outcome, Score
-from r1zero.reward.case import Case
+from r1zero.types import Outcome, Score
+from r1zero.reward.types import Case
 from r1zero.reward.rules import Scorer
 from r1zero.reward.worker import OUT_OF_MEMORY, Order, Setup, framed, unframe
-from r1zero.world.leave import SIGNALS
+from r1zero.distributed.shutdown import SIGNALS
 
 ITEMS_AT_WORKER = 16  # enough work until the next poll, few enough that the workers end together
 START_SECONDS = 300.0  # for a worker to import sympy from a slow shared disk
@@ -212,7 +212,7 @@ class Pool:
             if self._failed_starts == STARTS:
                 raise RuntimeError(
                     f"{STARTS} reward workers in a row ended before they were ready ({why}); run "
-                    f"`{sys.executable} -c 'import r1zero.reward.math_answer'`, or import your scorers, to "
+                    f"`{sys.executable} -c 'import r1zero.reward.math.grade'`, or import your scorers, to "
                     "see why")
         self._start()
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from r1zero.batch import Outcome, Score
-from r1zero.config import Accuracy, Reward
+from r1zero.types import Outcome, Score
+from r1zero.config.schema import Accuracy, Reward
 from r1zero.errors import BadInput
 from r1zero.reward import custom, shaping
 from r1zero.reward import format as shape
-from r1zero.reward.case import Case, Grader
-from r1zero.sentences import nearest
+from r1zero.reward.types import Case, Grader
+from r1zero.errors import nearest
 
 Check = Callable[[Case], float]  # credit from 0 to 1
 
@@ -68,7 +68,7 @@ def verdict(case: Case, copies_are_right: bool = False) -> Outcome:
     """Compare the boxed answer with the right one, and one that is right with the question."""
     # sympy takes a second to import; only the judge's processes judge, so only they pay for it.
     from r1zero.reward.copied import is_copied
-    from r1zero.reward.math_answer import same
+    from r1zero.reward.math.grade import same
 
     given = shape.extract_answer(case.response)
     if given is None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from r1zero.config import Cosine
-from r1zero.reward.case import Case
+from r1zero.config.schema import Cosine
+from r1zero.reward.types import Case
 
 # A word, a CJK character, or a mark: texts without spaces have n-grams, too.
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"

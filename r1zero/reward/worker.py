@@ -23,11 +23,11 @@ from typing import Any, BinaryIO
 
 import psutil
 
-from r1zero.batch import Outcome
-from r1zero.config import Reward
+from r1zero.types import Outcome
+from r1zero.config.schema import Reward
 from r1zero.errors import BadInput
 from r1zero.reward import custom
-from r1zero.reward.case import Case
+from r1zero.reward.types import Case
 from r1zero.reward.rules import VERDICTS, Scorer, select, verdict
 
 _LENGTH = struct.Struct(">I")

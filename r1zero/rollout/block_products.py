@@ -17,7 +17,7 @@ import torch
 from r1zero.rollout.kv_cache import BlockPool
 
 if TYPE_CHECKING:
-    from r1zero.rollout.attention import Row
+    from r1zero.rollout.block_attention import Row
 
 HIDDEN = -1e30  # a score that no softmax sees, yet finite: an all-hidden block must not give nan
 

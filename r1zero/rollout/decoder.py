@@ -15,16 +15,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from r1zero.algo.rotary import rotary_tables
-from r1zero.algo.unused import blank, local_columns
-from r1zero.model import ModelShape
-from r1zero.rollout.attention import Step
-from r1zero.rollout.graphs import DecodeGraphs
+from r1zero.models.rotary import rotary_tables
+from r1zero.models.unused import blank, local_columns
+from r1zero.models.config import ModelShape
+from r1zero.rollout.block_attention import Step
+from r1zero.rollout.npu_graphs import DecodeGraphs
 from r1zero.rollout.linear import Linear
 from r1zero.rollout.native import operators
 from r1zero.rollout.operators import Heads
-from r1zero.weights.names import local_shape, tensors
-from r1zero.world.device import Segments, packed_causal_attention
+from r1zero.models.params import local_shape, tensors
+from r1zero.distributed.device import Segments, packed_causal_attention
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from r1zero.batch import Batch, Group, Sample
-from r1zero.rollout.attention import Layout, Row, Step
+from r1zero.types import Batch, Group, Sample
+from r1zero.rollout.block_attention import Layout, Row, Step
 from r1zero.rollout.decoder import Chunk, Decoder
 from r1zero.rollout.kv_cache import BlockPool
 from r1zero.rollout.prompts import PromptCache, PromptCaches

@@ -12,8 +12,8 @@ import heapq
 
 import torch
 
-from r1zero.model import ModelShape
-from r1zero.sizes import CPU_CACHE_BLOCK, NPU_CACHE_BLOCK
+from r1zero.models.config import ModelShape
+from r1zero.models.sizes import CPU_CACHE_BLOCK, NPU_CACHE_BLOCK
 
 
 class BlockPool:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from r1zero.rollout.attention import Step
+from r1zero.rollout.block_attention import Step
 from r1zero.rollout.operators import Heads, Operators
 from r1zero.rollout.sampler import Sampling
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from r1zero.algo.rotary import rotate
+from r1zero.models.rotary import rotate
 from r1zero.rollout import sampler
-from r1zero.rollout.attention import Step
-from r1zero.world.device import npu_paged_attention
+from r1zero.rollout.block_attention import Step
+from r1zero.distributed.device import npu_paged_attention
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Hugging Face folders: read a rank's shards out of one, and write one.
 
 Reading maps the safetensors files and copies only the slices that a shard is made of. Writing puts each
-tensor at its place in the files as it comes. Both follow the table in names.py.
+tensor at its place in the files as it comes. Both follow the table in params.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 
 from r1zero.checkpoint.manifest import sync
 from r1zero.errors import BadInput
-from r1zero.model import ModelShape
-from r1zero.weights.found import CONFIG, INDEX, SINGLE, Found
-from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape, local_view, tensors
+from r1zero.models.config import ModelShape
+from r1zero.weights.detect import CONFIG, INDEX, SINGLE, Found
+from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape, local_view, tensors
 from r1zero.weights.source import Weights, refuse_misfits, refuse_untied
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 
 from r1zero.errors import BadInput
-from r1zero.model import ModelShape
-from r1zero.weights.found import Found
-from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, tensors
+from r1zero.models.config import ModelShape
+from r1zero.weights.detect import Found
+from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, Tensor, tensors
 from r1zero.weights.source import MegatronWeights, Piece, canonical, check_args, misfit, refuse_misfits
 from r1zero.weights.unpickle import load_pickled
 
@@ -108,7 +108,7 @@ def _chunks(content: dict) -> list[str]:
 
 
 def _join(stages: list[dict[str, object]]) -> State:
-    """Name the tensors of one TP rank's stages, in the order of the layers, as names.py does."""
+    """Name the tensors of one TP rank's stages, in the order of the layers, as params.py does."""
     state: State = {}
     offset = 0
     for number, stage in enumerate(stages):

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from r1zero.errors import BadInput
-from r1zero.model import ModelShape
-from r1zero.weights.found import Found
-from r1zero.weights.names import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape
+from r1zero.models.config import ModelShape
+from r1zero.weights.detect import Found
+from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape
 
 log = logging.getLogger("r1zero")
 
-Box = tuple[slice, ...]  # a region of a tensor's view (names.py), one slice an axis
+Box = tuple[slice, ...]  # a region of a tensor's view (params.py), one slice an axis
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 MOST_PADDING = 8192  # rows: Megatron pads the vocabulary to a multiple of 128 times TP, which is at most 64
@@ -27,7 +27,7 @@ FUSED_NORMS = {"self_attention.linear_qkv.layer_norm_weight": "input_layernorm.w
 
 
 class Weights(ABC):
-    """The weights of a whole model. Tensors are named as in names.py and come in Megatron's layout."""
+    """The weights of a whole model. Tensors are named as in params.py and come in Megatron's layout."""
 
     def __init__(self, found: Found, shape: ModelShape) -> None:
         self.found, self.shape = found, shape
@@ -107,7 +107,7 @@ def wanted_box(tensor: Tensor, tp_rank: int, tp: int) -> Box:
 
 
 def canonical(name: str) -> str | None:
-    """Name a stored model tensor as names.py does; None for what holds no weights."""
+    """Name a stored model tensor as params.py does; None for what holds no weights."""
     if name.endswith(("_extra_state", ".inv_freq")) or "._extra_state/" in name:
         return None
     name = name.removeprefix("module.").removeprefix("model.")

@@ -19,9 +19,9 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from r1zero.errors import BadInput
-from r1zero.model import ModelShape
-from r1zero.weights.found import Found
-from r1zero.weights.names import OUTPUT_LAYER, Tensor, tensors
+from r1zero.models.config import ModelShape
+from r1zero.weights.detect import Found
+from r1zero.models.params import OUTPUT_LAYER, Tensor, tensors
 from r1zero.weights.source import Box, MegatronWeights, Piece, canonical, check_args, misfit, refuse_misfits
 from r1zero.weights.unpickle import load_metadata, load_pickled
 
@@ -149,7 +149,7 @@ def read_args(found: Found) -> Namespace | None:
 
 
 def _names(key: str, entry: object) -> Iterator[tuple[str, Stored]]:
-    """Name each layer of a stored tensor as names.py does; nothing for what is not of the model."""
+    """Name each layer of a stored tensor as params.py does; nothing for what is not of the model."""
     name = canonical(key) if isinstance(entry, TensorStorageMetadata) else None
     if name is None or name.split(".")[0] not in PARTS_OF_MODEL:
         return

@@ -1,0 +1,243 @@
+"""When checkpoints are saved, and how a save ends. Every rank runs every line; the work is the train ranks'.
+
+    begin   the controller makes the folder; the train ranks copy their state      blocks the step
+    write   each train rank writes, syncs and sums its files                       beside the next steps if async
+    finish  table of contents, list of files, rename, tracker, old ones deleted    at the end of a step
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from safetensors.torch import save as save_tensors
+
+from r1zero.checkpoint import manifest, progress
+from r1zero.checkpoint import store
+from r1zero.checkpoint.progress import Record
+from r1zero.runtime import Crew
+from r1zero.config.load import dump
+from r1zero.checkpoint.train_state import Writing, rng_states
+from r1zero.models.sizes import OPTIMIZER_BYTES
+from r1zero.distributed.shutdown import Leave
+
+RESERVE = ".reserve"  # room for what is written last, so that a disk that fills up meanwhile still takes it
+RESERVE_BYTES = 4 << 20
+RNG = "rng.safetensors"
+FIRST_SAVE_SPEED = 2e8  # bytes a second, until a save was measured
+MARGIN_SECONDS = 10.0
+
+log = logging.getLogger("r1zero")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sign:
+    """What a rank shows at the end of a step."""
+
+    leave: str | None  # why it wants to leave
+    written: bool  # nothing is being written here
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What a rank wrote."""
+
+    files: dict[str, manifest.File]
+    error: str | None
+
+
+def _first_error(reports: Sequence[_Written]) -> str | None:
+    return next((report.error for report in reports if report.error), None)
+
+
+class Keeper:
+    """Saves the crew's state when it is due."""
+
+    def __init__(self, crew: Crew, leave: Leave) -> None:
+        self.crew, self.leave = crew, leave
+        self.training, self.shelf = crew.cfg.training, crew.cfg.checkpoints
+        self._saved = crew.progress.step  # the last step whose state is on disk, or on its way there
+        self._pending: Record | None = None  # of the save under way
+        self._partial: Path | None = None  # the folder that it is written into
+        self._writing: Writing | None = None  # on train ranks
+        self._rng: dict | None = None  # on the controller
+        self._under_way = False
+        self._began = self._looked = time.monotonic()
+        self._held = 0.0  # seconds that the save under way kept the step waiting
+        self._longest_step = 0.0
+        self._longest_save: float | None = None
+
+    def after_step(self) -> str | None:
+        """Save if it is due, and say why the run should end early, if it should. Collective."""
+        crew, training = self.crew, self.training
+        self._longest_step = max(self._longest_step, time.monotonic() - self._looked)
+        signs = crew.move.gather(_Sign(self._wish(), self._writing is None or self._writing.done))
+        if all(sign.written for sign in signs):
+            self.finish()
+        step, last = crew.progress.step, crew.progress.step >= training.train_iters
+        reason = None if last else next((sign.leave for sign in signs if sign.leave), None)
+        if reason or training.save_interval and (last or step % training.save_interval == 0):
+            self.save()
+        if reason or last:
+            self.finish()
+        if reason and self._saved != step:
+            raise RuntimeError(f"{reason}, and the state of step {step} could not be saved")
+        self._looked = time.monotonic()
+        return reason
+
+    def save(self) -> None:
+        """Save the state after the current step, unless that is done already. Collective."""
+        self.finish()
+        crew, step = self.crew, self.crew.progress.step
+        if step == self._saved:
+            return
+        self._began = time.monotonic()
+        self._partial, problem = crew.move.from_controller(self._make_room)
+        if problem is not None:
+            self._fail(step, problem)
+            return
+        if crew.world.train.member:
+            self._pending = self._record()
+            self._rng = rng_states(crew.policy)
+            # It is there, but NFS may not show that here yet; asking for it makes it look.
+            self._partial.mkdir(parents=True, exist_ok=True)
+            self._writing = Writing(crew.policy, self._partial, step)
+            if self.training.async_save:
+                self._writing.start()
+            else:
+                self._writing.run()
+        self._saved = step
+        self._under_way = True
+        self._held = time.monotonic() - self._began
+        if not self.training.async_save:
+            self.finish()
+
+    def finish(self) -> None:
+        """Bring the save under way to its end, if there is one. Collective."""
+        if not self._under_way:
+            return
+        self._under_way, crew, waited = False, self.crew, time.monotonic()
+        written = _Written({}, None)
+        if self._writing is not None:
+            self._writing.join()
+            written = _Written(self._writing.files, self._writing.error)
+        reports = crew.move.to_controller(written)
+        problem = crew.move.from_controller(_first_error, reports)
+        if problem is None:
+            crew.move.at_controller(self._reserve.unlink)
+            if self._writing is not None:
+                self._writing.finalize()
+            problem = crew.move.from_controller(self._seal, reports)
+        self._writing = self._rng = None
+        self._longest_save = max(self._longest_save or 0.0, time.monotonic() - self._began)
+        if problem is not None:
+            crew.move.at_controller(shutil.rmtree, self._partial, True)
+            self._fail(self._saved, problem)
+        elif crew.world.is_controller:
+            held = self._held + (time.monotonic() - waited if self.training.async_save else 0.0)
+            log.info("checkpoint %s saved in %.1f s, of which training waited %.1f s",
+                     store.folder_of(self.shelf, self._saved), time.monotonic() - self._began, held)
+
+    def keep(self) -> Path | None:
+        """The checkpoint of the current step, saved if need be; None when that fails. Collective."""
+        if self.crew.move.from_controller(self._current) is None:
+            self._saved = -1  # what the run went on from may lie elsewhere
+        try:
+            self.save()
+            self.finish()
+        except RuntimeError as error:  # on_save_failure: stop
+            log.warning("%s", error)
+        return self.crew.move.from_controller(self._current)
+
+    # -- why to leave ---------------------------------------------------------------------------
+
+    def _wish(self) -> str | None:
+        """Why this rank wants to leave. The controller's clock alone decides about time."""
+        if self.leave.asked_by:
+            return f"{self.leave.asked_by} asks to leave"
+        if not self.crew.world.is_controller:
+            return None
+        left, save = self.leave.seconds_left(), self._longest_save or self._bytes / FIRST_SAVE_SPEED
+        needed = self._longest_step + save + MARGIN_SECONDS
+        return f"{left:.0f} s are left, and another step and save need {needed:.0f} s" if left < needed else None
+
+    # -- on the controller ----------------------------------------------------------------------
+
+    def _current(self) -> Path | None:
+        """The complete checkpoint of the current step, if there is one."""
+        step = self.crew.progress.step
+        folder = store.folder_of(self.shelf, step)
+        return folder if self._saved == step and (folder / manifest.NAME).is_file() else None
+
+    @property
+    def _bytes(self) -> int:
+        """About the size of a checkpoint."""
+        return self.crew.shape.num_parameters * (self.crew.policy.model.dtype.itemsize + OPTIMIZER_BYTES) + RESERVE_BYTES
+
+    @property
+    def _reserve(self) -> Path:
+        return self._partial / RESERVE
+
+    def _make_room(self) -> tuple[Path | None, str | None]:
+        """Make the folder to write into; returns it, or what stands against it."""
+        self.crew.hold.check()
+        try:
+            folder = store.start(self.shelf, self.crew.progress.step)
+            free = shutil.disk_usage(folder).free
+            if free < self._bytes:
+                shutil.rmtree(folder)
+                needed, free = self._bytes / 1e9, free / 1e9
+                return None, f"it needs {needed:.3g} GB, and {self.shelf} has {free:.3g} GB free"
+            (folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
+        except OSError as error:
+            return None, str(error)
+        return folder, None
+
+    def _seal(self, reports: Sequence[_Written]) -> str | None:
+        """Complete the checkpoint and give it its name; returns what stands against it."""
+        files = {name: file for report in reports for name, file in report.files.items()}
+        self.crew.hold.check()
+        step, training, folder = self._pending.progress.step, self.training, self._partial
+        try:
+            (folder / RNG).write_bytes(save_tensors(self._rng))
+            (folder / "config.yaml").write_text(dump(self.crew.cfg))
+            (folder / progress.NAME).write_text(self._pending.text())
+            for path in sorted(folder.iterdir()):
+                if path.name not in files:
+                    files[path.name] = manifest.describe(path)
+                    manifest.sync(path)
+            manifest.write(folder, files)
+            store.publish(folder, step)
+        except OSError as error:
+            return str(error)
+        try:
+            for old in store.prune(self.shelf, step, training.keep_last, training.keep_every):
+                log.info("checkpoint %s deleted (keep_last, keep_every)", old)
+        except OSError as error:  # the new one is safe all the same
+            log.warning("an old checkpoint could not be deleted: %s", error)
+        return None
+
+    def _record(self) -> Record:
+        crew, policy = self.crew, self.crew.policy
+        span, cfg = policy.grid.span, crew.cfg
+        return Record(
+            replace(crew.progress), policy.scheduler.num_steps, policy.kl.value, asdict(crew.shape),
+            str(policy.model.dtype).removeprefix("torch."), {"tp": span.tp, "pp": span.pp, "dp": span.dp},
+            {"actor_rollout": cfg.actor_rollout.load, "ref": cfg.ref.load},
+            versions={name: version(name) for name in ("torch", "megatron-core", "transformers")})
+
+    def _fail(self, step: int, problem: str) -> None:
+        """Say that nothing was saved; RuntimeError on all ranks if on_save_failure is to stop."""
+        kept = store.complete(self.shelf)
+        said = (f"the checkpoint of step {step} could not be saved: {problem}; "
+                f"{f'the last good one is {kept[-1]}' if kept else 'there is none yet'}")
+        self._saved = -1
+        if self.training.on_save_failure == "stop":
+            raise RuntimeError(said)
+        if self.crew.world.is_controller:
+            log.warning("%s; training goes on (training.on_save_failure: go_on)", said)

@@ -1,0 +1,169 @@
+"""Who is there, and who does not answer: the ranks of a job meet with a time limit and name the silent ones.
+
+Everything goes through the job's key-value store, since a collective cannot say whom it waits for. A rank writes
+down that it has entered a stage, and that it is through; when the time is over, what is missing tells the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from r1zero.errors import BadInput
+from r1zero.distributed.launch import Launch
+
+PREFIX, START = "r1zero/rollcall/", "r1zero/start/"
+POLL_SECONDS = 0.1
+RESOLVE_SECONDS = 60.0  # that a name may take to get an address
+VERDICT_SECONDS = 1.0  # that rank 0, which may hold the store, stays for others to read who is missing
+
+
+def open_store(launch: Launch, seconds: float) -> dist.Store:
+    """Reach the job's store; rank 0 opens it unless torchrun has. BadInput when it cannot be reached in time."""
+    if launch.launcher == "single":
+        return dist.HashStore()
+    _resolve(launch, min(seconds, RESOLVE_SECONDS))
+    opens = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        return dist.TCPStore(launch.address, launch.port, None, opens, timedelta(seconds=seconds),
+                             wait_for_workers=False)
+    except RuntimeError as error:
+        what = "cannot open the meeting point" if opens else "cannot reach rank 0"
+        reason = str(error).split(". This is typically")[0].splitlines()[0]
+        raise BadInput(f"rank {launch.rank} {what} at {launch.address}:{launch.port} within {seconds:g} s "
+                       f"({reason}); set MASTER_ADDR to an address of the first node that all nodes reach and "
+                       "MASTER_PORT to a free port that no firewall closes, and see that rank 0 has started"
+                       ) from None
+
+
+def _resolve(launch: Launch, seconds: float) -> None:
+    """Wait until the name of rank 0's machine has an address, as that of a new pod has a moment late."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.getaddrinfo(launch.address, launch.port)
+            return
+        except socket.gaierror as error:
+            if time.monotonic() > deadline:
+                raise BadInput(f"MASTER_ADDR={launch.address} has no address that rank {launch.rank} can find within "
+                               f"{seconds:g} s ({error.strerror}); set it to a name or address of the first node that "
+                               "all nodes reach") from None
+        time.sleep(POLL_SECONDS)
+
+
+def join(launch: Launch, seconds: float) -> dist.Store:
+    """Meet the other ranks; returns the store of this start of theirs. BadInput when that fails.
+
+    All that is wrong with the network between the ranks shows here or when the first group is made.
+    """
+    return own_part(open_store(launch, seconds), launch, seconds)
+
+
+def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
+    """The part of the job's store that this start of the ranks has for itself. BadInput when one does not come.
+
+    torchrun's store outlives a restart: the addresses and failures in it are those of the ranks before. Its
+    count of restarts would not tell them apart, since it differs between nodes when only some of them saw a
+    failure. So rank 0 thinks of a name, and tells it to whoever asks; ranks ask under names of their own, which
+    none had before.
+    """
+    mine, deadline = uuid.uuid4().hex, time.monotonic() + seconds
+    if launch.rank > 0:
+        store.set(f"{START}asks/{launch.rank}", mine)
+        try:
+            name = store.get(f"{START}tells/{mine}").decode()
+            store.set(f"{START}{name}/here/{launch.rank}", "")
+            store.get(f"{START}{name}/complete")
+        except RuntimeError:
+            raise BadInput(f"rank {launch.rank} waited for rank 0 in vain; see that all ranks start") from None
+        return dist.PrefixStore(START + name, store)
+    coming = list(range(1, launch.world_size))
+    while coming:
+        for rank in coming:
+            if store.check([f"{START}asks/{rank}"]):
+                store.set(f"{START}tells/{store.get(f'{START}asks/{rank}').decode()}", mine)
+        coming = [rank for rank in coming if not store.check([f"{START}{mine}/here/{rank}"])]
+        if coming and time.monotonic() > deadline:
+            raise BadInput(f"rank {', '.join(map(str, coming[:8]))} did not come within {seconds:g} s; "
+                           "see that all ranks start")
+        time.sleep(POLL_SECONDS if coming else 0.0)
+    store.set(f"{START}{mine}/complete", "")
+    return dist.PrefixStore(START + mine, store)
+
+
+class RollCall:
+    """One rank's part in the meeting."""
+
+    def __init__(self, store: dist.Store, launch: Launch, seconds: float, silence: Callable[[str], None]) -> None:
+        """`silence(sentence)` is called, from a thread of its own, on the first rank that waits in a stage."""
+        self._store, self._launch, self.seconds, self._silence = store, launch, seconds, silence
+
+    def call(self) -> list[int]:
+        """Wait until all ranks have come or the time is over; returns the missing ones, on every rank that came."""
+        self._set(f"here/{self._launch.rank}")
+        deadline = time.monotonic() + self.seconds
+        if self._launch.rank == 0:
+            while (missing := self._without("here", range(self._launch.world_size))) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+            self._set("missing", json.dumps(missing))
+            time.sleep(VERDICT_SECONDS if missing else 0.0)
+            return missing
+        while not self._store.check([f"{PREFIX}missing"]):
+            if time.monotonic() > deadline + self.seconds:  # rank 0 may have begun to wait later
+                return [0]
+            time.sleep(POLL_SECONDS)
+        return json.loads(self._store.get(f"{PREFIX}missing"))
+
+    def gather(self, name: str, text: str) -> list[str]:
+        """Collect a text from every rank, in rank order, on every rank. All have answered `call`."""
+        self._set(f"{name}/{self._launch.rank}", text)
+        keys = [f"{PREFIX}{name}/{rank}" for rank in range(self._launch.world_size)]
+        with self.stage(f"{name}/read", range(self._launch.world_size)):
+            self._store.wait(keys, timedelta(seconds=2 * self.seconds))
+            return [self._store.get(key).decode() for key in keys]
+
+    @contextlib.contextmanager
+    def stage(self, name: str, ranks: Sequence[int]) -> Iterator[None]:
+        """Do what these ranks do together; if it lasts too long, `silence` hears who did not come or is stuck."""
+        self._set(f"{name}/in/{self._launch.rank}")
+        timer = threading.Timer(self.seconds, self._late, (name, ranks))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+            self._set(f"{name}/through/{self._launch.rank}")
+        finally:
+            timer.cancel()
+
+    def named(self, ranks: Sequence[int]) -> str:
+        """As in `rank 3 (node 1), rank 5 (node 2)`."""
+        return ", ".join(f"rank {rank} (node {self._launch.node_of_rank[rank]})" for rank in ranks)
+
+    def _late(self, name: str, ranks: Sequence[int]) -> None:
+        missing = self._without(f"{name}/in", ranks)
+        stuck = self._without(f"{name}/through", [rank for rank in ranks if rank not in missing])
+        if self._launch.rank != min(stuck):
+            return
+        if missing:
+            self._silence(f"{name}: no answer within {self.seconds:g} s from {self.named(missing)}; look at what "
+                          "these processes print, and at the memory of their nodes")
+        else:
+            self._silence(f"{name}: all came, but {self.named(stuck)} did not get through within "
+                          f"{self.seconds:g} s; the network between these nodes carries the meeting, but not this "
+                          "group: set GLOO_SOCKET_IFNAME (HCCL_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) to the interface "
+                          "that joins them")
+
+    def _set(self, key: str, text: str = "1") -> None:
+        self._store.set(PREFIX + key, text)
+
+    def _without(self, name: str, ranks: Sequence[int]) -> list[int]:
+        return [rank for rank in ranks if not self._store.check([f"{PREFIX}{name}/{rank}"])]

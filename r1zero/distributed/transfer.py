@@ -1,0 +1,126 @@
+"""Moves between roles: how values leave one role and reach another, on the control plane.
+
+A move is an asynchronous send for the giver and a blocking receive for the taker. That alone makes
+the pipeline: rollout ranks hand over a minibatch and go on decoding, while the ranks that wait for
+it wake up.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from r1zero.types import Group
+from r1zero.distributed import collectives
+from r1zero.distributed.groups import Grid, World
+
+T = TypeVar("T")
+
+
+class Absent:
+    """Stands for an object that lives on other ranks: its attributes exist, using them is our mistake."""
+
+    def __init__(self, role: str) -> None:
+        self._role = role
+
+    def __getattr__(self, name: str) -> Absent:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        raise AssertionError(f"this object lives on {self._role} ranks only")
+
+    def __bool__(self) -> bool:
+        raise AssertionError(f"this object lives on {self._role} ranks only")
+
+
+def on(grid: Grid, function: Callable[..., T], *args: Any) -> T | None:
+    """Call `function` on the ranks of a role; None elsewhere."""
+    return function(*args) if grid.member else None
+
+
+class Mover:
+    """The moves of one rank. Sends stay pending until `settle`."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._pending: list[tuple[dist.Work, torch.Tensor]] = []
+        self._to_myself: deque[bytes] = deque()
+
+    def from_controller(self, function: Callable[..., T], *args: Any) -> T:
+        """Call `function` on the controller and give its value to every rank."""
+        value = self.at_controller(function, *args)
+        return collectives.broadcast_object(value, 0, self.world.control)
+
+    def at_controller(self, function: Callable[..., T], *args: Any) -> T | None:
+        """Call `function` on the controller; None elsewhere."""
+        return function(*args) if self.world.is_controller else None
+
+    def hand_over(self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid) -> list[Group] | None:
+        """Move the groups at these batch positions from one role to the replicas of another.
+
+        Position p lives on replica p % DP of either role. The giver's speakers send; the taker's
+        leaders receive and tell their replica. Returns the taker's groups in order, None elsewhere.
+        """
+        if giver.member and giver.speaks:
+            assert groups is not None
+            for replica in range(taker.span.dp):
+                share = [group for group in groups if group.position % taker.span.dp == replica]
+                if share:
+                    self._send(share, taker.span.rank_at(0, replica, 0))
+        if not taker.member:
+            return None
+        arrived: list[Group] = []
+        if taker.leads:
+            mine = [p for p in positions if p % taker.span.dp == taker.replica]
+            for sender in sorted({giver.span.speaker(p % giver.span.dp) for p in mine}):
+                arrived += self._receive(sender)
+            arrived.sort(key=lambda group: group.position)
+        leader = taker.span.rank_at(0, taker.replica, 0)
+        return collectives.broadcast_object(arrived, leader, taker.replica_control)
+
+    def hand_to_all(self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid) -> list[Group] | None:
+        """Move groups from the replicas of one role to every rank of another, in order of position."""
+        first = taker.span.first
+        if giver.member and giver.speaks and groups:
+            self._send(groups, first)
+        if not taker.member:
+            return None
+        arrived: list[Group] = []
+        if self.world.rank == first:
+            for sender in sorted({giver.span.speaker(p % giver.span.dp) for p in positions}):
+                arrived += self._receive(sender)
+            arrived.sort(key=lambda group: group.position)
+        return collectives.broadcast_object(arrived, first, taker.role_control)
+
+    def gather(self, value: T) -> list[T]:
+        """Collect one value from every rank, in rank order, on every rank."""
+        return collectives.broadcast_object(self.to_controller(value), 0, self.world.control)
+
+    def to_controller(self, value: T) -> list[T] | None:
+        """Collect one value from every rank, in rank order, on the controller; None elsewhere."""
+        return collectives.gather_objects(value, self.world.control)
+
+    def settle(self) -> None:
+        """Wait until everything sent has been taken, and until all ranks have come this far."""
+        for work, _ in self._pending:
+            work.wait()
+        self._pending.clear()
+        self.world.barrier()
+
+    def _send(self, value: object, rank: int) -> None:
+        if rank == self.world.rank:
+            self._to_myself.append(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
+        else:
+            self._pending += collectives.isend_object(value, rank, self.world.control)
+
+    def _receive(self, rank: int) -> Any:
+        if rank == self.world.rank:
+            return pickle.loads(self._to_myself.popleft())
+        return collectives.recv_object(rank, self.world.control)

@@ -1,0 +1,123 @@
+"""The controller's eyes: keeps each step in the run folder, shows it, hands it on, and says what is wrong with it.
+
+Nothing here may stop a step but the two that are meant to: a broken invariant and too many failed scores.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r1zero.runtime import Crew
+from r1zero.config.load import dump
+from r1zero.observe.alarms import Alarms
+from r1zero.observe.console import step_line
+from r1zero.run_folder.folder import append_line
+from r1zero.observe.live import LiveBar, Poster
+from r1zero.report.page import LiveReport
+from r1zero.observe.samples import write_samples
+from r1zero.observe.trackers import Sinks, open_tracker
+from r1zero.reward.failure_limit import FailureGuard
+from r1zero.preflight.advice import faster_split
+from r1zero.step import StepOutcome
+from r1zero.distributed.board import Board
+from r1zero.distributed.transfer import Absent
+
+log = logging.getLogger("r1zero")
+
+
+class Observer:
+    """Sees every step of a run. Lives on the controller."""
+
+    def __init__(self, crew: Crew, live: bool) -> None:
+        self._crew, cfg = crew, crew.cfg
+        self._folder, self._total = Path(cfg.output_dir), cfg.training.train_iters
+        self._report = LiveReport(self._folder, cfg.training.report_interval)
+        self._guard = FailureGuard(cfg.reward.max_failure_rate)
+        self._alarms = Alarms(crew.invariants.limits.mismatch, cfg.reward.max_failure_rate,
+                              partial(faster_split, cfg, crew.world.placement))
+        config = yaml.safe_load(dump(cfg))
+        self._sinks = Sinks({kind: partial(open_tracker, kind, self._folder, cfg.name, config)
+                             for kind in cfg.training.logger})
+        board, replicas = Board(crew.world.store), range(crew.world.placement.rollout.dp)
+        self._bar = LiveBar(self._total, crew.progress.step,
+                            lambda: [board.read(f"rollout/{replica}") for replica in replicas], live)
+        self._unwritten: set[str] = set()  # files whose trouble was told
+        self._began, self._seconds = time.monotonic(), 0.0
+
+    def after_step(self, outcome: StepOutcome) -> None:
+        """Keep, show and judge a step.
+
+        RuntimeError if it must be the last one; BadInput if the run folder was taken away.
+        """
+        self._crew.hold.check()
+        began, metrics = time.monotonic(), outcome.metrics | {"invariants/broken": len(outcome.broken)}
+        step = int(metrics["step"])
+        self._keep(step, metrics, outcome)
+        self._sinks.put(step, metrics)
+        self._bar.step()
+        log.info(step_line(metrics, self._total))
+        for sentence in self._alarms.look(metrics):
+            log.warning("warning: step %d: %s", step, sentence)
+        self._report.after_step(step)
+        self._seconds += time.monotonic() - began
+        self._judge(step, outcome)
+
+    def after_evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """Keep what an evaluation found."""
+        self._write("evaluation.jsonl", append_line, {"step": step, **scores})
+        self._sinks.put(step, {f"evaluation/{key}": value for key, value in scores.items()})
+
+    def finish(self) -> None:
+        """Write the last report, and say what all this took."""
+        self._report.finish()
+        passed = time.monotonic() - self._began
+        log.info("observing took %.2f s of %.0f s (%.2f%%)", self._seconds, passed, 100 * self._seconds / passed)
+
+    def close(self) -> None:
+        """End bar and trackers."""
+        self._bar.close()
+        self._sinks.close()
+
+    def _keep(self, step: int, metrics: dict[str, float], outcome: StepOutcome) -> None:
+        world, decode = self._crew.world, partial(self._crew.tokenizer.decode, skip_special_tokens=False)
+        spans = [[rank, span.name, span.start, span.end] for rank, record in enumerate(outcome.records)
+                 for span in record.spans]
+        roles = [world.placement.roles_of(rank) for rank in range(world.size)]
+        self._write("metrics.jsonl", append_line, metrics)
+        self._write("logs/spans.jsonl", append_line, {"step": step, "roles": roles, "spans": spans})
+        self._write(f"samples/step_{step:06d}.parquet", write_samples, outcome.groups, decode)
+
+    def _write(self, name: str, write: Callable[..., None], *args: Any) -> None:
+        """Write a file of the run folder; trouble is told once for each kind of file."""
+        try:
+            write(self._folder / name, *args)
+        except OSError as error:
+            kind = name.split("/")[0]
+            if kind not in self._unwritten:
+                self._unwritten.add(kind)
+                log.warning("warning: %s could not be written: %s; training goes on without it", name, error)
+
+    def _judge(self, step: int, outcome: StepOutcome) -> None:
+        if outcome.broken:
+            told = f"step {step}: invariant broken: {'; '.join(outcome.broken)}"
+            if self._crew.cfg.training.on_broken_invariant == "stop":
+                raise RuntimeError(f"{told} (training.on_broken_invariant: warn would go on)")
+            log.warning("warning: %s", told)
+        self._guard.check(outcome.groups)
+
+
+def build_observer(crew: Crew) -> Observer | Absent:
+    """The controller's observer; if it has a terminal, rollout replicas post their progress from now on. Collective."""
+    live = crew.move.from_controller(sys.stderr.isatty)
+    rollout = crew.world.rollout
+    if live and rollout.leads:
+        Poster(crew.engine, partial(Board(crew.world.store).post, f"rollout/{rollout.replica}"))
+    return crew.move.at_controller(Observer, crew, live) or Absent("controller")

@@ -1,0 +1,244 @@
+"""What a configuration would do, without starting it: placement, batches, and an estimate of memory.
+
+Memory per rank (B = bytes of a parameter: 2 in bf16, 4 in fp32; N = parameters on the rank; of all ranks of a
+role the fullest is shown):
+
+  weights      N x B; on train ranks twice when a step has several updates, since old log-probs of later
+               minibatches are taken with the weights that drew them
+  gradients    N x 4: Megatron accumulates and reduces them in fp32
+  optimizer    N x 12 / DP in bf16 (fp32 master weight and two moments), N x 8 / DP in fp32, by the
+               distributed optimizer (Rajbhandari et al. 2020, ZeRO stage 1)
+  activations  T tokens of a microbatch. With full recomputation the input of every layer, T x hidden x B,
+               plus what one layer keeps for its backward pass; without, what every layer keeps (counted as
+               by Korthikanti et al. 2022, with fused attention and a gated MLP); times the microbatches in
+               flight on that stage (PP - stage, at most). Plus the output layer: three chunks of logits and,
+               where it learns, its gradient, both fp32
+  KV cache     2 x layers x kv heads / TP x head size x B for each token of a replica's prompts, once, and of
+               its responses, in whole blocks; max_tokens_to_oom tokens at most, and as many with
+               eval_data_path, whose problems are answered all at once
+  buckets      broadcasts of weights under way
+
+Not counted: kernels' workspaces, the allocator's fragmentation, and communication buffers (on Ascend
+2 x HCCL_BUFFSIZE megabytes for each group in use).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from r1zero.config.schema import Config, nodes, placement
+from r1zero.preflight.files import absent
+from r1zero.config.load import dump
+from r1zero.models.config import ModelShape
+from r1zero.preflight.model import model_shape
+from r1zero.models.sizes import (
+    BUCKETS_IN_FLIGHT,
+    CPU_CACHE_BLOCK,
+    LOGIT_CHUNK_ELEMENTS,
+    MOMENT_BYTES,
+    NPU_CACHE_BLOCK,
+    OPTIMIZER_BYTES,
+)
+from r1zero.distributed.placement import Placement, Span
+
+CACHE_BLOCK = max(CPU_CACHE_BLOCK, NPU_CACHE_BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on one rank in one role."""
+
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    activations: float = 0
+    kv_cache: float = 0
+    buckets: float = 0
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, entry.name) for entry in fields(self))
+
+
+def report(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int] | None = None) -> str:
+    """Describe the run: configuration, placement, batches, memory, and what could not be looked at."""
+    world_size = cfg.world_size if world_size is None else world_size
+    placed = placement(cfg, world_size)
+    table = placement_table(placed, node_of_rank or nodes(cfg, world_size))
+    parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed), memory_table(cfg, placed)]
+    missing = absent(cfg)
+    parts.append("\n".join(f"not checked: {path} is not on this machine" for path in missing))
+    return "\n\n".join(part for part in parts if part)
+
+
+def banner(cfg: Config, placed: Placement, node_of_rank: Sequence[int]) -> str:
+    """What a run is about to do: roles, batches, memory."""
+    return "\n".join((roles_table(placed, node_of_rank), batch_line(cfg, placed), memory_table(cfg, placed)))
+
+
+def roles_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
+    """One line a role: its ranks, its nodes, its grid."""
+    rows = [["role", "ranks", "nodes", "TP", "PP", "DP"]]
+    for span in placed.spans:
+        on = sorted({node_of_rank[rank] for rank in span.ranks})
+        rows.append([span.role, _range(span.ranks), _range(on), *map(str, (span.tp, span.pp, span.dp))])
+    return _table(rows)
+
+
+def placement_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
+    """One line a rank: its node, its roles, and its place in the grid of each."""
+    rows = [["rank", "node", "role", "TP", "PP", "DP"]]
+    for rank in range(placed.world_size):
+        for span in placed.spans:
+            if rank in span.ranks:
+                tp, dp, pp = span.coords(rank)
+                rows.append([str(rank), str(node_of_rank[rank]), span.role, str(tp), str(pp), str(dp)])
+    return _table(rows)
+
+
+def batch_line(cfg: Config, placed: Placement) -> str:
+    """Work the batch sizes out, as in `120 prompts x 4 = 480 samples -> 8 updates of 60 -> ...`."""
+    actor, replicas = cfg.actor_rollout, placed.train.dp
+    updates = cfg.num_samples // actor.ppo_mini_batch_size
+    epochs = f" x {actor.ppo_epochs} epochs" if actor.ppo_epochs > 1 else ""
+    if actor.max_tokens_per_microbatch is not None:
+        micro = f"microbatches of at most {actor.max_tokens_per_microbatch} tokens"
+    else:
+        count = -(-actor.ppo_mini_batch_size // (replicas * actor.micro_batch_size))
+        micro = f"{count} microbatch{'es' if count > 1 else ''} of {actor.micro_batch_size}"
+    prompts, plural = cfg.training.global_batch_size, "s" if updates > 1 else ""
+    return (f"{prompts} prompts x {actor.n_samples_per_prompt} = {cfg.num_samples} samples -> "
+            f"{updates} update{plural} of {actor.ppo_mini_batch_size}{epochs} -> DP {replicas} x {micro}")
+
+
+def memory_table(cfg: Config, placed: Placement) -> str:
+    """Gigabytes of the fullest rank of each role."""
+    shapes = {role: model_shape(cfg, role) for role in ("actor_rollout", "ref")}
+    if None in shapes.values():
+        return "memory: the shape of the model is not known here (neither its folder nor a model file)"
+    rows = [["GB per rank", *(entry.name.replace("_", " ") for entry in fields(Memory)), "total"]]
+    found = memory(cfg, placed, shapes["actor_rollout"], shapes["ref"])
+    for role, item in found.items():
+        values = [getattr(item, entry.name) for entry in fields(item)]
+        rows.append([role, *(f"{value / 1e9:.2f}" for value in (*values, item.total))])
+    lines = [_table(rows)]
+    if placed.colocated:
+        lines.append(f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB")
+    missing = absent(cfg)
+    lines += dict.fromkeys(f"the shape of {section.load} is taken from the model file {section.model}"
+                           for section in (cfg.actor_rollout, cfg.ref) if section.load in missing)
+    return "\n".join(lines)
+
+
+def memory(cfg: Config, placed: Placement, policy: ModelShape, reference: ModelShape) -> dict[str, Memory]:
+    """Estimate the memory of the fullest rank of each role."""
+    train = max((_train_memory(cfg, policy, placed.train, stage) for stage in range(placed.train.pp)),
+                key=lambda item: item.total)
+    ref = max((_ref_memory(cfg, reference, placed.ref, stage) for stage in range(placed.ref.pp)),
+              key=lambda item: item.total)
+    return {"train": train, "rollout": _rollout_memory(cfg, policy, placed.rollout), "ref": ref}
+
+
+def _train_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Memory:
+    actor, size = cfg.actor_rollout, _parameter_bytes(cfg)
+    parameters = stage_parameters(shape, span.tp, span.pp, stage)
+    tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
+    layers = shape.num_layers // span.pp
+    kept = layer_activations(shape, span.tp, tokens, size, cfg.training.sequence_parallel)
+    if actor.recompute_granularity == "full":
+        cut = span.tp if cfg.training.sequence_parallel else 1
+        in_flight = (span.pp - stage) * layers * tokens * shape.hidden_size * size / cut
+        activations = in_flight + kept
+    else:
+        activations = (span.pp - stage) * layers * kept
+    if stage == span.pp - 1:
+        activations += logits_bytes(shape, span.tp, tokens)
+        activations += shape.vocab_size / span.tp * shape.hidden_size * 4
+    return Memory(
+        weights=parameters * size * (2 if cfg.updates_per_step > 1 else 1),
+        gradients=parameters * 4,
+        optimizer=parameters * (OPTIMIZER_BYTES if cfg.training.bf16 else MOMENT_BYTES) / span.dp,
+        activations=activations,
+        buckets=_bucket_bytes(cfg))
+
+
+def _rollout_memory(cfg: Config, shape: ModelShape, span: Span) -> Memory:
+    actor, size = cfg.actor_rollout, _parameter_bytes(cfg)
+    prompts = -(-cfg.training.global_batch_size // span.dp)
+    samples = prompts * actor.n_samples_per_prompt
+    token = 2 * shape.num_layers * shape.num_kv_heads / span.tp * shape.head_dim * size
+    blocks = samples * (-(-cfg.response_budget // CACHE_BLOCK) + 1)  # the first with the rest of the prompt
+    tokens = prompts * actor.max_prompt_length + blocks * CACHE_BLOCK
+    if cfg.training.eval_data_path is not None or tokens > actor.max_tokens_to_oom:
+        tokens = actor.max_tokens_to_oom
+    prefill = layer_activations(shape, span.tp, actor.max_prompt_length, size, False)
+    running = min(samples, actor.max_running_samples or samples)
+    logits = 2 * running * shape.vocab_size * 4  # of all vocabulary shards, and the probabilities
+    return Memory(
+        weights=stage_parameters(shape, span.tp, 1, 0) * size,
+        activations=prefill + logits,
+        kv_cache=token * tokens,
+        buckets=_bucket_bytes(cfg))
+
+
+def _ref_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Memory:
+    size = _parameter_bytes(cfg)
+    tokens = cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
+    logits = logits_bytes(shape, span.tp, tokens) if stage == span.pp - 1 else 0
+    return Memory(weights=stage_parameters(shape, span.tp, span.pp, stage) * size,
+                  activations=layer_activations(shape, span.tp, tokens, size, False) + logits)
+
+
+def stage_parameters(shape: ModelShape, tp: int, pp: int, stage: int) -> int:
+    """Parameters on one rank of a pipeline stage; norms stand whole on every TP rank."""
+    norms = 2 * shape.hidden_size + shape.qk_norm * 2 * shape.head_dim
+    cut = shape.hidden_size * (shape.qkv_size + shape.num_heads * shape.head_dim + 3 * shape.ffn_size)
+    cut += shape.qkv_bias * shape.qkv_size
+    total = shape.num_layers // pp * (cut // tp + norms)
+    embedding = shape.vocab_size // tp * shape.hidden_size
+    first, last = stage == 0, stage == pp - 1
+    if first:
+        total += embedding
+    if last:
+        # A tied output layer is the embedding itself, unless that lives on another stage.
+        total += shape.hidden_size + (0 if shape.tied and first else embedding)
+    return total
+
+
+def layer_activations(shape: ModelShape, tp: int, tokens: int, size: int, sequence_parallel: bool) -> float:
+    """Bytes that one layer keeps for its backward pass.
+
+    Whole on every TP rank, unless cut by sequence parallelism: inputs and outputs of both norms and both
+    residual sums, 6 x hidden. Cut by TP: query, key and value before and after rotation, attention's output,
+    and four products of the gated MLP.
+    """
+    whole = 6 * shape.hidden_size / (tp if sequence_parallel else 1)
+    cut = 2 * shape.qkv_size + shape.num_heads * shape.head_dim + 4 * shape.ffn_size
+    return tokens * size * (whole + cut / tp)
+
+
+def logits_bytes(shape: ModelShape, tp: int, tokens: int) -> float:
+    """Bytes of three chunks of fp32 logits: the logits, their exponentials, and the product of both."""
+    return 3 * 4 * min(LOGIT_CHUNK_ELEMENTS, tokens * shape.vocab_size / tp)
+
+
+def _parameter_bytes(cfg: Config) -> int:
+    return 2 if cfg.training.bf16 else 4
+
+
+def _bucket_bytes(cfg: Config) -> float:
+    return BUCKETS_IN_FLIGHT * cfg.training.publish_bucket_megabytes * 2**20
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """First and last of consecutive numbers."""
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Align columns: text to the left, the rest to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
+                       for column, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)

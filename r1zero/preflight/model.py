@@ -1,0 +1,95 @@
+"""The networks of a run: their shape, and what it demands of lengths, grids and the model file."""
+
+from __future__ import annotations
+
+import math
+from operator import attrgetter
+from typing import Any
+
+from r1zero.config.schema import Config
+from r1zero.errors import BadInput
+from r1zero.models.config import ModelShape
+from r1zero.errors import neighbours, shown
+
+
+def model_shape(cfg: Config, role: str) -> ModelShape | None:
+    """Shape of a role's model: from its folder, else from the model file, else None."""
+    folder = cfg.model_folder(role)
+    if folder.is_dir():
+        try:
+            return ModelShape.from_folder(folder)
+        except BadInput:
+            return None  # check_inputs says what is wrong with it
+    try:
+        return ModelShape.from_megatron(cfg.model_keys(role))
+    except (KeyError, BadInput):
+        return None  # too little is said, or check_models says what is wrong
+
+
+def check_models(cfg: Config) -> list[str]:
+    """The network against lengths, grids and the model file; nothing when its shape cannot be known here."""
+    policy, reference = model_shape(cfg, "actor_rollout"), model_shape(cfg, "ref")
+    problems = [sentence for role in ("actor_rollout", "ref") for sentence in _check_model_file(cfg, role)]
+    if policy is not None:
+        problems += _check_model_keys(cfg, "actor_rollout", policy) + _check_positions(cfg, policy)
+        for axis in ("tensor_model", "pipeline_model", "infer_tensor"):
+            problems += _check_grid(cfg, f"actor_rollout.{axis}_parallel_size", policy)
+    if reference is not None:
+        problems += _check_model_keys(cfg, "ref", reference)
+        for axis in ("tensor_model", "pipeline_model"):
+            problems += _check_grid(cfg, f"ref.{axis}_parallel_size", reference)
+    if policy is not None and reference is not None and policy.vocab_size != reference.vocab_size:
+        problems.append(f"ref.load: {cfg.ref.load} has a vocabulary of {reference.vocab_size} rows, but "
+                        f"actor_rollout.load {cfg.actor_rollout.load} has {policy.vocab_size}")
+    return list(dict.fromkeys(problems))
+
+
+def _check_model_file(cfg: Config, role: str) -> list[str]:
+    """A model file must describe a network by itself, where it has to stand in for the model folder."""
+    try:
+        ModelShape.from_megatron(cfg.model_keys(role))
+    except KeyError:
+        pass
+    except BadInput as error:
+        return [f"model {attrgetter(f'{role}.model')(cfg)}: {error}"]
+    return []
+
+
+def _check_positions(cfg: Config, shape: ModelShape) -> list[str]:
+    limit = min(shape.max_positions, cfg.model_keys("actor_rollout").get("max_position_embeddings", math.inf))
+    if cfg.training.seq_length <= limit:
+        return []
+    return [f"training.seq_length: {cfg.training.seq_length} is more than the {limit} positions of the model "
+            f"{cfg.actor_rollout.load}; {limit} is the most"]
+
+
+def _check_grid(cfg: Config, key: str, shape: ModelShape) -> list[str]:
+    """A parallel size must divide what it cuts."""
+    value = attrgetter(key)(cfg)
+    if "pipeline" in key:
+        cut = {"num_layers": shape.num_layers}
+    else:
+        cut = {"num_attention_heads": shape.num_heads, "num_query_groups": shape.num_kv_heads,
+               "ffn_hidden_size": shape.ffn_size, "vocabulary": shape.vocab_size}
+    uneven = [f"{name} {size}" for name, size in cut.items() if size % value]
+    if not uneven:
+        return []
+    common = math.gcd(*cut.values())
+    works = [number for number in range(1, common + 1) if common % number == 0]
+    return [f"{key}: {value} does not divide {', '.join(uneven)} of the model; {neighbours(value, works)}"]
+
+
+def _check_model_keys(cfg: Config, role: str, shape: ModelShape) -> list[str]:
+    """What the model file says about the network must agree with its config.json."""
+    truth = shape.to_megatron()
+    del truth["max_position_embeddings"]  # fewer may be asked for
+    name, load = attrgetter(f"{role}.model")(cfg), cfg.model_folder(role)
+    given = cfg.model_keys(role)
+    problems = [f"model {name}: {key}: {shown(value)} is not what {load}/config.json says; "
+                f"{shown(truth[key])} would work, or leave the key out"
+                for key, value in given.items() if key in truth and value != truth[key]]
+    positions = given.get("max_position_embeddings", 0)
+    if positions > shape.max_positions:
+        problems.append(f"model {name}: max_position_embeddings: {positions} is more than {load}/config.json "
+                        f"says; {shape.max_positions} is the most")
+    return problems

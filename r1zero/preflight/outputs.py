@@ -1,0 +1,189 @@
+"""What a run writes, looked at before it starts: whose its folders are, what lies in them, and
+whether there is room.
+
+A run that cannot go on from a checkpoint moves the earlier run in its folder aside; then nothing
+that it reads may lie there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from r1zero.checkpoint import resume
+from r1zero.checkpoint.progress import Record
+from r1zero.config.schema import Config
+from r1zero.data.blend import split_blend
+from r1zero.errors import BadInput
+from r1zero.preflight.files import check_weights
+from r1zero.preflight.model import model_shape
+from r1zero.run_folder.folder import aside_of, check_aside, check_writable, holds_run
+from r1zero.run_folder.owner import check_free
+from r1zero.reward.custom import is_custom
+from r1zero.models.sizes import OPTIMIZER_BYTES
+
+MODEL, MARK = "model", "r1zero.json"  # the trained model, and what tells of which step it is
+
+
+def check_outputs(cfg: Config) -> list[str]:
+    """Return a sentence for everything that stands against writing where the run is to write."""
+    folder = Path(cfg.output_dir)
+    if Path.cwd().is_relative_to(os.path.realpath(folder)):  # an earlier run there is moved aside
+        return [f"output_dir: {cfg.output_dir or 'nothing'} is the current directory or around it; "
+                "name a folder of its own"]
+    problems = check_writable("output_dir", cfg.output_dir)
+    if cfg.actor_rollout.save:
+        problems += check_writable("actor_rollout.save", cfg.actor_rollout.save)
+    problems = problems or check_free("output_dir", folder)
+    problems = problems or check_free("actor_rollout.save", cfg.checkpoints)
+    try:
+        checkpoint = resume.find(cfg)
+        if problems or is_done(cfg, checkpoint):
+            return problems
+        return check_content(cfg, checkpoint) or check_disk(cfg)
+    except BadInput:
+        return problems  # the checks of what the run reads say what is wrong
+
+
+def check_content(cfg: Config, checkpoint: Path | None) -> list[str]:
+    """What lies in the run folder already, for a run that goes on from `checkpoint`."""
+    anew = starts_anew(cfg, checkpoint)
+    if anew and holds_run(Path(cfg.output_dir)):
+        return check_moved(cfg)
+    problem = in_the_way(cfg, may_replace=not anew)
+    return [f"output_dir: {problem}, or name another output_dir"] if problem is not None else []
+
+
+def claimed(cfg: Config) -> dict[str, Path]:
+    """The folders that the run takes for itself, by their keys; what lies in them belongs to it."""
+    folders = {"output_dir": Path(cfg.output_dir)}
+    save = Path(os.path.realpath(cfg.checkpoints))
+    if not save.is_relative_to(os.path.realpath(cfg.output_dir)):
+        folders["actor_rollout.save"] = cfg.checkpoints
+    return folders
+
+
+# -- what is moved aside --------------------------------------------------------------------------
+
+
+def starts_anew(cfg: Config, checkpoint: Path | None) -> bool:
+    """Whether a run that goes on from `checkpoint` begins a new run folder."""
+    return checkpoint is None or checkpoint.parent != cfg.checkpoints
+
+
+def check_moved(cfg: Config) -> list[str]:
+    """The earlier run, which is to be moved aside, must let itself be moved, and hold no input."""
+    folder = Path(cfg.output_dir)
+    real = Path(os.path.realpath(folder))
+    inside = {path: key for key, path in reversed(_read(cfg)) if _lies_in(path, real)}
+    problems = [f"{key}: {path} lies in output_dir {folder}, and the earlier run there, which left "
+                "no checkpoint to go on from, would be moved aside with it, to "
+                f"{aside_of(folder)}.1; name another output_dir, or move it out of there"
+                for path, key in inside.items()]
+    return problems or check_aside("output_dir", folder)
+
+
+def _read(cfg: Config) -> list[tuple[str, str]]:
+    """(key, path) of everything that the run reads."""
+    training, actor = cfg.training, cfg.actor_rollout
+    named = [("actor_rollout.load", actor.load), ("ref.load", cfg.ref.load),
+             ("training.tokenizer_name_or_path", training.tokenizer_name_or_path),
+             ("training.resume", training.resume),
+             ("training.prompt_type_path", training.prompt_type_path)]
+    for key, text in (("actor_rollout.data_path", actor.data_path),
+                      ("training.eval_data_path", training.eval_data_path)):
+        if text is not None:
+            named += [(key, path) for _, path in split_blend(text)]
+    for name in cfg.algorithm.verifier_function:
+        if is_custom(name):
+            named.append(("algorithm.verifier_function", name.rpartition(":")[0]))
+    own = os.path.realpath(Path(cfg.output_dir) / "config.yaml")
+    if cfg.source is not None and os.path.realpath(cfg.source) != own:  # which is written again
+        named.append(("--config", cfg.source))
+    return [(key, path) for key, path in named if path is not None]
+
+
+def _lies_in(path: str, real: Path) -> bool:
+    """Whether a path, or what it links to, lies in the folder `real`."""
+    parent, name = os.path.split(os.path.abspath(path))
+    itself = Path(os.path.realpath(parent)) / name
+    return itself.is_relative_to(real) or Path(os.path.realpath(path)).is_relative_to(real)
+
+
+# -- the trained model ----------------------------------------------------------------------------
+
+
+def mark(step: int) -> str:
+    """What is written beside an exported model."""
+    return json.dumps({"step": step}) + "\n"
+
+
+def exported_step(folder: Path) -> int | None:
+    """The step whose weights a run has exported to `folder`; None when no run did."""
+    try:
+        return int(json.loads((folder / MARK).read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def is_done(cfg: Config, checkpoint: Path | None) -> bool:
+    """Whether a run that goes on from `checkpoint` has nothing to do: trained, and the model whole.
+
+    BadInput when the checkpoint cannot be read.
+    """
+    if starts_anew(cfg, checkpoint):
+        return False
+    step, folder = Record.read(checkpoint).progress.step, Path(cfg.output_dir) / MODEL
+    is_exported = exported_step(folder) == step and not check_weights("", folder, folder)
+    return step >= cfg.training.train_iters and is_exported
+
+
+def in_the_way(cfg: Config, may_replace: bool) -> str | None:
+    """What lies where the trained model belongs; with `may_replace` a model of this run is fine."""
+    folder = Path(cfg.output_dir) / MODEL
+    if os.path.realpath(folder) == os.path.realpath(cfg.model_folder("actor_rollout")):
+        return f"{folder} is the model to start from, and the trained one belongs there; move it"
+    if not os.path.lexists(folder) or may_replace and exported_step(folder) is not None:
+        return None
+    if not folder.is_dir():
+        return f"{folder} is in the way of the trained model, which is a folder; move it"
+    if any(folder.iterdir()):
+        return f"{folder} is not of this run, and the trained model belongs there; move it"
+    return None
+
+
+def check_disk(cfg: Config) -> list[str]:
+    """Room for the trained model, and for one checkpoint where they are saved."""
+    shape = model_shape(cfg, "actor_rollout")
+    if shape is None:
+        return []
+    weights = shape.num_parameters * (2 if cfg.training.bf16 else 4)
+    problems = _check_room("output_dir", Path(cfg.output_dir), weights, "the trained model")
+    if not cfg.training.save_interval or problems:
+        return problems
+    needed, what = weights + shape.num_parameters * OPTIMIZER_BYTES, "a checkpoint"
+    if _disk(cfg.checkpoints) == _disk(Path(cfg.output_dir)):
+        needed, what = needed + weights, "the trained model and a checkpoint"
+    return _check_room("actor_rollout.save", cfg.checkpoints, needed, what)
+
+
+def _check_room(key: str, folder: Path, needed: int, what: str) -> list[str]:
+    """`needed` in bytes."""
+    free = shutil.disk_usage(existing(folder)).free
+    if free >= needed:
+        return []
+    return [f"{key}: {folder} has {free / 1e9:.3g} GB free and needs {needed / 1e9:.3g} GB for "
+            f"{what}; free some, or name a folder on another disk"]
+
+
+def _disk(folder: Path) -> int:
+    return existing(folder).stat().st_dev
+
+
+def existing(path: Path) -> Path:
+    """The path or its nearest parent that exists."""
+    while not path.exists():
+        path = path.parent
+    return path

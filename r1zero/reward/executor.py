@@ -1,0 +1,134 @@
+"""Scores responses beside the engine, in processes of their own.
+
+    submit --> [scorers of a response by itself] --> group complete --> [scorers of a whole group] --> collect
+
+Nothing here blocks but `collect`. `submit` and `poll` move bytes both ways and return, so the engine calls
+`poll` between decode steps and the workers judge while it decodes. Which worker judges a response, and when,
+does not change its scores.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from r1zero.types import Outcome, Score
+from r1zero.config.schema import Reward
+from r1zero.reward.types import Case
+from r1zero.reward.pool import START_SECONDS, Item, Pool
+from r1zero.reward.rules import VERDICTS, select
+from r1zero.reward.worker import Setup
+
+IN_FLIGHT = 512  # groups of a stream judged at once, so that one that takes its deadline does not stop all
+
+
+@dataclass(slots=True)
+class _Group:
+    """The responses to a prompt, by member, and their scores by scorer."""
+
+    cases: list[Case | None]
+    scores: list[dict[str, Score]]
+    open: int  # responses that are not judged by themselves yet
+    done: bool = False
+
+
+class Judge:
+    """Scores groups of responses. `weights` belong to `names`; see `rules.SCORERS`.
+
+    Use as a context manager, or call `close`. Raises BadInput for scorers that cannot be, and RuntimeError
+    from `poll`, `submit` or `collect` when workers cannot start or fail their self-test.
+    """
+
+    def __init__(self, names: Sequence[str], weights: Sequence[float], reward: Reward = Reward(),
+                 start_seconds: float = START_SECONDS) -> None:
+        self.scorers = select(names, reward)
+        self.weights = dict(zip(self.scorers, weights, strict=True))
+        self._alone = [name for name, scorer in self.scorers.items() if not scorer.whole_group]
+        self._together = [name for name, scorer in self.scorers.items() if scorer.whole_group]
+        self._groups: dict[Hashable, _Group] = {}
+        self.pool = Pool(Setup(list(names), reward), self.scorers, start_seconds)
+
+    def submit(self, group: Hashable, member: int, size: int, case: Case) -> None:
+        """Queue the response of one of the `size` members of a group; return at once."""
+        entry = self._groups.setdefault(group, _Group([None] * size, [{} for _ in range(size)], size))
+        assert entry.cases[member] is None, f"member {member} of {group} is being judged already"
+        entry.cases[member] = case
+        if self._alone:
+            self.pool.put(Item(group, [member], [case], deque(self._alone)))
+        else:
+            self._close_member(group, entry)
+        self.poll()
+
+    def collect(self, groups: Iterable[Hashable]) -> dict[Hashable, list[dict[str, Score]]]:
+        """Wait until these groups are judged; return and forget the scores of each member by scorer."""
+        wanted = list(groups)
+        for group in wanted:
+            assert None not in self._groups[group].cases, f"a member of {group} was never submitted"
+        while not all(self._groups[group].done for group in wanted):
+            self.poll(wait_seconds=0.5)
+        found = {group: self._groups.pop(group).scores for group in wanted}
+        return {group: [{name: member[name] for name in self.scorers} for member in members]
+                for group, members in found.items()}
+
+    def stream(self, groups: Iterable[Sequence[Case]]) -> Iterator[list[dict[str, Score]]]:
+        """Score groups as they come, many at a time; yield the scores of their members in the same order."""
+        waiting: deque[int] = deque()
+        for number, cases in enumerate(groups):
+            for member, case in enumerate(cases):
+                self.submit(number, member, len(cases), case)
+            waiting.append(number)
+            while len(waiting) >= IN_FLIGHT or (waiting and self.is_done(waiting[0])):
+                yield from self.collect([waiting.popleft()]).values()
+        while waiting:
+            yield from self.collect([waiting.popleft()]).values()
+
+    def reward(self, scores: Mapping[str, Score]) -> float:
+        """Return the weighted sum of the scores of a response."""
+        return sum(weight * scores[name].value for name, weight in self.weights.items())
+
+    def is_done(self, group: Hashable) -> bool:
+        """Tell whether `collect` would not wait for this group."""
+        return self._groups[group].done
+
+    def poll(self, wait_seconds: float = 0.0) -> None:
+        """Take finished scores, hand out work, replace dead workers; wait for news if asked to."""
+        for item in self.pool.poll(wait_seconds):
+            entry = self._groups[item.group]
+            for name, scores in item.scores.items():
+                for member, score in zip(item.members, scores, strict=True):
+                    entry.scores[member][name] = score
+            if entry.open:
+                self._close_member(item.group, entry)
+            else:
+                entry.done = True
+
+    def _close_member(self, group: Hashable, entry: _Group) -> None:
+        """Count a response as judged by itself; after the last one the whole group is judged."""
+        entry.open -= 1
+        if entry.open:
+            return
+        if not self._together:
+            entry.done = True
+            return
+        cases = [replace(case, right=_verdict(scores))
+                 for case, scores in zip(entry.cases, entry.scores, strict=True)]
+        self.pool.put(Item(group, range(len(cases)), cases, deque(self._together)))
+
+    def close(self) -> None:
+        """End all workers; unfinished groups are lost."""
+        self.pool.close()
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _verdict(scores: Mapping[str, Score]) -> bool | None:
+    found = [scores[name].outcome is Outcome.RIGHT for name in VERDICTS if name in scores]
+    return found[0] if found else None

@@ -1,0 +1,212 @@
+"""Sets of real numbers as unions of intervals, so that two ways to write one can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+
+from r1zero.reward.math.formulas import close, is_rounded, names, quadratic
+from r1zero.reward.math.answer_types import Answer, Group, Relation, Scalar, Sets
+from r1zero.reward.math.normalize import AND, GE, LE, NE, OR
+from r1zero.reward.math.tokens import Node
+from r1zero.reward.math.values import REAL, Value, digits, evaluate
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """All numbers from low to high; an end belongs to it where it is closed. A point is closed at both."""
+
+    low: Value
+    high: Value
+    low_closed: bool = False
+    high_closed: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        return self.low > self.high or (self.low == self.high and not (self.low_closed and self.high_closed))
+
+
+@dataclass(frozen=True, slots=True)
+class RealSet:
+    """Intervals in order and apart from each other; the variable that a relation named, if one did."""
+
+    intervals: list[Interval]
+    variable: str = ""
+
+
+_LINE = Interval(-REAL.inf, REAL.inf)
+
+
+def same_real_set(gold: Answer, given: Answer) -> bool | None:
+    """Compare two sets of reals; None when one of the answers is none."""
+    left, right = real_set(gold), real_set(given)
+    if left is None or right is None:
+        return None
+    if len(left.intervals) != len(right.intervals):
+        return False
+    if left.variable and right.variable and left.variable != right.variable:
+        return False
+    rounded = any(map(is_rounded, [*_trees(gold), *_trees(given)]))
+    return all(
+        (mine.low_closed, mine.high_closed) == (other.low_closed, other.high_closed)
+        and close(mine.low, other.low, rounded)
+        and close(mine.high, other.high, rounded)
+        for mine, other in zip(left.intervals, right.intervals, strict=True)
+    )
+
+
+def _trees(answer: Answer) -> Iterator[Node]:
+    """Yield the formulas in an answer."""
+    match answer:
+        case Scalar():
+            yield answer.tree
+        case Relation():
+            yield from answer.sides
+        case Group():
+            for item in answer.items:
+                yield from _trees(item)
+        case Sets():
+            for item in answer.joined + answer.removed:
+                yield from _trees(item)
+
+
+def real_set(answer: Answer) -> RealSet | None:
+    """Return the set that an interval, an inequality, a union or a finite set of constants is; else None."""
+    if isinstance(answer, Relation):
+        return _solution(answer)
+    if isinstance(answer, Sets):
+        joined, removed = [list(map(real_set, part)) for part in (answer.joined, answer.removed)]
+        if None in joined or None in removed:
+            return None
+        whole = _union(joined)
+        return reduce(_without, removed, whole)
+    if isinstance(answer, Scalar):
+        return _point(answer)
+    if not isinstance(answer, Group) or answer.brackets == ":":
+        return None
+    if answer.brackets in ("", "{}"):
+        parts = list(map(real_set, answer.items))
+        if None in parts or not parts or (not answer.brackets and _is_mixed(answer.items)):
+            return None
+        return _union(parts) if answer.brackets or answer.joint == OR else _all_of(parts, answer.joint)
+    ends = list(map(_constant, answer.items))
+    if len(ends) != 2 or None in ends:
+        return None
+    interval = Interval(*ends, answer.brackets[0] == "[", answer.brackets[1] == "]")
+    return None if interval.is_empty else RealSet([interval])
+
+
+def _is_mixed(items: tuple[Answer, ...]) -> bool:
+    """Tell whether inequalities stand beside a bare number: x > 3 or 7 are two answers."""
+    numbers = [isinstance(item, Scalar) and not item.label for item in items]
+    return any(numbers) and not all(numbers)
+
+
+def _constant(answer: Answer) -> Value | None:
+    if not isinstance(answer, Scalar) or names(answer.tree):
+        return None
+    value = digits(evaluate(answer.tree))
+    return None if isinstance(value, REAL.mpc) else value
+
+
+def _point(answer: Scalar) -> RealSet | None:
+    value = _constant(answer)
+    return None if value is None else RealSet([Interval(value, value, True, True)], answer.label)
+
+
+def _solution(relation: Relation) -> RealSet | None:
+    """Solve one inequality, or a chain of two, in one variable on one side: 1 < x <= 2, |x - 1| < 3."""
+    sides, signs = relation.sides, relation.signs
+    places = [place for place, side in enumerate(sides) if names(side)]
+    if len(places) != 1 or len(names(sides[places[0]])) != 1 or len(sides) > 3:
+        return None
+    tree = sides[places[0]]
+    variable = min(names(tree))
+    whole = RealSet([_LINE], variable)
+    for place, sign in enumerate(signs):
+        if places[0] not in (place, place + 1):
+            return None  # 1 < 2 < x
+        is_left = places[0] == place
+        bound = digits(evaluate(sides[place + 1 if is_left else place]))
+        part = _solve(tree, variable, sign if is_left else MIRRORED[sign], bound)
+        if part is None:
+            return None
+        whole = _intersection(whole, part)
+    return whole
+
+
+def _solve(tree: Node, variable: str, sign: str, bound: Value) -> RealSet | None:
+    """Solve `tree sign bound` where the tree is affine in its variable, or the absolute value of that."""
+    if isinstance(bound, REAL.mpc):
+        return None
+    if tree.op == "call" and tree.name == "abs":
+        if bound <= 0 or sign not in MIRRORED:
+            return None
+        above = _solve(tree.parts[0], variable, sign, bound)
+        below = _solve(tree.parts[0], variable, MIRRORED[sign], -bound)
+        if above is None or below is None:
+            return None
+        return _intersection(above, below) if sign in ("<", LE, NE) else _union([above, below])
+    shape = quadratic(tree, variable)
+    if shape is None or shape[0] or not shape[1] or any(isinstance(value, REAL.mpc) for value in shape):
+        return None
+    _, slope, offset = shape
+    return RealSet(_ray(sign if slope > 0 else MIRRORED[sign], (bound - offset) / slope), variable)
+
+
+MIRRORED = {"<": ">", ">": "<", LE: GE, GE: LE, NE: NE, "=": "="}
+
+
+def _ray(sign: str, end: Value) -> list[Interval]:
+    if sign == "=":
+        return [Interval(end, end, True, True)]
+    below, above = Interval(-REAL.inf, end, False, sign == LE), Interval(end, REAL.inf, sign == GE, False)
+    return [below, above] if sign == NE else [below] if sign in ("<", LE) else [above]
+
+
+def _variable(sets: list[RealSet]) -> str:
+    return next((each.variable for each in sets if each.variable), "")
+
+
+def _union(sets: list[RealSet]) -> RealSet:
+    intervals = sorted(
+        (it for each in sets for it in each.intervals), key=lambda it: (it.low, not it.low_closed)
+    )
+    merged: list[Interval] = []
+    for each in intervals:
+        last = merged[-1] if merged else None
+        touching = last and (
+            each.low < last.high or (each.low == last.high and (each.low_closed or last.high_closed))
+        )
+        if not touching:
+            merged.append(each)
+            continue
+        high, closed = max((last.high, last.high_closed), (each.high, each.high_closed))
+        merged[-1] = Interval(last.low, high, last.low_closed, closed)
+    return RealSet(merged, _variable(sets))
+
+
+def _intersection(left: RealSet, right: RealSet) -> RealSet:
+    found = []
+    for mine in left.intervals:
+        for other in right.intervals:
+            low, low_open = max((mine.low, not mine.low_closed), (other.low, not other.low_closed))
+            high, high_closed = min((mine.high, mine.high_closed), (other.high, other.high_closed))
+            found.append(Interval(low, high, not low_open, high_closed))
+    return RealSet([each for each in found if not each.is_empty], _variable([left, right]))
+
+
+def _without(whole: RealSet, removed: RealSet) -> RealSet:
+    rest = whole
+    for each in removed.intervals:
+        below = Interval(-REAL.inf, each.low, False, not each.low_closed)
+        above = Interval(each.high, REAL.inf, not each.high_closed, False)
+        rest = _intersection(rest, RealSet([below, above]))
+    return rest
+
+
+def _all_of(parts: list[RealSet], joint: str) -> RealSet:
+    """Return what "and" means; a comma means "and" too, unless nothing would be left."""
+    common = reduce(_intersection, parts)
+    return common if common.intervals or joint == AND else _union(parts)
