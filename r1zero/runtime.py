@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from r1zero.types import Batch
+from r1zero.types import Batch, RankRecord
 from r1zero.checkpoint.progress import Progress
 from r1zero.run_folder.claim import Hold
 from r1zero.config.schema import Config
@@ -21,7 +21,6 @@ from r1zero.data.vocabulary import Vocabulary
 from r1zero.models.config import ModelShape
 from r1zero.observe.clock import Clock
 from r1zero.observe.invariants import BF16, FP32, Invariants
-from r1zero.observe.metrics import RankRecord
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.actor import Policy
 from r1zero.policy.reference import Reference

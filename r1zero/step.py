@@ -17,22 +17,10 @@ reward, a reference that is never replaced. No branch is taken on a value that n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from r1zero.types import Group
+from r1zero.types import StepOutcome
 from r1zero.runtime import Crew
-from r1zero.observe.metrics import RankRecord, step_metrics
+from r1zero.observe.metrics import step_metrics
 from r1zero.distributed.transfer import on
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutcome:
-    """What the controller keeps of a step."""
-
-    metrics: dict[str, float]
-    broken: list[str]  # invariants, a sentence each
-    groups: list[Group]
-    records: list[RankRecord]
 
 
 def train_step(step: int, crew: Crew) -> StepOutcome | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from r1zero.checkpoint.manager import Keeper
@@ -21,9 +23,12 @@ from r1zero.evaluation.evaluate import evaluate
 from r1zero.checkpoint.export import export
 from r1zero.distributed.log import start_logging
 from r1zero.evaluation.scores import table
-from r1zero.observe.observer import Observer, build_observer
-from r1zero.checkpoint.opening import open_run
-from r1zero.preflight.outputs import MODEL
+from r1zero.observe.observer import Observer
+from r1zero.observe.live import Poster
+from r1zero.distributed.board import Board
+from r1zero.preflight.advice import faster_split
+from r1zero.preflight.opening import open_run
+from r1zero.run_folder.exported import MODEL
 from r1zero.step import train_step
 from r1zero.weights.detect import find
 from r1zero.distributed.groups import World
@@ -75,7 +80,7 @@ def train(crew: Crew | None, leave: Leave | None = None) -> str | None:
     leave = leave or Leave()
     leave.begin()
     keeper = Keeper(crew, leave)
-    observer = build_observer(crew)
+    observer = _build_observer(crew)
     try:
         crew.start()
         after = None
@@ -98,6 +103,22 @@ def train(crew: Crew | None, leave: Leave | None = None) -> str | None:
         crew.move.at_controller(observer.close)
         crew.close()
         crew.hold.release()
+
+
+def _build_observer(crew: Crew) -> Observer | Absent:
+    """The controller's observer. Collective.
+
+    If it has a terminal, rollout replicas post their progress from now on.
+    """
+    live = crew.move.from_controller(sys.stderr.isatty)
+    rollout = crew.world.rollout
+    if live and rollout.leads:
+        Poster(crew.engine, partial(Board(crew.world.store).post, f"rollout/{rollout.replica}"))
+    if not crew.world.is_controller:
+        return Absent("controller")
+    return Observer(crew.cfg, crew.world, crew.tokenizer, crew.hold,
+                    steps_done=crew.progress.step, mismatch_limit=crew.invariants.limits.mismatch,
+                    faster_split=partial(faster_split, crew.cfg, crew.world.placement), live=live)
 
 
 def _traced(crew: Crew, step: int) -> contextlib.AbstractContextManager:

@@ -125,3 +125,50 @@ class Batch:
     def samples_of(self, minibatch: int) -> range:
         """Numbers of the samples that this minibatch trains on."""
         return range(minibatch * self.minibatch_size, (minibatch + 1) * self.minibatch_size)
+
+
+# -- records of a step ----------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class UpdateStats:
+    """Sums over the response tokens of one minibatch, equal on all train ranks."""
+
+    sums: dict[str, float]  # keys as in algo.loss.STATS
+    mismatch_max: float
+    grad_norm: float
+    lr: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSpan:
+    """`name` ran from `start` to `end`, in seconds since the epoch."""
+
+    name: str
+    start: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class RankRecord:
+    """What one rank tells about a step."""
+
+    spans: list[TimeSpan]
+    published_bytes: int  # written into this rank's rollout weights
+    peak_gigabytes: float
+    tokens: dict[str, int] = field(default_factory=dict)  # response tokens seen by a role, where its results appear
+    publish_fault: str | None = None  # what a comparison of checksums found, equal on all ranks
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What the controller keeps of a step."""
+
+    metrics: dict[str, float]
+    broken: list[str]  # invariants, a sentence each
+    groups: list[Group]
+    records: list[RankRecord]

@@ -19,7 +19,7 @@ from r1zero.data.preprocessed import stem
 from r1zero.data.prompts import load_tokenizer
 from r1zero.errors import BadInput
 from r1zero.config.load import load_config
-from r1zero.reward.check_custom import check_custom
+from r1zero.preflight.check_custom import check_custom
 from small_config import MODEL, SHAPE, home, load, only  # noqa: F401
 
 RULES = [

@@ -31,7 +31,7 @@ from r1zero.config.schema import Config, placement
 from r1zero.errors import BadInput
 from r1zero.config.load import load_config
 from r1zero.run_folder.folder import append_line
-from r1zero.checkpoint.opening import open_run
+from r1zero.preflight.opening import open_run
 from r1zero.run_folder.owner import check_free, newest
 from r1zero.distributed import identity
 from r1zero.distributed.groups import World

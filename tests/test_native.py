@@ -13,8 +13,8 @@ import torch
 
 from r1zero.models.config import ModelShape
 from r1zero.rollout import native
-from r1zero.rollout.block_attention import Layout, Row, Step
-from r1zero.rollout.kv_cache import BlockPool
+from r1zero.rollout.block_attention import Layout, Step
+from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 from r1zero.rollout.operators import Heads, Operators
 from r1zero.rollout.sampler import Sampling
 
@@ -84,7 +84,7 @@ def attend(operators, dtype, block, heads, normed, lengths=(5, 1, 32, 90, 64, 17
             shared = pool.take_shared(min(prompt, length // block))
         own = pool.take_own(length // block + 1 - len(shared))
         pool.write((shared + own)[:-(-length // block)], keys[number, :, :, :length], values[number, :, :, :length])
-        rows.append(Row(0 if number < 2 else number, shared, own))
+        rows.append(SampleBlocks(0 if number < 2 else number, shared, own))
     step = Step(Layout(rows, pool, 2, heads.kv_heads * heads.per_group, CPU), np.array(lengths))
     qkv = torch.randn(6, heads.kv_heads * (heads.per_group + 2) * heads.dim).to(dtype)
     norms = [torch.rand(heads.dim).to(dtype) + 0.5 for _ in range(2)] if normed else [None, None]

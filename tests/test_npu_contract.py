@@ -23,10 +23,10 @@ from r1zero.algo.packing import pack
 from r1zero.types import Batch, Prompt
 from r1zero.models.config import ModelShape
 from r1zero.rollout import npu_graphs
-from r1zero.rollout.block_attention import Layout, Row, Step
+from r1zero.rollout.block_attention import Layout, Step
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
-from r1zero.rollout.kv_cache import BlockPool
+from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 from r1zero.rollout.operators import Operators
 from r1zero.rollout.sampler import Sampling
 from r1zero.distributed import device
@@ -114,7 +114,7 @@ def test_the_decode_attention_call_keeps_the_published_contract(library, monkeyp
     pool.keys.normal_()
     pool.values.normal_()
     prompts = [pool.take_shared(2), pool.take_shared(1), []]
-    rows = [Row(p, prompts[p], pool.take_own(count)) for p, count in ((0, 2), (0, 1), (1, 3), (2, 1), (0, 1))]
+    rows = [SampleBlocks(p, prompts[p], pool.take_own(count)) for p, count in ((0, 2), (0, 1), (1, 3), (2, 1), (0, 1))]
     positions = np.array([13, 8, 15, 2, 11])
     step = Step(Layout(rows, pool, 3, 4, torch.device("cpu")), positions)
     query = torch.randn(5, 4, 16)
@@ -204,7 +204,7 @@ def test_a_cache_that_grows_where_it_lay_is_captured_anew(monkeypatch):
     for blocks in (10, 20):
         pool = BlockPool(shape, 2, torch.float32, torch.device("cpu"), block=4)
         pool.num_blocks, pool.keys = blocks, arena[:2 * blocks * 2 * 4 * 16].view(2, blocks, 2, 4, 16)
-        step = Step(Layout([Row(0, [], [1])], pool, 1, 4, torch.device("cpu")), np.array([2]))
+        step = Step(Layout([SampleBlocks(0, [], [1])], pool, 1, 4, torch.device("cpu")), np.array([2]))
         for _ in range(npu_graphs.WORTH_CAPTURING + 1):
             decode(torch.tensor([5]), step)
     assert len(captured) == 2

@@ -25,6 +25,7 @@ from r1zero.config.load import load_config
 from r1zero.run_folder import folder as folders
 from r1zero.run_folder.folder import continue_folder, start_folder
 from r1zero.report.page import open_runs
+from r1zero.run_folder.exported import exported_step
 from r1zero.trainer import prepare, train
 from r1zero.weights.huggingface import save_hf
 from r1zero.distributed import shared
@@ -268,7 +269,7 @@ def spoiled(rank: int, size: int, store: object, words: list[str], way: str) -> 
         save_hf(folder, *args, **more)
 
     if way == "in the way":
-        exporting.in_the_way = lambda cfg, may_replace: "a file lies there"
+        exporting.in_the_way = lambda folder, source, may_replace: "a file lies there"
     else:
         exporting.save_hf = full
     if way == "no checkpoint either":
@@ -316,14 +317,14 @@ def test_a_model_folder_that_is_a_link_stays_one(tiny, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(place)
     run(tmp_path / "run", 1, "tiny", QUICK)
-    assert (tmp_path / "run" / "model").is_symlink() and outputs.exported_step(place) == 2
+    assert (tmp_path / "run" / "model").is_symlink() and exported_step(place) == 2
     assert os.listdir(place.parent) == ["model"]
 
 
 def test_a_finished_run_started_again_says_so_and_writes_nothing(tiny, tmp_path):
     folder, save = tmp_path / "run", "training.save_interval=2"
     run(folder, 1, "tiny", [*QUICK, save])
-    assert outputs.exported_step(folder / "model") == 2 and len(metrics(folder)) == 2
+    assert exported_step(folder / "model") == 2 and len(metrics(folder)) == 2
     before = tree(folder)
     for iters in (2, 1):
         run(folder, 1, "tiny", [*QUICK, save, f"training.train_iters={iters}"])
@@ -336,7 +337,7 @@ def test_a_finished_run_started_again_says_so_and_writes_nothing(tiny, tmp_path)
     run(folder, 1, "tiny", [*QUICK, save])
     assert weights.read_bytes() == whole
     run(folder, 1, "tiny", [*QUICK, save, "training.train_iters=4"])
-    assert outputs.exported_step(folder / "model") == 4 and len(metrics(folder)) == 4
+    assert exported_step(folder / "model") == 4 and len(metrics(folder)) == 4
 
 
 # -- on several nodes -----------------------------------------------------------------------------

@@ -235,10 +235,10 @@ sys.exit(main.main())
 
 
 @pytest.mark.parametrize(("module", "name", "error", "code", "said"), [
-    ("training", "build_crew", "ValueError('shapes (3,) (4,)')", 1, "rank 0 (train+rollout+ref) failed: ValueError: shapes"),
+    ("trainer", "build_crew", "ValueError('shapes (3,) (4,)')", 1, "rank 0 (train+rollout+ref) failed: ValueError: shapes"),
     ("distributed.groups", "_join_everyone", "OSError('no such device')", 1, "failed: OSError: no such device"),
     ("distributed.groups", "_join_everyone", "main.BadInput('no way')", 2, "r1zero: no way"),
-    ("training", "build_crew", "main.BadInput('no data')", 2, "r1zero: no data"),
+    ("trainer", "build_crew", "main.BadInput('no data')", 2, "r1zero: no data"),
 ], ids=["a ValueError", "a fault while joining", "bad input while joining", "bad input"])
 def test_only_bad_input_is_told_as_the_users_mistake(tiny: Path, tmp_path: Path, module: str, name: str, error: str,
                                                      code: int, said: str) -> None:

@@ -9,7 +9,6 @@ the columns question and ground_truth_answer (1234). Exit code 2 for a file that
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path

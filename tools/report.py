@@ -10,7 +10,6 @@ The page opens from disk and needs no server and no network. Exit code 2 for a f
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 

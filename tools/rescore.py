@@ -9,7 +9,6 @@ tokens.
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections import Counter

@@ -13,7 +13,6 @@ defaults.
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import sys

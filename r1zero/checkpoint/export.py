@@ -11,16 +11,16 @@ import tempfile
 from pathlib import Path
 
 from r1zero.checkpoint.manager import Keeper
-from r1zero.runtime import Crew
+from r1zero.checkpoint.state import RunState
 from r1zero.errors import BadInput
-from r1zero.preflight.outputs import MARK, MODEL, in_the_way, mark
+from r1zero.run_folder.exported import MARK, MODEL, in_the_way, mark
 from r1zero.weight_sync.gather import gather_tensors
 from r1zero.weights.huggingface import save_hf
 
 log = logging.getLogger("r1zero")
 
 
-def export(crew: Crew, keeper: Keeper) -> None:
+def export(crew: RunState, keeper: Keeper) -> None:
     """Write the trained model into the run folder. Collective.
 
     RuntimeError when that fails: it names the checkpoint or the other folder with the weights.
@@ -42,10 +42,11 @@ def export(crew: Crew, keeper: Keeper) -> None:
     raise RuntimeError(f"{told}, nor anything to {', '.join(map(str, refuges))}")
 
 
-def _obstacle(crew: Crew) -> str | None:
+def _obstacle(crew: RunState) -> str | None:
     """What lies where the model belongs: the look before the start may be days ago."""
     crew.hold.check()
-    return in_the_way(crew.cfg, may_replace=True)
+    source = crew.cfg.model_folder("actor_rollout")
+    return in_the_way(Path(crew.cfg.output_dir) / MODEL, source, may_replace=True)
 
 
 def _refuges(name: str, step: int) -> list[Path]:
@@ -55,7 +56,7 @@ def _refuges(name: str, step: int) -> list[Path]:
     return [Path(place) / unique for place in dict.fromkeys(places)]
 
 
-def _write(crew: Crew, folder: Path) -> str | None:
+def _write(crew: RunState, folder: Path) -> str | None:
     """Write the model to `folder`, tensor by tensor; returns what stood against it. Collective."""
     parameters = crew.policy.model.parameters() if crew.world.train.member else None
     stream = gather_tensors(crew.world, crew.shape, parameters)

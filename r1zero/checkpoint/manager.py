@@ -17,10 +17,11 @@ from pathlib import Path
 
 from safetensors.torch import save as save_tensors
 
+from r1zero.run_folder.durable import sync
 from r1zero.checkpoint import manifest, progress
 from r1zero.checkpoint import store
 from r1zero.checkpoint.progress import Record
-from r1zero.runtime import Crew
+from r1zero.checkpoint.state import RunState
 from r1zero.config.load import dump
 from r1zero.checkpoint.train_state import Writing, rng_states
 from r1zero.models.sizes import OPTIMIZER_BYTES
@@ -58,7 +59,7 @@ def _first_error(reports: Sequence[_Written]) -> str | None:
 class Keeper:
     """Saves the crew's state when it is due."""
 
-    def __init__(self, crew: Crew, leave: Leave) -> None:
+    def __init__(self, crew: RunState, leave: Leave) -> None:
         self.crew, self.leave = crew, leave
         self.training, self.shelf = crew.cfg.training, crew.cfg.checkpoints
         self._saved = crew.progress.step  # the last step whose state is on disk, or on its way there
@@ -210,7 +211,7 @@ class Keeper:
             for path in sorted(folder.iterdir()):
                 if path.name not in files:
                     files[path.name] = manifest.describe(path)
-                    manifest.sync(path)
+                    sync(path)
             manifest.write(folder, files)
             store.publish(folder, step)
         except OSError as error:

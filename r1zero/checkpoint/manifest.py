@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from r1zero.errors import BadInput
+from r1zero.run_folder.durable import sync_folder, write_synced
 
 NAME = "complete.json"
 CHUNK = 1 << 22  # bytes read at a time
@@ -75,34 +75,3 @@ def check_sums(folder: Path, names: Iterable[str]) -> None:
             raise BadInput(f"{folder / name} cannot be read: {error.strerror}") from None
         if not intact:
             raise BadInput(f"{folder / name} differs from what was saved: its SHA-256 is another one")
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Write a file and wait until it is on disk."""
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_synced(path: Path, text: str) -> None:
-    """Write a file in place of another, whole or not at all, whatever happens."""
-    partial = path.with_name(f".{path.name}.partial")
-    write_synced(partial, text)
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file is on disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,7 +11,7 @@ from r1zero.checkpoint import manifest
 from r1zero.checkpoint import store
 from r1zero.checkpoint.progress import Record
 from r1zero.checkpoint.resume import changes
-from r1zero.runtime import Crew
+from r1zero.checkpoint.state import RunState
 from r1zero.errors import BadInput
 from r1zero.config.load import dump
 from r1zero.checkpoint.train_state import load_policy, set_rng_states
@@ -33,7 +33,7 @@ def verify(world: World, folder: Path) -> None:
         raise BadInput(f"{problem}{store.way_out(folder)}")
 
 
-def restore(crew: Crew, folder: Path) -> None:
+def restore(crew: RunState, folder: Path) -> None:
     """Bring the crew where the checkpoint was saved. Collective over the world. BadInput when it does not fit."""
     record = Record.read(folder)
     crew.progress = record.progress
@@ -52,7 +52,7 @@ def restore(crew: Crew, folder: Path) -> None:
             log.info("changed since then: %s", change)
 
 
-def _line(crew: Crew, folder: Path, record: Record, layout: dict[str, int]) -> str:
+def _line(crew: RunState, folder: Path, record: Record, layout: dict[str, int]) -> str:
     """Say what was restored."""
 
     def shown(grid: dict[str, int]) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from r1zero.checkpoint import manifest, progress
 from r1zero.errors import BadInput
+from r1zero.run_folder.durable import replace_synced, sync_folder
 from r1zero.weights.detect import TRACKER, is_megatron
 
 _NAME = re.compile(r"iter_(\d{7,})")
@@ -102,8 +103,8 @@ def publish(partial: Path, iteration: int) -> Path:
             raise FileExistsError(f"{folder} is there already and was not written by this program")
         discard(folder)  # of a future that was given up
     partial.rename(folder)
-    manifest.sync_folder(save)
-    manifest.replace_synced(save / TRACKER, f"{iteration}\n")
+    sync_folder(save)
+    replace_synced(save / TRACKER, f"{iteration}\n")
     return folder
 
 

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from r1zero.types import TimeSpan
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """`name` ran from `start` to `end`, in seconds since the epoch."""
-
-    name: str
-    start: float
-    end: float
-
-    @property
-    def seconds(self) -> float:
-        return self.end - self.start
 
 
 class Timer(Protocol):
@@ -58,9 +46,9 @@ class Clock:
         with self.span(name):
             return function(*args)
 
-    def take(self) -> list[Span]:
+    def take(self) -> list[TimeSpan]:
         """Hand out the spans so far and start anew; the one time of a step that the device is waited for."""
         moments = self._timer.read(self._marks)
-        spans = list(map(Span, self._names, moments[::2], moments[1::2]))
+        spans = list(map(TimeSpan, self._names, moments[::2], moments[1::2]))
         self._names, self._marks = [], []
         return spans

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r1zero.types import Batch, Group
-from r1zero.observe.metrics import RankRecord
-from r1zero.policy.actor import UpdateStats
+from r1zero.types import Batch, Group, RankRecord, UpdateStats
 
 # |p / p_old - 1|, a token mean over the first minibatch: both come from one forward pass, so it is 0.
 RATIO_LIMIT = 1e-3

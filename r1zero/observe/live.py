@@ -9,18 +9,27 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from tqdm import tqdm
 
-from r1zero.rollout.engine import Engine
-
 SECONDS = 1.0  # between two looks
+
+
+class Decoding(Protocol):
+    """An engine while it decodes."""
+
+    on_step: Callable[[], None]  # called after each decoding step
+    decoded_tokens: int  # of the batch under way
+
+    def progress(self) -> tuple[int, int, int]:
+        """Samples that are done, all samples, tokens of the longest one that runs."""
 
 
 class Poster:
     """Posts a replica's progress every second while it decodes."""
 
-    def __init__(self, engine: Engine, post: Callable[[str], None]) -> None:
+    def __init__(self, engine: Decoding, post: Callable[[str], None]) -> None:
         """Hook into the engine's `on_step`, before what is there already."""
         self._engine, self._post, self._next = engine, post, engine.on_step
         self._at, self._tokens = time.monotonic(), 0

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from r1zero.algo.loss import STATS
-from r1zero.types import Batch, Group, Outcome, Sample
-from r1zero.observe.clock import Span
-from r1zero.policy.actor import UpdateStats
+from r1zero.types import Batch, Group, Outcome, RankRecord, Sample, UpdateStats
 from r1zero.distributed.placement import Placement
 
 # Phases of a step whose time is that of the slowest rank.
 PHASES = ("rollout", "reward", "ref", "update", "publish")
-
-
-@dataclass(frozen=True, slots=True)
-class RankRecord:
-    """What one rank tells about a step."""
-
-    spans: list[Span]
-    published_bytes: int  # written into this rank's rollout weights
-    peak_gigabytes: float
-    tokens: dict[str, int] = field(default_factory=dict)  # response tokens seen by a role, where its results appear
-    publish_fault: str | None = None  # what a comparison of checksums found, equal on all ranks
 
 
 def step_metrics(batch: Batch, groups: Sequence[Group], updates: Sequence[UpdateStats],

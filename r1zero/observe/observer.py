@@ -6,29 +6,29 @@ Nothing here may stop a step but the two that are meant to: a broken invariant a
 from __future__ import annotations
 
 import logging
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import PreTrainedTokenizerBase
 
-from r1zero.runtime import Crew
 from r1zero.config.load import dump
 from r1zero.observe.alarms import Alarms
 from r1zero.observe.console import step_line
 from r1zero.run_folder.folder import append_line
-from r1zero.observe.live import LiveBar, Poster
+from r1zero.observe.live import LiveBar
 from r1zero.report.page import LiveReport
 from r1zero.observe.samples import write_samples
 from r1zero.observe.trackers import Sinks, open_tracker
 from r1zero.reward.failure_limit import FailureGuard
-from r1zero.preflight.advice import faster_split
-from r1zero.step import StepOutcome
+from r1zero.types import StepOutcome
 from r1zero.distributed.board import Board
-from r1zero.distributed.transfer import Absent
+from r1zero.distributed.groups import World
+from r1zero.run_folder.claim import Hold
+from r1zero.config.schema import Config
 
 log = logging.getLogger("r1zero")
 
@@ -36,18 +36,29 @@ log = logging.getLogger("r1zero")
 class Observer:
     """Sees every step of a run. Lives on the controller."""
 
-    def __init__(self, crew: Crew, live: bool) -> None:
-        self._crew, cfg = crew, crew.cfg
-        self._folder, self._total = Path(cfg.output_dir), cfg.training.train_iters
+    def __init__(self, cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase, hold: Hold, *,
+                 steps_done: int, mismatch_limit: float,
+                 faster_split: Callable[[Mapping[str, float]], str | None], live: bool) -> None:
+        """Open the trackers.
+
+        `hold` is on the run's folders. `mismatch_limit` and `faster_split` as in Alarms. With `live`
+        a bar is shown on the terminal.
+        """
+        self._cfg = cfg
+        self._world = world
+        self._tokenizer = tokenizer
+        self._hold = hold
+        self._folder = Path(cfg.output_dir)
+        self._total = cfg.training.train_iters
         self._report = LiveReport(self._folder, cfg.training.report_interval)
         self._guard = FailureGuard(cfg.reward.max_failure_rate)
-        self._alarms = Alarms(crew.invariants.limits.mismatch, cfg.reward.max_failure_rate,
-                              partial(faster_split, cfg, crew.world.placement))
+        self._alarms = Alarms(mismatch_limit, cfg.reward.max_failure_rate, faster_split)
         config = yaml.safe_load(dump(cfg))
         self._sinks = Sinks({kind: partial(open_tracker, kind, self._folder, cfg.name, config)
                              for kind in cfg.training.logger})
-        board, replicas = Board(crew.world.store), range(crew.world.placement.rollout.dp)
-        self._bar = LiveBar(self._total, crew.progress.step,
+        board = Board(world.store)
+        replicas = range(world.placement.rollout.dp)
+        self._bar = LiveBar(self._total, steps_done,
                             lambda: [board.read(f"rollout/{replica}") for replica in replicas], live)
         self._unwritten: set[str] = set()  # files whose trouble was told
         self._began, self._seconds = time.monotonic(), 0.0
@@ -57,7 +68,7 @@ class Observer:
 
         RuntimeError if it must be the last one; BadInput if the run folder was taken away.
         """
-        self._crew.hold.check()
+        self._hold.check()
         began, metrics = time.monotonic(), outcome.metrics | {"invariants/broken": len(outcome.broken)}
         step = int(metrics["step"])
         self._keep(step, metrics, outcome)
@@ -87,7 +98,8 @@ class Observer:
         self._sinks.close()
 
     def _keep(self, step: int, metrics: dict[str, float], outcome: StepOutcome) -> None:
-        world, decode = self._crew.world, partial(self._crew.tokenizer.decode, skip_special_tokens=False)
+        world = self._world
+        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
         spans = [[rank, span.name, span.start, span.end] for rank, record in enumerate(outcome.records)
                  for span in record.spans]
         roles = [world.placement.roles_of(rank) for rank in range(world.size)]
@@ -108,16 +120,7 @@ class Observer:
     def _judge(self, step: int, outcome: StepOutcome) -> None:
         if outcome.broken:
             told = f"step {step}: invariant broken: {'; '.join(outcome.broken)}"
-            if self._crew.cfg.training.on_broken_invariant == "stop":
+            if self._cfg.training.on_broken_invariant == "stop":
                 raise RuntimeError(f"{told} (training.on_broken_invariant: warn would go on)")
             log.warning("warning: %s", told)
         self._guard.check(outcome.groups)
-
-
-def build_observer(crew: Crew) -> Observer | Absent:
-    """The controller's observer; if it has a terminal, rollout replicas post their progress from now on. Collective."""
-    live = crew.move.from_controller(sys.stderr.isatty)
-    rollout = crew.world.rollout
-    if live and rollout.leads:
-        Poster(crew.engine, partial(Board(crew.world.store).post, f"rollout/{rollout.replica}"))
-    return crew.move.at_controller(Observer, crew, live) or Absent("controller")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,22 +15,12 @@ from r1zero.algo.advantage import group_advantages, whiten
 from r1zero.algo.kl import KLCoefficient
 from r1zero.algo.loss import STATS, LossTerms, grpo_loss
 from r1zero.algo.packing import Item, Microbatch, cut_microbatches, share_out
-from r1zero.types import Batch, Group
+from r1zero.types import Batch, Group, UpdateStats
 from r1zero.config.schema import Config
 from r1zero.policy import optimizer
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import look_up_logprobs, run_pipeline
 from r1zero.distributed.collectives import all_max, all_sum
-
-
-@dataclass(slots=True)
-class UpdateStats:
-    """Sums over the response tokens of one minibatch, equal on all train ranks."""
-
-    sums: dict[str, float]  # keys as in STATS
-    mismatch_max: float
-    grad_norm: float
-    lr: float
 
 
 class Policy:

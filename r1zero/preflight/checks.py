@@ -18,7 +18,7 @@ from r1zero.preflight.model import check_models
 from r1zero.observe.trackers import check_loggers
 from r1zero.preflight.outputs import check_outputs
 from r1zero.reward.rules import check_names
-from r1zero.reward.check_custom import check_custom
+from r1zero.preflight.check_custom import check_custom
 from r1zero.errors import multiple, multiples, nearest, neighbours, product_text, readable, shown
 from r1zero.distributed.detect import check_dtype, uses_npu
 from r1zero.distributed.shutdown import parse_moment

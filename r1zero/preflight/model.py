@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from operator import attrgetter
-from typing import Any
 
 from r1zero.config.schema import Config
 from r1zero.errors import BadInput

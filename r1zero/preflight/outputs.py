@@ -7,7 +7,6 @@ that it reads may lie there.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -19,12 +18,11 @@ from r1zero.data.blend import split_blend
 from r1zero.errors import BadInput
 from r1zero.preflight.files import check_weights
 from r1zero.preflight.model import model_shape
+from r1zero.run_folder.exported import MODEL, exported_step, in_the_way
 from r1zero.run_folder.folder import aside_of, check_aside, check_writable, holds_run
 from r1zero.run_folder.owner import check_free
 from r1zero.reward.custom import is_custom
 from r1zero.models.sizes import OPTIMIZER_BYTES
-
-MODEL, MARK = "model", "r1zero.json"  # the trained model, and what tells of which step it is
 
 
 def check_outputs(cfg: Config) -> list[str]:
@@ -52,7 +50,8 @@ def check_content(cfg: Config, checkpoint: Path | None) -> list[str]:
     anew = starts_anew(cfg, checkpoint)
     if anew and holds_run(Path(cfg.output_dir)):
         return check_moved(cfg)
-    problem = in_the_way(cfg, may_replace=not anew)
+    source = cfg.model_folder("actor_rollout")
+    problem = in_the_way(Path(cfg.output_dir) / MODEL, source, may_replace=not anew)
     return [f"output_dir: {problem}, or name another output_dir"] if problem is not None else []
 
 
@@ -115,19 +114,6 @@ def _lies_in(path: str, real: Path) -> bool:
 # -- the trained model ----------------------------------------------------------------------------
 
 
-def mark(step: int) -> str:
-    """What is written beside an exported model."""
-    return json.dumps({"step": step}) + "\n"
-
-
-def exported_step(folder: Path) -> int | None:
-    """The step whose weights a run has exported to `folder`; None when no run did."""
-    try:
-        return int(json.loads((folder / MARK).read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def is_done(cfg: Config, checkpoint: Path | None) -> bool:
     """Whether a run that goes on from `checkpoint` has nothing to do: trained, and the model whole.
 
@@ -138,20 +124,6 @@ def is_done(cfg: Config, checkpoint: Path | None) -> bool:
     step, folder = Record.read(checkpoint).progress.step, Path(cfg.output_dir) / MODEL
     is_exported = exported_step(folder) == step and not check_weights("", folder, folder)
     return step >= cfg.training.train_iters and is_exported
-
-
-def in_the_way(cfg: Config, may_replace: bool) -> str | None:
-    """What lies where the trained model belongs; with `may_replace` a model of this run is fine."""
-    folder = Path(cfg.output_dir) / MODEL
-    if os.path.realpath(folder) == os.path.realpath(cfg.model_folder("actor_rollout")):
-        return f"{folder} is the model to start from, and the trained one belongs there; move it"
-    if not os.path.lexists(folder) or may_replace and exported_step(folder) is not None:
-        return None
-    if not folder.is_dir():
-        return f"{folder} is in the way of the trained model, which is a folder; move it"
-    if any(folder.iterdir()):
-        return f"{folder} is not of this run, and the trained model belongs there; move it"
-    return None
 
 
 def check_disk(cfg: Config) -> list[str]:

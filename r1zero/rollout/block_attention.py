@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from r1zero.rollout.block_products import BlockProducts
-from r1zero.rollout.kv_cache import BlockPool
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Where one running sample keeps its tokens: shared blocks of its prompt, then its own."""
-
-    position: int  # of its prompt: rows of one group share blocks
-    shared: list[int]
-    own: list[int]
+from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 
 
 class Layout:
     """Who attends to which blocks, for n running samples. Rebuilt when a sample or a block comes or goes."""
 
-    def __init__(self, rows: Sequence[Row], pool: BlockPool, group_size: int, heads: int,
+    def __init__(self, rows: Sequence[SampleBlocks], pool: BlockPool, group_size: int, heads: int,
                  device: torch.device) -> None:
         self.rows, self.pool, self.group_size, self.heads, self.device = rows, pool, group_size, heads, device
         self.width = max(len(row.shared) + len(row.own) for row in rows)
@@ -40,7 +30,7 @@ class Layout:
 
 
 class Step:
-    """What all layers of a decoding step share. Row i's new token stands at `positions[i]` of its tokens."""
+    """What all layers of a decoding step share. SampleBlocks i's new token stands at `positions[i]` of its tokens."""
 
     def __init__(self, layout: Layout, positions: np.ndarray) -> None:
         self.layout = layout

@@ -9,15 +9,11 @@ softmax, dealt back to the blocks for the product with the values, and summed by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from r1zero.rollout.kv_cache import BlockPool
-
-if TYPE_CHECKING:
-    from r1zero.rollout.block_attention import Row
+from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 
 HIDDEN = -1e30  # a score that no softmax sees, yet finite: an all-hidden block must not give nan
 
@@ -30,7 +26,7 @@ class BlockProducts:
     group's samples.
     """
 
-    def __init__(self, rows: Sequence[Row], pool: BlockPool, group_size: int, heads: int,
+    def __init__(self, rows: Sequence[SampleBlocks], pool: BlockPool, group_size: int, heads: int,
                  device: torch.device) -> None:
         count, block, kv_heads = len(rows), pool.block, pool.keys.shape[2]
         self.pool, self.device = pool, device

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from r1zero.types import Batch, Group, Sample
-from r1zero.rollout.block_attention import Layout, Row, Step
+from r1zero.rollout.block_attention import Layout, Step
 from r1zero.rollout.decoder import Chunk, Decoder
-from r1zero.rollout.kv_cache import BlockPool
+from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 from r1zero.rollout.prompts import PromptCache, PromptCaches
 from r1zero.rollout.sampler import Sampling, uniforms
 from r1zero.rollout.scheduler import Progress, Queue, Rows, Ticket
@@ -147,7 +147,7 @@ class Engine:
         """Draw one more token for every running sample."""
         rows = self._rows
         if self._layout is None:
-            where = [Row(rows.running[row].ticket.position, self._prompt(row).shared, rows.blocks[row])
+            where = [SampleBlocks(rows.running[row].ticket.position, self._prompt(row).shared, rows.blocks[row])
                      for row in range(rows.count)]
             self._layout = Layout(where, self._pool, self._batch.samples_per_prompt, self.decoder.heads,
                                   self.decoder.device)

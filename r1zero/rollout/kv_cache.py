@@ -10,10 +10,21 @@ from __future__ import annotations
 
 import heapq
 
+from dataclasses import dataclass
+
 import torch
 
 from r1zero.models.config import ModelShape
 from r1zero.models.sizes import CPU_CACHE_BLOCK, NPU_CACHE_BLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class SampleBlocks:
+    """Where one running sample keeps its tokens: shared blocks of its prompt, then its own."""
+
+    position: int  # of its prompt: rows of one group share blocks
+    shared: list[int]
+    own: list[int]
 
 
 class BlockPool:

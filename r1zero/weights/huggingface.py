@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
-from r1zero.checkpoint.manifest import sync
+from r1zero.run_folder.durable import sync
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelShape
 from r1zero.weights.detect import CONFIG, INDEX, SINGLE, Found

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from r1zero.weights.detect import TRACKER
-from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape, shard, tensors
+from r1zero.models.params import OUTPUT_LAYER, Tensor, local_shape, shard, tensors
 from r1zero.weights.source import FUSED_NORMS, PADDED, Weights
 
 ITERATION = 1  # of converted weights; Megatron takes neither 0 nor, everywhere, `release`

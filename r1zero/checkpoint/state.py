@@ -1,0 +1,27 @@
+"""What a checkpoint is taken of, and brought back to: a rank's part of a run."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from r1zero.checkpoint.progress import Progress
+from r1zero.config.schema import Config
+from r1zero.data.ends import Ends
+from r1zero.distributed.groups import World
+from r1zero.distributed.transfer import Absent, Mover
+from r1zero.models.config import ModelShape
+from r1zero.policy.actor import Policy
+from r1zero.run_folder.claim import Hold
+
+
+class RunState(Protocol):
+    """The state of a run on one rank."""
+
+    cfg: Config
+    world: World
+    move: Mover
+    shape: ModelShape
+    ends: Ends  # of a response
+    policy: Policy | Absent  # train
+    progress: Progress
+    hold: Hold  # on the run's folders; empty but on the controller
