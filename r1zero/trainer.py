@@ -123,7 +123,7 @@ def _build_observer(crew: Crew) -> Observer | Absent:
 
 def _traced(crew: Crew, step: int) -> contextlib.AbstractContextManager:
     """Trace this step if that is asked for, on the first rank of each role."""
-    firsts = [grid.span.role for grid in crew.world.grids if grid.leads and grid.replica == 0]
+    firsts = [grid.span.role for grid in crew.world.roles.values() if grid.leads and grid.replica == 0]
     if step not in crew.cfg.training.profile_steps or not firsts:
         return contextlib.nullcontext()
     folder = Path(crew.cfg.output_dir) / "profile" / f"step_{step:06d}"
@@ -132,7 +132,7 @@ def _traced(crew: Crew, step: int) -> contextlib.AbstractContextManager:
 
 def _announce(crew: Crew) -> None:
     world = crew.world
-    log.info("%s (%s) on %s", f"rank {world.rank} of {world.size}", world.roles, world.device.torch)
+    log.info("%s (%s) on %s", f"rank {world.rank} of {world.size}", world.role_names, world.device.torch)
     if world.is_controller:
         log.info(banner(crew.cfg, world.placement, world.launch.node_of_rank))
         dropped, kept = crew.prompts.num_dropped, len(crew.prompts)

@@ -203,7 +203,7 @@ def test_colocated_roles_span_the_world(home: Path) -> None:
     cfg = load(home, "resource_pool.colocate=true", "actor_rollout.micro_batch_size=1",
                "actor_rollout.num_samples_per_step=1", "ref.micro_batch_size=1")
     assert cfg.world_size == 4 and check(cfg) == [] and check(cfg, 2) == []
-    assert [span.size for span in placement(cfg, 4).spans] == [4, 4, 4]
+    assert [span.size for span in placement(cfg, 4).grids] == [4, 4, 4]
     for name, overrides, size in (("tiny", [], 1), ("qwen25_7b", ["actor_rollout.num_gpus_for_train=1"], 8)):
         pool = ["resource_pool.colocate=true", "resource_pool.actor_rollout=null", "resource_pool.ref=null"]
         assert load_config(name, pool + overrides)[0].world_size == size  # one replica of the largest role

@@ -27,7 +27,7 @@ from r1zero.distributed.collectives import all_max, all_sum, gather_objects
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.transfer import Mover, on
-from r1zero.distributed.placement import place
+from r1zero.distributed.placement import RoleSize, place
 
 ROOT = Path(__file__).resolve().parents[1]
 # What goes over the device's own backend.
@@ -89,7 +89,7 @@ def moves_body(rank, size, store, folder, text):
     """Everything that the control plane does, on 4 ranks: 2 train (TP2), 1 rollout, 1 ref."""
     adapt(folder / str(rank), text)
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    placement = place((2, 2, 1), (1, 1), (1, 1, 1), colocate=False)
+    placement = place({"train": RoleSize(2, 2), "rollout": RoleSize(1), "ref": RoleSize(1)}, colocate=False)
     world = World(launch, placement, DEVICE, timedelta(seconds=60), store)
     move, told = Mover(world), {}
     third = torch.tensor([rank + 1 / 3], dtype=torch.float64)

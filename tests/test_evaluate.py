@@ -32,7 +32,7 @@ from r1zero.evaluation.evaluate import shares
 from r1zero.evaluation.scores import Conditions, attempts, report, table
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
-from r1zero.distributed.placement import place
+from r1zero.distributed.placement import RoleSize, place
 
 # -- estimators -----------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ def evaluate_body(rank: int, size: int, store: object, arguments: list[str]) -> 
     cfg, tp = tool["config"](args), args.tensor_model_parallel_size
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     assert not tool["check"](args, cfg, launch)
-    world = World(launch, place((size, tp, 1), (size, tp), (size, tp, 1), colocate=True), DEVICE,
+    world = World(launch, place({"rollout": RoleSize(size, tp)}, colocate=True), DEVICE,
                   timedelta(seconds=120), store)
     run(prepare(cfg, world, tool["map_keys"](args), args.problems, args.max_new_tokens), Path(cfg.output_dir),
         args.round_samples or None)

@@ -25,7 +25,7 @@ from r1zero.weights.open import open_weights
 from r1zero.models.params import tensors
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
-from r1zero.distributed.placement import place
+from r1zero.distributed.placement import RoleSize, place
 
 # fp32 sums in another order differ by a few units in the last place; logits here reach about 10.
 TOLERANCE = 1e-4
@@ -34,7 +34,8 @@ LENGTHS = [(5, 7), (17, 3), (1, 20), (9, 1)]  # (prompt, response)
 
 def make_world(rank, size, store, train, rollout=None, ref=None):
     """A colocated world: `train` is (TP, PP); rollout and ref follow with TP only."""
-    placement = place((size, *train), (size, rollout or 1), (size, ref or 1, 1), colocate=True)
+    placement = place({"train": RoleSize(size, *train), "rollout": RoleSize(size, rollout or 1),
+                       "ref": RoleSize(size, ref or 1)}, colocate=True)
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     return World(launch, placement, DEVICE, timedelta(seconds=60), store)
 

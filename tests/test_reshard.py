@@ -15,7 +15,7 @@ from r1zero.weight_sync import broadcast
 from r1zero.models.params import local_shape, local_view, merge, shard, stage_of, tensors
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
-from r1zero.distributed.placement import Span
+from r1zero.distributed.placement import RankGrid
 
 
 def model(tied=True, qk_norm=False):
@@ -36,14 +36,14 @@ def random_model(shape, dtype=torch.bfloat16, seed=0):
 
 def held_by(rank, span, shape, full):
     """A rank's parameters, cut out of the whole model."""
-    tp_index, _, stage = span.coords(rank)
+    tp_index, _, stage = span.index_of(rank).values()
     return {tensor.name: shard(tensor, full[tensor.name], tp_index, span.tp).clone()
             for tensor in tensors(shape) if stage_of(tensor, shape.num_layers, span.pp) == stage}
 
 
 def spans(train_tp, pp, dp, rollout_tp, rollout_dp, colocated):
-    train = Span("train", 0, train_tp * pp * dp, train_tp, pp)
-    return train, Span("rollout", 0 if colocated else train.size, rollout_tp * rollout_dp, rollout_tp, 1)
+    train = RankGrid.of("train", 0, train_tp * pp * dp, train_tp, pp)
+    return train, RankGrid.of("rollout", 0 if colocated else train.size, rollout_tp * rollout_dp, rollout_tp, 1)
 
 
 LAYOUTS = [(*sizes, False) for sizes in product((1, 2, 4), (1, 2, 4), (1, 2), (1, 2, 4), (1, 3))]
@@ -86,7 +86,7 @@ def test_every_layout_receives_each_element_of_its_shard_once(bucket_bytes):
 def test_rank_that_holds_what_it_needs_copies_it():
     shape = model()
     same, _ = spans(2, 1, 2, 2, 2, True)
-    laid = plan(tensors(shape), shape.num_layers, same, Span("rollout", 0, 4, 2, 1), 2, 1000)
+    laid = plan(tensors(shape), shape.num_layers, same, RankGrid.of("rollout", 0, 4, 2, 1), 2, 1000)
     assert all(bucket.local for bucket in laid.buckets) and not laid.groups()
     train, rollout = spans(1, 2, 1, 1, 2, True)  # each rank holds two of four layers
     laid = plan(tensors(shape), shape.num_layers, train, rollout, 2, 10**6)

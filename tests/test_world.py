@@ -20,7 +20,7 @@ from r1zero.errors import BadInput
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch, read_launch
 from r1zero.distributed.transfer import Absent, Mover, on
-from r1zero.distributed.placement import place
+from r1zero.distributed.placement import RoleSize, place
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = dict(RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_ADDR="host", MASTER_PORT="1234")
@@ -65,22 +65,22 @@ def test_a_broken_environment_is_refused(environment, change, sentence):
 
 
 def test_ranks_of_the_7b_placement():
-    placed = place((8, 2, 4), (6, 2), (2, 2, 1), colocate=False)
+    placed = place({"train": RoleSize(8, 2, 4), "rollout": RoleSize(6, 2), "ref": RoleSize(2, 2)}, colocate=False)
     assert placed.world_size == 16
-    assert placed.train.lines("tp") == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert placed.train.lines("pp") == [[0, 2, 4, 6], [1, 3, 5, 7]] and placed.train.speaker(0) == 6
-    assert placed.rollout.lines("tp") == [[8, 9], [10, 11], [12, 13]]
-    assert placed.rollout.lines("dp") == [[8, 10, 12], [9, 11, 13]]
+    assert placed.train.rank_groups("tp") == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert placed.train.rank_groups("pp") == [[0, 2, 4, 6], [1, 3, 5, 7]] and placed.train.output_rank(0) == 6
+    assert placed.rollout.rank_groups("tp") == [[8, 9], [10, 11], [12, 13]]
+    assert placed.rollout.rank_groups("dp") == [[8, 10, 12], [9, 11, 13]]
     assert placed.nodes_crossed([rank // 8 for rank in range(16)]) == []
     assert "rollout ranks [8, 9]" in placed.nodes_crossed([rank // 9 for rank in range(16)])[0]
-    for span in placed.spans:
+    for span in placed.grids:
         for rank in span.ranks:
-            assert span.rank_at(*span.coords(rank)) == rank
+            assert span.rank_at(**span.index_of(rank)) == rank
 
 
 def move_body(rank, size, store):
     """7 ranks: 2 train (TP2), 3 rollout, 2 ref: groups cross twice, each role marking them."""
-    placement = place((2, 2, 1), (3, 1), (2, 1, 1), colocate=False)
+    placement = place({"train": RoleSize(2, 2), "rollout": RoleSize(3), "ref": RoleSize(2)}, colocate=False)
     world = World(Launch("single", rank, size, 0, (0,) * size, "", 0), placement, DEVICE, timedelta(seconds=60), store)
     move, positions = Mover(world), range(2, 9)
 
@@ -100,7 +100,7 @@ def move_body(rank, size, store):
     nothing = move.hand_over(on(world.rollout, list), range(0), world.rollout, world.ref)
     told = move.from_controller(lambda: {"from": world.rank})
     move.settle()
-    return world.roles, groups and [(g.position, g.prompt.text, g.samples[0].tokens.tolist()) for g in groups], nothing, told
+    return world.role_names, groups and [(g.position, g.prompt.text, g.samples[0].tokens.tolist()) for g in groups], nothing, told
 
 
 def test_groups_move_between_roles():

@@ -25,7 +25,7 @@ def train_body(rank: int, size: int, store: object, config: str, overrides: list
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     world = World(launch, placement(cfg, size), DEVICE, timedelta(seconds=120), store)
     train(prepare(cfg, world))
-    return {"roles": world.roles}
+    return {"roles": world.role_names}
 
 
 def run(folder: Path, size: int, config: str, overrides: list[str], timeout_seconds: float = 240.0) -> Path:

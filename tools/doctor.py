@@ -301,7 +301,7 @@ def each_group(world: World, add_up: Callable[[str, dist.ProcessGroup, torch.dev
     import torch
 
     add_up("world", world.control, torch.device("cpu"))
-    for grid in world.grids:
+    for grid in world.roles.values():
         if grid.member:
             add_up(f"{grid.span.role} control", grid.role_control, torch.device("cpu"))
             for axis, group in sorted(grid.groups.items()):

@@ -39,7 +39,7 @@ from r1zero.distributed.process import is_first, refuse, run_rank  # noqa: E402
 from r1zero.weights.detect import config_folder  # noqa: E402
 from r1zero.distributed.detect import check_dtype, uses_npu  # noqa: E402
 from r1zero.distributed.launch import Launch, read_launch  # noqa: E402
-from r1zero.distributed.placement import place  # noqa: E402
+from r1zero.distributed.placement import RoleSize, place  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:
@@ -195,7 +195,7 @@ def run(args: argparse.Namespace, cfg: Config, launch: Launch) -> int:
         run(evaluators, Path(cfg.output_dir), args.round_samples or None)
 
     tp, size = args.tensor_model_parallel_size, launch.world_size
-    placement = place((size, tp, 1), (size, tp), (size, tp, 1), colocate=True)
+    placement = place({"rollout": RoleSize(size, tp)}, colocate=True)
     return run_rank(launch, placement, timedelta(minutes=45), False, False, prepare, work)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from r1zero.errors import BadInput
 from r1zero.weights.detect import config_folder
-from r1zero.distributed.placement import Placement, place
+from r1zero.distributed.placement import Placement, RoleSize, place
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = "checkpoints"  # their folder in the run folder
@@ -279,24 +279,30 @@ def placement(cfg: Config, world_size: int) -> Placement:
 
     A world of one rank holds all roles, whatever the counts.
     """
-    actor, ref = cfg.actor_rollout, cfg.ref
-    grids = {"train": (actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size),
-             "rollout": (actor.infer_tensor_parallel_size or actor.tensor_model_parallel_size, 1),
-             "ref": (ref.tensor_model_parallel_size, ref.pipeline_model_parallel_size)}
-    if cfg.resource_pool.colocate or world_size == 1:
-        sizes = dict.fromkeys(grids, world_size)
-    else:
-        sizes = {"train": actor.num_gpus_for_train, "rollout": actor.num_gpus_for_infer,
-                 "ref": sum(cfg.resource_pool.ref)}
-        if sum(sizes.values()) != world_size:
-            needed = " + ".join(f"{size} {role}" for role, size in sizes.items())
-            raise BadInput(
-                f"the world has {world_size} ranks, but num_gpus_for_train, num_gpus_for_infer and "
-                f"resource_pool.ref need {sum(sizes.values())} ({needed}): start that many processes, "
-                "or 1 for a world that holds all roles")
-    (train_tp, train_pp), (rollout_tp, _), (ref_tp, ref_pp) = grids.values()
-    return place((sizes["train"], train_tp, train_pp), (sizes["rollout"], rollout_tp),
-                 (sizes["ref"], ref_tp, ref_pp), colocate=cfg.resource_pool.colocate or world_size == 1)
+    colocate = cfg.resource_pool.colocate or world_size == 1
+    ranks = {role: world_size for role in ("train", "rollout", "ref")} if colocate else _split_ranks(cfg)
+    if not colocate and sum(ranks.values()) != world_size:
+        needed = " + ".join(f"{count} {role}" for role, count in ranks.items())
+        raise BadInput(
+            f"the world has {world_size} ranks, but num_gpus_for_train, num_gpus_for_infer and "
+            f"resource_pool.ref need {sum(ranks.values())} ({needed}): start that many processes, "
+            "or 1 for a world that holds all roles")
+    actor = cfg.actor_rollout
+    train_tp = actor.tensor_model_parallel_size
+    sizes = {
+        "train": RoleSize(ranks["train"], train_tp, actor.pipeline_model_parallel_size),
+        "rollout": RoleSize(ranks["rollout"], actor.infer_tensor_parallel_size or train_tp),
+        "ref": RoleSize(ranks["ref"], cfg.ref.tensor_model_parallel_size,
+                        cfg.ref.pipeline_model_parallel_size),
+    }
+    return place(sizes, colocate)
+
+
+def _split_ranks(cfg: Config) -> dict[str, int]:
+    """How many ranks each role gets where every role has ranks of its own."""
+    return {"train": cfg.actor_rollout.num_gpus_for_train,
+            "rollout": cfg.actor_rollout.num_gpus_for_infer,
+            "ref": sum(cfg.resource_pool.ref)}
 
 
 def nodes(cfg: Config, world_size: int) -> list[int]:

@@ -24,7 +24,7 @@ from r1zero.distributed.device import Device, warm_up
 from r1zero.distributed.watchdog import FailureWatch
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.rendezvous import join
-from r1zero.distributed.placement import Placement, Span
+from r1zero.distributed.placement import Placement, RankGrid
 
 # Device memory for each communicator, in MB: large where tensors travel, small where scalars do.
 LARGE_BUFFER, SMALL_BUFFER = 200, 16
@@ -34,7 +34,7 @@ LARGE_BUFFER, SMALL_BUFFER = 200, 16
 class Grid:
     """One role as this rank sees it. On ranks outside the role only `span` may be used."""
 
-    span: Span
+    span: RankGrid
     member: bool
     tp_index: int = 0
     replica: int = 0
@@ -97,18 +97,26 @@ class World:
         everyone = list(range(self.size))
         self.control = dist.group.WORLD
         self._groups["gloo", tuple(everyone)] = self.control
-        self.train, self.rollout, self.ref = (self._build(span) for span in placement.spans)
+        self.roles = {role: self._build(span) for role, span in placement.roles.items()}
 
     @property
-    def grids(self) -> tuple[Grid, Grid, Grid]:
-        return self.train, self.rollout, self.ref
+    def train(self) -> Grid:
+        return self.roles["train"]
+
+    @property
+    def rollout(self) -> Grid:
+        return self.roles["rollout"]
+
+    @property
+    def ref(self) -> Grid:
+        return self.roles["ref"]
 
     @property
     def is_controller(self) -> bool:
         return self.rank == 0
 
     @property
-    def roles(self) -> str:
+    def role_names(self) -> str:
         """This rank's roles, for messages: "train", or "train+rollout+ref"."""
         return "+".join(self.placement.roles_of(self.rank))
 
@@ -140,7 +148,7 @@ class World:
                 warm_up(made, self.device)
         return self._groups[key]
 
-    def _build(self, span: Span) -> Grid:
+    def _build(self, span: RankGrid) -> Grid:
         """Make the groups of one role: every rank makes all of them, in one order."""
         mine: dict[str, dist.ProcessGroup] = {}
 
@@ -152,17 +160,18 @@ class World:
                     mine[name] = group
 
         make("role_control", [span.ranks], "gloo", 0)
-        make("replica_control", span.lines("replica"), "gloo", 0)
+        make("replica_control", span.replicas(), "gloo", 0)
         for axis in ("tp", "dp", "pp"):
-            make(axis, span.lines(axis), self.device.backend, LARGE_BUFFER)
-        make("mp", span.lines("replica"), self.device.backend, SMALL_BUFFER)
+            make(axis, span.rank_groups(axis), self.device.backend, LARGE_BUFFER)
+        make("mp", span.replicas(), self.device.backend, SMALL_BUFFER)
         make("all", [span.ranks], self.device.backend, SMALL_BUFFER)
-        make("embd", [sorted({line[0], line[-1]}) for line in span.lines("pp")], self.device.backend, LARGE_BUFFER)
+        make("embd", [sorted({line[0], line[-1]}) for line in span.rank_groups("pp")], self.device.backend, LARGE_BUFFER)
         make("self", [[rank] for rank in span.ranks], self.device.backend, SMALL_BUFFER)
         if self.rank not in span.ranks:
             return Grid(span, member=False)
-        tp_index, replica, stage = span.coords(self.rank)
-        return Grid(span, True, tp_index, replica, stage, mine, mine.pop("role_control"), mine.pop("replica_control"))
+        index = span.index_of(self.rank)
+        return Grid(span, True, index["tp"], index["dp"], index["pp"], mine,
+                    mine.pop("role_control"), mine.pop("replica_control"))
 
 
 def _join_everyone(launch: Launch, timeout: timedelta, store: dist.Store) -> None:

@@ -1,119 +1,198 @@
-"""Which rank does what: pure arithmetic on ranks, no torch, no environment.
+"""Which rank does what: the device mesh of each role. Pure arithmetic; no torch, no environment.
 
-A role is a set of consecutive ranks laid out as a grid. Tensor parallel runs fastest and pipeline
-stages slowest (Megatron's order tp-dp-pp), so with TP2 PP4 rank r of a role has TP index r % 2 and
-stage r // 2. Roles follow each other in the order train, rollout, ref; when colocated, every role
-spans the whole world.
+A role is a set of consecutive ranks laid out as a grid with named axes. The first axis runs fastest
+(Megatron's order tp-dp-pp). With tp 2, dp 3, pp 2 the twelve ranks of a role lie so:
+
+    stage 0:  replica 0: 0 1   replica 1: 2 3   replica 2:  4  5
+    stage 1:  replica 0: 6 7   replica 1: 8 9   replica 2: 10 11
+
+so rank 9 has tp 1, dp 1, pp 1, its tensor-parallel group is 8 9, its pipeline 3 9, and its replica
+2 3 8 9. Roles follow each other in the order train, rollout, ref; when colocated, every role spans
+the whole world.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from r1zero.errors import BadInput
 
-ROLES = ("train", "rollout", "ref")
+DATA_AXIS = "dp"  # along which a role has replicas of its model; all other axes cut one replica
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """The ranks of one role and their grid."""
+class RankGrid:
+    """The ranks of one role and their axes, fastest first: the sizes of `tp`, `dp`, `pp`.
+
+    An axis that is not named has size 1.
+    """
 
     role: str
     first: int
-    size: int
-    tp: int
-    pp: int
+    axes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, role: str, first: int, size: int, tp: int = 1, pp: int = 1) -> RankGrid:
+        """The grid of `size` ranks, which is a multiple of tp * pp."""
+        assert size > 0 and size % (tp * pp) == 0, f"{role}: {size} ranks for TP {tp} x PP {pp}"
+        axes = {"tp": tp, DATA_AXIS: size // (tp * pp), "pp": pp}
+        return cls(role, first, MappingProxyType(axes))
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.axes.values())
+
+    @property
+    def tp(self) -> int:
+        return self.axes.get("tp", 1)
+
+    @property
+    def pp(self) -> int:
+        return self.axes.get("pp", 1)
 
     @property
     def dp(self) -> int:
         """Number of replicas of the model."""
-        return self.size // (self.tp * self.pp)
+        return self.axes.get(DATA_AXIS, 1)
 
     @property
     def ranks(self) -> list[int]:
         return list(range(self.first, self.first + self.size))
 
-    def rank_at(self, tp: int, dp: int, pp: int) -> int:
-        return self.first + tp + self.tp * (dp + self.dp * pp)
+    def rank_at(self, **index: int) -> int:
+        """The rank at these indices along the axes, such as tp=1, dp=0; 0 along those not named."""
+        assert index.keys() <= self.axes.keys(), f"{self.role} has the axes {list(self.axes)}"
+        rank = self.first
+        stride = 1
+        for axis, size in self.axes.items():
+            rank += stride * index.get(axis, 0)
+            stride *= size
+        return rank
 
-    def coords(self, rank: int) -> tuple[int, int, int]:
-        """(TP index, replica, stage) of a rank of this role."""
-        local = rank - self.first
-        assert 0 <= local < self.size, f"rank {rank} is not a {self.role} rank"
-        return local % self.tp, local // self.tp % self.dp, local // (self.tp * self.dp)
+    def index_of(self, rank: int) -> dict[str, int]:
+        """The index along each axis of a rank of this role."""
+        left = rank - self.first
+        assert 0 <= left < self.size, f"rank {rank} is not a {self.role} rank"
+        found = {}
+        for axis, size in self.axes.items():
+            found[axis] = left % size
+            left //= size
+        return found
 
-    def lines(self, axis: str) -> list[list[int]]:
-        """All groups of ranks that differ only along `axis`: tp, dp, pp, or replica (tp and pp)."""
-        tps, dps, pps = range(self.tp), range(self.dp), range(self.pp)
-        if axis == "tp":
-            return [[self.rank_at(t, d, p) for t in tps] for p in pps for d in dps]
-        if axis == "dp":
-            return [[self.rank_at(t, d, p) for d in dps] for p in pps for t in tps]
-        if axis == "pp":
-            return [[self.rank_at(t, d, p) for p in pps] for d in dps for t in tps]
-        assert axis == "replica", axis
-        return [self.replica(d) for d in dps]
+    def rank_groups(self, *axes: str) -> list[list[int]]:
+        """All groups of ranks that differ along these axes only, in order of their first rank.
 
-    def replica(self, dp: int) -> list[int]:
+        In the example above rank_groups("tp") is [0 1] [2 3] ... and rank_groups("dp") is
+        [0 2 4] [1 3 5] [6 8 10] [7 9 11].
+        """
+        fixed = [axis for axis in self.axes if axis not in axes]
+        varying = [axis for axis in self.axes if axis in axes]
+        return [[self.rank_at(**outer, **inner) for inner in self._indices(varying)]
+                for outer in self._indices(fixed)]
+
+    def replica(self, number: int) -> list[int]:
         """Ranks that hold one copy of the model; the first is its leader, which receives for it."""
-        return [self.rank_at(t, dp, p) for p in range(self.pp) for t in range(self.tp)]
+        return self.replicas()[number]
 
-    def speaker(self, dp: int) -> int:
+    def replicas(self) -> list[list[int]]:
+        """The ranks of every replica."""
+        return self.rank_groups(*(axis for axis in self.axes if axis != DATA_AXIS))
+
+    def input_rank(self, replica: int) -> int:
+        """The rank that receives for a replica: index 0 along every other axis."""
+        return self.rank_at(dp=replica)
+
+    def output_rank(self, replica: int) -> int:
         """The rank of a replica where results appear: TP index 0 of the last stage."""
-        return self.rank_at(0, dp, self.pp - 1)
+        return self.rank_at(dp=replica, pp=self.pp - 1)
+
+    def _indices(self, axes: Sequence[str]) -> Iterator[dict[str, int]]:
+        """Every combination of indices along these axes, the first of them running fastest."""
+        slowest_first = list(reversed(axes))
+        for numbers in itertools.product(*(range(self.axes[axis]) for axis in slowest_first)):
+            yield dict(zip(slowest_first, numbers, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The spans of the three roles in a world of `world_size` ranks."""
+    """The grids of all roles, by their names in the order of their ranks."""
 
-    train: Span
-    rollout: Span
-    ref: Span
+    roles: Mapping[str, RankGrid]
     colocated: bool
 
     @property
-    def world_size(self) -> int:
-        return self.train.size if self.colocated else self.train.size + self.rollout.size + self.ref.size
+    def train(self) -> RankGrid:
+        return self.roles["train"]
 
     @property
-    def spans(self) -> tuple[Span, Span, Span]:
-        return self.train, self.rollout, self.ref
+    def rollout(self) -> RankGrid:
+        return self.roles["rollout"]
+
+    @property
+    def ref(self) -> RankGrid:
+        return self.roles["ref"]
+
+    @property
+    def world_size(self) -> int:
+        return max(grid.first + grid.size for grid in self.roles.values())
+
+    @property
+    def grids(self) -> list[RankGrid]:
+        return list(self.roles.values())
 
     def roles_of(self, rank: int) -> list[str]:
-        return [span.role for span in self.spans if rank in span.ranks]
+        return [role for role, grid in self.roles.items() if rank in grid.ranks]
 
-    def nodes_crossed(self, node_of_rank: list[int]) -> list[str]:
+    def nodes_crossed(self, node_of_rank: Sequence[int]) -> list[str]:
         """One sentence for every tensor-parallel group that would span two nodes."""
         found = []
-        for span in self.spans:
-            for line in span.lines("tp"):
-                nodes = sorted({node_of_rank[rank] for rank in line})
+        for role, grid in self.roles.items():
+            for ranks in grid.rank_groups("tp"):
+                nodes = sorted({node_of_rank[rank] for rank in ranks})
                 if len(nodes) > 1:
-                    found.append(f"the tensor-parallel group of {span.role} ranks {line} would lie on the nodes "
-                                 f"{nodes}, but tensor parallelism must stay inside a node")
+                    found.append(
+                        f"the tensor-parallel group of {role} ranks {ranks} would lie on the nodes "
+                        f"{nodes}, but tensor parallelism must stay inside a node")
         return found
 
 
-def place(train: tuple[int, int, int], rollout: tuple[int, int], ref: tuple[int, int, int],
-          colocate: bool) -> Placement:
-    """Lay the roles out. Arguments are (ranks, TP, PP); rollout has no PP.
+@dataclass(frozen=True, slots=True)
+class RoleSize:
+    """How many ranks a role gets, and how they cut its model."""
 
-    Colocated, each role spans the same ranks, so the three sizes must be equal.
+    ranks: int
+    tp: int = 1
+    pp: int = 1
+
+
+def place(sizes: Mapping[str, RoleSize], colocate: bool) -> Placement:
+    """Lay the roles out, in the order given.
+
+    Colocated, each role spans the same ranks, so all sizes must be equal.
     BadInput when a size is not a multiple of its TP * PP or colocated sizes differ.
     """
-    sizes = {"train": train, "rollout": (*rollout, 1), "ref": ref}
-    if colocate and len({size for size, _, _ in sizes.values()}) > 1:
-        raise BadInput("colocated roles share all ranks, so their sizes must be equal; found "
-                       + ", ".join(f"{role} {size}" for role, (size, _, _) in sizes.items()))
-    first, spans = 0, []
-    for role, (size, tp, pp) in sizes.items():
-        grid, full = tp * pp, size // (tp * pp)
-        if size < 1 or size % grid:
-            works = sorted({max(1, full) * grid, (full + 1) * grid})
-            raise BadInput(f"{role} has {size} ranks, which is not a multiple of TP {tp} x PP {pp}; "
-                           f"{' or '.join(map(str, works))} would work")
-        spans.append(Span(role, 0 if colocate else first, size, tp, pp))
-        first += size
-    return Placement(*spans, colocated=colocate)
+    if colocate and len({size.ranks for size in sizes.values()}) > 1:
+        found = ", ".join(f"{role} {size.ranks}" for role, size in sizes.items())
+        raise BadInput("colocated roles share all ranks, so their sizes must be equal; found " + found)
+    first = 0
+    roles = {}
+    for role, size in sizes.items():
+        _check_size(role, size)
+        roles[role] = RankGrid.of(role, 0 if colocate else first, size.ranks, size.tp, size.pp)
+        first += size.ranks
+    return Placement(MappingProxyType(roles), colocate)
+
+
+def _check_size(role: str, size: RoleSize) -> None:
+    model = size.tp * size.pp
+    if size.ranks >= 1 and size.ranks % model == 0:
+        return
+    whole = size.ranks // model
+    works = sorted({max(1, whole) * model, (whole + 1) * model})
+    raise BadInput(
+        f"{role} has {size.ranks} ranks, which is not a multiple of TP {size.tp} x PP {size.pp}; "
+        f"{' or '.join(map(str, works))} would work")

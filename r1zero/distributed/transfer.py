@@ -73,16 +73,16 @@ class Mover:
             for replica in range(taker.span.dp):
                 share = [group for group in groups if group.position % taker.span.dp == replica]
                 if share:
-                    self._send(share, taker.span.rank_at(0, replica, 0))
+                    self._send(share, taker.span.input_rank(replica))
         if not taker.member:
             return None
         arrived: list[Group] = []
         if taker.leads:
             mine = [p for p in positions if p % taker.span.dp == taker.replica]
-            for sender in sorted({giver.span.speaker(p % giver.span.dp) for p in mine}):
+            for sender in sorted({giver.span.output_rank(p % giver.span.dp) for p in mine}):
                 arrived += self._receive(sender)
             arrived.sort(key=lambda group: group.position)
-        leader = taker.span.rank_at(0, taker.replica, 0)
+        leader = taker.span.input_rank(taker.replica)
         return collectives.broadcast_object(arrived, leader, taker.replica_control)
 
     def hand_to_all(self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid) -> list[Group] | None:
@@ -94,7 +94,7 @@ class Mover:
             return None
         arrived: list[Group] = []
         if self.world.rank == first:
-            for sender in sorted({giver.span.speaker(p % giver.span.dp) for p in positions}):
+            for sender in sorted({giver.span.output_rank(p % giver.span.dp) for p in positions}):
                 arrived += self._receive(sender)
             arrived.sort(key=lambda group: group.position)
         return collectives.broadcast_object(arrived, first, taker.role_control)

@@ -86,7 +86,7 @@ def _time_metrics(records: Sequence[RankRecord], placement: Placement) -> dict[s
     metrics = {"time/step": max(span.end for span in spans) - min(span.start for span in spans)}
     for phase in PHASES:
         metrics[f"time/{phase}"] = max(seconds(rank, phase) for rank in range(len(records)))
-    for role in placement.spans:
+    for role in placement.grids:
         metrics[f"time/wait/{role.role}"] = float(np.mean([seconds(rank, "wait") for rank in role.ranks]))
         metrics[f"memory/peak_gigabytes/{role.role}"] = max(records[rank].peak_gigabytes for rank in role.ranks)
     return metrics

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from r1zero.preflight.checks import check_batches, check_pool
 from r1zero.config.schema import Config, placement
-from r1zero.distributed.placement import Placement, Span
+from r1zero.distributed.placement import Placement, RankGrid
 
 GAIN = 0.1  # less of the step's time is not worth a new start
 LOOKED_AT = 50  # candidates, fastest first: most fit the batch sizes
@@ -26,16 +26,16 @@ def faster_split(cfg: Config, placed: Placement, working: Mapping[str, float]) -
 
     def seconds(replicas: tuple[int, int, int]) -> float:
         busy = [working[span.role] * span.dp / count
-                for span, count in zip(placed.spans, replicas, strict=True)]
+                for span, count in zip(placed.grids, replicas, strict=True)]
         return max(busy) + (sum(busy) - max(busy)) / minibatches
 
-    now = seconds(tuple(span.dp for span in placed.spans))
-    for candidate in sorted(_candidates(placed.spans), key=seconds)[:LOOKED_AT]:
+    now = seconds(tuple(span.dp for span in placed.grids))
+    for candidate in sorted(_candidates(placed.grids), key=seconds)[:LOOKED_AT]:
         saved = 1 - seconds(candidate) / now
         if saved < GAIN:
             return None
         train, rollout, ref = (count * span.tp * span.pp
-                               for span, count in zip(placed.spans, candidate, strict=True))
+                               for span, count in zip(placed.grids, candidate, strict=True))
         changed = replace(
             cfg,
             actor_rollout=replace(cfg.actor_rollout, num_gpus_for_train=train, num_gpus_for_infer=rollout),
@@ -47,7 +47,7 @@ def faster_split(cfg: Config, placed: Placement, working: Mapping[str, float]) -
     return None
 
 
-def _candidates(spans: tuple[Span, Span, Span]) -> list[tuple[int, int, int]]:
+def _candidates(spans: tuple[RankGrid, RankGrid, RankGrid]) -> list[tuple[int, int, int]]:
     """All (train, rollout, ref) replicas that fill the same ranks."""
     size = sum(span.size for span in spans)
     train, rollout, ref = (span.tp * span.pp for span in spans)

@@ -40,7 +40,7 @@ from r1zero.models.sizes import (
     NPU_CACHE_BLOCK,
     OPTIMIZER_BYTES,
 )
-from r1zero.distributed.placement import Placement, Span
+from r1zero.distributed.placement import Placement, RankGrid
 
 CACHE_BLOCK = max(CPU_CACHE_BLOCK, NPU_CACHE_BLOCK)
 
@@ -80,7 +80,7 @@ def banner(cfg: Config, placed: Placement, node_of_rank: Sequence[int]) -> str:
 def roles_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
     """One line a role: its ranks, its nodes, its grid."""
     rows = [["role", "ranks", "nodes", "TP", "PP", "DP"]]
-    for span in placed.spans:
+    for span in placed.grids:
         on = sorted({node_of_rank[rank] for rank in span.ranks})
         rows.append([span.role, _range(span.ranks), _range(on), *map(str, (span.tp, span.pp, span.dp))])
     return _table(rows)
@@ -90,10 +90,11 @@ def placement_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
     """One line a rank: its node, its roles, and its place in the grid of each."""
     rows = [["rank", "node", "role", "TP", "PP", "DP"]]
     for rank in range(placed.world_size):
-        for span in placed.spans:
+        for span in placed.grids:
             if rank in span.ranks:
-                tp, dp, pp = span.coords(rank)
-                rows.append([str(rank), str(node_of_rank[rank]), span.role, str(tp), str(pp), str(dp)])
+                index = span.index_of(rank)
+                place = [str(index[axis]) for axis in ("tp", "pp", "dp")]
+                rows.append([str(rank), str(node_of_rank[rank]), span.role, *place])
     return _table(rows)
 
 
@@ -140,7 +141,7 @@ def memory(cfg: Config, placed: Placement, policy: ModelShape, reference: ModelS
     return {"train": train, "rollout": _rollout_memory(cfg, policy, placed.rollout), "ref": ref}
 
 
-def _train_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Memory:
+def _train_memory(cfg: Config, shape: ModelShape, span: RankGrid, stage: int) -> Memory:
     actor, size = cfg.actor_rollout, _parameter_bytes(cfg)
     parameters = stage_parameters(shape, span.tp, span.pp, stage)
     tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
@@ -163,7 +164,7 @@ def _train_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Mem
         buckets=_bucket_bytes(cfg))
 
 
-def _rollout_memory(cfg: Config, shape: ModelShape, span: Span) -> Memory:
+def _rollout_memory(cfg: Config, shape: ModelShape, span: RankGrid) -> Memory:
     actor, size = cfg.actor_rollout, _parameter_bytes(cfg)
     prompts = -(-cfg.training.global_batch_size // span.dp)
     samples = prompts * actor.n_samples_per_prompt
@@ -182,7 +183,7 @@ def _rollout_memory(cfg: Config, shape: ModelShape, span: Span) -> Memory:
         buckets=_bucket_bytes(cfg))
 
 
-def _ref_memory(cfg: Config, shape: ModelShape, span: Span, stage: int) -> Memory:
+def _ref_memory(cfg: Config, shape: ModelShape, span: RankGrid, stage: int) -> Memory:
     size = _parameter_bytes(cfg)
     tokens = cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
     logits = logits_bytes(shape, span.tp, tokens) if stage == span.pp - 1 else 0

@@ -21,7 +21,7 @@ def gather_tensors(world: World, shape: ModelShape,
     span = world.train.span
     for tensor in tensors(shape):
         stage = stage_of(tensor, shape.num_layers, span.pp)
-        holders = [span.rank_at(tp, 0, stage) for tp in range(span.tp if tensor.axis is not None else 1)]
+        holders = [span.rank_at(tp=tp, pp=stage) for tp in range(span.tp if tensor.axis is not None else 1)]
         if world.is_controller:
             yield tensor, merge(tensor, [_fetch(world, tensor, span.tp, rank, parameters) for rank in holders])
         elif world.rank in holders:

@@ -21,7 +21,7 @@ from itertools import zip_longest
 from math import lcm, prod
 
 from r1zero.models.params import Tensor, local_shape, stage_of
-from r1zero.distributed.placement import Span
+from r1zero.distributed.placement import RankGrid
 
 Box = tuple[slice, ...]  # a region of a tensor's view, one slice an axis
 Route = tuple[int, tuple[int, ...]]  # source and receivers, global ranks
@@ -85,7 +85,7 @@ class Plan:
         return sum(bucket.numel for bucket in self.buckets if rank in bucket.receivers)
 
 
-def plan(tensors: Sequence[Tensor], num_layers: int, train: Span, rollout: Span, element_size: int,
+def plan(tensors: Sequence[Tensor], num_layers: int, train: RankGrid, rollout: RankGrid, element_size: int,
          bucket_bytes: int) -> Plan:
     """Lay out the publication of `tensors` (all of one dtype) in broadcasts of at most `bucket_bytes`.
 
@@ -100,7 +100,7 @@ def plan(tensors: Sequence[Tensor], num_layers: int, train: Span, rollout: Span,
     for index, tensor in enumerate(tensors):
         stage = stage_of(tensor, num_layers, train.pp)
         for needy in range(rollout.tp):
-            receivers = [rollout.rank_at(needy, replica, 0) for replica in range(rollout.dp)]
+            receivers = [rollout.rank_at(tp=needy, dp=replica) for replica in range(rollout.dp)]
             for holders, senders, source, target in _overlaps(tensor, train.tp, rollout.tp, needy):
                 held = [rank for rank in train.ranks if _is_at(train, rank, holders, stage)]
                 able = [rank for rank in held if _is_at(train, rank, senders, stage)]
@@ -143,9 +143,9 @@ def _intervals(size: int, train_tp: int, rollout_tp: int, needy: int) -> Iterato
         yield holder, max(begin, holder * held), min(end, (holder + 1) * held)
 
 
-def _is_at(span: Span, rank: int, tps: Sequence[int], stage: int) -> bool:
-    tp, _, pp = span.coords(rank)
-    return tp in tps and pp == stage
+def _is_at(span: RankGrid, rank: int, tps: Sequence[int], stage: int) -> bool:
+    index = span.index_of(rank)
+    return index["tp"] in tps and index["pp"] == stage
 
 
 def _routes(held: list[int], able: list[int], receivers: list[int], sent: dict[int, int],
