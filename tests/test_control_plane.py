@@ -31,8 +31,8 @@ from r1zero.distributed.placement import RoleSize, place
 
 ROOT = Path(__file__).resolve().parents[1]
 # What goes over the device's own backend.
-TENSOR_PLANE = {"policy/logprobs.py", "rollout/decoder.py", "rollout/sampler.py", "weights/publish.py",
-                "world/device.py"}
+TENSOR_PLANE = {"policy/logprobs.py", "rollout/decoder.py", "rollout/sampler.py", "weight_sync/broadcast.py",
+                "distributed/device.py"}
 CALL = re.compile(r"\b(?:dist|distributed)\.(?:i?send|i?recv|barrier|(?:all_)?(?:reduce|gather|broadcast|scatter)\w*)\(")
 
 ADAPTOR = """
