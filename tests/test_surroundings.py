@@ -95,7 +95,7 @@ def test_the_exit_code_is_that_of_the_ranks(tmp_path: Path) -> None:
     cases = {"0": 0, "75": 75, "2 if rank else 1": 2, "0 if rank else 3": 3}
     for expression, expected in cases.items():
         script.write_text(f"import os, sys; rank = int(os.environ['RANK']); sys.exit({expression})")
-        command = [sys.executable, str(ROOT / "r1zero" / "world" / "spawn.py"), "--nproc-per-node", "2", str(script)]
+        command = [sys.executable, str(ROOT / "r1zero" / "distributed" / "spawn.py"), "--nproc-per-node", "2", str(script)]
         assert subprocess.run(command, timeout=60).returncode == expected
 
 
