@@ -18,7 +18,7 @@ from r1zero.data.layout import layout_of
 from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import Vocabulary
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.observe.clock import Clock
 from r1zero.observe.invariants import BF16, FP32, Invariants
 from r1zero.policy.megatron import RoleModel
@@ -29,7 +29,7 @@ from r1zero.reward.manager import SampleScorer
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.sampler import Sampling
-from r1zero.models.params import tensors
+from r1zero.models.params import param_table
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 from r1zero.distributed.groups import World
@@ -44,7 +44,7 @@ class Crew:
     world: World
     move: Mover
     clock: Clock
-    shape: ModelShape
+    shape: ModelConfig
     tokenizer: PreTrainedTokenizerBase
     ends: Ends  # of a response
     prompts: Prompts | Absent  # controller
@@ -111,7 +111,7 @@ class Crew:
 def build_crew(cfg: Config, world: World) -> Crew:
     """Build what this rank's roles need. Collective. BadInput for bad models, data or templates."""
     folder = cfg.model_folder("actor_rollout")
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
     vocabulary = vocabulary_of(tokenizer)
     unused, ends = vocabulary.unused(shape.vocab_size), response_ends(cfg, vocabulary)
@@ -129,7 +129,7 @@ def build_crew(cfg: Config, world: World) -> Crew:
     if world.rollout.member:
         scorer = build_scorer(cfg, world, tokenizer)
         engine = build_engine(cfg, world, shape, dtype, ends.ids, unused, scorer)
-    reshard = plan(tensors(shape), shape.num_layers, world.train.span, world.rollout.span, dtype.itemsize,
+    reshard = plan(param_table(shape), shape.num_layers, world.train.span, world.rollout.span, dtype.itemsize,
                    cfg.training.publish_bucket_megabytes * 2**20)
     publisher = Publisher(
         reshard, world.rank, partial(world.tensor_group, buffer_megabytes=cfg.training.publish_bucket_megabytes),
@@ -153,7 +153,7 @@ def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str, held_ou
                    cfg.actor_rollout.max_prompt_length, training.seed, shuffle=not training.no_shuffle)
 
 
-def _policy(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, unused: Sequence[range]) -> Policy:
+def _policy(cfg: Config, world: World, shape: ModelConfig, dtype: torch.dtype, unused: Sequence[range]) -> Policy:
     model = RoleModel(shape, world.train, world.device, dtype, cfg.training.seq_length,
                       cfg.training.sequence_parallel, cfg.actor_rollout.recompute_granularity == "full",
                       cfg.training.seed, unused)
@@ -162,7 +162,7 @@ def _policy(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, un
 
 
 def _reference(cfg: Config, world: World, dtype: torch.dtype, unused: Sequence[range]) -> Reference:
-    shape = ModelShape.from_folder(cfg.model_folder("ref"))
+    shape = ModelConfig.from_folder(cfg.model_folder("ref"))
     model = RoleModel(shape, world.ref, world.device, dtype,
                       cfg.training.seq_length, sequence_parallel=False, recompute=False, seed=cfg.training.seed,
                       unused=unused)
@@ -178,7 +178,7 @@ def build_scorer(cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase) 
     return SampleScorer(judge, partial(tokenizer.decode, skip_special_tokens=True), cfg.response_budget)
 
 
-def build_engine(cfg: Config, world: World, shape: ModelShape, dtype: torch.dtype, end_ids: tuple[int, ...],
+def build_engine(cfg: Config, world: World, shape: ModelConfig, dtype: torch.dtype, end_ids: tuple[int, ...],
                  unused: Sequence[range], scorer: SampleScorer) -> Engine:
     actor, grid = cfg.actor_rollout, world.rollout
     decoder = Decoder(shape, grid.span.tp, grid.groups["tp"], dtype, world.device.torch, cfg.training.seq_length,

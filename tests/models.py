@@ -5,8 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, \
-    Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
              vocab_size=512, max_position_embeddings=256, rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=2,
@@ -18,6 +29,8 @@ FAMILIES = {
     "qwen2_tied": lambda **kw: Qwen2ForCausalLM(Qwen2Config(**SIZES | dict(tie_word_embeddings=True) | kw)),
     "qwen3": lambda **kw: Qwen3ForCausalLM(Qwen3Config(**SIZES | dict(head_dim=24, tie_word_embeddings=True) | kw)),
     "llama": lambda **kw: LlamaForCausalLM(LlamaConfig(**SIZES | dict(rope_parameters=LLAMA3_ROPE) | kw)),
+    "mistral": lambda **kw: MistralForCausalLM(MistralConfig(**SIZES | dict(sliding_window=None) | kw)),
+    "olmo2": lambda **kw: Olmo2ForCausalLM(Olmo2Config(**SIZES | kw)),
 }
 
 

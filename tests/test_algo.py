@@ -13,7 +13,7 @@ from r1zero.algo.kl import KLCoefficient, kl_penalty
 from r1zero.algo.loss import STATS, LossTerms, grpo_loss
 from r1zero.models.rotary import inverse_frequencies
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape, RopeScaling
+from r1zero.models.config import ModelConfig, RopeScaling
 
 
 def test_advantages_of_a_group_by_hand():
@@ -170,6 +170,9 @@ def test_llama3_rope_equals_transformers():
     parameters = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                       original_max_position_embeddings=8192)
     theirs = LlamaRotaryEmbedding(LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters=parameters))
-    shape = ModelShape("llama", 1, 256, 1, 2, 2, 128, 8, 131072, 500000.0, RopeScaling(8.0, 1.0, 4.0, 8192), 1e-5,
-                       False, False, False)
+    shape = ModelConfig(
+        family="llama", num_layers=1, hidden_size=256, ffn_hidden_size=1, num_heads=2,
+        num_kv_heads=2, head_dim=128, vocab_size=8, max_positions=131072, rope_theta=500000.0,
+        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), norm_eps=1e-5, tie_word_embeddings=False,
+        qkv_bias=False, qk_norm=False)
     torch.testing.assert_close(inverse_frequencies(shape), theirs.inv_freq, rtol=1e-6, atol=0)

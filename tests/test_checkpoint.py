@@ -208,7 +208,7 @@ def test_another_model_is_refused(saved, tiny, tmp_path):
     shutil.copytree(tiny / "model", tmp_path / "wide")
     config = json.loads((tmp_path / "wide" / "config.json").read_text())
     (tmp_path / "wide" / "config.json").write_text(json.dumps(config | {"intermediate_size": 256}))
-    assert "ffn_size 192" in refusal(saved, f"actor_rollout.load={tmp_path / 'wide'}")
+    assert "ffn_hidden_size 192" in refusal(saved, f"actor_rollout.load={tmp_path / 'wide'}")
 
 
 def test_a_tracker_that_points_nowhere_is_refused(saved):

@@ -18,7 +18,7 @@ from r1zero.config.schema import ROOT, placement
 from r1zero.preflight.dry_run import (CACHE_BLOCK, batch_line, layer_activations, memory, memory_table, placement_table, report,
                            stage_parameters)
 from r1zero.config.load import CONFIGS, load_config
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.preflight.model import model_shape
 from r1zero.policy import logprobs
 from r1zero.rollout import kv_cache
@@ -30,18 +30,18 @@ from r1zero.weight_sync.broadcast import Publisher
 QWEN_7B = 7_615_616_512  # parameters that the model's card and its index file state
 
 
-def shape_7b() -> ModelShape:
+def shape_7b() -> ModelConfig:
     shape = model_shape(load_config("qwen25_7b")[0], "actor_rollout")
     assert shape is not None
     return shape
 
 
-def tiny_shape(**changes: object) -> ModelShape:
+def tiny_shape(**changes: object) -> ModelConfig:
     config = {"architectures": ["Qwen3ForCausalLM"], "num_hidden_layers": 4, "hidden_size": 8,
               "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4,
               "vocab_size": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
               "tie_word_embeddings": True, "rope_theta": 1e4}
-    return ModelShape.from_config(config | changes)
+    return ModelConfig.from_config(config | changes)
 
 
 def test_shape_of_the_model_file_has_the_parameters_of_the_real_model() -> None:
@@ -126,7 +126,10 @@ def test_one_node_config_fits_its_npus_and_its_comment() -> None:
                                        ["actor_rollout.max_tokens_to_oom=300"]])
 def test_the_engine_makes_room_for_no_more_than_the_estimate(overrides: list[str]) -> None:
     cfg, _ = load_config("tiny", overrides)
-    shape = ModelShape("qwen2", 2, 64, 192, 4, 2, 16, 320, 512, 1e4, None, 1e-6, True, True, False)
+    shape = ModelConfig(
+        family="qwen2", num_layers=2, hidden_size=64, ffn_hidden_size=192, num_heads=4,
+        num_kv_heads=2, head_dim=16, vocab_size=320, max_positions=512, rope_theta=1e4,
+        rope_scaling=None, norm_eps=1e-6, tie_word_embeddings=True, qkv_bias=True, qk_norm=False)
     engine = Engine(Decoder(shape, 1, None, torch.float32, torch.device("cpu"), cfg.training.seq_length),
                     Sampling(1.0, 1.0, 0, 0), (2,),
                     Limits(cfg.response_budget, cfg.actor_rollout.max_tokens_to_oom,

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from r1zero.types import Batch, Prompt
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, Limits
 from r1zero.rollout.sampler import Sampling
 
-SHAPE = ModelShape("qwen3", 2, 32, 48, 4, 2, 16, 64, 512, 1e4, None, 1e-6, True, False, True)
+SHAPE = ModelConfig(
+    family="qwen3", num_layers=2, hidden_size=32, ffn_hidden_size=48, num_heads=4, num_kv_heads=2,
+    head_dim=16, vocab_size=64, max_positions=512, rope_theta=1e4, rope_scaling=None,
+    norm_eps=1e-6, tie_word_embeddings=True, qkv_bias=False, qk_norm=True)
 CPU = torch.device("cpu")
 
 

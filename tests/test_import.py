@@ -20,11 +20,11 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from r1zero.algo.packing import Item, pack
 from r1zero.types import Prompt, Sample
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.policy.megatron import RoleModel
 from r1zero.weights.detect import find
 from r1zero.weights.open import open_weights
-from r1zero.models.params import tensors
+from r1zero.models.params import param_table
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def logits_body(rank, size, store, folder):
     item = Item(0, 0, Prompt(0, "", tokens, ""), Sample(tokens[:1], np.zeros(1, np.float32), False, 0))
     batch = pack([item], torch.device("cpu"))
     for kind in ("legacy", "dist"):
-        shape = ModelShape.from_folder(folder / kind)
+        shape = ModelConfig.from_folder(folder / kind)
         model = RoleModel(shape, world.train, DEVICE, torch.float32, 64, False, False, seed=1)
         model.load(str(folder / kind))
         with torch.no_grad(), model.active():
@@ -79,8 +79,8 @@ def copy(written, tmp_path):
 def whole(path):
     """All tensors of a checkpoint by name; its folder, or the one above the iteration's, has config.json."""
     folder = path if (path / "config.json").is_file() else path.parent
-    shape = ModelShape.from_folder(folder)
-    stream = open_weights(path, shape).stream(tensors(shape), 0, 1, torch.float32)
+    shape = ModelConfig.from_folder(folder)
+    stream = open_weights(path, shape).stream(param_table(shape), 0, 1, torch.float32)
     return {tensor.name: part.clone() for tensor, part in stream}  # what is mapped would change with the file
 
 

@@ -11,8 +11,8 @@ from models import make_model
 from worlds import metrics, run, samples, spans
 
 from r1zero.config.load import load_config
-from r1zero.models.config import ModelShape
-from r1zero.models.params import local_shape, tensors
+from r1zero.models.config import ModelConfig
+from r1zero.models.params import local_shape, param_table
 
 # fp32 sums in another order; three updates carry the difference on.
 TOLERANCE = 2e-4
@@ -60,7 +60,7 @@ def test_the_samples_are_the_same_again_and_others_with_another_seed(world_of_on
 def small_qwen(tiny, tmp_path) -> Path:
     """A random Qwen2 of 4 layers, with the tiny model's tokenizer."""
     folder = tmp_path / "qwen"
-    make_model("qwen2", folder, vocab_size=ModelShape.from_folder(tiny / "model").vocab_size)
+    make_model("qwen2", folder, vocab_size=ModelConfig.from_folder(tiny / "model").vocab_size)
     for file in (tiny / "model").glob("*token*"):
         shutil.copy(file, folder)
     return folder
@@ -83,8 +83,8 @@ def test_the_7b_placement_trains_and_each_rollout_rank_gets_its_shard(tiny, smal
         "actor_rollout.infer_tensor_parallel_size=2", "ref.tensor_model_parallel_size=2",
         "resource_pool.actor_rollout=[14]", "resource_pool.ref=[2]"]
     folder = run(tmp_path / "run", 16, "tiny", overrides)
-    shape = ModelShape.from_folder(small_qwen)
-    shard_bytes = 4 * sum(int(np.prod(local_shape(tensor, 2))) for tensor in tensors(shape))
+    shape = ModelConfig.from_folder(small_qwen)
+    shard_bytes = 4 * sum(int(np.prod(local_shape(tensor, 2))) for tensor in param_table(shape))
     for step in metrics(folder):
         assert step["publish/bytes"] == 6 * shard_bytes
         assert np.isfinite(step["loss"]) and step["grad_norm"] > 0

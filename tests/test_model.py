@@ -12,7 +12,7 @@ from small_config import MODEL, SHAPE, home, load, only, tokenizer_json, write  
 from tokenizers import Tokenizer, models
 
 from r1zero.preflight.checks import check
-from r1zero.models.config import ModelShape, RopeScaling
+from r1zero.models.config import ModelConfig, RopeScaling
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}
@@ -87,10 +87,10 @@ def test_defaults_are_those_of_transformers(kind: type, given: dict[str, Any]) -
     theirs = kind(**json.loads(json.dumps(small)))
     if kind is not transformers.LlamaConfig:
         small = {"num_key_value_heads": theirs.num_key_value_heads} | small
-    ours = ModelShape.from_config(small | {"architectures": [kind.__name__.replace("Config", "ForCausalLM")]})
+    ours = ModelConfig.from_config(small | {"architectures": [kind.__name__.replace("Config", "ForCausalLM")]})
     rope = theirs.rope_parameters
     assert ours.num_kv_heads == theirs.num_key_value_heads and ours.rope_theta == rope["rope_theta"]
-    assert ours.head_dim == getattr(theirs, "head_dim", 256 // 32) and ours.tied == theirs.tie_word_embeddings
+    assert ours.head_dim == getattr(theirs, "head_dim", 256 // 32) and ours.tie_word_embeddings == theirs.tie_word_embeddings
     stretched = RopeScaling(8.0, 1.0, 4.0, 8192) if rope["rope_type"] == "llama3" else None
     assert ours.rope_scaling == stretched
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.rollout import native
 from r1zero.rollout.block_attention import Layout, Step
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
@@ -68,8 +68,11 @@ def test_silu_mul(library, dtype, width):
 def attend(operators, dtype, block, heads, normed, lengths=(5, 1, 32, 90, 64, 17)):
     """Attention of six samples of three prompts: two share prompt blocks; returns the output and the cache."""
     torch.manual_seed(1)
-    shape = ModelShape("qwen2", 1, 64, 1, heads.kv_heads * heads.per_group, heads.kv_heads, heads.dim, 8, 64, 1e4, None,
-                       1e-6, True, True, False)
+    shape = ModelConfig(
+        family="qwen2", num_layers=1, hidden_size=64, ffn_hidden_size=1,
+        num_heads=heads.kv_heads * heads.per_group, num_kv_heads=heads.kv_heads,
+        head_dim=heads.dim, vocab_size=8, max_positions=64, rope_theta=1e4, rope_scaling=None,
+        norm_eps=1e-6, tie_word_embeddings=True, qkv_bias=True, qk_norm=False)
     pool = BlockPool(shape, heads.kv_heads, dtype, CPU, block)
     pool.reserve(300)
     keys = torch.randn(6, 1, heads.kv_heads, 128, heads.dim).to(dtype)

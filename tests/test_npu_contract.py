@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1zero.algo.packing import pack
 from r1zero.types import Batch, Prompt
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.rollout import npu_graphs
 from r1zero.rollout.block_attention import Layout, Step
 from r1zero.rollout.decoder import Decoder
@@ -106,7 +106,10 @@ def test_the_decode_attention_call_keeps_the_published_contract(library, monkeyp
     """The NPU's call on block tables against our attention by blocks: two groups that share prompt blocks, ragged."""
     monkeypatch.setitem(sys.modules, "torch_npu",
                         types.SimpleNamespace(npu_fused_infer_attention_score=library.npu_fused_infer_attention_score))
-    shape = ModelShape("qwen2", 1, 64, 1, 4, 2, 16, 8, 64, 1e4, None, 1e-6, True, True, False)
+    shape = ModelConfig(
+        family="qwen2", num_layers=1, hidden_size=64, ffn_hidden_size=1, num_heads=4,
+        num_kv_heads=2, head_dim=16, vocab_size=8, max_positions=64, rope_theta=1e4,
+        rope_scaling=None, norm_eps=1e-6, tie_word_embeddings=True, qkv_bias=True, qk_norm=False)
     pool = BlockPool(shape, 2, torch.float32, torch.device("cpu"), block=4)
     pool.reserve(24)
     torch.manual_seed(3)
@@ -173,7 +176,10 @@ def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_npu", types.SimpleNamespace(
         npu_fused_infer_attention_score=library.npu_fused_infer_attention_score,
         npu=types.SimpleNamespace(NPUGraph=make, graph=lambda graph, auto_dispatch_capture: graph)))
-    shape = ModelShape("qwen2", 2, 64, 96, 4, 2, 16, 128, 64, 1e4, None, 1e-6, True, True, False)
+    shape = ModelConfig(
+        family="qwen2", num_layers=2, hidden_size=64, ffn_hidden_size=96, num_heads=4,
+        num_kv_heads=2, head_dim=16, vocab_size=128, max_positions=64, rope_theta=1e4,
+        rope_scaling=None, norm_eps=1e-6, tie_word_embeddings=True, qkv_bias=True, qk_norm=False)
     drawn = {}
     for captured in (False, True):
         decoder = Decoder(shape, 1, None, torch.float32, torch.device("cpu"), 96, graphs=captured)
@@ -197,7 +203,10 @@ def test_a_cache_that_grows_where_it_lay_is_captured_anew(monkeypatch):
     captured = []
     monkeypatch.setattr(npu_graphs, "capture_graph", lambda run: (captured.append(run), run()))
     monkeypatch.setattr(npu_graphs, "replay_graph", lambda graph, lengths: None)
-    shape = ModelShape("qwen2", 2, 64, 1, 4, 2, 16, 8, 64, 1e4, None, 1e-6, True, True, False)
+    shape = ModelConfig(
+        family="qwen2", num_layers=2, hidden_size=64, ffn_hidden_size=1, num_heads=4,
+        num_kv_heads=2, head_dim=16, vocab_size=8, max_positions=64, rope_theta=1e4,
+        rope_scaling=None, norm_eps=1e-6, tie_word_embeddings=True, qkv_bias=True, qk_norm=False)
     arena = torch.zeros(2 * 20 * 2 * 4 * 16)
     decode = npu_graphs.DecodeGraphs(lambda tokens, step: tokens.float()[:, None], 32)
     for blocks in (10, 20):

@@ -13,7 +13,7 @@ from multiproc import DEVICE, run_ranks
 
 from r1zero.algo.packing import Item, pack
 from r1zero.types import Batch, Prompt, Sample
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import look_up_logprobs
 from r1zero.rollout.decoder import Decoder
@@ -22,7 +22,7 @@ from r1zero.rollout.operators import Operators
 from r1zero.rollout.sampler import Sampling
 from r1zero.rollout.scheduler import Queue
 from r1zero.weights.open import open_weights
-from r1zero.models.params import tensors
+from r1zero.models.params import param_table
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.placement import RoleSize, place
@@ -59,7 +59,7 @@ def reference_logprobs(model, item, temperature, unused=()):
 
 def trainer_body(rank, size, store, folder, layout, sequence_parallel, unused=()):
     world = make_world(rank, size, store, layout)
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, sequence_parallel, recompute=False, seed=1,
                       unused=unused)
     model.load(folder)
@@ -107,7 +107,7 @@ def test_rows_without_a_token_have_no_part_in_the_trainers_logprobs(tmp_path, si
 
 def logits_body(rank, size, store, folder, layout):
     world = make_world(rank, size, store, layout)
-    model = RoleModel(ModelShape.from_folder(folder), world.train, DEVICE, torch.float32, 128, False, False, 1)
+    model = RoleModel(ModelConfig.from_folder(folder), world.train, DEVICE, torch.float32, 128, False, False, 1)
     model.load(folder)
     batch = pack(items(512), torch.device("cpu"))
     with torch.no_grad(), model.active():
@@ -156,9 +156,9 @@ def engine_body(rank, size, store, folder, tp, limits, backwards=False, native=T
                 sampling=Sampling(0.7, 1.0, 0, seed=5)):
     """Generate with a small engine, then let the trainer look at the same samples."""
     world = make_world(rank, size, store, (1, 1), rollout=tp)
-    shape, grid = ModelShape.from_folder(folder), world.rollout
+    shape, grid = ModelConfig.from_folder(folder), world.rollout
     decoder = Decoder(shape, tp, grid.groups["tp"], torch.float32, torch.device("cpu"), 128, unused=unused)
-    for tensor, shard in open_weights(folder, shape).stream(tensors(shape), grid.tp_index, tp, torch.float32):
+    for tensor, shard in open_weights(folder, shape).stream(param_table(shape), grid.tp_index, tp, torch.float32):
         decoder.weights[tensor.name].copy_(shard)
     if not native:
         decoder.operators = Operators(decoder.operators.heads)

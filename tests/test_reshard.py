@@ -10,23 +10,23 @@ import torch.distributed as dist
 from multiproc import run_ranks
 
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.weight_sync import broadcast
-from r1zero.models.params import local_shape, local_view, merge, shard, stage_of, tensors
+from r1zero.models.params import local_shape, local_view, merge, shard, stage_of, param_table
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 from r1zero.distributed.placement import RankGrid
 
 
 def model(tied=True, qk_norm=False):
-    return ModelShape(family="qwen2", num_layers=4, hidden_size=16, ffn_size=24, num_heads=8, num_kv_heads=4,
+    return ModelConfig(family="qwen2", num_layers=4, hidden_size=16, ffn_hidden_size=24, num_heads=8, num_kv_heads=4,
                       head_dim=4, vocab_size=32, max_positions=32, rope_theta=1e4, rope_scaling=None,
-                      norm_eps=1e-6, tied=tied, qkv_bias=True, qk_norm=qk_norm)
+                      norm_eps=1e-6, tie_word_embeddings=tied, qkv_bias=True, qk_norm=qk_norm)
 
 
 def random_model(shape, dtype=torch.bfloat16, seed=0):
     """Whole tensors by name, all elements of all tensors distinct in float32."""
-    made = {tensor.name: torch.empty(local_shape(tensor, 1)) for tensor in tensors(shape)}
+    made = {tensor.name: torch.empty(local_shape(tensor, 1)) for tensor in param_table(shape)}
     sizes = [full.numel() for full in made.values()]
     order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))
     for full, part in zip(made.values(), order.split(sizes), strict=True):
@@ -38,7 +38,7 @@ def held_by(rank, span, shape, full):
     """A rank's parameters, cut out of the whole model."""
     tp_index, _, stage = span.index_of(rank).values()
     return {tensor.name: shard(tensor, full[tensor.name], tp_index, span.tp).clone()
-            for tensor in tensors(shape) if stage_of(tensor, shape.num_layers, span.pp) == stage}
+            for tensor in param_table(shape) if stage_of(tensor, shape.num_layers, span.pp) == stage}
 
 
 def spans(train_tp, pp, dp, rollout_tp, rollout_dp, colocated):
@@ -55,7 +55,7 @@ LAYOUTS += [(tp, pp, dp, rollout_tp, tp * pp * dp // rollout_tp, True)
 @pytest.mark.parametrize("bucket_bytes", [4 * 37, 4 * 5000])  # smaller than a matrix; several layers
 def test_every_layout_receives_each_element_of_its_shard_once(bucket_bytes):
     shape = model(tied=False)
-    table, full = tensors(shape), random_model(shape, torch.float32)
+    table, full = param_table(shape), random_model(shape, torch.float32)
     for layout in LAYOUTS:
         train, rollout = spans(*layout)
         laid = plan(table, shape.num_layers, train, rollout, 4, bucket_bytes)
@@ -86,10 +86,10 @@ def test_every_layout_receives_each_element_of_its_shard_once(bucket_bytes):
 def test_rank_that_holds_what_it_needs_copies_it():
     shape = model()
     same, _ = spans(2, 1, 2, 2, 2, True)
-    laid = plan(tensors(shape), shape.num_layers, same, RankGrid.of("rollout", 0, 4, 2, 1), 2, 1000)
+    laid = plan(param_table(shape), shape.num_layers, same, RankGrid.of("rollout", 0, 4, 2, 1), 2, 1000)
     assert all(bucket.local for bucket in laid.buckets) and not laid.groups()
     train, rollout = spans(1, 2, 1, 1, 2, True)  # each rank holds two of four layers
-    laid = plan(tensors(shape), shape.num_layers, train, rollout, 2, 10**6)
+    laid = plan(param_table(shape), shape.num_layers, train, rollout, 2, 10**6)
     assert {(bucket.source, bucket.receivers) for bucket in laid.buckets} == {
         (0, (0,)), (0, (1,)), (1, (0,)), (1, (1,))}
 
@@ -98,7 +98,7 @@ def test_seven_billion_layout_uses_one_group_for_each_train_rank():
     """8 train ranks (TP 2, PP 4), 6 rollout ranks (TP 2): each of the 8 feeds its TP index's replicas."""
     shape = model()
     train, rollout = spans(2, 4, 1, 2, 3, False)
-    laid = plan(tensors(shape), shape.num_layers, train, rollout, 2, 10**6)
+    laid = plan(param_table(shape), shape.num_layers, train, rollout, 2, 10**6)
     assert sorted(laid.groups()) == [(rank, *(8 + rank % 2 + 2 * replica for replica in range(3)))
                                      for rank in range(8)]
     assert len(laid.buckets) == 8
@@ -107,14 +107,14 @@ def test_seven_billion_layout_uses_one_group_for_each_train_rank():
 def test_uncut_tensors_need_no_groups_beyond_those_of_the_cut_ones():
     shape = model(qk_norm=True)
     train, rollout = spans(2, 1, 1, 4, 1, False)
-    laid = plan(tensors(shape), shape.num_layers, train, rollout, 2, 500)
+    laid = plan(param_table(shape), shape.num_layers, train, rollout, 2, 500)
     assert sorted(laid.groups()) == [(0, 2), (0, 3), (1, 4), (1, 5)]
 
 
 def test_replicas_share_the_sending_evenly():
     shape = model(tied=False)
     train, rollout = spans(2, 1, 4, 2, 2, False)
-    laid = plan(tensors(shape), shape.num_layers, train, rollout, 2, 200)
+    laid = plan(param_table(shape), shape.num_layers, train, rollout, 2, 200)
     sent = [sum(bucket.numel for bucket in laid.buckets if bucket.source == rank) for rank in train.ranks]
     assert min(sent) > 0.95 * max(sent)
     assert len({bucket.source for bucket in laid.buckets[:8]}) == 8, "all of them begin at once"
@@ -123,11 +123,11 @@ def test_replicas_share_the_sending_evenly():
 def test_tensor_larger_than_a_bucket_is_split_and_small_ones_share():
     shape = model()
     train, rollout = spans(1, 1, 1, 1, 1, False)
-    laid = plan(tensors(shape), shape.num_layers, train, rollout, 2, 300)
+    laid = plan(param_table(shape), shape.num_layers, train, rollout, 2, 300)
     pieces = [sum(piece.tensor == 0 for piece in bucket.pieces) for bucket in laid.buckets]
     assert sum(pieces) == math.ceil(32 / (150 // 16)), "embedding rows fill the buckets"
     assert max(len(bucket.pieces) for bucket in laid.buckets) > 1
-    single = plan(tensors(shape), shape.num_layers, train, rollout, 2, 2)
+    single = plan(param_table(shape), shape.num_layers, train, rollout, 2, 2)
     assert {bucket.numel for bucket in single.buckets} == {1}, "down to buckets of one element"
 
 
@@ -135,7 +135,7 @@ def test_tp_that_does_not_divide_is_refused():
     shape = model()
     for train_tp, rollout_tp in (3, 1), (1, 3):
         with pytest.raises(BadInput, match="tensor parallel size 3"):
-            plan(tensors(shape), 4, *spans(train_tp, 1, 1, rollout_tp, 1, False), 2, 1000)
+            plan(param_table(shape), 4, *spans(train_tp, 1, 1, rollout_tp, 1, False), 2, 1000)
 
 
 # Real worlds.
@@ -154,7 +154,7 @@ def publisher_of(rank, shape, train, rollout, bucket_bytes, dtype, full):
     source = held_by(rank, train, shape, full) if rank in train.ranks else None
     expected = held_by(rank, rollout, shape, full) if rank in rollout.ranks else {}
     target = {name: torch.nn.Parameter(torch.full_like(part, math.nan)) for name, part in expected.items()}
-    laid = plan(tensors(shape), shape.num_layers, train, rollout, dtype.itemsize, bucket_bytes)
+    laid = plan(param_table(shape), shape.num_layers, train, rollout, dtype.itemsize, bucket_bytes)
     maker = Publisher(laid, rank, lambda ranks: dist.new_group(list(ranks)), source, target or None, dtype,
                       "cpu", in_flight=3)
     return maker, source, target, expected
@@ -242,7 +242,7 @@ def test_checksums_name_a_tensor_with_a_flipped_bit_or_exchanged_rows():
 def test_weights_of_another_dtype_are_refused():
     shape = model()
     train, rollout = spans(1, 1, 1, 1, 1, True)
-    laid = plan(tensors(shape), shape.num_layers, train, rollout, 2, 1000)
+    laid = plan(param_table(shape), shape.num_layers, train, rollout, 2, 1000)
     weights = random_model(shape, torch.float32)
     with pytest.raises(AssertionError, match="float32.*published as torch.bfloat16"):
         Publisher(laid, 0, lambda ranks: None, weights, weights, torch.bfloat16, "cpu")
@@ -260,6 +260,6 @@ def test_checksum_of_many_elements_does_not_depend_on_the_chunks(monkeypatch):
 def test_merge_undoes_shard():
     shape = model(tied=False)
     full = random_model(shape)
-    for tensor in tensors(shape):
+    for tensor in param_table(shape):
         assert torch.equal(merge(tensor, [shard(tensor, full[tensor.name], rank, 4) for rank in range(4)]),
                            full[tensor.name])

@@ -12,12 +12,12 @@ from test_parity import make_world
 
 from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score
 from r1zero.config.load import load_config
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.actor import Policy
 from r1zero.step import train_step
 from r1zero.weight_sync.gather import gather_tensors
-from r1zero.models.params import tensors
+from r1zero.models.params import param_table
 
 TEMPERATURE, KL, ENTROPY, LR, CLIP = 0.9, 0.07, 0.01, 2e-3, 0.1
 # Adam divides by sqrt(v): with the usual eps, elements whose gradient is rounding noise would move by a
@@ -56,7 +56,7 @@ def update_body(rank, size, store, folder, layout, overrides):
     """Three minibatches of two groups each; returns the stats and, on rank 0, the new weights."""
     cfg, _ = load_config("tiny", [*OVERRIDES, *overrides])
     world = make_world(rank, size, store, layout)
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     recompute = cfg.actor_rollout.recompute_granularity == "full"
     model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, cfg.training.sequence_parallel, recompute, 1)
     model.load(folder)
@@ -120,9 +120,9 @@ def plain_pytorch(model, epochs=1):
 def compare(model, found, weights, epochs=1, tolerance=1e-5):
     expected = plain_pytorch(model, epochs)
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-6)
-    shape = ModelShape.from_config(model.config.to_dict() | {"architectures": [type(model).__name__]})
+    shape = ModelConfig.from_config(model.config.to_dict() | {"architectures": [type(model).__name__]})
     state = model.state_dict()
-    for tensor in tensors(shape):
+    for tensor in param_table(shape):
         new = to_hf(tensor, weights[tensor.name])
         for name, value in zip(tensor.hf, new, strict=True):
             error = (value - state[name]).norm() / state[name].norm()

@@ -10,12 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.weights import huggingface
 from r1zero.weights.huggingface import save_hf
 from r1zero.weights.open import open_weights
 from r1zero.models.params import (local_shape, local_view, merge, name_on_stage, shard, stage_of,
-                                  stage_tensors, tensors)
+                                  stage_params, param_table)
 
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=8,
              num_key_value_heads=2, vocab_size=64, max_position_embeddings=64)
@@ -66,7 +66,7 @@ def by_hand(folder, shape):
     hf, group = state_of(folder), shape.num_heads // shape.num_kv_heads
     made = {"embedding.word_embeddings.weight": hf["model.embed_tokens.weight"],
             "decoder.final_layernorm.weight": hf["model.norm.weight"]}
-    if not shape.tied:
+    if not shape.tie_word_embeddings:
         made["output_layer.weight"] = hf["lm_head.weight"]
     for n in range(shape.num_layers):
         ours, theirs = f"decoder.layers.{n}.", f"model.layers.{n}."
@@ -95,7 +95,7 @@ def named(stream):
 
 def whole(folder, shape):
     """The table's stream for TP 1."""
-    return open_weights(folder, shape).stream(tensors(shape), 0, 1, torch.bfloat16)
+    return open_weights(folder, shape).stream(param_table(shape), 0, 1, torch.bfloat16)
 
 
 # The table.
@@ -103,8 +103,8 @@ def whole(folder, shape):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_table_names_every_parameter_of_transformers_once(model, folders):
-    shape = ModelShape.from_folder(folders[model])
-    table = tensors(shape)
+    shape = ModelConfig.from_folder(folders[model])
+    table = param_table(shape)
     sources = [name for tensor in table for name in tensor.hf]
     theirs = transformers.AutoModelForCausalLM.from_config(MODELS[model])
     reference = {name: tuple(param.shape) for name, param in theirs.named_parameters()}
@@ -115,32 +115,32 @@ def test_table_names_every_parameter_of_transformers_once(model, folders):
 
 
 def test_stages_hold_all_tensors_and_the_last_a_copy_of_a_tied_embedding(folders):
-    shape = ModelShape.from_folder(folders["qwen2_tied"])
-    first, second = (stage_tensors(shape, stage, 2) for stage in (0, 1))
-    assert first + second[:-1] == tensors(shape)
+    shape = ModelConfig.from_folder(folders["qwen2_tied"])
+    first, second = (stage_params(shape, stage, 2) for stage in (0, 1))
+    assert first + second[:-1] == param_table(shape)
     assert second[-1].name == "output_layer.weight" and second[-1].hf == ("model.embed_tokens.weight",)
-    assert stage_tensors(shape, 0, 1) == tensors(shape)
+    assert stage_params(shape, 0, 1) == param_table(shape)
     assert {tensor.layer for tensor in first} == {None, 0, 1}
-    untied = ModelShape.from_folder(folders["qwen2_untied"])
-    assert stage_tensors(untied, 0, 2) + stage_tensors(untied, 1, 2) == tensors(untied)
+    untied = ModelConfig.from_folder(folders["qwen2_untied"])
+    assert stage_params(untied, 0, 2) + stage_params(untied, 1, 2) == param_table(untied)
 
 
 def test_layers_are_numbered_from_the_first_of_the_stage(folders):
-    shape = ModelShape.from_folder(folders["llama"])
-    names = [name_on_stage(tensor, 4, 2) for tensor in stage_tensors(shape, 1, 2)]
+    shape = ModelConfig.from_folder(folders["llama"])
+    names = [name_on_stage(tensor, 4, 2) for tensor in stage_params(shape, 1, 2)]
     assert names[0] == "decoder.layers.0.input_layernorm.weight"
     assert names[-3] == "decoder.layers.1.mlp.linear_fc2.weight"
     assert names[-2:] == ["decoder.final_layernorm.weight", "output_layer.weight"]
 
 
 def test_layers_that_cannot_be_spread_are_refused(folders):
-    table = tensors(ModelShape.from_folder(folders["llama"]))
+    table = param_table(ModelConfig.from_folder(folders["llama"]))
     with pytest.raises(BadInput, match="4 cannot be spread evenly over 3"):
         stage_of(table[0], 4, 3)
 
 
 def test_writing_to_a_local_view_writes_the_parameter(folders):
-    table = {tensor.name: tensor for tensor in tensors(ModelShape.from_folder(folders["llama"]))}
+    table = {tensor.name: tensor for tensor in param_table(ModelConfig.from_folder(folders["llama"]))}
     fc1 = table["decoder.layers.0.mlp.linear_fc1.weight"]
     param = torch.nn.Parameter(torch.zeros(local_shape(fc1, 2)))
     assert param.shape == (48, 32)
@@ -150,7 +150,7 @@ def test_writing_to_a_local_view_writes_the_parameter(folders):
 
 def test_tp_that_does_not_divide_is_refused(folders):
     with pytest.raises(BadInput, match="word_embeddings.weight has 64 .* tensor parallel size 3"):
-        local_shape(tensors(ModelShape.from_folder(folders["llama"]))[0], 3)
+        local_shape(param_table(ModelConfig.from_folder(folders["llama"]))[0], 3)
 
 
 # Loading.
@@ -160,12 +160,12 @@ def test_tp_that_does_not_divide_is_refused(folders):
 @pytest.mark.parametrize("tp", [1, 2, 4])  # 4 is more than there are key-value heads
 def test_loaded_shards_merge_into_the_mapping_made_by_hand(model, tp, folders):
     folder = folders[model]
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     weights = open_weights(folder, shape)
-    ranks = [dict(weights.stream(tensors(shape), rank, tp, torch.bfloat16)) for rank in range(tp)]
+    ranks = [dict(weights.stream(param_table(shape), rank, tp, torch.bfloat16)) for rank in range(tp)]
     reference = by_hand(folder, shape)
-    assert {tensor.name for tensor in tensors(shape)} == set(reference)
-    for tensor in tensors(shape):
+    assert {tensor.name for tensor in param_table(shape)} == set(reference)
+    for tensor in param_table(shape):
         shards = [rank[tensor] for rank in ranks]
         assert all(part.shape == local_shape(tensor, tp) and part.is_contiguous() for part in shards)
         assert torch.equal(merge(tensor, shards), reference[tensor.name]), tensor.name
@@ -175,20 +175,20 @@ def test_loaded_shards_merge_into_the_mapping_made_by_hand(model, tp, folders):
 
 def test_each_rank_holds_its_gate_rows_above_its_up_rows(folders):
     folder = folders["llama"]
-    shape, state = ModelShape.from_folder(folder), state_of(folder)
+    shape, state = ModelConfig.from_folder(folder), state_of(folder)
     gate, up = (state[f"model.layers.3.mlp.{part}_proj.weight"] for part in ("gate", "up"))
     for rank in range(2):
-        loaded = named(open_weights(folder, shape).stream(tensors(shape), rank, 2, torch.float32))
+        loaded = named(open_weights(folder, shape).stream(param_table(shape), rank, 2, torch.float32))
         expected = torch.cat([gate.chunk(2)[rank], up.chunk(2)[rank]]).float()
         assert torch.equal(loaded["decoder.layers.3.mlp.linear_fc1.weight"], expected)
 
 
 def test_attention_of_tp_2_is_cut_between_groups(folders):
     folder = folders["qwen2_untied"]
-    shape, state = ModelShape.from_folder(folder), state_of(folder)
+    shape, state = ModelConfig.from_folder(folder), state_of(folder)
     q, k, v = (state[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv")
     for rank in range(2):
-        loaded = named(open_weights(folder, shape).stream(tensors(shape), rank, 2, torch.bfloat16))
+        loaded = named(open_weights(folder, shape).stream(param_table(shape), rank, 2, torch.bfloat16))
         expected = torch.cat([part.chunk(2)[rank] for part in (q, k, v)])  # one key-value group a rank
         assert torch.equal(loaded["decoder.layers.0.self_attention.linear_qkv.weight"], expected)
         columns = state["model.layers.0.self_attn.o_proj.weight"].chunk(2, dim=1)[rank]
@@ -215,8 +215,8 @@ def test_only_the_shards_own_elements_are_read(folders, monkeypatch):
             return Slice(self.file.get_slice(name))
 
     monkeypatch.setattr(huggingface, "safe_open", Recorder)
-    shape = ModelShape.from_folder(folders["qwen2_untied"])
-    wanted = stage_tensors(shape, 1, 2)
+    shape = ModelConfig.from_folder(folders["qwen2_untied"])
+    wanted = stage_params(shape, 1, 2)
     stream = open_weights(folders["qwen2_untied"], shape).stream(wanted, 1, 2, torch.bfloat16)
     assert not read, "opening the folder reads headers only"
     for count, (_, part) in enumerate(stream, 1):
@@ -227,8 +227,8 @@ def test_only_the_shards_own_elements_are_read(folders, monkeypatch):
 
 def test_last_stage_of_a_tied_model_loads_its_copy_from_the_embedding(folders):
     folder = folders["qwen3"]
-    shape = ModelShape.from_folder(folder)
-    *_, (tensor, part) = open_weights(folder, shape).stream(stage_tensors(shape, 1, 2), 1, 2, torch.bfloat16)
+    shape = ModelConfig.from_folder(folder)
+    *_, (tensor, part) = open_weights(folder, shape).stream(stage_params(shape, 1, 2), 1, 2, torch.bfloat16)
     assert tensor.name == "output_layer.weight"
     assert torch.equal(part, state_of(folder)["model.embed_tokens.weight"][32:])
 
@@ -238,7 +238,7 @@ def test_sharded_folder_loads_like_a_single_file(folders, tmp_path):
     transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").save_pretrained(
         tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     for (tensor, one), (_, other) in zip(whole(folder, shape), whole(tmp_path, shape), strict=True):
         assert torch.equal(one, other), tensor.name
 
@@ -250,7 +250,7 @@ def test_sharded_folder_loads_like_a_single_file(folders, tmp_path):
 @pytest.mark.parametrize("shard_bytes", [10**9, 30_000])
 def test_round_trip_is_bit_equal_and_transformers_sees_the_same_model(model, shard_bytes, folders, tmp_path):
     folder, saved = folders[model], tmp_path / "saved"
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     save_hf(saved, shape, whole(folder, shape), folder, "bfloat16", shard_bytes)
     before, after = state_of(folder), state_of(saved)
     assert before.keys() == after.keys()
@@ -270,7 +270,7 @@ def test_round_trip_is_bit_equal_and_transformers_sees_the_same_model(model, sha
 
 def test_saved_dtype_is_the_one_named_and_config_says_so(folders, tmp_path):
     folder = folders["qwen2_tied"]
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     save_hf(tmp_path / "saved", shape, whole(folder, shape), folder, "float32")
     assert {part.dtype for part in state_of(tmp_path / "saved").values()} == {torch.float32}
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
@@ -279,7 +279,7 @@ def test_saved_dtype_is_the_one_named_and_config_says_so(folders, tmp_path):
 
 def test_stream_may_reuse_its_buffer(folders, tmp_path):
     folder = folders["llama"]
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     buffer = torch.empty(10**4, dtype=torch.bfloat16)
 
     def reusing():
@@ -293,7 +293,7 @@ def test_stream_may_reuse_its_buffer(folders, tmp_path):
 
 def test_failed_save_leaves_the_older_model_and_nothing_else(folders, tmp_path):
     folder, saved = folders["llama"], tmp_path / "saved"
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     save_hf(saved, shape, whole(folder, shape), folder, "bfloat16")
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 
@@ -312,7 +312,7 @@ def test_failed_save_leaves_the_older_model_and_nothing_else(folders, tmp_path):
 
 def test_stream_that_lacks_or_repeats_a_tensor_is_refused(folders, tmp_path):
     folder = folders["llama"]
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     *most, last = whole(folder, shape)
     with pytest.raises(AssertionError, match="without .*output_layer.weight"):
         save_hf(tmp_path / "saved", shape, most, folder, "bfloat16")
@@ -323,7 +323,7 @@ def test_stream_that_lacks_or_repeats_a_tensor_is_refused(folders, tmp_path):
 
 def test_saving_over_the_source_or_a_folder_of_something_else_is_refused(folders, tmp_path):
     folder = folders["llama"]
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     (tmp_path / "thesis.tex").write_text("all of it")
     for target in (folder, tmp_path):
         with pytest.raises(BadInput, match="name another one"):
@@ -337,13 +337,13 @@ def test_saving_over_the_source_or_a_folder_of_something_else_is_refused(folders
 def refusal(folder):
     """What is said about a folder before anything is read from it."""
     with pytest.raises(BadInput) as refused:
-        open_weights(folder, ModelShape.from_folder(folder))
+        open_weights(folder, ModelConfig.from_folder(folder))
     return str(refused.value)
 
 
 def test_sound_folders_pass_the_check(folders):
     for folder in folders.values():
-        open_weights(folder, ModelShape.from_folder(folder))
+        open_weights(folder, ModelConfig.from_folder(folder))
 
 
 def test_missing_misshaped_mistyped_and_unexpected_tensors_are_all_listed(broken):
@@ -369,20 +369,20 @@ def test_long_list_of_problems_is_shortened(broken):
 def test_rotary_buffers_of_old_checkpoints_are_ignored(broken):
     rewrite(broken, lambda state: state.update(
         {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}))
-    open_weights(broken, ModelShape.from_folder(broken))
+    open_weights(broken, ModelConfig.from_folder(broken))
 
 
 def test_output_layer_beside_a_tied_embedding_must_be_equal(folders, tmp_path):
     folder = shutil.copytree(folders["qwen2_tied"], tmp_path / "model")
-    shape = ModelShape.from_folder(folder)
+    shape = ModelConfig.from_folder(folder)
     head = state_of(folder)["model.embed_tokens.weight"].clone()
     rewrite(folder, lambda state: state.update({"lm_head.weight": head}))
-    assert len(list(whole(folder, shape))) == len(tensors(shape))
+    assert len(list(whole(folder, shape))) == len(param_table(shape))
     rewrite(folder, lambda state: state["lm_head.weight"][40].neg_())
     weights = open_weights(folder, shape)
-    list(weights.stream(tensors(shape), 0, 2, torch.bfloat16))  # the row is not in this rank's shard
+    list(weights.stream(param_table(shape), 0, 2, torch.bfloat16))  # the row is not in this rank's shard
     with pytest.raises(BadInput, match="tie_word_embeddings"):
-        list(weights.stream(tensors(shape), 1, 2, torch.bfloat16))
+        list(weights.stream(param_table(shape), 1, 2, torch.bfloat16))
 
 
 def test_truncated_file_is_refused(broken):

@@ -52,7 +52,7 @@ def build(model: str, bf16: str):  # noqa: ANN201 - the classes are imported her
     from r1zero.distributed import device as devices
 
     device = devices.prepare(devices.detect(), 0)
-    from r1zero.models.config import ModelShape
+    from r1zero.models.config import ModelConfig
     from r1zero.policy.megatron import RoleModel
     from r1zero.policy.actor import Policy
     from r1zero.distributed.groups import World
@@ -62,7 +62,7 @@ def build(model: str, bf16: str):  # noqa: ANN201 - the classes are imported her
     import torch
 
     dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
-    role = RoleModel(ModelShape.from_folder(model), world.train, device, dtype, cfg.training.seq_length, False, False, 1)
+    role = RoleModel(ModelConfig.from_folder(model), world.train, device, dtype, cfg.training.seq_length, False, False, 1)
     role.load(model)
     policy = Policy(role, cfg, 1000)
     batch, groups = samples(role.shape.vocab_size)

@@ -139,18 +139,18 @@ class Model:
     def __init__(self, args: argparse.Namespace, torch) -> None:  # noqa: ANN001 - imported late
         from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-        from r1zero.models.config import ModelShape
+        from r1zero.models.config import ModelConfig
 
         self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
         if args.model in SHAPES:
             config = SHAPES[args.model]
-            self.shape = ModelShape.from_config(config)
+            self.shape = ModelConfig.from_config(config)
             kinds = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
             make_config, make = kinds[self.shape.family]
             self.theirs = make(make_config(**{key: value for key, value in config.items() if key != "architectures"}))
             self.theirs = self.theirs.to(self.dtype).eval()
         else:
-            self.shape = ModelShape.from_folder(args.model)
+            self.shape = ModelConfig.from_folder(args.model)
             self.theirs = AutoModelForCausalLM.from_pretrained(args.model, dtype=self.dtype).eval()
 
 
@@ -167,14 +167,14 @@ class Ours:
         from r1zero.rollout.engine import Engine, Limits
         from r1zero.rollout.sampler import Sampling
         from r1zero.weights.open import open_weights
-        from r1zero.models.params import tensors
+        from r1zero.models.params import param_table
 
         budget = int(lengths.max())
         decoder = Decoder(model.shape, 1, None, model.dtype, torch.device("cpu"), args.prompt_len + budget)
         with tempfile.TemporaryDirectory() as folder:
             model.theirs.save_pretrained(folder)
             weights = open_weights(folder, model.shape)
-            for tensor, shard in weights.stream(tensors(model.shape), 0, 1, model.dtype):
+            for tensor, shard in weights.stream(param_table(model.shape), 0, 1, model.dtype):
                 decoder.weights[tensor.name].copy_(shard)
         limits = Limits(budget, args.max_tokens, args.max_running)
         self.engine = Engine(decoder, Sampling(1.0, 1.0, 0, seed=0), (), limits)
@@ -257,7 +257,7 @@ def roofline(args: argparse.Namespace, model: Model, ours: Ours, decode_seconds:
     size, shape = model.dtype.itemsize, model.shape
     bandwidth, peak = (max(measured) for measured in zip(*limits, strict=True))
     per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size
-    products = shape.num_parameters - (0 if shape.tied else shape.vocab_size * shape.hidden_size)
+    products = shape.num_parameters - (0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size)
     least = 0.0
     running = args.max_running or len(ours.lengths)
     # Rows in flight when samples start in order as rows get free.

@@ -31,13 +31,13 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch  # noqa: E402
 
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.models.config import ModelShape  # noqa: E402
+from r1zero.models.config import ModelConfig  # noqa: E402
 from r1zero.config.paths import user_path  # noqa: E402
 from r1zero.weights.huggingface import copy_beside, save_hf  # noqa: E402
 from r1zero.weights.detect import CONFIG, config_folder, find  # noqa: E402
 from r1zero.weights.open import open_weights, stored_shape  # noqa: E402
 from r1zero.weights.save_megatron import Layout, save_dist, save_legacy  # noqa: E402
-from r1zero.models.params import tensors  # noqa: E402
+from r1zero.models.params import param_table  # noqa: E402
 from r1zero.weights.source import Weights  # noqa: E402
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -102,13 +102,13 @@ def convert(args: argparse.Namespace) -> None:
                        f"weights ({found}); say {source}, or leave it out")
     kind = args.save_model_type or ("mg" if source == "hf" else "hf")
     beside, target = folders(args, source, kind)
-    shape = ModelShape.from_folder(beside) if beside is not None else stored_shape(found)
+    shape = ModelConfig.from_folder(beside) if beside is not None else stored_shape(found)
     layout = plan_layout(args, shape)
     weights = open_weights(args.load_dir, shape)
     name, dtype = type_to_write(args, weights)
     print(f"from: {found}", flush=True)
     if kind == "hf":
-        save_hf(target, shape, weights.stream(tensors(shape), 0, 1, dtype), beside, torch_name(dtype))
+        save_hf(target, shape, weights.stream(param_table(shape), 0, 1, dtype), beside, torch_name(dtype))
     else:
         with new_folder(target) as folder:
             if args.ckpt_format == "torch_dist":
@@ -154,10 +154,10 @@ def type_to_write(args: argparse.Namespace, weights: Weights) -> tuple[str, torc
     return names[0], DTYPES[names[0]]
 
 
-def plan_layout(args: argparse.Namespace, shape: ModelShape) -> Layout:
+def plan_layout(args: argparse.Namespace, shape: ModelConfig) -> Layout:
     """The cuts of legacy files. BadInput when they do not fit the model."""
     tp, pp = args.target_tensor_parallel_size, args.target_pipeline_parallel_size
-    cut = {"num_attention_heads": shape.num_heads, "ffn_hidden_size": shape.ffn_size,
+    cut = {"num_attention_heads": shape.num_heads, "ffn_hidden_size": shape.ffn_hidden_size,
            "qkv rows": shape.qkv_size}
     uneven = [f"{key} {size}" for key, size in cut.items() if size % tp]
     if uneven:

@@ -32,7 +32,7 @@ from r1zero.data.problems import parse_json  # noqa: E402
 from r1zero.data.template import TEMPLATES, Template  # noqa: E402
 from r1zero.preflight.datasets import check_data, compares  # noqa: E402
 from r1zero.errors import BadInput  # noqa: E402
-from r1zero.models.config import ModelShape  # noqa: E402
+from r1zero.models.config import ModelConfig  # noqa: E402
 from r1zero.run_folder.folder import check_writable  # noqa: E402
 from r1zero.config.paths import expand, user_path  # noqa: E402
 from r1zero.distributed.process import is_first, refuse, run_rank  # noqa: E402
@@ -168,7 +168,7 @@ def check_files(args: argparse.Namespace, cfg: Config) -> list[str]:
     """Look at model, tokenizer, template and data."""
     folder = cfg.model_folder("actor_rollout")
     problems = files.check_weights("--model", Path(args.model), folder)
-    vocab_size = files.LARGEST if problems else ModelShape.from_folder(folder).vocab_size
+    vocab_size = files.LARGEST if problems else ModelConfig.from_folder(folder).vocab_size
     if not problems:
         problems += files.check_end_of_text("--model", folder, vocab_size)
     tokenizer = Path(cfg.training.tokenizer_name_or_path)

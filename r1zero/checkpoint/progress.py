@@ -35,7 +35,7 @@ class Record:
     progress: Progress
     updates: int  # optimizer steps so far: where the learning-rate schedule stands
     kl_coefficient: float
-    shape: dict[str, Any]  # of the model, as ModelShape's fields
+    shape: dict[str, Any]  # of the model, as ModelConfig's fields
     dtype: str
     layout: dict[str, int]  # tp, dp, pp of train
     start: dict[str, str]  # folders of the start weights, by role: what the reference is, for ever

@@ -13,12 +13,15 @@ from r1zero.checkpoint import store
 from r1zero.checkpoint.progress import Record
 from r1zero.config.schema import CHECKPOINTS, Config
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.weights import detect
 from r1zero.weights.unpickle import check_pickles
 
 # Keys that say where a run is kept, and not what it does.
 PLACES = ("name", "output_dir", "training.resume", "actor_rollout_ref.actor_rollout.save")
+
+# Fields of a model's shape as checkpoints of version 0.1 call them.
+FORMER_NAMES = {"ffn_size": "ffn_hidden_size", "tied": "tie_word_embeddings"}
 
 
 def locate(path: str | Path) -> Path | None:
@@ -92,8 +95,8 @@ def _check(cfg: Config, folder: Path) -> None:
         record = Record.read(folder)
     except BadInput as error:
         raise BadInput(f"{error}{store.way_out(folder)}") from None
-    shape = _flat(dataclasses.asdict(ModelShape.from_folder(cfg.model_folder("actor_rollout"))))
-    saved = _flat(record.shape)
+    shape = _flat(dataclasses.asdict(ModelConfig.from_folder(cfg.model_folder("actor_rollout"))))
+    saved = {FORMER_NAMES.get(key, key): value for key, value in _flat(record.shape).items()}
     for key in sorted(shape.keys() | saved.keys()):
         if shape.get(key) != saved.get(key):
             raise BadInput(f"{folder} holds a model with {key} {saved.get(key)}, but {cfg.actor_rollout.load} has "

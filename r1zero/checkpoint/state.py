@@ -9,7 +9,7 @@ from r1zero.config.schema import Config
 from r1zero.data.ends import Ends
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import Absent, Mover
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.policy.actor import Policy
 from r1zero.run_folder.claim import Hold
 
@@ -20,7 +20,7 @@ class RunState(Protocol):
     cfg: Config
     world: World
     move: Mover
-    shape: ModelShape
+    shape: ModelConfig
     ends: Ends  # of a response
     policy: Policy | Absent  # train
     progress: Progress

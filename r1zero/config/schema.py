@@ -36,6 +36,7 @@ SHAPE_KEYS: dict[str, type] = {
     "untie_embeddings_and_output_weights": bool,
     "add_qkv_bias": bool,
     "qk_layernorm": bool,
+    "hf_model_type": str,
 }
 
 

@@ -25,12 +25,12 @@ from r1zero.data.template import Template
 from r1zero.preflight.datasets import look_at_prompts
 from r1zero.errors import BadInput
 from r1zero.evaluation.evaluate import evaluate
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.evaluation.scores import table
 from r1zero.reward.manager import SampleScorer
 from r1zero.rollout.engine import Engine
 from r1zero.weights.open import open_weights
-from r1zero.models.params import tensors
+from r1zero.models.params import param_table
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import Absent, Mover
 
@@ -60,7 +60,7 @@ def prepare(cfg: Config, world: World, data: Mapping[str, dict[str, str]], first
     BadInput for bad data or models, or when a prompt and its answer would not fit into the model.
     """
     move, load, folder = Mover(world), cfg.actor_rollout.load, cfg.model_folder("actor_rollout")
-    shape, tokenizer = ModelShape.from_folder(folder), load_tokenizer(cfg.training.tokenizer_name_or_path)
+    shape, tokenizer = ModelConfig.from_folder(folder), load_tokenizer(cfg.training.tokenizer_name_or_path)
     trainings = [replace(cfg.training, eval_data_path=path, eval_map_keys=keys)
                  for path, keys in data.items()]
     read = [Absent("controller")] * len(trainings)
@@ -82,7 +82,7 @@ def prepare(cfg: Config, world: World, data: Mapping[str, dict[str, str]], first
     engine = build_engine(cfg, world, shape, dtype, ends.ids, unused, scorer)
     grid = world.rollout
     weights = open_weights(load, shape)
-    for tensor, shard in weights.stream(tensors(shape), grid.tp_index, grid.span.tp, dtype):
+    for tensor, shard in weights.stream(param_table(shape), grid.tp_index, grid.span.tp, dtype):
         engine.decoder.weights[tensor.name].copy_(shard)
     engine.accept(0)
     configs = [replace(cfg, training=replace(training, seq_length=length))

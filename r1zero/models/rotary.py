@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 
 
-def inverse_frequencies(shape: ModelShape) -> torch.Tensor:
+def inverse_frequencies(shape: ModelConfig) -> torch.Tensor:
     """Angles per position, fp32 [head_dim / 2] (RoFormer, eq. 15; scaling as in Llama 3.1).
 
     Llama-3 scaling leaves short wavelengths alone, divides long ones by `factor` and blends between.
@@ -26,7 +26,7 @@ def inverse_frequencies(shape: ModelShape) -> torch.Tensor:
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
-def rotary_tables(shape: ModelShape, positions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(shape: ModelConfig, positions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, fp32 [positions, head_dim], the half-angles laid out twice for rotate-half."""
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), inverse_frequencies(shape))
     angles = torch.cat([angles, angles], dim=-1).to(device)

@@ -1,22 +1,19 @@
 """The Megatron-core model of one role: a GPTModel that stops at the last hidden state.
 
-megatron-core's local layer spec (no Transformer Engine), with a core attention for packed sequences
-and an RMSNorm that knows sequence parallelism. The same modules, and so the same parameter names,
-on NPU, GPU and CPU.
+The layers are the family's: megatron-core's local layer spec (no Transformer Engine), with a core attention
+for packed sequences and an RMSNorm that knows sequence parallelism.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
@@ -24,65 +21,20 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
 )
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-from megatron.core.transformer import MegatronModule, TransformerConfig
-from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from r1zero.algo.packing import Microbatch
-from r1zero.models.rotary import rotary_tables, rotate
 from r1zero.models.unused import local_columns
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
+from r1zero.models.family import family_of
+from r1zero.models.megatron_modules import PackedBatch, RMSNorm
 from r1zero.weights.open import open_weights
-from r1zero.models.params import local_shape, stage_tensors
-from r1zero.distributed.device import Device, Segments, packed_causal_attention
+from r1zero.models.params import local_shape, stage_params
+from r1zero.models.rotary import rotary_tables
+from r1zero.distributed.device import Device
 from r1zero.distributed.groups import Grid
-
-
-class RMSNorm(torch.nn.Module):
-    """torch's rms_norm as Megatron builds norms. Under sequence parallelism each rank sees a part of
-    the tokens, so the gradient must be summed over TP ranks: the flag on the weight asks for it."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
-        super().__init__()
-        self.shape, self.eps = (hidden_size,), eps
-        self.weight = torch.nn.Parameter(torch.ones(
-            hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
-        self.weight.sequence_parallel = config.sequence_parallel
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise the last axis of x [..., hidden]."""
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
-
-
-@dataclass
-class PackedBatch(PackedSeqParams):
-    """What Megatron hands down to every layer's attention: the segments and the rotary tables of this batch."""
-
-    segments: Segments | None = None
-    cos: torch.Tensor | None = None  # [T, 1, head_dim]
-    sin: torch.Tensor | None = None
-
-
-class PackedAttention(MegatronModule):
-    """Core attention over a packed batch; stands where Megatron puts its own, and turns queries and keys too.
-
-    Responses of a group continue one shared prompt, so positions are not those that Megatron would count.
-    """
-
-    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType,
-                 attention_type: str, softmax_scale: float | None = None, **_: object) -> None:
-        super().__init__(config=config)
-        self.scale = softmax_scale or config.kv_channels**-0.5
-
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None,
-                packed_seq_params: PackedBatch | None = None, **_: object) -> torch.Tensor:
-        """query [T, heads, D], key and value [T, kv heads, D] -> [T, heads * D]."""
-        batch = packed_seq_params
-        assert isinstance(batch, PackedBatch), "the policy only runs packed batches"
-        query, key = rotate(query, batch.cos, batch.sin), rotate(key, batch.cos, batch.sin)
-        output = packed_causal_attention(query, key, value, batch.segments, self.scale)
-        return output.reshape(output.shape[0], -1)
 
 
 class Backbone(GPTModel):
@@ -101,7 +53,7 @@ class Backbone(GPTModel):
 class RoleModel:
     """One copy of the model, cut over the ranks of a role."""
 
-    def __init__(self, shape: ModelShape, grid: Grid, device: Device, dtype: torch.dtype,
+    def __init__(self, shape: ModelConfig, grid: Grid, device: Device, dtype: torch.dtype,
                  max_positions: int, sequence_parallel: bool, recompute: bool, seed: int,
                  unused: Sequence[range] = ()) -> None:
         """Build this rank's part. `max_positions` bounds the tokens of one sequence, `unused` ids have no token."""
@@ -114,9 +66,9 @@ class RoleModel:
         with self.active():
             model_parallel_cuda_manual_seed(seed, tp_rank=grid.tp_index, ep_rank=0, etp_rank=grid.tp_index)
             self.module = Backbone(
-                self.config, _layer_specs(self.config, shape), shape.vocab_size, shape.max_positions,
+                self.config, _layer_specs(self.config, shape, grid, self.groups), shape.vocab_size, shape.max_positions,
                 pre_process=grid.is_first_stage, post_process=grid.is_last_stage,
-                share_embeddings_and_output_weights=shape.tied, position_embedding_type="none",
+                share_embeddings_and_output_weights=shape.tie_word_embeddings, position_embedding_type="none",
                 pg_collection=self.groups)
         self._mark_cut_parameters()
         cos, sin = rotary_tables(shape, max_positions, device.torch)
@@ -156,7 +108,7 @@ class RoleModel:
         """Say which parameters TP cuts. Megatron does it while initialising at random, which loading leaves out;
         unmarked, the gradient norm would count one TP rank's shards only."""
         parameters, span = self.parameters(), self.grid.span
-        for tensor in stage_tensors(self.shape, self.grid.stage, span.pp):
+        for tensor in stage_params(self.shape, self.grid.stage, span.pp):
             parameter = parameters[tensor.name]
             if tensor.axis is not None and not getattr(parameter, "tensor_model_parallel", False):
                 whole, part = local_shape(tensor, 1), local_shape(tensor, span.tp)
@@ -167,7 +119,7 @@ class RoleModel:
     def load(self, path: str) -> None:
         """Fill the parameters from a Hugging Face folder or a Megatron checkpoint. BadInput if it does not fit."""
         parameters, span = self.parameters(), self.grid.span
-        held = stage_tensors(self.shape, self.grid.stage, span.pp)
+        held = stage_params(self.shape, self.grid.stage, span.pp)
         weights = open_weights(path, self.shape)
         for tensor, shard in weights.stream(held, self.grid.tp_index, span.tp, self.dtype):
             parameters.pop(tensor.name).copy_(shard)
@@ -198,12 +150,11 @@ def _collection(grid: Grid) -> ProcessGroupCollection:
         intra_dp_cp=g["dp"], intra_expt_dp=g["dp"], inter_dist_opt=None, intra_dist_opt=g["all"])
 
 
-def _transformer_config(shape: ModelShape, grid: Grid, device: Device, dtype: torch.dtype,
+def _transformer_config(shape: ModelConfig, grid: Grid, device: Device, dtype: torch.dtype,
                         sequence_parallel: bool, recompute: bool) -> TransformerConfig:
     span = grid.span
-    full = dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1) if recompute else {}
-    return TransformerConfig(
-        num_layers=shape.num_layers, hidden_size=shape.hidden_size, ffn_hidden_size=shape.ffn_size,
+    options: dict[str, Any] = dict(
+        num_layers=shape.num_layers, hidden_size=shape.hidden_size, ffn_hidden_size=shape.ffn_hidden_size,
         num_attention_heads=shape.num_heads, num_query_groups=shape.num_kv_heads, kv_channels=shape.head_dim,
         normalization="RMSNorm", layernorm_epsilon=shape.norm_eps, qk_layernorm=shape.qk_norm,
         add_bias_linear=False, add_qkv_bias=shape.qkv_bias, gated_linear_unit=True, activation_func=F.silu,
@@ -217,15 +168,19 @@ def _transformer_config(shape: ModelShape, grid: Grid, device: Device, dtype: to
         calculate_per_token_loss=True,
         perform_initialization=False, use_cpu_initialization=device.is_cpu,
         bias_activation_fusion=not device.is_cpu, bias_dropout_fusion=False, masked_softmax_fusion=False,
-        apply_rope_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False, **full)
+        apply_rope_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False)
+    if recompute:
+        options |= {"recompute_granularity": "full", "recompute_method": "uniform",
+                    "recompute_num_layers": 1}
+    return TransformerConfig(**options | family_of(shape).transformer_options(shape))
 
 
-def _layer_specs(config: TransformerConfig, shape: ModelShape) -> TransformerBlockSubmodules:
-    layer = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
-    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
-    attention = layer.submodules.self_attention.submodules
-    attention.core_attention = PackedAttention
-    if shape.qk_norm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
+def _layer_specs(
+    config: TransformerConfig, shape: ModelConfig, grid: Grid, groups: ProcessGroupCollection
+) -> TransformerBlockSubmodules:
+    """The family's layers of this stage, and the final norm."""
+    family = family_of(shape)
     count = shape.num_layers // config.pipeline_model_parallel_size
-    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=RMSNorm)
+    first = grid.stage * count
+    layers = [family.layer_spec(shape, layer, groups) for layer in range(first, first + count)]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)

@@ -30,7 +30,9 @@ from dataclasses import dataclass, fields
 from r1zero.config.schema import Config, nodes, placement
 from r1zero.preflight.files import absent
 from r1zero.config.load import dump
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
+from r1zero.models.family import family_of
+from r1zero.models.params import num_elements, param_table
 from r1zero.preflight.model import model_shape
 from r1zero.models.sizes import (
     BUCKETS_IN_FLIGHT,
@@ -132,7 +134,7 @@ def memory_table(cfg: Config, placed: Placement) -> str:
     return "\n".join(lines)
 
 
-def memory(cfg: Config, placed: Placement, policy: ModelShape, reference: ModelShape) -> dict[str, Memory]:
+def memory(cfg: Config, placed: Placement, policy: ModelConfig, reference: ModelConfig) -> dict[str, Memory]:
     """Estimate the memory of the fullest rank of each role."""
     train = max((_train_memory(cfg, policy, placed.train, stage) for stage in range(placed.train.pp)),
                 key=lambda item: item.total)
@@ -141,18 +143,19 @@ def memory(cfg: Config, placed: Placement, policy: ModelShape, reference: ModelS
     return {"train": train, "rollout": _rollout_memory(cfg, policy, placed.rollout), "ref": ref}
 
 
-def _train_memory(cfg: Config, shape: ModelShape, span: RankGrid, stage: int) -> Memory:
+def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     actor, size = cfg.actor_rollout, _parameter_bytes(cfg)
     parameters = stage_parameters(shape, span.tp, span.pp, stage)
     tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
-    layers = shape.num_layers // span.pp
-    kept = layer_activations(shape, span.tp, tokens, size, cfg.training.sequence_parallel)
+    layers = _stage_layers(shape, span.pp, stage)
+    kept = [layer_activations(shape, span.tp, tokens, size, cfg.training.sequence_parallel, layer)
+            for layer in layers]
     if actor.recompute_granularity == "full":
         cut = span.tp if cfg.training.sequence_parallel else 1
-        in_flight = (span.pp - stage) * layers * tokens * shape.hidden_size * size / cut
-        activations = in_flight + kept
+        in_flight = (span.pp - stage) * len(layers) * tokens * shape.hidden_size * size / cut
+        activations = in_flight + max(kept)
     else:
-        activations = (span.pp - stage) * layers * kept
+        activations = (span.pp - stage) * sum(kept)
     if stage == span.pp - 1:
         activations += logits_bytes(shape, span.tp, tokens)
         activations += shape.vocab_size / span.tp * shape.hidden_size * 4
@@ -164,11 +167,11 @@ def _train_memory(cfg: Config, shape: ModelShape, span: RankGrid, stage: int) ->
         buckets=_bucket_bytes(cfg))
 
 
-def _rollout_memory(cfg: Config, shape: ModelShape, span: RankGrid) -> Memory:
+def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid) -> Memory:
     actor, size = cfg.actor_rollout, _parameter_bytes(cfg)
     prompts = -(-cfg.training.global_batch_size // span.dp)
     samples = prompts * actor.n_samples_per_prompt
-    token = 2 * shape.num_layers * shape.num_kv_heads / span.tp * shape.head_dim * size
+    token = family_of(shape).kv_cache_elements(shape, span.tp) * size
     blocks = samples * (-(-cfg.response_budget // CACHE_BLOCK) + 1)  # the first with the rest of the prompt
     tokens = prompts * actor.max_prompt_length + blocks * CACHE_BLOCK
     if cfg.training.eval_data_path is not None or tokens > actor.max_tokens_to_oom:
@@ -183,7 +186,7 @@ def _rollout_memory(cfg: Config, shape: ModelShape, span: RankGrid) -> Memory:
         buckets=_bucket_bytes(cfg))
 
 
-def _ref_memory(cfg: Config, shape: ModelShape, span: RankGrid, stage: int) -> Memory:
+def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     size = _parameter_bytes(cfg)
     tokens = cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
     logits = logits_bytes(shape, span.tp, tokens) if stage == span.pp - 1 else 0
@@ -191,35 +194,34 @@ def _ref_memory(cfg: Config, shape: ModelShape, span: RankGrid, stage: int) -> M
                   activations=layer_activations(shape, span.tp, tokens, size, False) + logits)
 
 
-def stage_parameters(shape: ModelShape, tp: int, pp: int, stage: int) -> int:
-    """Parameters on one rank of a pipeline stage; norms stand whole on every TP rank."""
-    norms = 2 * shape.hidden_size + shape.qk_norm * 2 * shape.head_dim
-    cut = shape.hidden_size * (shape.qkv_size + shape.num_heads * shape.head_dim + 3 * shape.ffn_size)
-    cut += shape.qkv_bias * shape.qkv_size
-    total = shape.num_layers // pp * (cut // tp + norms)
-    embedding = shape.vocab_size // tp * shape.hidden_size
-    first, last = stage == 0, stage == pp - 1
-    if first:
-        total += embedding
-    if last:
-        # A tied output layer is the embedding itself, unless that lives on another stage.
-        total += shape.hidden_size + (0 if shape.tied and first else embedding)
-    return total
+def stage_parameters(shape: ModelConfig, tp: int, pp: int, stage: int) -> int:
+    """Parameters on one rank of a pipeline stage.
 
-
-def layer_activations(shape: ModelShape, tp: int, tokens: int, size: int, sequence_parallel: bool) -> float:
-    """Bytes that one layer keeps for its backward pass.
-
-    Whole on every TP rank, unless cut by sequence parallelism: inputs and outputs of both norms and both
-    residual sums, 6 x hidden. Cut by TP: query, key and value before and after rotation, attention's output,
-    and four products of the gated MLP.
+    A tied output layer is the embedding itself, unless that lives on another stage.
     """
-    whole = 6 * shape.hidden_size / (tp if sequence_parallel else 1)
-    cut = 2 * shape.qkv_size + shape.num_heads * shape.head_dim + 4 * shape.ffn_size
-    return tokens * size * (whole + cut / tp)
+    layers = _stage_layers(shape, pp, stage)
+    last = stage == pp - 1
+    places = ["first"] * (stage == 0) + ["last"] * last
+    table = param_table(shape)
+    held = [spec for spec in table if spec.layer in layers or spec.place in places]
+    if shape.tie_word_embeddings and last and stage > 0:
+        held.append(table[0])
+    return sum(num_elements(spec, tp) for spec in held)
 
 
-def logits_bytes(shape: ModelShape, tp: int, tokens: int) -> float:
+def layer_activations(
+    shape: ModelConfig, tp: int, tokens: int, size: int, sequence_parallel: bool, layer: int = 0
+) -> float:
+    """Bytes that one layer keeps for its backward pass."""
+    return tokens * size * family_of(shape).activation_elements(shape, layer, tp, sequence_parallel)
+
+
+def _stage_layers(shape: ModelConfig, pp: int, stage: int) -> range:
+    count = shape.num_layers // pp
+    return range(stage * count, (stage + 1) * count)
+
+
+def logits_bytes(shape: ModelConfig, tp: int, tokens: int) -> float:
     """Bytes of three chunks of fp32 logits: the logits, their exponentials, and the product of both."""
     return 3 * 4 * min(LOGIT_CHUNK_ELEMENTS, tokens * shape.vocab_size / tp)
 

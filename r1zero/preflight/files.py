@@ -17,7 +17,7 @@ from r1zero.data.template import Template
 from r1zero.data.vocabulary import TOKENIZER, Vocabulary
 from r1zero.preflight.datasets import EVAL_DATA, check_data, compares, data_sets
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.preflight.model import model_shape
 from r1zero.errors import nearest
 from r1zero.config.parse import LARGEST, read_json
@@ -94,7 +94,7 @@ def check_weights(key: str, path: Path, folder: Path) -> list[str]:
         if found.kind != "hf" and not (folder / CONFIG).is_file():
             return [f"{key}: {path} is a Megatron checkpoint, and no {CONFIG} tells the model's shape; put "
                     "the model's beside it, or set training.tokenizer_name_or_path to a folder that has one"]
-        ModelShape.from_folder(folder)
+        ModelConfig.from_folder(folder)
         if found.kind != "hf":
             return [f"{key}: {problem}" for problem in check_files(found)]
         shards = _shards(path)

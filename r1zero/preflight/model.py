@@ -7,20 +7,21 @@ from operator import attrgetter
 
 from r1zero.config.schema import Config
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
+from r1zero.models.family import family_of
 from r1zero.errors import neighbours, shown
 
 
-def model_shape(cfg: Config, role: str) -> ModelShape | None:
+def model_shape(cfg: Config, role: str) -> ModelConfig | None:
     """Shape of a role's model: from its folder, else from the model file, else None."""
     folder = cfg.model_folder(role)
     if folder.is_dir():
         try:
-            return ModelShape.from_folder(folder)
+            return ModelConfig.from_folder(folder)
         except BadInput:
             return None  # check_inputs says what is wrong with it
     try:
-        return ModelShape.from_megatron(cfg.model_keys(role))
+        return ModelConfig.from_megatron(cfg.model_keys(role))
     except (KeyError, BadInput):
         return None  # too little is said, or check_models says what is wrong
 
@@ -46,7 +47,7 @@ def check_models(cfg: Config) -> list[str]:
 def _check_model_file(cfg: Config, role: str) -> list[str]:
     """A model file must describe a network by itself, where it has to stand in for the model folder."""
     try:
-        ModelShape.from_megatron(cfg.model_keys(role))
+        ModelConfig.from_megatron(cfg.model_keys(role))
     except KeyError:
         pass
     except BadInput as error:
@@ -54,7 +55,7 @@ def _check_model_file(cfg: Config, role: str) -> list[str]:
     return []
 
 
-def _check_positions(cfg: Config, shape: ModelShape) -> list[str]:
+def _check_positions(cfg: Config, shape: ModelConfig) -> list[str]:
     limit = min(shape.max_positions, cfg.model_keys("actor_rollout").get("max_position_embeddings", math.inf))
     if cfg.training.seq_length <= limit:
         return []
@@ -62,14 +63,13 @@ def _check_positions(cfg: Config, shape: ModelShape) -> list[str]:
             f"{cfg.actor_rollout.load}; {limit} is the most"]
 
 
-def _check_grid(cfg: Config, key: str, shape: ModelShape) -> list[str]:
+def _check_grid(cfg: Config, key: str, shape: ModelConfig) -> list[str]:
     """A parallel size must divide what it cuts."""
     value = attrgetter(key)(cfg)
     if "pipeline" in key:
         cut = {"num_layers": shape.num_layers}
     else:
-        cut = {"num_attention_heads": shape.num_heads, "num_query_groups": shape.num_kv_heads,
-               "ffn_hidden_size": shape.ffn_size, "vocabulary": shape.vocab_size}
+        cut = family_of(shape).cut_sizes(shape)
     uneven = [f"{name} {size}" for name, size in cut.items() if size % value]
     if not uneven:
         return []
@@ -78,7 +78,7 @@ def _check_grid(cfg: Config, key: str, shape: ModelShape) -> list[str]:
     return [f"{key}: {value} does not divide {', '.join(uneven)} of the model; {neighbours(value, works)}"]
 
 
-def _check_model_keys(cfg: Config, role: str, shape: ModelShape) -> list[str]:
+def _check_model_keys(cfg: Config, role: str, shape: ModelConfig) -> list[str]:
     """What the model file says about the network must agree with its config.json."""
     truth = shape.to_megatron()
     del truth["max_position_embeddings"]  # fewer may be asked for

@@ -1,5 +1,7 @@
 """The forward pass of generation, in Megatron's weight layout, so that publishing only copies.
 
+What a layer computes is its family's block (models/family.py).
+
 Two entries: `extend` runs many new tokens of several sequences (prompts, pieces of long prompts, samples
 that lost their place), `decode` runs one token of every running sample. Tensor parallel with one all-reduce
 per block half; logits stay cut over the vocabulary.
@@ -7,38 +9,47 @@ per block half; logits stay cut over the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from r1zero.models.rotary import rotary_tables
 from r1zero.models.unused import blank, local_columns
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
+from r1zero.models.family import Attend, DecoderBlock, ForwardPass, family_of
 from r1zero.rollout.block_attention import Step
 from r1zero.rollout.npu_graphs import DecodeGraphs
 from r1zero.rollout.linear import Linear
 from r1zero.rollout.native import operators
 from r1zero.rollout.operators import Heads
-from r1zero.models.params import local_shape, tensors
+from r1zero.models.params import local_shape, param_table
+from r1zero.models.rotary import rotary_tables
 from r1zero.distributed.device import Segments, packed_causal_attention
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """This rank's weights of one layer."""
+class LayerWeights:
+    """A rank's weights of one layer, as its family's block takes them (models/family.py)."""
 
-    input_norm: torch.Tensor
-    qkv: Linear
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-    proj: Linear
-    mlp_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    def __init__(self, weights: Mapping[str, torch.Tensor], layer: int, linears: list[Linear]) -> None:
+        """Each product that is made is added to `linears`, to be laid out when weights were written."""
+        self._weights = weights
+        self._prefix = f"decoder.layers.{layer}."
+        self._linears = linears
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The weight of this name."""
+        return self._weights[self._prefix + name]
+
+    def linear(self, name: str) -> Linear:
+        """The product by `name`.weight with, if there is one, `name`.bias."""
+        bias = self._weights.get(f"{self._prefix}{name}.bias")
+        linear = Linear(self.tensor(f"{name}.weight"), bias)
+        self._linears.append(linear)
+        return linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,7 @@ class Extended:
 class Decoder:
     """The rollout ranks' copy of the policy. `weights` are the buffers that publishing writes into."""
 
-    def __init__(self, shape: ModelShape, tp: int, group: dist.ProcessGroup | None, dtype: torch.dtype,
+    def __init__(self, shape: ModelConfig, tp: int, group: dist.ProcessGroup | None, dtype: torch.dtype,
                  device: torch.device, max_positions: int, graphs: bool = False,
                  unused: Sequence[range] = ()) -> None:
         """Allocate this rank's weights. `unused` ids belong to no token and are never drawn."""
@@ -76,22 +87,22 @@ class Decoder:
         self.heads, self.kv_heads = shape.num_heads // tp, shape.num_kv_heads // tp
         self.weights = {
             t.name: torch.zeros(local_shape(t, tp), dtype=dtype, device=device)
-            for t in tensors(shape)}
+            for t in param_table(shape)}
         cos, sin = rotary_tables(shape, max_positions, device)
         self.operators = operators(Heads(self.kv_heads, self.heads // self.kv_heads, shape.head_dim,
                                          shape.norm_eps, cos.to(dtype), sin.to(dtype)))
-        self.layers = [self._layer(i) for i in range(shape.num_layers)]
+        self._linears: list[Linear] = []
+        self.blocks = [self._block(layer) for layer in range(shape.num_layers)]
         self.embedding = self.weights["embedding.word_embeddings.weight"]
         self.final_norm = self.weights["decoder.final_layernorm.weight"]
-        self.head = Linear(self.embedding if shape.tied else self.weights["output_layer.weight"])
+        self.head = Linear(self.embedding if shape.tie_word_embeddings else self.weights["output_layer.weight"])
         self._unused = local_columns(unused, self._first_row(), len(self.head.weight))
         self._step = DecodeGraphs(self._decode, max_positions) if graphs else self._decode
 
     def prepare(self) -> None:
         """Lay out the weights for the processor; call after they were written."""
-        for layer in self.layers:
-            for linear in (layer.qkv, layer.proj, layer.gate_up, layer.down):
-                linear.prepare()
+        for linear in self._linears:
+            linear.prepare()
         self.head.prepare()
 
     @torch.inference_mode()
@@ -103,11 +114,12 @@ class Decoder:
         segments = Segments(ends, np.cumsum([chunk.end for chunk in chunks]).tolist())
         keys, values = [], []
 
-        def attend(index: int, layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
-            query, key, value = self.operators.turn(qkv, layer.q_norm, layer.k_norm, positions)
+        def attend(layer: int, qkv: torch.Tensor, q_norm: torch.Tensor | None,
+                   k_norm: torch.Tensor | None) -> torch.Tensor:
+            query, key, value = self.operators.turn(qkv, q_norm, k_norm, positions)
             keys.append(key)
             values.append(value)
-            key, value = _after(chunks, index, 0, key, ends), _after(chunks, index, 1, value, ends)
+            key, value = _after(chunks, layer, 0, key, ends), _after(chunks, layer, 1, value, ends)
             found = packed_causal_attention(query, key, value, segments, self.shape.head_dim**-0.5)
             return found.reshape(len(tokens), -1)
 
@@ -122,23 +134,22 @@ class Decoder:
         return self._step(self._tensor(tokens), step)
 
     def _decode(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
-        def attend(index: int, layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
-            return self.operators.attend(step, index, qkv, layer.q_norm, layer.k_norm)
+        return self._run(tokens, partial(self.operators.attend, step))
 
-        return self._run(tokens, attend)
-
-    def _run(self, tokens: torch.Tensor, attend: Callable[[int, Layer, torch.Tensor], torch.Tensor],
+    def _run(self, tokens: torch.Tensor, attend: Attend,
              last: torch.Tensor | None = None) -> torch.Tensor:
-        """All layers: `attend` turns [T, qkv] of a layer into [T, heads * D]. Logits of all, or at `last`."""
-        between, hidden, delta = self.operators, self._embed(tokens), None
-        for index, layer in enumerate(self.layers):
-            x = between.add_norm(hidden, delta, layer.input_norm)
-            delta = self._sum(layer.proj(attend(index, layer, layer.qkv(x))))
-            x = between.add_norm(hidden, delta, layer.mlp_norm)
-            delta = self._sum(layer.down(between.silu_mul(layer.gate_up(x))))
+        """All layers and the output layer: logits [T, V / TP] of all tokens, or of those at `last`."""
+        run = ForwardPass(self.operators, attend, self._sum)
+        hidden = self._embed(tokens)
+        delta: torch.Tensor | None = None
+        for block in self.blocks:
+            delta = block(hidden, delta, run)
+        assert delta is not None, "a model has layers"
         if last is not None:
-            hidden, delta = hidden[last], delta[last]
-        return blank(self.head(between.add_norm(hidden, delta, self.final_norm)), self._unused)
+            hidden = hidden[last]
+            delta = delta[last]
+        x = self.operators.add_norm(hidden, delta, self.final_norm)
+        return blank(self.head(x), self._unused)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self.device)
@@ -161,18 +172,9 @@ class Decoder:
             dist.all_reduce(partial, group=self.group)
         return partial
 
-    def _layer(self, index: int) -> Layer:
-        def weight(name: str) -> torch.Tensor | None:
-            return self.weights.get(f"decoder.layers.{index}.{name}")
-
-        return Layer(
-            input_norm=weight("input_layernorm.weight"),
-            qkv=Linear(weight("self_attention.linear_qkv.weight"), weight("self_attention.linear_qkv.bias")),
-            q_norm=weight("self_attention.q_layernorm.weight"),
-            k_norm=weight("self_attention.k_layernorm.weight"),
-            proj=Linear(weight("self_attention.linear_proj.weight")),
-            mlp_norm=weight("pre_mlp_layernorm.weight"),
-            gate_up=Linear(weight("mlp.linear_fc1.weight")), down=Linear(weight("mlp.linear_fc2.weight")))
+    def _block(self, layer: int) -> DecoderBlock:
+        weights = LayerWeights(self.weights, layer, self._linears)
+        return family_of(self.shape).decoder_block(self.shape, layer, weights)
 
 
 def _after(chunks: Sequence[Chunk], layer: int, which: int, new: torch.Tensor,

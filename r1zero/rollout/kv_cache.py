@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.models.sizes import CPU_CACHE_BLOCK, NPU_CACHE_BLOCK
 
 
@@ -30,7 +30,7 @@ class SampleBlocks:
 class BlockPool:
     """The keys and values of all running samples and their prompts: [layers, blocks, kv heads, block, D]."""
 
-    def __init__(self, shape: ModelShape, kv_heads: int, dtype: torch.dtype, device: torch.device,
+    def __init__(self, shape: ModelConfig, kv_heads: int, dtype: torch.dtype, device: torch.device,
                  block: int | None = None) -> None:
         self.block = block or (NPU_CACHE_BLOCK if device.type == "npu" else CPU_CACHE_BLOCK)
         self.num_blocks = 0

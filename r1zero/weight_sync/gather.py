@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from r1zero.models.config import ModelShape
-from r1zero.models.params import Tensor, local_shape, merge, stage_of, tensors
+from r1zero.models.config import ModelConfig
+from r1zero.models.params import ParamSpec, local_shape, merge, stage_of, param_table
 from r1zero.distributed.collectives import recv, send
 from r1zero.distributed.groups import World
 
 
-def gather_tensors(world: World, shape: ModelShape,
-                   parameters: Mapping[str, torch.Tensor] | None) -> Iterator[tuple[Tensor, torch.Tensor]]:
+def gather_tensors(world: World, shape: ModelConfig,
+                   parameters: Mapping[str, torch.Tensor] | None) -> Iterator[tuple[ParamSpec, torch.Tensor]]:
     """Yield (entry, whole tensor on the CPU) on the controller; nothing elsewhere.
 
     All train ranks iterate together; `parameters` are this rank's, by name. The first replica sends.
     """
     span = world.train.span
-    for tensor in tensors(shape):
+    for tensor in param_table(shape):
         stage = stage_of(tensor, shape.num_layers, span.pp)
         holders = [span.rank_at(tp=tp, pp=stage) for tp in range(span.tp if tensor.axis is not None else 1)]
         if world.is_controller:
@@ -28,7 +28,7 @@ def gather_tensors(world: World, shape: ModelShape,
             send(parameters[tensor.name].detach().cpu().contiguous(), 0, world.control)
 
 
-def _fetch(world: World, tensor: Tensor, tp: int, rank: int, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _fetch(world: World, tensor: ParamSpec, tp: int, rank: int, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
     if rank == world.rank:
         return parameters[tensor.name].detach().cpu()
     shard = torch.empty(local_shape(tensor, tp), dtype=next(iter(parameters.values())).dtype)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from math import lcm, prod
 
-from r1zero.models.params import Tensor, local_shape, stage_of
+from r1zero.models.params import ParamSpec, local_shape, stage_of
 from r1zero.distributed.placement import RankGrid
 
 Box = tuple[slice, ...]  # a region of a tensor's view, one slice an axis
@@ -71,7 +71,7 @@ class Bucket:
 class Plan:
     """Every bucket of a publication, in the order in which all ranks go through them."""
 
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[ParamSpec, ...]
     train_tp: int
     rollout_tp: int
     buckets: tuple[Bucket, ...]
@@ -85,7 +85,7 @@ class Plan:
         return sum(bucket.numel for bucket in self.buckets if rank in bucket.receivers)
 
 
-def plan(tensors: Sequence[Tensor], num_layers: int, train: RankGrid, rollout: RankGrid, element_size: int,
+def plan(tensors: Sequence[ParamSpec], num_layers: int, train: RankGrid, rollout: RankGrid, element_size: int,
          bucket_bytes: int) -> Plan:
     """Lay out the publication of `tensors` (all of one dtype) in broadcasts of at most `bucket_bytes`.
 
@@ -113,7 +113,7 @@ def plan(tensors: Sequence[Tensor], num_layers: int, train: RankGrid, rollout: R
     return Plan(tuple(tensors), train.tp, rollout.tp, buckets)
 
 
-def _overlaps(tensor: Tensor, train_tp: int, rollout_tp: int,
+def _overlaps(tensor: ParamSpec, train_tp: int, rollout_tp: int,
               needy: int) -> Iterator[tuple[Sequence[int], Sequence[int], Box, Box]]:
     """Yield the regions that make up the shard of rollout TP index `needy`.
 

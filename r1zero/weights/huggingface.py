@@ -1,7 +1,7 @@
 """Hugging Face folders: read a rank's shards out of one, and write one.
 
 Reading maps the safetensors files and copies only the slices that a shard is made of. Writing puts each
-tensor at its place in the files as it comes. Both follow the table in params.py.
+tensor at its place in the files as it comes. Both follow the table in names.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 
 from r1zero.run_folder.durable import sync
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.weights.detect import CONFIG, INDEX, SINGLE, Found
-from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape, local_view, tensors
+from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, local_shape, local_view, param_table
 from r1zero.weights.source import Weights, refuse_misfits, refuse_untied
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -35,7 +35,7 @@ HEAD = "lm_head.weight"
 class HuggingFaceWeights(Weights):
     """The weights of a Hugging Face folder of safetensors files."""
 
-    def __init__(self, found: Found, shape: ModelShape) -> None:
+    def __init__(self, found: Found, shape: ModelConfig) -> None:
         """Open all files and check the whole model. BadInput listing what does not fit."""
         super().__init__(found, shape)
         self._files = _open(found, shape)
@@ -44,18 +44,18 @@ class HuggingFaceWeights(Weights):
     def dtypes(self) -> set[torch.dtype]:
         """The types of all tensors."""
         return {FLOATS[self._files[name].get_slice(name).get_dtype()]
-                for tensor in tensors(self.shape) for name in tensor.hf}
+                for tensor in param_table(self.shape) for name in tensor.hf}
 
-    def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
+    def read(self, tensor: ParamSpec, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
         """Read one TP rank's parameter only. BadInput if a tied model has another output layer."""
         part = _read(self._files, tensor, tp_rank, tp)
-        if tensor.name in (EMBEDDING, OUTPUT_LAYER) and self.shape.tied and HEAD in self._files:
+        if tensor.name in (EMBEDDING, OUTPUT_LAYER) and self.shape.tie_word_embeddings and HEAD in self._files:
             head = self._files[HEAD].get_slice(HEAD)[tp_rank * len(part):(tp_rank + 1) * len(part)]
             refuse_untied(self.found, part, head)
         return part
 
 
-def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor, torch.Tensor]],
+def save_hf(folder: str | Path, shape: ModelConfig, stream: Iterable[tuple[ParamSpec, torch.Tensor]],
             source_folder: str | Path, dtype_name: str, shard_bytes: int = 5 * 10**9,
             beside: Mapping[str, str] | None = None, end_ids: Sequence[int] = ()) -> None:
     """Write a Hugging Face folder from whole tensors in Megatron's layout for TP 1, in any order.
@@ -93,7 +93,7 @@ def save_hf(folder: str | Path, shape: ModelShape, stream: Iterable[tuple[Tensor
 # Reading.
 
 
-def _open(found: Found, shape: ModelShape) -> dict[str, safe_open]:
+def _open(found: Found, shape: ModelConfig) -> dict[str, safe_open]:
     """Map each tensor's Hugging Face name to its open file. BadInput listing what does not fit."""
     files: dict[str, safe_open] = {}
     for path in _weight_files(found.folder):
@@ -103,14 +103,14 @@ def _open(found: Found, shape: ModelShape) -> dict[str, safe_open]:
             raise BadInput(f"{path} cannot be read as safetensors ({error}); "
                            "fetch the model again") from None
         files.update(dict.fromkeys(file.keys(), file))
-    expected = {name: size for tensor in tensors(shape)
+    expected = {name: size for tensor in param_table(shape)
                 for name, size in zip(tensor.hf, tensor.hf_shape, strict=True)}
     refuse_prefix(found, files, expected)
     problems = [f"{name} is missing" for name in expected if name not in files]
     for name, file in files.items():
         if name in expected:
             problems += _misfit(name, file.get_slice(name), expected[name])
-        elif not name.endswith("rotary_emb.inv_freq") and not (name == HEAD and shape.tied):
+        elif not name.endswith("rotary_emb.inv_freq") and not (name == HEAD and shape.tie_word_embeddings):
             problems.append(f"{name} is unexpected")
     refuse_misfits(found, problems)
     return files
@@ -151,7 +151,7 @@ def _misfit(name: str, source, expected: tuple[int, ...]) -> list[str]:
     return [] if dtype in FLOATS else [f"{name} has the type {dtype} instead of one of {', '.join(FLOATS)}"]
 
 
-def _read(files: dict[str, safe_open], tensor: Tensor, tp_rank: int, tp: int) -> torch.Tensor:
+def _read(files: dict[str, safe_open], tensor: ParamSpec, tp_rank: int, tp: int) -> torch.Tensor:
     """Build one rank's shard from slices of its sources, in the dtype of the file."""
     sources = [files[name].get_slice(name) for name in tensor.hf]
     local = local_shape(tensor, tp)
@@ -166,7 +166,7 @@ def _read(files: dict[str, safe_open], tensor: Tensor, tp_rank: int, tp: int) ->
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous()
 
 
-def _read_qkv(sources: list, tensor: Tensor, start: int, stop: int) -> torch.Tensor:
+def _read_qkv(sources: list, tensor: ParamSpec, start: int, stop: int) -> torch.Tensor:
     """Return the rows start..stop of the fused projection, reading only the key-value groups they touch."""
     groups = tensor.kv_groups
     rows = tensor.view[0] // groups  # of one group: its queries, its key, its value
@@ -182,7 +182,7 @@ def _read_qkv(sources: list, tensor: Tensor, start: int, stop: int) -> torch.Ten
 # Writing.
 
 
-def _write_weights(folder: Path, shape: ModelShape, stream: Iterable[tuple[Tensor, torch.Tensor]],
+def _write_weights(folder: Path, shape: ModelConfig, stream: Iterable[tuple[ParamSpec, torch.Tensor]],
                    dtype_name: str, shard_bytes: int) -> None:
     """Write the stream, in any order, as files of at most `shard_bytes`; an index if there are several.
 
@@ -192,7 +192,7 @@ def _write_weights(folder: Path, shape: ModelShape, stream: Iterable[tuple[Tenso
     dtype: torch.dtype = getattr(torch, dtype_name)
     files = _plan_files(shape, dtype, shard_bytes)
     places: dict[str, tuple[BinaryIO, int]] = {}
-    missing = {tensor.name for tensor in tensors(shape)}
+    missing = {tensor.name for tensor in param_table(shape)}
     with ExitStack() as stack:
         for name, header in files.items():
             file = stack.enter_context((folder / name).open("wb"))
@@ -215,12 +215,12 @@ def _write_weights(folder: Path, shape: ModelShape, stream: Iterable[tuple[Tenso
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _plan_files(shape: ModelShape, dtype: torch.dtype, shard_bytes: int) -> dict[str, dict[str, Any]]:
+def _plan_files(shape: ModelConfig, dtype: torch.dtype, shard_bytes: int) -> dict[str, dict[str, Any]]:
     """Lay the tensors into files of at most `shard_bytes`, or of one tensor: headers by file name."""
     type_name = next(name for name, known in FLOATS.items() if known == dtype)
     headers: list[dict[str, Any]] = []
     end = shard_bytes
-    for tensor in tensors(shape):
+    for tensor in param_table(shape):
         for name, size in zip(tensor.hf, tensor.hf_shape, strict=True):
             num_bytes = prod(size) * dtype.itemsize
             if not headers or end + num_bytes > shard_bytes:
@@ -242,7 +242,7 @@ def _write_header(file: BinaryIO, header: dict[str, Any]) -> int:
     return file.tell()
 
 
-def _split(tensor: Tensor, full: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def _split(tensor: ParamSpec, full: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Take a whole Megatron tensor apart into views of its Hugging Face sources."""
     view = local_view(tensor, full, 1)
     if tensor.kv_groups is not None:

@@ -14,9 +14,9 @@ from functools import partial
 import torch
 
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.weights.detect import Found
-from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, Tensor, tensors
+from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, param_table
 from r1zero.weights.source import MegatronWeights, Piece, canonical, check_args, misfit, refuse_misfits
 from r1zero.weights.unpickle import load_pickled
 
@@ -26,7 +26,7 @@ State = dict[str, torch.Tensor]
 class LegacyWeights(MegatronWeights):
     """The weights of an iteration's mp_rank files."""
 
-    def __init__(self, found: Found, shape: ModelShape) -> None:
+    def __init__(self, found: Found, shape: ModelConfig) -> None:
         """Map all files and check that together they hold the model. BadInput listing what does not fit."""
         super().__init__(found, shape)
         self.tp, self.pp = found.layout
@@ -45,9 +45,9 @@ class LegacyWeights(MegatronWeights):
     @property
     def dtypes(self) -> set[torch.dtype]:
         """The types of all tensors."""
-        return {self.shards[0][tensor.name].dtype for tensor in tensors(self.shape)}
+        return {self.shards[0][tensor.name].dtype for tensor in param_table(self.shape)}
 
-    def pieces(self, tensor: Tensor) -> list[Piece]:
+    def pieces(self, tensor: ParamSpec) -> list[Piece]:
         """One piece for each TP rank that holds a part."""
         return [self._piece(tensor, tp) for tp in range(self.tp if tensor.axis is not None else 1)]
 
@@ -55,7 +55,7 @@ class LegacyWeights(MegatronWeights):
         """Whether a tensor of this name is stored."""
         return name in self.shards[0]
 
-    def _piece(self, tensor: Tensor, tp: int) -> Piece:
+    def _piece(self, tensor: ParamSpec, tp: int) -> Piece:
         param = self.shards[tp][tensor.name]
         if len(tensor.view) == 3:
             param = param.view(2, -1, param.shape[1])
@@ -67,12 +67,12 @@ class LegacyWeights(MegatronWeights):
 
     def _problems(self, tp: int) -> list[str]:
         state, where = self.shards[tp], f" (in mp_rank_{tp:02d})" if self.tp > 1 else ""
-        expected = {tensor.name: tensor for tensor in tensors(self.shape)}
+        expected = {tensor.name: tensor for tensor in param_table(self.shape)}
         problems = [f"{name} is missing" for name in expected if name not in state]
         for name, value in state.items():
             if name in expected:
                 problems += misfit(expected[name], tuple(value.shape), value.dtype, self.tp)
-            elif not (name == OUTPUT_LAYER and self.shape.tied):
+            elif not (name == OUTPUT_LAYER and self.shape.tie_word_embeddings):
                 problems.append(f"{name} is unexpected")
         return [problem + where for problem in problems]
 
@@ -83,7 +83,7 @@ def read_args(found: Found) -> Namespace | None:
     return args if isinstance(args, Namespace) else None
 
 
-def _check_content(found: Found, index: tuple[int, int], content: object, shape: ModelShape) -> None:
+def _check_content(found: Found, index: tuple[int, int], content: object, shape: ModelConfig) -> None:
     """Refuse a file that holds no model of megatron-core, or was written for another layout."""
     path = found.files[index]
     chunk = content.get("model", content.get("model0")) if isinstance(content, dict) else None
@@ -108,7 +108,7 @@ def _chunks(content: dict) -> list[str]:
 
 
 def _join(stages: list[dict[str, object]]) -> State:
-    """Name the tensors of one TP rank's stages, in the order of the layers, as params.py does."""
+    """Name the tensors of one TP rank's stages, in the order of the layers, as names.py does."""
     state: State = {}
     offset = 0
     for number, stage in enumerate(stages):

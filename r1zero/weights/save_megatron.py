@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from r1zero.weights.detect import TRACKER
-from r1zero.models.params import OUTPUT_LAYER, Tensor, local_shape, shard, tensors
+from r1zero.models.params import OUTPUT_LAYER, ParamSpec, local_shape, param_table, shard
 from r1zero.weights.source import FUSED_NORMS, PADDED, Weights
 
 ITERATION = 1  # of converted weights; Megatron takes neither 0 nor, everywhere, `release`
@@ -125,19 +125,19 @@ def _map(path: Path, numel: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_file(str(path), shared=True, size=numel, dtype=dtype)
 
 
-def _held(weights: Weights, layout: Layout, stage: int) -> list[Tensor]:
+def _held(weights: Weights, layout: Layout, stage: int) -> list[ParamSpec]:
     """What a stage holds; the last of several has a copy of a tied embedding."""
     ends = list(accumulate(layout.layers))
-    table = tensors(weights.shape)
+    table = param_table(weights.shape)
     held = [tensor for tensor in table if (
         stage == (0 if tensor.place == "first" else layout.pp - 1) if tensor.layer is None
         else ends[stage] - layout.layers[stage] <= tensor.layer < ends[stage])]
-    if weights.shape.tied and layout.pp > 1 and stage == layout.pp - 1:
+    if weights.shape.tie_word_embeddings and layout.pp > 1 and stage == layout.pp - 1:
         held.append(replace(table[0], name=OUTPUT_LAYER, place="last"))
     return held
 
 
-def _pad(tensor: Tensor, whole: torch.Tensor, rows: int) -> tuple[Tensor, torch.Tensor]:
+def _pad(tensor: ParamSpec, whole: torch.Tensor, rows: int) -> tuple[ParamSpec, torch.Tensor]:
     """Repeat the last row of a vocabulary until there are `rows`."""
     if rows == len(whole):
         return tensor, whole
@@ -154,13 +154,13 @@ class _Planner(DefaultSavePlanner):
     def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
         super().__init__(flatten_state_dict=False)
         self._weights, self._dtype = weights, dtype
-        self._tensors: dict[MetadataIndex, Tensor] = {}
+        self._tensors: dict[MetadataIndex, ParamSpec] = {}
 
     def create_local_plan(self) -> SavePlan:
         """One item for each tensor, stacked by layer, and for each empty place of fp8 state."""
         count = self._weights.shape.num_layers
         items = []
-        for tensor in tensors(self._weights.shape):
+        for tensor in param_table(self._weights.shape):
             items.append(self._item(tensor, count))
             self._tensors[items[-1].index] = tensor
         for layer in range(count):
@@ -178,7 +178,7 @@ class _Planner(DefaultSavePlanner):
         values = self._weights.read(self._tensors[write_item.index]).to(self._dtype)
         return values.view(write_item.tensor_data.chunk.sizes)
 
-    def _item(self, tensor: Tensor, count: int) -> WriteItem:
+    def _item(self, tensor: ParamSpec, count: int) -> WriteItem:
         size = local_shape(tensor, 1)
         name, offsets, whole = tensor.name, (0,) * len(size), size
         if tensor.layer is not None:

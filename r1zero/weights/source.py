@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
+from r1zero.models.family import family_of
 from r1zero.weights.detect import Found
-from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, Tensor, local_shape
+from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, local_shape
 
 log = logging.getLogger("r1zero")
 
-Box = tuple[slice, ...]  # a region of a tensor's view (params.py), one slice an axis
+Box = tuple[slice, ...]  # a region of a tensor's view (names.py), one slice an axis
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 MOST_PADDING = 8192  # rows: Megatron pads the vocabulary to a multiple of 128 times TP, which is at most 64
@@ -27,13 +28,13 @@ FUSED_NORMS = {"self_attention.linear_qkv.layer_norm_weight": "input_layernorm.w
 
 
 class Weights(ABC):
-    """The weights of a whole model. Tensors are named as in params.py and come in Megatron's layout."""
+    """The weights of a whole model. Tensors are named as in names.py and come in Megatron's layout."""
 
-    def __init__(self, found: Found, shape: ModelShape) -> None:
+    def __init__(self, found: Found, shape: ModelConfig) -> None:
         self.found, self.shape = found, shape
 
     @abstractmethod
-    def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
+    def read(self, tensor: ParamSpec, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
         """Return one TP rank's parameter, contiguous, in the file's dtype. BadInput if it cannot be read.
 
         It may lie in a mapped file: use it up before the file changes, and write nothing into it.
@@ -44,8 +45,8 @@ class Weights(ABC):
     def dtypes(self) -> set[torch.dtype]:
         """The types of all tensors."""
 
-    def stream(self, wanted: Iterable[Tensor], tp_rank: int, tp: int,
-               dtype: torch.dtype) -> Iterator[tuple[Tensor, torch.Tensor]]:
+    def stream(self, wanted: Iterable[ParamSpec], tp_rank: int, tp: int,
+               dtype: torch.dtype) -> Iterator[tuple[ParamSpec, torch.Tensor]]:
         """Yield this TP rank's shard of each wanted tensor, read when its turn comes."""
         for tensor in wanted:
             yield tensor, self.read(tensor, tp_rank, tp).to(dtype)
@@ -63,22 +64,22 @@ class MegatronWeights(Weights):
     """Weights in pieces as Megatron's ranks wrote them, cut or not."""
 
     @abstractmethod
-    def pieces(self, tensor: Tensor) -> list[Piece]:
+    def pieces(self, tensor: ParamSpec) -> list[Piece]:
         """List what is stored of a tensor; together the pieces cover it."""
 
     @abstractmethod
     def stores(self, name: str) -> bool:
         """Whether a tensor of this name is stored."""
 
-    def read(self, tensor: Tensor, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
+    def read(self, tensor: ParamSpec, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
         """Assemble one TP rank's parameter. BadInput when a tied model has another output layer."""
-        tied = self.shape.tied and tensor.name in (EMBEDDING, OUTPUT_LAYER)
+        tied = self.shape.tie_word_embeddings and tensor.name in (EMBEDDING, OUTPUT_LAYER)
         part = self._assemble(replace(tensor, name=EMBEDDING) if tied else tensor, tp_rank, tp)
         if tied and self.stores(OUTPUT_LAYER):
             refuse_untied(self.found, part, self._assemble(replace(tensor, name=OUTPUT_LAYER), tp_rank, tp))
         return part
 
-    def _assemble(self, tensor: Tensor, tp_rank: int, tp: int) -> torch.Tensor:
+    def _assemble(self, tensor: ParamSpec, tp_rank: int, tp: int) -> torch.Tensor:
         """Put a rank's parameter together from the pieces that touch it."""
         wanted = wanted_box(tensor, tp_rank, tp)
         shard = None
@@ -96,7 +97,7 @@ class MegatronWeights(Weights):
         return shard.view(local_shape(tensor, tp))
 
 
-def wanted_box(tensor: Tensor, tp_rank: int, tp: int) -> Box:
+def wanted_box(tensor: ParamSpec, tp_rank: int, tp: int) -> Box:
     """The region of `tensor.view` that one TP rank holds."""
     local_shape(tensor, tp)  # refuses a TP that does not divide
     box = [slice(0, size) for size in tensor.view]
@@ -107,7 +108,7 @@ def wanted_box(tensor: Tensor, tp_rank: int, tp: int) -> Box:
 
 
 def canonical(name: str) -> str | None:
-    """Name a stored model tensor as params.py does; None for what holds no weights."""
+    """Name a stored model tensor as names.py does; None for what holds no weights."""
     if name.endswith(("_extra_state", ".inv_freq")) or "._extra_state/" in name:
         return None
     name = name.removeprefix("module.").removeprefix("model.")
@@ -117,7 +118,7 @@ def canonical(name: str) -> str | None:
     return name
 
 
-def misfit(tensor: Tensor, found: tuple[int, ...], dtype: torch.dtype, tp: int = 1) -> list[str]:
+def misfit(tensor: ParamSpec, found: tuple[int, ...], dtype: torch.dtype, tp: int = 1) -> list[str]:
     """Say how a stored whole tensor, or a shard of it, differs from what the model needs.
 
     Vocabularies may be padded.
@@ -137,14 +138,15 @@ def refuse_misfits(found: Found, problems: list[str]) -> None:
         raise BadInput(f"the weights in {found.folder} do not fit config.json: {shown}")
 
 
-def check_args(found: Found, args: Namespace, shape: ModelShape) -> None:
+def check_args(found: Found, args: Namespace, shape: ModelConfig) -> None:
     """Compare the arguments that a checkpoint was made with. BadInput where its weights would be misread.
 
     A warning where they do not tell: converters leave the rotary base and the norm's epsilon at defaults.
     """
     given, truth = vars(args), shape.to_megatron()
-    keys = ["num_layers", "hidden_size", "num_attention_heads", "kv_channels", "add_qkv_bias", "qk_layernorm"]
-    keys += ["num_query_groups"] * bool(given.get("group_query_attention"))
+    keys = list(family_of(shape).checked_arguments)
+    if given.get("group_query_attention"):
+        keys.append("num_query_groups")
     refuse_misfits(found, [f"its arguments say {key} {given[key]} instead of {truth[key]}" for key in keys
                            if given.get(key) not in (None, truth[key])])
     for key in "rotary_base", "norm_epsilon":

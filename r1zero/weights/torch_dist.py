@@ -19,9 +19,9 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
 
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelShape
+from r1zero.models.config import ModelConfig
 from r1zero.weights.detect import Found
-from r1zero.models.params import OUTPUT_LAYER, Tensor, tensors
+from r1zero.models.params import OUTPUT_LAYER, ParamSpec, param_table
 from r1zero.weights.source import Box, MegatronWeights, Piece, canonical, check_args, misfit, refuse_misfits
 from r1zero.weights.unpickle import load_metadata, load_pickled
 
@@ -55,7 +55,7 @@ class Stored:
 class DistWeights(MegatronWeights):
     """The weights of an iteration's .distcp files."""
 
-    def __init__(self, found: Found, shape: ModelShape) -> None:
+    def __init__(self, found: Found, shape: ModelConfig) -> None:
         """Read the metadata and check that the model is there. BadInput listing what does not fit."""
         super().__init__(found, shape)
         if (args := read_args(found)) is not None:
@@ -71,9 +71,9 @@ class DistWeights(MegatronWeights):
     def dtypes(self) -> set[torch.dtype]:
         """The types of all tensors."""
         return {stored.entry.properties.dtype
-                for tensor in tensors(self.shape) for stored, _ in self._parts(tensor)}
+                for tensor in param_table(self.shape) for stored, _ in self._parts(tensor)}
 
-    def pieces(self, tensor: Tensor) -> list[Piece]:
+    def pieces(self, tensor: ParamSpec) -> list[Piece]:
         """One piece for each chunk, two for a chunk of linear_fc1 that reaches into both halves."""
         pieces = []
         for stored, half in self._parts(tensor):
@@ -88,7 +88,7 @@ class DistWeights(MegatronWeights):
         """Whether a tensor of this name is stored."""
         return name in self.stored
 
-    def _parts(self, tensor: Tensor) -> list[tuple[Stored, int]]:
+    def _parts(self, tensor: ParamSpec) -> list[tuple[Stored, int]]:
         """The stored tensors that make up one of ours, with the half of linear_fc1 at which each starts."""
         whole = self.stored.get(tensor.name)
         if whole is not None:
@@ -112,8 +112,8 @@ class DistWeights(MegatronWeights):
         return values if stored.layer is None else values[stored.layer - chunk.offsets[0]]
 
     def _problems(self) -> list[str]:
-        problems, known = [], {OUTPUT_LAYER} if self.shape.tied else set()
-        for tensor in tensors(self.shape):
+        problems, known = [], {OUTPUT_LAYER} if self.shape.tie_word_embeddings else set()
+        for tensor in param_table(self.shape):
             parts = self._parts(tensor)
             known |= {tensor.name} | ({tensor.name + end for end in HALVES} if len(parts) == 2 else set())
             if not parts:
@@ -149,7 +149,7 @@ def read_args(found: Found) -> Namespace | None:
 
 
 def _names(key: str, entry: object) -> Iterator[tuple[str, Stored]]:
-    """Name each layer of a stored tensor as params.py does; nothing for what is not of the model."""
+    """Name each layer of a stored tensor as names.py does; nothing for what is not of the model."""
     name = canonical(key) if isinstance(entry, TensorStorageMetadata) else None
     if name is None or name.split(".")[0] not in PARTS_OF_MODEL:
         return
