@@ -144,7 +144,7 @@ def _weight_files(folder: Path) -> list[Path]:
                        "fetch the model again") from None
 
 
-def _misfit(name: str, source, expected: tuple[int, ...]) -> list[str]:
+def _misfit(name: str, source: Any, expected: tuple[int, ...]) -> list[str]:
     found, dtype = tuple(source.get_shape()), source.get_dtype()
     if found != expected:
         return [f"{name} has the shape {found} instead of {expected}"]
