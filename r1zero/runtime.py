@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -55,6 +56,8 @@ class Crew:
     policy: Policy | Absent  # train
     publisher: Publisher
     invariants: Invariants
+    folder: Path  # the run folder, and that of its checkpoints: see Opening
+    shelf: Path
     progress: Progress = field(default_factory=Progress)
     hold: Hold = field(default_factory=Hold)  # on the run's folders; empty but on the controller
 
@@ -137,7 +140,8 @@ def build_crew(cfg: Config, world: World) -> Crew:
         engine.decoder.weights if world.rollout.member else None, dtype, world.device.torch)
     return Crew(cfg, world, Mover(world), Clock(world.device.timer()), shape, tokenizer, ends, prompts,
                 eval_prompts, engine, scorer, reference, policy, publisher,
-                Invariants(BF16 if cfg.training.bf16 else FP32, cfg.actor_rollout.load == cfg.ref.load, unused))
+                Invariants(BF16 if cfg.training.bf16 else FP32, cfg.actor_rollout.load == cfg.ref.load, unused),
+                Path(cfg.output_dir), cfg.checkpoints)
 
 
 def response_ends(cfg: Config, vocabulary: Vocabulary) -> Ends:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from r1zero.checkpoint.manager import Keeper
 from r1zero.checkpoint.restore import restore, verify
-from r1zero.run_folder.claim import Hold
+from r1zero.run_folder.claim import Hold, check_ways
 from r1zero.config.schema import Config
 from r1zero.runtime import Crew, build_crew
 from r1zero.data.ends import split_marks
@@ -27,7 +27,7 @@ from r1zero.observe.observer import Observer
 from r1zero.observe.live import Poster
 from r1zero.distributed.board import Board
 from r1zero.preflight.advice import faster_split
-from r1zero.preflight.opening import open_run
+from r1zero.preflight.opening import Opening, open_run
 from r1zero.run_folder.exported import MODEL
 from r1zero.step import train_step
 from r1zero.weights.detect import find
@@ -46,22 +46,30 @@ def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Crew | N
     hold, opening = open_run(cfg, world, warnings)
     with contextlib.ExitStack() as unless_it_trains:
         unless_it_trains.callback(hold.release)
-        start_logging(Path(cfg.output_dir) / "logs", world.rank, to_console=world.is_controller)
+
+        @unless_it_trains.push
+        def tell_of_a_move(_kind: object, error: BaseException | None, _trace: object) -> None:
+            if error is not None:
+                _check_folders(cfg, hold, opening, error)
+
+        start_logging(opening.folder / "logs", world.rank, to_console=world.is_controller)
         for line in opening.said:
             log.info(line)
         if opening.is_done:
             return None
-        crew = _build(cfg, world, opening.checkpoint, hold)
+        crew = _build(cfg, world, opening, hold)
         unless_it_trains.pop_all()
     return crew
 
 
-def _build(cfg: Config, world: World, checkpoint: Path | None, hold: Hold) -> Crew:
+def _build(cfg: Config, world: World, opening: Opening, hold: Hold) -> Crew:
     """Build the crew, and bring it to where the checkpoint was."""
+    checkpoint = opening.checkpoint
     if checkpoint is not None:
         verify(world, checkpoint)
     crew = build_crew(cfg, world)
     crew.hold = hold
+    crew.folder, crew.shelf = opening.folder, opening.shelf
     _announce(crew)
     if checkpoint is not None:
         restore(crew, checkpoint)
@@ -99,6 +107,9 @@ def train(crew: Crew | None, leave: Leave | None = None) -> str | None:
         crew.move.at_controller(_conclude, crew, done.evaluation, after)
         crew.move.at_controller(observer.finish)
         return None
+    except Exception as error:
+        _check_folders(crew.cfg, crew.hold, crew, error)
+        raise
     finally:
         crew.move.at_controller(observer.close)
         crew.close()
@@ -117,8 +128,16 @@ def _build_observer(crew: Crew) -> Observer | Absent:
     if not crew.world.is_controller:
         return Absent("controller")
     return Observer(crew.cfg, crew.world, crew.tokenizer, crew.hold,
-                    steps_done=crew.progress.step, mismatch_limit=crew.invariants.limits.mismatch,
+                    folder=crew.folder, steps_done=crew.progress.step,
+                    mismatch_limit=crew.invariants.limits.mismatch,
                     faster_split=partial(faster_split, crew.cfg, crew.world.placement), live=live)
+
+
+def _check_folders(cfg: Config, hold: Hold, places: Opening | Crew, error: BaseException) -> None:
+    """BadInput when the run's folders are not its own any more: then that is why something failed."""
+    hold.check()
+    if isinstance(error, OSError):  # what fails everywhere may have made the controller give them back
+        check_ways({Path(cfg.output_dir): places.folder, cfg.checkpoints: places.shelf.parent})
 
 
 def _traced(crew: Crew, step: int) -> contextlib.AbstractContextManager:
@@ -126,7 +145,7 @@ def _traced(crew: Crew, step: int) -> contextlib.AbstractContextManager:
     firsts = [grid.span.role for grid in crew.world.roles.values() if grid.leads and grid.replica == 0]
     if step not in crew.cfg.training.profile_steps or not firsts:
         return contextlib.nullcontext()
-    folder = Path(crew.cfg.output_dir) / "profile" / f"step_{step:06d}"
+    folder = crew.folder / "profile" / f"step_{step:06d}"
     return crew.world.device.trace(folder, f"{'_'.join(firsts)}_rank_{crew.world.rank:04d}")
 
 
@@ -160,13 +179,14 @@ def _announce_tokens(crew: Crew) -> None:
 
 def _evaluate(crew: Crew, observer: Observer | Absent, step: int) -> dict[str, float] | None:
     """Evaluate before the first step, after the last, and when it is due. Returns the controller's scores."""
-    training, folder = crew.cfg.training, Path(crew.cfg.output_dir)
+    training = crew.cfg.training
     due = step in (0, training.train_iters) or (training.eval_interval and step % training.eval_interval == 0)
     if training.eval_data_path is None or not due:
         return None
     model = f"{crew.cfg.actor_rollout.load} after {step} steps"
     crew.hold.check()
-    found = evaluate(crew, crew.progress.weights_version, model, folder / "evaluation" / f"step_{step:06d}")
+    place = crew.folder / "evaluation" / f"step_{step:06d}"
+    found = evaluate(crew, crew.progress.weights_version, model, place)
     if found is None:
         return None
     observer.after_evaluation(step, found["scores"])

@@ -20,6 +20,8 @@ from multiproc import run_ranks
 
 from r1zero import main
 from r1zero.checkpoint import store as shelf
+from r1zero.preflight import opening
+from r1zero.run_folder.claim import Hold
 from r1zero.errors import BadInput
 from r1zero.distributed import watchdog
 from r1zero.distributed.watchdog import FailureWatch
@@ -219,6 +221,60 @@ def test_a_run_whose_folder_was_moved_ends_and_leaves_what_is_there_now_alone(
     assert sentence.startswith(f"r1zero: {folder} was moved or removed while this run wrote into it")
     assert os.listdir(folder) == ["metrics.jsonl"] and recorded.read_text() == "of somebody else\n"
     assert os.listdir(tmp_path / "moved" / ".owner") == ["0000001.ended"]
+
+
+def put_another_in_its_place(folder: Path) -> None:
+    """Move a run's folders away, and put one there that has all that a run makes, of somebody else."""
+    for taken in (folder, folder.with_name("save")):
+        taken.rename(taken.with_name(f"moved {taken.name}"))
+    for name in ("logs", "samples", "evaluation", "tensorboard", "checkpoints", "profile", "../save"):
+        (folder / name).mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("of somebody else\n")
+
+
+def tree(folder: Path) -> dict[str, str | None]:
+    """All that is in a folder: the text of files by their paths, None for folders."""
+    return {str(path.relative_to(folder)): path.read_text() if path.is_file() else None
+            for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("writer", [
+    "_open", "_evaluate", "after_step", "_make_room", "_seal", "_obstacle"])
+def test_a_folder_that_takes_the_place_between_the_look_and_the_write_is_left_alone(
+        tiny, tmp_path, monkeypatch, capfd, writer):
+    """The others look before they write; the opening is followed by the logs, which do not."""
+    monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
+    folder, moved = tmp_path / "run", threading.Event()
+
+    def then_move(function: Callable) -> Callable:
+        def wrapped(*args: object) -> object:
+            result = function(*args)
+            callers = (function.__name__, sys._getframe(1).f_code.co_name)
+            if writer in callers and not moved.is_set():
+                moved.set()
+                put_another_in_its_place(folder)
+            return result
+
+        return wrapped
+
+    monkeypatch.setattr(Hold, "check", then_move(Hold.check))
+    monkeypatch.setattr(opening, "_open", then_move(opening._open))
+    words = [f"output_dir={folder}", f"actor_rollout.save={tmp_path / 'save'}", *SHORT,
+             "training.train_iters=2", "training.save_interval=1", "training.logger=[tensorboard]",
+             "training.report_interval=1", "training.profile_steps=[2]",
+             "training.on_save_failure=stop"]
+    words.remove("training.eval_data_path=")
+    run = begin(words)
+    run.join(60)
+    said = capfd.readouterr().err
+    assert run.exitcode == BAD_INPUT, said
+    [sentence] = [line for line in said.splitlines() if "r1zero: " in line]
+    assert "was moved or removed while this run wrote into it" in sentence
+    assert "Traceback" not in said
+    there = dict.fromkeys(("logs", "samples", "evaluation", "tensorboard", "checkpoints", "profile"))
+    assert tree(folder) == there | {"metrics.jsonl": "of somebody else\n"}
+    assert tree(tmp_path / "save") == {}
+    assert os.listdir(tmp_path / "moved run" / ".owner") == ["0000001.ended"]
 
 
 # -- starting again ---------------------------------------------------------------------------------

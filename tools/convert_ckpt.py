@@ -108,6 +108,7 @@ def convert(args: argparse.Namespace) -> None:
     name, dtype = type_to_write(args, weights)
     print(f"from: {found}", flush=True)
     if kind == "hf":
+        target.parent.mkdir(parents=True, exist_ok=True)
         save_hf(target, shape, weights.stream(param_table(shape), 0, 1, dtype), beside, torch_name(dtype))
     else:
         with new_folder(target) as folder:

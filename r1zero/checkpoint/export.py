@@ -14,6 +14,7 @@ from r1zero.checkpoint.manager import Keeper
 from r1zero.checkpoint.state import RunState
 from r1zero.errors import BadInput
 from r1zero.run_folder.exported import MARK, MODEL, in_the_way, mark
+from r1zero.run_folder.owner import plain
 from r1zero.weight_sync.gather import gather_tensors
 from r1zero.weights.huggingface import save_hf
 
@@ -26,7 +27,7 @@ def export(crew: RunState, keeper: Keeper) -> None:
     RuntimeError when that fails: it names the checkpoint or the other folder with the weights.
     """
     folder = Path(crew.cfg.output_dir) / MODEL
-    problem = crew.move.from_controller(_obstacle, crew) or _write(crew, folder)
+    problem = crew.move.from_controller(_obstacle, crew) or _write(crew, crew.folder / MODEL)
     if problem is None:
         return
     told = f"the model could not be written to {folder}: {problem}"
@@ -68,7 +69,7 @@ def _write(crew: RunState, folder: Path) -> str | None:
         try:
             save_hf(folder, crew.shape, stream, source, dtype, beside=beside, end_ids=crew.ends.ids)
         except (OSError, BadInput) as error:
-            problem = getattr(error, "strerror", None) or str(error)
+            problem = getattr(error, "strerror", None) or plain(error)
             log.info("cause", exc_info=True)  # into the log file only
     for _ in stream:  # the other ranks send all of it, whatever becomes of it
         pass

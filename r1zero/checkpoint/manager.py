@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from r1zero.config.load import dump
 from r1zero.checkpoint.train_state import Writing, rng_states
 from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.distributed.shutdown import Leave
+from r1zero.run_folder.owner import plain
 
 RESERVE = ".reserve"  # room for what is written last, so that a disk that fills up meanwhile still takes it
 RESERVE_BYTES = 4 << 20
@@ -105,8 +107,8 @@ class Keeper:
         if crew.world.train.member:
             self._pending = self._record()
             self._rng = rng_states(crew.policy)
-            # It is there, but NFS may not show that here yet; asking for it makes it look.
-            self._partial.mkdir(parents=True, exist_ok=True)
+            for folder in (crew.shelf.parent, crew.shelf):  # NFS may not show yet what is there;
+                os.listdir(folder)  # this lets it ask
             self._writing = Writing(crew.policy, self._partial, step)
             if self.training.async_save:
                 self._writing.start()
@@ -188,7 +190,7 @@ class Keeper:
         """Make the folder to write into; returns it, or what stands against it."""
         self.crew.hold.check()
         try:
-            folder = store.start(self.shelf, self.crew.progress.step)
+            folder = store.start(self.crew.shelf, self.crew.progress.step)
             free = shutil.disk_usage(folder).free
             if free < self._bytes:
                 shutil.rmtree(folder)
@@ -217,10 +219,10 @@ class Keeper:
         except OSError as error:
             return str(error)
         try:
-            for old in store.prune(self.shelf, step, training.keep_last, training.keep_every):
-                log.info("checkpoint %s deleted (keep_last, keep_every)", old)
+            for old in store.prune(self.crew.shelf, step, training.keep_last, training.keep_every):
+                log.info("checkpoint %s deleted (keep_last, keep_every)", plain(old))
         except OSError as error:  # the new one is safe all the same
-            log.warning("an old checkpoint could not be deleted: %s", error)
+            log.warning("an old checkpoint could not be deleted: %s", plain(error))
         return None
 
     def _record(self) -> Record:
@@ -233,9 +235,13 @@ class Keeper:
             versions={name: version(name) for name in ("torch", "megatron-core", "transformers")})
 
     def _fail(self, step: int, problem: str) -> None:
-        """Say that nothing was saved; RuntimeError on all ranks if on_save_failure is to stop."""
+        """Say that nothing was saved; RuntimeError on all ranks if on_save_failure is to stop.
+
+        BadInput if the folder was taken away. Collective.
+        """
+        self.crew.move.from_controller(self.crew.hold.check)
         kept = store.complete(self.shelf)
-        said = (f"the checkpoint of step {step} could not be saved: {problem}; "
+        said = (f"the checkpoint of step {step} could not be saved: {plain(problem)}; "
                 f"{f'the last good one is {kept[-1]}' if kept else 'there is none yet'}")
         self._saved = -1
         if self.training.on_save_failure == "stop":

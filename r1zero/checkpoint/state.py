@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from r1zero.checkpoint.progress import Progress
@@ -25,3 +26,5 @@ class RunState(Protocol):
     policy: Policy | Absent  # train
     progress: Progress
     hold: Hold  # on the run's folders; empty but on the controller
+    folder: Path  # the run folder, and that of its checkpoints, by the paths to write by: Hold.way
+    shelf: Path

@@ -84,9 +84,9 @@ def start(save: Path, iteration: int) -> Path:
     """Make the empty folder that a checkpoint is written into, and clear away what earlier saves left unfinished.
 
     Its name is new each time: ranks of a run that was killed may still write into theirs.
-    OSError when it cannot be made.
+    The folder around `save` must be there. OSError when it cannot be made.
     """
-    save.mkdir(parents=True, exist_ok=True)
+    save.mkdir(exist_ok=True)
     for leftover in save.glob(".iter_*"):
         shutil.rmtree(leftover, ignore_errors=True)  # what stays must not stand against saving
     partial = save / f".iter_{iteration:07d}.{os.urandom(4).hex()}.partial"

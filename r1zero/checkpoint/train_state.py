@@ -48,6 +48,8 @@ class Writing:
         self.files: dict[str, File] = {}
         self.error: str | None = None
         self._thread: threading.Thread | None = None
+        # It would make the folder, and those around it, once more.
+        filesystem_async.FileSystemWriterAsync.prepare_local_plan = lambda _, plan: plan
         filesystem_async._results_queue = queue.SimpleQueue()  # else it spawns a process to hold one
         with _inside(policy):
             state = _sharded_state(policy, loading=False)

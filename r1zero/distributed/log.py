@@ -42,8 +42,9 @@ def start_logging(folder: Path, rank: int, to_console: bool) -> logging.Logger:
     log.setLevel(logging.INFO)
     log.propagate = False
     logging.raiseExceptions = False  # a log on a full disk is told by whoever writes what counts
-    folder.mkdir(parents=True, exist_ok=True)  # NFS may not show yet that it is there
-    file = logging.FileHandler(folder / f"rank_{rank:04d}.log")
+    folder.mkdir(exist_ok=True)  # NFS may not show yet that it is there
+    # No FileHandler: it would write the path in another way, which may lead into another folder.
+    file = logging.StreamHandler((folder / f"rank_{rank:04d}.log").open("a"))
     file.setFormatter(logging.Formatter(FILE_FORMAT))
     log.handlers = [file]
     if to_console:

@@ -106,7 +106,6 @@ def _conclude(crew: Examinee, batch: Batch, found: Sequence[list[Group] | None],
     data = crew.cfg.training.eval_data_path
     tags = {} if is_packed(data) else read_tags(data, TAGS)
     content = report(groups, tags, conditions(crew.cfg, model, crew.eval_prompts, crew.ends))
-    place.parent.mkdir(parents=True, exist_ok=True)
     write_report(place, content, groups, tags, partial(crew.tokenizer.decode, skip_special_tokens=False))
     return content
 

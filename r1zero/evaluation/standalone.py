@@ -93,6 +93,8 @@ def prepare(cfg: Config, world: World, data: Mapping[str, dict[str, str]], first
 
 def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None) -> None:
     """Answer each data set, print its report and write it into the folder `output`. Collective."""
+    if evaluators[0].world.is_controller:
+        output.mkdir(parents=True, exist_ok=True)
     try:
         for each in evaluators:
             began, path = time.monotonic(), Path(each.cfg.training.eval_data_path)

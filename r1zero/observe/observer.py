@@ -29,6 +29,7 @@ from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
 from r1zero.run_folder.claim import Hold
 from r1zero.config.schema import Config
+from r1zero.run_folder.owner import plain
 
 log = logging.getLogger("r1zero")
 
@@ -37,18 +38,19 @@ class Observer:
     """Sees every step of a run. Lives on the controller."""
 
     def __init__(self, cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase, hold: Hold, *,
-                 steps_done: int, mismatch_limit: float,
+                 folder: Path, steps_done: int, mismatch_limit: float,
                  faster_split: Callable[[Mapping[str, float]], str | None], live: bool) -> None:
         """Open the trackers.
 
-        `hold` is on the run's folders. `mismatch_limit` and `faster_split` as in Alarms. With `live`
+        `hold` is on the run's folders; `folder` is that of the run, by the path to write by
+        (Hold.way). `mismatch_limit` and `faster_split` as in Alarms. With `live`
         a bar is shown on the terminal.
         """
         self._cfg = cfg
         self._world = world
         self._tokenizer = tokenizer
         self._hold = hold
-        self._folder = Path(cfg.output_dir)
+        self._folder = folder
         self._total = cfg.training.train_iters
         self._report = LiveReport(self._folder, cfg.training.report_interval)
         self._guard = FailureGuard(cfg.reward.max_failure_rate)
@@ -108,14 +110,19 @@ class Observer:
         self._write(f"samples/step_{step:06d}.parquet", write_samples, outcome.groups, decode)
 
     def _write(self, name: str, write: Callable[..., None], *args: Any) -> None:
-        """Write a file of the run folder; trouble is told once for each kind of file."""
+        """Write a file of the run folder; trouble is told once for each kind of file.
+
+        BadInput if the trouble is that the folder was taken away.
+        """
         try:
             write(self._folder / name, *args)
         except OSError as error:
+            self._hold.check()
             kind = name.split("/")[0]
             if kind not in self._unwritten:
                 self._unwritten.add(kind)
-                log.warning("warning: %s could not be written: %s; training goes on without it", name, error)
+                log.warning("warning: %s could not be written: %s; training goes on without it",
+                            name, plain(error))
 
     def _judge(self, step: int, outcome: StepOutcome) -> None:
         if outcome.broken:

@@ -40,7 +40,7 @@ def sample_rows(groups: Sequence[Group], decode: Callable[[np.ndarray], str]) ->
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
     """Write rows of equal keys to a parquet file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
     os.replace(partial, path)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from r1zero.errors import nearest
+from r1zero.run_folder.owner import plain
 
 QUEUE_ROWS = 64  # rows that wait for a slow tracker
 CLOSE_SECONDS = 10.0  # that the end of a run waits for all trackers together
@@ -78,10 +79,12 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(exist_ok=True)  # before the first row, so that trouble is told at once
-        self._open, self._writer = partial(SummaryWriter, str(folder)), None
+        self._folder, self._writer = folder, None
+        self._open = partial(SummaryWriter, str(folder))
 
     def write(self, step: int, row: Row) -> None:
         if self._writer is None:
+            self._folder.stat()  # it would make what is missing, wherever that is
             self._writer = self._open(purge_step=step)
         for key, value in row.items():
             self._writer.add_scalar(key, value, step)
@@ -100,7 +103,7 @@ class Service:
 
     def __init__(self, package: str, folder: Path, name: str, config: Mapping[str, Any]) -> None:
         self._module = importlib.import_module(package)
-        key = run_key(folder)
+        key, folder = run_key(folder), Path(plain(folder))
         where = {"wandb": {"id": key, "name": name, "dir": str(folder), "allow_val_change": True},
                  "swanlab": {"id": key, "experiment_name": name, "logdir": str(folder / "swanlab")},
                  "trackio": {"name": f"{name}-{key[:6]}"}}  # which has no other key

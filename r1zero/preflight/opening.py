@@ -33,6 +33,8 @@ class Opening:
     checkpoint: Path | None  # to go on from
     said: list[str]  # to be told
     is_done: bool  # nothing is left to do
+    folder: Path  # the run folder, and that of its checkpoints, by the paths to write by: Hold.way
+    shelf: Path
 
 
 def open_run(cfg: Config, world: World, warnings: Sequence[str]) -> tuple[Hold, Opening]:
@@ -78,7 +80,7 @@ def _open(cfg: Config, hold: Hold, warnings: Sequence[str]) -> Opening:
     if is_done(cfg, checkpoint):
         said.append(f"nothing left to do: {progress}, and its model is in {folder / MODEL}; "
                     "raise training.train_iters to go on")
-        return Opening(checkpoint, said, is_done=True)
+        return Opening(checkpoint, said, True, hold.way(folder), hold.way(cfg.checkpoints))
     if problems := check_content(cfg, checkpoint):  # once more, since now nobody else changes it
         raise BadInput("\n".join(problems))
     if starts_anew(cfg, checkpoint):
@@ -87,4 +89,5 @@ def _open(cfg: Config, hold: Hold, warnings: Sequence[str]) -> Opening:
         said += continue_folder(folder, dump(cfg), step)
     if step >= cfg.training.train_iters:
         said.append(f"nothing left to train: {progress}; only the model is still to be written")
-    return Opening(checkpoint, said, is_done=False)
+    cfg.checkpoints.parent.mkdir(parents=True, exist_ok=True)  # a save makes none around its own
+    return Opening(checkpoint, said, False, hold.way(folder), hold.way(cfg.checkpoints))

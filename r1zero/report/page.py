@@ -17,6 +17,7 @@ from typing import Any
 from r1zero.errors import BadInput
 from r1zero.report.history import RunHistory
 from r1zero.report.sample_selection import STEP_BYTES, TEXT_LIMIT
+from r1zero.run_folder.owner import plain
 
 log = logging.getLogger("r1zero")
 
@@ -103,7 +104,8 @@ class LiveReport:
             self._history.read(most_files)
             write_report(self._path, [self._history])
         except Exception as error:  # noqa: BLE001 - nothing that a report can run into is worth the run
-            log.warning("warning: %s was not written: %s; training goes on", self._path, error)
+            log.warning("warning: %s was not written: %s; training goes on", plain(self._path),
+                        plain(error))
             log.info("cause", exc_info=True)  # into the log file only
         ended = time.monotonic()
         self._not_before = ended + (ended - began) / SHARE_OF_TIME

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,9 @@ BEAT_SECONDS = 5.0  # between two signs of life
 # Without one after which a run elsewhere counts as dead. NFS may show what was there a minute ago.
 SILENCE_SECONDS = 90.0
 CONFIRM_SECONDS = 1.0  # before a folder is believed to be lost
+ANY = re.compile(r"(\d{7,})\..+")
+MOVED = "{} was moved or removed while this run wrote into it"
+OVER = "{}; this run ends and writes nothing more"
 
 
 class Claim:
@@ -33,17 +37,24 @@ class Claim:
         """Open the folder's .owner, which is made if need be. OSError when that fails."""
         self.key, self.folder = key, folder
         self.path = folder / FOLDER / f"{number:07d}.json"
+        self._mark = f"{self.path.stem}.{os.urandom(4).hex()}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
 
+    @property
+    def way(self) -> Path:
+        """A path of the folder that leads nowhere when another folder is in its place."""
+        return self.path.parent / self._mark / ".." / ".."
+
     def write(self, me: Identity) -> None:
-        """Make the file. FileExistsError when somebody else was faster; OSError."""
+        """Make the file, and the way. FileExistsError when somebody else was faster; OSError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         file = os.open(self.path.name, flags, 0o644, dir_fd=self._handle)
         with open(file, "w") as opened:
             opened.write(me.text())
             opened.flush()
             os.fsync(file)
+        os.mkdir(self._mark, dir_fd=self._handle)
 
     def beat(self) -> None:
         """Show a sign of life. It needs no room on the disk."""
@@ -60,24 +71,27 @@ class Claim:
         except OSError:
             return None  # a file server that does not answer takes nothing away
         if not there:
-            return f"{self.folder} was moved or removed while this run wrote into it"
+            return MOVED.format(self.folder)
         if entry is None or entry.path != self.path:
             return f"{self.folder} was taken over by {entry or 'nobody known'}"
         return None
 
     def forget_earlier(self) -> None:
-        """Delete the files of the runs before."""
+        """Delete the files of the runs before, and their ways."""
         for name in os.listdir(self._handle):
-            match = NAME.fullmatch(name)
+            match = ANY.fullmatch(name)
             if match is not None and int(match[1]) < int(self.path.stem):
+                remove = os.unlink if NAME.fullmatch(name) else os.rmdir
                 with contextlib.suppress(OSError):
-                    os.unlink(name, dir_fd=self._handle)
+                    remove(name, dir_fd=self._handle)
 
     def release(self) -> None:
         """Give the folder back."""
         ended = self.path.with_suffix(".ended").name
         with contextlib.suppress(OSError):
             os.rename(self.path.name, ended, src_dir_fd=self._handle, dst_dir_fd=self._handle)
+        with contextlib.suppress(OSError):
+            os.rmdir(self._mark, dir_fd=self._handle)
         self.close()
 
     def close(self) -> None:
@@ -103,7 +117,16 @@ class Hold:
                 time.sleep(CONFIRM_SECONDS)
                 self._lost = claim.loss() or ""
         if self._lost:
-            raise BadInput(f"{self._lost}; this run ends and writes nothing more")
+            raise BadInput(OVER.format(self._lost))
+
+    def way(self, path: Path) -> Path:
+        """The path of a folder that was taken, or of what is in it, that leads into no other."""
+        real = Path(os.path.realpath(path))
+        for claim in self.claims:
+            folder = os.path.realpath(claim.folder)
+            if real.is_relative_to(folder):
+                return claim.way / real.relative_to(folder)
+        raise AssertionError(f"{path} was not taken")
 
     def release(self) -> None:
         """Give the folders back; a second call does nothing."""
@@ -123,6 +146,13 @@ class Hold:
                 return
             for claim in self.claims:
                 claim.beat()
+
+
+def check_ways(ways: Mapping[Path, Path]) -> None:
+    """What a rank without claims can check: `ways` of folders, by the paths that people know."""
+    for folder, way in ways.items():
+        if not way.exists():
+            raise BadInput(OVER.format(MOVED.format(folder)))
 
 
 def take(folders: Mapping[str, Path], say: Callable[[str], None],

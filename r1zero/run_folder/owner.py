@@ -2,11 +2,16 @@
 
     .owner/0000003.json     the third run that took this folder: process, host, time
     .owner/0000003.ended    the same file, renamed when the run gave the folder back
+    .owner/0000003.1f2e3d4c/    a folder that no other place has, as long as the run has this one
 
 The highest number rules; claim.py makes these files. A run that was killed gives nothing back. On
 its own machine its process is looked for. Elsewhere a living run is known by its file's time of
 change, which it renews every few seconds: whoever waits compares that time with itself alone, by
 his own clock, so no two clocks have to agree.
+
+What a run writes goes by way of the last: FOLDER/.owner/0000003.1f2e3d4c/../../metrics.jsonl leads
+nowhere in a folder that was put in the place of FOLDER, whoever writes, on any node, at any time.
+Folders must not be made along with those around them there: that would make the way as well.
 """
 
 from __future__ import annotations
@@ -26,6 +31,12 @@ FOLDER = ".owner"
 NAME = re.compile(r"(\d{7,})\.(json|ended)")
 GLANCE_SECONDS = 12.0  # for a sign of life where nothing is taken yet; there is one every 5 seconds
 POLL_SECONDS = 0.2
+_WAY = re.compile(rf"/{re.escape(FOLDER)}/\d{{7,}}\.[0-9a-f]{{8}}/\.\./\.\.")
+
+
+def plain(said: object) -> str:
+    """Return a text with the paths in it as people know them, without the way that a run takes."""
+    return _WAY.sub("", str(said))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ tensor at its place in the files as it comes. Both follow the table in names.py.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -64,16 +63,19 @@ def save_hf(folder: str | Path, shape: ModelConfig, stream: Iterable[tuple[Param
     longer; `beside` has more of them, text by name. generation_config.json names `end_ids` too, so
     that responses end elsewhere where they ended here. The folder appears complete and synced, or not
     at all; an older model folder of that name is replaced, of a link that which it leads to.
-    BadInput if it is the source or not a model folder; OSError when it cannot be written.
+    The folder around it must be there. BadInput if it is the source or not a model folder; OSError
+    when it cannot be written.
     """
-    folder, source = Path(os.path.realpath(folder)), Path(source_folder)
-    if folder.exists() and (folder == source.resolve() or not _replaceable(folder)):
+    folder, source = Path(folder), Path(source_folder)
+    if folder.is_symlink() or folder.name in ("", ".."):  # others keep their way, see owner.py
+        folder = folder.resolve()
+    if folder.exists() and (folder.resolve() == source.resolve() or not _replaceable(folder)):
         raise BadInput(f"{folder} exists and is the source model or not a model folder; "
                        "name another one to save to")
     partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir()
     try:
         _write_weights(partial, shape, stream, dtype_name, shard_bytes)
         copy_beside(source, partial, dtype_name)
