@@ -1,4 +1,5 @@
-"""The class of the user's mistakes, and how they are told: the key, its value, and the nearest values that would work."""
+"""The class of the user's mistakes, and how they are told: the key, its value, and the nearest
+values that would work."""
 
 from __future__ import annotations
 
@@ -12,14 +13,15 @@ Factors = list[tuple[str, int]]  # names and values whose product must divide so
 
 
 class BadInput(Exception):
-    """A mistake of the user's, in configuration, data, model, checkpoint or environment: one sentence a line.
+    """A mistake of the user's, in configuration, data, model, checkpoint or environment: one
+    sentence a line.
 
-    It is told without a traceback, with exit code 2. Nothing else is: a ValueError of ours or of a library is a fault
-    of the program, and keeps its traceback.
+    It is told without a traceback, with exit code 2. Nothing else is: a ValueError of ours or of a
+    library is a fault of the program, and keeps its traceback.
     """
 
 
-class Notes:
+class Diagnostics:
     """What is wrong, and what has no effect and why."""
 
     def __init__(self) -> None:
@@ -35,24 +37,31 @@ class Notes:
 
     @property
     def warnings(self) -> list[str]:
-        return [f"{', '.join(places)}: accepted, no effect: {reason}"
-                for reason, places in self.ineffective.items()]
+        return [
+            f"{', '.join(places)}: accepted, no effect: {reason}"
+            for reason, places in self.ineffective.items()
+        ]
 
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Turn the system's refusal to look at a path, such as one in a closed folder, into a BadInput."""
+    """Turn the system's refusal to look at a path, such as one in a closed folder, into a
+    BadInput."""
     try:
         yield
     except OSError as error:
-        raise BadInput(f"{error.filename} cannot be looked at: {error.strerror}; name another path, or "
-                       "see to its permissions") from None
+        raise BadInput(
+            f"{error.filename} cannot be looked at: {error.strerror}; name another path, or see "
+            "to its permissions"
+        ) from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Say which known word the user may have meant; empty when none is near."""
     found = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""
+    if found:
+        return f"; did you mean {found[0]}?"
+    return ""
 
 
 def multiple(key: str, value: int, factors: Factors) -> list[str]:
@@ -60,13 +69,21 @@ def multiple(key: str, value: int, factors: Factors) -> list[str]:
 
 
 def multiples(key: str, value: int, all_factors: Iterable[Factors]) -> list[str]:
-    """One sentence for each product that does not divide the value; the neighbours meet all of them."""
-    products = [(math.prod(number for _, number in factors), factors) for factors in all_factors]
+    """One sentence for each product that does not divide the value; the neighbours meet all of
+    them."""
+    products = []
+    for factors in all_factors:
+        products.append((math.prod(number for _, number in factors), factors))
     step = math.lcm(*(product for product, _ in products))
-    below, above = value // step * step, (value // step + 1) * step
+    below = value // step * step
+    above = (value // step + 1) * step
     works = [number for number in (below, above) if number > 0]
-    return [f"{key}: {value} must be a multiple of {product} = {product_text(factors)}; "
-            f"{neighbours(value, works)}" for product, factors in products if value % product]
+    return [
+        f"{key}: {value} must be a multiple of {product} = {product_text(factors)}; "
+        f"{neighbours(value, works)}"
+        for product, factors in products
+        if value % product
+    ]
 
 
 def product_text(factors: Factors) -> str:
@@ -75,12 +92,20 @@ def product_text(factors: Factors) -> str:
 
 def neighbours(value: int, works: Sequence[int]) -> str:
     """Name the nearest working values on both sides."""
-    near = [max((number for number in works if number <= value), default=None),
-            min((number for number in works if number >= value), default=None)]
+    near = [
+        max((number for number in works if number <= value), default=None),
+        min((number for number in works if number >= value), default=None),
+    ]
     found = sorted({number for number in near if number is not None})
     if not found:
-        return "no value would work with the other batch sizes: change training.global_batch_size first"
-    verb = "would work" if len(found) == 1 else "are the nearest that would work"
+        return (
+            "no value would work with the other batch sizes: change training.global_batch_size "
+            "first"
+        )
+    if len(found) == 1:
+        verb = "would work"
+    else:
+        verb = "are the nearest that would work"
     return f"{' and '.join(map(str, found))} {verb}"
 
 
@@ -88,4 +113,6 @@ def shown(value: Any) -> str:
     """Write a value as YAML does."""
     if isinstance(value, bool):
         return str(value).lower()
-    return "nothing" if value is None else str(value)
+    if value is None:
+        return "nothing"
+    return str(value)

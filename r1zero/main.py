@@ -1,4 +1,4 @@
-"""Entry of every process: parse, join the world, build the crew, loop, leave.
+"""Entry point of every rank: parse, resolve, check, join the world, train.
 
     torchrun --nproc-per-node 4 r1zero/main.py --config tiny
     srun -n 4 python r1zero/main.py --config tiny
@@ -18,35 +18,39 @@ import sys
 # of the standard library. So this comes before any other import.
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-import argparse  # noqa: E402
-import signal  # noqa: E402
+import argparse
+import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to save, Ctrl-C just ends this
+    # until there is something to save, Ctrl-C just ends this
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from r1zero.preflight import checks
-from r1zero.preflight import dry_run  # noqa: E402
-from r1zero.config.command_line import CommandLine  # noqa: E402
-from r1zero.config.schema import Config, nodes, placement  # noqa: E402
-from r1zero.preflight.datasets import look_at_data  # noqa: E402
-from r1zero.errors import BadInput  # noqa: E402
-from r1zero.config.load import load_config  # noqa: E402
-from r1zero.distributed.process import end, is_first, refuse, run_rank  # noqa: E402
-from r1zero.distributed.launch import Launch, announced_world_size, check_interfaces, read_launch  # noqa: E402
-from r1zero.distributed.shutdown import LEFT_EARLY, Leave, deadline  # noqa: E402
+from r1zero.config.command_line import CommandLine
+from r1zero.config.load import load_config
+from r1zero.config.schema import Config, nodes, placement
+from r1zero.distributed.launch import Launch, announced_world_size, check_interfaces, read_launch
+from r1zero.distributed.process import end, is_first, refuse, run_rank
+from r1zero.distributed.shutdown import EXIT_REQUEUE, PreemptionNotice, deadline
+from r1zero.errors import BadInput
+from r1zero.preflight import (
+    checks,
+    dry_run,
+)
+from r1zero.preflight.datasets import look_at_data
 
 if TYPE_CHECKING:
-    from r1zero.runtime import Crew
     from r1zero.distributed.groups import World
+    from r1zero.runtime import Runtime
 
 
 def main() -> int:
     """Run the program; returns the exit code."""
     args = _parse()
-    looks = args.dry_run or args.check or args.print_world_size  # these start nothing, so no launcher matters
+    # these start nothing, so no launcher matters
+    looks = args.dry_run or args.check or args.print_world_size
     try:
         cfg, warnings = load_config(args.config, args.overrides)
         if args.print_world_size:
@@ -55,33 +59,58 @@ def main() -> int:
         if looks:
             return _look(cfg, warnings, announced_world_size() or cfg.world_size, args.dry_run)
         launch = read_launch()
-        node_of_rank = launch.node_of_rank if launch.launcher != "single" else None
+        if launch.launcher != "single":
+            node_of_rank = launch.node_of_rank
+        else:
+            node_of_rank = None
         problems = check_interfaces() + checks.check(cfg, launch.world_size, node_of_rank)
     except BadInput as error:
         return refuse(str(error).splitlines(), looks or is_first())
     if problems:
-        return refuse(problems, launch.speaks, launch.other_node)
+        return refuse(problems, launch.is_first, launch.other_node)
     return _run(cfg, warnings, launch)
 
 
 def _parse() -> argparse.Namespace:
-    parser = CommandLine(ranks=True, prog="main.py", description="Train a model with GRPO, R1-Zero style.",
-                         usage="%(prog)s [--config CONFIG] [flags] [key.path=value ...]",
-                         epilog="Other words are overrides, such as training.train_iters=6; the order does not matter.")
-    parser.add_argument("--config", action="append", help="name of a file under configs/, or a path; default tiny")
-    parser.add_argument("--dry-run", action="store_true", help="print configuration, placement and memory; run nothing")
+    parser = CommandLine(
+        ranks=True,
+        prog="main.py",
+        description="Train a model with GRPO, R1-Zero style.",
+        usage="%(prog)s [--config CONFIG] [flags] [key.path=value ...]",
+        epilog=(
+            "Other words are overrides, such as training.train_iters=6; the order does not matter."
+        ),
+    )
+    parser.add_argument(
+        "--config", action="append", help="name of a file under configs/, or a path; default tiny"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print configuration, placement and memory; run nothing",
+    )
     parser.add_argument("--check", action="store_true", help="check the input and stop")
-    parser.add_argument("--print-world-size", action="store_true", help="print how many processes the config needs")
+    parser.add_argument(
+        "--print-world-size", action="store_true", help="print how many processes the config needs"
+    )
     args = parser.parse_with_overrides()
     if args.config is not None and len(args.config) > 1:  # one of them would be ignored
-        parser.error(f"--config is given {len(args.config)} times, as {' and '.join(args.config)}; keep one")
-    args.config = args.config[0] if args.config else "tiny"
+        parser.error(
+            f"--config is given {len(args.config)} times, as {' and '.join(args.config)}; keep one"
+        )
+    if args.config:
+        args.config = args.config[0]
+    else:
+        args.config = "tiny"
     return args
 
 
 def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:
-    """Check without a world; with `report` also print what would run. Files of another machine may be missing then."""
-    problems = ([] if report else check_interfaces()) + checks.check(cfg, size, None, absent_ok=report)
+    """Check without a world; with `report` also print what would run. Files of another machine may
+    be missing then."""
+    problems = ([] if report else check_interfaces()) + checks.check(
+        cfg, size, None, absent_ok=report
+    )
     if problems:
         return refuse(problems, True)
     if report:
@@ -96,22 +125,31 @@ def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:
 def _run(cfg: Config, warnings: list[str], launch: Launch) -> int:
     """Join the world and train."""
 
-    def start(world: World) -> Crew:
+    def start(world: World) -> Runtime:
         from r1zero.trainer import prepare
 
         return prepare(cfg, world, warnings)
 
-    def work(crew: Crew) -> int:
+    def work(runtime: Runtime) -> int:
         from r1zero.trainer import train
 
-        return LEFT_EARLY if train(crew, leave) else 0
+        if train(runtime, notice):
+            return EXIT_REQUEUE
+        return 0
 
-    leave = Leave(deadline(cfg.training.exit_before))
-    leave.listen()
+    notice = PreemptionNotice(deadline(cfg.training.exit_before))
+    notice.listen()
     timeout = timedelta(minutes=cfg.training.distributed_timeout_minutes)
     on_cpu = cfg.training.distributed_backend == "gloo"
-    return run_rank(launch, placement(cfg, launch.world_size), timeout, on_cpu, cfg.training.deterministic, start,
-                    work)
+    return run_rank(
+        launch,
+        placement(cfg, launch.world_size),
+        timeout,
+        on_cpu,
+        cfg.training.deterministic,
+        start,
+        work,
+    )
 
 
 if __name__ == "__main__":

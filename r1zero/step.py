@@ -1,62 +1,70 @@
-"""One GRPO step: the page. Every rank runs every line.
+"""One GRPO training step, the page: every rank runs every line of it.
 
     rank 0 draws -> [rollout] samples -> scores -> [ref] looks back -> [train] learns -> publishes -> [rollout]
 
 A line that names a role does its work on that role's ranks and is skipped elsewhere. A move is an
-asynchronous send for the giver and a blocking receive for the taker. So the pipeline needs no threads
-and no scheduler: rollout ranks decode minibatch m + 1 while ref ranks look back at m and train ranks
-learn from m - 1. What each role waits for, and who ends the wait:
+asynchronous send for the giver and a blocking receive for the taker. So the pipeline needs no
+threads and no scheduler: rollout ranks decode minibatch m + 1 while ref ranks look back at m and
+train ranks learn from m - 1. What each role waits for, and who ends the wait:
 
     rollout  the weights of the last step         train, by publishing
     ref      the groups of minibatch m            rollout, by handing over
     train    the same with reference log-probs    ref, by handing over
 
-Simpler than DeepSeek-R1-Zero (arXiv:2501.12948): one loss for all tokens of a minibatch, no language
-reward, a reference that is never replaced. No branch is taken on a value that not all ranks hold.
+Simpler than DeepSeek-R1-Zero (arXiv:2501.12948): one loss for all tokens of a minibatch, no
+language reward, a reference that is never replaced. No branch is taken on a value that not all
+ranks hold.
 """
 
 from __future__ import annotations
 
-from r1zero.types import StepOutcome
-from r1zero.runtime import Crew
-from r1zero.observe.metrics import step_metrics
 from r1zero.distributed.transfer import on
+from r1zero.observe.metrics import step_metrics
+from r1zero.runtime import Runtime
+from r1zero.types import StepOutcome
 
 
-def train_step(step: int, crew: Crew) -> StepOutcome | None:
+def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
     """Run step 1, 2, ...; returns its outcome on the controller, None elsewhere."""
-    world, move, clock = crew.world, crew.move, crew.clock
-    rollout, ref, train = world.rollout, world.ref, world.train
+    world = runtime.world
+    move = runtime.move
+    clock = runtime.clock
+    rollout = world.rollout
+    ref = world.ref
+    train = world.train
 
     # Draw. The plan is the same object on every rank: who generates what, and in which minibatch.
     with clock.span("draw"):
-        batch = move.from_controller(crew.draw, step)
-        on(rollout, crew.engine.submit, batch)
-        on(train, crew.policy.begin, batch)
+        batch = move.from_controller(runtime.draw, step)
+        on(rollout, runtime.engine.submit, batch)
+        on(train, runtime.policy.begin, batch)
 
-    # Sample, score, look back, learn: minibatch by minibatch, each role as far as its input has come.
+    # Sample, score, look back, learn: minibatch by minibatch, each role as far as its input has
+    # come.
     updates = []
     for m in range(batch.num_minibatches):
-        groups = clock.time("rollout", on, rollout, crew.engine.collect, m)
-        groups = clock.time("reward", on, rollout, crew.scorer.score, groups)
-        groups = clock.time("wait", move.hand_over, groups, batch.arrivals(m), rollout, ref)
-        groups = clock.time("ref", on, ref, crew.reference.add_logprobs, groups)
-        groups = clock.time("wait", move.hand_to_all, groups, batch.arrivals(m), ref, train)
-        updates.append(clock.time("update", on, train, crew.policy.learn, batch, m, groups))
+        groups = clock.time("rollout", on, rollout, runtime.engine.collect, m)
+        groups = clock.time("reward", on, rollout, runtime.reward_manager.score, groups)
+        groups = clock.time("wait", move.send_to_replicas, groups, batch.arrivals(m), rollout, ref)
+        groups = clock.time("ref", on, ref, runtime.reference.add_logprobs, groups)
+        groups = clock.time("wait", move.broadcast_groups, groups, batch.arrivals(m), ref, train)
+        updates.append(clock.time("update", on, train, runtime.policy.update, batch, m, groups))
 
     # Learn again from the same samples, if asked to.
-    for epoch in range(1, crew.cfg.actor_rollout.ppo_epochs):
+    for epoch in range(1, runtime.cfg.actor_rollout.ppo_epochs):
         for m in range(batch.num_minibatches):
-            updates.append(clock.time("update", on, train, crew.policy.learn, batch, m, [], epoch))
+            updates.append(
+                clock.time("update", on, train, runtime.policy.update, batch, m, [], epoch)
+            )
 
     # Publish. All wait on the control plane first, and then enter the device collectives together.
-    clock.time("wait", move.settle)
-    clock.time("publish", crew.publish)
-    fault = clock.time("publish", crew.prove_publish)
+    clock.time("wait", move.flush)
+    clock.time("publish", runtime.publish)
+    fault = clock.time("publish", runtime.prove_publish)
 
     # Report. Rank 0 trains, so it holds every group with its scores and advantages.
-    records = move.to_controller(crew.record(fault))
-    groups = on(train, crew.policy.finish, updates, batch)
+    records = move.to_controller(runtime.record(fault))
+    groups = on(train, runtime.policy.finish, updates, batch)
     metrics = move.at_controller(step_metrics, batch, groups, updates, records, world.placement)
-    broken = move.at_controller(crew.invariants.broken, batch, groups, updates, records)
+    broken = move.at_controller(runtime.invariants.broken, batch, groups, updates, records)
     return move.at_controller(StepOutcome, metrics, broken, groups, records)

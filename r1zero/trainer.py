@@ -1,4 +1,4 @@
-"""The loop around the step: evaluate, train, keep the run folder, save the model."""
+"""The training loop around the step: evaluate, train, checkpoint, export the model."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from r1zero.checkpoint.manager import Keeper
+from r1zero.checkpoint.export import export
+from r1zero.checkpoint.manager import CheckpointManager
 from r1zero.checkpoint.restore import restore, verify
-from r1zero.run_folder.claim import Hold, check_ways
 from r1zero.config.schema import Config
-from r1zero.runtime import Crew, build_crew
 from r1zero.data.ends import split_marks
 from r1zero.data.prompts import vocabulary_of
 from r1zero.data.template import Template
+from r1zero.distributed.board import Board
+from r1zero.distributed.groups import World
+from r1zero.distributed.log import start_logging
+from r1zero.distributed.shutdown import PreemptionNotice
+from r1zero.distributed.transfer import NotOnThisRank
+from r1zero.evaluation.evaluate import evaluate
+from r1zero.evaluation.scores import table
+from r1zero.observe.live import Poster
+from r1zero.observe.observer import Observer
+from r1zero.preflight.advice import faster_split
 from r1zero.preflight.datasets import look_at_prompts
 from r1zero.preflight.dry_run import banner
-from r1zero.evaluation.evaluate import evaluate
-from r1zero.checkpoint.export import export
-from r1zero.distributed.log import start_logging
-from r1zero.evaluation.scores import table
-from r1zero.observe.observer import Observer
-from r1zero.observe.live import Poster
-from r1zero.distributed.board import Board
-from r1zero.preflight.advice import faster_split
 from r1zero.preflight.opening import Opening, open_run
+from r1zero.run_folder.claim import Hold, check_ways
 from r1zero.run_folder.exported import MODEL
+from r1zero.runtime import Runtime, build_runtime
 from r1zero.step import train_step
-from r1zero.weights.detect import find
-from r1zero.distributed.groups import World
-from r1zero.distributed.shutdown import Leave
-from r1zero.distributed.transfer import Absent
+from r1zero.weights.detect import detect
 
 log = logging.getLogger("r1zero")
 
 
-def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Crew | None:
-    """Take the run's folders, start or continue them, and build the crew. Collective.
+def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Runtime | None:
+    """Take the run's folders, start or continue them, and build the runtime. Collective.
 
     None when nothing is left to do. BadInput for input that turns out to be bad.
     """
@@ -57,136 +57,187 @@ def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Crew | N
             log.info(line)
         if opening.is_done:
             return None
-        crew = _build(cfg, world, opening, hold)
+        runtime = _build(cfg, world, opening, hold)
         unless_it_trains.pop_all()
-    return crew
+    return runtime
 
 
-def _build(cfg: Config, world: World, opening: Opening, hold: Hold) -> Crew:
-    """Build the crew, and bring it to where the checkpoint was."""
+def _build(cfg: Config, world: World, opening: Opening, hold: Hold) -> Runtime:
+    """Build the runtime, and bring it to where the checkpoint was."""
     checkpoint = opening.checkpoint
     if checkpoint is not None:
         verify(world, checkpoint)
-    crew = build_crew(cfg, world)
-    crew.hold = hold
-    crew.folder, crew.shelf = opening.folder, opening.shelf
-    _announce(crew)
+    runtime = build_runtime(cfg, world)
+    runtime.hold = hold
+    runtime.folder = opening.folder
+    runtime.shelf = opening.shelf
+    _announce(runtime)
     if checkpoint is not None:
-        restore(crew, checkpoint)
-    return crew
+        restore(runtime, checkpoint)
+    return runtime
 
 
-def train(crew: Crew | None, leave: Leave | None = None) -> str | None:
+def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> str | None:
     """Train to `train_iters`, from the start weights or where a checkpoint was. Collective.
 
-    Returns why it left before the end, with everything saved; None at the end. Without a crew
+    Returns why it left before the end, with everything saved; None at the end. Without a runtime
     there is nothing to do.
     """
-    if crew is None:
+    if runtime is None:
         return None
-    done, last = crew.progress, crew.cfg.training.train_iters
-    leave = leave or Leave()
-    leave.begin()
-    keeper = Keeper(crew, leave)
-    observer = _build_observer(crew)
+    done = runtime.progress
+    last = runtime.cfg.training.train_iters
+    notice = notice or PreemptionNotice()
+    notice.begin()
+    manager = CheckpointManager(runtime, notice)
+    observer = _build_observer(runtime)
     try:
-        crew.start()
+        runtime.start()
         after = None
         if done.step == 0:
-            done.evaluation = after = _evaluate(crew, observer, 0)
+            done.evaluation = after = _evaluate(runtime, observer, 0)
         while done.step < last:
-            with _traced(crew, done.step + 1):
-                outcome = train_step(done.step + 1, crew)
-            crew.move.at_controller(observer.after_step, outcome)
-            done.advance(crew.cfg.training.global_batch_size)
-            after = _evaluate(crew, observer, done.step)
-            if reason := keeper.after_step():
-                log.info("left after step %d of %d: %s; the same command goes on", done.step, last, reason)
+            with _traced(runtime, done.step + 1):
+                outcome = train_step(done.step + 1, runtime)
+            runtime.move.at_controller(observer.after_step, outcome)
+            done.advance(runtime.cfg.training.global_batch_size)
+            after = _evaluate(runtime, observer, done.step)
+            if reason := manager.after_step():
+                log.info(
+                    "left after step %d of %d: %s; the same command goes on",
+                    done.step,
+                    last,
+                    reason,
+                )
                 return reason
-        export(crew, keeper)
-        crew.move.at_controller(_conclude, crew, done.evaluation, after)
-        crew.move.at_controller(observer.finish)
+        export(runtime, manager)
+        runtime.move.at_controller(_conclude, runtime, done.evaluation, after)
+        runtime.move.at_controller(observer.finish)
         return None
     except Exception as error:
-        _check_folders(crew.cfg, crew.hold, crew, error)
+        _check_folders(runtime.cfg, runtime.hold, runtime, error)
         raise
     finally:
-        crew.move.at_controller(observer.close)
-        crew.close()
-        crew.hold.release()
+        runtime.move.at_controller(observer.close)
+        runtime.close()
+        runtime.hold.release()
 
 
-def _build_observer(crew: Crew) -> Observer | Absent:
+def _build_observer(runtime: Runtime) -> Observer | NotOnThisRank:
     """The controller's observer. Collective.
 
     If it has a terminal, rollout replicas post their progress from now on.
     """
-    live = crew.move.from_controller(sys.stderr.isatty)
-    rollout = crew.world.rollout
-    if live and rollout.leads:
-        Poster(crew.engine, partial(Board(crew.world.store).post, f"rollout/{rollout.replica}"))
-    if not crew.world.is_controller:
-        return Absent("controller")
-    return Observer(crew.cfg, crew.world, crew.tokenizer, crew.hold,
-                    folder=crew.folder, steps_done=crew.progress.step,
-                    mismatch_limit=crew.invariants.limits.mismatch,
-                    faster_split=partial(faster_split, crew.cfg, crew.world.placement), live=live)
+    live = runtime.move.from_controller(sys.stderr.isatty)
+    rollout = runtime.world.rollout
+    if live and rollout.is_input_rank:
+        Poster(
+            runtime.engine, partial(Board(runtime.world.store).post, f"rollout/{rollout.replica}")
+        )
+    if not runtime.world.is_controller:
+        return NotOnThisRank("controller")
+    return Observer(
+        runtime.cfg,
+        runtime.world,
+        runtime.tokenizer,
+        runtime.hold,
+        folder=runtime.folder,
+        steps_done=runtime.progress.step,
+        mismatch_limit=runtime.invariants.limits.mismatch,
+        faster_split=partial(faster_split, runtime.cfg, runtime.world.placement),
+        live=live,
+    )
 
 
-def _check_folders(cfg: Config, hold: Hold, places: Opening | Crew, error: BaseException) -> None:
-    """BadInput when the run's folders are not its own any more: then that is why something failed."""
+def _check_folders(
+    cfg: Config, hold: Hold, places: Opening | Runtime, error: BaseException
+) -> None:
+    """BadInput when the run's folders are not its own any more: then that is why something
+    failed."""
     hold.check()
-    if isinstance(error, OSError):  # what fails everywhere may have made the controller give them back
+    # what fails everywhere may have made the controller give them back
+    if isinstance(error, OSError):
         check_ways({Path(cfg.output_dir): places.folder, cfg.checkpoints: places.shelf.parent})
 
 
-def _traced(crew: Crew, step: int) -> contextlib.AbstractContextManager:
+def _traced(runtime: Runtime, step: int) -> contextlib.AbstractContextManager:
     """Trace this step if that is asked for, on the first rank of each role."""
-    firsts = [grid.span.role for grid in crew.world.roles.values() if grid.leads and grid.replica == 0]
-    if step not in crew.cfg.training.profile_steps or not firsts:
+    firsts = [
+        grid.span.role
+        for grid in runtime.world.roles.values()
+        if grid.is_input_rank and grid.replica == 0
+    ]
+    if step not in runtime.cfg.training.profile_steps or not firsts:
         return contextlib.nullcontext()
-    folder = crew.folder / "profile" / f"step_{step:06d}"
-    return crew.world.device.trace(folder, f"{'_'.join(firsts)}_rank_{crew.world.rank:04d}")
+    folder = runtime.folder / "profile" / f"step_{step:06d}"
+    return runtime.world.device.trace(folder, f"{'_'.join(firsts)}_rank_{runtime.world.rank:04d}")
 
 
-def _announce(crew: Crew) -> None:
-    world = crew.world
-    log.info("%s (%s) on %s", f"rank {world.rank} of {world.size}", world.role_names, world.device.torch)
+def _announce(runtime: Runtime) -> None:
+    world = runtime.world
+    log.info(
+        "%s (%s) on %s", f"rank {world.rank} of {world.size}", world.role_names, world.device.torch
+    )
     if world.is_controller:
-        log.info(banner(crew.cfg, world.placement, world.launch.node_of_rank))
-        dropped, kept = crew.prompts.num_dropped, len(crew.prompts)
-        for path in dict.fromkeys((crew.cfg.actor_rollout.load, crew.cfg.ref.load)):
-            log.info("start weights: %s", find(path))
-        log.info("%d prompts; %d dropped, longer than max_prompt_length=%d tokens",
-                 kept, dropped, crew.cfg.actor_rollout.max_prompt_length)
-        for line in look_at_prompts(crew.cfg, crew.prompts, crew.eval_prompts):
+        log.info(banner(runtime.cfg, world.placement, world.launch.node_of_rank))
+        dropped = runtime.prompts.num_dropped
+        kept = len(runtime.prompts)
+        for path in dict.fromkeys((runtime.cfg.actor_rollout.load, runtime.cfg.ref.load)):
+            log.info("start weights: %s", detect(path))
+        log.info(
+            "%d prompts; %d dropped, longer than max_prompt_length=%d tokens",
+            kept,
+            dropped,
+            runtime.cfg.actor_rollout.max_prompt_length,
+        )
+        for line in look_at_prompts(runtime.cfg, runtime.prompts, runtime.eval_prompts):
             log.info(line)
-        _announce_tokens(crew)
+        _announce_tokens(runtime)
 
 
-def _announce_tokens(crew: Crew) -> None:
-    """Say what ends a response, which rows of the model are no tokens, and which marks are read as text."""
-    training, vocabulary = crew.cfg.training, vocabulary_of(crew.tokenizer)
-    log.info("a response ends with %s", crew.ends)
-    unused = sum(map(len, vocabulary.unused(crew.shape.vocab_size)))
+def _announce_tokens(runtime: Runtime) -> None:
+    """Say what ends a response, which rows of the model are no tokens, and which marks are read as
+    text."""
+    training = runtime.cfg.training
+    vocabulary = vocabulary_of(runtime.tokenizer)
+    log.info("a response ends with %s", runtime.ends)
+    unused = sum(map(len, vocabulary.unused(runtime.shape.vocab_size)))
     if unused:
-        log.info("%d of the %d rows of the vocabulary are no tokens of the tokenizer and have no probability",
-                 unused, crew.shape.vocab_size)
+        log.info(
+            (
+                "%d of the %d rows of the vocabulary are no tokens of the tokenizer and have no "
+                "probability"
+            ),
+            unused,
+            runtime.shape.vocab_size,
+        )
     for mark in split_marks(Template(training.prompt_type, training.prompt_type_path), vocabulary):
-        log.warning("warning: template %s marks turns with %s, which this tokenizer reads as ordinary text: %s",
-                    training.prompt_type, mark, " ".join(vocabulary.split(mark)))
+        log.warning(
+            (
+                "warning: template %s marks turns with %s, which this tokenizer reads as ordinary "
+                "text: %s"
+            ),
+            training.prompt_type,
+            mark,
+            " ".join(vocabulary.split(mark)),
+        )
 
 
-def _evaluate(crew: Crew, observer: Observer | Absent, step: int) -> dict[str, float] | None:
-    """Evaluate before the first step, after the last, and when it is due. Returns the controller's scores."""
-    training = crew.cfg.training
-    due = step in (0, training.train_iters) or (training.eval_interval and step % training.eval_interval == 0)
+def _evaluate(
+    runtime: Runtime, observer: Observer | NotOnThisRank, step: int
+) -> dict[str, float] | None:
+    """Evaluate before the first step, after the last, and when it is due. Returns the controller's
+    scores."""
+    training = runtime.cfg.training
+    due = step in (0, training.train_iters) or (
+        training.eval_interval and step % training.eval_interval == 0
+    )
     if training.eval_data_path is None or not due:
         return None
-    model = f"{crew.cfg.actor_rollout.load} after {step} steps"
-    crew.hold.check()
-    place = crew.folder / "evaluation" / f"step_{step:06d}"
-    found = evaluate(crew, crew.progress.weights_version, model, place)
+    model = f"{runtime.cfg.actor_rollout.load} after {step} steps"
+    runtime.hold.check()
+    place = runtime.folder / "evaluation" / f"step_{step:06d}"
+    found = evaluate(runtime, runtime.progress.weights_version, model, place)
     if found is None:
         return None
     observer.after_evaluation(step, found["scores"])
@@ -194,25 +245,42 @@ def _evaluate(crew: Crew, observer: Observer | Absent, step: int) -> dict[str, f
     return found["scores"]
 
 
-def _conclude(crew: Crew, before: dict[str, float] | None, after: dict[str, float] | None) -> None:
+def _conclude(
+    runtime: Runtime, before: dict[str, float] | None, after: dict[str, float] | None
+) -> None:
     """Show what training did, and where everything is."""
     if before is not None and after is not None:
-        training = crew.cfg.training
-        log.info("\nheld-out problems: %s, %d problems x %d, temperature %g", training.eval_data_path,
-                 len(crew.eval_prompts), training.eval_samples_per_prompt, training.eval_temperature)
+        training = runtime.cfg.training
+        log.info(
+            "\nheld-out problems: %s, %d problems x %d, temperature %g",
+            training.eval_data_path,
+            len(runtime.eval_prompts),
+            training.eval_samples_per_prompt,
+            training.eval_temperature,
+        )
         log.info("%-24s %8s %8s", "", "before", "after")
         for key, label in _rows([key for key in before if key in after]):
             log.info("%-24s %8s %8s", label, _shown(key, before[key]), _shown(key, after[key]))
-    folder = Path(crew.cfg.output_dir)
-    log.info("\nrun folder: %s\nmodel:      %s\nreport:     %s",
-             folder, folder / MODEL, folder / "report.html")
+    folder = Path(runtime.cfg.output_dir)
+    log.info(
+        "\nrun folder: %s\nmodel:      %s\nreport:     %s",
+        folder,
+        folder / MODEL,
+        folder / "report.html",
+    )
 
 
 def _rows(keys: list[str]) -> list[tuple[str, str]]:
     names = {"acc": "accuracy", "base_acc": "accuracy"}
-    rules = [(key, names.get(key.split("/")[1], key.split("/")[1])) for key in keys if key.endswith("/right")]
+    rules = [
+        (key, names.get(key.split("/")[1], key.split("/")[1]))
+        for key in keys
+        if key.endswith("/right")
+    ]
     return rules + [("reward/mean", "reward"), ("response_length/mean", "response length")]
 
 
 def _shown(key: str, value: float) -> str:
-    return f"{value:.1%}" if key.endswith("/right") else f"{value:.2f}"
+    if key.endswith("/right"):
+        return f"{value:.1%}"
+    return f"{value:.2f}"

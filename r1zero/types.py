@@ -1,12 +1,12 @@
-"""What flows through a step: prompts, samples, groups and the plan of a global batch.
+"""The data model of a step: prompts, samples, groups, the plan of a global batch, its records.
 
 Axes: P prompts in a global batch, G samples of one prompt, S = P * G samples, M minibatches,
 T response tokens. Sample s belongs to prompt s // G and is its member s % G; minibatch m holds the
 samples [m * B, (m + 1) * B) with B = `ppo_mini_batch_size`.
 
-Fields are filled in the order of the step: the controller fills Prompt, the rollout ranks tokens and
-log-probs, the judge scores and reward, the ref ranks `ref_logprobs`, the train ranks `advantage`. Until then a
-field is empty: None, or not a number.
+Fields are filled in the order of the step: the controller fills Prompt, the rollout ranks tokens
+and log-probs, the reward executor scores and reward, the ref ranks `ref_logprobs`, the train ranks
+`advantage`. Until then a field is empty: None, or not a number.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class Sample:
     @property
     def failure(self) -> str:
         """Name the first scorer that failed and why; "" when none did."""
-        failed = (f"{name}: {score.why}" for name, score in self.scores.items() if score.outcome.failed)
+        failed = (
+            f"{name}: {score.why}" for name, score in self.scores.items() if score.outcome.failed
+        )
         return next(failed, "")
 
 
@@ -91,7 +93,9 @@ class Group:
     def rewards(self) -> list[float]:
         """Of the samples, in order. AssertionError while one is not scored."""
         found = [sample.reward for sample in self.samples]
-        assert all(map(math.isfinite, found)), f"rewards of the prompt at position {self.position}: {found}"
+        assert all(map(math.isfinite, found)), (
+            f"rewards of the prompt at position {self.position}: {found}"
+        )
         return found
 
 
@@ -118,7 +122,8 @@ class Batch:
 
         Whole groups travel: a group that spans several minibatches arrives with the first.
         """
-        group, size = self.samples_per_prompt, self.minibatch_size
+        group = self.samples_per_prompt
+        size = self.minibatch_size
         first = -(-minibatch * size // group)
         return range(first, -(-(minibatch + 1) * size // group))
 
@@ -160,7 +165,8 @@ class RankRecord:
     spans: list[TimeSpan]
     published_bytes: int  # written into this rank's rollout weights
     peak_gigabytes: float
-    tokens: dict[str, int] = field(default_factory=dict)  # response tokens seen by a role, where its results appear
+    # response tokens seen by a role, where its results appear
+    tokens: dict[str, int] = field(default_factory=dict)
     publish_fault: str | None = None  # what a comparison of checksums found, equal on all ranks
 
 

@@ -1,4 +1,5 @@
-"""Chromium for the tests of the report: pages from disk, with everything that goes wrong noted down."""
+"""Chromium for the tests of the report: pages from disk, with everything that goes wrong noted
+down."""
 
 from __future__ import annotations
 
@@ -12,8 +13,15 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 DESKTOP, PHONE = (1400, 900), (390, 844)
 
 
@@ -31,8 +39,10 @@ def browser() -> Iterator[Browser]:
     """Headless Chromium; fails with one sentence when the machine has none."""
     found = next((path for path in map(shutil.which, PROGRAMS) if path), None)
     if found is None:
-        pytest.fail("the report is tested in Chromium, but none is on PATH: apt-get install chromium",
-                    pytrace=False)
+        pytest.fail(
+            "the report is tested in Chromium, but none is on PATH: apt-get install chromium",
+            pytrace=False,
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
         yield browser
@@ -40,16 +50,20 @@ def browser() -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def opened(browser: Browser, path: Path, size: tuple[int, int] = DESKTOP,
-           scheme: str = "light") -> Iterator[Opened]:
+def opened(
+    browser: Browser, path: Path, size: tuple[int, int] = DESKTOP, scheme: str = "light"
+) -> Iterator[Opened]:
     """Open a report from disk and wait until it is drawn."""
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme,
-                                  reduced_motion="reduce")
+    context = browser.new_context(
+        viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, reduced_motion="reduce"
+    )
     context.set_default_timeout(5_000)
     result = Opened(context.new_page())
     result.page.on("request", lambda request: result.requests.append(request.url))
     result.page.on("pageerror", lambda error: result.complaints.append(str(error)))
-    result.page.on("console", lambda message: result.complaints.append(f"{message.type}: {message.text}"))
+    result.page.on(
+        "console", lambda message: result.complaints.append(f"{message.type}: {message.text}")
+    )
     result.page.goto(path.resolve().as_uri())
     result.page.wait_for_selector("html[data-ready]", timeout=20_000)
     yield result

@@ -1,4 +1,5 @@
-"""Variants of the tiny model's folder, as model folders come: padded, a base model's, of another family's marks."""
+"""Variants of the tiny model's folder, as model folders come: padded, a base model's, of another
+family's marks."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def padded(tiny: Path, folder: Path, rows: int) -> Path:
     variant(tiny, folder, config=lambda config: config.update(vocab_size=rows))
     known = read_rows(folder)[:TOKENS]
     torch.manual_seed(0)
-    write_rows(folder, torch.cat([known, torch.randn(rows - TOKENS, known.shape[1]) * 5 * known.std()]))
+    write_rows(
+        folder, torch.cat([known, torch.randn(rows - TOKENS, known.shape[1]) * 5 * known.std()])
+    )
     return folder
 
 
@@ -51,7 +54,8 @@ def holed(tiny: Path, folder: Path, first: int, gap: int) -> Path:
 
     def move(content: dict[str, Any]) -> None:
         vocab = content["model"]["vocab"]
-        vocab.update({token["content"]: token["id"] for token in content["added_tokens"]})  # or ids would close up
+        # or ids would close up
+        vocab.update({token["content"]: token["id"] for token in content["added_tokens"]})
         for text, number in vocab.items():
             vocab[text] = number + gap * (number >= first)
         for token in content["added_tokens"]:
@@ -61,16 +65,20 @@ def holed(tiny: Path, folder: Path, first: int, gap: int) -> Path:
     known = read_rows(folder)[:TOKENS]
     torch.manual_seed(0)
     moved = torch.randn(320, known.shape[1]) * 5 * known.std()
-    moved[:first], moved[first + gap:TOKENS + gap] = known[:first], known[first:]
+    moved[:first], moved[first + gap : TOKENS + gap] = known[:first], known[first:]
     write_rows(folder, moved)
     return folder
 
 
 def base(tiny: Path, folder: Path) -> Path:
     """End texts as Qwen2.5's base models do: <|endoftext|> only, in all three files."""
-    return variant(tiny, folder, config=lambda config: config.update(eos_token_id=0),
-                   generation_config=lambda config: config.update(eos_token_id=0),
-                   tokenizer_config=lambda config: config.update(eos_token="<|endoftext|>"))
+    return variant(
+        tiny,
+        folder,
+        config=lambda config: config.update(eos_token_id=0),
+        generation_config=lambda config: config.update(eos_token_id=0),
+        tokenizer_config=lambda config: config.update(eos_token="<|endoftext|>"),
+    )
 
 
 def llama_like(tiny: Path, folder: Path) -> Path:
@@ -78,7 +86,9 @@ def llama_like(tiny: Path, folder: Path) -> Path:
     shutil.copytree(tiny / "model", folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text()
-        text = text.replace("<|im_start|>", "<|start_header_id|>").replace("<|im_end|>", "<|eot_id|>")
+        text = text.replace("<|im_start|>", "<|start_header_id|>").replace(
+            "<|im_end|>", "<|eot_id|>"
+        )
         (folder / name).write_text(text)
     return folder
 
@@ -91,6 +101,16 @@ def keep_digits_together(content: dict[str, Any]) -> None:
     content["model"]["merges"] = [["1", "2"], ["12", "3"]]
     for token in content["added_tokens"]:
         token["id"] += 2 * (token["id"] >= first)
-    split = {"type": "Split", "pattern": {"Regex": "\\p{N}{1,3}"}, "behavior": "Isolated", "invert": False}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": "\\p{N}{1,3}"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": False,
+    }
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}

@@ -1,4 +1,5 @@
-"""Tiny random models of each family as Hugging Face folders: the independent reference is transformers."""
+"""Tiny random models of each family as Hugging Face folders: the independent reference is
+transformers."""
 
 from __future__ import annotations
 
@@ -19,23 +20,48 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-SIZES = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-             vocab_size=512, max_position_embeddings=256, rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=2,
-             pad_token_id=0)
-LLAMA3_ROPE = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                   original_max_position_embeddings=64)
+SIZES = dict(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=512,
+    max_position_embeddings=256,
+    rms_norm_eps=1e-6,
+    bos_token_id=None,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+LLAMA3_ROPE = dict(
+    rope_type="llama3",
+    rope_theta=10000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
 FAMILIES = {
     "qwen2": lambda **kw: Qwen2ForCausalLM(Qwen2Config(**SIZES | kw)),
-    "qwen2_tied": lambda **kw: Qwen2ForCausalLM(Qwen2Config(**SIZES | dict(tie_word_embeddings=True) | kw)),
-    "qwen3": lambda **kw: Qwen3ForCausalLM(Qwen3Config(**SIZES | dict(head_dim=24, tie_word_embeddings=True) | kw)),
-    "llama": lambda **kw: LlamaForCausalLM(LlamaConfig(**SIZES | dict(rope_parameters=LLAMA3_ROPE) | kw)),
-    "mistral": lambda **kw: MistralForCausalLM(MistralConfig(**SIZES | dict(sliding_window=None) | kw)),
+    "qwen2_tied": lambda **kw: Qwen2ForCausalLM(
+        Qwen2Config(**SIZES | dict(tie_word_embeddings=True) | kw)
+    ),
+    "qwen3": lambda **kw: Qwen3ForCausalLM(
+        Qwen3Config(**SIZES | dict(head_dim=24, tie_word_embeddings=True) | kw)
+    ),
+    "llama": lambda **kw: LlamaForCausalLM(
+        LlamaConfig(**SIZES | dict(rope_parameters=LLAMA3_ROPE) | kw)
+    ),
+    "mistral": lambda **kw: MistralForCausalLM(
+        MistralConfig(**SIZES | dict(sliding_window=None) | kw)
+    ),
     "olmo2": lambda **kw: Olmo2ForCausalLM(Olmo2Config(**SIZES | kw)),
 }
 
 
 def make_model(family: str, folder: Path, **sizes: int) -> PreTrainedModel:
-    """Build a model with random weights, norms and biases included, save it to `folder`, and return it in fp32."""
+    """Build a model with random weights, norms and biases included, save it to `folder`, and return
+    it in fp32."""
     torch.manual_seed(7)
     model = FAMILIES[family](**sizes).float().eval()
     with torch.no_grad():

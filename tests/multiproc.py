@@ -1,7 +1,8 @@
-"""Run a test body on several ranks: forked from one parent that has the heavy imports, over a file store.
+"""Run a test body on several ranks: forked from one parent that has the heavy imports, over a file
+store.
 
-Forking saves the seconds of importing torch and Megatron per rank, a file store has no ports to race
-for, and the first traceback wins.
+Forking saves the seconds of importing torch and Megatron per rank, a file store has no ports to
+race for, and the first traceback wins.
 """
 
 from __future__ import annotations
@@ -27,16 +28,23 @@ from r1zero.distributed.device import prepare
 DEVICE = prepare("cpu", 0)
 
 
-def run_ranks(body: Callable[..., Any], world_size: int, *args: Any, timeout_seconds: float = 180.0) -> list[Any]:
-    """Call `body(rank, world_size, store, *args)` on each rank and return the results in rank order.
+def run_ranks(
+    body: Callable[..., Any], world_size: int, *args: Any, timeout_seconds: float = 180.0
+) -> list[Any]:
+    """Call `body(rank, world_size, store, *args)` on each rank and return the results in rank
+    order.
 
     The first exception of any rank is raised here with its traceback; so is a time-out.
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         queue = context.SimpleQueue()
-        processes = [context.Process(target=_child, args=(body, rank, world_size, folder, queue, timeout_seconds, args))
-                     for rank in range(world_size)]
+        processes = [
+            context.Process(
+                target=_child, args=(body, rank, world_size, folder, queue, timeout_seconds, args)
+            )
+            for rank in range(world_size)
+        ]
         for process in processes:
             process.start()
         try:
@@ -58,15 +66,27 @@ def _collect(processes: list, queue: Any, deadline: float) -> list[Any]:
             continue
         dead = [rank for rank, process in enumerate(processes) if process.exitcode not in (None, 0)]
         if dead and queue.empty():
-            raise AssertionError(f"rank {dead[0]} died with exit code {processes[dead[0]].exitcode}")
+            raise AssertionError(
+                f"rank {dead[0]} died with exit code {processes[dead[0]].exitcode}"
+            )
         if time.monotonic() > deadline:
-            raise AssertionError(f"time limit: ranks {sorted(set(range(len(processes))) - set(results))} are not done")
+            raise AssertionError(
+                f"time limit: ranks {sorted(set(range(len(processes))) - set(results))} are not "
+                "done"
+            )
         time.sleep(0.005)
     return [results[rank] for rank in range(len(processes))]
 
 
-def _child(body: Callable[..., Any], rank: int, world_size: int, folder: str, queue: Any,
-           timeout_seconds: float, args: tuple) -> None:
+def _child(
+    body: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    folder: str,
+    queue: Any,
+    timeout_seconds: float,
+    args: tuple,
+) -> None:
     # Armed here: a watchdog thread of the parent would deadlock the forked child.
     faulthandler.dump_traceback_later(timeout_seconds - 5, exit=True)
     torch.set_num_threads(1)
@@ -76,9 +96,11 @@ def _child(body: Callable[..., Any], rank: int, world_size: int, folder: str, qu
         result, error = body(rank, world_size, store, *args), None
     except BaseException:  # noqa: BLE001 - the edge of the process: the parent shows it
         result, error = None, traceback.format_exc()
-    queue.put((rank, pickle.dumps(result), error))  # by value: the queue itself would share tensors by file handle
+    # by value: the queue itself would share tensors by file handle
+    queue.put((rank, pickle.dumps(result), error))
     if error:
-        time.sleep(timeout_seconds)  # keep connections open, so that no later error hides the first one
+        # keep connections open, so that no later error hides the first one
+        time.sleep(timeout_seconds)
     if dist.is_initialized():
         dist.destroy_process_group()
     os._exit(0)

@@ -19,28 +19,69 @@ def question(index: int) -> str:
 
 
 def plain(step: int, position: int, member: int) -> str:
-    return f"<think>step {step}, member {member}</think><answer>\\boxed{{{2 * position}}}</answer><|im_end|>"
+    return (
+        f"<think>step {step}, member "
+        f"{member}</think><answer>\\boxed{{{2 * position}}}</answer><|im_end|>"
+    )
 
 
-def write_step(folder: Path, step: int, text: Text = plain, prompts: int = QUESTIONS, samples: int = 8,
-               **metrics: object) -> None:
-    """Append a step to a run folder: metrics, spans of two ranks, and samples with `text` as responses."""
+def write_step(
+    folder: Path,
+    step: int,
+    text: Text = plain,
+    prompts: int = QUESTIONS,
+    samples: int = 8,
+    **metrics: object,
+) -> None:
+    """Append a step to a run folder: metrics, spans of two ranks, and samples with `text` as
+    responses."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / "samples").mkdir(exist_ok=True)
     random = np.random.default_rng(step)
-    entry = {"step": step, "reward/mean": random.normal(), "reward/acc": random.normal(),
-             "reward/acc/right": 0.5, "response_length/mean": 20 + step, "response_length/max": 90, "kl": 0.001 * step,
-             "time/step": 2.0, "time/rollout": 1.0, "time/update": 0.5, "reward/equal_groups": 0.25,
-             "entropy": random.random()}
+    entry = {
+        "step": step,
+        "reward/mean": random.normal(),
+        "reward/acc": random.normal(),
+        "reward/acc/right": 0.5,
+        "response_length/mean": 20 + step,
+        "response_length/max": 90,
+        "kl": 0.001 * step,
+        "time/step": 2.0,
+        "time/rollout": 1.0,
+        "time/update": 0.5,
+        "reward/equal_groups": 0.25,
+        "entropy": random.random(),
+    }
     append(folder / "metrics.jsonl", entry | metrics)
-    spans = [[0, "update", 1e9 + step + 0.4, 1e9 + step + 1.0], [1, "rollout", 1e9 + step, 1e9 + step + 0.5]]
-    append(folder / "logs" / "spans.jsonl", {"step": step, "roles": [["train"], ["rollout"]], "spans": spans})
-    rows = [{"position": p, "member": m, "prompt_index": 100 + p, "prompt": question(p),
-             "response": text(step, p, m), "ground_truth": str(2 * p), "reward": float(m % 2),
-             "advantage": m - 3.5, "prompt_length": 9,
-             "response_length": 10 + m, "truncated": m == 7, "weights_version": step - 1,
-             "failure": "", "score/acc": float(m % 2), "outcome/acc": "right" if m % 2 else "wrong"}
-            for p in range(prompts) for m in range(samples)]
+    spans = [
+        [0, "update", 1e9 + step + 0.4, 1e9 + step + 1.0],
+        [1, "rollout", 1e9 + step, 1e9 + step + 0.5],
+    ]
+    append(
+        folder / "logs" / "spans.jsonl",
+        {"step": step, "roles": [["train"], ["rollout"]], "spans": spans},
+    )
+    rows = [
+        {
+            "position": p,
+            "member": m,
+            "prompt_index": 100 + p,
+            "prompt": question(p),
+            "response": text(step, p, m),
+            "ground_truth": str(2 * p),
+            "reward": float(m % 2),
+            "advantage": m - 3.5,
+            "prompt_length": 9,
+            "response_length": 10 + m,
+            "truncated": m == 7,
+            "weights_version": step - 1,
+            "failure": "",
+            "score/acc": float(m % 2),
+            "outcome/acc": "right" if m % 2 else "wrong",
+        }
+        for p in range(prompts)
+        for m in range(samples)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), samples_path(folder, step))
 
 
@@ -53,7 +94,9 @@ def append(path: Path, entry: dict) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def write_run(folder: Path, steps: int, text: Text = plain, prompts: int = QUESTIONS, samples: int = 8) -> Path:
+def write_run(
+    folder: Path, steps: int, text: Text = plain, prompts: int = QUESTIONS, samples: int = 8
+) -> Path:
     """Write a whole run folder."""
     for step in range(1, steps + 1):
         write_step(folder, step, text, prompts, samples)

@@ -14,13 +14,22 @@ import yaml
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from r1zero.config.schema import Config
 from r1zero.config.load import load_config
+from r1zero.config.schema import Config
 
 SHAPE = {
-    "architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 4, "hidden_size": 32, "intermediate_size": 48,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "rope_theta": 10000.0}
+    "architectures": ["Qwen2ForCausalLM"],
+    "num_hidden_layers": 4,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "rope_theta": 10000.0,
+}
 
 # 1 train, 2 rollout, 1 ref; every rule holds.
 BASE = """
@@ -46,7 +55,8 @@ MODEL = {"num_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "padded_v
 
 
 def tokenizer_json(*texts: str) -> str:
-    """The tokenizer.json of single characters, the marks of ChatML and `texts`: ids 0 to 97 and on."""
+    """The tokenizer.json of single characters, the marks of ChatML and `texts`: ids 0 to 97 and
+    on."""
     letters = {chr(code): code - 32 for code in range(32, 127)}
     tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *texts])
@@ -60,8 +70,13 @@ def home(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPE))
     (folder / "tokenizer.json").write_text(tokenizer_json())
-    save_file({"a": np.zeros((3, 5), np.float32), "b": np.ones(7, np.float32)}, folder / "model.safetensors")
-    pq.write_table(pa.table({"question": ["1+1?"], "ground_truth_answer": ["2"]}), tmp_path / "train.parquet")
+    save_file(
+        {"a": np.zeros((3, 5), np.float32), "b": np.ones(7, np.float32)},
+        folder / "model.safetensors",
+    )
+    pq.write_table(
+        pa.table({"question": ["1+1?"], "ground_truth_answer": ["2"]}), tmp_path / "train.parquet"
+    )
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "small.yaml").write_text(yaml.safe_dump({"small": MODEL}))
     text = BASE.replace("LOAD", str(folder)).replace("DATA", str(tmp_path / "train.parquet"))

@@ -11,13 +11,14 @@ import torch
 from r1zero.algo.advantage import group_advantages, whiten
 from r1zero.algo.kl import KLCoefficient, kl_penalty
 from r1zero.algo.loss import STATS, LossTerms, grpo_loss
-from r1zero.models.rotary import inverse_frequencies
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig, RopeScaling
+from r1zero.models.rotary import inverse_frequencies
 
 
 def test_advantages_of_a_group_by_hand():
-    # mean 0.125 - 0.25 = -0.125, deviations 1.125, -0.375 x 3, squares 1.265625 + 3 x 0.140625, / 3 -> 0.5625
+    # mean 0.125 - 0.25 = -0.125, deviations 1.125, -0.375 x 3, squares 1.265625 + 3 x 0.140625, / 3
+    # -> 0.5625
     found = group_advantages([1.0, -0.5, -0.5, -0.5])
     np.testing.assert_allclose(found, [1.125 / 0.75, -0.5, -0.5, -0.5], rtol=2e-6)
 
@@ -38,8 +39,10 @@ def test_whitening_weighs_by_tokens():
     np.testing.assert_allclose(whiten([1.0, -1.0], [3, 1]), [0.5, -1.5], rtol=1e-7)
 
 
-@pytest.mark.parametrize(("estimator", "expected"), [
-    ("kl", -0.4), ("abs", 0.4), ("mse", 0.08), ("low_var_kl", math.exp(0.4) - 1 - 0.4)])
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [("kl", -0.4), ("abs", 0.4), ("mse", 0.08), ("low_var_kl", math.exp(0.4) - 1 - 0.4)],
+)
 def test_kl_estimators(estimator, expected):
     found = kl_penalty(torch.tensor([-1.5]), torch.tensor([-1.1]), estimator)
     assert found.item() == pytest.approx(expected, rel=1e-6)
@@ -61,11 +64,21 @@ def divergence(logits, ref):
 
 
 def penalty_in_loss(logits, drawn_by, ref, estimator):
-    """The loss of a response whose tokens are all there are, each as often as `drawn_by` draws it; nothing to learn."""
+    """The loss of a response whose tokens are all there are, each as often as `drawn_by` draws it;
+    nothing to learn."""
     logprobs, nothing = logits.log_softmax(0), torch.zeros_like(logits)
     terms = LossTerms(0.2, 0.2, estimator, kl_coefficient=1.0, entropy_coefficient=0.0)
-    return grpo_loss(logprobs, nothing, drawn_by.log_softmax(0), ref.log_softmax(0), nothing, nothing,
-                     drawn_by.softmax(0), 1, terms)[0]
+    return grpo_loss(
+        logprobs,
+        nothing,
+        drawn_by.log_softmax(0),
+        ref.log_softmax(0),
+        nothing,
+        nothing,
+        drawn_by.softmax(0),
+        1,
+        terms,
+    )[0]
 
 
 ESTIMATORS = ["kl", "abs", "mse", "low_var_kl"]
@@ -85,7 +98,8 @@ def test_the_expected_gradient_of_every_estimator_is_that_of_the_kl(estimator, s
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_tokens_of_older_weights_pull_to_the_reference_too(estimator):
-    """Later minibatches of a step: an older policy drew, and what is learned from still has the reference as its goal."""
+    """Later minibatches of a step: an older policy drew, and what is learned from still has the
+    reference as its goal."""
     old, ref = categorical(1), categorical(2)
     at_goal = ref.clone().requires_grad_()
     [found] = torch.autograd.grad(penalty_in_loss(at_goal, old, ref, estimator), at_goal)
@@ -99,7 +113,8 @@ def test_tokens_of_older_weights_pull_to_the_reference_too(estimator):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_learning_from_drawn_tokens_brings_the_policy_back(estimator):
-    """64 tokens a step from the policy itself, as in training: what is left after 300 steps is the noise of one."""
+    """64 tokens a step from the policy itself, as in training: what is left after 300 steps is the
+    noise of one."""
     random = torch.Generator().manual_seed(3)
     logits, ref = categorical(4).requires_grad_(), categorical(7)
     before = divergence(logits, ref).item()
@@ -134,19 +149,38 @@ def test_adaptive_coefficient_follows_its_target_and_a_fixed_one_stays():
     assert short.value == pytest.approx(0.04)
 
 
-TERMS = LossTerms(clip_low=0.2, clip_high=0.3, kl_estimator="kl", kl_coefficient=0.1, entropy_coefficient=0.01)
+TERMS = LossTerms(
+    clip_low=0.2, clip_high=0.3, kl_estimator="kl", kl_coefficient=0.1, entropy_coefficient=0.01
+)
 
 
 def loss_of(ratio, advantage, mask=1.0, denominator=1):
     one = torch.ones(1)
     logprobs = torch.tensor([math.log(ratio) - 2.0], requires_grad=True)
-    return logprobs, *grpo_loss(logprobs, 3 * one, -2 * one, -2.5 * one, -2.25 * one, advantage * one, mask * one,
-                                denominator, TERMS)
+    return logprobs, *grpo_loss(
+        logprobs,
+        3 * one,
+        -2 * one,
+        -2.5 * one,
+        -2.25 * one,
+        advantage * one,
+        mask * one,
+        denominator,
+        TERMS,
+    )
 
 
-@pytest.mark.parametrize(("ratio", "advantage", "surrogate", "clipped"), [
-    (1.1, 2.0, -2.2, 0), (1.5, 2.0, -2.6, 1), (1.5, -2.0, 3.0, 0),  # the upper clip only bounds gains
-    (0.5, 2.0, -1.0, 0), (0.5, -2.0, 1.6, 1)])  # and the lower one only bounds them for bad samples
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "surrogate", "clipped"),
+    [
+        # the upper clip only bounds gains
+        (1.1, 2.0, -2.2, 0),
+        (1.5, 2.0, -2.6, 1),
+        (1.5, -2.0, 3.0, 0),
+        (0.5, 2.0, -1.0, 0),
+        (0.5, -2.0, 1.6, 1),
+    ],
+)  # and the lower one only bounds them for bad samples
 def test_loss_clips_each_side_by_hand(ratio, advantage, surrogate, clipped):
     _, loss, sums = loss_of(ratio, advantage)
     kl = math.log(ratio) - 2.0 + 2.5
@@ -160,19 +194,41 @@ def test_masked_tokens_have_no_part_and_the_denominator_divides():
     logprobs, loss, sums = loss_of(1.1, 2.0, mask=0.0)
     loss.backward()
     assert loss.item() == 0 and logprobs.grad.item() == 0 and not sums.any()
-    assert loss_of(1.1, 2.0, denominator=8)[1].item() == pytest.approx(loss_of(1.1, 2.0)[1].item() / 8)
+    assert loss_of(1.1, 2.0, denominator=8)[1].item() == pytest.approx(
+        loss_of(1.1, 2.0)[1].item() / 8
+    )
 
 
 def test_llama3_rope_equals_transformers():
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    parameters = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                      original_max_position_embeddings=8192)
-    theirs = LlamaRotaryEmbedding(LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters=parameters))
+    parameters = dict(
+        rope_type="llama3",
+        rope_theta=500000.0,
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )
+    theirs = LlamaRotaryEmbedding(
+        LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters=parameters)
+    )
     shape = ModelConfig(
-        family="llama", num_layers=1, hidden_size=256, ffn_hidden_size=1, num_heads=2,
-        num_kv_heads=2, head_dim=128, vocab_size=8, max_positions=131072, rope_theta=500000.0,
-        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), norm_eps=1e-5, tie_word_embeddings=False,
-        qkv_bias=False, qk_norm=False)
+        family="llama",
+        num_layers=1,
+        hidden_size=256,
+        ffn_hidden_size=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=128,
+        vocab_size=8,
+        max_positions=131072,
+        rope_theta=500000.0,
+        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+        norm_eps=1e-5,
+        tie_word_embeddings=False,
+        qkv_bias=False,
+        qk_norm=False,
+    )
     torch.testing.assert_close(inverse_frequencies(shape), theirs.inv_freq, rtol=1e-6, atol=0)

@@ -1,7 +1,8 @@
-r"""The comparison of answers, on cases that were worked out from the mathematics, and on hostile texts.
+r"""The comparison of answers, on cases that were worked out from the mathematics, and on hostile
+texts.
 
-A row of answer_cases.jsonl is a right answer, an answer as it stands between the braces of `\boxed{}`,
-whether that is right, and what the case is about. No verdict was taken from a grader.
+A row of answer_cases.jsonl is a right answer, an answer as it stands between the braces of
+`\boxed{}`, whether that is right, and what the case is about. No verdict was taken from a grader.
 """
 
 import json
@@ -32,7 +33,10 @@ def test_cases_are_many_and_of_both_verdicts_in_every_kind() -> None:
     assert len(CASES) >= 1900
     assert len({(case["gold"], case["answer"]) for case in CASES}) == len(CASES)
     counts = Counter((case["kind"], case["right"]) for case in CASES)
-    for kind in {case["kind"] for case in CASES} - {"two answers at once", "no factor of a hundred"}:
+    for kind in {case["kind"] for case in CASES} - {
+        "two answers at once",
+        "no factor of a hundred",
+    }:
         right, wrong = counts[kind, True], counts[kind, False]
         assert wrong > 0 and (right > 0 or kind == "nothing to read"), kind
 
@@ -118,12 +122,15 @@ def test_hostile_text_is_wrong_at_once(text: str) -> None:
     start = time.process_time()
     assert [gold for gold in GOLDS if same(gold, text)] == []
     assert same(text, "5") is False
-    assert time.process_time() - start < 1.0 * len(GOLDS), "a comparison without algebra took too long"
+    assert time.process_time() - start < 1.0 * len(GOLDS), (
+        "a comparison without algebra took too long"
+    )
     assert sys.getrecursionlimit() == 1000
 
 
 def test_fault_of_ours_is_a_wrong_answer_and_logged(
-        monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from r1zero.reward import copied
     from r1zero.reward.math import grade
 
@@ -142,12 +149,41 @@ def test_fault_of_ours_is_a_wrong_answer_and_logged(
 
 def test_no_odd_value_is_an_exception() -> None:
     """Poles, complex numbers, zeros and infinities wherever a value may stand."""
-    odd = ["(-1)!", r"\frac{1}{0}", r"\infty", "i", "0^0", r"\ln 0", r"\binom{-1}{3}", "x!",
-           "0^{-1}", r"\gcd(1/2, i)", r"\max(i, 2)", r"7 \bmod 0", r"\arcsin(5)", "(-2)^{1/2}",
-           r"\sqrt[0]{2}", r"\log_1 5", "1.5!", r"\tan\frac{\pi}{2}"]
-    frames = ["%s", "%s < 2", "x! > %s", "(%s, 1)", "[%s, 3]", r"\{%s\}", "%s:3", "x = %s",
-              "%s x^2 + y^2 = 1", r"\begin{pmatrix}%s\\1\end{pmatrix}", r"%s\%%", r"5 \pm %s",
-              "|x| < %s"]
+    odd = [
+        "(-1)!",
+        r"\frac{1}{0}",
+        r"\infty",
+        "i",
+        "0^0",
+        r"\ln 0",
+        r"\binom{-1}{3}",
+        "x!",
+        "0^{-1}",
+        r"\gcd(1/2, i)",
+        r"\max(i, 2)",
+        r"7 \bmod 0",
+        r"\arcsin(5)",
+        "(-2)^{1/2}",
+        r"\sqrt[0]{2}",
+        r"\log_1 5",
+        "1.5!",
+        r"\tan\frac{\pi}{2}",
+    ]
+    frames = [
+        "%s",
+        "%s < 2",
+        "x! > %s",
+        "(%s, 1)",
+        "[%s, 3]",
+        r"\{%s\}",
+        "%s:3",
+        "x = %s",
+        "%s x^2 + y^2 = 1",
+        r"\begin{pmatrix}%s\\1\end{pmatrix}",
+        r"%s\%%",
+        r"5 \pm %s",
+        "|x| < %s",
+    ]
     for gold in ("5", "x+y=1", "[1,2)", r"\{1,2\}"):
         for frame in frames:
             for value in odd:

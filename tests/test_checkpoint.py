@@ -1,4 +1,5 @@
-"""Checkpoints: exact resume, another layout, damage of every kind, failed saves, and what is kept."""
+"""Checkpoints: exact resume, another layout, damage of every kind, failed saves, and what is
+kept."""
 
 from __future__ import annotations
 
@@ -16,66 +17,86 @@ from multiproc import DEVICE, run_ranks
 from safetensors.torch import load_file
 from worlds import metrics, run, samples
 
-from r1zero.checkpoint import manifest
-from r1zero.checkpoint import manager
+from r1zero.checkpoint import manager, manifest, train_state
 from r1zero.checkpoint import store as shelf
 from r1zero.checkpoint.resume import changes, check_resume, find
-from r1zero.preflight.checks import check
-from r1zero.config.schema import placement
-from r1zero.errors import BadInput
 from r1zero.config.load import dump, load_config
-from r1zero.checkpoint import train_state
-from r1zero.trainer import prepare, train
+from r1zero.config.schema import placement
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
-from r1zero.distributed.shutdown import Leave
+from r1zero.distributed.shutdown import PreemptionNotice
+from r1zero.errors import BadInput
+from r1zero.preflight.checks import check
+from r1zero.trainer import prepare, train
 
 # An adaptive KL coefficient, a decaying rate with warm-up and weight decay: all the state there is.
-RUN = ["training.train_iters=4", "training.global_batch_size=4", "training.eval_data_path=",
-       "actor_rollout.micro_batch_size=2", "ref.micro_batch_size=1",
-       "actor_rollout.n_samples_per_prompt=4", "actor_rollout.ppo_mini_batch_size=8", "actor_rollout.weight_decay=0.1",
-       "actor_rollout.lr_warmup_iters=2", "algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.target_kl=0.1",
-       "algorithm.kl_ctrl.horizon=100", "algorithm.kl_ctrl.kl_coef=0.5"]
+RUN = [
+    "training.train_iters=4",
+    "training.global_batch_size=4",
+    "training.eval_data_path=",
+    "actor_rollout.micro_batch_size=2",
+    "ref.micro_batch_size=1",
+    "actor_rollout.n_samples_per_prompt=4",
+    "actor_rollout.ppo_mini_batch_size=8",
+    "actor_rollout.weight_decay=0.1",
+    "actor_rollout.lr_warmup_iters=2",
+    "algorithm.kl_ctrl.type=adaptive",
+    "algorithm.kl_ctrl.target_kl=0.1",
+    "algorithm.kl_ctrl.horizon=100",
+    "algorithm.kl_ctrl.kl_coef=0.5",
+]
 TIMES = ("time/", "throughput/", "memory/", "publish/gigabytes")
 
 
-class LeaveAfter(Leave):
+class NoticeAfter(PreemptionNotice):
     """A signal that arrives during a step, on one rank."""
 
-    def __init__(self, crew, step: int, rank: int) -> None:
+    def __init__(self, runtime, step: int, rank: int) -> None:
         super().__init__()
-        self.listen_to = crew, step, rank
+        self.listen_to = runtime, step, rank
 
     @property
     def asked_by(self) -> str | None:
-        crew, step, rank = self.listen_to
-        return "a test" if crew.progress.step >= step and crew.world.rank == rank else None
+        runtime, step, rank = self.listen_to
+        return "a test" if runtime.progress.step >= step and runtime.world.rank == rank else None
 
     @asked_by.setter
     def asked_by(self, _: object) -> None:
         pass
 
 
-def until(rank: int, size: int, store: object, overrides: list[str], step: int | None) -> str | None:
+def until(
+    rank: int, size: int, store: object, overrides: list[str], step: int | None
+) -> str | None:
     """Train as main.py does, leaving early after `step`."""
     cfg, _ = load_config("tiny", overrides)
     problems = check(cfg, size, [0] * size)
     assert not problems, problems
-    world = World(Launch("single", rank, size, 0, (0,) * size, "", 0), placement(cfg, size), DEVICE,
-                  timedelta(seconds=120), store)
-    crew = prepare(cfg, world)
-    return train(crew, LeaveAfter(crew, step, size - 1) if step else None)
+    world = World(
+        Launch("single", rank, size, 0, (0,) * size, "", 0),
+        placement(cfg, size),
+        DEVICE,
+        timedelta(seconds=120),
+        store,
+    )
+    runtime = prepare(cfg, world)
+    return train(runtime, NoticeAfter(runtime, step, size - 1) if step else None)
 
 
 def numbers(folder: Path) -> list[dict[str, float]]:
     """The metrics without what a clock measured."""
-    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in metrics(folder)]
+    return [
+        {key: value for key, value in line.items() if not key.startswith(TIMES)}
+        for line in metrics(folder)
+    ]
 
 
 @pytest.fixture(scope="module")
 def straight(tiny, tmp_path_factory) -> Path:
     """Four steps without interruption, saved after each second one."""
-    return run(tmp_path_factory.mktemp("straight") / "run", 4, "tiny", [*RUN, "training.save_interval=2"])
+    return run(
+        tmp_path_factory.mktemp("straight") / "run", 4, "tiny", [*RUN, "training.save_interval=2"]
+    )
 
 
 def stop_after(folder: Path, step: int, *overrides: str) -> None:
@@ -84,7 +105,9 @@ def stop_after(folder: Path, step: int, *overrides: str) -> None:
     assert set(reasons) == {"a test asks to leave"}
 
 
-@pytest.mark.parametrize("overrides", [[], ["training.async_save=true", "training.save_interval=1"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["training.async_save=true", "training.save_interval=1"]]
+)
 def test_resume_is_exact(straight, tmp_path, overrides):
     folder = tmp_path / "run"
     stop_after(folder, 2, *overrides)
@@ -114,17 +137,50 @@ def test_steps_after_the_checkpoint_are_taken_again_without_duplicates(straight,
     assert len((folder / "logs" / "superseded.jsonl").read_text().splitlines()) >= 3
 
 
-@pytest.mark.parametrize(("first", "second"), [
-    ((4, ["actor_rollout.num_gpus_for_train=1", "actor_rollout.num_gpus_for_infer=2"]),
-     (1, [])),
-    ((5, ["actor_rollout.num_gpus_for_train=2", "actor_rollout.num_gpus_for_infer=2", "resource_pool.actor_rollout=[4]",
-          "actor_rollout.tensor_model_parallel_size=2", "actor_rollout.infer_tensor_parallel_size=1"]),
-     (4, ["actor_rollout.num_gpus_for_train=2", "actor_rollout.num_gpus_for_infer=1"])),
-    ((4, ["resource_pool.colocate=true", "resource_pool.actor_rollout=[4]", "resource_pool.ref=[]",
-          "actor_rollout.tensor_model_parallel_size=2", "actor_rollout.pipeline_model_parallel_size=2",
-          "actor_rollout.infer_tensor_parallel_size=2"]),
-     (3, ["actor_rollout.num_gpus_for_train=1", "actor_rollout.num_gpus_for_infer=1", "resource_pool.actor_rollout=[2]"])),
-], ids=["4 ranks to 1", "TP2 to DP2, 2 to 1 rollout ranks", "colocated TP2 PP2 to 3 ranks"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (
+            (4, ["actor_rollout.num_gpus_for_train=1", "actor_rollout.num_gpus_for_infer=2"]),
+            (1, []),
+        ),
+        (
+            (
+                5,
+                [
+                    "actor_rollout.num_gpus_for_train=2",
+                    "actor_rollout.num_gpus_for_infer=2",
+                    "resource_pool.actor_rollout=[4]",
+                    "actor_rollout.tensor_model_parallel_size=2",
+                    "actor_rollout.infer_tensor_parallel_size=1",
+                ],
+            ),
+            (4, ["actor_rollout.num_gpus_for_train=2", "actor_rollout.num_gpus_for_infer=1"]),
+        ),
+        (
+            (
+                4,
+                [
+                    "resource_pool.colocate=true",
+                    "resource_pool.actor_rollout=[4]",
+                    "resource_pool.ref=[]",
+                    "actor_rollout.tensor_model_parallel_size=2",
+                    "actor_rollout.pipeline_model_parallel_size=2",
+                    "actor_rollout.infer_tensor_parallel_size=2",
+                ],
+            ),
+            (
+                3,
+                [
+                    "actor_rollout.num_gpus_for_train=1",
+                    "actor_rollout.num_gpus_for_infer=1",
+                    "resource_pool.actor_rollout=[2]",
+                ],
+            ),
+        ),
+    ],
+    ids=["4 ranks to 1", "TP2 to DP2, 2 to 1 rollout ranks", "colocated TP2 PP2 to 3 ranks"],
+)
 def test_resume_onto_another_layout(straight, tmp_path, first, second):
     folder = tmp_path / "run"
     (size, layout), (new_size, new_layout) = first, second
@@ -133,7 +189,9 @@ def test_resume_onto_another_layout(straight, tmp_path, first, second):
     ours, theirs = numbers(folder), numbers(straight)
     assert len(ours) == 4
     for key in ("loss", "kl", "grad_norm", "reward/mean", "response_length/mean", "lr"):
-        assert [line[key] for line in ours] == pytest.approx([line[key] for line in theirs], rel=2e-4, abs=2e-6), key
+        assert [line[key] for line in ours] == pytest.approx(
+            [line[key] for line in theirs], rel=2e-4, abs=2e-6
+        ), key
 
 
 def test_a_checkpoint_named_as_load_keeps_the_reference(straight, tmp_path):
@@ -145,10 +203,11 @@ def test_a_checkpoint_named_as_load_keeps_the_reference(straight, tmp_path):
     folder = tmp_path / "other"
     run(folder, 4, "tiny", [*RUN, f"actor_rollout.load={load}", f"ref.load={load}"])
     assert numbers(folder) == numbers(straight)[2:]
-    assert changes(dump(cfg), straight / "checkpoints" / "iter_0000002")  # cfg is the plain tiny one
+    # cfg is the plain tiny one
+    assert changes(dump(cfg), straight / "checkpoints" / "iter_0000002")
 
 
-# -- damage -----------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -160,15 +219,22 @@ def saved(straight, tmp_path) -> Path:
 
 def refusal(saved: Path, *overrides: str) -> str:
     """What a run that would go on from there says."""
-    [problem] = check_resume(load_config("tiny", [*RUN, f"output_dir={saved.parents[1]}", *overrides])[0])
+    [problem] = check_resume(
+        load_config("tiny", [*RUN, f"output_dir={saved.parents[1]}", *overrides])[0]
+    )
     return problem
 
 
-WAY_OUT = "the complete checkpoint before it is {before}: write 2 into {tracker} to go on from there"
+WAY_OUT = (
+    "the complete checkpoint before it is {before}: write 2 into {tracker} to go on from there"
+)
 
 
 def assert_offers_the_one_before(problem: str, saved: Path) -> None:
-    assert WAY_OUT.format(before=saved.with_name("iter_0000002"), tracker=saved.parent / shelf.TRACKER) in problem
+    assert (
+        WAY_OUT.format(before=saved.with_name("iter_0000002"), tracker=saved.parent / shelf.TRACKER)
+        in problem
+    )
 
 
 def test_a_truncated_file_is_refused(saved):
@@ -237,7 +303,9 @@ def test_an_unfinished_checkpoint_is_refused_when_named_and_ignored_when_not(sav
     (saved / manifest.NAME).unlink()
     assert "never saved to its end" in refusal(saved)
     (saved.parent / shelf.TRACKER).unlink()
-    assert find(load_config("tiny", [f"output_dir={saved.parents[1]}"])[0]) == saved.with_name("iter_0000002")
+    assert find(load_config("tiny", [f"output_dir={saved.parents[1]}"])[0]) == saved.with_name(
+        "iter_0000002"
+    )
 
 
 class Malicious:
@@ -263,23 +331,31 @@ def test_a_malicious_pickle_is_refused_unopened(saved, file):
 
 
 def test_a_resume_path_without_checkpoint_is_refused(saved, tmp_path):
-    assert "not a complete checkpoint" in refusal(tmp_path / "a" / "b" / "c", f"training.resume={tmp_path}")
+    assert "not a complete checkpoint" in refusal(
+        tmp_path / "a" / "b" / "c", f"training.resume={tmp_path}"
+    )
 
 
-# -- saving -----------------------------------------------------------------------------------------
+# -- saving ----------------------------------------------------------------------------------------
 
 
 def full_disk(rank: int, size: int, store: object, overrides: list[str], when: str) -> str | None:
-    """Train on a disk that is full before a save or while files are written, or that does not give back what it took."""
+    """Train on a disk that is full before a save or while files are written, or that does not give
+    back what it took."""
     if when == "before":
         manager.OPTIMIZER_BYTES = 10**12
     elif when == "reading":
+
         def broken(path: Path) -> None:
             raise OSError(5, "Input/output error", str(path))
 
         train_state.describe = broken
     else:
-        manager.Writing = type("Full", (manager.Writing,), {"run": lambda self: setattr(self, "error", "No space left")})
+        manager.Writing = type(
+            "Full",
+            (manager.Writing,),
+            {"run": lambda self: setattr(self, "error", "No space left")},
+        )
     try:
         return until(rank, size, store, overrides, None)
     except RuntimeError as error:
@@ -292,12 +368,18 @@ def test_a_failed_save_leaves_the_last_good_one_and_goes_on_or_stops(straight, t
     stop_after(folder, 2)
     goes_on = [*RUN, f"output_dir={folder}", "training.save_interval=1"]
     assert run_ranks(full_disk, 4, [*goes_on, "training.on_save_failure=stop"], when)[3].startswith(
-        "the checkpoint of step 3 could not be saved: ")
+        "the checkpoint of step 3 could not be saved: "
+    )
     assert set(run_ranks(full_disk, 4, goes_on, when)) == {None}
     assert numbers(folder) == numbers(straight)
-    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["iter_0000002", shelf.TRACKER]
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
+        "iter_0000002",
+        shelf.TRACKER,
+    ]
     said = (folder / "logs" / "rank_0000.log").read_text()
-    assert f"the last good one is {folder / 'checkpoints' / 'iter_0000002'}; training goes on" in said
+    assert (
+        f"the last good one is {folder / 'checkpoints' / 'iter_0000002'}; training goes on" in said
+    )
 
 
 def test_the_last_ones_and_every_so_many_are_kept(straight, tmp_path):
@@ -308,13 +390,18 @@ def test_the_last_ones_and_every_so_many_are_kept(straight, tmp_path):
         shelf.publish(partial, iteration)
     (save / "iter_0000000").mkdir()  # of another program
     assert [path.name for path in shelf.prune(save, 6, keep_last=2, keep_every=3)] == [
-        "iter_0000001", "iter_0000002", "iter_0000004"]
+        "iter_0000001",
+        "iter_0000002",
+        "iter_0000004",
+    ]
     assert [shelf.iteration_of(path) for path in shelf.complete(save)] == [3, 5, 6]
     assert shelf.find(save).name == "iter_0000006" and (save / "iter_0000000").is_dir()
 
 
 def stuck(rank: int, size: int, store: object, overrides: list[str]) -> str | None:
-    """Train where no checkpoint can be deleted, as when somebody has a file of it open on a network disk."""
+    """Train where no checkpoint can be deleted, as when somebody has a file of it open on a network
+    disk."""
+
     def busy(path: object, ignore_errors: bool = False, **others: object) -> None:
         if "iter_" not in str(path):
             delete(path, ignore_errors, **others)
@@ -326,7 +413,11 @@ def stuck(rank: int, size: int, store: object, overrides: list[str]) -> str | No
 
 
 def test_what_cannot_be_deleted_does_not_stand_against_saving(tiny, tmp_path):
-    run_ranks(stuck, 1, [*RUN, f"output_dir={tmp_path}", "training.save_interval=1", "training.keep_last=1"])
+    run_ranks(
+        stuck,
+        1,
+        [*RUN, f"output_dir={tmp_path}", "training.save_interval=1", "training.keep_last=1"],
+    )
     assert [shelf.iteration_of(path) for path in shelf.complete(tmp_path / "checkpoints")] == [4]
 
 
@@ -336,15 +427,24 @@ def slow(rank: int, size: int, store: object, overrides: list[str]) -> float:
     began = time.monotonic()
     with pytest.raises(ZeroDivisionError):
         cfg, _ = load_config("tiny", overrides)
-        world = World(Launch("single", 0, 1, 0, (0,), "", 0), placement(cfg, 1), DEVICE, timedelta(seconds=120), store)
-        crew = prepare(cfg, world)
-        draw = crew.draw
-        crew.draw = lambda step: draw(step) if step == 1 else 1 / 0
-        train(crew)
+        world = World(
+            Launch("single", 0, 1, 0, (0,), "", 0),
+            placement(cfg, 1),
+            DEVICE,
+            timedelta(seconds=120),
+            store,
+        )
+        runtime = prepare(cfg, world)
+        draw = runtime.draw
+        runtime.draw = lambda step: draw(step) if step == 1 else 1 / 0
+        train(runtime)
     return time.monotonic() - began
 
 
 def test_a_failure_does_not_wait_for_a_save_under_way(tiny, tmp_path):
-    [seconds] = run_ranks(slow, 1, [*RUN, f"output_dir={tmp_path}", "training.save_interval=1", "training.async_save=true"])
+    [seconds] = run_ranks(
+        slow,
+        1,
+        [*RUN, f"output_dir={tmp_path}", "training.save_interval=1", "training.async_save=true"],
+    )
     assert seconds < 50
-

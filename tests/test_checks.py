@@ -1,4 +1,5 @@
-"""Every rule, with a value that breaks it: the sentence names key, value and a neighbour that works."""
+"""Every rule, with a value that breaks it: the sentence names key, value and a neighbour that
+works."""
 
 from __future__ import annotations
 
@@ -11,30 +12,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from small_config import MODEL, SHAPE, home, load, only  # noqa: F401
 
-from r1zero.preflight.checks import check
+from r1zero.config.load import load_config
 from r1zero.config.schema import nodes, placement
 from r1zero.data.indexed import IndexedWriter
 from r1zero.data.preprocessed import stem
 from r1zero.data.prompts import load_tokenizer
 from r1zero.errors import BadInput
-from r1zero.config.load import load_config
 from r1zero.preflight.check_custom import check_custom
-from small_config import MODEL, SHAPE, home, load, only  # noqa: F401
+from r1zero.preflight.checks import check
 
 RULES = [
     # Each key by itself.
-    (["training.global_batch_size=0"], ["training.global_batch_size: 0 must be from 1 to 1000000, such as 120"]),
+    (
+        ["training.global_batch_size=0"],
+        ["training.global_batch_size: 0 must be from 1 to 1000000, such as 120"],
+    ),
     (["training.train_iters=0"], ["training.train_iters: 0 must be at least 1"]),
-    (["actor_rollout.tensor_model_parallel_size=0"],
-     ["actor_rollout.tensor_model_parallel_size: 0", "at least 1"]),
-    (["actor_rollout.n_samples_per_prompt=1"],
-     ["actor_rollout.n_samples_per_prompt: 1", "at least 2", "group_norm"]),
+    (
+        ["actor_rollout.tensor_model_parallel_size=0"],
+        ["actor_rollout.tensor_model_parallel_size: 0", "at least 1"],
+    ),
+    (
+        ["actor_rollout.n_samples_per_prompt=1"],
+        ["actor_rollout.n_samples_per_prompt: 1", "at least 2", "group_norm"],
+    ),
     (["actor_rollout.temperature=0"], ["actor_rollout.temperature: 0.0", "1.0"]),
     (["actor_rollout.top_p=1.5"], ["actor_rollout.top_p: 1.5", "at most 1"]),
     (["actor_rollout.top_k=-2"], ["actor_rollout.top_k: -2", "-1"]),
     (["actor_rollout.do_sample=false"], ["actor_rollout.do_sample: false must be true"]),
-    (["actor_rollout.shuffle_minibatch=true"], ["actor_rollout.shuffle_minibatch: true must be false"]),
+    (
+        ["actor_rollout.shuffle_minibatch=true"],
+        ["actor_rollout.shuffle_minibatch: true must be false"],
+    ),
     (["actor_rollout.clip_ratio=0"], ["actor_rollout.clip_ratio: 0.0", "0.2"]),
     (["actor_rollout.clip_ratio_low=1.5"], ["actor_rollout.clip_ratio_low: 1.5", "0.2"]),
     (["actor_rollout.clip_ratio_high=0"], ["actor_rollout.clip_ratio_high: 0.0", "0.28"]),
@@ -46,9 +57,14 @@ RULES = [
     (["actor_rollout.adam_eps=0"], ["actor_rollout.adam_eps: 0.0", "1e-08"]),
     (["actor_rollout.adam_eps=5e-324"], ["actor_rollout.adam_eps: 5e-324 must be from 1e-20 to 1"]),
     (["actor_rollout.lr_warmup_fraction=1"], ["actor_rollout.lr_warmup_fraction: 1.0", "below 1"]),
-    (["actor_rollout.lr_decay_style=cosin"], ["actor_rollout.lr_decay_style: cosin", "did you mean cosine?"]),
-    (["actor_rollout.recompute_granularity=selective"],
-     ["actor_rollout.recompute_granularity: selective", "full"]),
+    (
+        ["actor_rollout.lr_decay_style=cosin"],
+        ["actor_rollout.lr_decay_style: cosin", "did you mean cosine?"],
+    ),
+    (
+        ["actor_rollout.recompute_granularity=selective"],
+        ["actor_rollout.recompute_granularity: selective", "full"],
+    ),
     (["training.distributed_backend=mpi"], ["training.distributed_backend: mpi", "gloo"]),
     (["reward.verifier=false"], ["reward.verifier: false must be true"]),
     (["reward.deadline_seconds=0"], ["reward.deadline_seconds: 0.0", "10"]),
@@ -60,99 +76,240 @@ RULES = [
     (["algorithm.kl_ctrl.kl_coef=-0.1"], ["algorithm.kl_ctrl.kl_coef: -0.1 must be from 0 to 100"]),
     (["resource_pool.reward=[1]"], ["resource_pool.reward: [1] must be []"]),
     # What would only fail in the workers: no number would be left, or no memory, or no time.
-    (["training.global_batch_size=4294967295"], ["training.global_batch_size: 4294967295 must be from 1"]),
-    (["actor_rollout.n_samples_per_prompt=1e9"], ["actor_rollout.n_samples_per_prompt: 1000000000", "at least 2"]),
-    (["actor_rollout.temperature=1e-30"], ["actor_rollout.temperature: 1e-30 must be from 0.01 to 100"]),
-    (["training.eval_temperature=1e308"], ["training.eval_temperature: 1e+308", "or 0 for the most likely"]),
+    (
+        ["training.global_batch_size=4294967295"],
+        ["training.global_batch_size: 4294967295 must be from 1"],
+    ),
+    (
+        ["actor_rollout.n_samples_per_prompt=1e9"],
+        ["actor_rollout.n_samples_per_prompt: 1000000000", "at least 2"],
+    ),
+    (
+        ["actor_rollout.temperature=1e-30"],
+        ["actor_rollout.temperature: 1e-30 must be from 0.01 to 100"],
+    ),
+    (
+        ["training.eval_temperature=1e308"],
+        ["training.eval_temperature: 1e+308", "or 0 for the most likely"],
+    ),
     (["actor_rollout.top_p=5e-324"], ["actor_rollout.top_p: 5e-324 must be at least 1e-06"]),
     (["actor_rollout.clip_ratio_high=1e308"], ["actor_rollout.clip_ratio_high: 1e+308", "0.28"]),
-    (["actor_rollout.infer_tensor_parallel_size=0"], ["actor_rollout.infer_tensor_parallel_size: 0"]),
-    (["reward.deadline_seconds=1e-9"], ["reward.deadline_seconds: 1e-09 must be from 0.01 to 86400"]),
+    (
+        ["actor_rollout.infer_tensor_parallel_size=0"],
+        ["actor_rollout.infer_tensor_parallel_size: 0"],
+    ),
+    (
+        ["reward.deadline_seconds=1e-9"],
+        ["reward.deadline_seconds: 1e-09 must be from 0.01 to 86400"],
+    ),
     (["reward.workers=1e5"], ["reward.workers: 100000 must be from 1 to 1024"]),
-    (["reward.accuracy.right=1e308"], ["reward.accuracy.right: 1e+308 must be from -1000000 to 1000000"]),
-    (["reward.accuracy.copied_span=rigth"],
-     ["reward.accuracy.copied_span: rigth is not one of wrong, right; did you mean right?"]),
-    (["algorithm.verifier_weight=[1e300, 1]"], ["algorithm.verifier_weight: [1e+300, 1.0]", "each of them"]),
+    (
+        ["reward.accuracy.right=1e308"],
+        ["reward.accuracy.right: 1e+308 must be from -1000000 to 1000000"],
+    ),
+    (
+        ["reward.accuracy.copied_span=rigth"],
+        ["reward.accuracy.copied_span: rigth is not one of wrong, right; did you mean right?"],
+    ),
+    (
+        ["algorithm.verifier_weight=[1e300, 1]"],
+        ["algorithm.verifier_weight: [1e+300, 1.0]", "each of them"],
+    ),
     (["training.profile_steps=[0]"], ["training.profile_steps: [0] must list steps from 1 on"]),
-    (["training.distributed_timeout_minutes=1e9"], ["training.distributed_timeout_minutes: 1000000000"]),
+    (
+        ["training.distributed_timeout_minutes=1e9"],
+        ["training.distributed_timeout_minutes: 1000000000"],
+    ),
     (["training.publish_bucket_megabytes=1e9"], ["training.publish_bucket_megabytes: 1000000000"]),
-    (["resource_pool.actor_rollout=[4000000000]", "resource_pool.colocate=true"], ["[4000000000] must list"]),
+    (
+        ["resource_pool.actor_rollout=[4000000000]", "resource_pool.colocate=true"],
+        ["[4000000000] must list"],
+    ),
     # Rewards, KL, schedule.
-    (["algorithm.verifier_weight=[1.0]"],
-     ["algorithm.verifier_weight: [1.0]", "1 weights", "2 rules", "[0.5, 0.5]"]),
-    (["algorithm.verifier_function=[acc, fromat]"],
-     ["algorithm.verifier_function: fromat", "did you mean format?"]),
-    (["algorithm.verifier_function=[acc, acc]"],
-     ["algorithm.verifier_function: ['acc', 'acc']", "each once"]),
-    (["algorithm.verifier_function=[format, cosine]"],
-     ["algorithm.verifier_function: cosine depends on", "name acc"]),
+    (
+        ["algorithm.verifier_weight=[1.0]"],
+        ["algorithm.verifier_weight: [1.0]", "1 weights", "2 rules", "[0.5, 0.5]"],
+    ),
+    (
+        ["algorithm.verifier_function=[acc, fromat]"],
+        ["algorithm.verifier_function: fromat", "did you mean format?"],
+    ),
+    (
+        ["algorithm.verifier_function=[acc, acc]"],
+        ["algorithm.verifier_function: ['acc', 'acc']", "each once"],
+    ),
+    (
+        ["algorithm.verifier_function=[format, cosine]"],
+        ["algorithm.verifier_function: cosine depends on", "name acc"],
+    ),
     (["reward.max_failure_rate=5"], ["reward.max_failure_rate: 5.0 must be from 0 to 1", "0.05"]),
-    (["algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.target_kl=0.1"],
-     ["algorithm.kl_ctrl.horizon: nothing must be above 0", "10000"]),
-    (["algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.horizon=5", "algorithm.kl_ctrl.target_kl=0"],
-     ["algorithm.kl_ctrl.target_kl: 0.0 must be above 0", "0.1"]),
+    (
+        ["algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.target_kl=0.1"],
+        ["algorithm.kl_ctrl.horizon: nothing must be above 0", "10000"],
+    ),
+    (
+        [
+            "algorithm.kl_ctrl.type=adaptive",
+            "algorithm.kl_ctrl.horizon=5",
+            "algorithm.kl_ctrl.target_kl=0",
+        ],
+        ["algorithm.kl_ctrl.target_kl: 0.0 must be above 0", "0.1"],
+    ),
     (["actor_rollout.min_lr=1"], ["actor_rollout.min_lr: 1.0", "lr 1e-06", "0.0 works"]),
-    (["actor_rollout.lr_warmup_iters=1", "actor_rollout.lr_warmup_fraction=0.5"],
-     ["actor_rollout.lr_warmup_iters: 1", "lr_warmup_fraction 0.5", "set one of them to 0"]),
-    (["actor_rollout.lr_warmup_iters=10"],
-     ["actor_rollout.lr_warmup_iters: 10", "10 updates", "9 is the most"]),
+    (
+        ["actor_rollout.lr_warmup_iters=1", "actor_rollout.lr_warmup_fraction=0.5"],
+        ["actor_rollout.lr_warmup_iters: 1", "lr_warmup_fraction 0.5", "set one of them to 0"],
+    ),
+    (
+        ["actor_rollout.lr_warmup_iters=10"],
+        ["actor_rollout.lr_warmup_iters: 10", "10 updates", "9 is the most"],
+    ),
     # Ranks.
-    (["resource_pool.actor_rollout=[2]"],
-     ["resource_pool.actor_rollout: [2] adds up to 2", "[3] would work"]),
+    (
+        ["resource_pool.actor_rollout=[2]"],
+        ["resource_pool.actor_rollout: [2] adds up to 2", "[3] would work"],
+    ),
     (["resource_pool.actor_rollout=[3, 0]"], ["resource_pool.actor_rollout: [3, 0]"]),
-    (["actor_rollout.num_gpus_for_train=3", "actor_rollout.pipeline_model_parallel_size=2",
-      "resource_pool.actor_rollout=[5]"],
-     ["actor_rollout.num_gpus_for_train: 3 must be a multiple of 2", "pipeline_model_parallel_size 2",
-      "2 and 4"]),
-    (["actor_rollout.num_gpus_for_infer=3", "actor_rollout.infer_tensor_parallel_size=2",
-      "resource_pool.actor_rollout=[4]"],
-     ["actor_rollout.num_gpus_for_infer: 3 must be a multiple of 2", "infer_tensor_parallel_size 2",
-      "2 and 4"]),
-    (["resource_pool.ref=[3]", "ref.tensor_model_parallel_size=2"],
-     ["resource_pool.ref: 3 must be a multiple of 2", "ref.tensor_model_parallel_size 2", "2 and 4"]),
+    (
+        [
+            "actor_rollout.num_gpus_for_train=3",
+            "actor_rollout.pipeline_model_parallel_size=2",
+            "resource_pool.actor_rollout=[5]",
+        ],
+        [
+            "actor_rollout.num_gpus_for_train: 3 must be a multiple of 2",
+            "pipeline_model_parallel_size 2",
+            "2 and 4",
+        ],
+    ),
+    (
+        [
+            "actor_rollout.num_gpus_for_infer=3",
+            "actor_rollout.infer_tensor_parallel_size=2",
+            "resource_pool.actor_rollout=[4]",
+        ],
+        [
+            "actor_rollout.num_gpus_for_infer: 3 must be a multiple of 2",
+            "infer_tensor_parallel_size 2",
+            "2 and 4",
+        ],
+    ),
+    (
+        ["resource_pool.ref=[3]", "ref.tensor_model_parallel_size=2"],
+        [
+            "resource_pool.ref: 3 must be a multiple of 2",
+            "ref.tensor_model_parallel_size 2",
+            "2 and 4",
+        ],
+    ),
     (["resource_pool.ranks_per_node=2"], ["resource_pool.ranks_per_node: 2", "3 would work"]),
     # Batches; 2 rollout replicas, num_samples_per_step 3, micro_batch_size 4.
-    (["training.global_batch_size=8", "actor_rollout.ppo_mini_batch_size=32"],
-     ["training.global_batch_size: 8 must be a multiple of 6", "rollout replicas 2 x num_samples_per_step 3",
-      "12"]),
-    (["training.global_batch_size=18", "actor_rollout.ppo_mini_batch_size=24"],
-     ["training.global_batch_size: 18 must be a multiple of 4", "micro_batch_size 4", "12 and 24"]),
-    (["ref.micro_batch_size=5"],
-     ["training.global_batch_size: 12 must be a multiple of 5", "ref.micro_batch_size 5", "60"]),
-    (["actor_rollout.ppo_mini_batch_size=36"],
-     ["actor_rollout.ppo_mini_batch_size: 36 must divide the 48 responses", "24 and 48"]),
-    (["actor_rollout.ppo_mini_batch_size=16"],
-     ["actor_rollout.ppo_mini_batch_size: 16 must be a multiple of 6", "num_samples_per_step 3", "24"]),
-    (["actor_rollout.ppo_mini_batch_size=6"],
-     ["actor_rollout.ppo_mini_batch_size: 6 must be a multiple of 4", "micro_batch_size 4", "12"]),
+    (
+        ["training.global_batch_size=8", "actor_rollout.ppo_mini_batch_size=32"],
+        [
+            "training.global_batch_size: 8 must be a multiple of 6",
+            "rollout replicas 2 x num_samples_per_step 3",
+            "12",
+        ],
+    ),
+    (
+        ["training.global_batch_size=18", "actor_rollout.ppo_mini_batch_size=24"],
+        [
+            "training.global_batch_size: 18 must be a multiple of 4",
+            "micro_batch_size 4",
+            "12 and 24",
+        ],
+    ),
+    (
+        ["ref.micro_batch_size=5"],
+        ["training.global_batch_size: 12 must be a multiple of 5", "ref.micro_batch_size 5", "60"],
+    ),
+    (
+        ["actor_rollout.ppo_mini_batch_size=36"],
+        ["actor_rollout.ppo_mini_batch_size: 36 must divide the 48 responses", "24 and 48"],
+    ),
+    (
+        ["actor_rollout.ppo_mini_batch_size=16"],
+        [
+            "actor_rollout.ppo_mini_batch_size: 16 must be a multiple of 6",
+            "num_samples_per_step 3",
+            "24",
+        ],
+    ),
+    (
+        ["actor_rollout.ppo_mini_batch_size=6"],
+        [
+            "actor_rollout.ppo_mini_batch_size: 6 must be a multiple of 4",
+            "micro_batch_size 4",
+            "12",
+        ],
+    ),
     # Lengths.
-    (["actor_rollout.max_prompt_length=96"], ["actor_rollout.max_prompt_length: 96", "seq_length 96", "95"]),
-    (["actor_rollout.max_tokens_to_oom=95"], ["actor_rollout.max_tokens_to_oom: 95", "96 is the least"]),
-    (["actor_rollout.max_tokens_per_microbatch=50"], ["actor_rollout.max_tokens_per_microbatch: 50", "96"]),
+    (
+        ["actor_rollout.max_prompt_length=96"],
+        ["actor_rollout.max_prompt_length: 96", "seq_length 96", "95"],
+    ),
+    (
+        ["actor_rollout.max_tokens_to_oom=95"],
+        ["actor_rollout.max_tokens_to_oom: 95", "96 is the least"],
+    ),
+    (
+        ["actor_rollout.max_tokens_per_microbatch=50"],
+        ["actor_rollout.max_tokens_per_microbatch: 50", "96"],
+    ),
     (["ref.max_tokens_per_microbatch=50"], ["ref.max_tokens_per_microbatch: 50", "96"]),
     (["training.seq_length=257"], ["training.seq_length: 257", "256"]),
     # The model: 4 layers, 4 heads, 2 kv heads.
-    (["actor_rollout.tensor_model_parallel_size=3", "actor_rollout.num_gpus_for_train=3",
-      "actor_rollout.infer_tensor_parallel_size=1", "resource_pool.actor_rollout=[5]"],
-     ["actor_rollout.tensor_model_parallel_size: 3", "num_attention_heads 4", "num_query_groups 2",
-      "2 would work"]),
-    (["actor_rollout.infer_tensor_parallel_size=4", "actor_rollout.num_gpus_for_infer=4",
-      "resource_pool.actor_rollout=[5]"],
-     ["actor_rollout.infer_tensor_parallel_size: 4 does not divide num_query_groups 2", "2 would work"]),
-    (["ref.tensor_model_parallel_size=4", "resource_pool.ref=[4]"],
-     ["ref.tensor_model_parallel_size: 4 does not divide num_query_groups 2", "2 would work"]),
-    (["actor_rollout.pipeline_model_parallel_size=3", "actor_rollout.num_gpus_for_train=3",
-      "resource_pool.actor_rollout=[5]"],
-     ["actor_rollout.pipeline_model_parallel_size: 3 does not divide num_layers 4", "2 and 4"]),
-    (["ref.pipeline_model_parallel_size=3", "resource_pool.ref=[3]"],
-     ["ref.pipeline_model_parallel_size: 3 does not divide num_layers 4", "2 and 4"]),
+    (
+        [
+            "actor_rollout.tensor_model_parallel_size=3",
+            "actor_rollout.num_gpus_for_train=3",
+            "actor_rollout.infer_tensor_parallel_size=1",
+            "resource_pool.actor_rollout=[5]",
+        ],
+        [
+            "actor_rollout.tensor_model_parallel_size: 3",
+            "num_attention_heads 4",
+            "num_query_groups 2",
+            "2 would work",
+        ],
+    ),
+    (
+        [
+            "actor_rollout.infer_tensor_parallel_size=4",
+            "actor_rollout.num_gpus_for_infer=4",
+            "resource_pool.actor_rollout=[5]",
+        ],
+        [
+            "actor_rollout.infer_tensor_parallel_size: 4 does not divide num_query_groups 2",
+            "2 would work",
+        ],
+    ),
+    (
+        ["ref.tensor_model_parallel_size=4", "resource_pool.ref=[4]"],
+        ["ref.tensor_model_parallel_size: 4 does not divide num_query_groups 2", "2 would work"],
+    ),
+    (
+        [
+            "actor_rollout.pipeline_model_parallel_size=3",
+            "actor_rollout.num_gpus_for_train=3",
+            "resource_pool.actor_rollout=[5]",
+        ],
+        ["actor_rollout.pipeline_model_parallel_size: 3 does not divide num_layers 4", "2 and 4"],
+    ),
+    (
+        ["ref.pipeline_model_parallel_size=3", "resource_pool.ref=[3]"],
+        ["ref.pipeline_model_parallel_size: 3 does not divide num_layers 4", "2 and 4"],
+    ),
     # The template.
     (["training.prompt_type=qwen_r2"], ["training.prompt_type", "qwen_r2", "qwen_r1"]),
     (["training.prompt_type_path=/nowhere.json"], ["training.prompt_type", "/nowhere.json"]),
 ]
 
 
-@pytest.mark.parametrize("overrides, pieces", RULES, ids=[" ".join(overrides) for overrides, _ in RULES])
+@pytest.mark.parametrize(
+    "overrides, pieces", RULES, ids=[" ".join(overrides) for overrides, _ in RULES]
+)
 def test_rule(home: Path, overrides: list[str], pieces: list[str]) -> None:
     problems = check(load(home, *overrides))
     assert any(all(piece in problem for piece in pieces) for problem in problems), problems
@@ -177,8 +334,14 @@ def test_token_budgets_replace_the_rules_of_microbatch_sizes(home: Path) -> None
 
 def test_neighbours_of_a_huge_batch_are_found_at_once(home: Path) -> None:
     began = time.monotonic()
-    problems = check(load(home, "training.global_batch_size=999996", "actor_rollout.n_samples_per_prompt=1000000",
-                          "actor_rollout.ppo_mini_batch_size=25"))
+    problems = check(
+        load(
+            home,
+            "training.global_batch_size=999996",
+            "actor_rollout.n_samples_per_prompt=1000000",
+            "actor_rollout.ppo_mini_batch_size=25",
+        )
+    )
     assert any("24 and 48 are the nearest" in problem for problem in problems), problems
     assert time.monotonic() - began < 5
 
@@ -200,17 +363,32 @@ def test_world_of_one_has_all_roles(home: Path) -> None:
 
 
 def test_colocated_roles_span_the_world(home: Path) -> None:
-    cfg = load(home, "resource_pool.colocate=true", "actor_rollout.micro_batch_size=1",
-               "actor_rollout.num_samples_per_step=1", "ref.micro_batch_size=1")
+    cfg = load(
+        home,
+        "resource_pool.colocate=true",
+        "actor_rollout.micro_batch_size=1",
+        "actor_rollout.num_samples_per_step=1",
+        "ref.micro_batch_size=1",
+    )
     assert cfg.world_size == 4 and check(cfg) == [] and check(cfg, 2) == []
     assert [span.size for span in placement(cfg, 4).grids] == [4, 4, 4]
-    for name, overrides, size in (("tiny", [], 1), ("qwen25_7b", ["actor_rollout.num_gpus_for_train=1"], 8)):
-        pool = ["resource_pool.colocate=true", "resource_pool.actor_rollout=null", "resource_pool.ref=null"]
-        assert load_config(name, pool + overrides)[0].world_size == size  # one replica of the largest role
+    for name, overrides, size in (
+        ("tiny", [], 1),
+        ("qwen25_7b", ["actor_rollout.num_gpus_for_train=1"], 8),
+    ):
+        pool = [
+            "resource_pool.colocate=true",
+            "resource_pool.actor_rollout=null",
+            "resource_pool.ref=null",
+        ]
+        # one replica of the largest role
+        assert load_config(name, pool + overrides)[0].world_size == size
 
 
 def test_tensor_parallel_group_must_not_cross_nodes(home: Path) -> None:
-    cfg = load(home, "actor_rollout.infer_tensor_parallel_size=2", "actor_rollout.num_samples_per_step=6")
+    cfg = load(
+        home, "actor_rollout.infer_tensor_parallel_size=2", "actor_rollout.num_samples_per_step=6"
+    )
     assert check(cfg, 4, [0, 0, 0, 1]) == []
     (problem,) = check(cfg, 4, [0, 0, 1, 1])  # rollout ranks are 1 and 2
     assert "rollout ranks [1, 2]" in problem and "nodes [0, 1]" in problem
@@ -219,19 +397,34 @@ def test_tensor_parallel_group_must_not_cross_nodes(home: Path) -> None:
 def test_nodes_without_a_launcher(home: Path) -> None:
     assert nodes(load(home), 4) == [0, 0, 0, 0]
     assert nodes(load(home, "resource_pool.ranks_per_node=2"), 4) == [0, 0, 1, 1]
-    assert nodes(load_config("qwen25_7b", ["resource_pool.actor_rollout=[6, 8]"])[0], 16) == [0] * 8 + [1] * 8
+    assert (
+        nodes(load_config("qwen25_7b", ["resource_pool.actor_rollout=[6, 8]"])[0], 16)
+        == [0] * 8 + [1] * 8
+    )
 
 
 def test_model_file_must_agree_with_config_json(home: Path) -> None:
-    wrong = {"num_layers": 5, "hidden_size": 64, "num_query_groups": 4, "rotary_base": 1000000,
-             "add_qkv_bias": False, "max_position_embeddings": 512}
+    wrong = {
+        "num_layers": 5,
+        "hidden_size": 64,
+        "num_query_groups": 4,
+        "rotary_base": 1000000,
+        "add_qkv_bias": False,
+        "max_position_embeddings": 512,
+    }
     (home / "model" / "small.yaml").write_text(yaml.safe_dump({"small": MODEL | wrong}))
     problems = check(load(home))
-    for key, right in (("num_layers: 5", "4 would"), ("hidden_size: 64", "32 would"),
-                       ("num_query_groups: 4", "2 would"), ("rotary_base: 1000000.0", "10000.0 would"),
-                       ("add_qkv_bias: false", "true would"),
-                       ("max_position_embeddings: 512", "256 is the most")):
-        assert any(f"model small: {key}" in problem and right in problem for problem in problems), key
+    for key, right in (
+        ("num_layers: 5", "4 would"),
+        ("hidden_size: 64", "32 would"),
+        ("num_query_groups: 4", "2 would"),
+        ("rotary_base: 1000000.0", "10000.0 would"),
+        ("add_qkv_bias: false", "true would"),
+        ("max_position_embeddings: 512", "256 is the most"),
+    ):
+        assert any(f"model small: {key}" in problem and right in problem for problem in problems), (
+            key
+        )
 
 
 def test_model_file_may_shorten_the_positions(home: Path) -> None:
@@ -266,20 +459,38 @@ def test_folder_without_config_json(home: Path) -> None:
 def test_folder_of_both_kinds_of_weights_is_ambiguous(home: Path) -> None:
     (home / "net" / "latest_checkpointed_iteration.txt").write_text("1")
     problem = only(check(load(home)))
-    assert "actor_rollout.load" in problem and "Megatron checkpoints" in problem and "Hugging Face" in problem
+    assert (
+        "actor_rollout.load" in problem
+        and "Megatron checkpoints" in problem
+        and "Hugging Face" in problem
+    )
 
 
 def test_megatron_checkpoint_takes_its_shape_from_the_tokenizer_folder(home: Path) -> None:
     checkpoint = home / "ckpt"
     (checkpoint / "iter_0000003").mkdir(parents=True)
     (checkpoint / "latest_checkpointed_iteration.txt").write_text("3")
-    problem = only(check(load(home, f"actor_rollout.load={checkpoint}",
-                              f"training.tokenizer_name_or_path={home / 'net'}")))
-    assert "actor_rollout.load" in problem and "says 3, but" in problem and "holds no checkpoint" in problem
+    problem = only(
+        check(
+            load(
+                home,
+                f"actor_rollout.load={checkpoint}",
+                f"training.tokenizer_name_or_path={home / 'net'}",
+            )
+        )
+    )
+    assert (
+        "actor_rollout.load" in problem
+        and "says 3, but" in problem
+        and "holds no checkpoint" in problem
+    )
     (checkpoint / "iter_0000003" / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
     for name in (".metadata", "common.pt", "__0_0.distcp"):
         (checkpoint / "iter_0000003" / name).write_text("not empty")
-    overrides = [f"actor_rollout.load={checkpoint}", f"training.tokenizer_name_or_path={home / 'net'}"]
+    overrides = [
+        f"actor_rollout.load={checkpoint}",
+        f"training.tokenizer_name_or_path={home / 'net'}",
+    ]
     assert check(load(home, *overrides)) == []
     (home / "net" / "config.json").rename(home / "config.json")
     assert "config.json" in only(check(load(home, *overrides)))
@@ -290,10 +501,14 @@ def test_cut_off_weights(home: Path, keep: int) -> None:
     weights = home / "net" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
     problem = only(check(load(home)))
-    assert "actor_rollout.load" in problem and str(weights) in problem and "copy it again" in problem
+    assert (
+        "actor_rollout.load" in problem and str(weights) in problem and "copy it again" in problem
+    )
 
 
-@pytest.mark.parametrize("content", [b"\xff" * 64, (9).to_bytes(8, "little") + b"[1, 2, 3]", b"PK" * 50])
+@pytest.mark.parametrize(
+    "content", [b"\xff" * 64, (9).to_bytes(8, "little") + b"[1, 2, 3]", b"PK" * 50]
+)
 def test_corrupt_weights(home: Path, content: bytes) -> None:
     (home / "net" / "model.safetensors").write_bytes(content)
     assert "no safetensors header" in only(check(load(home)))
@@ -302,7 +517,12 @@ def test_corrupt_weights(home: Path, content: bytes) -> None:
 def test_missing_shard_is_named(home: Path) -> None:
     net = home / "net"
     (net / "model.safetensors").rename(net / "model-00001-of-00002.safetensors")
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    index = {
+        "weight_map": {
+            "a": "model-00001-of-00002.safetensors",
+            "b": "model-00002-of-00002.safetensors",
+        }
+    }
     (net / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-00002-of-00002.safetensors cannot be read" in only(check(load(home)))
     (net / "model.safetensors.index.json").write_text("{}")
@@ -323,24 +543,39 @@ def test_reference_of_another_vocabulary(home: Path) -> None:
         (other / file.name).write_bytes(file.read_bytes())
     (other / "config.json").write_text(json.dumps(SHAPE | {"vocab_size": 64}))
     problems = check(load(home, f"ref.load={other}"))
-    assert any("ref.load" in problem and "64 rows" in problem and "128" in problem for problem in problems)
+    assert any(
+        "ref.load" in problem and "64 rows" in problem and "128" in problem for problem in problems
+    )
 
 
-@pytest.mark.parametrize("name, content, pieces", [
-    ("gone.parquet", None, ["does not exist"]),
-    ("empty.jsonl", "", ["has no rows"]),
-    ("blank.jsonl", "\n\n", ["has no rows"]),
-    ("empty.json", "[]", ["has no rows"]),
-    ("bad.jsonl", "{\"question\": ", ["line 1: not valid JSON"]),
-    ("bad.json", "{\"question\": \"x\"}", ["no column 'ground_truth_answer'; it has question"]),
-    ("number.json", "7", ["must hold a JSON list of objects or one object a line, but holds int"]),
-    ("bad.parquet", "not parquet", ["cannot be read"]),
-    ("data.bin", "x", ["ends in .parquet, .arrow, .jsonl, .json, .csv, .tsv"]),
-    ("other.jsonl", "{\"questions\": \"1?\", \"ground_truth_answer\": \"1\"}",
-     ["map_keys to the right ones", "no column 'question'", "did you mean questions?"]),
-    ("other.json", "[{\"question\": \"1?\", \"label\": \"1\"}]",
-     ["map_keys to the right ones", "no column 'ground_truth_answer'", "question, label"]),
-])
+@pytest.mark.parametrize(
+    "name, content, pieces",
+    [
+        ("gone.parquet", None, ["does not exist"]),
+        ("empty.jsonl", "", ["has no rows"]),
+        ("blank.jsonl", "\n\n", ["has no rows"]),
+        ("empty.json", "[]", ["has no rows"]),
+        ("bad.jsonl", '{"question": ', ["line 1: not valid JSON"]),
+        ("bad.json", '{"question": "x"}', ["no column 'ground_truth_answer'; it has question"]),
+        (
+            "number.json",
+            "7",
+            ["must hold a JSON list of objects or one object a line, but holds int"],
+        ),
+        ("bad.parquet", "not parquet", ["cannot be read"]),
+        ("data.bin", "x", ["ends in .parquet, .arrow, .jsonl, .json, .csv, .tsv"]),
+        (
+            "other.jsonl",
+            '{"questions": "1?", "ground_truth_answer": "1"}',
+            ["map_keys to the right ones", "no column 'question'", "did you mean questions?"],
+        ),
+        (
+            "other.json",
+            '[{"question": "1?", "label": "1"}]',
+            ["map_keys to the right ones", "no column 'ground_truth_answer'", "question, label"],
+        ),
+    ],
+)
 def test_bad_data(home: Path, name: str, content: str | None, pieces: list[str]) -> None:
     if content is not None:
         (home / name).write_text(content)
@@ -353,7 +588,9 @@ def test_bad_data(home: Path, name: str, content: str | None, pieces: list[str])
 
 def test_empty_parquet_and_missing_column(home: Path) -> None:
     nothing = pa.array([], pa.string())
-    pq.write_table(pa.table({"question": nothing, "ground_truth_answer": nothing}), home / "train.parquet")
+    pq.write_table(
+        pa.table({"question": nothing, "ground_truth_answer": nothing}), home / "train.parquet"
+    )
     assert "has no rows" in only(check(load(home)))
     pq.write_table(pa.table({"question": ["x"], "answer": ["y"]}), home / "train.parquet")
     assert "has no column 'ground_truth_answer'" in only(check(load(home)))
@@ -363,20 +600,35 @@ def test_empty_parquet_and_missing_column(home: Path) -> None:
 # -- folders that are written ---
 
 
-def test_folders_that_cannot_be_written_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_cannot_be_written_are_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (home / "nowhere").symlink_to(home / "gone")
     (home / "circle").symlink_to(home / "circle")
     for key in ("output_dir", "actor_rollout.save"):
-        for path in (f"{home}/base.yaml", f"{home}/base.yaml/below", f"{home}/nowhere", f"{home}/circle/below"):
+        for path in (
+            f"{home}/base.yaml",
+            f"{home}/base.yaml/below",
+            f"{home}/nowhere",
+            f"{home}/circle/below",
+        ):
             assert f"{key}: {path} cannot be written" in only(check(load(home, f"{key}={path}")))
     monkeypatch.chdir(home / "net")
     for path in (".", "..", "''", "/"):
-        assert "is the current directory or around it" in only(check(load(home, f"output_dir={path}")))
+        assert "is the current directory or around it" in only(
+            check(load(home, f"output_dir={path}"))
+        )
     assert check(load(home, f"output_dir={home}/runs/new")) == [] and not (home / "runs").exists()
 
 
 def test_names_too_long_for_a_file_system_are_refused(home: Path) -> None:
-    for key in ("actor_rollout.load", "actor_rollout.data_path", "training.resume", "output_dir", "ref.load"):
+    for key in (
+        "actor_rollout.load",
+        "actor_rollout.data_path",
+        "training.resume",
+        "output_dir",
+        "ref.load",
+    ):
         with pytest.raises(BadInput, match="File name too long; name another path"):
             check(load(home, f"{key}={'x' * 300}"))
 
@@ -392,28 +644,52 @@ def dies(cases): os._exit(3)
 """
 
 
-@pytest.mark.parametrize(("name", "pieces"), [
-    ("good", []),
-    ("goods", ["mine.py has no goods; did you mean good?"]),
-    ("tests", ["mine.tests fails on the first problem of", "train.parquet: TypeError: 'int' object is not"]),
-    ("nan", ["mine.nan fails", "returned nan for response 0"]),
-    ("dies", ["mine.dies fails", "its process ended with status 3"]),
-])
-def test_custom_scorers_are_tried_before_anything_starts(home: Path, name: str, pieces: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "pieces"),
+    [
+        ("good", []),
+        ("goods", ["mine.py has no goods; did you mean good?"]),
+        (
+            "tests",
+            [
+                "mine.tests fails on the first problem of",
+                "train.parquet: TypeError: 'int' object is not",
+            ],
+        ),
+        ("nan", ["mine.nan fails", "returned nan for response 0"]),
+        ("dies", ["mine.dies fails", "its process ended with status 3"]),
+    ],
+)
+def test_custom_scorers_are_tried_before_anything_starts(
+    home: Path, name: str, pieces: list[str]
+) -> None:
     (home / "mine.py").write_text(MINE)
     problems = check(load(home, f"algorithm.verifier_function=[format, '{home}/mine.py:{name}']"))
     assert len(problems) == bool(pieces)
     for problem in problems:
-        assert problem.startswith("algorithm.verifier_function: ") and all(piece in problem for piece in pieces)
+        assert problem.startswith("algorithm.verifier_function: ") and all(
+            piece in problem for piece in pieces
+        )
 
 
 def test_custom_scorers_are_tried_on_preprocessed_data(home: Path, tiny: Path) -> None:
     tokenizer = load_tokenizer(tiny / "model")
     prefix = home / "packed"
     with IndexedWriter([stem(prefix, "input_ids"), stem(prefix, "labels")]) as writer:
-        writer.add([np.array(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("What is 11+12?", "23")])
-    (home / "mine.py").write_text("def score(cases): raise ValueError(repr((cases[0].prompt, cases[0].gold)))\n")
-    cfg = load(home, f"algorithm.verifier_function=[format, '{home}/mine.py:score']", f"actor_rollout.data_path={prefix}",
-               f"training.tokenizer_name_or_path={tiny}/model")
+        writer.add(
+            [
+                np.array(tokenizer(text, add_special_tokens=False)["input_ids"])
+                for text in ("What is 11+12?", "23")
+            ]
+        )
+    (home / "mine.py").write_text(
+        "def score(cases): raise ValueError(repr((cases[0].prompt, cases[0].gold)))\n"
+    )
+    cfg = load(
+        home,
+        f"algorithm.verifier_function=[format, '{home}/mine.py:score']",
+        f"actor_rollout.data_path={prefix}",
+        f"training.tokenizer_name_or_path={tiny}/model",
+    )
     assert "mine.score fails on the first problem of" in only(check_custom(cfg))
     assert "('What is 11+12?', '23')" in only(check_custom(cfg))

@@ -21,22 +21,20 @@ import pytest
 import torch.distributed as dist
 from multiproc import DEVICE
 
-from r1zero.run_folder import claim
-from r1zero.run_folder import owner
-from r1zero.checkpoint import manifest, progress
-from r1zero.checkpoint import store
-from r1zero.checkpoint.progress import Progress, Record
-from r1zero.run_folder.claim import take
-from r1zero.config.schema import Config, placement
-from r1zero.errors import BadInput
+from r1zero.checkpoint import manifest, progress, store
+from r1zero.checkpoint.progress import CheckpointInfo, TrainerState
 from r1zero.config.load import load_config
-from r1zero.run_folder.folder import append_line
-from r1zero.preflight.opening import open_run
-from r1zero.run_folder.owner import check_free, newest
+from r1zero.config.schema import Config, placement
 from r1zero.distributed import identity
 from r1zero.distributed.groups import World
 from r1zero.distributed.identity import Identity
 from r1zero.distributed.launch import Launch
+from r1zero.errors import BadInput
+from r1zero.preflight.opening import open_run
+from r1zero.run_folder import claim, owner
+from r1zero.run_folder.claim import take
+from r1zero.run_folder.folder import append_line
+from r1zero.run_folder.owner import check_free, newest
 
 FORK = multiprocessing.get_context("fork")
 
@@ -264,8 +262,13 @@ def test_who_looked_before_others_came_and_went_does_not_get_the_folder(tmp_path
 def contend(number: int, cfg: Config, oracle: Path, orders: Connection) -> None:
     """Take the folders, and then obey orders until one ends this process."""
     World._build = lambda self, span: None  # no role needs a group here
-    world = World(Launch("single", 0, 1, 0, (0,), "", 0), placement(cfg, 1), DEVICE,
-                  timedelta(seconds=30), dist.HashStore())
+    world = World(
+        Launch("single", 0, 1, 0, (0,), "", 0),
+        placement(cfg, 1),
+        DEVICE,
+        timedelta(seconds=30),
+        dist.HashStore(),
+    )
     try:
         hold, opening = open_run(cfg, world, ())
     except BadInput as error:
@@ -296,14 +299,16 @@ def record(folder: Path, step: int, number: int) -> None:
     (folder / "samples" / f"step_{step:06d}.parquet").write_text(str(number))
 
 
-def save(shelf_: Path, history: list[tuple[int, int]], check: Callable[[], None]) -> None:
-    """What the keeper does to save."""
+def save(store_: Path, history: list[tuple[int, int]], check: Callable[[], None]) -> None:
+    """What the checkpoint manager does to save."""
     step = history[-1][0] if history else 0
     if step == 0:
         return
-    partial = store.start(shelf_, step)
+    partial = store.start(store_, step)
     (partial / "history").write_text(json.dumps(history))
-    (partial / progress.NAME).write_text(Record(Progress(step), 0, 0.0, {}, "", {}, {}).text())
+    (partial / progress.NAME).write_text(
+        CheckpointInfo(TrainerState(step), 0, 0.0, {}, "", {}, {}).text()
+    )
     files = {path.name: manifest.describe(path) for path in sorted(partial.iterdir())}
     manifest.write(partial, files)
     check()
@@ -351,8 +356,10 @@ class Contender:
 def test_random_interleavings_lose_and_mix_nothing(tiny, tmp_path, seed):
     chance = random.Random(seed)
     save_to = f"actor_rollout.save={tmp_path / 'save'}"
-    configs = [load_config("tiny", [f"output_dir={tmp_path / name}", save_to])[0]
-               for name in chance.choice((("a",), ("a", "b")))]
+    configs = [
+        load_config("tiny", [f"output_dir={tmp_path / name}", save_to])[0]
+        for name in chance.choice((("a",), ("a", "b")))
+    ]
     running: list[Contender] = []
     everyone: list[Contender] = []
     for _ in range(30):

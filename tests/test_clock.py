@@ -1,4 +1,5 @@
-"""The clock: what spans say of a device that works behind its host, and that nobody waits for it."""
+"""The clock: what spans say of a device that works behind its host, and that nobody waits for
+it."""
 
 from __future__ import annotations
 
@@ -8,18 +9,19 @@ import time
 import numpy as np
 import pytest
 from multiproc import DEVICE, run_ranks
-from test_observe import make_crew
+from test_observe import make_runtime
 
-from r1zero.types import Group, Prompt, Sample
+from r1zero.distributed import device
+from r1zero.distributed.device import EventTimer
 from r1zero.observe.clock import Clock
 from r1zero.observe.samples import sample_rows
 from r1zero.step import train_step
-from r1zero.distributed import device
-from r1zero.distributed.device import EventTimer
+from r1zero.types import Group, Prompt, Sample
 
 
 class FakeDevice:
-    """Plays torch.npu on a clock of its own: work is queued, and done one after the other. No device is here."""
+    """Plays torch.npu on a clock of its own: work is queued, and done one after the other. No
+    device is here."""
 
     def __init__(self):
         self.host = 1000.0  # seconds since the epoch
@@ -36,7 +38,9 @@ class FakeDevice:
                 self.at = max(outer.host, outer.free_at)
 
             def elapsed_time(self, end):
-                assert max(self.at, end.at) <= outer.host, "an event that the device has not come to"
+                assert max(self.at, end.at) <= outer.host, (
+                    "an event that the device has not come to"
+                )
                 return (end.at - self.at) * 1000
 
         self.Event = Event
@@ -66,7 +70,11 @@ def test_spans_tell_what_the_device_did_and_the_host_goes_on(fake):
     assert fake.synchronised == began and fake.host == 1002.0
     spans = {span.name: (span.start, span.end) for span in clock.take()}
     assert fake.synchronised == began + 1
-    assert spans == {"update": (1000.0, 1005.0), "wait": (1005.0, 1005.0), "publish": (1005.0, 1006.5)}
+    assert spans == {
+        "update": (1000.0, 1005.0),
+        "wait": (1005.0, 1005.0),
+        "publish": (1005.0, 1006.5),
+    }
     assert clock.take() == []
 
 
@@ -107,13 +115,14 @@ def test_setting_the_hosts_clock_does_not_bend_a_span(monkeypatch):
 
 
 def step_body(rank, size, store, folder):
-    """One step, with a fake device's clock; returns what this rank keeps of it and how often the device was stopped."""
-    crew, fake = make_crew(store, folder, rank=rank, size=size), FakeDevice()
-    crew.move.gather = lambda value: pytest.fail("this is for what all ranks read")
-    crew.start()
-    crew.clock = Clock(EventTimer(fake))
+    """One step, with a fake device's clock; returns what this rank keeps of it and how often the
+    device was stopped."""
+    runtime, fake = make_runtime(store, folder, rank=rank, size=size), FakeDevice()
+    runtime.move.all_gather = lambda value: pytest.fail("this is for what all ranks read")
+    runtime.start()
+    runtime.clock = Clock(EventTimer(fake))
     before = fake.synchronised
-    outcome = train_step(1, crew)
+    outcome = train_step(1, runtime)
     return outcome and len(outcome.records), fake.synchronised - before
 
 
@@ -124,9 +133,15 @@ def test_a_step_stops_the_device_once_and_only_the_controller_gets_its_records(t
 
 def test_what_is_not_filled_yet_is_no_number():
     tokens = np.arange(3, dtype=np.int32)
-    group = Group(4, Prompt(0, "", tokens, ""), [Sample(tokens, np.zeros(3, np.float32), False, 0) for _ in range(2)])
+    group = Group(
+        4,
+        Prompt(0, "", tokens, ""),
+        [Sample(tokens, np.zeros(3, np.float32), False, 0) for _ in range(2)],
+    )
     group.samples[1].reward = 1.0
     assert math.isnan(group.samples[0].reward) and math.isnan(group.samples[1].advantage)
     with pytest.raises(AssertionError, match=r"rewards of the prompt at position 4: \[nan, 1.0\]"):
         _ = group.rewards
-    assert [row["advantage"] for row in sample_rows([group], str)] == [None, None], "an evaluation has none"
+    assert [row["advantage"] for row in sample_rows([group], str)] == [None, None], (
+        "an evaluation has none"
+    )

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_config import MODEL, home, load, write  # noqa: F401
 
-from r1zero.preflight.checks import check
+from r1zero.config.load import CONFIGS, dump, load_config
 from r1zero.config.schema import ROOT
 from r1zero.errors import BadInput
-from r1zero.config.load import CONFIGS, dump, load_config
-from small_config import MODEL, home, load, write  # noqa: F401
+from r1zero.preflight.checks import check
 
 
 def refusal(home: Path, text: str, *overrides: str) -> str:
@@ -40,10 +40,22 @@ def test_shipped_configs_break_no_rule(name: str) -> None:
 def test_shipped_7b_has_the_values_of_the_text() -> None:
     cfg, _ = load_config("qwen25_7b.yaml")
     actor, training = cfg.actor_rollout, cfg.training
-    assert (training.global_batch_size, actor.n_samples_per_prompt, actor.ppo_mini_batch_size) == (120, 4, 60)
-    assert (actor.micro_batch_size, actor.num_samples_per_step, actor.max_prompt_length) == (2, 2, 2048)
+    assert (training.global_batch_size, actor.n_samples_per_prompt, actor.ppo_mini_batch_size) == (
+        120,
+        4,
+        60,
+    )
+    assert (actor.micro_batch_size, actor.num_samples_per_step, actor.max_prompt_length) == (
+        2,
+        2,
+        2048,
+    )
     assert (training.seq_length, cfg.response_budget, actor.temperature) == (4096, 2048, 1.0)
-    assert (cfg.resource_pool.actor_rollout, cfg.resource_pool.ref, cfg.world_size) == ([8, 6], [2], 16)
+    assert (cfg.resource_pool.actor_rollout, cfg.resource_pool.ref, cfg.world_size) == (
+        [8, 6],
+        [2],
+        16,
+    )
     assert (actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size) == (2, 4)
     assert (actor.adam_beta1, actor.adam_beta2) == (0.9, 0.95)  # from the model file
     assert (cfg.algorithm.kl_penalty, cfg.algorithm.kl_ctrl.kl_coef) == ("kl", 0.05)
@@ -53,16 +65,29 @@ def test_shipped_7b_has_the_values_of_the_text() -> None:
 def test_role_wins_over_training_over_model_file(home: Path) -> None:
     keys = MODEL | {"lr": 1e-3, "clip_grad": 3.0, "adam_beta2": 0.9, "micro_batch_size": 1}
     (home / "model" / "small.yaml").write_text(yaml.safe_dump({"small": keys}))
-    text = (home / "base.yaml").read_text().replace("training: {", "training: {lr: 2e-3, clip_grad: 2.0, ")
-    path = write(home, "merge", text.replace("    model: small\n", "    model: small\n    lr: 3e-3\n"))
+    text = (
+        (home / "base.yaml")
+        .read_text()
+        .replace("training: {", "training: {lr: 2e-3, clip_grad: 2.0, ")
+    )
+    path = write(
+        home, "merge", text.replace("    model: small\n", "    model: small\n    lr: 3e-3\n")
+    )
     cfg, _ = load_config(path)
     actor = cfg.actor_rollout
-    assert (actor.lr, actor.clip_grad, actor.adam_beta2, actor.micro_batch_size) == (3e-3, 2.0, 0.9, 4)
+    assert (actor.lr, actor.clip_grad, actor.adam_beta2, actor.micro_batch_size) == (
+        3e-3,
+        2.0,
+        0.9,
+        4,
+    )
     assert cfg.ref.micro_batch_size == 2
 
 
 def test_training_key_in_model_file_and_role_is_honoured(home: Path) -> None:
-    (home / "model" / "small.yaml").write_text(yaml.safe_dump({"small": MODEL | {"bf16": True, "seed": 7}}))
+    (home / "model" / "small.yaml").write_text(
+        yaml.safe_dump({"small": MODEL | {"bf16": True, "seed": 7}})
+    )
     cfg = load(home, "actor_rollout.seed=8")
     assert cfg.training.bf16 is True and cfg.training.seed == 8
 
@@ -77,7 +102,9 @@ def test_dashes_and_underscores_are_the_same(home: Path, key: str) -> None:
 
 def test_dashes_work_in_every_section(home: Path) -> None:
     text = (home / "base.yaml").read_text().replace("global_batch_size", "global-batch-size")
-    text = text.replace("resource_pool", "resource-pool").replace("verifier_weight", "verifier-weight")
+    text = text.replace("resource_pool", "resource-pool").replace(
+        "verifier_weight", "verifier-weight"
+    )
     text = text.replace("actor_rollout_ref", "actor-rollout-ref")
     text = text.replace("[acc, format],", "[acc, format], kl-ctrl: {kl-coef: 0.3},")
     cfg, _ = load_config(write(home, "dashes", text))
@@ -85,12 +112,28 @@ def test_dashes_work_in_every_section(home: Path) -> None:
 
 
 def test_values_get_the_type_of_their_key(home: Path) -> None:
-    cfg = load(home, "actor_rollout.lr=1e-6", "training.bf16='false'", "actor_rollout.max_tokens_to_oom=1e6",
-               "actor_rollout.clip_grad=1", "training.no_shuffle='True'", "training.seed='12'", "name=7",
-               "training.map_keys={\"prompt\": \"problem\"}", "algorithm.verifier_weight=[1, 5e-1]")
-    assert cfg.actor_rollout.lr == 1e-6 and cfg.training.bf16 is False and cfg.training.no_shuffle is True
+    cfg = load(
+        home,
+        "actor_rollout.lr=1e-6",
+        "training.bf16='false'",
+        "actor_rollout.max_tokens_to_oom=1e6",
+        "actor_rollout.clip_grad=1",
+        "training.no_shuffle='True'",
+        "training.seed='12'",
+        "name=7",
+        'training.map_keys={"prompt": "problem"}',
+        "algorithm.verifier_weight=[1, 5e-1]",
+    )
+    assert (
+        cfg.actor_rollout.lr == 1e-6
+        and cfg.training.bf16 is False
+        and cfg.training.no_shuffle is True
+    )
     assert (cfg.actor_rollout.max_tokens_to_oom, cfg.training.seed, cfg.name) == (1000000, 12, "7")
-    assert type(cfg.actor_rollout.clip_grad) is float and type(cfg.actor_rollout.max_tokens_to_oom) is int
+    assert (
+        type(cfg.actor_rollout.clip_grad) is float
+        and type(cfg.actor_rollout.max_tokens_to_oom) is int
+    )
     columns = {"prompt": "problem", "query": "", "response": "ground_truth_answer", "system": ""}
     assert cfg.training.map_keys == columns
     assert cfg.algorithm.verifier_weight == [1.0, 0.5]
@@ -99,7 +142,9 @@ def test_values_get_the_type_of_their_key(home: Path) -> None:
 def test_a_text_of_several_lines_is_folded_or_refused(home: Path) -> None:
     text = (home / "base.yaml").read_text() + "output_dir: >\n  runs/a\n  b\n"
     assert load_config(write(home, "folded", text))[0].output_dir == "runs/a b"
-    assert "output_dir: 'runs/a\\nb\\n' must be a text" in refusal(home, "output_dir: |\n  runs/a\n  b\n")
+    assert "output_dir: 'runs/a\\nb\\n' must be a text" in refusal(
+        home, ("output_dir: |\n  runs/a\n  b\n")
+    )
 
 
 def test_numbers_with_leading_zeros_are_decimal(home: Path) -> None:
@@ -107,26 +152,49 @@ def test_numbers_with_leading_zeros_are_decimal(home: Path) -> None:
 
 
 def test_map_keys_as_the_preprocessing_command_had_them(home: Path) -> None:
-    text = (home / "base.yaml").read_text().replace(
-        "training: {",
-        "training: {map-keys: '{\"prompt\":\"q\", \"query\":\"\", \"response\": \"a\", \"system\":\"\"}', ")
+    text = (
+        (home / "base.yaml")
+        .read_text()
+        .replace(
+            "training: {",
+            ('training: {map-keys: \'{"prompt":"q", "query":"", "response": "a", "system":""}\', '),
+        )
+    )
     columns = load_config(write(home, "map", text))[0].training.map_keys
     assert columns == {"prompt": "q", "query": "", "response": "a", "system": ""}
 
 
 def test_overrides_reach_both_spellings_of_a_role(home: Path) -> None:
-    cfg = load(home, "actor_rollout_ref.actor_rollout.lr=1e-5", "ref.micro_batch_size=3", "output_dir=runs/x",
-               "algorithm.kl_ctrl.kl_coef=0.2", "training.eval_data_path=null")
+    cfg = load(
+        home,
+        "actor_rollout_ref.actor_rollout.lr=1e-5",
+        "ref.micro_batch_size=3",
+        "output_dir=runs/x",
+        "algorithm.kl_ctrl.kl_coef=0.2",
+        "training.eval_data_path=null",
+    )
     assert (cfg.actor_rollout.lr, cfg.ref.micro_batch_size, cfg.output_dir) == (1e-5, 3, "runs/x")
     assert cfg.algorithm.kl_ctrl.kl_coef == 0.2 and cfg.training.eval_data_path is None
 
 
 def test_defaults_that_follow_from_other_keys(home: Path) -> None:
-    cfg = load(home, "actor_rollout.tensor_model_parallel_size=2", "actor_rollout.clip_ratio_high=0.28",
-               "resource_pool.actor_rollout=null", "resource_pool.ref=null")
+    cfg = load(
+        home,
+        "actor_rollout.tensor_model_parallel_size=2",
+        "actor_rollout.clip_ratio_high=0.28",
+        "resource_pool.actor_rollout=null",
+        "resource_pool.ref=null",
+    )
     actor = cfg.actor_rollout
-    assert cfg.training.tokenizer_name_or_path == cfg.ref.load == actor.load and cfg.ref.model == "small"
-    assert (actor.infer_tensor_parallel_size, actor.clip_ratio_low, actor.clip_ratio_high) == (2, 0.2, 0.28)
+    assert (
+        cfg.training.tokenizer_name_or_path == cfg.ref.load == actor.load
+        and cfg.ref.model == "small"
+    )
+    assert (actor.infer_tensor_parallel_size, actor.clip_ratio_low, actor.clip_ratio_high) == (
+        2,
+        0.2,
+        0.28,
+    )
     assert cfg.resource_pool.actor_rollout == [3] and cfg.resource_pool.ref == [1]
 
 
@@ -148,74 +216,99 @@ def test_dump_loads_back_equal(name: str, tmp_path: Path) -> None:
 
 
 def test_dump_of_unusual_values_loads_back_equal(home: Path) -> None:
-    cfg = load(home, "actor_rollout.lr=1.23456789e-7", "algorithm.kl_ctrl.type=adaptive", "algorithm.lam=0.5",
-               "algorithm.kl_ctrl.target_kl=0.1", "algorithm.kl_ctrl.horizon=1000",
-               "training.map_keys.query=hint", "resource_pool.colocate=true", "name=odd-name",
-               "actor_rollout.clip_ratio_high=0.28", "training.bf16=true")
+    cfg = load(
+        home,
+        "actor_rollout.lr=1.23456789e-7",
+        "algorithm.kl_ctrl.type=adaptive",
+        "algorithm.lam=0.5",
+        "algorithm.kl_ctrl.target_kl=0.1",
+        "algorithm.kl_ctrl.horizon=1000",
+        "training.map_keys.query=hint",
+        "resource_pool.colocate=true",
+        "name=odd-name",
+        "actor_rollout.clip_ratio_high=0.28",
+        "training.bf16=true",
+    )
     elsewhere = home / "runs" / "odd"
     elsewhere.mkdir(parents=True)
     assert load_config(write(elsewhere, "config", dump(cfg)))[0] == cfg
 
 
 def test_loading_and_checking_import_no_torch() -> None:
-    code = ("import sys, r1zero.preflight.dry_run;"
-            "from r1zero.config.load import load_config; from r1zero.preflight.checks import check;"
-            "check(load_config('qwen25_7b')[0]);"
-            "print([name for name in ('torch', 'transformers', 'sympy') if name in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import sys, r1zero.preflight.dry_run;"
+        "from r1zero.config.load import load_config; from r1zero.preflight.checks import check;"
+        "check(load_config('qwen25_7b')[0]);"
+        "print([name for name in ('torch', 'transformers', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
 # -- what loading refuses ---
 
 
-@pytest.mark.parametrize("override, pieces", [
-    ("training.train_itres=3", ["training.train_itres", "did you mean train_iters?"]),
-    ("training.train_iters=many", ["training.train_iters", "'many'", "a whole number"]),
-    ("training.train_iters=1.5", ["training.train_iters", "1.5", "a whole number"]),
-    ("training.train_iters=true", ["training.train_iters", "True", "a whole number"]),
-    ("training.bf16=1", ["training.bf16", "1 must be true or false"]),
-    ("actor_rollout.lr=fast", ["actor_rollout.lr", "'fast'", "a number"]),
-    ("actor_rollout.lr=nan", ["actor_rollout.lr", "nan", "a number"]),
-    ("actor_rollout.lr=.nan", ["actor_rollout.lr", "nan", "a number"]),
-    ("training.seed=4294967296", ["training.seed", "too large", "4294967295"]),
-    ("training.seed=1e308", ["training.seed", "too large", "4294967295"]),
-    (f"actor_rollout.lr={'9' * 400}", ["actor_rollout.lr", "too large"]),
-    (f"training.seed={'9' * 5000}", ["training.seed", "a whole number"]),
-    ("training.train_iters=!!int x", ["training.train_iters", "'!!int x'", "a whole number"]),
-    ("training.train_iters=" + "[" * 5000, ["training.train_iters", "a whole number"]),
-    ("reward.accuracy={1: 2}", ["reward.accuracy.1 is unknown"]),
-    ("reward.accuracy={null: 2}", ["reward.accuracy.None is unknown"]),
-    ("training.map_keys={1: a}", ["training.map_keys.1 is unknown"]),
-    ("training={seed: 3}", ["'training={seed: 3}' must name a key of the section: training.key=value"]),
-    ("training..seed=3", ["training. is unknown"]),
-    ('output_dir="a\\0"', ["output_dir", "a text"]),
-    ('output_dir="\\ud800"', ["output_dir", "a text"]),
-    ("actor_rollout.load=[a]", ["actor_rollout.load", "['a']", "a text"]),
-    ("actor_rollout.load=null", ["actor_rollout.load is missing"]),
-    ("resource_pool.ref=2", ["resource_pool.ref", "2 must be a list, such as [2]"]),
-    ("resource_pool.ref=[two]", ["resource_pool.ref[0]", "'two'", "a whole number"]),
-    ("resource_pool.coloctae=true", ["resource_pool.coloctae", "did you mean colocate?"]),
-    ("algorithm.kl_ctrl.coef=0.1", ["algorithm.kl_ctrl.coef is unknown", "kl_coef"]),
-    ("algorithm.kl_ctrl=0.1", ["algorithm.kl_ctrl", "0.1 must be a section"]),
-    ("algorithm.kl_ctrl.kl_coef.x=0.1", ["algorithm.kl_ctrl", "kl_coef"]),
-    ("training.map_keys={answer: a}", ["training.map_keys.answer is unknown", "response"]),
-    ("training.map_keys=question", ["training.map_keys", "not a JSON object"]),
-    ("train_iters=3", ["train_iters=3", "did you mean training.train_iters?"]),
-    ("trainning.train_iters=3", ["trainning", "did you mean training"]),
-    ("actor_rollout_ref=3", ["'actor_rollout_ref=3' must have the form section.key=value"]),
-    ("=3", ["'=3' must begin with one of the sections training"]),
-    ("training.train_iters", ["'training.train_iters' must have the form section.key=value"]),
-    ("actor_rollout.model=big", ["actor_rollout.model: big is not listed under defaults", "- model: [big]"]),
-    ("actor_rollout.num_layers=3", ["actor_rollout.num_layers", "model file"]),
-    ("ref.seq_length=48", ["ref.seq_length: 48", "training.seq_length"]),
-    ("ref.bf16=true", ["ref.bf16: True", "training.bf16"]),
-    ("training.stage=ray_ppo", ["training.stage", "'ray_ppo'", "'ray_grpo'"]),
-    ("training.split='90,10,0'", ["training.split", "'90,10,0'", "100,0,0"]),
-    ("training.dataset_category='1,0'", ["training.dataset_category", "'1,0'", "reward model"]),
-    ("training.tokenizer_type=Llama2Tokenizer", ["training.tokenizer_type", "PretrainedFromHF"]),
-    ("actor_rollout.hidden_dropout=0.1", ["actor_rollout.hidden_dropout", "0.1", "only 0"]),
-])
+@pytest.mark.parametrize(
+    "override, pieces",
+    [
+        ("training.train_itres=3", ["training.train_itres", "did you mean train_iters?"]),
+        ("training.train_iters=many", ["training.train_iters", "'many'", "a whole number"]),
+        ("training.train_iters=1.5", ["training.train_iters", "1.5", "a whole number"]),
+        ("training.train_iters=true", ["training.train_iters", "True", "a whole number"]),
+        ("training.bf16=1", ["training.bf16", "1 must be true or false"]),
+        ("actor_rollout.lr=fast", ["actor_rollout.lr", "'fast'", "a number"]),
+        ("actor_rollout.lr=nan", ["actor_rollout.lr", "nan", "a number"]),
+        ("actor_rollout.lr=.nan", ["actor_rollout.lr", "nan", "a number"]),
+        ("training.seed=4294967296", ["training.seed", "too large", "4294967295"]),
+        ("training.seed=1e308", ["training.seed", "too large", "4294967295"]),
+        (f"actor_rollout.lr={'9' * 400}", ["actor_rollout.lr", "too large"]),
+        (f"training.seed={'9' * 5000}", ["training.seed", "a whole number"]),
+        ("training.train_iters=!!int x", ["training.train_iters", "'!!int x'", "a whole number"]),
+        ("training.train_iters=" + "[" * 5000, ["training.train_iters", "a whole number"]),
+        ("reward.accuracy={1: 2}", ["reward.accuracy.1 is unknown"]),
+        ("reward.accuracy={null: 2}", ["reward.accuracy.None is unknown"]),
+        ("training.map_keys={1: a}", ["training.map_keys.1 is unknown"]),
+        (
+            "training={seed: 3}",
+            ["'training={seed: 3}' must name a key of the section: training.key=value"],
+        ),
+        ("training..seed=3", ["training. is unknown"]),
+        ('output_dir="a\\0"', ["output_dir", "a text"]),
+        ('output_dir="\\ud800"', ["output_dir", "a text"]),
+        ("actor_rollout.load=[a]", ["actor_rollout.load", "['a']", "a text"]),
+        ("actor_rollout.load=null", ["actor_rollout.load is missing"]),
+        ("resource_pool.ref=2", ["resource_pool.ref", "2 must be a list, such as [2]"]),
+        ("resource_pool.ref=[two]", ["resource_pool.ref[0]", "'two'", "a whole number"]),
+        ("resource_pool.coloctae=true", ["resource_pool.coloctae", "did you mean colocate?"]),
+        ("algorithm.kl_ctrl.coef=0.1", ["algorithm.kl_ctrl.coef is unknown", "kl_coef"]),
+        ("algorithm.kl_ctrl=0.1", ["algorithm.kl_ctrl", "0.1 must be a section"]),
+        ("algorithm.kl_ctrl.kl_coef.x=0.1", ["algorithm.kl_ctrl", "kl_coef"]),
+        ("training.map_keys={answer: a}", ["training.map_keys.answer is unknown", "response"]),
+        ("training.map_keys=question", ["training.map_keys", "not a JSON object"]),
+        ("train_iters=3", ["train_iters=3", "did you mean training.train_iters?"]),
+        ("trainning.train_iters=3", ["trainning", "did you mean training"]),
+        ("actor_rollout_ref=3", ["'actor_rollout_ref=3' must have the form section.key=value"]),
+        ("=3", ["'=3' must begin with one of the sections training"]),
+        ("training.train_iters", ["'training.train_iters' must have the form section.key=value"]),
+        (
+            "actor_rollout.model=big",
+            ["actor_rollout.model: big is not listed under defaults", "- model: [big]"],
+        ),
+        ("actor_rollout.num_layers=3", ["actor_rollout.num_layers", "model file"]),
+        ("ref.seq_length=48", ["ref.seq_length: 48", "training.seq_length"]),
+        ("ref.bf16=true", ["ref.bf16: True", "training.bf16"]),
+        ("training.stage=ray_ppo", ["training.stage", "'ray_ppo'", "'ray_grpo'"]),
+        ("training.split='90,10,0'", ["training.split", "'90,10,0'", "100,0,0"]),
+        ("training.dataset_category='1,0'", ["training.dataset_category", "'1,0'", "reward model"]),
+        (
+            "training.tokenizer_type=Llama2Tokenizer",
+            ["training.tokenizer_type", "PretrainedFromHF"],
+        ),
+        ("actor_rollout.hidden_dropout=0.1", ["actor_rollout.hidden_dropout", "0.1", "only 0"]),
+    ],
+)
 def test_override_is_refused(home: Path, override: str, pieces: list[str]) -> None:
     sentence = refusal(home, "", override)
     assert "\n" not in sentence
@@ -223,23 +316,32 @@ def test_override_is_refused(home: Path, override: str, pieces: list[str]) -> No
         assert piece in sentence
 
 
-@pytest.mark.parametrize("text, pieces", [
-    ("critic: {lr: 1}", ["critic is not a section"]),
-    ("trainig: {seed: 1}", ["trainig is not a section", "training"]),
-    ("seed: 3", ["seed is not a section", "training.seed"]),
-    ("reward: 3", ["reward: 3 must be a section"]),
-    ("reward: {verifer: true}", ["reward.verifer is unknown", "verifier"]),
-    ("reward: {workers: 2, workers: 3}", ["bad.yaml, line", "workers is given twice, as 2 and 3"]),
-    ("reward: {deadline-seconds: 2, deadline_seconds: 3}", ["deadline_seconds is given twice, as 2 and 3"]),
-    ("reward: [unclosed", ["bad.yaml, line"]),
-    ("name: a: b", ["bad.yaml, line"]),
-    ("name: a\0b", ["bad.yaml is not YAML", "#x0000", "position"]),
-    ("name: !!int x", ["bad.yaml is not YAML", "does not fit its tag"]),
-    ("name: !!bool maybe", ["bad.yaml is not YAML", "does not fit its tag"]),
-    ("name: " + "[" * 5000, ["bad.yaml is not YAML", "nested too deep"]),
-    ("model: {other: 3}", ["model other: 3 must be a section"]),
-    ("model: {other: {num_layer: 3}}", ["model other: num_layer is unknown", "num_layers"]),
-])
+@pytest.mark.parametrize(
+    "text, pieces",
+    [
+        ("critic: {lr: 1}", ["critic is not a section"]),
+        ("trainig: {seed: 1}", ["trainig is not a section", "training"]),
+        ("seed: 3", ["seed is not a section", "training.seed"]),
+        ("reward: 3", ["reward: 3 must be a section"]),
+        ("reward: {verifer: true}", ["reward.verifer is unknown", "verifier"]),
+        (
+            "reward: {workers: 2, workers: 3}",
+            ["bad.yaml, line", "workers is given twice, as 2 and 3"],
+        ),
+        (
+            "reward: {deadline-seconds: 2, deadline_seconds: 3}",
+            ["deadline_seconds is given twice, as 2 and 3"],
+        ),
+        ("reward: [unclosed", ["bad.yaml, line"]),
+        ("name: a: b", ["bad.yaml, line"]),
+        ("name: a\0b", ["bad.yaml is not YAML", "#x0000", "position"]),
+        ("name: !!int x", ["bad.yaml is not YAML", "does not fit its tag"]),
+        ("name: !!bool maybe", ["bad.yaml is not YAML", "does not fit its tag"]),
+        ("name: " + "[" * 5000, ["bad.yaml is not YAML", "nested too deep"]),
+        ("model: {other: 3}", ["model other: 3 must be a section"]),
+        ("model: {other: {num_layer: 3}}", ["model other: num_layer is unknown", "num_layers"]),
+    ],
+)
 def test_file_is_refused(home: Path, text: str, pieces: list[str]) -> None:
     sentence = refusal(home, text)
     assert "\n" not in sentence

@@ -1,7 +1,8 @@
 """The control plane beside an adaptor that replaces functions of torch.distributed, over real gloo.
 
-MindSpeed is not here; this does what it does. While its adaptor is imported, every attribute of a module that is the
-function becomes a wrapper of it, and that of all_reduce (core_r0.16.0) sums a float32 copy of a float64 tensor.
+MindSpeed is not here; this does what it does. While its adaptor is imported, every attribute of a
+module that is the function becomes a wrapper of it, and that of all_reduce (core_r0.16.0) sums a
+float32 copy of a float64 tensor.
 """
 
 from __future__ import annotations
@@ -21,19 +22,26 @@ from models import make_model
 from multiproc import DEVICE, run_ranks
 from test_update import compare, update_body
 
-from r1zero.types import Group, Prompt
 from r1zero.distributed import device
 from r1zero.distributed.collectives import all_max, all_sum, gather_objects
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
-from r1zero.distributed.transfer import Mover, on
 from r1zero.distributed.placement import RoleSize, place
+from r1zero.distributed.transfer import RoleTransfer, on
+from r1zero.types import Group, Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
 # What goes over the device's own backend.
-TENSOR_PLANE = {"policy/logprobs.py", "rollout/decoder.py", "rollout/sampler.py", "weight_sync/broadcast.py",
-                "distributed/device.py"}
-CALL = re.compile(r"\b(?:dist|distributed)\.(?:i?send|i?recv|barrier|(?:all_)?(?:reduce|gather|broadcast|scatter)\w*)\(")
+TENSOR_PLANE = {
+    "policy/logprobs.py",
+    "rollout/decoder.py",
+    "rollout/sampler.py",
+    "weight_sync/broadcast.py",
+    "distributed/device.py",
+}
+CALL = re.compile(
+    r"\b(?:dist|distributed)\.(?:i?send|i?recv|barrier|(?:all_)?(?:reduce|gather|broadcast|scatter)\w*)\("
+)
 
 ADAPTOR = """
     import functools, sys
@@ -47,7 +55,9 @@ ADAPTOR = """
             if getattr(module, name, None) is function:
                 setattr(module, name, replaced)
 """
-LOSES_FLOAT64 = ADAPTOR + """
+LOSES_FLOAT64 = (
+    ADAPTOR
+    + """
     def loses_float64(function):
         @functools.wraps(function)
         def wrapper(tensor, *args, **kwargs):
@@ -59,8 +69,11 @@ LOSES_FLOAT64 = ADAPTOR + """
 
     replace("all_reduce", loses_float64)
 """
+)
 # What another release, or another library, might replace.
-FOR_DEVICES_ONLY = ADAPTOR + """
+FOR_DEVICES_ONLY = (
+    ADAPTOR
+    + """
     def for_devices_only(function):
         @functools.wraps(function)
         def wrapper(*args, **kwargs):
@@ -71,10 +84,12 @@ FOR_DEVICES_ONLY = ADAPTOR + """
                  "gather", "scatter", "all_gather_object", "gather_object", "broadcast_object_list"):
         replace(name, for_devices_only)
 """
+)
 
 
 def adapt(folder, text):
-    """Import this adaptor as the NPU path imports MindSpeed's; only ever in a process that ends with the test."""
+    """Import this adaptor as the NPU path imports MindSpeed's; only ever in a process that ends
+    with the test."""
     (folder / "mindspeed").mkdir(exist_ok=True)
     (folder / "mindspeed" / "__init__.py").touch()
     (folder / "mindspeed" / "megatron_adaptor.py").write_text(textwrap.dedent(text))
@@ -82,30 +97,36 @@ def adapt(folder, text):
     sys.modules["torch_npu"] = types.SimpleNamespace()
     own = dist.all_reduce
     device._import_mindspeed()
-    assert dist.all_reduce is not own and dist.distributed_c10d.all_reduce is not own, "Megatron gets the adaptor's"
+    assert dist.all_reduce is not own and dist.distributed_c10d.all_reduce is not own, (
+        "Megatron gets the adaptor's"
+    )
 
 
 def moves_body(rank, size, store, folder, text):
     """Everything that the control plane does, on 4 ranks: 2 train (TP2), 1 rollout, 1 ref."""
     adapt(folder / str(rank), text)
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    placement = place({"train": RoleSize(2, 2), "rollout": RoleSize(1), "ref": RoleSize(1)}, colocate=False)
+    placement = place(
+        {"train": RoleSize(2, 2), "rollout": RoleSize(1), "ref": RoleSize(1)}, colocate=False
+    )
     world = World(launch, placement, DEVICE, timedelta(seconds=60), store)
-    move, told = Mover(world), {}
+    move, told = RoleTransfer(world), {}
     third = torch.tensor([rank + 1 / 3], dtype=torch.float64)
     told["sum"] = all_sum(third.clone(), world.control).item()
     told["max"] = all_max(third.clone(), world.control).item()
     if world.train.member:
         told["role"] = all_sum(third.clone(), world.train.role_control).item()
         told["first"] = gather_objects(rank, world.train.role_control)
-    groups = on(world.rollout, lambda: [Group(p, Prompt(p, "", np.arange(p), ""), []) for p in range(3)])
-    groups = move.hand_over(groups, range(3), world.rollout, world.ref)
-    groups = move.hand_to_all(groups, range(3), world.ref, world.train)
+    groups = on(
+        world.rollout, lambda: [Group(p, Prompt(p, "", np.arange(p), ""), []) for p in range(3)]
+    )
+    groups = move.send_to_replicas(groups, range(3), world.rollout, world.ref)
+    groups = move.broadcast_groups(groups, range(3), world.ref, world.train)
     told["groups"] = groups and [group.prompt.tokens.tolist() for group in groups]
     told["plan"] = move.from_controller(lambda: world.rank + 7)
-    told["all"] = move.gather(rank)
+    told["all"] = move.all_gather(rank)
     told["controller"] = move.to_controller(rank)
-    move.settle()
+    move.flush()
     return told
 
 
@@ -144,6 +165,8 @@ def test_updates_of_several_train_ranks_are_right_beside_it(tmp_path, layout):
 
 
 def test_nothing_but_the_tensor_plane_calls_what_may_have_been_replaced():
-    files = {path.relative_to(ROOT / "r1zero").as_posix(): path.read_text(encoding="utf-8")
-             for path in (ROOT / "r1zero").rglob("*.py")}
+    files = {
+        path.relative_to(ROOT / "r1zero").as_posix(): path.read_text(encoding="utf-8")
+        for path in (ROOT / "r1zero").rglob("*.py")
+    }
     assert {name for name, text in files.items() if CALL.search(text)} == TENSOR_PLANE

@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from r1zero.data.layout import Layout
+from r1zero.data.layout import ColumnLayout
 from r1zero.data.problems import read_problems
 from r1zero.data.prompts import Prompts, load_tokenizer
 from r1zero.data.row_reader import Problem
@@ -34,7 +34,9 @@ def write(folder: Path, rows: list, suffix: str) -> Path:
     if suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
-        path.write_text("\n".join(map(json.dumps, rows)) if suffix == ".jsonl" else json.dumps(rows))
+        path.write_text(
+            "\n".join(map(json.dumps, rows)) if suffix == ".jsonl" else json.dumps(rows)
+        )
     return path
 
 
@@ -48,12 +50,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def read(path: Path, columns: dict[str, str] = KEYS, **rules: bool) -> list[Problem]:
-    return read_problems(path, Layout(columns, **rules)).problems
+    return read_problems(path, ColumnLayout(columns, **rules)).problems
 
 
-def stream(path: Path, tokenizer: Tokens, limit: int = 100, seed: int = 7,
-           shuffle: bool = True) -> Prompts:
-    return Prompts(path, Layout(KEYS), Template("plain"), tokenizer, limit, seed, shuffle)
+def stream(
+    path: Path, tokenizer: Tokens, limit: int = 100, seed: int = 7, shuffle: bool = True
+) -> Prompts:
+    return Prompts(path, ColumnLayout(KEYS), Template("plain"), tokenizer, limit, seed, shuffle)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])
@@ -64,8 +67,11 @@ def test_the_three_formats_give_the_same_problems(tmp_path: Path, suffix: str) -
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_query_follows_the_prompt_on_a_new_line_unless_empty(tmp_path: Path, suffix: str) -> None:
-    rows = [{"p": "A", "q": "B", "r": "1", "s": "S"}, {"p": "A", "q": "", "r": "1", "s": None},
-            {"p": "A", "q": None, "r": "1", "s": ""}]
+    rows = [
+        {"p": "A", "q": "B", "r": "1", "s": "S"},
+        {"p": "A", "q": "", "r": "1", "s": None},
+        {"p": "A", "q": None, "r": "1", "s": ""},
+    ]
     keys = {"prompt": "p", "query": "q", "response": "r", "system": "s"}
     problems = read(write(tmp_path, rows, suffix), keys)
     assert problems == [Problem("A\nB", "1", "S"), Problem("A", "1", ""), Problem("A", "1", "")]
@@ -78,12 +84,21 @@ def test_numbers_are_fine_as_answers(tmp_path: Path, suffix: str) -> None:
         assert [problem.answer for problem in read(path)] == [str(number)]
 
 
-@pytest.mark.parametrize("suffix, place", [(".parquet", "row 3"), (".jsonl", "line 3"), (".json", "row 3")])
-@pytest.mark.parametrize("column, value, reason", [
-    ("question", None, "missing or null"), ("question", "", "is empty"), ("answer", None, "missing or null"),
-    ("answer", " ", "is empty")])
-def test_bad_row_names_file_and_row(tmp_path: Path, suffix: str, place: str, column: str, value: object,
-                                    reason: str) -> None:
+@pytest.mark.parametrize(
+    "suffix, place", [(".parquet", "row 3"), (".jsonl", "line 3"), (".json", "row 3")]
+)
+@pytest.mark.parametrize(
+    "column, value, reason",
+    [
+        ("question", None, "missing or null"),
+        ("question", "", "is empty"),
+        ("answer", None, "missing or null"),
+        ("answer", " ", "is empty"),
+    ],
+)
+def test_bad_row_names_file_and_row(
+    tmp_path: Path, suffix: str, place: str, column: str, value: object, reason: str
+) -> None:
     rows = [dict(row) for row in ROWS]
     rows[2][column] = value
     with pytest.raises(BadInput, match=f"data{suffix}, {place}: column '{column}' .*{reason}"):
@@ -128,16 +143,28 @@ def test_prompt_and_response_columns_must_be_named(tmp_path: Path, part: str) ->
 def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     table = pa.table({"question": pa.array([], pa.string()), "answer": pa.array([], pa.string())})
     pq.write_table(table, tmp_path / "empty.parquet")
-    cases = {"absent.parquet": (None, "does not exist"), "empty.parquet": (None, "has no rows"),
-             "empty.jsonl": ("", "has no rows"), "empty.json": ("[]", "has no rows"),
-             "text.parquet": ("no parquet", "cannot be read"), "cut.json": ('[{"a"', "not valid JSON"),
-             "cut.jsonl": ('{"question": "Q", "answer": "1"}\n{"que', "line 2: not valid JSON"),
-             "deep.jsonl": ('{"question": ' + "[" * 100_000, "line 1: not valid JSON"),
-             "digits.jsonl": ('{"question": "Q", "answer": ' + "1" * 5000 + "}", "line 1: not valid JSON"),
-             "half.jsonl": ('{"question": "\\ud800", "answer": "1"}', "line 1: .* half of a surrogate pair"),
-             "object.json": ("{}", "must hold a JSON list"), "number.jsonl": ("5", "line 1: found int"),
-             "data.csv": ("question,answer", "has no rows"),
-             "data.xlsx": ("PK", "ends in .parquet, .*.csv")}
+    cases = {
+        "absent.parquet": (None, "does not exist"),
+        "empty.parquet": (None, "has no rows"),
+        "empty.jsonl": ("", "has no rows"),
+        "empty.json": ("[]", "has no rows"),
+        "text.parquet": ("no parquet", "cannot be read"),
+        "cut.json": ('[{"a"', "not valid JSON"),
+        "cut.jsonl": ('{"question": "Q", "answer": "1"}\n{"que', "line 2: not valid JSON"),
+        "deep.jsonl": ('{"question": ' + "[" * 100_000, "line 1: not valid JSON"),
+        "digits.jsonl": (
+            '{"question": "Q", "answer": ' + "1" * 5000 + "}",
+            "line 1: not valid JSON",
+        ),
+        "half.jsonl": (
+            '{"question": "\\ud800", "answer": "1"}',
+            "line 1: .* half of a surrogate pair",
+        ),
+        "object.json": ("{}", "must hold a JSON list"),
+        "number.jsonl": ("5", "line 1: found int"),
+        "data.csv": ("question,answer", "has no rows"),
+        "data.xlsx": ("PK", "ends in .parquet, .*.csv"),
+    }
     for name, (content, reason) in cases.items():
         if content is not None:
             (tmp_path / name).write_text(content)
@@ -145,10 +172,15 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
-def test_each_epoch_is_another_permutation_and_seeds_differ(tmp_path: Path, tokenizer: Tokens) -> None:
+def test_each_epoch_is_another_permutation_and_seeds_differ(
+    tmp_path: Path, tokenizer: Tokens
+) -> None:
     path = write(tmp_path, ROWS, ".jsonl")
-    orders = [[p.index for p in stream(path, tokenizer, seed=seed).draw(10 * epoch, 10)]
-              for seed in (7, 8) for epoch in (0, 1)]
+    orders = [
+        [p.index for p in stream(path, tokenizer, seed=seed).draw(10 * epoch, 10)]
+        for seed in (7, 8)
+        for epoch in (0, 1)
+    ]
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert len({tuple(order) for order in orders} | {tuple(range(10))}) == 5
     fixed = [p.index for p in stream(path, tokenizer, shuffle=False).draw(0, 20)]
@@ -165,13 +197,17 @@ def test_draw_depends_on_the_position_alone(tmp_path: Path, tokenizer: Tokens) -
     prompts = stream(write(tmp_path, ROWS, ".jsonl"), tokenizer)
     whole = [p.index for p in prompts.draw(0, 70)]
     again = stream(tmp_path / "data.jsonl", tokenizer)
-    for start, count in ((64, 6), (0, 7), (7, 26), (9, 1), (10, 10)):  # crosses epochs, out of order
-        assert [p.index for p in again.draw(start, count)] == whole[start:start + count]
+    # crosses epochs, out of order
+    for start, count in ((64, 6), (0, 7), (7, 26), (9, 1), (10, 10)):
+        assert [p.index for p in again.draw(start, count)] == whole[start : start + count]
 
 
 def test_prompt_carries_row_text_tokens_and_answer(tmp_path: Path, tokenizer: Tokens) -> None:
     for prompt in stream(write(tmp_path, ROWS, ".jsonl"), tokenizer).draw(0, 10):
-        assert prompt.text == ROWS[prompt.index]["question"] and prompt.answer == ROWS[prompt.index]["answer"]
+        assert (
+            prompt.text == ROWS[prompt.index]["question"]
+            and prompt.answer == ROWS[prompt.index]["answer"]
+        )
         assert prompt.tokens.dtype == np.int32
         assert prompt.tokens.tolist() == [ord(letter) - 31 for letter in prompt.text]
 
@@ -220,15 +256,20 @@ def test_tiny_splits_share_no_sum(recipe: ModuleType) -> None:
 
 def test_tiny_answers_are_right_when_computed(recipe: ModuleType) -> None:
     assert recipe.response((47, 38), np.random.default_rng(0), mixed=False) == (
-        "<think>7+8=15, 4+3+1=8</think><answer>\\boxed{85}</answer>")
+        "<think>7+8=15, 4+3+1=8</think><answer>\\boxed{85}</answer>"
+    )
     assert "0+9=9, 9+9+0=18" in recipe.response((90, 99), np.random.default_rng(0), mixed=False)
 
 
-def test_tiny_tokenizer_survives_autotokenizer_and_reads_any_text(recipe: ModuleType, tmp_path: Path) -> None:
+def test_tiny_tokenizer_survives_autotokenizer_and_reads_any_text(
+    recipe: ModuleType, tmp_path: Path
+) -> None:
     render = Template("qwen_r1").render
     made = recipe.make_tokenizer(render)
     made.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}')
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}'
+    )
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     answer = recipe.response((47, 38), np.random.default_rng(0), mixed=False)
     for text in (render("What is 47+38?"), answer, "Other: caf\u00e9 \u4e2d <b>"):
@@ -239,12 +280,21 @@ def test_tiny_tokenizer_survives_autotokenizer_and_reads_any_text(recipe: Module
 
 def test_gsm8k_is_turned_into_our_columns(tmp_path: Path) -> None:
     source = tmp_path / "train.jsonl"
-    source.write_text('{"question": "Q1", "answer": "1000+234=<<1000+234=1234>>1234\\n#### 1,234"}\n'
-                      '{"question": "Q2", "answer": "It is\\n#### -5"}\n')
-    command = [sys.executable, str(ROOT / "tools" / "prepare_gsm8k.py"), str(source), str(tmp_path / "out" / "t.parquet")]
+    source.write_text(
+        '{"question": "Q1", "answer": "1000+234=<<1000+234=1234>>1234\\n#### 1,234"}\n'
+        '{"question": "Q2", "answer": "It is\\n#### -5"}\n'
+    )
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "prepare_gsm8k.py"),
+        str(source),
+        str(tmp_path / "out" / "t.parquet"),
+    ]
     assert subprocess.run(command, capture_output=True, text=True).returncode == 0
     assert pq.read_table(tmp_path / "out" / "t.parquet").to_pylist() == [
-        {"question": "Q1", "ground_truth_answer": "1234"}, {"question": "Q2", "ground_truth_answer": "-5"}]
+        {"question": "Q1", "ground_truth_answer": "1234"},
+        {"question": "Q2", "ground_truth_answer": "-5"},
+    ]
     source.write_text('{"question": "Q1", "answer": "no number"}\n')
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "train.jsonl, row 1: the answer does not end in" in done.stderr

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from small_config import home, load, only  # noqa: F401
 
-from r1zero.preflight.checks import check
 from r1zero.data.files import data_files
-from r1zero.data.layout import Layout
+from r1zero.data.layout import ColumnLayout
 from r1zero.data.problems import ProblemSet, read_problems, read_tags
 from r1zero.data.row_reader import Problem
 from r1zero.data.template import Template
-from r1zero.preflight.datasets import look_at_data
 from r1zero.errors import BadInput
+from r1zero.preflight.checks import check
+from r1zero.preflight.datasets import look_at_data
 
 ROWS = [{"question": f"What is {n}+1?", "answer": str(n + 1)} for n in range(10)]
 LINES = "\n".join(map(json.dumps, ROWS))
@@ -50,7 +50,7 @@ def put(path: Path, content: str | bytes) -> Path:
 
 
 def read(path: Path, columns: dict[str, str] = KEYS, **rules: bool) -> ProblemSet:
-    return read_problems(path, Layout(columns, **rules))
+    return read_problems(path, ColumnLayout(columns, **rules))
 
 
 def answers(found: ProblemSet) -> list[str]:
@@ -96,7 +96,7 @@ def test_the_system_text_of_messages_goes_where_the_template_has_a_place(
     tmp_path: Path, template: str, system: str, fate: str
 ) -> None:
     rows = [verl_row(n, {"role": "system", "content": "Be brief."}) for n in range(3)]
-    layout = Layout(VERL).fitting(Template(template))
+    layout = ColumnLayout(VERL).fitting(Template(template))
     found = read_problems(parquet(tmp_path / "a.parquet", rows), layout)
     assert [problem.system for problem in found.problems] == [system] * 3
     assert f"the system text in the messages of 3 questions is {fate}" in only(found.notes)
@@ -416,7 +416,7 @@ def test_tags_are_those_of_the_rows_that_are_read(tmp_path: Path) -> None:
 # -- held-out data --------------------------------------------------------------------------------
 
 
-def test_held_out_data_may_have_other_columns(home: Path) -> None:  # noqa: F811
+def test_held_out_data_may_have_other_columns(home: Path) -> None:
     put(home / "g.jsonl", LINES)
     put(home / "math500.jsonl", json.dumps({"problem": "1+1?", "answer": "2"}))
     paths = [
@@ -441,7 +441,7 @@ def test_held_out_data_may_have_other_columns(home: Path) -> None:  # noqa: F811
 
 def test_a_system_column_that_only_training_has_is_no_fault_of_the_held_out_data(
     home: Path,
-) -> None:  # noqa: F811
+) -> None:
     put(home / "g.csv", "question,answer,sys\n1+1?,2,Be brief.\n2+2?,4,Be brief.")
     put(home / "held.jsonl", LINES)
     keys = [
@@ -459,7 +459,7 @@ def test_a_system_column_that_only_training_has_is_no_fault_of_the_held_out_data
 
 def test_system_texts_without_a_place_in_the_template_are_found_before_the_run(
     home: Path,
-) -> None:  # noqa: F811
+) -> None:
     put(home / "g.csv", "question,answer,sys\n1+1?,2,Be brief.")
     keys = [
         "training.map_keys={prompt: question, response: answer, system: sys}",
@@ -470,7 +470,7 @@ def test_system_texts_without_a_place_in_the_template_are_found_before_the_run(
     assert "has no {system}" in only(check(load(home, *keys)))
 
 
-def test_what_is_left_out_of_the_data_of_a_run_is_told(home: Path) -> None:  # noqa: F811
+def test_what_is_left_out_of_the_data_of_a_run_is_told(home: Path) -> None:
     folder = snapshot(home / "hub")
     cfg = load(
         home, MAP_KEYS, f"actor_rollout.data_path={folder}", f"training.eval_data_path={folder}"
@@ -481,7 +481,7 @@ def test_what_is_left_out_of_the_data_of_a_run_is_told(home: Path) -> None:  # n
     assert held_out.startswith("training.eval_data_path: ") and "split: train-00000" in held_out
 
 
-def test_skip_bad_rows_is_a_key_of_the_configuration(home: Path) -> None:  # noqa: F811
+def test_skip_bad_rows_is_a_key_of_the_configuration(home: Path) -> None:
     path = put(home / "a.jsonl", LINES + '\n{"question": "Q", "answer": null}')
     keys = [MAP_KEYS, f"actor_rollout.data_path={path}"]
     assert "line 11" in only(check(load(home, *keys)))

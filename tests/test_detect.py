@@ -1,4 +1,5 @@
-"""What follows from the device before a run starts: the type of the weights, and what it cannot do. NPUs are mocked."""
+"""What follows from the device before a run starts: the type of the weights, and what it cannot do.
+NPUs are mocked."""
 
 from __future__ import annotations
 
@@ -11,17 +12,20 @@ import pytest
 import yaml
 from tool import functions
 
-from r1zero.preflight import dry_run
-from r1zero.preflight.checks import check
-from r1zero.errors import BadInput
 from r1zero.config.load import dump, load_config
 from r1zero.distributed.detect import uses_npu
+from r1zero.errors import BadInput
+from r1zero.preflight import dry_run
+from r1zero.preflight.checks import check
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_NPUS = "class npu:\n    is_available = staticmethod(lambda: True)\n"
 HAS_NONE = HAS_NPUS.replace("True", "False")
 BROKEN = "raise ImportError('libascend_hal.so: cannot open shared object file')\n"
-NO_FP32 = "cannot run on NPUs: their fused attention for generation has no fp32; ask for bf16, or leave it out"
+NO_FP32 = (
+    "cannot run on NPUs: their fused attention for generation has no fp32; ask for bf16, or leave "
+    "it out"
+)
 
 
 def package(folder: Path, text: str) -> Path:
@@ -33,6 +37,7 @@ def package(folder: Path, text: str) -> Path:
 @pytest.fixture
 def torch_npu(tmp_path, monkeypatch):
     """Install a torch_npu that is this text."""
+
     def install(text):
         monkeypatch.syspath_prepend(package(tmp_path, text))
 
@@ -40,11 +45,21 @@ def torch_npu(tmp_path, monkeypatch):
     sys.modules.pop("torch_npu", None)
 
 
-@pytest.mark.parametrize(("text", "overrides", "bf16"), [
-    (HAS_NPUS, [], True), (HAS_NPUS, ["training.distributed_backend=gloo"], False),
-    (HAS_NPUS, ["training.bf16=false"], False), (HAS_NONE, [], False), (HAS_NONE, ["training.bf16=true"], True),
-    (None, [], False), (None, ["training.bf16=null"], False)])
-def test_weights_are_bf16_on_npus_unless_told_and_the_resolved_configuration_says_so(torch_npu, text, overrides, bf16):
+@pytest.mark.parametrize(
+    ("text", "overrides", "bf16"),
+    [
+        (HAS_NPUS, [], True),
+        (HAS_NPUS, ["training.distributed_backend=gloo"], False),
+        (HAS_NPUS, ["training.bf16=false"], False),
+        (HAS_NONE, [], False),
+        (HAS_NONE, ["training.bf16=true"], True),
+        (None, [], False),
+        (None, ["training.bf16=null"], False),
+    ],
+)
+def test_weights_are_bf16_on_npus_unless_told_and_the_resolved_configuration_says_so(
+    torch_npu, text, overrides, bf16
+):
     if text:
         torch_npu(text)
     cfg, _ = load_config("tiny", overrides)
@@ -55,22 +70,37 @@ def test_weights_are_bf16_on_npus_unless_told_and_the_resolved_configuration_say
 def test_fp32_is_refused_on_npus_with_one_sentence(tiny, torch_npu):
     torch_npu(HAS_NPUS)
     cfg, _ = load_config("tiny", ["training.bf16=false"])
-    assert check(cfg) == check(cfg, absent_ok=True) == [f"training.bf16: false {NO_FP32}, which means bf16 there"]
-    for fine in ([], ["training.bf16=true"], ["training.bf16=false", "training.distributed_backend=gloo"]):
+    assert (
+        check(cfg)
+        == check(cfg, absent_ok=True)
+        == [f"training.bf16: false {NO_FP32}, which means bf16 there"]
+    )
+    for fine in (
+        [],
+        ["training.bf16=true"],
+        ["training.bf16=false", "training.distributed_backend=gloo"],
+    ):
         assert check(load_config("tiny", fine)[0]) == []
 
 
 def test_graphs_are_refused_where_no_npu_is_before_anything_starts(tiny, torch_npu):
     [problem] = check(load_config("tiny", ["actor_rollout.decode_graphs=true"])[0])
-    assert problem == "actor_rollout.decode_graphs: true needs NPUs, and this run would be on none; set it to false"
-    assert check(load_config("tiny", ["actor_rollout.decode_graphs=true"])[0], absent_ok=True) == [], "a dry run"
+    assert problem == (
+        "actor_rollout.decode_graphs: true needs NPUs, and this run would be on none; set it to "
+        "false"
+    )
+    assert (
+        check(load_config("tiny", ["actor_rollout.decode_graphs=true"])[0], absent_ok=True) == []
+    ), "a dry run"
     torch_npu(HAS_NPUS)
     assert check(load_config("tiny", ["actor_rollout.decode_graphs=true"])[0]) == []
 
 
 def test_a_torch_npu_that_cannot_be_imported_is_told_in_one_sentence(torch_npu):
     torch_npu(BROKEN)
-    with pytest.raises(BadInput, match="cannot be imported .libascend_hal.so.*source CANN's set_env.sh.*=gloo"):
+    with pytest.raises(
+        BadInput, match="cannot be imported .libascend_hal.so.*source CANN's set_env.sh.*=gloo"
+    ):
         load_config("tiny", [])
     assert not load_config("tiny", ["training.distributed_backend=gloo"])[0].training.bf16
     assert load_config("tiny", ["training.bf16=true"])[0].training.bf16
@@ -91,16 +121,34 @@ def test_the_program_says_so_before_it_starts_anything(tiny, tmp_path, flag):
     """A rank that is started by hand, too: exit code 2, one line, and no run folder."""
     path = os.pathsep.join([str(package(tmp_path, HAS_NPUS)), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, str(ROOT / "r1zero" / "main.py"), *flag, "training.bf16=false", f"output_dir={tmp_path}/run"],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120)
+        [
+            sys.executable,
+            str(ROOT / "r1zero" / "main.py"),
+            *flag,
+            "training.bf16=false",
+            f"output_dir={tmp_path}/run",
+        ],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert done.stderr == f"r1zero: training.bf16: false {NO_FP32}, which means bf16 there\n"
 
 
 def test_no_npu_can_be_asked_for_without_importing_torch():
-    code = "import sys; from r1zero.config.load import load_config; load_config('tiny'); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from r1zero.config.load import load_config; load_config('tiny'); assert "
+        "'torch' not in sys.modules"
+    )
     assert not uses_npu(None)
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=60,
+    )
 
 
 def test_the_dry_run_counts_with_the_type_that_the_device_takes(tiny, torch_npu):

@@ -9,22 +9,29 @@ import numpy as np
 import pytest
 import torch
 
-from r1zero.preflight import dry_run
-from r1zero.preflight import outputs
-from r1zero.types import Batch, Prompt
 from r1zero.checkpoint import manager
-from r1zero.preflight.checks import check
-from r1zero.config.schema import ROOT, placement
-from r1zero.preflight.dry_run import (CACHE_BLOCK, batch_line, layer_activations, memory, memory_table, placement_table, report,
-                           stage_parameters)
 from r1zero.config.load import CONFIGS, load_config
+from r1zero.config.schema import ROOT, placement
 from r1zero.models.config import ModelConfig
-from r1zero.preflight.model import model_shape
 from r1zero.policy import logprobs
+from r1zero.preflight import dry_run, outputs
+from r1zero.preflight.checks import check
+from r1zero.preflight.dry_run import (
+    CACHE_BLOCK,
+    batch_line,
+    layer_activations,
+    memory,
+    memory_table,
+    placement_table,
+    report,
+    stage_parameters,
+)
+from r1zero.preflight.model import model_shape
 from r1zero.rollout import kv_cache
 from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.engine import Engine, Limits
+from r1zero.rollout.engine import Engine, EngineLimits
 from r1zero.rollout.sampler import Sampling
+from r1zero.types import Batch, Prompt
 from r1zero.weight_sync.broadcast import Publisher
 
 QWEN_7B = 7_615_616_512  # parameters that the model's card and its index file state
@@ -37,10 +44,20 @@ def shape_7b() -> ModelConfig:
 
 
 def tiny_shape(**changes: object) -> ModelConfig:
-    config = {"architectures": ["Qwen3ForCausalLM"], "num_hidden_layers": 4, "hidden_size": 8,
-              "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4,
-              "vocab_size": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
-              "tie_word_embeddings": True, "rope_theta": 1e4}
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "num_hidden_layers": 4,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "vocab_size": 16,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "rope_theta": 1e4,
+    }
     return ModelConfig.from_config(config | changes)
 
 
@@ -75,8 +92,8 @@ def test_memory_of_7b_by_hand() -> None:
     assert train.optimizer == 12 * last  # one replica
     weights = 2 * (28 * layer + 2 * (152064 // 2 * 3584) + 3584)
     assert rollout.weights == ref.weights == weights
-    # 3 replicas: 40 prompts of 2048 tokens, 160 responses of 2048 and a block of 128 that begins with the rest of
-    # the prompt; keys and values of 28 layers x 2 heads x 128, bf16.
+    # 3 replicas: 40 prompts of 2048 tokens, 160 responses of 2048 and a block of 128 that begins
+    # with the rest of the prompt; keys and values of 28 layers x 2 heads x 128, bf16.
     assert rollout.kv_cache == (40 * 2048 + 160 * (2048 + 128)) * 2 * 28 * 2 * 128 * 2
     assert train.buckets == rollout.buckets == 4 * 64 * 2**20 and ref.buckets == 0
     assert ref.gradients == ref.optimizer == ref.kv_cache == 0
@@ -88,14 +105,23 @@ def test_layer_activations_by_hand() -> None:
     assert layer_activations(tiny_shape(), 2, 10, 4, True) == 10 * 4 * (48 + 104) / 2
 
 
-@pytest.mark.parametrize("overrides, key, ratio", [
-    (["training.bf16=false"], "gradients", 1.0),
-    (["training.bf16=false"], "weights", 2.0),
-    (["training.bf16=false"], "optimizer", 8 / 12),  # no master weight beside an fp32 weight
-    (["actor_rollout.ppo_mini_batch_size=480"], "weights", 0.5),  # one update: no copy to keep
-    (["actor_rollout.num_gpus_for_train=16", "resource_pool.actor_rollout=[8, 8, 6]"], "optimizer", 0.5),
-])
-def test_train_memory_follows_the_configuration(overrides: list[str], key: str, ratio: float) -> None:
+@pytest.mark.parametrize(
+    "overrides, key, ratio",
+    [
+        (["training.bf16=false"], "gradients", 1.0),
+        (["training.bf16=false"], "weights", 2.0),
+        (["training.bf16=false"], "optimizer", 8 / 12),  # no master weight beside an fp32 weight
+        (["actor_rollout.ppo_mini_batch_size=480"], "weights", 0.5),  # one update: no copy to keep
+        (
+            ["actor_rollout.num_gpus_for_train=16", "resource_pool.actor_rollout=[8, 8, 6]"],
+            "optimizer",
+            0.5,
+        ),
+    ],
+)
+def test_train_memory_follows_the_configuration(
+    overrides: list[str], key: str, ratio: float
+) -> None:
     base, _ = load_config("qwen25_7b")
     cfg, _ = load_config("qwen25_7b", overrides)
     before = memory(base, placement(base, base.world_size), shape_7b(), shape_7b())["train"]
@@ -122,35 +148,78 @@ def test_one_node_config_fits_its_npus_and_its_comment() -> None:
     assert all(total < 0.75 * 64 for total in totals.values())  # the rest for what is not counted
 
 
-@pytest.mark.parametrize("overrides", [[], ["actor_rollout.max_running_samples=2"], ["training.eval_data_path=null"],
-                                       ["actor_rollout.max_tokens_to_oom=300"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["actor_rollout.max_running_samples=2"],
+        ["training.eval_data_path=null"],
+        ["actor_rollout.max_tokens_to_oom=300"],
+    ],
+)
 def test_the_engine_makes_room_for_no_more_than_the_estimate(overrides: list[str]) -> None:
     cfg, _ = load_config("tiny", overrides)
     shape = ModelConfig(
-        family="qwen2", num_layers=2, hidden_size=64, ffn_hidden_size=192, num_heads=4,
-        num_kv_heads=2, head_dim=16, vocab_size=320, max_positions=512, rope_theta=1e4,
-        rope_scaling=None, norm_eps=1e-6, tie_word_embeddings=True, qkv_bias=True, qk_norm=False)
-    engine = Engine(Decoder(shape, 1, None, torch.float32, torch.device("cpu"), cfg.training.seq_length),
-                    Sampling(1.0, 1.0, 0, 0), (2,),
-                    Limits(cfg.response_budget, cfg.actor_rollout.max_tokens_to_oom,
-                           cfg.actor_rollout.max_running_samples, block=CACHE_BLOCK), num_replicas=2)
+        family="qwen2",
+        num_layers=2,
+        hidden_size=64,
+        ffn_hidden_size=192,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        vocab_size=320,
+        max_positions=512,
+        rope_theta=1e4,
+        rope_scaling=None,
+        norm_eps=1e-6,
+        tie_word_embeddings=True,
+        qkv_bias=True,
+        qk_norm=False,
+    )
+    engine = Engine(
+        Decoder(shape, 1, None, torch.float32, torch.device("cpu"), cfg.training.seq_length),
+        Sampling(1.0, 1.0, 0, 0),
+        (2,),
+        EngineLimits(
+            cfg.response_budget,
+            cfg.actor_rollout.max_tokens_to_oom,
+            cfg.actor_rollout.max_running_samples,
+            block=CACHE_BLOCK,
+        ),
+        num_replicas=2,
+    )
     engine.version = 0
-    prompts = [Prompt(index, "", np.zeros(cfg.actor_rollout.max_prompt_length, np.int32), "") for index in range(16)]
+    prompts = [
+        Prompt(index, "", np.zeros(cfg.actor_rollout.max_prompt_length, np.int32), "")
+        for index in range(16)
+    ]
     engine.submit(Batch(1, 0, prompts, 8, 64))
     held = 2 * engine._pool.keys.nbytes
     estimate = memory(cfg, placement(cfg, 4), shape, shape)["rollout"].kv_cache
-    assert 0.5 * estimate <= held <= max(estimate, 2 * CACHE_BLOCK * 2 * 2 * 16 * 4)  # one block in any case
+    # one block in any case
+    assert 0.5 * estimate <= held <= max(estimate, 2 * CACHE_BLOCK * 2 * 2 * 16 * 4)
 
 
-@pytest.mark.parametrize("overrides, line", [
-    ([], "120 prompts x 4 = 480 samples -> 8 updates of 60 -> DP 1 x 30 microbatches of 2"),
-    (["actor_rollout.max_tokens_per_microbatch=9000", "actor_rollout.ppo_epochs=2"],
-     "120 prompts x 4 = 480 samples -> 8 updates of 60 x 2 epochs -> DP 1 x microbatches of at most "
-     "9000 tokens"),
-    (["actor_rollout.num_gpus_for_train=16", "actor_rollout.ppo_mini_batch_size=480",
-      "actor_rollout.micro_batch_size=240", "resource_pool.actor_rollout=[22]"],
-     "120 prompts x 4 = 480 samples -> 1 update of 480 -> DP 2 x 1 microbatch of 240"),
-])
+@pytest.mark.parametrize(
+    "overrides, line",
+    [
+        ([], "120 prompts x 4 = 480 samples -> 8 updates of 60 -> DP 1 x 30 microbatches of 2"),
+        (
+            ["actor_rollout.max_tokens_per_microbatch=9000", "actor_rollout.ppo_epochs=2"],
+            "120 prompts x 4 = 480 samples -> 8 updates of 60 x 2 epochs -> DP 1 x microbatches "
+            "of at most 9000 tokens",
+        ),
+        (
+            [
+                "actor_rollout.num_gpus_for_train=16",
+                "actor_rollout.ppo_mini_batch_size=480",
+                "actor_rollout.micro_batch_size=240",
+                "resource_pool.actor_rollout=[22]",
+            ],
+            "120 prompts x 4 = 480 samples -> 1 update of 480 -> DP 2 x 1 microbatch of 240",
+        ),
+    ],
+)
 def test_batch_line(overrides: list[str], line: str) -> None:
     cfg, _ = load_config("qwen25_7b", overrides)
     assert batch_line(cfg, placement(cfg, cfg.world_size)) == line
@@ -182,8 +251,12 @@ def test_report_in_a_world_of_one_shows_all_roles_and_their_sum() -> None:
     cfg, _ = load_config("smollm2_135m_gsm8k", ["actor_rollout.load=/nowhere/smol"])
     text = report(cfg, 1, [0])
     assert all(f"0        0  {role.rjust(7)}" in text for role in ("train", "rollout", "ref"))
-    found = memory(cfg, placement(cfg, 1), model_shape(cfg, "actor_rollout"), model_shape(cfg, "ref"))
-    assert f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB" in text
+    found = memory(
+        cfg, placement(cfg, 1), model_shape(cfg, "actor_rollout"), model_shape(cfg, "ref")
+    )
+    assert (
+        f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB" in text
+    )
 
 
 def test_memory_without_any_shape_says_so() -> None:
@@ -191,7 +264,7 @@ def test_memory_without_any_shape_says_so() -> None:
     assert "not known here" in memory_table(cfg, placement(cfg, 4))
 
 
-# -- one place for each size -------------------------------------------------------------------------
+# -- one place for each size -----------------------------------------------------------------------
 
 
 def sizes_by_name() -> dict[str, list[str]]:

@@ -1,4 +1,5 @@
-"""The engine where memory is short, its products on processors without bf16, and its benchmark's input."""
+"""The engine where memory is short, its products on processors without bf16, and its benchmark's
+input."""
 
 from __future__ import annotations
 
@@ -11,21 +12,35 @@ import numpy as np
 import pytest
 import torch
 
-from r1zero.types import Batch, Prompt
 from r1zero.models.config import ModelConfig
 from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.engine import Engine, Limits
+from r1zero.rollout.engine import Engine, EngineLimits
 from r1zero.rollout.sampler import Sampling
+from r1zero.types import Batch, Prompt
 
 SHAPE = ModelConfig(
-    family="qwen3", num_layers=2, hidden_size=32, ffn_hidden_size=48, num_heads=4, num_kv_heads=2,
-    head_dim=16, vocab_size=64, max_positions=512, rope_theta=1e4, rope_scaling=None,
-    norm_eps=1e-6, tie_word_embeddings=True, qkv_bias=False, qk_norm=True)
+    family="qwen3",
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=48,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=64,
+    max_positions=512,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-6,
+    tie_word_embeddings=True,
+    qkv_bias=False,
+    qk_norm=True,
+)
 CPU = torch.device("cpu")
 
 
 def generate(limits, prompt_length, group_size, prompts):
-    """Samples without end, so that all need their whole budget; returns their tokens and the engine."""
+    """Samples without end, so that all need their whole budget; returns their tokens and the
+    engine."""
     decoder = Decoder(SHAPE, 1, None, torch.float32, CPU, 512)
     torch.manual_seed(0)
     for weight in decoder.weights.values():
@@ -35,42 +50,58 @@ def generate(limits, prompt_length, group_size, prompts):
     tokens = np.arange(1, 1 + prompt_length, dtype=np.int32)
     texts = [Prompt(i, "", tokens + i, "") for i in range(prompts)]
     engine.submit(Batch(1, 0, texts, group_size, group_size * prompts))
-    return [sample.tokens.tolist() for group in engine.collect(0) for sample in group.samples], engine
+    return [
+        sample.tokens.tolist() for group in engine.collect(0) for sample in group.samples
+    ], engine
 
 
 def test_samples_that_need_their_next_block_together_in_a_cache_for_one():
-    """The last ones make way, the first goes on: nobody makes way for a sample that has itself made way."""
-    expected, _ = generate(Limits(8, 10**6), 8, 3, 2)
-    found, engine = generate(Limits(8, 1, block=4), 8, 3, 2)
+    """The last ones make way, the first goes on: nobody makes way for a sample that has itself made
+    way."""
+    expected, _ = generate(EngineLimits(8, 10**6), 8, 3, 2)
+    found, engine = generate(EngineLimits(8, 1, block=4), 8, 3, 2)
     assert found == expected and engine.preemptions
     assert engine._pool.num_free == engine._pool.num_blocks
 
 
 def test_samples_are_signed_by_the_weights_and_not_by_the_plan():
     """An engine that missed a publication draws on, and its samples say with what."""
-    _, engine = generate(Limits(8, 10**6), 8, 3, 2)
+    _, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
     engine.accept(5)
     engine.submit(Batch(2, 6, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3))
     assert {sample.version for group in engine.collect(0) for sample in group.samples} == {5}
 
 
 def test_weights_do_not_change_under_samples_that_are_being_drawn():
-    _, engine = generate(Limits(8, 10**6), 8, 3, 2)
+    _, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
     engine.submit(Batch(2, 0, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3))
     with pytest.raises(AssertionError, match="while samples are drawn"):
         engine.accept(1)
 
 
 def test_bf16_on_a_processor_that_onednn_has_no_bf16_for():
-    code = ("import torch; from r1zero.rollout.linear import Linear; x = torch.eye(3).bfloat16(); "
-            "linear = Linear(x); linear.prepare(); assert torch.equal(linear(x), x)")
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    code = (
+        "import torch; from r1zero.rollout.linear import Linear; x = torch.eye(3).bfloat16(); "
+        "linear = Linear(x); linear.prepare(); assert torch.equal(linear(x), x)"
+    )
+    environment = {
+        **os.environ,
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-@pytest.mark.parametrize(("lengths", "sentence"), [
-    ("fixed:0", "fixed:0 must give lengths of at least 1"), ("absent.txt", "absent.txt is neither fixed:N")])
+@pytest.mark.parametrize(
+    ("lengths", "sentence"),
+    [
+        ("fixed:0", "fixed:0 must give lengths of at least 1"),
+        ("absent.txt", "absent.txt is neither fixed:N"),
+    ],
+)
 def test_the_benchmark_refuses_lengths_that_are_none(lengths, sentence):
     tool = Path(__file__).parents[1] / "tools" / "bench_rollout.py"
-    done = subprocess.run([sys.executable, str(tool), "--lengths", lengths], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(tool), "--lengths", lengths], capture_output=True, text=True
+    )
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr

@@ -1,4 +1,5 @@
-"""Evaluation: estimators against enumeration, scores by hand, the same answers on any layout and after training."""
+"""Evaluation: estimators against enumeration, scores by hand, the same answers on any layout and
+after training."""
 
 from __future__ import annotations
 
@@ -22,17 +23,17 @@ from multiproc import DEVICE, run_ranks
 from tool import TOOLS, functions
 from worlds import run, samples
 
-from r1zero.evaluation.pass_at_k import bootstrap_interval, pass_at_k
-from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score
-from r1zero.data.layout import Layout
+from r1zero.data.layout import ColumnLayout
 from r1zero.data.preprocess import Recipe, preprocess
 from r1zero.data.problems import read_problems, read_tags
 from r1zero.data.template import TEMPLATES
-from r1zero.evaluation.evaluate import shares
-from r1zero.evaluation.scores import Conditions, attempts, report, table
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.placement import RoleSize, place
+from r1zero.evaluation.evaluate import shares
+from r1zero.evaluation.pass_at_k import bootstrap_interval, pass_at_k
+from r1zero.evaluation.scores import EvalProtocol, attempts, report, table
+from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score
 
 # -- estimators -----------------------------------------------------------------------------------
 
@@ -43,7 +44,9 @@ def test_pass_at_k_is_the_share_of_choices_with_a_right_answer(samples: int) -> 
         for right in range(samples + 1):
             answers = [True] * right + [False] * (samples - right)
             chosen = [any(picked) for picked in itertools.combinations(answers, k)]
-            assert pass_at_k(np.array([right]), samples, k) == pytest.approx([np.mean(chosen)], abs=1e-12)
+            assert pass_at_k(np.array([right]), samples, k) == pytest.approx(
+                [np.mean(chosen)], abs=1e-12
+            )
 
 
 def test_pass_at_k_does_not_overflow_and_its_ends_are_exact() -> None:
@@ -54,7 +57,10 @@ def test_bootstrap_interval_is_that_of_the_normal_law_for_many_problems() -> Non
     values = (np.arange(1000) % 10 < 3).astype(float)
     low, high = bootstrap_interval(values, seed=1)
     error = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
-    assert (low, high) == (pytest.approx(0.3 - error, abs=2e-3), pytest.approx(0.3 + error, abs=2e-3))
+    assert (low, high) == (
+        pytest.approx(0.3 - error, abs=2e-3),
+        pytest.approx(0.3 + error, abs=2e-3),
+    )
     spread = np.sqrt(np.arange(50))
     first, again, other = (bootstrap_interval(spread, seed) for seed in (1, 1, 2))
     assert first == again != other
@@ -68,26 +74,48 @@ def group(position: int, outcomes: Sequence[Outcome], format_right: int, length:
     members = []
     for member, outcome in enumerate(outcomes):
         shape = Outcome.RIGHT if member < format_right else Outcome.WRONG
-        scores = {"format": Score(float(member < format_right), shape),
-                  "acc": Score(1.0 if outcome is Outcome.RIGHT else -1.0, outcome)}
+        scores = {
+            "format": Score(float(member < format_right), shape),
+            "acc": Score(1.0 if outcome is Outcome.RIGHT else -1.0, outcome),
+        }
         tokens, logprobs = np.zeros(length, np.int32), np.zeros(length, np.float32)
         members.append(Sample(tokens, logprobs, member == 0, 0, scores, reward=scores["acc"].value))
     return Group(position, Prompt(position + 1, "", np.zeros(1, np.int32), ""), members)
 
 
-CONDITIONS = Conditions(model="m", data="d", data_sha256="", rows=3, problems=2, dropped=0, template="t",
-                        template_sha256="", samples_per_problem=4, temperature=1.0, top_p=1.0, top_k=0,
-                        max_new_tokens=8, seed=5, dtype="fp32", rules=["format", "acc"], extractor="x")
+CONDITIONS = EvalProtocol(
+    model="m",
+    data="d",
+    data_sha256="",
+    rows=3,
+    problems=2,
+    dropped=0,
+    template="t",
+    template_sha256="",
+    samples_per_problem=4,
+    temperature=1.0,
+    top_p=1.0,
+    top_k=0,
+    max_new_tokens=8,
+    seed=5,
+    dtype="fp32",
+    rules=["format", "acc"],
+    extractor="x",
+)
 
 
 def test_scores_are_those_worked_out_by_hand() -> None:
     right, wrong, none, late = Outcome.RIGHT, Outcome.WRONG, Outcome.NO_ANSWER, Outcome.TIMEOUT
-    groups = [group(0, [right, wrong, none, right], 4, 3), group(1, [late, wrong, wrong, none], 1, 5)]
+    groups = [
+        group(0, [right, wrong, none, right], 4, 3),
+        group(1, [late, wrong, wrong, none], 1, 5),
+    ]
     tags = {"level": ["-", "easy", "hard"], "subject": ["a", "a", "a"]}
     found = report(groups, tags, CONDITIONS)
     scores = found["scores"]
     assert scores["pass@1"] == scores["avg@4"] == pytest.approx((2 / 4 + 0) / 2)
-    assert scores["pass@2"] == pytest.approx((1 - 1 / 6 + 0) / 2)  # 2 of 4 right: one of six pairs has none
+    # 2 of 4 right: one of six pairs has none
+    assert scores["pass@2"] == pytest.approx((1 - 1 / 6 + 0) / 2)
     assert scores["pass@4"] == pytest.approx(1 / 2)
     assert scores["no_answer"] == 2 / 8 and scores["reward/format/right"] == 5 / 8
     assert scores["response_length/mean"] == 4.0 and scores["response_truncated"] == 2 / 8
@@ -96,7 +124,9 @@ def test_scores_are_those_worked_out_by_hand() -> None:
     assert (scores["pass@1/low"], scores["pass@1/high"]) == (0.0, 0.5)
     assert list(found["by"]) == ["level"], "a column of one value is no table"
     assert [(part["level"], part["problems"], part["pass@1"]) for part in found["by"]["level"]] == [
-        ("easy", 1, 0.5), ("hard", 1, 0.0)]
+        ("easy", 1, 0.5),
+        ("hard", 1, 0.0),
+    ]
     text = table(found)
     assert re.search(r"pass@1 \(avg@4\) +25\.0%  \[0\.0%, 50\.0%\]", text)
     assert re.search(r"full format +62\.5%", text) and re.search(r"not judged +1 responses", text)
@@ -104,8 +134,17 @@ def test_scores_are_those_worked_out_by_hand() -> None:
 
 
 def test_a_scorer_of_one_s_own_may_be_the_only_one() -> None:
-    members = [Sample(np.zeros(3, np.int32), np.zeros(3, np.float32), False, 0,
-                      {"mine.score": Score(0.5, Outcome.GRADED)}, reward=0.5) for _ in range(4)]
+    members = [
+        Sample(
+            np.zeros(3, np.int32),
+            np.zeros(3, np.float32),
+            False,
+            0,
+            {"mine.score": Score(0.5, Outcome.GRADED)},
+            reward=0.5,
+        )
+        for _ in range(4)
+    ]
     groups = [Group(0, Prompt(0, "", np.zeros(1, np.int32), ""), members)]
     found = report(groups, {}, replace(CONDITIONS, rules=["path/to/mine.py:score"]))
     assert (found["scores"]["pass@1"], found["scores"]["reward/mine.score"]) == (0.0, 0.5)
@@ -134,12 +173,19 @@ def test_tags_are_columns_that_the_data_has(tmp_path: Path, suffix: str) -> None
 # -- worlds ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("problems", "k", "round_samples"), [(10, 4, 8), (7, 3, None), (3, 2, 64), (5, 16, 4)])
+@pytest.mark.parametrize(
+    ("problems", "k", "round_samples"), [(10, 4, 8), (7, 3, None), (3, 2, 64), (5, 16, 4)]
+)
 def test_all_problems_are_answered_once_and_rounds_do_not_depend_on_the_ranks(
-        problems: int, k: int, round_samples: int | None) -> None:
+    problems: int, k: int, round_samples: int | None
+) -> None:
     batch = Batch(0, 0, [None] * problems, k, problems * k)
     for replicas in (1, 2, 5):
-        rounds = [part for replica in range(replicas) for part in shares(batch, round_samples, replica, replicas)]
+        rounds = [
+            part
+            for replica in range(replicas)
+            for part in shares(batch, round_samples, replica, replicas)
+        ]
         assert sorted(position for part in rounds for position in part) == list(range(problems))
         if round_samples is not None:
             assert sorted(rounds, key=min) == shares(batch, round_samples, 0, 1)
@@ -155,10 +201,18 @@ def evaluate_body(rank: int, size: int, store: object, arguments: list[str]) -> 
     cfg, tp = tool["config"](args), args.tensor_model_parallel_size
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     assert not tool["check"](args, cfg, launch)
-    world = World(launch, place({"rollout": RoleSize(size, tp)}, colocate=True), DEVICE,
-                  timedelta(seconds=120), store)
-    run(prepare(cfg, world, tool["map_keys"](args), args.problems, args.max_new_tokens), Path(cfg.output_dir),
-        args.round_samples or None)
+    world = World(
+        launch,
+        place({"rollout": RoleSize(size, tp)}, colocate=True),
+        DEVICE,
+        timedelta(seconds=120),
+        store,
+    )
+    run(
+        prepare(cfg, world, tool["map_keys"](args), args.problems, args.max_new_tokens),
+        Path(cfg.output_dir),
+        args.round_samples or None,
+    )
 
 
 def evaluated(size: int, output: Path, *arguments: str) -> tuple[dict, list[dict]]:
@@ -168,88 +222,181 @@ def evaluated(size: int, output: Path, *arguments: str) -> tuple[dict, list[dict
 
 
 def found(output: Path) -> tuple[dict, list[dict]]:
-    return json.loads((output / "eval.json").read_text()), pq.read_table(output / "eval.parquet").to_pylist()
+    return json.loads((output / "eval.json").read_text()), pq.read_table(
+        output / "eval.parquet"
+    ).to_pylist()
 
 
 @pytest.fixture(scope="module")
 def flags(tiny: Path) -> list[str]:
-    return ["--model", str(tiny / "model"), "--data", str(tiny / "eval.parquet"), "--problems", "100", "--k", "3",
-            "--max-new-tokens", "32", "--temperature", "0.9", "--round-samples", "60", "--workers", "1"]
+    return [
+        "--model",
+        str(tiny / "model"),
+        "--data",
+        str(tiny / "eval.parquet"),
+        "--problems",
+        "100",
+        "--k",
+        "3",
+        "--max-new-tokens",
+        "32",
+        "--temperature",
+        "0.9",
+        "--round-samples",
+        "60",
+        "--workers",
+        "1",
+    ]
 
 
 @pytest.fixture(scope="module")
-def on_one_rank(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[dict]]:
+def on_one_rank(
+    flags: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict, list[dict]]:
     return evaluated(1, tmp_path_factory.mktemp("one"), *flags)
 
 
-def test_two_ranks_give_the_same_scores_bit_for_bit(flags: list[str], on_one_rank: tuple[dict, list[dict]],
-                                                    tmp_path: Path) -> None:
+def test_two_ranks_give_the_same_scores_bit_for_bit(
+    flags: list[str], on_one_rank: tuple[dict, list[dict]], tmp_path: Path
+) -> None:
     # Through torchrun and the command line, each rank a replica.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               str(TOOLS / "evaluate.py")]
-    done = subprocess.run([*command, *flags, "--output", str(tmp_path)], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(TOOLS / "evaluate.py"),
+    ]
+    done = subprocess.run(
+        [*command, *flags, "--output", str(tmp_path)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert found(tmp_path) == on_one_rank
     content, rows = on_one_rank
-    assert 0 < content["scores"]["pass@1"] < content["scores"]["pass@2"] < content["scores"]["pass@3"] < 1
-    assert len({(row["prompt"], row["response"]) for row in rows}) > len({row["prompt"] for row in rows}) == 100
+    assert (
+        0
+        < content["scores"]["pass@1"]
+        < content["scores"]["pass@2"]
+        < content["scores"]["pass@3"]
+        < 1
+    )
+    assert (
+        len({(row["prompt"], row["response"]) for row in rows})
+        > len({row["prompt"] for row in rows})
+        == 100
+    )
     for line in ("100 problems x 3", "data_sha256", "template_sha256", "extractor", "seconds"):
         assert line in done.stdout
 
 
 def test_neither_tensor_parallelism_nor_the_rounds_change_the_answers(
-        flags: list[str], on_one_rank: tuple[dict, list[dict]], tmp_path: Path) -> None:
-    content, rows = evaluated(4, tmp_path, *flags, "--tensor-model-parallel-size", "2", "--round-samples", "0")
+    flags: list[str], on_one_rank: tuple[dict, list[dict]], tmp_path: Path
+) -> None:
+    content, rows = evaluated(
+        4, tmp_path, *flags, "--tensor-model-parallel-size", "2", "--round-samples", "0"
+    )
     assert content["scores"] == on_one_rank[0]["scores"]
     assert [row["response"] for row in rows] == [row["response"] for row in on_one_rank[1]]
 
 
-def test_preprocessed_problems_get_the_same_answers(flags: list[str], on_one_rank: tuple[dict, list[dict]],
-                                                    tiny: Path, tmp_path: Path) -> None:
+def test_preprocessed_problems_get_the_same_answers(
+    flags: list[str], on_one_rank: tuple[dict, list[dict]], tiny: Path, tmp_path: Path
+) -> None:
     keys = {"prompt": "question", "response": "ground_truth_answer"}
-    problems, recipe = read_problems(tiny / "eval.parquet", Layout(keys)).rows, Recipe(
-        str(tiny / "model"), "qwen_r1", str(TEMPLATES), "R1AlpacaStyleInstructionHandler")
+    problems, recipe = (
+        read_problems(tiny / "eval.parquet", ColumnLayout(keys)).rows,
+        Recipe(str(tiny / "model"), "qwen_r1", str(TEMPLATES), "R1AlpacaStyleInstructionHandler"),
+    )
     preprocess(problems, str(tmp_path / "eval"), recipe, workers=1)
     content, rows = evaluated(1, tmp_path, *flags, "--data", str(tmp_path / "eval"))
     assert rows == on_one_rank[1] and content["scores"] == on_one_rank[0]["scores"]
 
 
-def test_temperature_0_takes_the_most_likely_token(flags: list[str], on_one_rank: tuple[dict, list[dict]],
-                                                   tmp_path: Path) -> None:
+def test_temperature_0_takes_the_most_likely_token(
+    flags: list[str], on_one_rank: tuple[dict, list[dict]], tmp_path: Path
+) -> None:
     content, rows = evaluated(1, tmp_path, *flags, "--temperature", "0", "--seed", "8")
     by_prompt = {row["prompt"]: row["response"] for row in rows}
     assert all(row["response"] == by_prompt[row["prompt"]] for row in rows)
-    assert content["scores"]["pass@1"] == content["scores"]["pass@3"] != on_one_rank[0]["scores"]["pass@1"]
+    assert (
+        content["scores"]["pass@1"]
+        == content["scores"]["pass@3"]
+        != on_one_rank[0]["scores"]["pass@1"]
+    )
     assert (content["protocol"]["temperature"], content["protocol"]["top_k"]) == (0.0, 1)
 
 
-def test_the_protocol_names_what_was_run(flags: list[str], on_one_rank: tuple[dict, list[dict]], tiny: Path) -> None:
+def test_the_protocol_names_what_was_run(
+    flags: list[str], on_one_rank: tuple[dict, list[dict]], tiny: Path
+) -> None:
     protocol = on_one_rank[0]["protocol"]
-    assert protocol["data_sha256"] == hashlib.sha256((tiny / "eval.parquet").read_bytes()).hexdigest()
-    assert (protocol["problems"], protocol["rows"], protocol["samples_per_problem"], protocol["temperature"],
-            protocol["max_new_tokens"], protocol["template"]) == (100, 256, 3, 0.9, 32, "qwen_r1")
+    assert (
+        protocol["data_sha256"] == hashlib.sha256((tiny / "eval.parquet").read_bytes()).hexdigest()
+    )
+    assert (
+        protocol["problems"],
+        protocol["rows"],
+        protocol["samples_per_problem"],
+        protocol["temperature"],
+        protocol["max_new_tokens"],
+        protocol["template"],
+    ) == (100, 256, 3, 0.9, 32, "qwen_r1")
     assert protocol["ends"] == ["<|endoftext|> (0)", "<|im_end|> (2)"]
 
 
 def test_answers_end_where_training_ends_them(flags: list[str], tiny: Path, tmp_path: Path) -> None:
-    content, rows = evaluated(1, tmp_path, *flags, "--model", str(base(tiny, tmp_path / "base")), "--problems", "20",
-                              "--stop", "</think>", "263")
+    content, rows = evaluated(
+        1,
+        tmp_path,
+        *flags,
+        "--model",
+        str(base(tiny, tmp_path / "base")),
+        "--problems",
+        "20",
+        "--stop",
+        "</think>",
+        "263",
+    )
     assert content["protocol"]["ends"] == [
-        "<|endoftext|> (0)", "<|im_end|> (2)", "<think> (263)", "</think> (264)"]
+        "<|endoftext|> (0)",
+        "<|im_end|> (2)",
+        "<think> (263)",
+        "</think> (264)",
+    ]
     assert content["scores"]["response_truncated"] == 0
-    assert all("</think>" not in row["response"][:-8] and "<think>" not in row["response"][:-7] for row in rows)
+    assert all(
+        "</think>" not in row["response"][:-8] and "<think>" not in row["response"][:-7]
+        for row in rows
+    )
 
 
-TWO_RANKS = ["resource_pool.colocate=true", "resource_pool.actor_rollout=[2]", "resource_pool.ref=[]",
-             "actor_rollout.micro_batch_size=8", "ref.micro_batch_size=8"]
+TWO_RANKS = [
+    "resource_pool.colocate=true",
+    "resource_pool.actor_rollout=[2]",
+    "resource_pool.ref=[]",
+    "actor_rollout.micro_batch_size=8",
+    "ref.micro_batch_size=8",
+]
 
 
 @pytest.fixture(scope="module")
 def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three steps, evaluated before, after two and at the end."""
-    return run(tmp_path_factory.mktemp("trained"), 2, "tiny", [
-        *TWO_RANKS, "training.train_iters=3", "training.eval_interval=2", "training.eval_temperature=0.7",
-        "training.eval_samples_per_prompt=2", "training.save_interval=3"])
+    return run(
+        tmp_path_factory.mktemp("trained"),
+        2,
+        "tiny",
+        [
+            *TWO_RANKS,
+            "training.train_iters=3",
+            "training.eval_interval=2",
+            "training.eval_temperature=0.7",
+            "training.eval_samples_per_prompt=2",
+            "training.save_interval=3",
+        ],
+    )
 
 
 def test_evaluation_is_due_at_the_ends_and_between(trained: Path) -> None:
@@ -261,61 +408,108 @@ def test_evaluation_is_due_at_the_ends_and_between(trained: Path) -> None:
         assert 0 < line["pass@1"] < line["pass@2"] < 1
 
 
-def test_the_tool_finds_the_scores_of_the_run_s_last_evaluation(trained: Path, tiny: Path, tmp_path: Path) -> None:
-    content, rows = evaluated(1, tmp_path, "--model", str(trained / "model"), "--data", str(tiny / "eval.parquet"),
-                              "--k", "2", "--temperature", "0.7", "--max-new-tokens", "32")
+def test_the_tool_finds_the_scores_of_the_run_s_last_evaluation(
+    trained: Path, tiny: Path, tmp_path: Path
+) -> None:
+    content, rows = evaluated(
+        1,
+        tmp_path,
+        "--model",
+        str(trained / "model"),
+        "--data",
+        str(tiny / "eval.parquet"),
+        "--k",
+        "2",
+        "--temperature",
+        "0.7",
+        "--max-new-tokens",
+        "32",
+    )
     last = json.loads((trained / "evaluation" / "step_000003.json").read_text())
     assert content["scores"] == last["scores"] and content["protocol"] == last["protocol"] | {
-        "model": str(trained / "model")}
+        "model": str(trained / "model")
+    }
     answers = pq.read_table(trained / "evaluation" / "step_000003.parquet").to_pylist()
     assert [row["response"] for row in rows] == [row["response"] for row in answers]
 
 
-def test_a_megatron_checkpoint_is_evaluated_like_the_model_it_holds(trained: Path, tiny: Path, tmp_path: Path) -> None:
+def test_a_megatron_checkpoint_is_evaluated_like_the_model_it_holds(
+    trained: Path, tiny: Path, tmp_path: Path
+) -> None:
     common = ["--data", str(tiny / "eval.parquet"), "--problems", "40", "--max-new-tokens", "32"]
-    checkpoint = ["--model", str(trained / "checkpoints"), "--tokenizer-name-or-path", str(tiny / "model")]
+    checkpoint = [
+        "--model",
+        str(trained / "checkpoints"),
+        "--tokenizer-name-or-path",
+        str(tiny / "model"),
+    ]
     saved = evaluated(1, tmp_path / "saved", *common, *checkpoint)
     exported = evaluated(1, tmp_path / "exported", *common, "--model", str(trained / "model"))
     assert saved[0]["scores"] == exported[0]["scores"] and saved[1] == exported[1]
 
 
 def test_evaluation_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> None:
-    without = run(tmp_path, 2, "tiny", [*TWO_RANKS, "training.train_iters=1", "training.eval_data_path=null"])
-    assert [row["response"] for row in samples(trained, 1)] == [row["response"] for row in samples(without, 1)]
+    without = run(
+        tmp_path, 2, "tiny", [*TWO_RANKS, "training.train_iters=1", "training.eval_data_path=null"]
+    )
+    assert [row["response"] for row in samples(trained, 1)] == [
+        row["response"] for row in samples(without, 1)
+    ]
 
 
 # -- bad input ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wrong", "sentence"), [
-    (["--k", "0"], "--k: 0 must be at least 1"),
-    (["--temperature", "-1"], "--temperature: -1.0 must be a number from 0 on"),
-    (["--temperature", "nan"], "--temperature: nan must be a number from 0 on"),
-    (["--top-p", "0"], "--top-p: 0.0 must be above 0"),
-    (["--deadline-seconds", "nan"], "--deadline-seconds: nan must be a number above 0"),
-    (["--model", "/nowhere"], "--model: /nowhere is not a folder"),
-    (["--tokenizer-name-or-path", "/nowhere"], "--tokenizer-name-or-path: /nowhere has no tokenizer.json"),
-    (["--data", "/nowhere.parquet"], "--data: /nowhere.parquet does not exist"),
-    (["--data", "a/x.parquet", "b/x.jsonl"], "two of a/x.parquet, b/x.jsonl would write the same report"),
-    (["--map-keys", '{"prompt": "problem", "response": "ground_truth_answer"}'], "no column 'problem'"),
-    (["--map-keys", "[]"], "--map-keys \\[\\] must be a JSON object"),
-    (["--map-keys", "{}", "{}"], "--map-keys holds 2 objects for 1 data sets"),
-    (["--data", "a/x.parquet", "b/y.jsonl", "--map-keys", "{}", "{}", "{}"], "3 objects for 2 data sets"),
-    (["--prompt-type", "qwen_r2"], "--prompt-type: .*qwen_r1"),
-    (["--stop", "the end"], "--stop: 'the end' is not one token"),
-    (["--stop", "271"], "--stop: 271 is no id of this tokenizer, whose ids go up to 270"),
-    (["--verifier", "accuracy"], "verifier_function: .*acc"),
-    (["--tensor-model-parallel-size", "2"], "2 does not divide the 1 ranks"),
-    (["--tensor-model-parallel-size", "0"], "--tensor-model-parallel-size: 0 must be at least 1"),
-    (["--output", "/proc/x"], "/proc/x cannot be written"),
-])
-def test_bad_flags_are_refused_by_a_sentence(flags: list[str], wrong: list[str], sentence: str,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--k", "0"], "--k: 0 must be at least 1"),
+        (["--temperature", "-1"], "--temperature: -1.0 must be a number from 0 on"),
+        (["--temperature", "nan"], "--temperature: nan must be a number from 0 on"),
+        (["--top-p", "0"], "--top-p: 0.0 must be above 0"),
+        (["--deadline-seconds", "nan"], "--deadline-seconds: nan must be a number above 0"),
+        (["--model", "/nowhere"], "--model: /nowhere is not a folder"),
+        (
+            ["--tokenizer-name-or-path", "/nowhere"],
+            "--tokenizer-name-or-path: /nowhere has no tokenizer.json",
+        ),
+        (["--data", "/nowhere.parquet"], "--data: /nowhere.parquet does not exist"),
+        (
+            ["--data", "a/x.parquet", "b/x.jsonl"],
+            "two of a/x.parquet, b/x.jsonl would write the same report",
+        ),
+        (
+            ["--map-keys", '{"prompt": "problem", "response": "ground_truth_answer"}'],
+            "no column 'problem'",
+        ),
+        (["--map-keys", "[]"], "--map-keys \\[\\] must be a JSON object"),
+        (["--map-keys", "{}", "{}"], "--map-keys holds 2 objects for 1 data sets"),
+        (
+            ["--data", "a/x.parquet", "b/y.jsonl", "--map-keys", "{}", "{}", "{}"],
+            "3 objects for 2 data sets",
+        ),
+        (["--prompt-type", "qwen_r2"], "--prompt-type: .*qwen_r1"),
+        (["--stop", "the end"], "--stop: 'the end' is not one token"),
+        (["--stop", "271"], "--stop: 271 is no id of this tokenizer, whose ids go up to 270"),
+        (["--verifier", "accuracy"], "verifier_function: .*acc"),
+        (["--tensor-model-parallel-size", "2"], "2 does not divide the 1 ranks"),
+        (
+            ["--tensor-model-parallel-size", "0"],
+            "--tensor-model-parallel-size: 0 must be at least 1",
+        ),
+        (["--output", "/proc/x"], "/proc/x cannot be written"),
+    ],
+)
+def test_bad_flags_are_refused_by_a_sentence(
+    flags: list[str], wrong: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert functions("evaluate.py")["main"]([*flags, *wrong]) == 2
     said = capsys.readouterr().err
     assert re.search(sentence, said) and "Traceback" not in said
 
 
 def test_answers_longer_than_the_model_s_positions_are_refused(flags: list[str]) -> None:
-    with pytest.raises(AssertionError, match="BadInput: --max-new-tokens 100000: the longest prompt has"):
+    with pytest.raises(
+        AssertionError, match="BadInput: --max-new-tokens 100000: the longest prompt has"
+    ):
         run_ranks(evaluate_body, 1, [*flags, "--max-new-tokens", "100000"])

@@ -15,11 +15,11 @@ import pytest
 from small_config import home, load, only  # noqa: F401
 from tool import TOOLS, functions, run_here
 
-from r1zero.preflight.checks import check
-from r1zero.data.layout import Layout
+from r1zero.data.layout import ColumnLayout
 from r1zero.data.prompts import Prompts, load_tokenizer
 from r1zero.data.survey import DataSet, question_in, survey
 from r1zero.data.template import Template
+from r1zero.preflight.checks import check
 from r1zero.preflight.datasets import look_at_data, look_at_prompts
 from r1zero.reward.math.gold import are_hopeless, fault_of, judge, read_gold
 
@@ -88,11 +88,11 @@ def preprocess(data: Path | str, prefix: Path, tiny: Path, *more: str) -> int:
 def test_every_reader_gives_the_same_answer(tmp_path: Path, tiny: Path) -> None:
     data = lines(tmp_path / "gsm8k.jsonl", rows([SOLUTION, "#### 1,234", ["5"], "['22']", 7]))
     tokenizer, template = load_tokenizer(tiny / "model"), Template("qwen_r1")
-    raw = Prompts(data, Layout(KEYS), template, tokenizer, 500, seed=1)
+    raw = Prompts(data, ColumnLayout(KEYS), template, tokenizer, 500, seed=1)
     expected = ["72", "1234", "5", "22", "7"]
     assert [prompt.answer for prompt in raw.prompts] == expected
     assert preprocess(data, tmp_path / "made", tiny) == 0
-    made = Prompts(tmp_path / "made", Layout(KEYS), template, tokenizer, 500, seed=1)
+    made = Prompts(tmp_path / "made", ColumnLayout(KEYS), template, tokenizer, 500, seed=1)
     assert [prompt.answer for prompt in made.prompts] == expected
 
 
@@ -106,7 +106,7 @@ def test_preprocessed_files_of_others_are_read_alike(tmp_path: Path, tiny: Path)
     ) as writer:
         for answer in ("It is so. #### 72", "proof", "5"):
             writer.add([np.array(tokenizer(text)["input_ids"]) for text in ("1+1?", answer)])
-    made = Prompts(tmp_path / "made", Layout(), Template("plain"), tokenizer, 500, seed=1)
+    made = Prompts(tmp_path / "made", ColumnLayout(), Template("plain"), tokenizer, 500, seed=1)
     assert [(prompt.index, prompt.answer) for prompt in made.prompts] == [(0, "72"), (2, "5")]
     assert "1 of 3 problems have no answer to compare with" in only(made.notes)
 
@@ -167,7 +167,7 @@ def test_rows_that_are_left_out_are_empty_documents(
     made, raw = (
         Prompts(
             path,
-            Layout(KEYS, skip_bad_rows=True),
+            ColumnLayout(KEYS, skip_bad_rows=True),
             Template("qwen_r1"),
             load_tokenizer(tiny / "model"),
             500,
@@ -267,7 +267,7 @@ def test_each_different_answer_is_an_example_once() -> None:
 # -- before a run ---------------------------------------------------------------------------------
 
 
-def test_raw_gsm8k_is_fine(home: Path) -> None:  # noqa: F811
+def test_raw_gsm8k_is_fine(home: Path) -> None:
     cfg = load(
         home, MAP_KEYS, f"actor_rollout.data_path={lines(home / 'g.jsonl', rows([SOLUTION] * 4))}"
     )
@@ -277,9 +277,7 @@ def test_raw_gsm8k_is_fine(home: Path) -> None:  # noqa: F811
 @pytest.mark.parametrize(
     "answer", ["He has {} apples", "['{}', '{}1']", "See {} on the next page of the book"]
 )
-def test_a_few_odd_answers_are_told_and_all_are_refused(
-    home: Path, answer: str
-) -> None:  # noqa: F811
+def test_a_few_odd_answers_are_told_and_all_are_refused(home: Path, answer: str) -> None:
     odd = [answer.format(n, n) for n in range(4)]
     cfg = load(
         home, MAP_KEYS, f"actor_rollout.data_path={lines(home / 'some.jsonl', rows([*odd, '5']))}"
@@ -367,7 +365,7 @@ def test_held_out_questions_that_are_trained_on_are_counted() -> None:
     assert survey([train], [dataset("test.parquet", ["What is 4+4?"])], compared=True) == []
 
 
-def test_the_same_file_for_both_is_told(home: Path) -> None:  # noqa: F811
+def test_the_same_file_for_both_is_told(home: Path) -> None:
     path = lines(home / "g.jsonl", rows(["1", "2", "3"]))
     cfg = load(home, MAP_KEYS, f"actor_rollout.data_path={path}", f"training.eval_data_path={path}")
     assert check(cfg) == [] and "3 of the 3 different questions" in only(look_at_data(cfg))
@@ -375,7 +373,7 @@ def test_the_same_file_for_both_is_told(home: Path) -> None:  # noqa: F811
 
 def test_a_file_with_the_name_of_a_test_set_is_told_when_it_is_trained_on(
     home: Path,
-) -> None:  # noqa: F811
+) -> None:
     path = lines(home / "math_test.jsonl", rows(["1", "2"]))
     told = look_at_data(load(home, MAP_KEYS, f"actor_rollout.data_path={path}"))
     assert "is trained on, though its name is that of another split" in only(told)
@@ -401,7 +399,7 @@ def test_the_question_of_a_rendered_prompt_is_found_again(template: str) -> None
 
 def test_preprocessed_data_is_looked_at_as_raw_data_is(
     tmp_path: Path, tiny: Path, home: Path
-) -> None:  # noqa: F811
+) -> None:
     data = lines(tmp_path / "a.jsonl", rows(["1", "He has 7 apples"]))
     assert preprocess(data, tmp_path / "made", tiny) == 0
     cfg = load(
@@ -419,7 +417,12 @@ def test_preprocessed_data_is_looked_at_as_raw_data_is(
     assert "2 of the 2 different questions" in told[2] and len(told) == 3
     read = [
         Prompts(
-            path, Layout(KEYS), Template("qwen_r1"), load_tokenizer(tiny / "model"), 500, seed=1
+            path,
+            ColumnLayout(KEYS),
+            Template("qwen_r1"),
+            load_tokenizer(tiny / "model"),
+            500,
+            seed=1,
         )
         for path in (tmp_path / "made", data)
     ]

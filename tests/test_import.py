@@ -1,4 +1,5 @@
-"""Reading Megatron checkpoints: those of megatron-core give its logits here, damage gives a sentence."""
+"""Reading Megatron checkpoints: those of megatron-core give its logits here, damage gives a
+sentence."""
 
 from __future__ import annotations
 
@@ -17,19 +18,20 @@ from multiproc import DEVICE, run_ranks
 from test_parity import make_world
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from r1zero.algo.packing import Item, pack
-from r1zero.types import Prompt, Sample
+from r1zero.algo.packing import TrainSample, pack
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.policy.megatron import RoleModel
-from r1zero.weights.detect import find
-from r1zero.weights.open import open_weights
 from r1zero.models.params import param_table
+from r1zero.policy.megatron import RoleModel
+from r1zero.types import Prompt, Sample
+from r1zero.weights.detect import detect
+from r1zero.weights.open import open_weights
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """For "untied" and "tied": (folder with legacy and dist checkpoints, the writer's logits [T, V])."""
+    """For "untied" and "tied": (folder with legacy and dist checkpoints, the writer's logits [T,
+    V])."""
     made = {}
     for name in ("untied", "tied"):
         folder = tmp_path_factory.mktemp(name)
@@ -43,7 +45,9 @@ def logits_body(rank, size, store, folder):
     """This rank's columns of the logits by kind of checkpoint."""
     world, found = make_world(rank, size, store, (size, 1)), {}
     tokens = TOKENS[0].numpy().astype(np.int32)
-    item = Item(0, 0, Prompt(0, "", tokens, ""), Sample(tokens[:1], np.zeros(1, np.float32), False, 0))
+    item = TrainSample(
+        0, 0, Prompt(0, "", tokens, ""), Sample(tokens[:1], np.zeros(1, np.float32), False, 0)
+    )
     batch = pack([item], torch.device("cpu"))
     for kind in ("legacy", "dist"):
         shape = ModelConfig.from_folder(folder / kind)
@@ -51,7 +55,7 @@ def logits_body(rank, size, store, folder):
         model.load(str(folder / kind))
         with torch.no_grad(), model.active():
             hidden = model.hidden(batch)
-        found[kind] = (hidden[:, 0] @ model.module.head_weight().t())[:TOKENS.shape[1]]
+        found[kind] = (hidden[:, 0] @ model.module.head_weight().t())[: TOKENS.shape[1]]
     return found
 
 
@@ -77,11 +81,13 @@ def copy(written, tmp_path):
 
 
 def whole(path):
-    """All tensors of a checkpoint by name; its folder, or the one above the iteration's, has config.json."""
+    """All tensors of a checkpoint by name; its folder, or the one above the iteration's, has
+    config.json."""
     folder = path if (path / "config.json").is_file() else path.parent
     shape = ModelConfig.from_folder(folder)
     stream = open_weights(path, shape).stream(param_table(shape), 0, 1, torch.float32)
-    return {tensor.name: part.clone() for tensor, part in stream}  # what is mapped would change with the file
+    # what is mapped would change with the file
+    return {tensor.name: part.clone() for tensor, part in stream}
 
 
 def refusal(path):
@@ -112,20 +118,24 @@ def config(folder, **keys):
 def test_both_kinds_hold_the_same_and_say_what_they_are(copy):
     one, two = whole(copy / "legacy"), whole(copy / "dist")
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-    assert str(find(copy / "legacy")) == (
-        f"Megatron legacy checkpoint {copy / 'legacy' / ITERATION}, iteration 7, saved at TP2 PP2")
-    assert str(find(copy / "dist")) == (
-        f"Megatron torch_dist checkpoint {copy / 'dist' / ITERATION}, iteration 7")
+    assert str(detect(copy / "legacy")) == (
+        f"Megatron legacy checkpoint {copy / 'legacy' / ITERATION}, iteration 7, saved at TP2 PP2"
+    )
+    assert str(detect(copy / "dist")) == (
+        f"Megatron torch_dist checkpoint {copy / 'dist' / ITERATION}, iteration 7"
+    )
 
 
 @pytest.mark.parametrize("kind", ["legacy", "dist"])
 def test_released_weights_and_folders_of_an_iteration(copy, kind):
     expected = whole(copy / kind)
-    assert all(torch.equal(part, expected[name]) for name, part in whole(copy / kind / ITERATION).items())
+    assert all(
+        torch.equal(part, expected[name]) for name, part in whole(copy / kind / ITERATION).items()
+    )
     (copy / kind / ITERATION).rename(copy / kind / "release")
     (copy / kind / TRACKER).write_text("release\n")
     assert all(torch.equal(part, expected[name]) for name, part in whole(copy / kind).items())
-    assert find(copy / kind).iteration is None
+    assert detect(copy / kind).iteration is None
 
 
 def test_virtual_stages_names_of_fused_layers_and_uneven_stages(copy):
@@ -140,14 +150,23 @@ def test_virtual_stages_names_of_fused_layers_and_uneven_stages(copy):
                 layer, _, tail = rest.partition(".")
                 key = 2 * pp + int(layer) if rest and not head else -1 if pp == 0 else 4
                 layers.setdefault(key, {})[tail if 0 <= key < 4 else name] = value
-        fused = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-                 "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight"}
-        chunks = [{f"decoder.layers.0.{fused.get(tail, tail)}": value for tail, value in layers[n].items()}
-                  for n in range(4)]
+        fused = {
+            "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+            "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+        }
+        chunks = [
+            {
+                f"decoder.layers.0.{fused.get(tail, tail)}": value
+                for tail, value in layers[n].items()
+            }
+            for n in range(4)
+        ]
         chunks[0] |= layers[-1]
         chunks[3] |= layers[4]
         for pp, path in enumerate(paths):
-            torch.save({"checkpoint_version": 3.0, "model0": chunks[pp], "model1": chunks[pp + 2]}, path)
+            torch.save(
+                {"checkpoint_version": 3.0, "model0": chunks[pp], "model1": chunks[pp + 2]}, path
+            )
     found = whole(copy / "legacy")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -157,8 +176,10 @@ def test_padded_vocabulary_is_cut(copy):
     config(copy, vocab_size=510)
     for kind in ("legacy", "dist"):
         found = whole(copy / kind)
-        assert all(torch.equal(found[name], part[:510] if "embed" in name or "output" in name else part)
-                   for name, part in expected.items())
+        assert all(
+            torch.equal(found[name], part[:510] if "embed" in name or "output" in name else part)
+            for name, part in expected.items()
+        )
     config(copy, vocab_size=513)
     for kind in ("legacy", "dist"):
         assert "embedding.word_embeddings.weight has the shape" in refusal(copy / kind)
@@ -175,7 +196,9 @@ def test_halves_of_the_mlp_may_be_stored_apart(copy):
             place = content.storage_data.pop(MetadataIndex(key, chunk.offsets))
             chunk.offsets = torch.Size((chunk.offsets[0], chunk.offsets[1] - 96 * half, 0))
             content.storage_data[MetadataIndex(key + end, chunk.offsets)] = place
-        content.state_dict_metadata[key + end] = replace(entry, size=torch.Size((4, 96, 64)), chunks=chunks)
+        content.state_dict_metadata[key + end] = replace(
+            entry, size=torch.Size((4, 96, 64)), chunks=chunks
+        )
     path.write_bytes(pickle.dumps(content))
     found = whole(copy / "dist")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -192,22 +215,28 @@ def test_missing_unexpected_and_misshaped_tensors_are_all_listed(copy):
 
     change(copy, "01_001", edit)
     message = refusal(copy / "legacy")
-    for piece in ("decoder.layers.3.mlp.linear_fc2.weight is missing (in mp_rank_01)",
-                  "decoder.layers.3.mlp.linear_fc1.weight is missing",
-                  "decoder.layers.2.mlp.linear_fc1.bias is unexpected",
-                  "decoder.final_layernorm.weight has the shape (3,) instead of (64,)",
-                  "decoder.layers.3.pre_mlp_layernorm.weight has the type torch.int32"):
+    for piece in (
+        "decoder.layers.3.mlp.linear_fc2.weight is missing (in mp_rank_01)",
+        "decoder.layers.3.mlp.linear_fc1.weight is missing",
+        "decoder.layers.2.mlp.linear_fc1.bias is unexpected",
+        "decoder.final_layernorm.weight has the shape (3,) instead of (64,)",
+        "decoder.layers.3.pre_mlp_layernorm.weight has the type torch.int32",
+    ):
         assert piece in message
 
 
 @pytest.mark.parametrize("kind", ["legacy", "dist"])
-@pytest.mark.parametrize(("keys", "piece"), [
-    (dict(num_hidden_layers=6), "num_layers 4 instead of 6"),
-    (dict(hidden_size=32, head_dim=16), "hidden_size 64 instead of 32"),
-    (dict(num_key_value_heads=1), "num_query_groups 2 instead of 1"),
-    (dict(num_attention_heads=8, head_dim=8), "num_attention_heads 4 instead of 8"),
-    (dict(intermediate_size=80), "mlp.linear_fc1.weight has the shape"),
-    (dict(architectures=["LlamaForCausalLM"]), "add_qkv_bias True instead of False")])
+@pytest.mark.parametrize(
+    ("keys", "piece"),
+    [
+        (dict(num_hidden_layers=6), "num_layers 4 instead of 6"),
+        (dict(hidden_size=32, head_dim=16), "hidden_size 64 instead of 32"),
+        (dict(num_key_value_heads=1), "num_query_groups 2 instead of 1"),
+        (dict(num_attention_heads=8, head_dim=8), "num_attention_heads 4 instead of 8"),
+        (dict(intermediate_size=80), "mlp.linear_fc1.weight has the shape"),
+        (dict(architectures=["LlamaForCausalLM"]), "add_qkv_bias True instead of False"),
+    ],
+)
 def test_wrong_model_is_refused(copy, kind, keys, piece):
     config(copy, **keys)
     message = refusal(copy / kind)
@@ -238,12 +267,16 @@ def remove(*place):
 
 def cut(*place):
     """Take the end off a file."""
-    return lambda folder: os.truncate(folder.joinpath(*place), folder.joinpath(*place).stat().st_size - 100)
+    return lambda folder: os.truncate(
+        folder.joinpath(*place), folder.joinpath(*place).stat().st_size - 100
+    )
 
 
 def blank(*place):
     """Fill a file with zeros."""
-    return lambda folder: folder.joinpath(*place).write_bytes(bytes(folder.joinpath(*place).stat().st_size))
+    return lambda folder: folder.joinpath(*place).write_bytes(
+        bytes(folder.joinpath(*place).stat().st_size)
+    )
 
 
 def save(content, rank):
@@ -254,33 +287,57 @@ SHARD = ITERATION, "mp_rank_01_001", "model_optim_rng.pt"
 METADATA = ITERATION, "metadata.json"
 
 
-@pytest.mark.parametrize(("kind", "damage", "pieces"), [
-    ("legacy", write("20", TRACKER),
-     ["says 20", "iter_0000020 does not exist", "iter_0000007, which can be named instead"]),
-    ("dist", write("\0garbage", TRACKER), ["garbage", "release"]),
-    ("dist", lambda folder: (folder / TRACKER).unlink(), ["no latest_checkpointed", ITERATION]),
-    ("legacy", remove(ITERATION, "mp_rank_01_000"), ["iter_0000007 lacks", "mp_rank_01_000"]),
-    ("legacy", lambda folder: [shutil.rmtree(path) for path in folder.glob("iter_*/mp_rank_01*")],
-     ["was saved at TP2 PP2", "files of TP1 PP2"]),
-    ("legacy", lambda folder: (folder / ITERATION / "mp_rank_00_000").rename(
-        folder / ITERATION / "mp_rank_00_000_000"),
-     ["expert parallelism"]),
-    ("legacy", cut(*SHARD), ["mp_rank_01_001", "copy"]),
-    ("legacy", write("", *SHARD), ["mp_rank_01_001"]),
-    ("legacy", save({"model": {"language_model": {}}}, "00_000"), ["before megatron-core"]),
-    ("legacy", save([1], "00_000"), ["holds no model"]),
-    ("legacy", save({"model0": {}, "model1": {}}, "01_001"), ["mp_rank_01_001", "of two checkpoints"]),
-    ("dist", cut(ITERATION, "__1_0.distcp"), ["__1_0.distcp has", "cut off"]),
-    ("dist", lambda folder: (folder / ITERATION / "__2_0.distcp").unlink(), ["__2_0.distcp is missing"]),
-    ("dist", blank(ITERATION, "__0_0.distcp"), ["__0_0.distcp is damaged"]),
-    ("dist", cut(ITERATION, ".metadata"), [".metadata cannot be read"]),
-    ("dist", cut(ITERATION, "common.pt"), ["common.pt cannot be read"]),
-    ("dist", lambda folder: (folder / ITERATION / ".metadata").write_bytes(pickle.dumps({})),
-     ["no metadata"]),
-    ("dist", write('{"sharded_backend": "zarr"}', *METADATA), ["zarr", "torch_dist"]),
-    ("dist", write("{", *METADATA), ["metadata.json"]),
-    ("dist", remove(ITERATION), ["iter_0000007 does not exist"]),
-])
+@pytest.mark.parametrize(
+    ("kind", "damage", "pieces"),
+    [
+        (
+            "legacy",
+            write("20", TRACKER),
+            ["says 20", "iter_0000020 does not exist", "iter_0000007, which can be named instead"],
+        ),
+        ("dist", write("\0garbage", TRACKER), ["garbage", "release"]),
+        ("dist", lambda folder: (folder / TRACKER).unlink(), ["no latest_checkpointed", ITERATION]),
+        ("legacy", remove(ITERATION, "mp_rank_01_000"), ["iter_0000007 lacks", "mp_rank_01_000"]),
+        (
+            "legacy",
+            lambda folder: [shutil.rmtree(path) for path in folder.glob("iter_*/mp_rank_01*")],
+            ["was saved at TP2 PP2", "files of TP1 PP2"],
+        ),
+        (
+            "legacy",
+            lambda folder: (folder / ITERATION / "mp_rank_00_000").rename(
+                folder / ITERATION / "mp_rank_00_000_000"
+            ),
+            ["expert parallelism"],
+        ),
+        ("legacy", cut(*SHARD), ["mp_rank_01_001", "copy"]),
+        ("legacy", write("", *SHARD), ["mp_rank_01_001"]),
+        ("legacy", save({"model": {"language_model": {}}}, "00_000"), ["before megatron-core"]),
+        ("legacy", save([1], "00_000"), ["holds no model"]),
+        (
+            "legacy",
+            save({"model0": {}, "model1": {}}, "01_001"),
+            ["mp_rank_01_001", "of two checkpoints"],
+        ),
+        ("dist", cut(ITERATION, "__1_0.distcp"), ["__1_0.distcp has", "cut off"]),
+        (
+            "dist",
+            lambda folder: (folder / ITERATION / "__2_0.distcp").unlink(),
+            ["__2_0.distcp is missing"],
+        ),
+        ("dist", blank(ITERATION, "__0_0.distcp"), ["__0_0.distcp is damaged"]),
+        ("dist", cut(ITERATION, ".metadata"), [".metadata cannot be read"]),
+        ("dist", cut(ITERATION, "common.pt"), ["common.pt cannot be read"]),
+        (
+            "dist",
+            lambda folder: (folder / ITERATION / ".metadata").write_bytes(pickle.dumps({})),
+            ["no metadata"],
+        ),
+        ("dist", write('{"sharded_backend": "zarr"}', *METADATA), ["zarr", "torch_dist"]),
+        ("dist", write("{", *METADATA), ["metadata.json"]),
+        ("dist", remove(ITERATION), ["iter_0000007 does not exist"]),
+    ],
+)
 def test_damage_is_told_in_one_sentence(copy, kind, damage, pieces):
     damage(copy / kind)
     message = refusal(copy / kind)
@@ -312,7 +369,9 @@ def test_hostile_pickles_are_not_run(copy, tmp_path, place):
         packed = io.BytesIO()
         torch.save(hostile, packed)
         content = pickle.loads((folder / ".metadata").read_bytes())
-        (folder / place).write_bytes(packed.getvalue().ljust((folder / place).stat().st_size, b"\0"))
+        (folder / place).write_bytes(
+            packed.getvalue().ljust((folder / place).stat().st_size, b"\0")
+        )
         for info in content.storage_data.values():
             if info.relative_path == place:
                 info.offset, info.length = 0, len(packed.getvalue())

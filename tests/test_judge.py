@@ -1,4 +1,5 @@
-"""The judge with real worker processes: verdicts, deadlines, deaths, groups, nothing left behind."""
+"""The reward executor with real worker processes: verdicts, deadlines, deaths, groups, nothing left
+behind."""
 
 from __future__ import annotations
 
@@ -13,27 +14,36 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.types import Group, Outcome, Prompt, Sample, Score
 from r1zero.config.schema import Accuracy, Reward
 from r1zero.reward import pool as pool_module
-from r1zero.reward.types import Case
+from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.failure_limit import WINDOW, FailureGuard
-from r1zero.reward.executor import Judge
 from r1zero.reward.pool import ITEMS_AT_WORKER
+from r1zero.reward.types import RewardInput
+from r1zero.types import Group, Outcome, Prompt, Sample, Score
 
 GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"
 HOSTILE = r"\boxed{\prod_{n=1}^{9999} n^n}"  # sympy works it out in C, and never ends
 ONE = Reward(workers=1, deadline_seconds=1.5)
 
 
-def submit(judge: Judge, key: Hashable, response: str, answer: str, member: int = 0, size: int = 1,
-           tokens: int = 1) -> None:
-    judge.submit(key, member, size, Case("q", response, answer, tokens, limit=100, truncated=False))
+def submit(
+    executor: RewardExecutor,
+    key: Hashable,
+    response: str,
+    answer: str,
+    member: int = 0,
+    size: int = 1,
+    tokens: int = 1,
+) -> None:
+    executor.submit(
+        key, member, size, RewardInput("q", response, answer, tokens, limit=100, truncated=False)
+    )
 
 
-def collect(judge: Judge, keys: Sequence[Hashable]) -> dict[Hashable, dict[str, Score]]:
+def collect(executor: RewardExecutor, keys: Sequence[Hashable]) -> dict[Hashable, dict[str, Score]]:
     """Scores of groups of one."""
-    return {key: scores for key, [scores] in judge.collect(keys).items()}
+    return {key: scores for key, [scores] in executor.collect(keys).items()}
 
 
 def is_alive(pid: int) -> bool:
@@ -44,119 +54,138 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def wait_until_ready(judge: Judge) -> None:
+def wait_until_ready(executor: RewardExecutor) -> None:
     limit = time.monotonic() + 60
-    while not judge.pool.ready:
+    while not executor.pool.ready:
         assert time.monotonic() < limit
-        judge.poll(0.1)
+        executor.poll(0.1)
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    with Judge(["acc", "format"], [0.75, 0.25], ONE) as running:
+def executor() -> Iterator[RewardExecutor]:
+    with RewardExecutor(["acc", "format"], [0.75, 0.25], ONE) as running:
         yield running
 
 
-def test_scores_and_weights(judge: Judge) -> None:
-    submit(judge, "right", GOOD % r"\frac{1}{2}", "0.5")
-    submit(judge, "wrong", GOOD % "2", "0.5")
-    submit(judge, "unformatted", r"\boxed{0.5}", "0.5")
-    submit(judge, "none", "I do not know", "0.5")
-    scores = collect(judge, ["none", "right", "unformatted", "wrong"])
+def test_scores_and_weights(executor: RewardExecutor) -> None:
+    submit(executor, "right", GOOD % r"\frac{1}{2}", "0.5")
+    submit(executor, "wrong", GOOD % "2", "0.5")
+    submit(executor, "unformatted", r"\boxed{0.5}", "0.5")
+    submit(executor, "none", "I do not know", "0.5")
+    scores = collect(executor, ["none", "right", "unformatted", "wrong"])
     assert list(scores) == ["none", "right", "unformatted", "wrong"]
-    assert scores["right"] == {"acc": Score(1.0, Outcome.RIGHT), "format": Score(1.0, Outcome.RIGHT)}
-    assert scores["wrong"] == {"acc": Score(-1.0, Outcome.WRONG), "format": Score(1.0, Outcome.RIGHT)}
-    assert scores["none"] == {"acc": Score(-1.0, Outcome.NO_ANSWER), "format": Score(0.0, Outcome.WRONG)}
-    rewards = {key: judge.reward(each) for key, each in scores.items()}
+    assert scores["right"] == {
+        "acc": Score(1.0, Outcome.RIGHT),
+        "format": Score(1.0, Outcome.RIGHT),
+    }
+    assert scores["wrong"] == {
+        "acc": Score(-1.0, Outcome.WRONG),
+        "format": Score(1.0, Outcome.RIGHT),
+    }
+    assert scores["none"] == {
+        "acc": Score(-1.0, Outcome.NO_ANSWER),
+        "format": Score(0.0, Outcome.WRONG),
+    }
+    rewards = {key: executor.reward(each) for key, each in scores.items()}
     assert rewards == {"right": 1.0, "wrong": -0.5, "unformatted": 0.75, "none": -0.75}
 
 
-def test_deadline_ends_one_scorer_and_spares_the_rest(judge: Judge) -> None:
-    wait_until_ready(judge)
-    before = judge.pool.replaced
+def test_deadline_ends_one_scorer_and_spares_the_rest(executor: RewardExecutor) -> None:
+    wait_until_ready(executor)
+    before = executor.pool.replaced
     start = time.monotonic()
-    submit(judge, "hostile", f"<think>a</think><answer>{HOSTILE}</answer>", "5")
+    submit(executor, "hostile", f"<think>a</think><answer>{HOSTILE}</answer>", "5")
     for number in range(5):
-        submit(judge, number, GOOD % number, "3")
-    while judge.pool.replaced == before:
-        judge.poll(0.01)
+        submit(executor, number, GOOD % number, "3")
+    while executor.pool.replaced == before:
+        executor.poll(0.01)
     assert 1.4 < time.monotonic() - start < 2.5
-    hostile = collect(judge, ["hostile"])["hostile"]
+    hostile = collect(executor, ["hostile"])["hostile"]
     assert hostile["acc"] == Score(-1.0, Outcome.TIMEOUT, "no score within 1.5 s")
     assert hostile["format"] == Score(1.0, Outcome.RIGHT), "format does not fail with acc"
-    values = [scores["acc"].value for scores in collect(judge, range(5)).values()]
+    values = [scores["acc"].value for scores in collect(executor, range(5)).values()]
     assert values == [-1.0, -1.0, -1.0, 1.0, -1.0]
-    assert judge.pool.replaced == before + 1
+    assert executor.pool.replaced == before + 1
 
 
-def test_time_not_polled_does_not_count_against_waiting_items(judge: Judge) -> None:
-    wait_until_ready(judge)
+def test_time_not_polled_does_not_count_against_waiting_items(executor: RewardExecutor) -> None:
+    wait_until_ready(executor)
     for number in range(ITEMS_AT_WORKER):
-        submit(judge, number, r"\boxed{%d}" % number + " " * 50_000, "7")  # more than a pipe holds
-    time.sleep(2 * judge.pool.deadline_seconds + 1.5)  # the engine decodes, nobody looks
-    scores = collect(judge, range(ITEMS_AT_WORKER))
+        # more than a pipe holds
+        submit(executor, number, r"\boxed{%d}" % number + " " * 50_000, "7")
+    time.sleep(2 * executor.pool.deadline_seconds + 1.5)  # the engine decodes, nobody looks
+    scores = collect(executor, range(ITEMS_AT_WORKER))
     assert {each["acc"].outcome for each in scores.values()} == {Outcome.RIGHT, Outcome.WRONG}
 
 
-def test_killed_worker_costs_one_score(judge: Judge) -> None:
-    wait_until_ready(judge)
-    submit(judge, "hostile", HOSTILE, "5")
-    submit(judge, "next", r"\boxed{5}", "5")
+def test_killed_worker_costs_one_score(executor: RewardExecutor) -> None:
+    wait_until_ready(executor)
+    submit(executor, "hostile", HOSTILE, "5")
+    submit(executor, "next", r"\boxed{5}", "5")
     time.sleep(0.3)
-    os.kill(judge.pool.processes[0], signal.SIGKILL)
-    scores = collect(judge, ["hostile", "next"])
-    assert scores["hostile"]["acc"] == Score(-1.0, Outcome.CRASH, "its process ended with status -9")
+    os.kill(executor.pool.processes[0], signal.SIGKILL)
+    scores = collect(executor, ["hostile", "next"])
+    assert scores["hostile"]["acc"] == Score(
+        -1.0, Outcome.CRASH, "its process ended with status -9"
+    )
     assert scores["hostile"]["format"].outcome is Outcome.WRONG
     assert scores["next"]["acc"] == Score(1.0, Outcome.RIGHT)
 
 
-def test_stopped_worker_is_replaced(judge: Judge) -> None:
-    wait_until_ready(judge)
-    os.kill(judge.pool.processes[0], signal.SIGSTOP)
-    submit(judge, "stopped", r"\boxed{5}", "5")
-    submit(judge, "next", r"\boxed{5}", "5")
-    scores = collect(judge, ["stopped", "next"])
+def test_stopped_worker_is_replaced(executor: RewardExecutor) -> None:
+    wait_until_ready(executor)
+    os.kill(executor.pool.processes[0], signal.SIGSTOP)
+    submit(executor, "stopped", r"\boxed{5}", "5")
+    submit(executor, "next", r"\boxed{5}", "5")
+    scores = collect(executor, ["stopped", "next"])
     assert scores["stopped"]["acc"].outcome is Outcome.TIMEOUT
     assert scores["next"]["acc"].outcome is Outcome.RIGHT
 
 
-def test_odd_text_harms_nobody(judge: Judge) -> None:
-    texts = ["\x00\ud800\u202e", "\\boxed{" * 100_000, "{" * 2_000_000, r"\boxed{" + "(" * 900 + "}"]
+def test_odd_text_harms_nobody(executor: RewardExecutor) -> None:
+    texts = [
+        "\x00\ud800\u202e",
+        "\\boxed{" * 100_000,
+        "{" * 2_000_000,
+        r"\boxed{" + "(" * 900 + "}",
+    ]
     for number, text in enumerate(texts):
-        submit(judge, number, text, "5")
-    submit(judge, "sane", r"\boxed{5}", "5")
-    scores = collect(judge, [*range(len(texts)), "sane"])
+        submit(executor, number, text, "5")
+    submit(executor, "sane", r"\boxed{5}", "5")
+    scores = collect(executor, [*range(len(texts)), "sane"])
     assert all(scores[number]["acc"].value == -1.0 for number in range(len(texts)))
     assert scores["sane"]["acc"].outcome is Outcome.RIGHT
 
 
-def test_order_and_number_of_workers_do_not_change_scores(judge: Judge) -> None:
+def test_order_and_number_of_workers_do_not_change_scores(executor: RewardExecutor) -> None:
     golds = ["3", r"\frac{1}{2}", r"2\sqrt{3}", "(x+1)^2", "(1,2)"]
     answers = ["3", "0.5", r"\sqrt{12}", "x^2+2x+1", "(2,1)", "no"]
     items = {(gold, answer): (GOOD % answer, gold) for gold in golds for answer in answers}
-    with Judge(["acc", "format"], [0.75, 0.25], Reward(workers=2, deadline_seconds=20)) as other:
+    with RewardExecutor(
+        ["acc", "format"], [0.75, 0.25], Reward(workers=2, deadline_seconds=20)
+    ) as other:
         for key in items:
-            submit(judge, key, *items[key])
+            submit(executor, key, *items[key])
         for key in reversed(items):
             submit(other, key, *items[key])
-        assert judge.collect(items) == other.collect(items)
+        assert executor.collect(items) == other.collect(items)
 
 
-def test_work_goes_on_between_polls(judge: Judge) -> None:
-    wait_until_ready(judge)
+def test_work_goes_on_between_polls(executor: RewardExecutor) -> None:
+    wait_until_ready(executor)
     for number in range(100):
-        submit(judge, number, r"\boxed{%d}" % number, "7")
-    assert not judge.is_done(99), "submitting waits for verdicts"
+        submit(executor, number, r"\boxed{%d}" % number, "7")
+    assert not executor.is_done(99), "submitting waits for verdicts"
     limit = time.monotonic() + 30
-    while not all(judge.is_done(number) for number in range(100)) and time.monotonic() < limit:
+    while not all(executor.is_done(number) for number in range(100)) and time.monotonic() < limit:
         time.sleep(0.01)  # a decode step
-        judge.poll()
-    assert len(judge.collect(range(100))) == 100 and time.monotonic() < limit
+        executor.poll()
+    assert len(executor.collect(range(100))) == 100 and time.monotonic() < limit
 
 
 def test_memory_of_a_worker_is_bounded() -> None:
     small_reward = Reward(workers=1, deadline_seconds=4, worker_memory_megabytes=96)
-    with Judge(["acc"], [1.0], small_reward) as small:
+    with RewardExecutor(["acc"], [1.0], small_reward) as small:
         wait_until_ready(small)
         status = Path(f"/proc/{small.pool.processes[0]}/status")
         submit(small, "huge", r"\boxed{2^{2^{34}}}", "5x")  # takes 400 MiB within 4 s if it may
@@ -174,24 +203,28 @@ def test_memory_of_a_worker_is_bounded() -> None:
 
 def test_constructor_does_not_wait_and_close_leaves_no_process() -> None:
     start = time.monotonic()
-    judge = Judge(["acc"], [1.0], Reward(workers=2, deadline_seconds=5, accuracy=Accuracy(wrong=-0.5)))
+    executor = RewardExecutor(
+        ["acc"], [1.0], Reward(workers=2, deadline_seconds=5, accuracy=Accuracy(wrong=-0.5))
+    )
     assert time.monotonic() - start < 0.5
-    submit(judge, "wrong", r"\boxed{4}", "5")
-    assert collect(judge, ["wrong"])["wrong"]["acc"] == Score(-0.5, Outcome.WRONG)
-    submit(judge, "hostile", HOSTILE, "5")
-    pids = judge.pool.processes
-    judge.close()
+    submit(executor, "wrong", r"\boxed{4}", "5")
+    assert collect(executor, ["wrong"])["wrong"]["acc"] == Score(-0.5, Outcome.WRONG)
+    submit(executor, "hostile", HOSTILE, "5")
+    pids = executor.pool.processes
+    executor.close()
     assert not any(map(is_alive, pids))
 
 
 def test_workers_end_with_their_parent() -> None:
     program = (
-        "from r1zero.config.schema import Reward\nfrom r1zero.reward.types import Case\n"
-        "from r1zero.reward.executor import Judge\n"
-        "judge = Judge(['acc'], [1.0], Reward(workers=2, deadline_seconds=1))\n"
-        "judge.submit(0, 0, 1, Case('', r'\\boxed{1}', '1', 1, 9, False)); judge.collect([0])\n"
-        f"judge.submit(1, 0, 1, Case('', {HOSTILE!r}, '5', 1, 9, False)); judge.poll(0.1)\n"
-        "print(*judge.pool.processes, flush=True)\n"
+        "from r1zero.config.schema import Reward\nfrom r1zero.reward.types import RewardInput\n"
+        "from r1zero.reward.executor import RewardExecutor\n"
+        "executor = RewardExecutor(['acc'], [1.0], Reward(workers=2, deadline_seconds=1))\n"
+        "executor.submit(0, 0, 1, RewardInput('', r'\\boxed{1}', '1', 1, 9, False)); "
+        "executor.collect([0])\n"
+        f"executor.submit(1, 0, 1, RewardInput('', {HOSTILE!r}, '5', 1, 9, False)); "
+        "executor.poll(0.1)\n"
+        "print(*executor.pool.processes, flush=True)\n"
         "import os; os._exit(0)\n"
     )
     root = Path(pool_module.__file__).parents[2]
@@ -211,36 +244,47 @@ def is_running(pid: int) -> bool:
 
 
 def test_nothing_in_the_current_folder_hides_a_library(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "math_verify.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
-    with Judge(["acc"], [1.0], ONE) as judge:
-        submit(judge, 0, r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
-        assert collect(judge, [0])[0]["acc"].outcome is Outcome.RIGHT
+    with RewardExecutor(["acc"], [1.0], ONE) as executor:
+        submit(executor, 0, r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
+        assert collect(executor, [0])[0]["acc"].outcome is Outcome.RIGHT
 
 
 def test_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("r1zero.reward.pool._PROGRAM", "raise SystemExit(7)")
-    with Judge(["acc"], [1.0], ONE) as judge, pytest.raises(RuntimeError, match="status 7"):
-        submit(judge, 0, r"\boxed{1}", "1")
-        judge.collect([0])
+    with (
+        RewardExecutor(["acc"], [1.0], ONE) as executor,
+        pytest.raises(RuntimeError, match="status 7"),
+    ):
+        submit(executor, 0, r"\boxed{1}", "1")
+        executor.collect([0])
 
 
 def test_worker_that_hangs_at_its_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("r1zero.reward.pool._PROGRAM", "import time; time.sleep(60)")
-    with (Judge(["acc"], [1.0], ONE, start_seconds=0.5) as judge,
-          pytest.raises(RuntimeError, match="not ready after")):
-        submit(judge, 0, r"\boxed{1}", "1")
-        judge.collect([0])
+    with (
+        RewardExecutor(["acc"], [1.0], ONE, start_seconds=0.5) as executor,
+        pytest.raises(RuntimeError, match="not ready after"),
+    ):
+        submit(executor, 0, r"\boxed{1}", "1")
+        executor.collect([0])
 
 
 def test_checker_that_errs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     lie = "from r1zero.reward import worker; worker.SELF_TEST.append(('1', r'\\boxed{2}', True)); "
-    program = pool_module._PROGRAM.replace("from r1zero.reward.worker", lie + "from r1zero.reward.worker")
+    program = pool_module._PROGRAM.replace(
+        "from r1zero.reward.worker", lie + "from r1zero.reward.worker"
+    )
     monkeypatch.setattr("r1zero.reward.pool._PROGRAM", program)
-    with Judge(["acc"], [1.0], ONE) as judge, pytest.raises(RuntimeError, match="self-test.*is 1"):
-        submit(judge, 0, r"\boxed{1}", "1")
-        judge.collect([0])
+    with (
+        RewardExecutor(["acc"], [1.0], ONE) as executor,
+        pytest.raises(RuntimeError, match="self-test.*is 1"),
+    ):
+        submit(executor, 0, r"\boxed{1}", "1")
+        executor.collect([0])
 
 
 # -- groups and custom scorers ---
@@ -260,36 +304,46 @@ def behave(cases):
 
 
 @pytest.fixture(scope="module")
-def shaped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
+def shaped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardExecutor]:
     path = tmp_path_factory.mktemp("custom") / "mine.py"
     path.write_text(CUSTOM)
     reward = Reward(workers=1, deadline_seconds=1, worker_memory_megabytes=256)
-    with Judge([f"{path}:behave", "acc", "length", "overlong"], [0.1, 1, 2, 3], reward) as running:
+    with RewardExecutor(
+        [f"{path}:behave", "acc", "length", "overlong"], [0.1, 1, 2, 3], reward
+    ) as running:
         yield running
 
 
-def test_scorers_of_a_group_see_all_of_it_with_the_verdicts(shaped: Judge) -> None:
+def test_scorers_of_a_group_see_all_of_it_with_the_verdicts(shaped: RewardExecutor) -> None:
     answers = [("5", 10), ("6", 30), ("5", 50)]
     for member in (2, 0, 1):  # they end in any order
         submit(shaped, "g", r"\boxed{%s}" % answers[member][0], "5", member, 3, answers[member][1])
     members = shaped.collect(["g"])["g"]
-    assert [list(scores) for scores in members] == [["mine.behave", "acc", "length", "overlong"]] * 3
+    assert [list(scores) for scores in members] == [
+        ["mine.behave", "acc", "length", "overlong"]
+    ] * 3
     assert [scores["mine.behave"].value for scores in members] == [110, 30, 150]
     assert [scores["length"].value for scores in members] == [0.5, 0.0, -0.5]
     assert shaped.reward(members[0]) == pytest.approx(11 + 1 + 1)
 
 
-@pytest.mark.parametrize(("response", "outcome", "why"), [
-    ("raise", Outcome.CRASH, "KeyError: 'no such key'"),
-    ("die", Outcome.CRASH, "its process ended with status 5"),
-    ("hang", Outcome.TIMEOUT, "no score within 1 s"),
-    ("short", Outcome.CRASH, "returned 1 values for 2 responses"),
-    ("greedy", Outcome.CRASH, "out of the memory that reward.worker_memory_megabytes allows"),
-])
+@pytest.mark.parametrize(
+    ("response", "outcome", "why"),
+    [
+        ("raise", Outcome.CRASH, "KeyError: 'no such key'"),
+        ("die", Outcome.CRASH, "its process ended with status 5"),
+        ("hang", Outcome.TIMEOUT, "no score within 1 s"),
+        ("short", Outcome.CRASH, "returned 1 values for 2 responses"),
+        ("greedy", Outcome.CRASH, "out of the memory that reward.worker_memory_megabytes allows"),
+    ],
+)
 def test_custom_scorer_that_fails_fails_alone(
-        shaped: Judge, response: str, outcome: Outcome, why: str) -> None:
+    shaped: RewardExecutor, response: str, outcome: Outcome, why: str
+) -> None:
     for member, answer in enumerate("56"):
-        submit(shaped, response, response + r" \boxed{%s}" % answer, "5", member, 2, tokens=10 + member)
+        submit(
+            shaped, response, response + r" \boxed{%s}" % answer, "5", member, 2, tokens=10 + member
+        )
     members = shaped.collect([response])[response]
     for scores in members:
         assert scores["mine.behave"].value == 0 and scores["mine.behave"].outcome is outcome
@@ -299,16 +353,19 @@ def test_custom_scorer_that_fails_fails_alone(
 
 
 def test_what_a_scorer_logs_is_in_the_log_of_the_rank(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "mine.py"
-    path.write_text("import logging\ndef odd(cases):\n"
-                    "    log = logging.getLogger('r1zero')\n"
-                    "    for _ in range(30): log.warning('odd: ' + cases[0].response * 999)\n"
-                    "    return [0.0]\n")
+    path.write_text(
+        "import logging\ndef odd(cases):\n"
+        "    log = logging.getLogger('r1zero')\n"
+        "    for _ in range(30): log.warning('odd: ' + cases[0].response * 999)\n"
+        "    return [0.0]\n"
+    )
     monkeypatch.setattr(logging.getLogger("r1zero"), "propagate", True)
-    with Judge([f"{path}:odd", "acc"], [1.0, 1.0], ONE) as judge:
-        submit(judge, 0, r"\boxed{5}", "5")
-        assert collect(judge, [0])[0]["acc"].outcome is Outcome.RIGHT
+    with RewardExecutor([f"{path}:odd", "acc"], [1.0, 1.0], ONE) as executor:
+        submit(executor, 0, r"\boxed{5}", "5")
+        assert collect(executor, [0])[0]["acc"].outcome is Outcome.RIGHT
     lines = [record.getMessage() for record in caplog.records if record.name == "r1zero"]
     assert len(lines) == 20
     assert all(line.startswith("reward worker: odd: \\boxed{5}") for line in lines)
@@ -317,17 +374,21 @@ def test_what_a_scorer_logs_is_in_the_log_of_the_rank(
 
 def test_custom_scorer_alone_needs_no_mathematics(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
-    path.write_text("import sys\ndef loaded(cases): return [float('sympy' in sys.modules)] * len(cases)\n")
-    with Judge([f"{path}:loaded"], [1.0], ONE) as judge:
-        submit(judge, 0, "a", "b")
-        assert collect(judge, [0])[0]["mine.loaded"].value == 0
+    path.write_text(
+        "import sys\ndef loaded(cases): return [float('sympy' in sys.modules)] * len(cases)\n"
+    )
+    with RewardExecutor([f"{path}:loaded"], [1.0], ONE) as executor:
+        submit(executor, 0, "a", "b")
+        assert collect(executor, [0])[0]["mine.loaded"].value == 0
 
 
 # -- the rate of failures ---
 
 
 def groups(good: int, bad: int) -> list[Group]:
-    scores = [Score(1.0, Outcome.RIGHT)] * good + [Score(-1.0, Outcome.TIMEOUT, "no score within 1 s")] * bad
+    scores = [Score(1.0, Outcome.RIGHT)] * good + [
+        Score(-1.0, Outcome.TIMEOUT, "no score within 1 s")
+    ] * bad
     samples = [Sample(None, None, False, 0, scores={"acc": score}) for score in scores]
     return [Group(0, Prompt(0, "", None, ""), samples)]
 

@@ -16,16 +16,42 @@ from r1zero.models.params import local_shape, param_table
 
 # fp32 sums in another order; three updates carry the difference on.
 TOLERANCE = 2e-4
-COMPARED = ("reward/mean", "loss", "kl", "entropy", "grad_norm", "lr", "response_length/mean", "clip_fraction")
+COMPARED = (
+    "reward/mean",
+    "loss",
+    "kl",
+    "entropy",
+    "grad_norm",
+    "lr",
+    "response_length/mean",
+    "clip_fraction",
+)
 # Two updates a step, so that later minibatches need old log-probs of the weights that drew them.
-COMMON = ["training.train_iters=3", "actor_rollout.ppo_mini_batch_size=64", "training.eval_data_path=null",
-          "actor_rollout.lr=1e-4", "actor_rollout.micro_batch_size=8", "ref.micro_batch_size=8"]
-EIGHT = ["actor_rollout.num_gpus_for_train=4", "actor_rollout.tensor_model_parallel_size=2",
-         "actor_rollout.num_gpus_for_infer=2", "actor_rollout.infer_tensor_parallel_size=2",
-         "training.sequence_parallel=true", "resource_pool.actor_rollout=[6]", "resource_pool.ref=[2]"]
-COLOCATED = ["resource_pool.colocate=true", "resource_pool.actor_rollout=[4]", "resource_pool.ref=[]",
-             "actor_rollout.pipeline_model_parallel_size=2", "ref.tensor_model_parallel_size=2",
-             "actor_rollout.infer_tensor_parallel_size=1"]
+COMMON = [
+    "training.train_iters=3",
+    "actor_rollout.ppo_mini_batch_size=64",
+    "training.eval_data_path=null",
+    "actor_rollout.lr=1e-4",
+    "actor_rollout.micro_batch_size=8",
+    "ref.micro_batch_size=8",
+]
+EIGHT = [
+    "actor_rollout.num_gpus_for_train=4",
+    "actor_rollout.tensor_model_parallel_size=2",
+    "actor_rollout.num_gpus_for_infer=2",
+    "actor_rollout.infer_tensor_parallel_size=2",
+    "training.sequence_parallel=true",
+    "resource_pool.actor_rollout=[6]",
+    "resource_pool.ref=[2]",
+]
+COLOCATED = [
+    "resource_pool.colocate=true",
+    "resource_pool.actor_rollout=[4]",
+    "resource_pool.ref=[]",
+    "actor_rollout.pipeline_model_parallel_size=2",
+    "ref.tensor_model_parallel_size=2",
+    "actor_rollout.infer_tensor_parallel_size=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +59,44 @@ def world_of_one(tiny, tmp_path_factory) -> Path:
     return run(tmp_path_factory.mktemp("one"), 1, "tiny", COMMON)
 
 
-@pytest.mark.parametrize(("size", "layout"), [(4, []), (8, EIGHT), (4, COLOCATED)],
-                         ids=["2 rollout 1 train 1 ref", "train TP2 DP2 rollout TP2 ref DP2", "4 colocated, train PP2"])
+@pytest.mark.parametrize(
+    ("size", "layout"),
+    [(4, []), (8, EIGHT), (4, COLOCATED)],
+    ids=["2 rollout 1 train 1 ref", "train TP2 DP2 rollout TP2 ref DP2", "4 colocated, train PP2"],
+)
 def test_samples_and_metrics_do_not_depend_on_the_layout(world_of_one, tmp_path, size, layout):
     folder = run(tmp_path, size, "tiny", COMMON + layout)
     expected, found = samples(world_of_one, 1), samples(folder, 1)
     assert len(expected) == 128
     for one, other in zip(expected, found, strict=True):
-        for key in ("prompt", "response", "ground_truth", "reward", "score/acc", "score/format", "truncated"):
+        for key in (
+            "prompt",
+            "response",
+            "ground_truth",
+            "reward",
+            "score/acc",
+            "score/format",
+            "truncated",
+        ):
             assert one[key] == other[key], (key, one, other)
         assert abs(one["advantage"] - other["advantage"]) < 1e-12
     for one, other in zip(metrics(world_of_one), metrics(folder), strict=True):
         for key in COMPARED:
-            assert other[key] == pytest.approx(one[key], rel=TOLERANCE, abs=TOLERANCE), (one["step"], key)
+            assert other[key] == pytest.approx(one[key], rel=TOLERANCE, abs=TOLERANCE), (
+                one["step"],
+                key,
+            )
         assert other["mismatch/max"] < 1e-3 and other["updates"] == 2
 
 
 def test_the_samples_are_the_same_again_and_others_with_another_seed(world_of_one, tmp_path):
     again = run(tmp_path / "again", 1, "tiny", [*COMMON, "training.train_iters=1"])
-    other = run(tmp_path / "other", 1, "tiny", [*COMMON, "training.train_iters=1", "training.seed=7"])
-    texts = [[row["response"] for row in samples(folder, 1)] for folder in (world_of_one, again, other)]
+    other = run(
+        tmp_path / "other", 1, "tiny", [*COMMON, "training.train_iters=1", "training.seed=7"]
+    )
+    texts = [
+        [row["response"] for row in samples(folder, 1)] for folder in (world_of_one, again, other)
+    ]
     assert texts[0] == texts[1] and texts[0] != texts[2]
 
 
@@ -70,18 +114,35 @@ def test_the_7b_placement_trains_and_each_rollout_rank_gets_its_shard(tiny, smal
     # The layout of configs/qwen25_7b.yaml: 8 train TP2 PP4, 6 rollout TP2, 2 ref TP2.
     cfg, _ = load_config("qwen25_7b")
     actor, ref = cfg.actor_rollout, cfg.ref
-    layout = (actor.num_gpus_for_train, actor.tensor_model_parallel_size, actor.pipeline_model_parallel_size,
-              actor.num_gpus_for_infer, actor.infer_tensor_parallel_size, sum(cfg.resource_pool.ref),
-              ref.tensor_model_parallel_size)
+    layout = (
+        actor.num_gpus_for_train,
+        actor.tensor_model_parallel_size,
+        actor.pipeline_model_parallel_size,
+        actor.num_gpus_for_infer,
+        actor.infer_tensor_parallel_size,
+        sum(cfg.resource_pool.ref),
+        ref.tensor_model_parallel_size,
+    )
     assert layout == (8, 2, 4, 6, 2, 2, 2)
     overrides = [
-        f"actor_rollout.load={small_qwen}", "training.train_iters=2", "training.global_batch_size=12",
-        "actor_rollout.n_samples_per_prompt=4", "actor_rollout.ppo_mini_batch_size=24", "training.eval_data_path=null",
-        "actor_rollout.micro_batch_size=2", "ref.micro_batch_size=4", "training.sequence_parallel=true",
-        "actor_rollout.num_gpus_for_train=8", "actor_rollout.tensor_model_parallel_size=2",
-        "actor_rollout.pipeline_model_parallel_size=4", "actor_rollout.num_gpus_for_infer=6",
-        "actor_rollout.infer_tensor_parallel_size=2", "ref.tensor_model_parallel_size=2",
-        "resource_pool.actor_rollout=[14]", "resource_pool.ref=[2]"]
+        f"actor_rollout.load={small_qwen}",
+        "training.train_iters=2",
+        "training.global_batch_size=12",
+        "actor_rollout.n_samples_per_prompt=4",
+        "actor_rollout.ppo_mini_batch_size=24",
+        "training.eval_data_path=null",
+        "actor_rollout.micro_batch_size=2",
+        "ref.micro_batch_size=4",
+        "training.sequence_parallel=true",
+        "actor_rollout.num_gpus_for_train=8",
+        "actor_rollout.tensor_model_parallel_size=2",
+        "actor_rollout.pipeline_model_parallel_size=4",
+        "actor_rollout.num_gpus_for_infer=6",
+        "actor_rollout.infer_tensor_parallel_size=2",
+        "ref.tensor_model_parallel_size=2",
+        "resource_pool.actor_rollout=[14]",
+        "resource_pool.ref=[2]",
+    ]
     folder = run(tmp_path / "run", 16, "tiny", overrides)
     shape = ModelConfig.from_folder(small_qwen)
     shard_bytes = 4 * sum(int(np.prod(local_shape(tensor, 2))) for tensor in param_table(shape))
@@ -91,13 +152,25 @@ def test_the_7b_placement_trains_and_each_rollout_rank_gets_its_shard(tiny, smal
 
 
 def test_rollout_of_the_next_minibatch_runs_while_one_is_trained(tiny, tmp_path):
-    folder = run(tmp_path, 4, "tiny", [*COMMON, "training.train_iters=2", "actor_rollout.ppo_mini_batch_size=32",
-                                       "actor_rollout.max_running_samples=2"])
+    folder = run(
+        tmp_path,
+        4,
+        "tiny",
+        [
+            *COMMON,
+            "training.train_iters=2",
+            "actor_rollout.ppo_mini_batch_size=32",
+            "actor_rollout.max_running_samples=2",
+        ],
+    )
     recorded = spans(folder, 2)
     rollout = [(start, end) for rank, name, start, end in recorded if name == "rollout"]
     update = [(start, end) for rank, name, start, end in recorded if name == "update" and rank == 0]
     first_update = min(update)
     assert len(update) == 4
-    assert any(start < first_update[1] and end > first_update[0] for start, end in rollout), \
+    assert any(start < first_update[1] and end > first_update[0] for start, end in rollout), (
         "no rollout span overlaps the first update"
-    assert max(end for _, end in rollout) > first_update[1], "all samples were there before the first update ended"
+    )
+    assert max(end for _, end in rollout) > first_update[1], (
+        "all samples were there before the first update ended"
+    )

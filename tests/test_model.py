@@ -1,4 +1,5 @@
-"""config.json and tokenizer of a model folder: what is not computed here is refused, never miscomputed."""
+"""config.json and tokenizer of a model folder: what is not computed here is refused, never
+miscomputed."""
 
 from __future__ import annotations
 
@@ -11,60 +12,98 @@ import transformers
 from small_config import MODEL, SHAPE, home, load, only, tokenizer_json, write  # noqa: F401
 from tokenizers import Tokenizer, models
 
-from r1zero.preflight.checks import check
 from r1zero.models.config import ModelConfig, RopeScaling
+from r1zero.preflight.checks import check
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 8192}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 QWEN3, LLAMA = {"architectures": ["Qwen3ForCausalLM"]}, {"architectures": ["LlamaForCausalLM"]}
 MISSING = object()
 
 
-@pytest.mark.parametrize(("changes", "sentence"), [
-    ({"architectures": None}, "architecture None is not supported; supported are Qwen2ForCausalLM"),
-    ({"architectures": 3}, "architecture 3 is not supported"),
-    ({"architectures": ["Qwen3MoeForCausalLM"]}, "architecture 'Qwen3MoeForCausalLM' is not supported"),
-    ({"num_hidden_layers": "4"}, "num_hidden_layers: 4 must be a whole number of at least 1"),
-    ({"num_hidden_layers": 4.0}, "num_hidden_layers: 4.0 must be a whole number"),
-    ({"num_hidden_layers": True}, "num_hidden_layers: true must be a whole number"),
-    ({"num_attention_heads": 0}, "num_attention_heads: 0 must be a whole number of at least 1"),
-    ({"vocab_size": -1}, "vocab_size: -1 must be"),
-    ({"hidden_size": None}, "hidden_size: nothing must be"),
-    ({"intermediate_size": [48]}, "intermediate_size: [48] must be"),
-    ({"max_position_embeddings": 10**30}, "max_position_embeddings: 1000"),
-    ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide num_attention_heads 4"),
-    ({"num_key_value_heads": MISSING}, "lacks the key 'num_key_value_heads'"),
-    ({"num_attention_heads": 3, "num_key_value_heads": 3}, "num_attention_heads: 3 does not divide hidden_size"),
-    ({"head_dim": 5}, "head_dim: 5 must be even"),
-    ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: 1e-6 must be a number above 0"),
-    ({"rms_norm_eps": 0}, "rms_norm_eps: 0 must be a number above 0"),
-    ({"rms_norm_eps": MISSING}, "lacks the key 'rms_norm_eps'"),
-    ({"tie_word_embeddings": "no"}, "tie_word_embeddings: no must be true or false"),
-    ({"use_sliding_window": True}, "use_sliding_window: true is not supported; only false is"),
-    ({"layer_types": ["full_attention", "sliding_attention"]}, "only full_attention in each of the 4 layers"),
-    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config: {'quant_method': 'fp8'} is not"),
-    ({"hidden_act": "gelu"}, "hidden_act: gelu is not supported; only silu is"),
-    (LLAMA | {"attention_bias": True}, "attention_bias: true is not supported"),
-    (LLAMA | {"mlp_bias": True}, "mlp_bias: true is not supported"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5 is not supported; only 1 is"),
-    ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: 0.5 is not supported"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
-    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope type 'linear' is not supported"),
-    ({"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section"),
-    ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "full_attention"),
-    ({"rope_scaling": "llama3"}, "rope_parameters: llama3 is not supported"),
-    ({"rope_scaling": {"rope_type": "llama3"}}, "lacks the key 'factor'"),
-    ({"rope_scaling": LLAMA3 | {"factor": "8"}}, "factor: 8 must be a number above 0"),
-    ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "1.0 must be above low_freq_factor 1.0"),
-    ({"rope_theta": 0}, "rope_theta: 0 must be a number above 0"),
-    ({"rope_theta": float("nan")}, "rope_theta: nan must be a number above 0"),
-])
-def test_config_json_that_is_not_computed_here_is_refused(home: Path, changes: dict[str, Any],
-                                                           sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"architectures": None},
+            "architecture None is not supported; supported are Qwen2ForCausalLM",
+        ),
+        ({"architectures": 3}, "architecture 3 is not supported"),
+        (
+            {"architectures": ["Qwen3MoeForCausalLM"]},
+            "architecture 'Qwen3MoeForCausalLM' is not supported",
+        ),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers: 4 must be a whole number of at least 1"),
+        ({"num_hidden_layers": 4.0}, "num_hidden_layers: 4.0 must be a whole number"),
+        ({"num_hidden_layers": True}, "num_hidden_layers: true must be a whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads: 0 must be a whole number of at least 1"),
+        ({"vocab_size": -1}, "vocab_size: -1 must be"),
+        ({"hidden_size": None}, "hidden_size: nothing must be"),
+        ({"intermediate_size": [48]}, "intermediate_size: [48] must be"),
+        ({"max_position_embeddings": 10**30}, "max_position_embeddings: 1000"),
+        (
+            {"num_key_value_heads": 3},
+            "num_key_value_heads: 3 does not divide num_attention_heads 4",
+        ),
+        ({"num_key_value_heads": MISSING}, "lacks the key 'num_key_value_heads'"),
+        (
+            {"num_attention_heads": 3, "num_key_value_heads": 3},
+            "num_attention_heads: 3 does not divide hidden_size",
+        ),
+        ({"head_dim": 5}, "head_dim: 5 must be even"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: 1e-6 must be a number above 0"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps: 0 must be a number above 0"),
+        ({"rms_norm_eps": MISSING}, "lacks the key 'rms_norm_eps'"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings: no must be true or false"),
+        ({"use_sliding_window": True}, "use_sliding_window: true is not supported; only false is"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "only full_attention in each of the 4 layers",
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "quantization_config: {'quant_method': 'fp8'} is not",
+        ),
+        ({"hidden_act": "gelu"}, "hidden_act: gelu is not supported; only silu is"),
+        (LLAMA | {"attention_bias": True}, "attention_bias: true is not supported"),
+        (LLAMA | {"mlp_bias": True}, "mlp_bias: true is not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5 is not supported; only 1 is"),
+        (
+            {"rope_parameters": {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor: 0.5 is not supported",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type 'yarn' is not supported"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            "rope type 'linear' is not supported",
+        ),
+        ({"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "full_attention"),
+        ({"rope_scaling": "llama3"}, "rope_parameters: llama3 is not supported"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "lacks the key 'factor'"),
+        ({"rope_scaling": LLAMA3 | {"factor": "8"}}, "factor: 8 must be a number above 0"),
+        (
+            {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
+            "1.0 must be above low_freq_factor 1.0",
+        ),
+        ({"rope_theta": 0}, "rope_theta: 0 must be a number above 0"),
+        ({"rope_theta": float("nan")}, "rope_theta: nan must be a number above 0"),
+    ],
+)
+def test_config_json_that_is_not_computed_here_is_refused(
+    home: Path, changes: dict[str, Any], sentence: str
+) -> None:
     content = {key: value for key, value in (SHAPE | changes).items() if value is not MISSING}
     (home / "net" / "config.json").write_text(json.dumps(content))
     problem = only(check(load(home)))
-    assert problem.startswith(f"actor_rollout.load: {home}/net/config.json") and sentence in problem, problem
+    assert (
+        problem.startswith(f"actor_rollout.load: {home}/net/config.json") and sentence in problem
+    ), problem
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "3", '{"a": ', "\ufeff{}", "[" * 5000, "\udcff"])
@@ -74,31 +113,56 @@ def test_config_json_that_is_no_json_is_refused(home: Path, content: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "kind", [transformers.Qwen2Config, transformers.Qwen3Config, transformers.LlamaConfig])
-@pytest.mark.parametrize("given", [
-    {}, {"num_key_value_heads": None}, {"rope_theta": 1e6}, {"rope_scaling": LLAMA3 | {"rope_theta": 5e5}},
-    {"rope_scaling": LLAMA3, "rope_theta": 1e6},
-    {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
-    {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
-    {"head_dim": 32}, {"tie_word_embeddings": True}])
+    "kind", [transformers.Qwen2Config, transformers.Qwen3Config, transformers.LlamaConfig]
+)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"num_key_value_heads": None},
+        {"rope_theta": 1e6},
+        {"rope_scaling": LLAMA3 | {"rope_theta": 5e5}},
+        {"rope_scaling": LLAMA3, "rope_theta": 1e6},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
+        {"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
+        {"head_dim": 32},
+        {"tie_word_embeddings": True},
+    ],
+)
 def test_defaults_are_those_of_transformers(kind: type, given: dict[str, Any]) -> None:
-    small = {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 8, "num_attention_heads": 32,
-             "vocab_size": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5} | given
+    small = {
+        "num_hidden_layers": 2,
+        "hidden_size": 256,
+        "intermediate_size": 8,
+        "num_attention_heads": 32,
+        "vocab_size": 16,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+    } | given
     theirs = kind(**json.loads(json.dumps(small)))
     if kind is not transformers.LlamaConfig:
         small = {"num_key_value_heads": theirs.num_key_value_heads} | small
-    ours = ModelConfig.from_config(small | {"architectures": [kind.__name__.replace("Config", "ForCausalLM")]})
+    ours = ModelConfig.from_config(
+        small | {"architectures": [kind.__name__.replace("Config", "ForCausalLM")]}
+    )
     rope = theirs.rope_parameters
     assert ours.num_kv_heads == theirs.num_key_value_heads and ours.rope_theta == rope["rope_theta"]
-    assert ours.head_dim == getattr(theirs, "head_dim", 256 // 32) and ours.tie_word_embeddings == theirs.tie_word_embeddings
+    assert (
+        ours.head_dim == getattr(theirs, "head_dim", 256 // 32)
+        and ours.tie_word_embeddings == theirs.tie_word_embeddings
+    )
     stretched = RopeScaling(8.0, 1.0, 4.0, 8192) if rope["rope_type"] == "llama3" else None
     assert ours.rope_scaling == stretched
 
 
 def test_model_file_that_cannot_stand_in_for_the_folder_is_refused(home: Path) -> None:
     whole = MODEL | {"ffn_hidden_size": 48, "num_query_groups": 2, "max_position_embeddings": 256}
-    for key, value in (("num_attention_heads", 0), ("num_query_groups", 3), ("norm_epsilon", -1),
-                       ("kv_channels", 5)):
+    for key, value in (
+        ("num_attention_heads", 0),
+        ("num_query_groups", 3),
+        ("norm_epsilon", -1),
+        ("kv_channels", 5),
+    ):
         write(home / "model", "small", json.dumps({"small": whole | {key: value}}))
         problems = check(load(home, "actor_rollout.load=/nowhere"), absent_ok=True)
         assert only(problems).startswith("model small: "), problems
@@ -107,21 +171,48 @@ def test_model_file_that_cannot_stand_in_for_the_folder_is_refused(home: Path) -
 # -- tokenizer and end of text ---
 
 
-@pytest.mark.parametrize(("name", "content", "sentence"), [
-    ("tokenizer.json", '{"model": ', "tokenizer.json cannot be read as a JSON file"),
-    ("tokenizer_config.json", "not JSON", "tokenizer_config.json cannot be read as a JSON file"),
-    ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object"),
-    ("tokenizer.json", '{"model": {"vocab": {"a": 0}}}', "tokenizer.json is no tokenizer that the library tokenizers"),
-    ("tokenizer.json", Tokenizer(models.WordLevel({"a": 0, "b": 128}, unk_token="a")).to_str(),
-     "up to 128, but the model's embedding has 128"),
-    ("tokenizer.json", Tokenizer(models.Unigram([(f"{n}", 0.0) for n in range(129)], 0)).to_str(), "has ids up to 128"),
-    ("tokenizer.json", tokenizer_json(*map(chr, range(1000, 1031))), "has ids up to 128"),
-    ("generation_config.json", '{"eos_token_id": [3, 128]}', "eos_token_id: [3, 128] must be ids below"),
-    ("generation_config.json", '{"eos_token_id": "</s>"}', "eos_token_id: </s> must be an id or a list of ids"),
-    ("generation_config.json", "[", "generation_config.json cannot be read as a JSON file"),
-])
-def test_tokenizer_that_does_not_fit_the_model_is_refused(home: Path, name: str, content: str,
-                                                          sentence: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("tokenizer.json", '{"model": ', "tokenizer.json cannot be read as a JSON file"),
+        (
+            "tokenizer_config.json",
+            "not JSON",
+            "tokenizer_config.json cannot be read as a JSON file",
+        ),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object"),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {"a": 0}}}',
+            "tokenizer.json is no tokenizer that the library tokenizers",
+        ),
+        (
+            "tokenizer.json",
+            Tokenizer(models.WordLevel({"a": 0, "b": 128}, unk_token="a")).to_str(),
+            "up to 128, but the model's embedding has 128",
+        ),
+        (
+            "tokenizer.json",
+            Tokenizer(models.Unigram([(f"{n}", 0.0) for n in range(129)], 0)).to_str(),
+            "has ids up to 128",
+        ),
+        ("tokenizer.json", tokenizer_json(*map(chr, range(1000, 1031))), "has ids up to 128"),
+        (
+            "generation_config.json",
+            '{"eos_token_id": [3, 128]}',
+            "eos_token_id: [3, 128] must be ids below",
+        ),
+        (
+            "generation_config.json",
+            '{"eos_token_id": "</s>"}',
+            "eos_token_id: </s> must be an id or a list of ids",
+        ),
+        ("generation_config.json", "[", "generation_config.json cannot be read as a JSON file"),
+    ],
+)
+def test_tokenizer_that_does_not_fit_the_model_is_refused(
+    home: Path, name: str, content: str, sentence: str
+) -> None:
     (home / "net" / name).write_text(content)
     assert sentence in only(check(load(home)))
 

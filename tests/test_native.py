@@ -1,4 +1,5 @@
-"""The CPU's own kernels against PyTorch's operators: every one, both types, sizes that do not fill a vector."""
+"""The CPU's own kernels against PyTorch's operators: every one, both types, sizes that do not fill
+a vector."""
 
 from __future__ import annotations
 
@@ -13,12 +14,13 @@ import torch
 
 from r1zero.models.config import ModelConfig
 from r1zero.rollout import native
-from r1zero.rollout.block_attention import Layout, Step
+from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 from r1zero.rollout.operators import Heads, Operators
 from r1zero.rollout.sampler import Sampling
 
-# fp32: sums of a few hundred products in another order. bf16: PyTorch rounds several times where we round once.
+# fp32: sums of a few hundred products in another order. bf16: PyTorch rounds several times where we
+# round once.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
 CPU = torch.device("cpu")
 
@@ -31,7 +33,8 @@ def dtype(request):
 @pytest.fixture(scope="module")
 def library():
     found, reason = native.load()
-    if reason.startswith("no C++ compiler"):  # without one there are no kernels, and PyTorch's operators are tested
+    # without one there are no kernels, and PyTorch's operators are tested
+    if reason.startswith("no C++ compiler"):
         pytest.skip(reason)
     assert found is not None, reason
     return found
@@ -48,10 +51,17 @@ def both(library, dtype, kv_heads=2, per_group=3, dim=24):
 @pytest.mark.parametrize("width", [1, 16, 67, 576])
 def test_add_norm(library, dtype, width):
     ours, theirs = both(library, dtype)
-    hidden, delta, weight = torch.randn(5, width).to(dtype), torch.randn(5, width).to(dtype), torch.rand(width).to(dtype)
+    hidden, delta, weight = (
+        torch.randn(5, width).to(dtype),
+        torch.randn(5, width).to(dtype),
+        torch.rand(width).to(dtype),
+    )
     for change in (None, delta):
         mine, other = hidden.clone(), hidden.clone()
-        found, expected = ours.add_norm(mine, change, weight), theirs.add_norm(other, change, weight)
+        found, expected = (
+            ours.add_norm(mine, change, weight),
+            theirs.add_norm(other, change, weight),
+        )
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
         torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=1e-6)
 
@@ -62,17 +72,32 @@ def test_silu_mul(library, dtype, width):
     x = torch.randn(5, 2 * width) * 4
     x[0, :width], x[1, :width], x[2, :width] = -200, 200, torch.linspace(-90, 90, width)
     x = x.to(dtype)
-    torch.testing.assert_close(ours.silu_mul(x), theirs.silu_mul(x), rtol=TOLERANCE[dtype], atol=1e-6)
+    torch.testing.assert_close(
+        ours.silu_mul(x), theirs.silu_mul(x), rtol=TOLERANCE[dtype], atol=1e-6
+    )
 
 
 def attend(operators, dtype, block, heads, normed, lengths=(5, 1, 32, 90, 64, 17)):
-    """Attention of six samples of three prompts: two share prompt blocks; returns the output and the cache."""
+    """Attention of six samples of three prompts: two share prompt blocks; returns the output and
+    the cache."""
     torch.manual_seed(1)
     shape = ModelConfig(
-        family="qwen2", num_layers=1, hidden_size=64, ffn_hidden_size=1,
-        num_heads=heads.kv_heads * heads.per_group, num_kv_heads=heads.kv_heads,
-        head_dim=heads.dim, vocab_size=8, max_positions=64, rope_theta=1e4, rope_scaling=None,
-        norm_eps=1e-6, tie_word_embeddings=True, qkv_bias=True, qk_norm=False)
+        family="qwen2",
+        num_layers=1,
+        hidden_size=64,
+        ffn_hidden_size=1,
+        num_heads=heads.kv_heads * heads.per_group,
+        num_kv_heads=heads.kv_heads,
+        head_dim=heads.dim,
+        vocab_size=8,
+        max_positions=64,
+        rope_theta=1e4,
+        rope_scaling=None,
+        norm_eps=1e-6,
+        tie_word_embeddings=True,
+        qkv_bias=True,
+        qk_norm=False,
+    )
     pool = BlockPool(shape, heads.kv_heads, dtype, CPU, block)
     pool.reserve(300)
     keys = torch.randn(6, 1, heads.kv_heads, 128, heads.dim).to(dtype)
@@ -82,22 +107,37 @@ def attend(operators, dtype, block, heads, normed, lengths=(5, 1, 32, 90, 64, 17
     rows = []
     for number, length in enumerate(lengths):
         if number == 1:
-            shared = rows[0].shared[:length // block]
+            shared = rows[0].shared[: length // block]
         else:
             shared = pool.take_shared(min(prompt, length // block))
         own = pool.take_own(length // block + 1 - len(shared))
-        pool.write((shared + own)[:-(-length // block)], keys[number, :, :, :length], values[number, :, :, :length])
+        pool.write(
+            (shared + own)[: -(-length // block)],
+            keys[number, :, :, :length],
+            values[number, :, :, :length],
+        )
         rows.append(SampleBlocks(0 if number < 2 else number, shared, own))
-    step = Step(Layout(rows, pool, 2, heads.kv_heads * heads.per_group, CPU), np.array(lengths))
+    step = DecodeStep(
+        DecodeLayout(rows, pool, 2, heads.kv_heads * heads.per_group, CPU), np.array(lengths)
+    )
     qkv = torch.randn(6, heads.kv_heads * (heads.per_group + 2) * heads.dim).to(dtype)
     norms = [torch.rand(heads.dim).to(dtype) + 0.5 for _ in range(2)] if normed else [None, None]
     found = operators.attend(step, 0, qkv.clone(), *norms)
     return found, pool.keys.clone(), pool.values.clone()
 
 
-@pytest.mark.parametrize(("kv_heads", "per_group", "dim", "block", "normed"), [
-    (2, 3, 24, 4, False), (1, 1, 16, 1, True), (3, 3, 64, 64, False), (2, 7, 64, 64, False), (1, 8, 128, 16, True),
-    (2, 2, 20, 5, True), (1, 5, 80, 33, False)])
+@pytest.mark.parametrize(
+    ("kv_heads", "per_group", "dim", "block", "normed"),
+    [
+        (2, 3, 24, 4, False),
+        (1, 1, 16, 1, True),
+        (3, 3, 64, 64, False),
+        (2, 7, 64, 64, False),
+        (1, 8, 128, 16, True),
+        (2, 2, 20, 5, True),
+        (1, 5, 80, 33, False),
+    ],
+)
 def test_attention(library, dtype, kv_heads, per_group, dim, block, normed):
     ours, theirs = both(library, dtype, kv_heads, per_group, dim)
     found, expected = (attend(x, dtype, block, x.heads, normed) for x in (ours, theirs))
@@ -125,12 +165,18 @@ def test_draw(library, dtype, vocab, temperature):
     torch.manual_seed(3)
     logits, uniform = (torch.randn(200, vocab) * 3).to(dtype), torch.rand(200)
     uniform[0], uniform[1] = 0.0, 1 - 2**-24
-    found, expected = (x.draw(logits.clone(), uniform, Sampling(temperature, 1.0, 0, 0), None) for x in (ours, theirs))
-    # The uniform falls between two tokens within rounding of the sums once in some ten thousand draws.
+    found, expected = (
+        x.sample(logits.clone(), uniform, Sampling(temperature, 1.0, 0, 0), None)
+        for x in (ours, theirs)
+    )
+    # The uniform falls between two tokens within rounding of the sums once in some ten thousand
+    # draws.
     same = found[0] == expected[0]
     assert same.float().mean() >= 0.98
     torch.testing.assert_close(found[1][same], expected[1][same], rtol=0, atol=2e-5)
-    exact = torch.log_softmax(logits.double() / temperature, dim=-1).gather(1, found[0][:, None])[:, 0]
+    exact = torch.log_softmax(logits.double() / temperature, dim=-1).gather(1, found[0][:, None])[
+        :, 0
+    ]
     torch.testing.assert_close(found[1].double(), exact, rtol=0, atol=2e-5)
 
 
@@ -139,7 +185,7 @@ def test_a_token_without_probability_is_never_drawn(library, dtype):
     logits = torch.full((400, 300), -torch.inf)
     logits[:, [7, 130, 255]] = torch.tensor([0.0, 1.0, -1.0])
     uniform = torch.linspace(0, 1 - 2**-24, 400)
-    tokens, logprobs = ours.draw(logits.to(dtype), uniform, Sampling(1.0, 1.0, 0, 0), None)
+    tokens, logprobs = ours.sample(logits.to(dtype), uniform, Sampling(1.0, 1.0, 0, 0), None)
     assert set(tokens.tolist()) == {7, 130, 255} and logprobs.isfinite().all()
     assert (tokens.diff() >= 0).all(), "the inverse of a distribution function does not fall"
 
@@ -152,13 +198,20 @@ def test_not_a_number_stays_one(library, dtype):
     assert normed[0].isfinite().all() and normed[1].isnan().all()
     logits = torch.randn(1, 300).to(dtype)
     logits[0, 200] = torch.nan
-    assert ours.draw(logits, torch.tensor([0.5]), Sampling(1.0, 1.0, 0, 0), None)[1].isnan().all()
+    assert ours.sample(logits, torch.tensor([0.5]), Sampling(1.0, 1.0, 0, 0), None)[1].isnan().all()
 
 
 def test_without_a_compiler_pytorch_computes_and_the_reason_is_said(tmp_path):
     code = "from r1zero.rollout import native; print(native.load())"
-    environment = {**os.environ, "PATH": "", "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "PATH": "",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert "no C++ compiler" in done.stdout and done.stdout.startswith("(None")
 
 

@@ -22,21 +22,21 @@ from multiproc import DEVICE, run_ranks
 from small_config import home, load  # noqa: F401
 from worlds import metrics
 
-from r1zero.types import Group, Outcome, Prompt, Sample, Score
-from r1zero.config.schema import placement
 from r1zero.config.load import load_config
-from r1zero.observe import alarms, live
-from r1zero.observe.alarms import Alarms
-from r1zero.observe.console import step_line
-from r1zero.run_folder.folder import append_line
-from r1zero.observe.live import progress_text
-from r1zero.observe.metrics import sample_metrics
-from r1zero.preflight.advice import faster_split
-from r1zero.step import train_step
-from r1zero.trainer import prepare, train
+from r1zero.config.schema import placement
 from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
+from r1zero.observe import alarms, live
+from r1zero.observe.alarms import Alarms
+from r1zero.observe.console import step_line
+from r1zero.observe.live import progress_text
+from r1zero.observe.metrics import sample_metrics
+from r1zero.preflight.advice import faster_split
+from r1zero.run_folder.folder import append_line
+from r1zero.step import train_step
+from r1zero.trainer import prepare, train
+from r1zero.types import Group, Outcome, Prompt, Sample, Score
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,7 +57,10 @@ def run_limited(path):
     import resource
     import signal
 
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
         append_line(path, {"step": 2, "text": "x" * 1000})
@@ -68,11 +71,15 @@ def run_limited(path):
 
 # -- invariants ---------------------------------------------------------------------------------
 
-QUICK = ["training.train_iters=20", "training.eval_data_path=null", "training.report_interval=0",
-         "training.publish_check_interval=1"]
+QUICK = [
+    "training.train_iters=20",
+    "training.eval_data_path=null",
+    "training.report_interval=0",
+    "training.publish_check_interval=1",
+]
 
 
-def make_crew(store, folder, *overrides, rank=0, size=1):
+def make_runtime(store, folder, *overrides, rank=0, size=1):
     cfg, _ = load_config("tiny", [*QUICK, f"output_dir={folder}", *overrides])
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     return prepare(cfg, World(launch, placement(cfg, size), DEVICE, timedelta(seconds=60), store))
@@ -85,7 +92,8 @@ def scale(parameters, factor):
 
 
 def after(owner, name, change):
-    """Let `change` spoil what the method of this object returns, until the returned function is called."""
+    """Let `change` spoil what the method of this object returns, until the returned function is
+    called."""
     original = owner.__dict__.get(name, None)
     method = getattr(owner, name)
 
@@ -99,53 +107,61 @@ def after(owner, name, change):
 
 
 def break_body(rank, size, store, folder):
-    """Break one thing after the other in a running crew; returns what the step after each said, and the progress
-    that was posted during the first step with its longest answer."""
-    crew, found, posted = make_crew(store, folder), {}, []
+    """Break one thing after the other in a live runtime; returns what the step after each said, and
+    the progress that was posted during the first step with its longest answer."""
+    runtime, found, posted = make_runtime(store, folder), {}, []
     live.SECONDS = 0.0
-    board, undo = Board(crew.world.store), crew.engine.on_step
-    live.Poster(crew.engine, lambda text: (board.post("rollout/0", text), posted.append(board.read("rollout/0"))))
-    crew.start()
+    board, undo = Board(runtime.world.store), runtime.engine.on_step
+    live.Poster(
+        runtime.engine,
+        lambda text: (board.post("rollout/0", text), posted.append(board.read("rollout/0"))),
+    )
+    runtime.start()
 
     def step(name):
-        outcome = train_step(crew.progress.step + 1, crew)
+        outcome = train_step(runtime.progress.step + 1, runtime)
         found[name] = outcome.broken
-        crew.progress.advance(crew.cfg.training.global_batch_size)
+        runtime.progress.advance(runtime.cfg.training.global_batch_size)
         return max(len(sample.tokens) for group in outcome.groups for sample in group.samples)
 
-    reference = list(crew.reference.model.module.parameters())
+    reference = list(runtime.reference.model.module.parameters())
     scale(reference, 1.02)
     longest = step("start_kl")
-    crew.engine.on_step = undo
+    runtime.engine.on_step = undo
     scale(reference, 1 / 1.02)
     step("nothing")
 
-    crew.publisher.publish = lambda *_: None  # the engine gets nothing, whatever the others count
+    # the engine gets nothing, whatever the others count
+    runtime.publisher.publish = lambda *_: None
     step("not published")
-    del crew.publisher.publish
+    del runtime.publisher.publish
     step("version")  # drawn with the weights of the step before
 
     def lose_a_token(groups):
         sample = groups[0].samples[0]
         sample.tokens, sample.logprobs = sample.tokens[:-1], sample.logprobs[:-1]
 
-    undo = after(crew.engine, "collect", lose_a_token)
+    undo = after(runtime.engine, "collect", lose_a_token)
     step("tokens")
     undo()
 
-    learn = crew.policy.learn
+    learn = runtime.policy.update
 
     def stale(batch, minibatch, arrived, epoch=0):
         if minibatch == 0:
             samples = [sample for group in arrived for sample in group.samples]
-            crew.policy._old_logprobs = {number: sample.logprobs + 0.01 for number, sample in enumerate(samples)}
+            runtime.policy._old_logprobs = {
+                number: sample.logprobs + 0.01 for number, sample in enumerate(samples)
+            }
         return learn(batch, minibatch, arrived, epoch)
 
-    crew.policy.learn = stale
+    runtime.policy.update = stale
     step("ratio")
-    crew.policy.learn = learn
+    runtime.policy.update = learn
 
-    undo = after(crew.publisher, "publish", lambda _: scale(crew.engine.decoder.weights.values(), 1.1))
+    undo = after(
+        runtime.publisher, "publish", lambda _: scale(runtime.engine.decoder.weights.values(), 1.1)
+    )
     step("publish")
     undo()
     step("mismatch")  # drawn with the weights that arrived spoiled
@@ -154,7 +170,7 @@ def break_body(rank, size, store, folder):
     def no_number(groups):
         groups[0].samples[0].ref_logprobs[0] = float("nan")
 
-    after(crew.reference, "add_logprobs", no_number)
+    after(runtime.reference, "add_logprobs", no_number)
     step("gradient")  # the last one: no weight survives it
     return found, posted, longest
 
@@ -174,7 +190,10 @@ def test_each_broken_invariant_is_caught_with_its_sentence(broken):
         "tokens": "response tokens, but rollout ranks saw",
         "ratio": "the ratio of the first minibatch differs from 1 by 0.01",
         "publish": "after publishing, ",
-        "mismatch": "trainer and rollout engine give the tokens of the first minibatch log-probs that differ by",
+        "mismatch": (
+            "trainer and rollout engine give the tokens of the first minibatch log-probs that "
+            "differ by"
+        ),
         "gradient": "the gradient of update 1 of 2 has the norm nan",
     }
     assert found.pop("nothing") == [] and found.pop("healed") == []
@@ -186,12 +205,13 @@ def test_each_broken_invariant_is_caught_with_its_sentence(broken):
 
 
 def spoiled_body(rank, size, store, folder, *overrides):
-    """Train with a reference that is not the start model; returns the error that ended it, if one did."""
-    crew = make_crew(store, folder, *overrides, rank=rank, size=size)
-    if crew.world.ref.member:
-        scale(crew.reference.model.module.parameters(), 1.02)
+    """Train with a reference that is not the start model; returns the error that ended it, if one
+    did."""
+    runtime = make_runtime(store, folder, *overrides, rank=rank, size=size)
+    if runtime.world.ref.member:
+        scale(runtime.reference.model.module.parameters(), 1.02)
     try:
-        return train(crew)
+        return train(runtime)
     except RuntimeError as error:
         return str(error)
 
@@ -203,17 +223,31 @@ def test_a_broken_invariant_stops_the_run(tiny, tmp_path):
 
 
 def test_or_it_warns_as_configured_and_the_run_leaves_traces_and_events(tiny, tmp_path):
-    errors = run_ranks(spoiled_body, 4, str(tmp_path), "training.train_iters=2", "training.on_broken_invariant=warn",
-                       "training.profile_steps=[2]", "training.logger=[tensorboard]")
+    errors = run_ranks(
+        spoiled_body,
+        4,
+        str(tmp_path),
+        "training.train_iters=2",
+        "training.on_broken_invariant=warn",
+        "training.profile_steps=[2]",
+        "training.logger=[tensorboard]",
+    )
     assert errors == [None] * 4
     log = (tmp_path / "logs" / "rank_0000.log").read_text()
     assert "warning: step 1: invariant broken: before the first update" in log
     assert [m["invariants/broken"] for m in metrics(tmp_path)] == [1, 0]
     traces = sorted((tmp_path / "profile").rglob("*.gz"))
     assert [path.relative_to(tmp_path / "profile").as_posix() for path in traces] == [
-        f"step_000002/{name}.json.gz" for name in ("ref_rank_0003", "rollout_rank_0001", "train_rank_0000")]
-    names = {event.get("name", "") for event in json.loads(gzip.decompress(traces[2].read_bytes()))["traceEvents"]}
-    assert any("backward" in name.lower() for name in names), "the train rank's trace has its backward pass"
+        f"step_000002/{name}.json.gz"
+        for name in ("ref_rank_0003", "rollout_rank_0001", "train_rank_0000")
+    ]
+    names = {
+        event.get("name", "")
+        for event in json.loads(gzip.decompress(traces[2].read_bytes()))["traceEvents"]
+    }
+    assert any("backward" in name.lower() for name in names), (
+        "the train rank's trace has its backward pass"
+    )
     assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
@@ -231,8 +265,11 @@ def test_answers_that_are_pieces_of_the_question_are_counted():
         scores = {name: Score(0.0, outcome) for name, outcome in zip(("acc", "base_acc"), outcomes)}
         return Sample(np.zeros(3, np.int32), np.zeros(3, np.float32), False, 0, scores, reward=0.0)
 
-    samples = [sample(Outcome.COPIED, Outcome.COPIED), sample(Outcome.RIGHT, Outcome.RIGHT),
-               sample(Outcome.WRONG, Outcome.COPIED)]
+    samples = [
+        sample(Outcome.COPIED, Outcome.COPIED),
+        sample(Outcome.RIGHT, Outcome.RIGHT),
+        sample(Outcome.WRONG, Outcome.COPIED),
+    ]
     found = sample_metrics([Group(0, Prompt(0, "1+1?", np.zeros(2, np.int32), "2"), samples)])
     assert found["reward/copied"] == 2
     assert found["reward/acc/right"] == found["reward/base_acc/right"] == pytest.approx(1 / 3)
@@ -240,9 +277,19 @@ def test_answers_that_are_pieces_of_the_question_are_counted():
 
 # -- warnings -----------------------------------------------------------------------------------
 
-FINE = {"reward/mean": 0.2, "reward/equal_groups": 0.3, "kl": 0.01, "entropy": 0.9, "response_truncated": 0.1,
-        "mismatch/mean": 1e-7, "reward/failure_rate": 0.0, "time/step": 10.0, "time/wait/train": 1.0,
-        "time/wait/rollout": 1.0, "time/wait/ref": 2.0}
+FINE = {
+    "reward/mean": 0.2,
+    "reward/equal_groups": 0.3,
+    "kl": 0.01,
+    "entropy": 0.9,
+    "response_truncated": 0.1,
+    "mismatch/mean": 1e-7,
+    "reward/failure_rate": 0.0,
+    "time/step": 10.0,
+    "time/wait/train": 1.0,
+    "time/wait/rollout": 1.0,
+    "time/wait/ref": 2.0,
+}
 
 
 def watch(rows, faster=lambda working: None):
@@ -250,15 +297,21 @@ def watch(rows, faster=lambda working: None):
     return [watcher.look(FINE | row | {"step": step}) for step, row in enumerate(rows, 1)]
 
 
-@pytest.mark.parametrize(("row", "sentence"), [
-    ({"reward/equal_groups": 1.0}, "in 100% of the groups all rewards are equal (+0.20 on average)"),
-    ({"kl": 1.5}, "the KL to the reference is 1.50 nats a token"),
-    ({"kl": 0.2}, "the KL to the reference jumped from 0.010 to 0.200"),
-    ({"entropy": 0.05}, "nats a token: responses of a group become copies"),
-    ({"response_truncated": 0.6}, "60% of the responses were cut at the length limit"),
-    ({"mismatch/mean": 0.01}, "log-probs of trainer and rollout engine differ by 0.01"),
-    ({"reward/failure_rate": 0.02}, "scoring failed for 2.0% of the responses"),
-])
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            {"reward/equal_groups": 1.0},
+            "in 100% of the groups all rewards are equal (+0.20 on average)",
+        ),
+        ({"kl": 1.5}, "the KL to the reference is 1.50 nats a token"),
+        ({"kl": 0.2}, "the KL to the reference jumped from 0.010 to 0.200"),
+        ({"entropy": 0.05}, "nats a token: responses of a group become copies"),
+        ({"response_truncated": 0.6}, "60% of the responses were cut at the length limit"),
+        ({"mismatch/mean": 0.01}, "log-probs of trainer and rollout engine differ by 0.01"),
+        ({"reward/failure_rate": 0.02}, "scoring failed for 2.0% of the responses"),
+    ],
+)
 def test_each_trouble_is_told_when_it_begins_and_not_in_every_step(row, sentence):
     said = watch([{}] * 6 + [row] * 3)
     assert said[:6] == [[]] * 6
@@ -267,7 +320,12 @@ def test_each_trouble_is_told_when_it_begins_and_not_in_every_step(row, sentence
 
 
 def test_equal_rewards_and_low_entropy_are_no_trouble_when_everything_is_right():
-    learned = {"reward/equal_groups": 1.0, "entropy": 0.001, "reward/acc/right": 0.95, "reward/format/right": 0.97}
+    learned = {
+        "reward/equal_groups": 1.0,
+        "entropy": 0.001,
+        "reward/acc/right": 0.95,
+        "reward/format/right": 0.97,
+    }
     assert not any(watch([{}] * 5 + [learned] * 3))
     assert any(watch([{}] * 5 + [learned | {"reward/acc/right": 0.1}] * 3))
 
@@ -282,10 +340,16 @@ def test_accuracy_that_stays_at_0_is_told_after_some_steps():
     assert "ground_truth" in said[9][0] and "map_keys.response" in said[9][0]
 
 
-@pytest.mark.parametrize("rows", [
-    [NEVER] * 9 + [NEVER | {"reward/acc/right": 0.01}] + [NEVER] * 9,  # one right response begins anew
-    [{"reward/acc/right": 0.1, "reward/format/right": 0.0}] * 20,  # a format that is never right is no riddle
-    [{"reward/format/right": 0.0}] * 20])  # nothing compares answers
+@pytest.mark.parametrize(
+    "rows",
+    [
+        # one right response begins anew
+        [NEVER] * 9 + [NEVER | {"reward/acc/right": 0.01}] + [NEVER] * 9,
+        # a format that is never right is no riddle
+        [{"reward/acc/right": 0.1, "reward/format/right": 0.0}] * 20,
+        [{"reward/format/right": 0.0}] * 20,
+    ],
+)  # nothing compares answers
 def test_accuracy_that_is_seldom_0_or_not_looked_at_is_no_trouble(rows):
     assert not any(watch(rows))
 
@@ -308,20 +372,34 @@ def test_a_waiting_role_is_told_with_the_split_that_would_be_faster():
         return "num_gpus_for_train 2 would do"
 
     said = watch([{"time/wait/ref": 8.0}] * 6, faster)
-    assert said[:4] == [[]] * 4 and said[4] == ["ref ranks wait 80% of the step for others; num_gpus_for_train 2 would do"]
+    assert said[:4] == [[]] * 4 and said[4] == [
+        "ref ranks wait 80% of the step for others; num_gpus_for_train 2 would do"
+    ]
     assert asked[0] == pytest.approx({"train": 9.0, "rollout": 9.0, "ref": 2.0})
     assert not any(watch([{"time/wait/ref": 8.0}] * 6))  # no faster split, nothing to say
 
 
-def test_faster_split_moves_ranks_to_the_busy_role(home):  # noqa: F811
-    cfg = load(home, "actor_rollout.num_gpus_for_train=4", "actor_rollout.num_gpus_for_infer=2",
-               "resource_pool.actor_rollout=[6]", "resource_pool.ref=[2]", "training.global_batch_size=48",
-               "actor_rollout.ppo_mini_batch_size=24", "actor_rollout.micro_batch_size=1",
-               "actor_rollout.num_samples_per_step=1", "ref.micro_batch_size=1")
+def test_faster_split_moves_ranks_to_the_busy_role(home):
+    cfg = load(
+        home,
+        "actor_rollout.num_gpus_for_train=4",
+        "actor_rollout.num_gpus_for_infer=2",
+        "resource_pool.actor_rollout=[6]",
+        "resource_pool.ref=[2]",
+        "training.global_batch_size=48",
+        "actor_rollout.ppo_mini_batch_size=24",
+        "actor_rollout.micro_batch_size=1",
+        "actor_rollout.num_samples_per_step=1",
+        "ref.micro_batch_size=1",
+    )
     said = faster_split(cfg, placement(cfg, 8), {"train": 1.0, "rollout": 10.0, "ref": 1.0})
-    # By hand, 8 updates: work 4, 20 and 2 rank-seconds. Now max 10 + 2 / 8 = 10.25 s. With 2, 5, 1 ranks (5 does not
-    # divide the batch) or 3, 4, 1 ... 1, 6, 1: 4 + (3.33 + 2) / 8 = 4.67 s, 54% less.
-    assert "num_gpus_for_train 1, num_gpus_for_infer 6 and resource_pool.ref [1]" in said and "54% less" in said
+    # By hand, 8 updates: work 4, 20 and 2 rank-seconds. Now max 10 + 2 / 8 = 10.25 s. With 2, 5, 1
+    # ranks (5 does not divide the batch) or 3, 4, 1 ... 1, 6, 1: 4 + (3.33 + 2) / 8 = 4.67 s, 54%
+    # less.
+    assert (
+        "num_gpus_for_train 1, num_gpus_for_infer 6 and resource_pool.ref [1]" in said
+        and "54% less" in said
+    )
     assert faster_split(cfg, placement(cfg, 8), {"train": 4.0, "rollout": 4.0, "ref": 4.0}) is None
 
 
@@ -329,10 +407,25 @@ def test_faster_split_moves_ranks_to_the_busy_role(home):  # noqa: F811
 
 
 def test_lines_of_steps_stand_below_each_other():
-    common = {"reward/acc/right": 0.5, "response_length/mean": 9.5, "grad_norm": 0.5, "throughput/tokens_per_second": 80.0}
+    common = {
+        "reward/acc/right": 0.5,
+        "response_length/mean": 9.5,
+        "grad_norm": 0.5,
+        "throughput/tokens_per_second": 80.0,
+    }
     first = step_line(FINE | common | {"step": 1}, 120)
-    later = step_line(FINE | common | {"step": 120, "reward/mean": -0.25, "response_length/mean": 1234.5,
-                                       "reward/acc/right": 1.0, "time/step": 260.4}, 120)
+    later = step_line(
+        FINE
+        | common
+        | {
+            "step": 120,
+            "reward/mean": -0.25,
+            "response_length/mean": 1234.5,
+            "reward/acc/right": 1.0,
+            "time/step": 260.4,
+        },
+        120,
+    )
     assert len(first) == len(later) and first.index("kl") == later.index("kl")
     assert first.startswith("step   1/120  reward +0.200  acc  50%")
 
@@ -365,7 +458,9 @@ bar.close()
 
 def shown_by(stderr):
     here = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TERM": "xterm"}
-    return subprocess.run([sys.executable, "-c", BAR], env=here, stderr=stderr, timeout=60, check=True)
+    return subprocess.run(
+        [sys.executable, "-c", BAR], env=here, stderr=stderr, timeout=60, check=True
+    )
 
 
 def test_the_bar_lives_on_a_terminal_and_nowhere_else():

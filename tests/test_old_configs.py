@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from r1zero.preflight.checks import check
-from r1zero.errors import BadInput
-from r1zero.config.load import load_config
 from small_config import only, write
+
+from r1zero.config.load import load_config
+from r1zero.errors import BadInput
+from r1zero.preflight.checks import check
 
 OLD_MODEL = """
 qwen25-7b:
@@ -143,39 +143,78 @@ def old(tmp_path: Path) -> Path:
 def test_old_main_config_loads_and_names_what_has_no_effect(old: Path) -> None:
     cfg, warnings = load_config(write(old, "grpo_trainer_qwen25_7b", OLD))
     assert check(cfg, absent_ok=True) == []
-    assert (cfg.actor_rollout.lr, cfg.actor_rollout.adam_beta2, cfg.training.bf16) == (1e-6, 0.95, True)
-    assert cfg.model["qwen25-7b"]["rotary_base"] == 1000000.0 and "norm_epsilon" not in cfg.model["qwen25-7b"]
+    assert (cfg.actor_rollout.lr, cfg.actor_rollout.adam_beta2, cfg.training.bf16) == (
+        1e-6,
+        0.95,
+        True,
+    )
+    assert (
+        cfg.model["qwen25-7b"]["rotary_base"] == 1000000.0
+        and "norm_epsilon" not in cfg.model["qwen25-7b"]
+    )
     told = "\n".join(warnings)
-    for key in ("training.no_shared_storage", "training.no_load_optim", "training.no_load_rng",
-                "training.is_instruction_dataset", "training.variable_seq_lengths",
-                "training.dataset_additional_keys",
-                "actor_rollout.num_samples_per_step", "actor_rollout.use_kv_cache",
-                "actor_rollout.initial_loss_scale", "actor_rollout.finetune",
-                "reward.model", "reward.tensor_model_parallel_size", "reward.load",
-                "algorithm.lam", "algorithm.missing_eos_penalty", "model qwen25-7b: use_mc2",
-                "model qwen25-7b: init_method_std"):
+    for key in (
+        "training.no_shared_storage",
+        "training.no_load_optim",
+        "training.no_load_rng",
+        "training.is_instruction_dataset",
+        "training.variable_seq_lengths",
+        "training.dataset_additional_keys",
+        "actor_rollout.num_samples_per_step",
+        "actor_rollout.use_kv_cache",
+        "actor_rollout.initial_loss_scale",
+        "actor_rollout.finetune",
+        "reward.model",
+        "reward.tensor_model_parallel_size",
+        "reward.load",
+        "algorithm.lam",
+        "algorithm.missing_eos_penalty",
+        "model qwen25-7b: use_mc2",
+        "model qwen25-7b: init_method_std",
+    ):
         assert key in told, key
-    for key in ("training.save_interval", "actor_rollout.save", "training.seq_length", "actor_rollout.lr:",
-                "actor_rollout.max_tokens", "training.stage"):
+    for key in (
+        "training.save_interval",
+        "actor_rollout.save",
+        "training.seq_length",
+        "actor_rollout.lr:",
+        "actor_rollout.max_tokens",
+        "training.stage",
+    ):
         assert key not in told, key
     assert all("accepted, no effect: " in warning for warning in warnings)
 
 
 def test_other_keys_of_megatron_are_accepted_while_they_say_what_holds(old: Path) -> None:
-    text = OLD.replace("  bf16: true\n", "  bf16: true\n  fp16: false\n  context_parallel_size: 1\n  log_interval: 1\n"
-                       "  overlap_grad_reduce: true\n")
+    text = OLD.replace(
+        "  bf16: true\n",
+        "  bf16: true\n  "
+        "fp16: false\n  "
+        "context_parallel_size: 1\n  "
+        "log_interval: 1\n"
+        "  overlap_grad_reduce: true\n",
+    )
     cfg, warnings = load_config(write(old, "more", text))
     assert check(cfg, absent_ok=True) == []
-    assert all(any(key in warning for warning in warnings) for key in ("log_interval", "overlap_grad_reduce"))
-    with pytest.raises(BadInput, match="training.context_parallel_size: 2 is not supported, only 1"):
+    assert all(
+        any(key in warning for warning in warnings)
+        for key in ("log_interval", "overlap_grad_reduce")
+    )
+    with pytest.raises(
+        BadInput, match="training.context_parallel_size: 2 is not supported, only 1"
+    ):
         load_config(str(old / "more.yaml"), ["training.context_parallel_size=2"])
 
 
-@pytest.mark.parametrize("spelling", ["has-labels: true", "has_labels: true", "dataset_with_labels: true"])
+@pytest.mark.parametrize(
+    "spelling", ["has-labels: true", "has_labels: true", "dataset_with_labels: true"]
+)
 def test_old_config_with_the_values_of_the_text(old: Path, spelling: str) -> None:
     text = OLD.replace("global_batch_size: 12", "global_batch_size: 120")
     text = text.replace("dataset_additional_keys: labels", spelling)
-    text = text.replace("ppo_mini_batch_size: 12", "ppo_mini_batch_size: 60").replace("[8, 6]", "[6,8]")
+    text = text.replace("ppo_mini_batch_size: 12", "ppo_mini_batch_size: 60").replace(
+        "[8, 6]", "[6,8]"
+    )
     cfg, warnings = load_config(write(old, "text", text))
     assert check(cfg, absent_ok=True) == [] and cfg.updates_per_step == 8
     assert any(spelling.split(":")[0].replace("-", "_") in warning for warning in warnings)
@@ -184,26 +223,39 @@ def test_old_config_with_the_values_of_the_text(old: Path, spelling: str) -> Non
 def test_old_reason_config_loads(old: Path) -> None:
     text = OLD
     for before, after in (
-            ("global_batch_size: 12", "global_batch_size: 4"),
-            ("ppo_mini_batch_size: 12", "ppo_mini_batch_size: 4"),
-            ("n_samples_per_prompt: 4", "n_samples_per_prompt: 2"), ("for_train: 8", "for_train: 4"),
-            ("for_infer: 6", "for_infer: 2"), ("max-tokens-to-oom: 1000000", "max-tokens-to-oom: 999999"),
-            ("additional_keys: labels",
-             "additional_keys: labels categories\n  dataset_category: 1\n  no_save_optim: true\n"
-             "  no_save_rng: true"),
-            ("    tensor_model_parallel_size: 2\n    pipeline_model_parallel_size: 4",
-             "    tensor_model_parallel_size: 1\n    pipeline_model_parallel_size: 4"),
-            ("    tensor_model_parallel_size: 2\n    pipeline_model_parallel_size: 1",
-             "    tensor_model_parallel_size: 1\n    pipeline_model_parallel_size: 1"),
-            ("[8, 6]", "[6]"), ("ref: [2]", "ref: [1]"), ("[\"acc\", \"format\"]", "[\"acc\"]"),
-            ("[0.5, 0.5]", "[1.0]")):
+        ("global_batch_size: 12", "global_batch_size: 4"),
+        ("ppo_mini_batch_size: 12", "ppo_mini_batch_size: 4"),
+        ("n_samples_per_prompt: 4", "n_samples_per_prompt: 2"),
+        ("for_train: 8", "for_train: 4"),
+        ("for_infer: 6", "for_infer: 2"),
+        ("max-tokens-to-oom: 1000000", "max-tokens-to-oom: 999999"),
+        (
+            "additional_keys: labels",
+            "additional_keys: labels categories\n  dataset_category: 1\n  no_save_optim: true\n"
+            "  no_save_rng: true",
+        ),
+        (
+            "    tensor_model_parallel_size: 2\n    pipeline_model_parallel_size: 4",
+            "    tensor_model_parallel_size: 1\n    pipeline_model_parallel_size: 4",
+        ),
+        (
+            "    tensor_model_parallel_size: 2\n    pipeline_model_parallel_size: 1",
+            "    tensor_model_parallel_size: 1\n    pipeline_model_parallel_size: 1",
+        ),
+        ("[8, 6]", "[6]"),
+        ("ref: [2]", "ref: [1]"),
+        ('["acc", "format"]', '["acc"]'),
+        ("[0.5, 0.5]", "[1.0]"),
+    ):
         assert before in text
         text = text.replace(before, after)
     cfg, warnings = load_config(write(old, "grpo_trainer_qwen25_7b_reason", text))
     assert check(cfg, absent_ok=True) == []
     assert cfg.training.sequence_parallel is False
-    assert any("training.sequence_parallel" in warning and "tensor_model_parallel_size is 1" in warning
-               for warning in warnings)
+    assert any(
+        "training.sequence_parallel" in warning and "tensor_model_parallel_size is 1" in warning
+        for warning in warnings
+    )
     assert any("training.no_save_optim" in warning for warning in warnings)
 
 
@@ -225,13 +277,28 @@ llama32-1b:
   swiglu: true
 """)
     config = yaml.safe_load(OLD.replace("qwen25-7b", "llama32-1b").replace("lr: 1e-6", "lr: 1e-7"))
-    config["training"] |= {"global_batch_size": 4, "seq_length": 512, "train_iters": 1000,
-                           "save_interval": 10000, "no_shuffle": True, "sequence_parallel": False}
+    config["training"] |= {
+        "global_batch_size": 4,
+        "seq_length": 512,
+        "train_iters": 1000,
+        "save_interval": 10000,
+        "no_shuffle": True,
+        "sequence_parallel": False,
+    }
     actor = config["actor_rollout_ref"]["actor_rollout"]
-    actor |= {"micro_batch_size": 1, "ppo_mini_batch_size": 1, "num_samples_per_step": 1,
-              "max_prompt_length": 256, "tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1,
-              "adam_beta1": 0.9, "adam_beta2": 0.999,
-              "pad_to_multiple_of": 1, "num_gpus_for_train": 1, "num_gpus_for_infer": 1}
+    actor |= {
+        "micro_batch_size": 1,
+        "ppo_mini_batch_size": 1,
+        "num_samples_per_step": 1,
+        "max_prompt_length": 256,
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "pad_to_multiple_of": 1,
+        "num_gpus_for_train": 1,
+        "num_gpus_for_infer": 1,
+    }
     config["actor_rollout_ref"]["ref"]["tensor_model_parallel_size"] = 1
     config["reward"] = {"model": "llama32-1b", "micro_batch_size": 4, "load": "./ckpt"}
     del config["algorithm"]["verifier_function"], config["algorithm"]["verifier_weight"]

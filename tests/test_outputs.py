@@ -14,27 +14,34 @@ from multiproc import DEVICE, run_ranks
 from worlds import metrics, run, train_body
 
 from r1zero.checkpoint import export as exporting
-from r1zero.preflight import outputs
 from r1zero.checkpoint import manager
 from r1zero.checkpoint import store as shelf
-from r1zero.preflight.checks import check
-from r1zero.run_folder.claim import take
-from r1zero.config.schema import placement
-from r1zero.errors import BadInput
 from r1zero.config.load import load_config
-from r1zero.run_folder import folder as folders
-from r1zero.run_folder.folder import continue_folder, start_folder
-from r1zero.report.page import open_runs
-from r1zero.run_folder.exported import exported_step
-from r1zero.trainer import prepare, train
-from r1zero.weights.huggingface import save_hf
+from r1zero.config.schema import placement
 from r1zero.distributed import shared
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
+from r1zero.errors import BadInput
+from r1zero.preflight import outputs
+from r1zero.preflight.checks import check
+from r1zero.report.page import open_runs
+from r1zero.run_folder import folder as folders
+from r1zero.run_folder.claim import take
+from r1zero.run_folder.exported import exported_step
+from r1zero.run_folder.folder import continue_folder, start_folder
+from r1zero.trainer import prepare, train
+from r1zero.weights.huggingface import save_hf
 
-QUICK = ["training.train_iters=2", "training.global_batch_size=4", "training.eval_data_path=",
-         "actor_rollout.micro_batch_size=4", "ref.micro_batch_size=4", "reward.workers=1",
-         "actor_rollout.n_samples_per_prompt=4", "actor_rollout.ppo_mini_batch_size=16"]
+QUICK = [
+    "training.train_iters=2",
+    "training.global_batch_size=4",
+    "training.eval_data_path=",
+    "actor_rollout.micro_batch_size=4",
+    "ref.micro_batch_size=4",
+    "reward.workers=1",
+    "actor_rollout.n_samples_per_prompt=4",
+    "actor_rollout.ppo_mini_batch_size=16",
+]
 
 
 def problems(folder: Path, *overrides: str, config: str = "tiny") -> list[str]:
@@ -52,8 +59,11 @@ def earlier_run(folder: Path) -> Path:
 def tree(folder: Path) -> dict[str, bytes]:
     """The files below a folder and what is in them, without those that every start adds to."""
     files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files
-            if path.parent.name not in ("logs", ".owner")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in files
+        if path.parent.name not in ("logs", ".owner")
+    }
 
 
 def test_a_check_names_the_run_that_writes_there_and_a_reader_does_not_ask(tmp_path):
@@ -85,18 +95,21 @@ def inside(tiny, tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("actor_rollout.load", "{run}/model"),
-    ("actor_rollout.load", "{run}/../elsewhere"),
-    ("actor_rollout.load", "{run}/base"),
-    ("ref.load", "{run}/model"),
-    ("training.tokenizer_name_or_path", "{run}/model"),
-    ("actor_rollout.data_path", "{run}/train.parquet"),
-    ("actor_rollout.data_path", "0.5,embedded:tiny,0.5,{run}/train.parquet"),
-    ("training.eval_data_path", "{run}/train.parquet"),
-    ("training.prompt_type_path", "{run}/templates.json"),
-    ("algorithm.verifier_function", "[acc, '{run}/mine.py:score']"),
-])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("actor_rollout.load", "{run}/model"),
+        ("actor_rollout.load", "{run}/../elsewhere"),
+        ("actor_rollout.load", "{run}/base"),
+        ("ref.load", "{run}/model"),
+        ("training.tokenizer_name_or_path", "{run}/model"),
+        ("actor_rollout.data_path", "{run}/train.parquet"),
+        ("actor_rollout.data_path", "0.5,embedded:tiny,0.5,{run}/train.parquet"),
+        ("training.eval_data_path", "{run}/train.parquet"),
+        ("training.prompt_type_path", "{run}/templates.json"),
+        ("algorithm.verifier_function", "[acc, '{run}/mine.py:score']"),
+    ],
+)
 def test_what_would_be_moved_aside_with_the_earlier_run_is_refused(inside, key, value):
     before = tree(inside)
     value = value.format(run=inside)
@@ -120,8 +133,14 @@ def test_a_checkpoint_there_is_refused_when_this_run_saves_elsewhere(inside, tmp
     partial = shelf.start(inside / "checkpoints", 3)
     shelf.manifest.write(partial, {})
     shelf.publish(partial, 3)
-    cfg = load_config("tiny", [f"output_dir={inside}", f"actor_rollout.save={tmp_path / 'save'}",
-                               f"training.resume={inside / 'checkpoints'}"])[0]
+    cfg = load_config(
+        "tiny",
+        [
+            f"output_dir={inside}",
+            f"actor_rollout.save={tmp_path / 'save'}",
+            f"training.resume={inside / 'checkpoints'}",
+        ],
+    )[0]
     assert outputs.check_moved(cfg)[0].startswith(f"training.resume: {inside}/checkpoints lies in")
 
 
@@ -193,12 +212,15 @@ def test_an_earlier_run_that_cannot_be_moved_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "stat", mounted)
     [found] = problems(folder)
-    assert found.startswith(f"output_dir: the earlier run in {folder} cannot be moved aside, "
-                            f"to {folder}.1 (another disk begins there)")
+    assert found.startswith(
+        f"output_dir: the earlier run in {folder} cannot be moved aside, "
+        f"to {folder}.1 (another disk begins there)"
+    )
 
 
-@pytest.mark.parametrize("name", ["step_000001 (copy).parquet", "step_.parquet",
-                                  "step_old.parquet", "step_9.parquet"])
+@pytest.mark.parametrize(
+    "name", ["step_000001 (copy).parquet", "step_.parquet", "step_old.parquet", "step_9.parquet"]
+)
 def test_only_the_samples_of_later_steps_are_removed(tmp_path, name):
     samples = earlier_run(tmp_path / "run") / "samples"
     samples.mkdir()
@@ -211,8 +233,9 @@ def test_only_the_samples_of_later_steps_are_removed(tmp_path, name):
 # -- where the model will be ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["a file", "a folder of something", "another model",
-                                  "the base model", "a link to it"])
+@pytest.mark.parametrize(
+    "what", ["a file", "a folder of something", "another model", "the base model", "a link to it"]
+)
 def test_what_is_in_the_way_of_the_model_is_told_before_the_first_step(tiny, tmp_path, what):
     place, overrides = tmp_path / "run" / "model", []
     place.parent.mkdir()
@@ -274,30 +297,39 @@ def spoiled(rank: int, size: int, store: object, words: list[str], way: str) -> 
         exporting.save_hf = full
     if way == "no checkpoint either":
         manager.OPTIMIZER_BYTES = 10**15
-    world = World(Launch("single", rank, size, 0, (0,) * size, "", 0), placement(cfg, size), DEVICE,
-                  timedelta(seconds=60), store)
-    crew = prepare(cfg, world)
+    world = World(
+        Launch("single", rank, size, 0, (0,) * size, "", 0),
+        placement(cfg, size),
+        DEVICE,
+        timedelta(seconds=60),
+        store,
+    )
+    runtime = prepare(cfg, world)
     with pytest.raises(RuntimeError) as error:
-        train(crew)
+        train(runtime)
     return str(error.value)
 
 
 @pytest.mark.parametrize(("size", "way"), [(1, "disk full"), (4, "disk full"), (1, "in the way")])
 def test_a_model_that_cannot_be_written_is_kept_as_a_checkpoint_and_written_by_the_next_start(
-        tiny, tmp_path, size, way):
+    tiny, tmp_path, size, way
+):
     folder, words = tmp_path / "run", [*QUICK, f"output_dir={tmp_path / 'run'}"]
     said = run_ranks(spoiled, size, words, way)
     reason = "No space left on device" if way == "disk full" else "a file lies there"
     assert len(set(said)) == 1
-    assert said[0].startswith(f"the model could not be written to {folder}/model: {reason}; its "
-                              f"weights are in {folder}/checkpoints/iter_0000002: ")
+    assert said[0].startswith(
+        f"the model could not be written to {folder}/model: {reason}; its "
+        f"weights are in {folder}/checkpoints/iter_0000002: "
+    )
     assert not (folder / "model").exists() and not list(folder.glob(".model*"))
     run_ranks(train_body, size, "tiny", words)
     log = (folder / "logs" / "rank_0000.log").read_text()
     assert log.count("step 1/2") == 1 and "nothing left to train: step 2 of 2" in log
     straight = run(tmp_path / "straight", size, "tiny", QUICK)
-    assert (folder / "model" / "model.safetensors").read_bytes() == \
-        (straight / "model" / "model.safetensors").read_bytes()
+    assert (folder / "model" / "model.safetensors").read_bytes() == (
+        straight / "model" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_model_that_has_no_other_place_goes_to_another_folder(tiny, tmp_path, monkeypatch):
@@ -307,8 +339,9 @@ def test_a_model_that_has_no_other_place_goes_to_another_folder(tiny, tmp_path, 
     [refuge] = tmp_path.glob("tiny-step-2-*")
     assert f"nor a checkpoint to {folder / 'checkpoints'}; it is in {refuge} now" in said
     straight = run(tmp_path / "straight", 1, "tiny", QUICK)
-    assert (refuge / "model.safetensors").read_bytes() == \
-        (straight / "model" / "model.safetensors").read_bytes()
+    assert (refuge / "model.safetensors").read_bytes() == (
+        straight / "model" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_model_folder_that_is_a_link_stays_one(tiny, tmp_path):
@@ -355,8 +388,10 @@ def test_a_run_folder_that_is_not_shared_is_told_and_leaves_nothing_behind(tiny,
         os.mkdir(node)
     words = [*QUICK, "resource_pool.colocate=true"]
     said = run_ranks(on_its_own_node, 2, [*words, "output_dir=runs/x"], nodes)
-    assert set(said) == {"output_dir is not shared: node 1 does not see what rank 0 made in "
-                         "runs/x; name a folder that all nodes share by an absolute path"}
+    assert set(said) == {
+        "output_dir is not shared: node 1 does not see what rank 0 made in "
+        "runs/x; name a folder that all nodes share by an absolute path"
+    }
     assert os.listdir(nodes[1]) == []
     shared_but_save = [*words, f"output_dir={tmp_path / 'x'}", "actor_rollout.save=save"]
     said = run_ranks(on_its_own_node, 2, shared_but_save, nodes)

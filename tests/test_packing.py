@@ -7,48 +7,74 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from r1zero.algo.packing import Item, cut_microbatches, num_tokens, pack, share_out
-from r1zero.types import Batch, Prompt, Sample
+from r1zero.algo.packing import (
+    TrainSample,
+    balance_over_replicas,
+    cut_microbatches,
+    num_tokens,
+    pack,
+)
 from r1zero.distributed.device import packed_causal_attention
+from r1zero.types import Batch, Prompt, Sample
 
 CPU = torch.device("cpu")
 
 
 def item(number, position, prompt, response):
     tokens = np.array(response, dtype=np.int32)
-    return Item(number, position, Prompt(position, "", np.array(prompt, dtype=np.int32), ""),
-                Sample(tokens, np.zeros(len(tokens), np.float32), False, 0))
+    return TrainSample(
+        number,
+        position,
+        Prompt(position, "", np.array(prompt, dtype=np.int32), ""),
+        Sample(tokens, np.zeros(len(tokens), np.float32), False, 0),
+    )
 
 
 def test_the_example_of_the_docstring():
     batch = pack([item(0, 0, [7, 8], [1, 2, 3]), item(1, 0, [7, 8], [4, 5])], CPU)
     assert batch.tokens.tolist() == [7, 8, 1, 2, 4] and batch.positions.tolist() == [0, 1, 2, 3, 2]
-    assert batch.rows.tolist() == [1, 2, 3, 1, 4] and batch.targets.tolist() == [1, 2, 3, 4, 5]
-    assert batch.starts == [0, 3, 5]
-    assert batch.spread([0.5, 2.0]).tolist() == [0.5, 0.5, 0.5, 2.0, 2.0]
-    joined = batch.join([np.array([1, 2, 3.0]), np.array([4, 5.0])])
-    assert [part.tolist() for part in batch.cut(joined)] == [[1, 2, 3], [4, 5]]
+    assert batch.logit_positions.tolist() == [1, 2, 3, 1, 4] and batch.targets.tolist() == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
+    assert batch.response_cu_seqlens == [0, 3, 5]
+    assert batch.per_token([0.5, 2.0]).tolist() == [0.5, 0.5, 0.5, 2.0, 2.0]
+    joined = batch.concat([np.array([1, 2, 3.0]), np.array([4, 5.0])])
+    assert [part.tolist() for part in batch.split(joined)] == [[1, 2, 3], [4, 5]]
 
 
 def test_filling_up_adds_a_segment_that_nobody_sees():
     batch = pack([item(0, 0, [7, 8], [1, 2, 3])], CPU, multiple_of=4)
-    assert len(batch.tokens) == 4 and batch.segments.query_ends == [2, 4]
+    assert len(batch.tokens) == 4 and batch.segments.cu_seqlens_q == [2, 4]
     batch = pack([item(0, 0, [7, 8], [1, 2, 3, 4])], CPU, multiple_of=4)
-    assert len(batch.tokens) == 8 and batch.segments.query_ends == [2, 5, 8]
+    assert len(batch.tokens) == 8 and batch.segments.cu_seqlens_q == [2, 5, 8]
 
 
 def random_items(count=9, seed=0):
     random = np.random.default_rng(seed)
-    return [item(i, i // 3, random.integers(1, 99, [5, 1, 12][i // 3]), random.integers(1, 99, random.integers(1, 9)))
-            for i in range(count)]
+    return [
+        item(
+            i,
+            i // 3,
+            random.integers(1, 99, [5, 1, 12][i // 3]),
+            random.integers(1, 99, random.integers(1, 9)),
+        )
+        for i in range(count)
+    ]
 
 
 def test_attention_in_a_pack_equals_each_sequence_alone():
     items = random_items()
     batch = pack(items, CPU)
     torch.manual_seed(0)
-    query, key, value = torch.randn(len(batch.tokens), 4, 8), torch.randn(len(batch.tokens), 2, 8), \
-        torch.randn(len(batch.tokens), 2, 8)
+    query, key, value = (
+        torch.randn(len(batch.tokens), 4, 8),
+        torch.randn(len(batch.tokens), 2, 8),
+        torch.randn(len(batch.tokens), 2, 8),
+    )
     found = packed_causal_attention(query, key, value, batch.segments, 0.3)
     first = 0
     for position in range(3):
@@ -59,11 +85,15 @@ def test_attention_in_a_pack_equals_each_sequence_alone():
             rows = prompt + list(range(first, first + member.own_tokens))
             first += member.own_tokens
             q, k, v = (x[rows].transpose(0, 1)[None] for x in (query, key, value))
-            alone = scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)[0].transpose(0, 1)
+            alone = scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=0.3, enable_gqa=True
+            )[0].transpose(0, 1)
             torch.testing.assert_close(found[rows], alone, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("max_samples", "max_tokens"), [(1, None), (4, None), (9, None), (1, 16), (1, 30), (1, 1000)])
+@pytest.mark.parametrize(
+    ("max_samples", "max_tokens"), [(1, None), (4, None), (9, None), (1, 16), (1, 30), (1, 1000)]
+)
 def test_microbatches_hold_every_item_once_within_their_bounds(max_samples, max_tokens):
     items = random_items()
     cut = cut_microbatches(items, max_samples, max_tokens)
@@ -78,7 +108,7 @@ def test_microbatches_hold_every_item_once_within_their_bounds(max_samples, max_
 @pytest.mark.parametrize("replicas", [1, 2, 3, 5, 9, 12])
 def test_shares_hold_every_item_once_and_are_balanced(replicas):
     items = random_items()
-    shares = share_out(items, replicas)
+    shares = balance_over_replicas(items, replicas)
     assert sorted(i.number for share in shares for i in share) == list(range(9))
     assert all(shares) or replicas > 9
     if replicas == 2:

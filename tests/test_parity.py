@@ -1,4 +1,5 @@
-"""Our two forward passes against transformers: the trainer's at every TP and PP, and the engine's."""
+"""Our two forward passes against transformers: the trainer's at every TP and PP, and the
+engine's."""
 
 from __future__ import annotations
 
@@ -11,21 +12,21 @@ import torch
 from models import make_model
 from multiproc import DEVICE, run_ranks
 
-from r1zero.algo.packing import Item, pack
-from r1zero.types import Batch, Prompt, Sample
-from r1zero.models.config import ModelConfig
-from r1zero.policy.megatron import RoleModel
-from r1zero.policy.pipeline import look_up_logprobs
-from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.engine import Engine, Limits
-from r1zero.rollout.operators import Operators
-from r1zero.rollout.sampler import Sampling
-from r1zero.rollout.scheduler import Queue
-from r1zero.weights.open import open_weights
-from r1zero.models.params import param_table
+from r1zero.algo.packing import TrainSample, pack
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.placement import RoleSize, place
+from r1zero.models.config import ModelConfig
+from r1zero.models.params import param_table
+from r1zero.policy.megatron import RoleModel
+from r1zero.policy.pipeline import compute_logprobs
+from r1zero.rollout.decoder import Decoder
+from r1zero.rollout.engine import Engine, EngineLimits
+from r1zero.rollout.operators import Operators
+from r1zero.rollout.sampler import Sampling
+from r1zero.rollout.scheduler import Queue
+from r1zero.types import Batch, Prompt, Sample
+from r1zero.weights.open import open_weights
 
 # fp32 sums in another order differ by a few units in the last place; logits here reach about 10.
 TOLERANCE = 1e-4
@@ -34,54 +35,96 @@ LENGTHS = [(5, 7), (17, 3), (1, 20), (9, 1)]  # (prompt, response)
 
 def make_world(rank, size, store, train, rollout=None, ref=None):
     """A colocated world: `train` is (TP, PP); rollout and ref follow with TP only."""
-    placement = place({"train": RoleSize(size, *train), "rollout": RoleSize(size, rollout or 1),
-                       "ref": RoleSize(size, ref or 1)}, colocate=True)
+    placement = place(
+        {
+            "train": RoleSize(size, *train),
+            "rollout": RoleSize(size, rollout or 1),
+            "ref": RoleSize(size, ref or 1),
+        },
+        colocate=True,
+    )
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     return World(launch, placement, DEVICE, timedelta(seconds=60), store)
 
 
 def items(vocab, seed=3, unused=()):
     random = np.random.default_rng(seed)
-    ids = np.setdiff1d(np.arange(3, vocab, dtype=np.int32), [number for part in unused for number in part])
-    return [Item(i, i, Prompt(i, "", random.choice(ids, p), ""),
-                 Sample(random.choice(ids, r), np.zeros(r, np.float32), False, 0)) for i, (p, r) in enumerate(LENGTHS)]
+    ids = np.setdiff1d(
+        np.arange(3, vocab, dtype=np.int32), [number for part in unused for number in part]
+    )
+    return [
+        TrainSample(
+            i,
+            i,
+            Prompt(i, "", random.choice(ids, p), ""),
+            Sample(random.choice(ids, r), np.zeros(r, np.float32), False, 0),
+        )
+        for i, (p, r) in enumerate(LENGTHS)
+    ]
 
 
 def reference_logprobs(model, item, temperature, unused=()):
     """Log-probs of a response under transformers, one sequence at a time."""
-    tokens = torch.tensor(np.concatenate([item.prompt.tokens, item.sample.tokens]), dtype=torch.int64)
+    tokens = torch.tensor(
+        np.concatenate([item.prompt.tokens, item.sample.tokens]), dtype=torch.int64
+    )
     with torch.no_grad():
-        logits = model(tokens[None]).logits[0, len(item.prompt.tokens) - 1:-1].float() / temperature
+        logits = (
+            model(tokens[None]).logits[0, len(item.prompt.tokens) - 1 : -1].float() / temperature
+        )
     for part in unused:
         logits[:, list(part)] = -torch.inf
-    return logits.log_softmax(-1).gather(1, tokens[len(item.prompt.tokens):, None])[:, 0].numpy()
+    return logits.log_softmax(-1).gather(1, tokens[len(item.prompt.tokens) :, None])[:, 0].numpy()
 
 
 def trainer_body(rank, size, store, folder, layout, sequence_parallel, unused=()):
     world = make_world(rank, size, store, layout)
     shape = ModelConfig.from_folder(folder)
-    model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, sequence_parallel, recompute=False, seed=1,
-                      unused=unused)
+    model = RoleModel(
+        shape,
+        world.train,
+        DEVICE,
+        torch.float32,
+        128,
+        sequence_parallel,
+        recompute=False,
+        seed=1,
+        unused=unused,
+    )
     model.load(folder)
     found = items(512, unused=unused)
-    return look_up_logprobs(model, model.module, [found[:3], found[3:]], 0.8)
+    return compute_logprobs(model, model.module, [found[:3], found[3:]], 0.8)
 
 
-@pytest.mark.parametrize(("family", "size", "layout", "sequence_parallel"), [
-    ("qwen2", 1, (1, 1), False), ("qwen2", 2, (2, 1), False), ("qwen2", 2, (1, 2), False), ("qwen2", 4, (2, 2), True),
-    ("qwen2_tied", 2, (2, 1), True), ("qwen2_tied", 2, (1, 2), False),
-    ("qwen3", 1, (1, 1), False), ("qwen3", 2, (2, 1), True), ("qwen3", 2, (1, 2), False),
-    ("llama", 1, (1, 1), False), ("llama", 2, (2, 1), False), ("llama", 2, (1, 2), False),
-])
+@pytest.mark.parametrize(
+    ("family", "size", "layout", "sequence_parallel"),
+    [
+        ("qwen2", 1, (1, 1), False),
+        ("qwen2", 2, (2, 1), False),
+        ("qwen2", 2, (1, 2), False),
+        ("qwen2", 4, (2, 2), True),
+        ("qwen2_tied", 2, (2, 1), True),
+        ("qwen2_tied", 2, (1, 2), False),
+        ("qwen3", 1, (1, 1), False),
+        ("qwen3", 2, (2, 1), True),
+        ("qwen3", 2, (1, 2), False),
+        ("llama", 1, (1, 1), False),
+        ("llama", 2, (2, 1), False),
+        ("llama", 2, (1, 2), False),
+    ],
+)
 def test_trainer_logprobs_equal_transformers(tmp_path, family, size, layout, sequence_parallel):
     model = make_model(family, tmp_path)
     results = run_ranks(trainer_body, size, str(tmp_path), layout, sequence_parallel)
     found = results[-1]  # the last rank is on the last stage
     for item in items(512):
-        np.testing.assert_allclose(found[item.number], reference_logprobs(model, item, 0.8), rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(
+            found[item.number], reference_logprobs(model, item, 0.8), rtol=0, atol=TOLERANCE
+        )
 
 
-# Rows that no token has: a hole and padding; and padding that leaves a whole rank of TP 2 without a token.
+# Rows that no token has: a hole and padding; and padding that leaves a whole rank of TP 2 without a
+# token.
 UNUSED = [(range(100, 103), range(450, 512)), (range(250, 512),)]
 
 
@@ -107,7 +150,9 @@ def test_rows_without_a_token_have_no_part_in_the_trainers_logprobs(tmp_path, si
 
 def logits_body(rank, size, store, folder, layout):
     world = make_world(rank, size, store, layout)
-    model = RoleModel(ModelConfig.from_folder(folder), world.train, DEVICE, torch.float32, 128, False, False, 1)
+    model = RoleModel(
+        ModelConfig.from_folder(folder), world.train, DEVICE, torch.float32, 128, False, False, 1
+    )
     model.load(folder)
     batch = pack(items(512), torch.device("cpu"))
     with torch.no_grad(), model.active():
@@ -129,13 +174,17 @@ def logits_body(rank, size, store, folder, layout):
 @pytest.mark.parametrize(("size", "layout"), [(1, (1, 1)), (2, (2, 1)), (2, (1, 2))])
 def test_trainer_logits_equal_transformers(tmp_path, family, size, layout):
     model = make_model(family, tmp_path)
-    shards = [part for part in run_ranks(logits_body, size, str(tmp_path), layout) if part is not None]
+    shards = [
+        part for part in run_ranks(logits_body, size, str(tmp_path), layout) if part is not None
+    ]
     found, start = np.concatenate(shards, axis=1), 0
     for item in items(512):
         tokens = np.concatenate([item.prompt.tokens, item.sample.tokens[:-1]])
         with torch.no_grad():
             expected = model(torch.tensor(tokens[None], dtype=torch.int64)).logits[0].numpy()
-        np.testing.assert_allclose(found[start:start + len(tokens)], expected, rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(
+            found[start : start + len(tokens)], expected, rtol=0, atol=TOLERANCE
+        )
         start += len(tokens)
 
 
@@ -146,19 +195,33 @@ class Backwards(Queue):
         return heapq.nlargest(count, self._waiting)
 
     def take(self):
-        ticket = max(self._waiting)
-        self._waiting.remove(ticket)
+        sample_id = max(self._waiting)
+        self._waiting.remove(sample_id)
         heapq.heapify(self._waiting)
-        return ticket, self._begun.pop(ticket, None)
+        return sample_id, self._begun.pop(sample_id, None)
 
 
-def engine_body(rank, size, store, folder, tp, limits, backwards=False, native=True, unused=(),
-                sampling=Sampling(0.7, 1.0, 0, seed=5)):
+def engine_body(
+    rank,
+    size,
+    store,
+    folder,
+    tp,
+    limits,
+    backwards=False,
+    native=True,
+    unused=(),
+    sampling=Sampling(0.7, 1.0, 0, seed=5),
+):
     """Generate with a small engine, then let the trainer look at the same samples."""
     world = make_world(rank, size, store, (1, 1), rollout=tp)
     shape, grid = ModelConfig.from_folder(folder), world.rollout
-    decoder = Decoder(shape, tp, grid.groups["tp"], torch.float32, torch.device("cpu"), 128, unused=unused)
-    for tensor, shard in open_weights(folder, shape).stream(param_table(shape), grid.tp_index, tp, torch.float32):
+    decoder = Decoder(
+        shape, tp, grid.groups["tp"], torch.float32, torch.device("cpu"), 128, unused=unused
+    )
+    for tensor, shard in open_weights(folder, shape).stream(
+        param_table(shape), grid.tp_index, tp, torch.float32
+    ):
         decoder.weights[tensor.name].copy_(shard)
     if not native:
         decoder.operators = Operators(decoder.operators.heads)
@@ -167,24 +230,48 @@ def engine_body(rank, size, store, folder, tp, limits, backwards=False, native=T
         engine._queue = Backwards()
     engine.accept(4)
     random = np.random.default_rng(0)
-    prompts = [Prompt(i, "", random.integers(3, 512, n, dtype=np.int32), "") for i, n in enumerate([4, 11, 1, 30, 8])]
+    prompts = [
+        Prompt(i, "", random.integers(3, 512, n, dtype=np.int32), "")
+        for i, n in enumerate([4, 11, 1, 30, 8])
+    ]
     batch = Batch(step=2, version=4, prompts=prompts, samples_per_prompt=3, minibatch_size=15)
     engine.submit(batch)
     groups = engine.collect(0)
-    model = RoleModel(shape, world.train, DEVICE, torch.float32, 128, False, recompute=False, seed=1, unused=unused)
+    model = RoleModel(
+        shape,
+        world.train,
+        DEVICE,
+        torch.float32,
+        128,
+        False,
+        recompute=False,
+        seed=1,
+        unused=unused,
+    )
     model.load(folder)
-    samples = [Item(g.position * 3 + i, g.position, g.prompt, s) for g in groups for i, s in enumerate(g.samples)]
-    looked_up = look_up_logprobs(model, model.module, [samples], sampling.temperature)
+    samples = [
+        TrainSample(g.position * 3 + i, g.position, g.prompt, s)
+        for g in groups
+        for i, s in enumerate(g.samples)
+    ]
+    looked_up = compute_logprobs(model, model.module, [samples], sampling.temperature)
     assert (engine.preemptions > 0) == (limits.max_tokens < 200)
-    return {item.number: (item.sample.tokens, item.sample.logprobs, item.sample.truncated, looked_up[item.number])
-            for item in samples}
+    return {
+        item.number: (
+            item.sample.tokens,
+            item.sample.logprobs,
+            item.sample.truncated,
+            looked_up[item.number],
+        )
+        for item in samples
+    }
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen2_tied", "qwen3", "llama"])
 @pytest.mark.parametrize("native", [True, False])
 def test_engine_logprobs_equal_the_trainers(tmp_path, family, native):
     make_model(family, tmp_path)
-    [found] = run_ranks(engine_body, 1, str(tmp_path), 1, Limits(24, 10**6), False, native)
+    [found] = run_ranks(engine_body, 1, str(tmp_path), 1, EngineLimits(24, 10**6), False, native)
     assert len(found) == 15
     for tokens, drawn, truncated, looked_up in found.values():
         np.testing.assert_allclose(drawn, looked_up, rtol=0, atol=TOLERANCE)
@@ -193,33 +280,53 @@ def test_engine_logprobs_equal_the_trainers(tmp_path, family, native):
         assert not np.isin(tokens[:-1], (2, 9, 40)).any()
 
 
-def test_samples_do_not_depend_on_rows_blocks_chunks_order_preemption_tp_replicas_or_kernels(tmp_path):
+def test_samples_do_not_depend_on_rows_blocks_chunks_order_preemption_tp_replicas_or_kernels(
+    tmp_path,
+):
     make_model("qwen2", tmp_path)
-    [expected] = run_ranks(engine_body, 1, str(tmp_path), 1, Limits(24, 10**6))
-    assert len({tokens.tobytes() for tokens, *_ in expected.values()}) == 15, "samples must differ from each other"
+    [expected] = run_ranks(engine_body, 1, str(tmp_path), 1, EngineLimits(24, 10**6))
+    assert len({tokens.tobytes() for tokens, *_ in expected.values()}) == 15, (
+        "samples must differ from each other"
+    )
     for size, tp, limits, *how in (
-            (1, 1, Limits(24, 10**6, 1)), (1, 1, Limits(24, 10**6, 4)), (1, 1, Limits(24, 10**6, None, 7, 4)),
-            (1, 1, Limits(24, 10**6, 4), True), (1, 1, Limits(24, 60, None, 4096, 4), True),
-            (1, 1, Limits(24, 10**6), False, False), (1, 1, Limits(24, 60, 5, 7, 4), True, False),
-            (1, 1, Limits(24, 10**6, 5, 4096, 1)), (1, 1, Limits(24, 10**6, None, 4096, 16)),
-            (1, 1, Limits(24, 60, None, 4096, 4)),  # about a tenth of the tokens: preemption
-            (2, 2, Limits(24, 10**6, 5)), (2, 1, Limits(24, 10**6, 3)), (4, 2, Limits(24, 70, None, 5, 8))):
+        (1, 1, EngineLimits(24, 10**6, 1)),
+        (1, 1, EngineLimits(24, 10**6, 4)),
+        (1, 1, EngineLimits(24, 10**6, None, 7, 4)),
+        (1, 1, EngineLimits(24, 10**6, 4), True),
+        (1, 1, EngineLimits(24, 60, None, 4096, 4), True),
+        (1, 1, EngineLimits(24, 10**6), False, False),
+        (1, 1, EngineLimits(24, 60, 5, 7, 4), True, False),
+        (1, 1, EngineLimits(24, 10**6, 5, 4096, 1)),
+        (1, 1, EngineLimits(24, 10**6, None, 4096, 16)),
+        (1, 1, EngineLimits(24, 60, None, 4096, 4)),  # about a tenth of the tokens: preemption
+        (2, 2, EngineLimits(24, 10**6, 5)),
+        (2, 1, EngineLimits(24, 10**6, 3)),
+        (4, 2, EngineLimits(24, 70, None, 5, 8)),
+    ):
         found = {}
         for part in run_ranks(engine_body, size, str(tmp_path), tp, limits, *how):
             found |= part
         for number, (tokens, *_) in expected.items():
-            np.testing.assert_array_equal(found[number][0], tokens, err_msg=f"sample {number} at {size, tp, limits, how}")
+            np.testing.assert_array_equal(
+                found[number][0], tokens, err_msg=f"sample {number} at {size, tp, limits, how}"
+            )
 
 
 @pytest.mark.parametrize("unused", UNUSED, ids=["hole and padding", "an idle rank"])
-@pytest.mark.parametrize("sampling", [Sampling(0.7, 1.0, 0, seed=5), Sampling(0.7, 0.9, 400, seed=5),
-                                      Sampling(1.0, 1.0, 1, seed=5)], ids=["whole", "top-k and top-p", "greedy"])
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(0.7, 1.0, 0, seed=5), Sampling(0.7, 0.9, 400, seed=5), Sampling(1.0, 1.0, 1, seed=5)],
+    ids=["whole", "top-k and top-p", "greedy"],
+)
 def test_a_row_without_a_token_is_never_drawn(tmp_path, unused, sampling):
-    """By kernels and by PyTorch, whole and cut; without the mask nearly every token would be one."""
+    """By kernels and by PyTorch, whole and cut; without the mask nearly every token would be
+    one."""
     padded_model(tmp_path, unused)
-    limits, samples = Limits(24, 10**6), []
+    limits, samples = EngineLimits(24, 10**6), []
     for size, tp, native in ((1, 1, True), (1, 1, False), (2, 2, True)):
-        found = run_ranks(engine_body, size, str(tmp_path), tp, limits, False, native, unused, sampling)[0]
+        found = run_ranks(
+            engine_body, size, str(tmp_path), tp, limits, False, native, unused, sampling
+        )[0]
         for tokens, drawn, _, looked_up in found.values():
             assert not np.isin(tokens, [number for part in unused for number in part]).any()
             np.testing.assert_allclose(drawn, looked_up, rtol=0, atol=TOLERANCE)

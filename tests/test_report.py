@@ -1,4 +1,5 @@
-"""What goes into report.html: how folders are read, which samples are kept, that writing harms no run."""
+"""What goes into report.html: how folders are read, which samples are kept, that writing harms no
+run."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from report_runs import append, plain, samples_path, write_run, write_step
 
 from r1zero.report import page as report
 from r1zero.report.history import RunHistory
-from r1zero.report.sample_selection import STEP_BYTES, TEXT_LIMIT, pack_step
 from r1zero.report.page import PACKED_BYTES, LiveReport, open_runs, write_report
+from r1zero.report.sample_selection import STEP_BYTES, TEXT_LIMIT, pack_step
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,7 +57,10 @@ def test_a_few_files_at_a_time_come_to_the_same_in_the_end(tmp_path):
     history.read(most_files=4)
     history.read(most_files=4)
     once = as_json(tmp_path)
-    assert history.as_json()["series"] == once["series"] and history.as_json()["packed"] == once["packed"]
+    assert (
+        history.as_json()["series"] == once["series"]
+        and history.as_json()["packed"] == once["packed"]
+    )
 
 
 def test_percentiles_are_those_of_all_samples(tmp_path):
@@ -91,15 +95,30 @@ def test_steps_that_a_resumed_run_has_not_done_again_are_not_shown(tmp_path):
 
 def test_metrics_of_older_or_broken_runs_are_taken_as_far_as_they_go(tmp_path):
     write_step(tmp_path, 1)
-    append(tmp_path / "metrics.jsonl", {"step": 2, "kl": float("nan"), "loss": float("inf"),
-                                        "grad_norm": None, "note": "text", "new/metric": 3})
+    append(
+        tmp_path / "metrics.jsonl",
+        {
+            "step": 2,
+            "kl": float("nan"),
+            "loss": float("inf"),
+            "grad_norm": None,
+            "note": "text",
+            "new/metric": 3,
+        },
+    )
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "kl": 0.\n[1, 2]\n{"kl": 1}\n{"step": 4, "kl": 0.25}\n{"step": 5, "kl"')
+        file.write(
+            '{"step": 3, "kl": 0.\n[1, 2]\n{"kl": 1}\n{"step": 4, "kl": 0.25}\n{"step": 5, "kl"'
+        )
     samples_path(tmp_path, 1).write_bytes(b"PAR1 cut off")
     (tmp_path / "config.yaml").write_text("name: [")
     run = as_json(tmp_path)
     assert run["steps"] == [1, 2, 4] and run["series"]["kl"] == [0.001, None, 0.25]
-    assert run["series"]["loss"] == [None, None, None] and run["series"]["new/metric"] == [None, 3, None]
+    assert run["series"]["loss"] == [None, None, None] and run["series"]["new/metric"] == [
+        None,
+        3,
+        None,
+    ]
     assert "note" not in run["series"] and run["name"] == tmp_path.name
     assert unpacked(run["packed"][1])["spans"] and "samples" not in unpacked(run["packed"][1])
 
@@ -109,15 +128,22 @@ def test_all_samples_are_kept_when_they_fit(tmp_path):
     content = unpacked(as_json(tmp_path)["packed"][1])
     rows = pq.read_table(samples_path(tmp_path, 1)).to_pylist()
     columns = (content["samples"][name] for name in ("group", "member", "response"))
-    shown = {(content["prompts"][group]["prompt"], member): response
-             for group, member, response in zip(*columns, strict=True)}
+    shown = {
+        (content["prompts"][group]["prompt"], member): response
+        for group, member, response in zip(*columns, strict=True)
+    }
     assert shown == {(row["prompt"], row["member"]): row["response"] for row in rows}
     assert content["total"] == len(rows)
 
 
 def test_when_samples_do_not_fit_the_same_prompts_are_kept_whole_at_every_step(tmp_path):
     for step in (1, 2):
-        write_step(tmp_path, step, lambda step, p, m: random_text(step * 9_000 + p * 8 + m, 1_000), prompts=32)
+        write_step(
+            tmp_path,
+            step,
+            lambda step, p, m: random_text(step * 9_000 + p * 8 + m, 1_000),
+            prompts=32,
+        )
     packed = as_json(tmp_path)["packed"]
     contents = [unpacked(packed[step]) for step in (1, 2)]
     kept = [sorted(prompt["prompt_index"] for prompt in content["prompts"]) for content in contents]
@@ -194,7 +220,11 @@ def test_trouble_with_the_report_is_a_warning(tmp_path, said, trouble, monkeypat
     live.after_step(1)
     live.finish()
     warnings = [record.getMessage() for record in said.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 2 and "was not written" in warnings[0] and "training goes on" in warnings[0]
+    assert (
+        len(warnings) == 2
+        and "was not written" in warnings[0]
+        and "training goes on" in warnings[0]
+    )
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -227,8 +257,13 @@ def test_interval_0_means_at_the_end_only(tmp_path):
 
 
 def tool(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "tools" / "report.py"), *arguments], cwd=cwd, text=True,
-                          capture_output=True, check=False)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "report.py"), *arguments],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
 
 
 def test_the_tool_reports_one_run_in_its_folder_and_several_beside_them(tmp_path):
@@ -243,4 +278,8 @@ def test_the_tool_reports_one_run_in_its_folder_and_several_beside_them(tmp_path
 def test_the_tool_refuses_what_is_no_run_with_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     done = tool("empty", cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "empty is no run folder" in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.count("\n") == 1
+        and "empty is no run folder" in done.stderr
+    )

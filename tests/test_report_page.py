@@ -1,4 +1,5 @@
-"""report.html in headless Chromium: drawn, searchable, readable, silent; of a tiny run and of a real one."""
+"""report.html in headless Chromium: drawn, searchable, readable, silent; of a tiny run and of a
+real one."""
 
 from __future__ import annotations
 
@@ -16,9 +17,13 @@ from report_runs import append, samples_path, write_run, write_step
 from r1zero.report.page import open_runs, write_report
 
 STEPS, PROMPTS = 4, 16  # every step draws the same prompts
-REAL = Path(__file__).resolve().parents[1] / "docs" / "smollm2_mawps"  # SmolLM2-135M, 60 steps: docs/results.md
+# SmolLM2-135M, 60 steps: docs/results.md
+REAL = Path(__file__).resolve().parents[1] / "docs" / "smollm2_mawps"
 REAL_STEPS, REAL_EVALUATIONS = 60, (0, 20, 40, 60)
-HOSTILE = "</script><img src=x onerror=alert(1)><b>bold</b> \0 \u202etxet\u202c \u2028 $\\frac{a}{b}$ <|im_end|>"
+HOSTILE = (
+    "</script><img src=x onerror=alert(1)><b>bold</b> \0 \u202etxet\u202c \u2028 $\\frac{a}{b}$ "
+    "<|im_end|>"
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +31,16 @@ def run(tiny, tmp_path_factory) -> Path:
     """A real run of 4 ranks, with the report that it wrote."""
     home = tmp_path_factory.mktemp("report")
     pq.write_table(pq.read_table(tiny / "train.parquet").slice(0, PROMPTS), home / "train.parquet")
-    return worlds.run(home / "run", 4, "tiny", [
-        f"training.train_iters={STEPS}", "training.report_interval=2",
-        f"actor_rollout.data_path={home}/train.parquet"])
+    return worlds.run(
+        home / "run",
+        4,
+        "tiny",
+        [
+            f"training.train_iters={STEPS}",
+            "training.report_interval=2",
+            f"actor_rollout.data_path={home}/train.parquet",
+        ],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +52,7 @@ def real(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def page(browser, run):  # noqa: F811
+def page(browser, run):
     with opened(browser, run / "report.html") as found:
         yield found.page
 
@@ -52,7 +64,9 @@ def count(page) -> str:
 
 def rows(run: Path, steps: int = STEPS, evaluations: tuple[int, ...] = (0, STEPS)) -> list[dict]:
     """All samples that the run left, those of the evaluations too."""
-    training = [row | {"step": step} for step in range(1, steps + 1) for row in worlds.samples(run, step)]
+    training = [
+        row | {"step": step} for step in range(1, steps + 1) for row in worlds.samples(run, step)
+    ]
     return training + [row | {"step": step} for step in evaluations for row in held_out(run, step)]
 
 
@@ -61,13 +75,18 @@ def held_out(run: Path, step: int) -> list[dict]:
 
 
 def violations(page, wide: bool = True) -> list[str]:
-    """What axe objects to. On a narrow screen it cannot judge the colours of a table that is scrolled out of
-    sight; on a `wide` one nothing may stay undecided."""
-    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}).response
+    """What axe objects to. On a narrow screen it cannot judge the colours of a table that is
+    scrolled out of sight; on a `wide` one nothing may stay undecided."""
+    found = (
+        Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}).response
+    )
     assert any(rule["id"] == "color-contrast" for rule in found["passes"]), "texts were measured"
     undecided = [rule for rule in found["incomplete"] if wide and rule["id"] == "color-contrast"]
-    return [f"{rule['id']}: {node['target']} {node['failureSummary']}"
-            for rule in found["violations"] + undecided for node in rule["nodes"]]
+    return [
+        f"{rule['id']}: {node['target']} {node['failureSummary']}"
+        for rule in found["violations"] + undecided
+        for node in rule["nodes"]
+    ]
 
 
 def ink(page) -> list[int]:
@@ -88,18 +107,19 @@ def picture(found) -> str:
     return found.locator("canvas").evaluate("canvas => canvas.toDataURL()")
 
 
-def test_a_run_leaves_a_page_that_draws_itself_and_asks_nobody(browser, run):  # noqa: F811
+def test_a_run_leaves_a_page_that_draws_itself_and_asks_nobody(browser, run):
     with opened(browser, run / "report.html") as found:
         found.page.get_by_text("more metrics").click()
         assert found.complaints == []
         assert [address for address in found.requests if not address.startswith("data:")] == [
-            (run / "report.html").resolve().as_uri()]
+            (run / "report.html").resolve().as_uri()
+        ]
         drawn = ink(found.page)
         assert len(drawn) >= 15 and min(drawn) > 300, drawn
         assert f"step {STEPS} of {STEPS}" in found.page.inner_text("#status")
 
 
-def test_the_real_run_draws_itself_and_is_searched(browser, real):  # noqa: F811
+def test_the_real_run_draws_itself_and_is_searched(browser, real):
     assert real.stat().st_size < 5e6 * REAL_STEPS / 100
     samples = rows(REAL, REAL_STEPS, REAL_EVALUATIONS)
     with opened(browser, real) as found:
@@ -113,21 +133,28 @@ def test_the_real_run_draws_itself_and_is_searched(browser, real):  # noqa: F811
         late = [row for row in samples if row["step"] >= 50 and row["outcome/acc"] == "right"]
         assert count(page).startswith(f"{len(late)} of ") and len(late) > 20
         page.get_by_role("searchbox").fill("HOW MANY")
-        asked = [row for row in late if "how many" in row["prompt"].split("<|im_start|>user")[-1].lower()
-                 or "how many" in row["response"].lower()]
+        asked = [
+            row
+            for row in late
+            if "how many" in row["prompt"].split("<|im_start|>user")[-1].lower()
+            or "how many" in row["response"].lower()
+        ]
         assert count(page).startswith(f"{len(asked)} of ") and 0 < len(asked) < len(late)
         page.get_by_role("button", name="Clear").click()
         page.get_by_label("Problems", exact=True).select_option("heldOut")
         page.locator(".entry").first.click()
         page.get_by_role("button", name="side by side over 4 steps").click()
         assert page.locator(".board .column h4").all_inner_texts() == [
-            f"after step {step}" for step in REAL_EVALUATIONS]
+            f"after step {step}" for step in REAL_EVALUATIONS
+        ]
         assert found.complaints == []
-        assert [address for address in found.requests if not address.startswith("data:")] == [real.as_uri()]
+        assert [address for address in found.requests if not address.startswith("data:")] == [
+            real.as_uri()
+        ]
 
 
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")])
-def test_the_real_run_meets_wcag_aa(browser, real, size, scheme):  # noqa: F811
+def test_the_real_run_meets_wcag_aa(browser, real, size, scheme):
     with opened(browser, real, size, scheme) as found:
         assert violations(found.page, wide=size == DESKTOP) == []
         found.page.get_by_role("tab", name="By question").click()
@@ -139,16 +166,20 @@ def test_pointing_at_a_step_reads_all_charts_there(page, run):
     expected = worlds.metrics(run)
     plot = chart(page, "KL to the reference").locator(".u-over")
     plot.scroll_into_view_if_needed()
-    plot.hover(position={"x": plot.bounding_box()["width"] * 1.02 / (STEPS - 1), "y": 40})  # step 2 of 1 to 4
+    # step 2 of 1 to 4
+    plot.hover(position={"x": plot.bounding_box()["width"] * 1.02 / (STEPS - 1), "y": 40})
     steps = set(page.locator(".grid .chart:has(canvas) .at").all_inner_texts())
     assert steps == {"step 2"}
     assert chart(page, "Right answers").locator(".value").all_inner_texts() == [
-        f"{expected[1][f'reward/{rule}/right']:.1%}" for rule in ("acc", "format")]
+        f"{expected[1][f'reward/{rule}/right']:.1%}" for rule in ("acc", "format")
+    ]
     assert chart(page, "Response length").locator(".value").first.inner_text() == (
-        f"{expected[1]['response_length/mean']:.1f}")
+        f"{expected[1]['response_length/mean']:.1f}"
+    )
     page.mouse.move(0, 0)
     assert chart(page, "Right answers").locator(".value").all_inner_texts() == [
-        f"{expected[-1][f'reward/{rule}/right']:.1%}" for rule in ("acc", "format")]
+        f"{expected[-1][f'reward/{rule}/right']:.1%}" for rule in ("acc", "format")
+    ]
 
 
 def test_the_keyboard_reads_values_and_walks_the_samples(page, run):
@@ -205,9 +236,17 @@ def test_a_sample_is_shown_with_its_parts_scores_and_reasons(page, run):
     detail, question_text = page.locator(".detail"), page.inner_text(".detail .question-text")
     step = int(detail.locator("dd").first.inner_text())
     answers = [row for row in rows(run) if row["step"] == step and question_text in row["prompt"]]
-    thought, answer = detail.locator(".think .text").inner_text(), detail.locator(".answer .text").inner_text()
-    assert question_text.startswith("What is ") and "\n" not in question_text, "the template is taken away"
-    assert any(row["response"].startswith(f"<think>{thought}</think><answer>{answer}</answer>") for row in answers)
+    thought, answer = (
+        detail.locator(".think .text").inner_text(),
+        detail.locator(".answer .text").inner_text(),
+    )
+    assert question_text.startswith("What is ") and "\n" not in question_text, (
+        "the template is taken away"
+    )
+    assert any(
+        row["response"].startswith(f"<think>{thought}</think><answer>{answer}</answer>")
+        for row in answers
+    )
     assert "differs from the ground truth" in detail.inner_text()
     assert detail.locator(".truth").inner_text() == answers[0]["ground_truth"]
 
@@ -217,7 +256,9 @@ def test_answers_to_one_question_stand_side_by_side_by_step(page, run):
     asked = page.inner_text(".detail .question-text")
     page.get_by_role("button", name="side by side over 4 steps").click()
     columns = page.locator(".board .column")
-    assert columns.locator("h4").all_inner_texts() == [f"step {step}" for step in range(1, STEPS + 1)]
+    assert columns.locator("h4").all_inner_texts() == [
+        f"step {step}" for step in range(1, STEPS + 1)
+    ]
     for step in range(1, STEPS + 1):
         wanted = [row for row in worlds.samples(run, step) if asked in row["prompt"]]
         shown = columns.nth(step - 1).locator(".reward").all_inner_texts()
@@ -230,7 +271,9 @@ def test_answers_to_one_question_stand_side_by_side_by_step(page, run):
 def test_held_out_problems_are_shown_before_and_after(page, run):
     entries = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     shown = page.locator(".held-out tbody tr").all_inner_texts()
-    assert len(shown) == 2 and [f"{entry['pass@1']:.1%}" in row for entry, row in zip(entries, shown, strict=True)]
+    assert len(shown) == 2 and [
+        f"{entry['pass@1']:.1%}" in row for entry, row in zip(entries, shown, strict=True)
+    ]
     page.get_by_label("Problems", exact=True).select_option("heldOut")
     assert count(page).startswith(f"{2 * len(held_out(run, 0))} of ")
     page.locator(".entry").first.click()
@@ -255,8 +298,10 @@ def test_the_timeline_shows_who_worked_when(page, run):
     assert shown == pytest.approx(wanted, abs=1e-3) and len(shown) == 2
 
 
-@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "dark")])
-def test_every_text_and_control_meets_wcag_aa(browser, run, size, scheme):  # noqa: F811
+@pytest.mark.parametrize(
+    ("size", "scheme"), [(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "dark")]
+)
+def test_every_text_and_control_meets_wcag_aa(browser, run, size, scheme):
     with opened(browser, run / "report.html", size, scheme) as found:
         assert found.page.evaluate("document.documentElement.dataset.theme") == scheme
         assert violations(found.page, wide=size == DESKTOP) == []
@@ -264,7 +309,7 @@ def test_every_text_and_control_meets_wcag_aa(browser, run, size, scheme):  # no
         assert violations(found.page, wide=size == DESKTOP) == []
 
 
-def test_on_a_phone_nothing_is_cut_off_and_one_pane_shows_at_a_time(browser, run):  # noqa: F811
+def test_on_a_phone_nothing_is_cut_off_and_one_pane_shows_at_a_time(browser, run):
     with opened(browser, run / "report.html", PHONE) as found:
         page = found.page
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
@@ -276,7 +321,7 @@ def test_on_a_phone_nothing_is_cut_off_and_one_pane_shows_at_a_time(browser, run
         assert page.locator(".list").is_visible() and not page.locator(".detail").is_visible()
 
 
-def test_hostile_texts_harm_nothing_and_are_shown_as_they_are(browser, tmp_path):  # noqa: F811
+def test_hostile_texts_harm_nothing_and_are_shown_as_they_are(browser, tmp_path):
     texts = [HOSTILE, "x" * 100_000, "<think>never closed", "no opening</think>", "", "\\boxed{"]
     write_step(tmp_path, 1, lambda step, p, m: texts[p], prompts=6, samples=2)
     (tmp_path / "config.yaml").write_text("name: '</script><b>config</b>'\n")
@@ -287,14 +332,22 @@ def test_hostile_texts_harm_nothing_and_are_shown_as_they_are(browser, tmp_path)
     with opened(browser, tmp_path / "report.html") as found:
         page = found.page
         page.get_by_label("acc", exact=True).select_option("crash")
-        assert count(page) == "1 of 12 samples" and "<b>no</b> reason" in page.inner_text(".detail .why")
+        assert count(page) == "1 of 12 samples" and "<b>no</b> reason" in page.inner_text(
+            ".detail .why"
+        )
         page.get_by_role("button", name="Clear").click()
         page.get_by_role("searchbox").fill("onerror")
         assert count(page) == "2 of 12 samples"
         shown = page.inner_text(".detail .response")
-        assert "</script><img src=x onerror=alert(1)><b>bold</b>" in shown and "$\\frac{a}{b}$" in shown
+        assert (
+            "</script><img src=x onerror=alert(1)><b>bold</b>" in shown
+            and "$\\frac{a}{b}$" in shown
+        )
         assert "\u2400" in shown and "\u27e6RLO\u27e7" in shown and "\u202e" not in shown
-        assert page.locator("main img").count() == 0 and page.inner_text("h1") == "</script><b>config</b>"
+        assert (
+            page.locator("main img").count() == 0
+            and page.inner_text("h1") == "</script><b>config</b>"
+        )
         for query, kind in (("never closed", "think"), ("no opening", "think")):
             page.get_by_role("searchbox").fill(query)
             count(page)
@@ -304,27 +357,29 @@ def test_hostile_texts_harm_nothing_and_are_shown_as_they_are(browser, tmp_path)
         assert found.complaints == []
 
 
-def test_old_runs_without_samples_or_spans_are_shown_as_far_as_they_go(browser, tmp_path):  # noqa: F811
+def test_old_runs_without_samples_or_spans_are_shown_as_far_as_they_go(browser, tmp_path):
     for step in (1, 2, 3):
         kl = float("nan") if step == 2 else 0.1
         append(tmp_path / "metrics.jsonl", {"step": step, "kl": kl, "old/metric": step})
     write_report(tmp_path / "report.html", open_runs([tmp_path]))
     with opened(browser, tmp_path / "report.html") as found:
         assert found.complaints == []
-        assert len(ink(found.page)) == 1 and "Not recorded: reward," in found.page.inner_text("#learning")
+        assert len(ink(found.page)) == 1 and "Not recorded: reward," in found.page.inner_text(
+            "#learning"
+        )
         assert "left no samples" in found.page.inner_text("#samples")
         assert "No spans were recorded" in found.page.inner_text(".timeline")
         assert "no config.yaml" in found.page.inner_text("#configuration")
 
 
-def test_before_the_first_step_the_page_says_so(browser, tmp_path):  # noqa: F811
+def test_before_the_first_step_the_page_says_so(browser, tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     write_report(tmp_path / "report.html", open_runs([tmp_path]))
     with opened(browser, tmp_path / "report.html") as found:
         assert found.complaints == [] and "No step is finished yet" in found.page.inner_text("main")
 
 
-def test_several_runs_are_laid_over_one_another(browser, run, tmp_path):  # noqa: F811
+def test_several_runs_are_laid_over_one_another(browser, run, tmp_path):
     write_run(tmp_path / "other", 9)
     write_step(tmp_path / "other", 8)  # resumed
     write_report(tmp_path / "both.html", open_runs([run, tmp_path / "other"]))
@@ -341,7 +396,7 @@ def test_several_runs_are_laid_over_one_another(browser, run, tmp_path):  # noqa
         assert count(page) == f"{8 * 128:,} of {len(rows(run)) + 8 * 128:,} samples"
 
 
-def test_a_hundred_steps_open_quickly(browser, tmp_path):  # noqa: F811
+def test_a_hundred_steps_open_quickly(browser, tmp_path):
     write_run(tmp_path, 100)
     write_report(tmp_path / "report.html", open_runs([tmp_path]))
     with opened(browser, tmp_path / "report.html") as found:

@@ -1,4 +1,5 @@
-"""The tools around the judge: score.py, rescore.py, and the worst of what fuzz_judge.py makes."""
+"""The tools around the reward executor: score.py, rescore.py, and the worst of what fuzz_judge.py
+makes."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import pytest
 from tool import TOOLS, functions, run_here
 
 from r1zero.config.schema import Reward
-from r1zero.reward.executor import Judge
+from r1zero.reward.executor import RewardExecutor
 
 Rescore = Callable[..., tuple[int, str, str]]
 GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"
@@ -32,12 +33,17 @@ def run(tool: str, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_score_answers_line_by_line_in_order(tmp_path: Path) -> None:
-    rows = [{"gold": "1/2", "response": GOOD % "0.5"},
-            {"gold": 7, "response": r"\boxed{%d}" % 8, "note": "ignored"},
-            {"gold": "7", "response": "seven"}, {"gold": "7", "response": "\u0000" * 9}]
+    rows = [
+        {"gold": "1/2", "response": GOOD % "0.5"},
+        {"gold": 7, "response": r"\boxed{%d}" % 8, "note": "ignored"},
+        {"gold": "7", "response": "seven"},
+        {"gold": "7", "response": "\u0000" * 9},
+    ]
     rows += [{"gold": str(n), "response": r"\boxed{%d}" % (n + n % 2)} for n in range(600)]
     path = tmp_path / "cases.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows[:3])) + "\n\n" + "\n".join(map(json.dumps, rows[3:])))
+    path.write_text(
+        "\n".join(map(json.dumps, rows[:3])) + "\n\n" + "\n".join(map(json.dumps, rows[3:]))
+    )
     code, out, errors = run("score.py", "--input", str(path))
     found = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and errors == "" and len(found) == len(rows)
@@ -51,27 +57,58 @@ def test_score_takes_scorers_and_settings_of_a_config(tmp_path: Path, tiny: Path
     path, mine = tmp_path / "cases.jsonl", tmp_path / "mine.py"
     mine.write_text("def length(cases): return [len(case.response) for case in cases]\n")
     path.write_text('{"gold": "5", "response": "\\\\boxed{6}", "tokens": 9, "limit": 10}\n')
-    code, out, _ = run("score.py", "--input", str(path), "--verifier", f"{mine}:length", "acc", "overlong")
+    code, out, _ = run(
+        "score.py", "--input", str(path), "--verifier", f"{mine}:length", "acc", "overlong"
+    )
     assert code == 0 and json.loads(out) == {
-        "outcome": "graded", "scores": {"mine.length": 9, "acc": -1.0, "overlong": -0.5}}
-    (tmp_path / "three.yaml").write_text((TOOLS.parent / "configs" / "tiny.yaml").read_text()
-                                         + "\nreward: {accuracy: {wrong: -0.5}}\n")
+        "outcome": "graded",
+        "scores": {"mine.length": 9, "acc": -1.0, "overlong": -0.5},
+    }
+    (tmp_path / "three.yaml").write_text(
+        (TOOLS.parent / "configs" / "tiny.yaml").read_text()
+        + "\nreward: {accuracy: {wrong: -0.5}}\n"
+    )
     code, out, _ = run("score.py", "--input", str(path), "--config", str(tmp_path / "three.yaml"))
     assert code == 0 and json.loads(out)["scores"] == {"acc": -0.5, "format": 0.0}
 
 
-@pytest.mark.parametrize(("text", "arguments", "sentences"), [
-    ('{"gold": "5", "response": "a"}\n{"gold": "5"}\n[1]\n{"gold":\n', [],
-     ["line 2: response is missing; it must be a text", "line 3: it must be an object such as", "line 4: "]),
-    ('{"gold": "5", "response": 5}\n{"gold": true, "response": ""}', [],
-     ["line 1: response is 5; it must be a text", "line 2: gold is True; it must be a text or a number"]),
-    ('{"gold": "5", "response": "a"}', ["--verifier", "acc", "length"], ["line 1: tokens is missing"]),
-    ('{"gold": "5", "response": "a"}', ["--verifier", "fromat"], ["did you mean format?"]),
-    ('{"gold": "5", "response": "a"}', ["--verifier", "nowhere:score"], ["No module named 'nowhere'"]),
-    (None, [], ["cases.jsonl cannot be read: No such file"]),
-])
+@pytest.mark.parametrize(
+    ("text", "arguments", "sentences"),
+    [
+        (
+            '{"gold": "5", "response": "a"}\n{"gold": "5"}\n[1]\n{"gold":\n',
+            [],
+            [
+                "line 2: response is missing; it must be a text",
+                "line 3: it must be an object such as",
+                "line 4: ",
+            ],
+        ),
+        (
+            '{"gold": "5", "response": 5}\n{"gold": true, "response": ""}',
+            [],
+            [
+                "line 1: response is 5; it must be a text",
+                "line 2: gold is True; it must be a text or a number",
+            ],
+        ),
+        (
+            '{"gold": "5", "response": "a"}',
+            ["--verifier", "acc", "length"],
+            ["line 1: tokens is missing"],
+        ),
+        ('{"gold": "5", "response": "a"}', ["--verifier", "fromat"], ["did you mean format?"]),
+        (
+            '{"gold": "5", "response": "a"}',
+            ["--verifier", "nowhere:score"],
+            ["No module named 'nowhere'"],
+        ),
+        (None, [], ["cases.jsonl cannot be read: No such file"]),
+    ],
+)
 def test_score_names_what_is_wrong(
-        tmp_path: Path, text: str | None, arguments: list[str], sentences: list[str]) -> None:
+    tmp_path: Path, text: str | None, arguments: list[str], sentences: list[str]
+) -> None:
     path = tmp_path / "cases.jsonl"
     if text is not None:
         path.write_text(text)
@@ -93,15 +130,34 @@ def rescore(capsys: pytest.CaptureFixture[str]) -> Rescore:
 
 @pytest.fixture
 def samples(tmp_path: Path, tiny: Path) -> Path:
-    """A run folder with one file of samples: two prompts, two responses each, scored as [acc, format]."""
+    """A run folder with one file of samples: two prompts, two responses each, scored as [acc,
+    format]."""
     folder = tmp_path / "run"
     (folder / "samples").mkdir(parents=True)
     (folder / "config.yaml").write_text((TOOLS.parent / "configs" / "tiny.yaml").read_text())
-    answers = [("5", "right", 1.0), ("6", "wrong", -1.0), ("5.0", "wrong", -1.0), ("7", "right", 1.0)]
-    rows = [{"position": n // 2, "member": n % 2, "prompt": "q", "response": GOOD % answer + "<|im_end|>",
-             "ground_truth": "5", "response_length": 9, "truncated": False, "reward": 0.5 * acc + 0.5,
-             "score/acc": acc, "outcome/acc": outcome, "score/format": 1.0, "outcome/format": "right"}
-            for n, (answer, outcome, acc) in enumerate(answers)]
+    answers = [
+        ("5", "right", 1.0),
+        ("6", "wrong", -1.0),
+        ("5.0", "wrong", -1.0),
+        ("7", "right", 1.0),
+    ]
+    rows = [
+        {
+            "position": n // 2,
+            "member": n % 2,
+            "prompt": "q",
+            "response": GOOD % answer + "<|im_end|>",
+            "ground_truth": "5",
+            "response_length": 9,
+            "truncated": False,
+            "reward": 0.5 * acc + 0.5,
+            "score/acc": acc,
+            "outcome/acc": outcome,
+            "score/format": 1.0,
+            "outcome/format": "right",
+        }
+        for n, (answer, outcome, acc) in enumerate(answers)
+    ]
     path = folder / "samples" / "step_000001.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path
@@ -114,7 +170,10 @@ def test_rescore_prints_what_changed_with_examples(samples: Path, rescore: Resco
     assert re.search(r"acc: 2 changes\n +1  wrong -> right\n +1  right -> wrong\n", out), out
     assert "format: no changes" in out, "special tokens must not reach the scorers"
     assert re.search(r"reward: 2 changes\n +1  0 -> 1\n +1  1 -> 0\n", out)
-    assert "step_000001.parquet, prompt 1, member 0: wrong -> right; right answer '5', response ends" in out
+    assert (
+        "step_000001.parquet, prompt 1, member 0: wrong -> right; right answer '5', response ends"
+        in out
+    )
 
 
 def test_rescore_by_other_scorers_and_settings(samples: Path, rescore: Rescore) -> None:
@@ -153,9 +212,9 @@ def test_hostile_answers_are_never_right_and_never_late() -> None:
     cases = [case for some in chosen.values() for case in some]
     assert len(cases) > 300
     reward = Reward(workers=2, deadline_seconds=1, worker_memory_megabytes=512)
-    with Judge(fuzz["NAMES"], [1.0] * 7, reward) as judge:
-        found = list(judge.stream([case] for case in cases))
-        assert judge.pool.slowest_seconds < reward.deadline_seconds + fuzz["LATE_SECONDS"]
+    with RewardExecutor(fuzz["NAMES"], [1.0] * 7, reward) as executor:
+        found = list(executor.stream([case] for case in cases))
+        assert executor.pool.slowest_seconds < reward.deadline_seconds + fuzz["LATE_SECONDS"]
     assert len(found) == len(cases)
     for [scores] in found:
         assert scores["acc"].value == -1 and scores["base_acc"].value == 0, scores

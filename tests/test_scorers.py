@@ -11,27 +11,28 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.types import Outcome, Score
 from r1zero.config.schema import Accuracy, Cosine, Reward
 from r1zero.errors import BadInput
 from r1zero.reward import custom
-from r1zero.reward.types import Case
 from r1zero.reward.format import extract_answer
-from r1zero.reward.rules import SCORERS, check_names, select
+from r1zero.reward.rules import REWARD_FUNCTIONS, check_names, select
+from r1zero.reward.types import RewardInput
+from r1zero.types import Outcome, Score
 
 
-def case(response: str = "", gold: str = "", tokens: int = 0, limit: int = 100,
-         right: bool | None = None) -> Case:
-    return Case("q", response, gold, tokens, limit, truncated=False, right=right)
+def case(
+    response: str = "", gold: str = "", tokens: int = 0, limit: int = 100, right: bool | None = None
+) -> RewardInput:
+    return RewardInput("q", response, gold, tokens, limit, truncated=False, right=right)
 
 
 def score(name: str, response: str, gold: str = "1", reward: Reward = Reward()) -> Score:
-    [found] = SCORERS[name](reward).score([case(response, gold)])
+    [found] = REWARD_FUNCTIONS[name](reward).score([case(response, gold)])
     return found
 
 
-def values(name: str, cases: Sequence[Case], reward: Reward = Reward()) -> list[float]:
-    scores = SCORERS[name](reward).score(cases)
+def values(name: str, cases: Sequence[RewardInput], reward: Reward = Reward()) -> list[float]:
+    scores = REWARD_FUNCTIONS[name](reward).score(cases)
     assert all(each.outcome is Outcome.GRADED for each in scores)
     return [each.value for each in scores]
 
@@ -91,7 +92,12 @@ def test_answer_is_in_the_last_complete_box(response: str, answer: str | None) -
 
 
 def test_deep_and_long_texts_take_linear_time() -> None:
-    for text in ("\\boxed{" * 150_000, "{" * 1_000_000, "\\boxed" + " " * 1_000_000, "}" * 1_000_000):
+    for text in (
+        "\\boxed{" * 150_000,
+        "{" * 1_000_000,
+        "\\boxed" + " " * 1_000_000,
+        "}" * 1_000_000,
+    ):
         assert extract_answer(text) is None
         assert score("format", text).value == 0
     assert score("step", "\n" * 1_000_000 + "\t " * 100_000).value == 0
@@ -172,12 +178,14 @@ def test_accuracy_values_are_settable() -> None:
     assert given("base_acc", Accuracy(wrong=-0.5)) == [1, 0, 0]
     outcomes = [score("acc", each, "34").outcome for each in responses]
     assert outcomes == [Outcome.RIGHT, Outcome.WRONG, Outcome.NO_ANSWER]
-    assert SCORERS["acc"](Reward(accuracy=Accuracy(wrong=-0.5))).failed == -0.5
+    assert REWARD_FUNCTIONS["acc"](Reward(accuracy=Accuracy(wrong=-0.5))).failed == -0.5
 
 
-QUESTION = (r"Evaluate $16\left(\frac{125}{2}+\frac{25}{4}+\frac{9}{16}+1\right)$, where $x=5$, "
-            "36 inches are 3 feet, 0.5 is given, the options are (A) 10 (B) 12, and of 2, 3 and 4 "
-            "two are prime.")
+QUESTION = (
+    r"Evaluate $16\left(\frac{125}{2}+\frac{25}{4}+\frac{9}{16}+1\right)$, where $x=5$, "
+    "36 inches are 3 feet, 0.5 is given, the options are (A) 10 (B) 12, and of 2, 3 and 4 "
+    "two are prime."
+)
 # (right answer, box, whether it is a copy)
 COPIES = [
     ("1125", r"16\left(\frac{125}{2}+\frac{25}{4}+\frac{9}{16}+1\right)", True),
@@ -204,30 +212,34 @@ COPIES = [
 
 @pytest.mark.parametrize(("gold", "box", "copy"), COPIES)
 def test_span_of_the_question_is_no_answer_unless_it_is_the_right_ones_own_text(
-        gold: str, box: str, copy: bool) -> None:
+    gold: str, box: str, copy: bool
+) -> None:
     prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>"
-    made = Case(prompt, rf"\boxed{{{box}}}", gold, tokens=9, limit=100, truncated=False)
+    made = RewardInput(prompt, rf"\boxed{{{box}}}", gold, tokens=9, limit=100, truncated=False)
     elsewhere = replace(made, prompt="What is it?")
     lenient = Reward(accuracy=Accuracy(copied_span="right"))
     expected = Score(-1.0, Outcome.COPIED) if copy else Score(1.0, Outcome.RIGHT)
     right = Score(1.0, Outcome.RIGHT)
-    assert SCORERS["acc"](Reward()).score([made, elsewhere]) == [expected, right]
-    assert SCORERS["acc"](lenient).score([made]) == [Score(1.0, Outcome.RIGHT)]
-    assert SCORERS["base_acc"](lenient).score([made]) == [Score(1.0, Outcome.RIGHT)]
-    [base] = SCORERS["base_acc"](Reward()).score([made])
+    assert REWARD_FUNCTIONS["acc"](Reward()).score([made, elsewhere]) == [expected, right]
+    assert REWARD_FUNCTIONS["acc"](lenient).score([made]) == [Score(1.0, Outcome.RIGHT)]
+    assert REWARD_FUNCTIONS["base_acc"](lenient).score([made]) == [Score(1.0, Outcome.RIGHT)]
+    [base] = REWARD_FUNCTIONS["base_acc"](Reward()).score([made])
     assert base == (Score(0.0, Outcome.COPIED) if copy else Score(1.0, Outcome.RIGHT))
 
 
-TRICKS = [json.loads(line) for line in
-          (Path(__file__).parent / "reward_tricks.jsonl").read_text("ascii").splitlines()]
+TRICKS = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "reward_tricks.jsonl").read_text("ascii").splitlines()
+]
 
 
 def test_tricks_of_a_model_that_games_its_reward_earn_nothing() -> None:
-    """A row: a question, its right answer, a response, and the trick it tries, "" for an honest one."""
+    """A row: a question, its right answer, a response, and the trick it tries, "" for an honest
+    one."""
     honest, paid = [], []
     for row in TRICKS:
-        case = Case(row["question"], row["response"], row["gold"], 9, 100, truncated=False)
-        [found] = SCORERS[row["scorer"]](Reward()).score([case])
+        case = RewardInput(row["question"], row["response"], row["gold"], 9, 100, truncated=False)
+        [found] = REWARD_FUNCTIONS[row["scorer"]](Reward()).score([case])
         (paid if row["trick"] else honest).append((found.outcome is Outcome.RIGHT, row))
     assert [row for right, row in paid if right] == []
     assert [row for right, row in honest if not right] == []
@@ -262,7 +274,8 @@ def test_overlong_punishes_the_last_tokens_linearly() -> None:
 def test_repetition_is_the_share_of_repeated_ngrams() -> None:
     three = Reward(repetition_ngram=3)
     assert values("repetition", [case("a b c d e")], three) == [0]
-    assert values("repetition", [case("a b c a b c")], three) == pytest.approx([-1 / 4])  # abc bca cab abc
+    # abc bca cab abc
+    assert values("repetition", [case("a b c a b c")], three) == pytest.approx([-1 / 4])
     assert values("repetition", [case("x " * 102)], three) == pytest.approx([-0.99])
     assert values("repetition", [case("a b")], three) == [0]
     chinese = case("\u6211\u4eec" * 3)  # no spaces
@@ -275,7 +288,9 @@ def test_names_are_checked_with_the_way_out() -> None:
     assert "acurracy is not one of acc" in check_names(["acurracy"])[0]
     assert "did you mean format?" in check_names(["fromat"])[0]
     assert "each once" in check_names(["acc", "acc"])[0] and "at least one" in check_names([])[0]
-    assert check_names(["format", "cosine"]) == ["cosine depends on which responses are right: name acc, too"]
+    assert check_names(["format", "cosine"]) == [
+        "cosine depends on which responses are right: name acc, too"
+    ]
     assert check_names(["base_acc", "cosine"]) == []
     with pytest.raises(BadInput, match="acurracy"):
         select(["acurracy"], Reward())
@@ -316,25 +331,38 @@ def test_custom_scorer_by_module_and_by_file(module: str) -> None:
     assert all(type(value) is float for value in custom.grade("mine.scorers:array", cases))
 
 
-@pytest.mark.parametrize(("function", "kind", "sentence"), [
-    ("short", ValueError, "returned 1 values for 2 responses"),
-    ("nan", ValueError, "returned nan for response 0"),
-    ("text", TypeError, "returned '1' for response 0, which is no number"),
-    ("nothing", TypeError, "returned a NoneType, not a list of 2 numbers"),
-])
+@pytest.mark.parametrize(
+    ("function", "kind", "sentence"),
+    [
+        ("short", ValueError, "returned 1 values for 2 responses"),
+        ("nan", ValueError, "returned nan for response 0"),
+        ("text", TypeError, "returned '1' for response 0, which is no number"),
+        ("nothing", TypeError, "returned a NoneType, not a list of 2 numbers"),
+    ],
+)
 def test_bad_return_values_are_named(
-        module: str, function: str, kind: type[Exception], sentence: str) -> None:
+    module: str, function: str, kind: type[Exception], sentence: str
+) -> None:
     with pytest.raises(kind, match=re.escape(f"mine.scorers:{function} {sentence}")):
         custom.grade(f"mine.scorers:{function}", [case(), case()])
 
 
-@pytest.mark.parametrize(("name", "sentence"), [
-    ("mine.nowhere:score", "cannot be loaded: ModuleNotFoundError: No module named 'mine.nowhere'"),
-    ("mine.broken:score", "cannot be loaded: ModuleNotFoundError: No module named 'nowhere_at_all'"),
-    ("mine.leaves:score", "cannot be loaded: SystemExit: 4"),
-    ("mine.scorers:end", "mine.scorers has no end; did you mean ends?"),
-    ("mine.scorers:NUMBER", "NUMBER in mine.scorers is no function"),
-])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "mine.nowhere:score",
+            "cannot be loaded: ModuleNotFoundError: No module named 'mine.nowhere'",
+        ),
+        (
+            "mine.broken:score",
+            "cannot be loaded: ModuleNotFoundError: No module named 'nowhere_at_all'",
+        ),
+        ("mine.leaves:score", "cannot be loaded: SystemExit: 4"),
+        ("mine.scorers:end", "mine.scorers has no end; did you mean ends?"),
+        ("mine.scorers:NUMBER", "NUMBER in mine.scorers is no function"),
+    ],
+)
 def test_scorers_that_cannot_be_loaded_are_named(module: str, name: str, sentence: str) -> None:
     with pytest.raises(BadInput, match=re.escape(sentence)):
         custom.load(name)

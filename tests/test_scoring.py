@@ -1,4 +1,5 @@
-"""Scoring in a real world: shaping terms, a custom scorer, and a worker that is killed in mid-step."""
+"""Scoring in a real world: shaping terms, a custom scorer, and a worker that is killed in
+mid-step."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ import pytest
 from multiproc import DEVICE, run_ranks
 from worlds import metrics, samples
 
-from r1zero.types import Group
-from r1zero.preflight.checks import check
-from r1zero.config.schema import placement
 from r1zero.config.load import load_config
-from r1zero.trainer import prepare, train
+from r1zero.config.schema import placement
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
+from r1zero.preflight.checks import check
+from r1zero.trainer import prepare, train
+from r1zero.types import Group
 
 CUSTOM = """
 def digits(cases):
@@ -31,21 +32,24 @@ WEIGHTS = [1, 0.5, 0.25, 1, 1, 0.125]
 
 
 def train_and_kill(rank: int, size: int, store: object, overrides: list[str]) -> int:
-    """Train; kill the worker of each rollout rank's judge right after it was given the first sample."""
+    """Train; kill the worker of each rollout rank's reward executor right after it was given the
+    first sample."""
     cfg, _ = load_config("tiny", overrides)
     problems = check(cfg, size, [0] * size)
     assert not problems, problems
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    crew = prepare(cfg, World(launch, placement(cfg, size), DEVICE, timedelta(seconds=120), store))
+    runtime = prepare(
+        cfg, World(launch, placement(cfg, size), DEVICE, timedelta(seconds=120), store)
+    )
     count = 0
-    if crew.world.rollout.member:
-        judge, submit = crew.scorer._judge, crew.scorer.submit
-        while not judge.pool.ready:
-            judge.poll(0.1)
+    if runtime.world.rollout.member:
+        executor, submit = runtime.reward_manager._executor, runtime.reward_manager.submit
+        while not executor.pool.ready:
+            executor.poll(0.1)
 
         def submit_and_kill(group: Group, member: int) -> None:
             nonlocal count
-            [pid] = judge.pool.processes
+            [pid] = executor.pool.processes
             if count == 0:
                 os.kill(pid, signal.SIGSTOP)  # so that the sample is in its hands when it dies
             submit(group, member)
@@ -53,8 +57,8 @@ def train_and_kill(rank: int, size: int, store: object, overrides: list[str]) ->
                 os.kill(pid, signal.SIGKILL)
             count += 1
 
-        crew.engine.on_sample = submit_and_kill
-    train(crew)
+        runtime.engine.on_sample = submit_and_kill
+    train(runtime)
     return count
 
 
@@ -62,13 +66,25 @@ def train_and_kill(rank: int, size: int, store: object, overrides: list[str]) ->
 def folder(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scoring")
     (out / "mine.py").write_text(CUSTOM)
-    overrides = [f"training.train_iters={STEPS}", "training.eval_data_path=null", "reward.workers=1",
-                 "reward.accuracy.wrong=-0.5", "reward.overlong_cache=20", "reward.repetition_ngram=3",
-                 "reward.max_failure_rate=1",
-                 "actor_rollout.micro_batch_size=8", "ref.micro_batch_size=8",
-                 f"algorithm.verifier_function=[{', '.join(NAMES[:-1])}, '{out}/mine.py:digits']",
-                 f"algorithm.verifier_weight={WEIGHTS}", f"output_dir={out}/run"]
-    pool = ["resource_pool.colocate=true", "resource_pool.actor_rollout=[2]", "resource_pool.ref=[]"]
+    overrides = [
+        f"training.train_iters={STEPS}",
+        "training.eval_data_path=null",
+        "reward.workers=1",
+        "reward.accuracy.wrong=-0.5",
+        "reward.overlong_cache=20",
+        "reward.repetition_ngram=3",
+        "reward.max_failure_rate=1",
+        "actor_rollout.micro_batch_size=8",
+        "ref.micro_batch_size=8",
+        f"algorithm.verifier_function=[{', '.join(NAMES[:-1])}, '{out}/mine.py:digits']",
+        f"algorithm.verifier_weight={WEIGHTS}",
+        f"output_dir={out}/run",
+    ]
+    pool = [
+        "resource_pool.colocate=true",
+        "resource_pool.actor_rollout=[2]",
+        "resource_pool.ref=[]",
+    ]
     counts = run_ranks(train_and_kill, 2, [*overrides, *pool])
     assert counts == [64 * STEPS, 64 * STEPS]
     return out / "run"
@@ -79,7 +95,8 @@ def test_killed_worker_is_one_counted_outcome_and_the_step_completes(folder: Pat
     assert len(steps) == STEPS
     rows = samples(folder, 1)
     killed = [row for row in rows if row["outcome/acc"] == "crash"]
-    assert [row["failure"] for row in killed] == ["acc: its process ended with status -9"] * 2  # one a judge
+    # one for each executor
+    assert [row["failure"] for row in killed] == ["acc: its process ended with status -9"] * 2
     assert [row["score/acc"] for row in killed] == [-0.5] * 2
     assert {row["outcome/format"] for row in killed} <= {"right", "wrong"}
     assert steps[0]["reward/acc/crash"] == 2 / 128 and steps[1]["reward/acc/crash"] == 0
@@ -100,7 +117,9 @@ def test_custom_scorer_and_shaping_terms_are_in_rewards_samples_and_metrics(fold
                 assert row["score/mine.digits"] == pytest.approx(length / 32 + right)
             assert row["score/overlong"] == pytest.approx(-max(0, length - 12) / 20)
             assert -0.5 <= row["score/length"] <= 0.5 and row["outcome/length"] == "graded"
-            parts = [weight * row[f"score/{name}"] for name, weight in zip(NAMES, WEIGHTS, strict=True)]
+            parts = [
+                weight * row[f"score/{name}"] for name, weight in zip(NAMES, WEIGHTS, strict=True)
+            ]
             assert row["reward"] == pytest.approx(sum(parts))
     assert unlucky
     first = metrics(folder)[0]

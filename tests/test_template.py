@@ -12,11 +12,14 @@ from r1zero.errors import BadInput
 from r1zero.reward.format import full_format
 
 INSTRUCTION = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. The "
-    "assistant first thinks about the reasoning process in the mind and then provides the user with the "
-    "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> "
-    "tags, respectively, i.e., <think> reasoning process here </think><answer> answer here </answer>Put your final "
-    "answer within " + chr(92) + "boxed{}." + chr(10)
+    "A conversation between User and Assistant. The user asks a question, and the Assistant "
+    "solves it. The assistant first thinks about the reasoning process in the mind and then "
+    "provides the user with the answer. The reasoning process and answer are enclosed within "
+    "<think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process "
+    "here </think><answer> answer here </answer>Put your final answer within "
+    + chr(92)
+    + "boxed{}."
+    + chr(10)
 )
 
 
@@ -29,9 +32,18 @@ def write(folder: Path, entries: object) -> Path:
 def test_qwen_r1_has_one_backslash_and_a_newline_before_the_question() -> None:
     newline = chr(10)
     assert Template("qwen_r1").render("What is 1+2?") == (
-        "<|im_start|>system" + newline + "You are a helpful assistant.<|im_end|>" + newline
-        + "<|im_start|>user" + newline + INSTRUCTION + "What is 1+2?<|im_end|>" + newline
-        + "<|im_start|>assistant" + newline)
+        "<|im_start|>system"
+        + newline
+        + "You are a helpful assistant.<|im_end|>"
+        + newline
+        + "<|im_start|>user"
+        + newline
+        + INSTRUCTION
+        + "What is 1+2?<|im_end|>"
+        + newline
+        + "<|im_start|>assistant"
+        + newline
+    )
 
 
 def test_system_text_of_the_data_takes_the_place_of_the_default() -> None:
@@ -68,15 +80,18 @@ def test_own_templates_file_is_read(tmp_path: Path) -> None:
     assert Template("mine", path).render("1+1?") == "Q: 1+1?\nA: {x}"
 
 
-@pytest.mark.parametrize("entry, reason", [
-    ({"text": ["no place"]}, "must hold {question} exactly once"),
-    ({"text": ["{question} {question}"]}, "must hold {question} exactly once"),
-    ({"text": "{question}"}, "must have"),
-    ({"text": ["{question}"], "sytem": "x"}, "must have"),
-    ({"text": ["{system} {question}"]}, "needs {system}"),
-    ({"text": ["{question}"], "system": "x"}, "needs {system}"),
-    ("{question}", "must have"),
-])
+@pytest.mark.parametrize(
+    "entry, reason",
+    [
+        ({"text": ["no place"]}, "must hold {question} exactly once"),
+        ({"text": ["{question} {question}"]}, "must hold {question} exactly once"),
+        ({"text": "{question}"}, "must have"),
+        ({"text": ["{question}"], "sytem": "x"}, "must have"),
+        ({"text": ["{system} {question}"]}, "needs {system}"),
+        ({"text": ["{question}"], "system": "x"}, "needs {system}"),
+        ("{question}", "must have"),
+    ],
+)
 def test_malformed_entry_is_refused(tmp_path: Path, entry: object, reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
         Template("mine", write(tmp_path, {"mine": entry}))

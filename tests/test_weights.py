@@ -1,4 +1,5 @@
-"""The names table and the conversion of Hugging Face folders, against transformers and a mapping by hand."""
+"""The names table and the conversion of Hugging Face folders, against transformers and a mapping by
+hand."""
 
 import json
 import shutil
@@ -11,14 +12,29 @@ from safetensors.torch import load_file, save_file
 
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
+from r1zero.models.params import (
+    local_shape,
+    local_view,
+    merge,
+    name_on_stage,
+    param_table,
+    shard,
+    stage_of,
+    stage_params,
+)
 from r1zero.weights import huggingface
 from r1zero.weights.huggingface import save_hf
 from r1zero.weights.open import open_weights
-from r1zero.models.params import (local_shape, local_view, merge, name_on_stage, shard, stage_of,
-                                  stage_params, param_table)
 
-SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=8,
-             num_key_value_heads=2, vocab_size=64, max_position_embeddings=64)
+SIZES = dict(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    vocab_size=64,
+    max_position_embeddings=64,
+)
 MODELS = {
     "qwen2_tied": transformers.Qwen2Config(**SIZES, tie_word_embeddings=True),
     "qwen2_untied": transformers.Qwen2Config(**SIZES, tie_word_embeddings=False),
@@ -29,7 +45,8 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """One folder a model, every parameter random: transformers starts norms at one and biases at zero."""
+    """One folder a model, every parameter random: transformers starts norms at one and biases at
+    zero."""
     made = {}
     for name, config in MODELS.items():
         torch.manual_seed(len(made))
@@ -51,7 +68,11 @@ def broken(folders, tmp_path):
 
 def state_of(folder):
     """All tensors of a folder, read by safetensors' own loader."""
-    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+    return {
+        name: value
+        for file in folder.glob("*.safetensors")
+        for name, value in load_file(file).items()
+    }
 
 
 def rewrite(folder, change):
@@ -64,8 +85,10 @@ def rewrite(folder, change):
 def by_hand(folder, shape):
     """The whole model in Megatron's layout for TP 1, written out row by row without the table."""
     hf, group = state_of(folder), shape.num_heads // shape.num_kv_heads
-    made = {"embedding.word_embeddings.weight": hf["model.embed_tokens.weight"],
-            "decoder.final_layernorm.weight": hf["model.norm.weight"]}
+    made = {
+        "embedding.word_embeddings.weight": hf["model.embed_tokens.weight"],
+        "decoder.final_layernorm.weight": hf["model.norm.weight"],
+    }
     if not shape.tie_word_embeddings:
         made["output_layer.weight"] = hf["lm_head.weight"]
     for n in range(shape.num_layers):
@@ -75,13 +98,16 @@ def by_hand(folder, shape):
         made[ours + "self_attention.linear_proj.weight"] = hf[theirs + "self_attn.o_proj.weight"]
         made[ours + "mlp.linear_fc2.weight"] = hf[theirs + "mlp.down_proj.weight"]
         made[ours + "mlp.linear_fc1.weight"] = torch.cat(
-            [hf[theirs + "mlp.gate_proj.weight"], hf[theirs + "mlp.up_proj.weight"]])
+            [hf[theirs + "mlp.gate_proj.weight"], hf[theirs + "mlp.up_proj.weight"]]
+        )
         for kind in ["weight"] + ["bias"] * shape.qkv_bias:
-            heads = {part: hf[f"{theirs}self_attn.{part}_proj.{kind}"].split(shape.head_dim)
-                     for part in "qkv"}
+            heads = {
+                part: hf[f"{theirs}self_attn.{part}_proj.{kind}"].split(shape.head_dim)
+                for part in "qkv"
+            }
             rows = []
             for kv in range(shape.num_kv_heads):
-                rows += [*heads["q"][kv * group:(kv + 1) * group], heads["k"][kv], heads["v"][kv]]
+                rows += [*heads["q"][kv * group : (kv + 1) * group], heads["k"][kv], heads["v"][kv]]
             made[f"{ours}self_attention.linear_qkv.{kind}"] = torch.cat(rows)
         for part in "qk" if shape.qk_norm else "":
             name = f"{ours}self_attention.{part}_layernorm.weight"
@@ -118,7 +144,9 @@ def test_stages_hold_all_tensors_and_the_last_a_copy_of_a_tied_embedding(folders
     shape = ModelConfig.from_folder(folders["qwen2_tied"])
     first, second = (stage_params(shape, stage, 2) for stage in (0, 1))
     assert first + second[:-1] == param_table(shape)
-    assert second[-1].name == "output_layer.weight" and second[-1].hf == ("model.embed_tokens.weight",)
+    assert second[-1].name == "output_layer.weight" and second[-1].hf == (
+        "model.embed_tokens.weight",
+    )
     assert stage_params(shape, 0, 1) == param_table(shape)
     assert {tensor.layer for tensor in first} == {None, 0, 1}
     untied = ModelConfig.from_folder(folders["qwen2_untied"])
@@ -140,7 +168,9 @@ def test_layers_that_cannot_be_spread_are_refused(folders):
 
 
 def test_writing_to_a_local_view_writes_the_parameter(folders):
-    table = {tensor.name: tensor for tensor in param_table(ModelConfig.from_folder(folders["llama"]))}
+    table = {
+        tensor.name: tensor for tensor in param_table(ModelConfig.from_folder(folders["llama"]))
+    }
     fc1 = table["decoder.layers.0.mlp.linear_fc1.weight"]
     param = torch.nn.Parameter(torch.zeros(local_shape(fc1, 2)))
     assert param.shape == (48, 32)
@@ -162,12 +192,16 @@ def test_loaded_shards_merge_into_the_mapping_made_by_hand(model, tp, folders):
     folder = folders[model]
     shape = ModelConfig.from_folder(folder)
     weights = open_weights(folder, shape)
-    ranks = [dict(weights.stream(param_table(shape), rank, tp, torch.bfloat16)) for rank in range(tp)]
+    ranks = [
+        dict(weights.stream(param_table(shape), rank, tp, torch.bfloat16)) for rank in range(tp)
+    ]
     reference = by_hand(folder, shape)
     assert {tensor.name for tensor in param_table(shape)} == set(reference)
     for tensor in param_table(shape):
         shards = [rank[tensor] for rank in ranks]
-        assert all(part.shape == local_shape(tensor, tp) and part.is_contiguous() for part in shards)
+        assert all(
+            part.shape == local_shape(tensor, tp) and part.is_contiguous() for part in shards
+        )
         assert torch.equal(merge(tensor, shards), reference[tensor.name]), tensor.name
         for rank, part in enumerate(shards):
             assert torch.equal(shard(tensor, reference[tensor.name], rank, tp), part), tensor.name
@@ -178,7 +212,9 @@ def test_each_rank_holds_its_gate_rows_above_its_up_rows(folders):
     shape, state = ModelConfig.from_folder(folder), state_of(folder)
     gate, up = (state[f"model.layers.3.mlp.{part}_proj.weight"] for part in ("gate", "up"))
     for rank in range(2):
-        loaded = named(open_weights(folder, shape).stream(param_table(shape), rank, 2, torch.float32))
+        loaded = named(
+            open_weights(folder, shape).stream(param_table(shape), rank, 2, torch.float32)
+        )
         expected = torch.cat([gate.chunk(2)[rank], up.chunk(2)[rank]]).float()
         assert torch.equal(loaded["decoder.layers.3.mlp.linear_fc1.weight"], expected)
 
@@ -188,8 +224,11 @@ def test_attention_of_tp_2_is_cut_between_groups(folders):
     shape, state = ModelConfig.from_folder(folder), state_of(folder)
     q, k, v = (state[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv")
     for rank in range(2):
-        loaded = named(open_weights(folder, shape).stream(param_table(shape), rank, 2, torch.bfloat16))
-        expected = torch.cat([part.chunk(2)[rank] for part in (q, k, v)])  # one key-value group a rank
+        loaded = named(
+            open_weights(folder, shape).stream(param_table(shape), rank, 2, torch.bfloat16)
+        )
+        # one key-value group a rank
+        expected = torch.cat([part.chunk(2)[rank] for part in (q, k, v)])
         assert torch.equal(loaded["decoder.layers.0.self_attention.linear_qkv.weight"], expected)
         columns = state["model.layers.0.self_attn.o_proj.weight"].chunk(2, dim=1)[rank]
         assert torch.equal(loaded["decoder.layers.0.self_attention.linear_proj.weight"], columns)
@@ -228,7 +267,9 @@ def test_only_the_shards_own_elements_are_read(folders, monkeypatch):
 def test_last_stage_of_a_tied_model_loads_its_copy_from_the_embedding(folders):
     folder = folders["qwen3"]
     shape = ModelConfig.from_folder(folder)
-    *_, (tensor, part) = open_weights(folder, shape).stream(stage_params(shape, 1, 2), 1, 2, torch.bfloat16)
+    *_, (tensor, part) = open_weights(folder, shape).stream(
+        stage_params(shape, 1, 2), 1, 2, torch.bfloat16
+    )
     assert tensor.name == "output_layer.weight"
     assert torch.equal(part, state_of(folder)["model.embed_tokens.weight"][32:])
 
@@ -236,7 +277,8 @@ def test_last_stage_of_a_tied_model_loads_its_copy_from_the_embedding(folders):
 def test_sharded_folder_loads_like_a_single_file(folders, tmp_path):
     folder = folders["llama"]
     transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").save_pretrained(
-        tmp_path, max_shard_size="20KB")
+        tmp_path, max_shard_size="20KB"
+    )
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     shape = ModelConfig.from_folder(folder)
     for (tensor, one), (_, other) in zip(whole(folder, shape), whole(tmp_path, shape), strict=True):
@@ -248,7 +290,9 @@ def test_sharded_folder_loads_like_a_single_file(folders, tmp_path):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("shard_bytes", [10**9, 30_000])
-def test_round_trip_is_bit_equal_and_transformers_sees_the_same_model(model, shard_bytes, folders, tmp_path):
+def test_round_trip_is_bit_equal_and_transformers_sees_the_same_model(
+    model, shard_bytes, folders, tmp_path
+):
     folder, saved = folders[model], tmp_path / "saved"
     shape = ModelConfig.from_folder(folder)
     save_hf(saved, shape, whole(folder, shape), folder, "bfloat16", shard_bytes)
@@ -256,15 +300,21 @@ def test_round_trip_is_bit_equal_and_transformers_sees_the_same_model(model, sha
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     files = list(saved.glob("*.safetensors"))
-    assert (saved / "model.safetensors.index.json").exists() == (shard_bytes == 30_000) == (len(files) > 1)
+    assert (
+        (saved / "model.safetensors.index.json").exists()
+        == (shard_bytes == 30_000)
+        == (len(files) > 1)
+    )
     sizes = [sum(part.nbytes for part in load_file(file).values()) for file in sorted(files)]
     assert max(sizes) <= shard_bytes
     assert len(sizes) <= 1 + 2 * sum(sizes) // shard_bytes, "files are at least half full"
     assert (saved / "tokenizer.json").read_text() == "{}"
     assert (saved / "generation_config.json").exists()
     tokens = torch.arange(12).view(1, 12)
-    logits = [transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto")(tokens).logits
-              for path in (folder, saved)]
+    logits = [
+        transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto")(tokens).logits
+        for path in (folder, saved)
+    ]
     assert logits[0].dtype == torch.bfloat16 and torch.equal(*logits)
 
 
@@ -284,7 +334,7 @@ def test_stream_may_reuse_its_buffer(folders, tmp_path):
 
     def reusing():
         for tensor, full in whole(folder, shape):
-            yield tensor, buffer[:full.numel()].view(full.shape).copy_(full)
+            yield tensor, buffer[: full.numel()].view(full.shape).copy_(full)
 
     save_hf(tmp_path / "saved", shape, reusing(), folder, "bfloat16")
     before, after = state_of(folder), state_of(tmp_path / "saved")
@@ -355,9 +405,12 @@ def test_missing_misshaped_mistyped_and_unexpected_tensors_are_all_listed(broken
 
     rewrite(broken, change)
     message = refusal(broken)
-    for part in ("lm_head.weight is missing", "model.norm.weight has the shape (8,) instead of (32,)",
-                 "model.layers.1.mlp.up_proj.weight has the type I8",
-                 "model.layers.4.mlp.up_proj.weight is unexpected"):
+    for part in (
+        "lm_head.weight is missing",
+        "model.norm.weight has the shape (8,) instead of (32,)",
+        "model.layers.1.mlp.up_proj.weight has the type I8",
+        "model.layers.4.mlp.up_proj.weight is unexpected",
+    ):
         assert part in message
 
 
@@ -367,8 +420,12 @@ def test_long_list_of_problems_is_shortened(broken):
 
 
 def test_rotary_buffers_of_old_checkpoints_are_ignored(broken):
-    rewrite(broken, lambda state: state.update(
-        {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}))
+    rewrite(
+        broken,
+        lambda state: state.update(
+            {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}
+        ),
+    )
     open_weights(broken, ModelConfig.from_folder(broken))
 
 
@@ -380,7 +437,8 @@ def test_output_layer_beside_a_tied_embedding_must_be_equal(folders, tmp_path):
     assert len(list(whole(folder, shape))) == len(param_table(shape))
     rewrite(folder, lambda state: state["lm_head.weight"][40].neg_())
     weights = open_weights(folder, shape)
-    list(weights.stream(param_table(shape), 0, 2, torch.bfloat16))  # the row is not in this rank's shard
+    # the row is not in this rank's shard
+    list(weights.stream(param_table(shape), 0, 2, torch.bfloat16))
     with pytest.raises(BadInput, match="tie_word_embeddings"):
         list(weights.stream(param_table(shape), 1, 2, torch.bfloat16))
 
@@ -408,7 +466,9 @@ def test_index_naming_a_missing_file_is_refused(broken):
     assert "gone.safetensors cannot be read" in refusal(broken)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": [1]}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": [1]}}']
+)
 def test_broken_index_is_refused(text, broken):
     (broken / "model.safetensors").rename(broken / "part.safetensors")
     (broken / "model.safetensors.index.json").write_text(text)

@@ -15,17 +15,31 @@ import numpy as np
 import pytest
 from multiproc import DEVICE, run_ranks
 
-from r1zero.types import Group, Prompt, Sample
-from r1zero.errors import BadInput
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch, read_launch
-from r1zero.distributed.transfer import Absent, Mover, on
 from r1zero.distributed.placement import RoleSize, place
+from r1zero.distributed.transfer import NotOnThisRank, RoleTransfer, on
+from r1zero.errors import BadInput
+from r1zero.types import Group, Prompt, Sample
 
 ROOT = Path(__file__).resolve().parents[1]
-TORCHRUN = dict(RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_ADDR="host", MASTER_PORT="1234")
-SLURM = dict(SLURM_PROCID="4", SLURM_STEP_NUM_TASKS="5", SLURM_LOCALID="0", SLURM_STEP_TASKS_PER_NODE="2(x2),1",
-             SLURM_JOB_ID="77", SLURM_STEP_ID="3", MASTER_ADDR="first")
+TORCHRUN = dict(
+    RANK="3",
+    WORLD_SIZE="4",
+    LOCAL_RANK="1",
+    LOCAL_WORLD_SIZE="2",
+    MASTER_ADDR="host",
+    MASTER_PORT="1234",
+)
+SLURM = dict(
+    SLURM_PROCID="4",
+    SLURM_STEP_NUM_TASKS="5",
+    SLURM_LOCALID="0",
+    SLURM_STEP_TASKS_PER_NODE="2(x2),1",
+    SLURM_JOB_ID="77",
+    SLURM_STEP_ID="3",
+    MASTER_ADDR="first",
+)
 
 
 @pytest.fixture
@@ -43,7 +57,12 @@ def test_torchrun_variables_are_read_and_win_over_slurms(environment):
 def test_slurm_variables_are_read(environment):
     environment(SLURM)
     found = read_launch()
-    assert (found.launcher, found.rank, found.world_size, found.node_of_rank) == ("slurm", 4, 5, (0, 0, 1, 1, 2))
+    assert (found.launcher, found.rank, found.world_size, found.node_of_rank) == (
+        "slurm",
+        4,
+        5,
+        (0, 0, 1, 1, 2),
+    )
     assert found.address == "first" and 20000 <= found.port < 40000
     environment({"SLURM_STEP_ID": "4"})
     assert read_launch().port != found.port, "two steps of a job must not meet on one port"
@@ -54,10 +73,14 @@ def test_nothing_set_means_a_world_of_one_even_in_a_batch_script(environment):
     assert read_launch().launcher == "single"
 
 
-@pytest.mark.parametrize(("change", "sentence"), [
-    ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x must be a whole number"),
-    ({"LOCAL_WORLD_SIZE": "3"}, "WORLD_SIZE=4 is not a multiple of LOCAL_WORLD_SIZE=3"),
-    (SLURM | {"SLURM_DISTRIBUTION": "cyclic"}, "--distribution=cyclic")])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x must be a whole number"),
+        ({"LOCAL_WORLD_SIZE": "3"}, "WORLD_SIZE=4 is not a multiple of LOCAL_WORLD_SIZE=3"),
+        (SLURM | {"SLURM_DISTRIBUTION": "cyclic"}, "--distribution=cyclic"),
+    ],
+)
 def test_a_broken_environment_is_refused(environment, change, sentence):
     environment(change if "SLURM_PROCID" in change else TORCHRUN | change)
     with pytest.raises(BadInput, match=re.escape(sentence)):
@@ -65,10 +88,16 @@ def test_a_broken_environment_is_refused(environment, change, sentence):
 
 
 def test_ranks_of_the_7b_placement():
-    placed = place({"train": RoleSize(8, 2, 4), "rollout": RoleSize(6, 2), "ref": RoleSize(2, 2)}, colocate=False)
+    placed = place(
+        {"train": RoleSize(8, 2, 4), "rollout": RoleSize(6, 2), "ref": RoleSize(2, 2)},
+        colocate=False,
+    )
     assert placed.world_size == 16
     assert placed.train.rank_groups("tp") == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    assert placed.train.rank_groups("pp") == [[0, 2, 4, 6], [1, 3, 5, 7]] and placed.train.output_rank(0) == 6
+    assert (
+        placed.train.rank_groups("pp") == [[0, 2, 4, 6], [1, 3, 5, 7]]
+        and placed.train.output_rank(0) == 6
+    )
     assert placed.rollout.rank_groups("tp") == [[8, 9], [10, 11], [12, 13]]
     assert placed.rollout.rank_groups("dp") == [[8, 10, 12], [9, 11, 13]]
     assert placed.nodes_crossed([rank // 8 for rank in range(16)]) == []
@@ -80,9 +109,17 @@ def test_ranks_of_the_7b_placement():
 
 def move_body(rank, size, store):
     """7 ranks: 2 train (TP2), 3 rollout, 2 ref: groups cross twice, each role marking them."""
-    placement = place({"train": RoleSize(2, 2), "rollout": RoleSize(3), "ref": RoleSize(2)}, colocate=False)
-    world = World(Launch("single", rank, size, 0, (0,) * size, "", 0), placement, DEVICE, timedelta(seconds=60), store)
-    move, positions = Mover(world), range(2, 9)
+    placement = place(
+        {"train": RoleSize(2, 2), "rollout": RoleSize(3), "ref": RoleSize(2)}, colocate=False
+    )
+    world = World(
+        Launch("single", rank, size, 0, (0,) * size, "", 0),
+        placement,
+        DEVICE,
+        timedelta(seconds=60),
+        store,
+    )
+    move, positions = RoleTransfer(world), range(2, 9)
 
     def roll():
         mine = [p for p in positions if p % 3 == world.rollout.replica]
@@ -94,13 +131,18 @@ def move_body(rank, size, store):
         return groups
 
     groups = on(world.rollout, roll)
-    groups = move.hand_over(groups, positions, world.rollout, world.ref)
+    groups = move.send_to_replicas(groups, positions, world.rollout, world.ref)
     groups = on(world.ref, look, groups)
-    groups = move.hand_to_all(groups, positions, world.ref, world.train)
-    nothing = move.hand_over(on(world.rollout, list), range(0), world.rollout, world.ref)
+    groups = move.broadcast_groups(groups, positions, world.ref, world.train)
+    nothing = move.send_to_replicas(on(world.rollout, list), range(0), world.rollout, world.ref)
     told = move.from_controller(lambda: {"from": world.rank})
-    move.settle()
-    return world.role_names, groups and [(g.position, g.prompt.text, g.samples[0].tokens.tolist()) for g in groups], nothing, told
+    move.flush()
+    return (
+        world.role_names,
+        groups and [(g.position, g.prompt.text, g.samples[0].tokens.tolist()) for g in groups],
+        nothing,
+        told,
+    )
 
 
 def test_groups_move_between_roles():
@@ -113,8 +155,8 @@ def test_groups_move_between_roles():
 
 
 def test_an_absent_object_can_be_named_but_not_used():
-    engine = Absent("rollout")
-    assert isinstance(engine.decoder.weights, Absent)
+    engine = NotOnThisRank("rollout")
+    assert isinstance(engine.decoder.weights, NotOnThisRank)
     with pytest.raises(AssertionError, match="rollout ranks only"):
         engine.collect(0)
     with pytest.raises(AssertionError, match="rollout ranks only"):
@@ -130,10 +172,10 @@ import r1zero.step as step
 from r1zero import main
 if {rank} == {bad}:
     learn = step.train_step
-    def broken(number, crew):
+    def broken(number, runtime):
         if number == 3:
             raise ValueError("the moon is in the way")
-        return learn(number, crew)
+        return learn(number, runtime)
     import r1zero.trainer
     r1zero.trainer.train_step = broken
 sys.argv = ["main.py", "--config", "tiny", "training.train_iters=100000", "training.eval_data_path=null", "output_dir={out}"]
@@ -148,18 +190,36 @@ def start(out: Path, bad: int) -> list[subprocess.Popen]:
     for rank in range(4):
         # Megatron must not be imported before the device is set, so the step is imported after it.
         code = FAILING.format(root=str(ROOT), rank=rank, bad=bad, out=out).replace(
-            "import r1zero.step as step\n", "from r1zero.distributed.device import prepare; prepare('cpu', 0)\n"
-            "import r1zero.step as step\n")
+            "import r1zero.step as step\n",
+            "from r1zero.distributed.device import prepare; prepare('cpu', 0)\n"
+            "import r1zero.step as step\n",
+        )
         environment = os.environ | dict(
-            SLURM_PROCID=str(rank), SLURM_STEP_NUM_TASKS="4", SLURM_LOCALID=str(rank), SLURM_JOB_ID="1",
-            SLURM_STEP_TASKS_PER_NODE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
-        processes.append(subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=ROOT, text=True,
-                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+            SLURM_PROCID=str(rank),
+            SLURM_STEP_NUM_TASKS="4",
+            SLURM_LOCALID=str(rank),
+            SLURM_JOB_ID="1",
+            SLURM_STEP_TASKS_PER_NODE="4",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            OMP_NUM_THREADS="1",
+        )
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=environment,
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
     return processes
 
 
 def finish(processes: list[subprocess.Popen]) -> tuple[list[int], str, float]:
-    """Wait for the end; exit codes, all of standard error, seconds since the first process ended."""
+    """Wait for the end; exit codes, all of standard error, seconds since the first process
+    ended."""
     while all(process.poll() is None for process in processes):
         time.sleep(0.1)
     began = time.monotonic()
@@ -175,7 +235,9 @@ def test_a_failing_rank_ends_the_job_with_one_cause(tiny, tmp_path, bad):
     role = {0: "train", 3: "ref"}[bad]
     assert said == [f"r1zero: rank {bad} ({role}) failed: ValueError: the moon is in the way"]
     assert "Traceback" not in errors
-    assert "the moon is in the way" in (tmp_path / "run" / "logs" / f"rank_{bad:04d}.log").read_text()
+    assert (
+        "the moon is in the way" in (tmp_path / "run" / "logs" / f"rank_{bad:04d}.log").read_text()
+    )
 
 
 @pytest.mark.parametrize("killed", [0, 2])
@@ -189,5 +251,7 @@ def test_a_killed_rank_ends_the_job(tiny, tmp_path, killed):
     codes, errors, seconds = finish(processes)
     assert codes == [-signal.SIGKILL if rank == killed else 1 for rank in range(4)] and seconds < 30
     assert len([line for line in errors.splitlines() if line.startswith("r1zero:")]) == 1, errors
-    assert ("rank 0 or its node" if killed == 0 else f"rank {killed} (rollout)") + " ended without a word" in errors
+    assert (
+        "rank 0 or its node" if killed == 0 else f"rank {killed} (rollout)"
+    ) + " ended without a word" in errors
     assert "Traceback" not in errors

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from multiproc import DEVICE, run_ranks
 
-from r1zero.preflight.checks import check
-from r1zero.config.schema import placement
 from r1zero.config.load import load_config
-from r1zero.trainer import prepare, train
+from r1zero.config.schema import placement
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
+from r1zero.preflight.checks import check
+from r1zero.trainer import prepare, train
 
 
 def train_body(rank: int, size: int, store: object, config: str, overrides: list[str]) -> dict:
@@ -28,9 +28,17 @@ def train_body(rank: int, size: int, store: object, config: str, overrides: list
     return {"roles": world.role_names}
 
 
-def run(folder: Path, size: int, config: str, overrides: list[str], timeout_seconds: float = 240.0) -> Path:
+def run(
+    folder: Path, size: int, config: str, overrides: list[str], timeout_seconds: float = 240.0
+) -> Path:
     """Train on `size` ranks into `folder` and return it."""
-    run_ranks(train_body, size, config, [*overrides, f"output_dir={folder}"], timeout_seconds=timeout_seconds)
+    run_ranks(
+        train_body,
+        size,
+        config,
+        [*overrides, f"output_dir={folder}"],
+        timeout_seconds=timeout_seconds,
+    )
     return folder
 
 

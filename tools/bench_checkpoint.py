@@ -2,9 +2,10 @@
 
     python tools/bench_checkpoint.py --model models/SmolLM2-135M-Instruct --folder /tmp/bench_checkpoint
 
-One process. Prints one JSON line: sizes, seconds, and bytes a second of the raw disk (one file, written and synced,
-then read back with the page cache dropped for it), of a save, of a load, and what an asynchronous save costs: the
-time that training waits, and the longer updates while files are written.
+One process. Prints one JSON line: sizes, seconds, and bytes a second of the raw disk (one file,
+written and synced, then read back with the page cache dropped for it), of a save, of a load, and
+what an asynchronous save costs: the time that training waits, and the longer updates while files
+are written.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.config.schema import placement  # noqa: E402
-from r1zero.config.load import load_config  # noqa: E402
-from r1zero.distributed.log import hush_libraries  # noqa: E402
-from r1zero.distributed.launch import Launch  # noqa: E402
+from r1zero.config.load import load_config
+from r1zero.config.schema import placement
+from r1zero.distributed.launch import Launch
+from r1zero.distributed.log import hush_libraries
 
 BLOCK = 64 << 20
 
@@ -34,42 +35,62 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="Hugging Face folder")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/bench_checkpoint"))
     parser.add_argument("--bf16", default="true")
-    parser.add_argument("--updates", type=int, default=3, help="updates timed without and with a save beside them")
+    parser.add_argument(
+        "--updates", type=int, default=3, help="updates timed without and with a save beside them"
+    )
     args = parser.parse_args()
     hush_libraries()
     policy, update = build(args.model, args.bf16)
     update()  # makes the optimizer's state
     shutil.rmtree(args.folder, ignore_errors=True)
     args.folder.mkdir(parents=True)
-    print(json.dumps({"model": Path(args.model).name, "bf16": args.bf16 == "true"}
-                     | measure(policy, update, args.folder, args.updates)))
+    print(
+        json.dumps(
+            {"model": Path(args.model).name, "bf16": args.bf16 == "true"}
+            | measure(policy, update, args.folder, args.updates)
+        )
+    )
     shutil.rmtree(args.folder)
     return 0
 
 
-def build(model: str, bf16: str):  # noqa: ANN201 - the classes are imported here, after the device is set
+# the classes are imported here, after the device is set
+def build(model: str, bf16: str):  # noqa: ANN201
     """A policy in a world of one, and a function that updates it once on random samples."""
     from r1zero.distributed import device as devices
 
     device = devices.prepare(devices.detect(), 0)
-    from r1zero.models.config import ModelConfig
-    from r1zero.policy.megatron import RoleModel
-    from r1zero.policy.actor import Policy
     from r1zero.distributed.groups import World
+    from r1zero.models.config import ModelConfig
+    from r1zero.policy.actor import Actor
+    from r1zero.policy.megatron import RoleModel
 
-    cfg, _ = load_config("smollm2_135m_gsm8k", [f"actor_rollout.load={model}", f"training.bf16={bf16}"])
-    world = World(Launch("single", 0, 1, 0, (0,), "", 0), placement(cfg, 1), device, timedelta(minutes=10))
+    cfg, _ = load_config(
+        "smollm2_135m_gsm8k", [f"actor_rollout.load={model}", f"training.bf16={bf16}"]
+    )
+    world = World(
+        Launch("single", 0, 1, 0, (0,), "", 0), placement(cfg, 1), device, timedelta(minutes=10)
+    )
     import torch
 
     dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
-    role = RoleModel(ModelConfig.from_folder(model), world.train, device, dtype, cfg.training.seq_length, False, False, 1)
+    role = RoleModel(
+        ModelConfig.from_folder(model),
+        world.train,
+        device,
+        dtype,
+        cfg.training.seq_length,
+        False,
+        False,
+        1,
+    )
     role.load(model)
-    policy = Policy(role, cfg, 1000)
+    policy = Actor(role, cfg, 1000)
     batch, groups = samples(role.shape.vocab_size)
 
     def update() -> None:
         policy.begin(batch)
-        policy.learn(batch, 0, groups)
+        policy.update(batch, 0, groups)
 
     return policy, update
 
@@ -80,13 +101,19 @@ def samples(vocab: int):  # noqa: ANN201 - as above
 
     from r1zero.types import Batch, Group, Prompt, Sample
 
-    chance, groups = np.random.default_rng(1), []
+    chance = np.random.default_rng(1)
+    groups = []
     for position in range(2):
         prompt = Prompt(position, "", chance.integers(3, vocab, 32, dtype=np.int32), "")
-        members = [Sample(chance.integers(3, vocab, 64, dtype=np.int32), np.full(64, -3, np.float32), False, 0)
-                   for _ in range(4)]
+        members = [
+            Sample(
+                chance.integers(3, vocab, 64, dtype=np.int32), np.full(64, -3, np.float32), False, 0
+            )
+            for _ in range(4)
+        ]
         for sample in members:
-            sample.ref_logprobs, sample.reward = sample.logprobs, float(chance.random())
+            sample.ref_logprobs = sample.logprobs
+            sample.reward = float(chance.random())
         groups.append(Group(position, prompt, members))
     return Batch(1, 0, [group.prompt for group in groups], 4, 8), groups
 
@@ -121,11 +148,19 @@ def measure(policy, update: Callable[[], None], folder: Path, updates: int) -> d
     written = time.monotonic() - began
     write, read = (sum(rates) / len(rates) for rates in zip(*disk, strict=True))
     return {
-        "gigabytes": size / 1e9, "disk/write_gigabytes_per_second": write, "disk/read_gigabytes_per_second": read,
-        "save/seconds": seconds, "save/share_of_disk": size / 1e9 / seconds / write,
-        "load/seconds": load, "load/share_of_disk": size / 1e9 / load / read,
-        "async/waited_seconds": waited, "async/written_seconds": written, "update/seconds": alone,
-        "update/seconds_while_writing": sum(beside) / len(beside) if beside else alone, "update/while_writing": len(beside)}
+        "gigabytes": size / 1e9,
+        "disk/write_gigabytes_per_second": write,
+        "disk/read_gigabytes_per_second": read,
+        "save/seconds": seconds,
+        "save/share_of_disk": size / 1e9 / seconds / write,
+        "load/seconds": load,
+        "load/share_of_disk": size / 1e9 / load / read,
+        "async/waited_seconds": waited,
+        "async/written_seconds": written,
+        "update/seconds": alone,
+        "update/seconds_while_writing": sum(beside) / len(beside) if beside else alone,
+        "update/while_writing": len(beside),
+    }
 
 
 def raw_disk(path: Path, size: int) -> tuple[float, float]:
@@ -142,7 +177,8 @@ def raw_disk(path: Path, size: int) -> tuple[float, float]:
     with path.open("rb", buffering=0) as file:
         while file.read(BLOCK):
             pass
-    read, written = time.monotonic() - began, path.stat().st_size
+    read = time.monotonic() - began
+    written = path.stat().st_size
     path.unlink()
     return written / 1e9 / write, written / 1e9 / read
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Measure how many answers a second one core judges, through the judge and its worker. Prints one JSON line.
+"""Measure how many answers a second one core judges, through the reward executor and its worker.
+Prints one JSON line.
 
     python tools/bench_judge.py --data math500.parquet
 
-Each right answer is asked for once, so nothing is cached. For each share of right answers a new worker
-starts: a right response boxes the right answer, a wrong one the right answer of another row. Judge and worker
-share one core; the start of the worker is not counted.
+Each right answer is asked for once, so nothing is cached. For each share of right answers a new
+worker starts: a right response boxes the right answer, a wrong one the right answer of another row.
+Reward executor and worker share one core; the start of the worker is not counted.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ import pyarrow.parquet as pq
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.types import Outcome  # noqa: E402
-from r1zero.config.schema import Reward  # noqa: E402
-from r1zero.reward.types import Case  # noqa: E402
-from r1zero.reward.executor import Judge  # noqa: E402
+from r1zero.config.schema import Reward
+from r1zero.reward.executor import RewardExecutor
+from r1zero.reward.types import RewardInput
+from r1zero.types import Outcome
 
 
-def cases(golds: list[str], right_share: float, seed: int) -> list[Case]:
+def cases(golds: list[str], right_share: float, seed: int) -> list[RewardInput]:
     """Return one response to each right answer; exactly a share of them box it."""
     draw = random.Random(seed)
     others = draw.sample(golds, len(golds))
@@ -38,19 +39,20 @@ def cases(golds: list[str], right_share: float, seed: int) -> list[Case]:
     for number, (gold, other) in enumerate(zip(golds, others, strict=True)):
         boxed = gold if number in right else other
         response = f"<think>{thought}</think>\n<answer>The answer is $\\boxed{{{boxed}}}$.</answer>"
-        made.append(Case("", response, gold, tokens=300, limit=4096, truncated=False))
+        made.append(RewardInput("", response, gold, tokens=300, limit=4096, truncated=False))
     return made
 
 
-def judge_all(responses: list[Case]) -> tuple[float, int, int]:
-    """Return the seconds that judging takes, how many are right, and how many comparisons failed."""
-    with Judge(["acc"], [1.0], Reward(workers=1)) as judge:
-        judge.submit("first", 0, 1, responses[0])  # waits for the start of the worker
-        judge.collect(["first"])
+def judge_all(responses: list[RewardInput]) -> tuple[float, int, int]:
+    """Return the seconds that judging takes, how many are right, and how many comparisons
+    failed."""
+    with RewardExecutor(["acc"], [1.0], Reward(workers=1)) as executor:
+        executor.submit("first", 0, 1, responses[0])  # waits for the start of the worker
+        executor.collect(["first"])
         start = time.perf_counter()
         for number, case in enumerate(responses):
-            judge.submit(number, 0, 1, case)
-        scores = [members[0]["acc"] for members in judge.collect(range(len(responses))).values()]
+            executor.submit(number, 0, 1, case)
+        scores = [members[0]["acc"] for members in executor.collect(range(len(responses))).values()]
         seconds = time.perf_counter() - start
     right = sum(score.outcome is Outcome.RIGHT for score in scores)
     return seconds, right, sum(score.outcome.failed for score in scores)
@@ -60,8 +62,12 @@ def main() -> None:
     """Read the command line, measure, print."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--data", type=Path, required=True, help="parquet with a column ground_truth_answer")
-    parser.add_argument("--right", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="right shares")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="parquet with a column ground_truth_answer"
+    )
+    parser.add_argument(
+        "--right", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="right shares"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     column = pq.read_table(arguments.data, columns=["ground_truth_answer"])["ground_truth_answer"]
@@ -70,8 +76,11 @@ def main() -> None:
     result: dict[str, object] = {"distinct_answers": len(golds)}
     for share in arguments.right:
         seconds, right, failed = judge_all(cases(golds, share, arguments.seed))
-        result[f"right_{share:g}"] = {"answers_per_second_per_core": round(len(golds) / seconds, 1),
-                                      "judged_right": right, "failed": failed}
+        result[f"right_{share:g}"] = {
+            "answers_per_second_per_core": round(len(golds) / seconds, 1),
+            "judged_right": right,
+            "failed": failed,
+        }
     print(json.dumps(result))
 
 

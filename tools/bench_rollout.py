@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Measure the rollout engine, beside transformers' generate and the machine's own limits. Prints one JSON line.
+"""Measure the rollout engine, beside transformers' generate and the machine's own limits. Prints
+one JSON line.
 
     python tools/bench_rollout.py --model 135m --prompts 16 --samples 4 --prompt-len 128 --lengths fixed:128 \\
         --dtype bf16 --threads 2 --repeats 3 --vs transformers --roofline
 
---model is a Hugging Face folder or a shape (135m, 0.5b, tiny; random weights). --lengths is fixed:N,
-lognormal:MEAN:SIGMA (of the underlying normal; the mean is that of the lengths) capped at --cap, or a file with
-one length a line. Lengths are forced: both systems draw exactly the same number of tokens for each sample.
-Ours includes laying out the weights once, as after a publish. Medians of --repeats, the two systems taking
-turns, after a warm-up of each that is not counted (all of ours, a few tokens of theirs).
+--model is a Hugging Face folder or a shape (135m, 0.5b, tiny; random weights). --lengths is
+fixed:N, lognormal:MEAN:SIGMA (of the underlying normal; the mean is that of the lengths) capped at
+--cap, or a file with one length a line. Lengths are forced: both systems draw exactly the same
+number of tokens for each sample. Ours includes laying out the weights once, as after a publish.
+Medians of --repeats, the two systems taking turns, after a warm-up of each that is not counted (all
+of ours, a few tokens of theirs).
 """
 
 from __future__ import annotations
@@ -23,26 +25,55 @@ from pathlib import Path
 
 import numpy as np
 
-from r1zero.errors import BadInput  # noqa: E402
+from r1zero.errors import BadInput
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 SHAPES = {  # Hugging Face config keys
-    "135m": dict(architectures=["LlamaForCausalLM"], hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
-                 num_attention_heads=9, num_key_value_heads=3, vocab_size=49152, max_position_embeddings=8192,
-                 rms_norm_eps=1e-5, tie_word_embeddings=True),
-    "0.5b": dict(architectures=["Qwen2ForCausalLM"], hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
-                 num_attention_heads=14, num_key_value_heads=2, vocab_size=151936, max_position_embeddings=32768,
-                 rms_norm_eps=1e-6, tie_word_embeddings=True),
-    "tiny": dict(architectures=["Qwen2ForCausalLM"], hidden_size=128, intermediate_size=384, num_hidden_layers=4,
-                 num_attention_heads=4, num_key_value_heads=2, vocab_size=4096, max_position_embeddings=8192,
-                 rms_norm_eps=1e-6, tie_word_embeddings=True),
+    "135m": dict(
+        architectures=["LlamaForCausalLM"],
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    ),
+    "0.5b": dict(
+        architectures=["Qwen2ForCausalLM"],
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        max_position_embeddings=32768,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+    ),
+    "tiny": dict(
+        architectures=["Qwen2ForCausalLM"],
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=4096,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+    ),
 }
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="135m")
     parser.add_argument("--prompts", type=at_least_1, default=16)
     parser.add_argument("--samples", type=at_least_1, default=4)
@@ -52,8 +83,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--threads", type=at_least_1, default=2)
     parser.add_argument("--repeats", type=at_least_1, default=3)
-    parser.add_argument("--max-running", type=at_least_1, default=None, help="rows of our engine; default all that fit")
-    parser.add_argument("--max-tokens", type=at_least_1, default=10**6, help="KV budget of our engine, in tokens")
+    parser.add_argument(
+        "--max-running",
+        type=at_least_1,
+        default=None,
+        help="rows of our engine; default all that fit",
+    )
+    parser.add_argument(
+        "--max-tokens", type=at_least_1, default=10**6, help="KV budget of our engine, in tokens"
+    )
     parser.add_argument("--vs", choices=("transformers",))
     parser.add_argument("--roofline", action="store_true")
     return parser.parse_args()
@@ -75,10 +113,14 @@ def draw_lengths(spec: str, count: int, cap: int) -> np.ndarray:
             mean, sigma = map(float, rest.split(":"))
             drawn = np.random.default_rng(0).lognormal(np.log(mean) - sigma**2 / 2, sigma, count)
             return np.clip(drawn.round(), 1, cap).astype(int)
-        found = [int(word) for word in ([rest] if kind == "fixed" else Path(spec).read_text().split())]
+        found = [
+            int(word) for word in ([rest] if kind == "fixed" else Path(spec).read_text().split())
+        ]
     except (OSError, ValueError) as error:
-        raise BadInput(f"--lengths: {spec} is neither fixed:N, lognormal:MEAN:SIGMA nor a file with a length "
-                       f"a line ({error})") from None
+        raise BadInput(
+            f"--lengths: {spec} is neither fixed:N, lognormal:MEAN:SIGMA nor a file with a length "
+            f"a line ({error})"
+        ) from None
     if min(found, default=0) < 1:
         raise BadInput(f"--lengths: {spec} must give lengths of at least 1, such as fixed:128")
     return np.resize(found, count)
@@ -98,11 +140,19 @@ def main() -> int:
         print(f"bench_rollout.py: {error}", file=sys.stderr)
         return 2
     random = np.random.default_rng(1)
-    prompts = random.integers(10, model.shape.vocab_size, (args.prompts, args.prompt_len), dtype=np.int32)
+    prompts = random.integers(
+        10, model.shape.vocab_size, (args.prompts, args.prompt_len), dtype=np.int32
+    )
     ours = Ours(args, model, prompts, lengths)
-    theirs = Theirs(args, model, prompts, lengths) if args.vs else None
+    if args.vs:
+        theirs = Theirs(args, model, prompts, lengths)
+    else:
+        theirs = None
     runs: dict[str, list[dict]] = {"ours": [], "theirs": []}
-    limits = [machine_limits(model.dtype, torch)] if args.roofline else []
+    if args.roofline:
+        limits = [machine_limits(model.dtype, torch)]
+    else:
+        limits = []
     ours.run()
     if theirs:
         theirs.run(warm_up=True)
@@ -112,9 +162,26 @@ def main() -> int:
             runs["theirs"].append(theirs.run())
         if args.roofline:
             limits.append(machine_limits(model.dtype, torch))
-    result = {key: getattr(args, key) for key in ("model", "prompts", "samples", "prompt_len", "lengths", "dtype",
-                                                  "threads", "repeats", "max_running", "max_tokens")}
-    result |= {"tokens": int(lengths.sum()), "mean_length": float(lengths.mean()), "max_length": int(lengths.max())}
+    result = {
+        key: getattr(args, key)
+        for key in (
+            "model",
+            "prompts",
+            "samples",
+            "prompt_len",
+            "lengths",
+            "dtype",
+            "threads",
+            "repeats",
+            "max_running",
+            "max_tokens",
+        )
+    }
+    result |= {
+        "tokens": int(lengths.sum()),
+        "mean_length": float(lengths.mean()),
+        "max_length": int(lengths.max()),
+    }
     result |= median(runs["ours"], "")
     result["tokens_per_second"] = lengths.sum() / result["seconds"]
     if theirs:
@@ -124,20 +191,36 @@ def main() -> int:
     if args.roofline:
         result |= roofline(args, model, ours, result["decode_seconds"], limits)
     result["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()}))
+    print(
+        json.dumps(
+            {
+                key: round(value, 4) if isinstance(value, float) else value
+                for key, value in result.items()
+            }
+        )
+    )
     return 0
 
 
 def median(runs: list[dict], prefix: str) -> dict[str, float]:
     """The median of each figure."""
-    return {prefix + key: float(statistics.median(run[key] for run in runs)) for key in runs[0]}
+    result: dict[str, float] = {}
+    for key in runs[0]:
+        result[prefix + key] = float(statistics.median(run[key] for run in runs))
+    return result
 
 
 class Model:
     """The weights both systems run: a transformers model, and its shape."""
 
     def __init__(self, args: argparse.Namespace, torch) -> None:  # noqa: ANN001 - imported late
-        from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+        from transformers import (
+            AutoModelForCausalLM,
+            LlamaConfig,
+            LlamaForCausalLM,
+            Qwen2Config,
+            Qwen2ForCausalLM,
+        )
 
         from r1zero.models.config import ModelConfig
 
@@ -145,9 +228,16 @@ class Model:
         if args.model in SHAPES:
             config = SHAPES[args.model]
             self.shape = ModelConfig.from_config(config)
-            kinds = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
+            kinds = {
+                "llama": (LlamaConfig, LlamaForCausalLM),
+                "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+            }
             make_config, make = kinds[self.shape.family]
-            self.theirs = make(make_config(**{key: value for key, value in config.items() if key != "architectures"}))
+            self.theirs = make(
+                make_config(
+                    **{key: value for key, value in config.items() if key != "architectures"}
+                )
+            )
             self.theirs = self.theirs.to(self.dtype).eval()
         else:
             self.shape = ModelConfig.from_folder(args.model)
@@ -157,37 +247,47 @@ class Model:
 class Ours:
     """The engine, one replica, no tensor parallelism."""
 
-    def __init__(self, args: argparse.Namespace, model: Model, prompts: np.ndarray, lengths: np.ndarray) -> None:
+    def __init__(
+        self, args: argparse.Namespace, model: Model, prompts: np.ndarray, lengths: np.ndarray
+    ) -> None:
         import tempfile
 
         import torch
 
-        from r1zero.types import Batch, Prompt
-        from r1zero.rollout.decoder import Decoder
-        from r1zero.rollout.engine import Engine, Limits
-        from r1zero.rollout.sampler import Sampling
-        from r1zero.weights.open import open_weights
         from r1zero.models.params import param_table
+        from r1zero.rollout.decoder import Decoder
+        from r1zero.rollout.engine import Engine, EngineLimits
+        from r1zero.rollout.sampler import Sampling
+        from r1zero.types import Batch, Prompt
+        from r1zero.weights.open import open_weights
 
         budget = int(lengths.max())
-        decoder = Decoder(model.shape, 1, None, model.dtype, torch.device("cpu"), args.prompt_len + budget)
+        decoder = Decoder(
+            model.shape, 1, None, model.dtype, torch.device("cpu"), args.prompt_len + budget
+        )
         with tempfile.TemporaryDirectory() as folder:
             model.theirs.save_pretrained(folder)
             weights = open_weights(folder, model.shape)
             for tensor, shard in weights.stream(param_table(model.shape), 0, 1, model.dtype):
                 decoder.weights[tensor.name].copy_(shard)
-        limits = Limits(budget, args.max_tokens, args.max_running)
+        limits = EngineLimits(budget, args.max_tokens, args.max_running)
         self.engine = Engine(decoder, Sampling(1.0, 1.0, 0, seed=0), (), limits)
-        self.engine.length_of = lambda position, member: int(lengths[position * args.samples + member])
+        self.engine.length_of = lambda position, member: int(
+            lengths[position * args.samples + member]
+        )
         self.engine.accept(0)
         texts = [Prompt(i, "", tokens, "") for i, tokens in enumerate(prompts)]
         self.batch = Batch(1, 0, texts, args.samples, args.prompts * args.samples)
-        self.lengths, self.steps = lengths, 0
+        self.lengths = lengths
+        self.steps = 0
 
     def run(self) -> dict[str, float]:
         """One generation of the whole batch, with the layout of the weights inside the clock."""
-        engine, extend, spent = self.engine, self.engine.decoder.extend, [0.0]
-        self.steps, preempted = 0, engine.preemptions
+        engine = self.engine
+        extend = self.engine.decoder.extend
+        spent = [0.0]
+        self.steps = 0
+        preempted = engine.preemptions
 
         def timed_extend(chunks):  # noqa: ANN001, ANN202
             began = time.perf_counter()
@@ -205,22 +305,31 @@ class Ours:
         seconds = time.perf_counter() - began
         engine.decoder.extend = extend
         assert [len(s.tokens) for g in groups for s in g.samples] == self.lengths.tolist()
-        return {"seconds": seconds, "prepare_seconds": prepared - began, "prefill_seconds": spent[0],
-                "decode_seconds": seconds - (prepared - began) - spent[0],
-                "preemptions": engine.preemptions - preempted}
+        return {
+            "seconds": seconds,
+            "prepare_seconds": prepared - began,
+            "prefill_seconds": spent[0],
+            "decode_seconds": seconds - (prepared - began) - spent[0],
+            "preemptions": engine.preemptions - preempted,
+        }
 
     def _count(self) -> None:
         self.steps += 1
 
 
 class Theirs:
-    """transformers' generate as trainers call it: one padded batch, sampling, every copy of a prompt prefilled."""
+    """transformers' generate as trainers call it: one padded batch, sampling, every copy of a
+    prompt prefilled."""
 
-    def __init__(self, args: argparse.Namespace, model: Model, prompts: np.ndarray, lengths: np.ndarray) -> None:
+    def __init__(
+        self, args: argparse.Namespace, model: Model, prompts: np.ndarray, lengths: np.ndarray
+    ) -> None:
         import torch
         from transformers import StoppingCriteria, StoppingCriteriaList
 
-        self.model, self.lengths, start = model.theirs, lengths, args.prompt_len
+        self.model = model.theirs
+        self.lengths = lengths
+        start = args.prompt_len
         self.inputs = torch.from_numpy(np.repeat(prompts, args.samples, axis=0).astype(np.int64))
 
         class Ends(StoppingCriteria):
@@ -235,44 +344,74 @@ class Theirs:
         """One generation of the whole batch, or of its first tokens."""
         import torch
 
-        longest = 4 if warm_up else int(self.lengths.max())
+        if warm_up:
+            longest = 4
+        else:
+            longest = int(self.lengths.max())
         began = time.perf_counter()
         with torch.no_grad():
             found = self.model.generate(
-                self.inputs, attention_mask=torch.ones_like(self.inputs), do_sample=True, temperature=1.0,
-                top_k=0, top_p=1.0, max_new_tokens=longest, stopping_criteria=self.criteria, pad_token_id=0,
-                eos_token_id=None)
+                self.inputs,
+                attention_mask=torch.ones_like(self.inputs),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=longest,
+                stopping_criteria=self.criteria,
+                pad_token_id=0,
+                eos_token_id=None,
+            )
         assert found.shape[1] == self.inputs.shape[1] + longest
         return {"seconds": time.perf_counter() - began}
 
 
-def roofline(args: argparse.Namespace, model: Model, ours: Ours, decode_seconds: float,
-             limits: list[tuple[float, float]]) -> dict[str, float]:
+def roofline(
+    args: argparse.Namespace,
+    model: Model,
+    ours: Ours,
+    decode_seconds: float,
+    limits: list[tuple[float, float]],
+) -> dict[str, float]:
     """The least time of the decode phase on this machine, and the fraction of it reached.
 
-    A step must read all weights and the live keys and values once (bytes / measured read bandwidth) and
-    multiply (flops / measured peak of a large product); the two can overlap, so the least is the larger, summed
-    over steps. The machine's limits are the best of those measured before, between and after the runs.
+    A step must read all weights and the live keys and values once (bytes / measured read bandwidth)
+    and multiply (flops / measured peak of a large product); the two can overlap, so the least is
+    the larger, summed over steps. The machine's limits are the best of those measured before,
+    between and after the runs.
     """
-    size, shape = model.dtype.itemsize, model.shape
+    size = model.dtype.itemsize
+    shape = model.shape
     bandwidth, peak = (max(measured) for measured in zip(*limits, strict=True))
     per_token = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size
-    products = shape.num_parameters - (0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size)
+    products = shape.num_parameters - (
+        0 if shape.tie_word_embeddings else shape.vocab_size * shape.hidden_size
+    )
     least = 0.0
     running = args.max_running or len(ours.lengths)
     # Rows in flight when samples start in order as rows get free.
     for rows, tokens in in_flight(ours.lengths, running, args.prompt_len, args.samples):
         moved = products * size + tokens * per_token
-        multiplied = 2 * products * rows + 4 * shape.num_layers * shape.num_heads * shape.head_dim * tokens
+        multiplied = (
+            2 * products * rows + 4 * shape.num_layers * shape.num_heads * shape.head_dim * tokens
+        )
         least += max(moved / bandwidth, multiplied / peak)
-    return {"read_gigabytes_per_second": bandwidth / 1e9, "peak_gigaflops": peak / 1e9,
-            "decode_steps": ours.steps, "roofline_decode_seconds": least,
-            "roofline_fraction": least / decode_seconds}
+    return {
+        "read_gigabytes_per_second": bandwidth / 1e9,
+        "peak_gigaflops": peak / 1e9,
+        "decode_steps": ours.steps,
+        "roofline_decode_seconds": least,
+        "roofline_fraction": least / decode_seconds,
+    }
 
 
-def in_flight(lengths: np.ndarray, running: int, prompt_len: int, group: int) -> list[tuple[int, int]]:
+def in_flight(
+    lengths: np.ndarray, running: int, prompt_len: int, group: int
+) -> list[tuple[int, int]]:
     """(rows, live tokens, shared prompts counted once) of each decoding step."""
-    waiting, rows, steps = list(enumerate(lengths)), [], []
+    waiting = list(enumerate(lengths))
+    rows = []
+    steps = []
     while waiting or rows:
         while waiting and len(rows) < running:
             number, length = waiting.pop(0)

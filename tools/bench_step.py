@@ -4,12 +4,13 @@
     pip install -e '.[cpu,bench]'
     python tools/bench_step.py --model models/SmolLM2-135M-Instruct --data data/mawps_train.parquet
 
-The same model, prompts, number of samples, longest response, temperature, KL term with a reference model, one
-update a step, two cores. Ours is the program itself as it would be used: two ranks with all roles and a thread each,
-bf16 weights with fp32 master weights. TRL is one process with as many threads, weights and moments in bf16,
-fused AdamW, no gradient checkpointing, all responses generated in one call and learnt from in microbatches of
---trl-batch. Responses end by themselves, so their mean lengths are printed, too. Each system takes its first step
-unmeasured; of the others the median. The systems take turns, --rounds times.
+The same model, prompts, number of samples, longest response, temperature, KL term with a reference
+model, one update a step, two cores. Ours is the program itself as it would be used: two ranks with
+all roles and a thread each, bf16 weights with fp32 master weights. TRL is one process with as many
+threads, weights and moments in bf16, fused AdamW, no gradient checkpointing, all responses
+generated in one call and learnt from in microbatches of --trl-batch. Responses end by themselves,
+so their mean lengths are printed, too. Each system takes its first step unmeasured; of the others
+the median. The systems take turns, --rounds times.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-CONFIG, TEMPLATE, MAX_PROMPT, TEMPERATURE, KL_COEF, LR = "smollm2_135m_gsm8k", "two_shot_chat", 512, 0.8, 0.01, 1e-5
+CONFIG = "smollm2_135m_gsm8k"
+TEMPLATE = "two_shot_chat"
+MAX_PROMPT = 512
+TEMPERATURE = 0.8
+KL_COEF = 0.01
+LR = 1e-5
 PHASES = ("time/step", "time/rollout", "time/ref", "time/update")
 
 
@@ -41,26 +47,43 @@ def main() -> int:
     if problems := check(args):
         print(f"bench_step.py: {'; '.join(problems)}", file=sys.stderr)
         return 2
-    ours, theirs = [], []
+    ours = []
+    theirs = []
     for _ in range(args.rounds):
         ours += our_steps(args)
         theirs += in_process_of_its_own(sys.argv[1:] + ["--trl-only"], args.threads)
-    result = {key: getattr(args, key) for key in ("prompts", "samples", "max_new_tokens", "threads", "steps", "rounds")}
+    result = {
+        key: getattr(args, key)
+        for key in ("prompts", "samples", "max_new_tokens", "threads", "steps", "rounds")
+    }
     result |= {"model": args.model.name, "data": args.data.name, "dtype": "bf16"}
     result |= {f"ours_{name.split('/')[-1]}_seconds": median(ours, name) for name in PHASES}
     result |= {"trl_step_seconds": median(theirs, "time/step")}
-    result |= {"ours_mean_length": median(ours, "response_length/mean"),
-               "trl_mean_length": median(theirs, "response_length/mean")}
+    result |= {
+        "ours_mean_length": median(ours, "response_length/mean"),
+        "trl_mean_length": median(theirs, "response_length/mean"),
+    }
     result["ratio"] = result["trl_step_seconds"] / result["ours_step_seconds"]
-    print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in result.items()}))
+    print(
+        json.dumps(
+            {
+                key: round(value, 3) if isinstance(value, float) else value
+                for key, value in result.items()
+            }
+        )
+    )
     return 0
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder")
-    parser.add_argument("--data", type=Path, required=True, help="parquet with question and ground_truth_answer")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="parquet with question and ground_truth_answer"
+    )
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -74,13 +97,29 @@ def parse() -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> list[str]:
     """What keeps the benchmark from running, a sentence each."""
-    problems = [f"--{name}: {path} does not exist" for name, path in (("model", args.model), ("data", args.data))
-                if not path.exists()]
-    least = {"prompts": 1, "samples": 2, "max_new_tokens": 1, "threads": 1, "steps": 2, "rounds": 1, "trl_batch": 1}
-    problems += [f"--{name.replace('_', '-')}: {getattr(args, name)} must be at least {minimum}"
-                 for name, minimum in least.items() if getattr(args, name) < minimum]
+    problems = [
+        f"--{name}: {path} does not exist"
+        for name, path in (("model", args.model), ("data", args.data))
+        if not path.exists()
+    ]
+    least = {
+        "prompts": 1,
+        "samples": 2,
+        "max_new_tokens": 1,
+        "threads": 1,
+        "steps": 2,
+        "rounds": 1,
+        "trl_batch": 1,
+    }
+    problems += [
+        f"--{name.replace('_', '-')}: {getattr(args, name)} must be at least {minimum}"
+        for name, minimum in least.items()
+        if getattr(args, name) < minimum
+    ]
     if not problems and args.prompts * args.samples % args.trl_batch:
-        problems.append(f"--trl-batch: {args.trl_batch} must divide the {args.prompts * args.samples} responses")
+        problems.append(
+            f"--trl-batch: {args.trl_batch} must divide the {args.prompts * args.samples} responses"
+        )
     if importlib.util.find_spec("trl") is None:
         problems.append("TRL is not installed; `pip install -e '.[bench]'`")
     return problems
@@ -95,16 +134,35 @@ def our_steps(args: argparse.Namespace) -> list[dict[str, float]]:
     """Train with this project; returns the metrics of each measured step."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
-            "output_dir": folder, "training.train_iters": args.steps, "training.global_batch_size": args.prompts,
-            "training.seq_length": MAX_PROMPT + args.max_new_tokens, "training.prompt_type": TEMPLATE,
-            "training.report_interval": 0, "actor_rollout.load": args.model, "actor_rollout.data_path": args.data,
-            "actor_rollout.n_samples_per_prompt": args.samples, "actor_rollout.temperature": TEMPERATURE,
-            "actor_rollout.ppo_mini_batch_size": args.prompts * args.samples, "actor_rollout.lr": LR,
-            "actor_rollout.lr_warmup_iters": 0, "actor_rollout.max_prompt_length": MAX_PROMPT,
-            "algorithm.kl_ctrl.kl_coef": KL_COEF, "resource_pool.actor_rollout": f"[{args.threads}]"}
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", args.threads,
-                   ROOT / "r1zero" / "main.py", "--config", CONFIG,
-                   *(f"{key}={value}" for key, value in overrides.items())]
+            "output_dir": folder,
+            "training.train_iters": args.steps,
+            "training.global_batch_size": args.prompts,
+            "training.seq_length": MAX_PROMPT + args.max_new_tokens,
+            "training.prompt_type": TEMPLATE,
+            "training.report_interval": 0,
+            "actor_rollout.load": args.model,
+            "actor_rollout.data_path": args.data,
+            "actor_rollout.n_samples_per_prompt": args.samples,
+            "actor_rollout.temperature": TEMPERATURE,
+            "actor_rollout.ppo_mini_batch_size": args.prompts * args.samples,
+            "actor_rollout.lr": LR,
+            "actor_rollout.lr_warmup_iters": 0,
+            "actor_rollout.max_prompt_length": MAX_PROMPT,
+            "algorithm.kl_ctrl.kl_coef": KL_COEF,
+            "resource_pool.actor_rollout": f"[{args.threads}]",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            args.threads,
+            ROOT / "r1zero" / "main.py",
+            "--config",
+            CONFIG,
+            *(f"{key}={value}" for key, value in overrides.items()),
+        ]
         run(command, threads=1)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines[1:]]
@@ -116,11 +174,16 @@ def in_process_of_its_own(arguments: list[str], threads: int) -> list[dict[str, 
 
 
 def run(command: list, threads: int) -> str:
-    """Run a command with so many threads; returns its output. SystemExit with its errors if it fails."""
+    """Run a command with so many threads; returns its output. SystemExit with its errors if it
+    fails."""
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(word) for word in command], env=env, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise SystemExit(f"bench_step.py: {Path(str(command[1])).name} failed:\n{done.stderr[-4000:]}")
+        raise SystemExit(
+            f"bench_step.py: {Path(str(command[1])).name} failed:\n{done.stderr[-4000:]}"
+        )
     return done.stdout
 
 
@@ -150,27 +213,48 @@ def trl_steps(args: argparse.Namespace) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         batch = args.prompts * args.samples
         config = GRPOConfig(
-            output_dir=folder, use_cpu=True, bf16=False, fp16=False, gradient_checkpointing=False,
-            model_init_kwargs={"dtype": "bfloat16"}, per_device_train_batch_size=args.trl_batch,
-            gradient_accumulation_steps=batch // args.trl_batch, num_generations=args.samples,
-            max_completion_length=args.max_new_tokens, temperature=TEMPERATURE, beta=KL_COEF, learning_rate=LR,
-            lr_scheduler_type="constant", max_steps=args.steps, logging_steps=1, report_to=[], save_strategy="no",
-            disable_tqdm=True)
-        trainer = GRPOTrainer(model=str(args.model), reward_funcs=scores, args=config, callbacks=[Clock()],
-                              train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts(args)]))
+            output_dir=folder,
+            use_cpu=True,
+            bf16=False,
+            fp16=False,
+            gradient_checkpointing=False,
+            model_init_kwargs={"dtype": "bfloat16"},
+            per_device_train_batch_size=args.trl_batch,
+            gradient_accumulation_steps=batch // args.trl_batch,
+            num_generations=args.samples,
+            max_completion_length=args.max_new_tokens,
+            temperature=TEMPERATURE,
+            beta=KL_COEF,
+            learning_rate=LR,
+            lr_scheduler_type="constant",
+            max_steps=args.steps,
+            logging_steps=1,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = GRPOTrainer(
+            model=str(args.model),
+            reward_funcs=scores,
+            args=config,
+            callbacks=[Clock()],
+            train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts(args)]),
+        )
         trainer.train()
     return steps[1:]
 
 
 def prompts(args: argparse.Namespace) -> list[str]:
     """The prompts of our first steps, as text."""
-    from r1zero.data.layout import Layout
+    from r1zero.data.layout import ColumnLayout
     from r1zero.data.prompts import Prompts, load_tokenizer
     from r1zero.data.template import Template
 
     columns = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
     tokenizer = load_tokenizer(args.model)
-    stream = Prompts(args.data, Layout(columns), Template(TEMPLATE), tokenizer, MAX_PROMPT, 1234)
+    stream = Prompts(
+        args.data, ColumnLayout(columns), Template(TEMPLATE), tokenizer, MAX_PROMPT, 1234
+    )
     return [prompt.text for prompt in stream.draw(0, args.prompts * args.steps)]
 
 

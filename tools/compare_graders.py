@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Compare our verdicts with those of math-verify on the right answers of data sets. Prints one JSON line.
+"""Compare our verdicts with those of math-verify on the right answers of data sets. Prints one JSON
+line.
 
     python tools/compare_graders.py math500.parquet gsm8k_test.parquet [--limit 500] [--show]
 
-Each right answer is held against itself, against honest respellings of itself, and against the right answer
-of another row. math-verify is called as its README does. --show lists the pairs on which the two differ, on
-stderr.
+Each right answer is held against itself, against honest respellings of itself, and against the
+right answer of another row. math-verify is called as its README does. --show lists the pairs on
+which the two differ, on stderr.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from math_verify import parse, verify
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.reward.math.grade import same  # noqa: E402
+from r1zero.reward.math.grade import same
 
 _FRACTION = re.compile(r"-?\\d?frac\{(\d+)\}\{(\d+)\}")
 _BARE_NUMBER = re.compile(r"-?[\d.]+")
@@ -34,7 +35,9 @@ def _as_decimal(gold: str) -> str | None:
     match = _FRACTION.fullmatch(gold)
     if match is None or 10**6 % int(match[2]):
         return None
-    return f"{'-' * gold.startswith('-')}{int(match[1]) / int(match[2]):.6f}".rstrip("0").rstrip(".")
+    return f"{'-' * gold.startswith('-')}{int(match[1]) / int(match[2]):.6f}".rstrip("0").rstrip(
+        "."
+    )
 
 
 def _as_slash(gold: str) -> str | None:
@@ -89,22 +92,38 @@ def main() -> None:
     """Read the command line, compare, print."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("data", nargs="+", type=Path, help="parquet files with a column ground_truth_answer")
+    parser.add_argument(
+        "data", nargs="+", type=Path, help="parquet files with a column ground_truth_answer"
+    )
     parser.add_argument("--limit", type=int, help="rows of each file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true")
     arguments = parser.parse_args()
-    asked, agreed = Counter(), Counter()
+    asked = Counter()
+    agreed = Counter()
     for path in arguments.data:
-        column = pq.read_table(path, columns=["ground_truth_answer"])["ground_truth_answer"].to_pylist()
+        column = pq.read_table(path, columns=["ground_truth_answer"])[
+            "ground_truth_answer"
+        ].to_pylist()
         for kind, gold, given in pairs(column[: arguments.limit], arguments.seed):
-            ours, verdict = same(gold, given), theirs(gold, given)
+            ours = same(gold, given)
+            verdict = theirs(gold, given)
             asked[kind] += 1
             agreed[kind] += ours == verdict
             if arguments.show and ours != verdict:
-                print(f"{kind}: {gold!r} and {given!r}: ours {ours}, math-verify {verdict}", file=sys.stderr)
-    print(json.dumps({"pairs": asked.total(), "agreement": round(agreed.total() / asked.total(), 5),
-                      "by_kind": {kind: [agreed[kind], asked[kind]] for kind in asked}}))
+                print(
+                    f"{kind}: {gold!r} and {given!r}: ours {ours}, math-verify {verdict}",
+                    file=sys.stderr,
+                )
+    print(
+        json.dumps(
+            {
+                "pairs": asked.total(),
+                "agreement": round(agreed.total() / asked.total(), 5),
+                "by_kind": {kind: [agreed[kind], asked[kind]] for kind in asked},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@
         --target-tensor-parallel-size 2 --target-pipeline-parallel-size 4 --params-dtype bf16 \
         --load-dir models/Qwen2.5-7B --save-dir ckpt           # the same, with Megatron's names
 
-Sources are detected: a Hugging Face folder; Megatron checkpoints, legacy or torch_dist, at any TP and PP, of
-the iteration that the tracker names, or of the folder of one. Values are copied bit for bit unless
---params-dtype asks for another type. The target appears complete or not at all.
-Exit codes: 0 done, 1 failed, 2 bad input.
+Sources are detected: a Hugging Face folder; Megatron checkpoints, legacy or torch_dist, at any TP
+and PP, of the iteration that the tracker names, or of the folder of one. Values are copied bit for
+bit unless --params-dtype asks for another type. The target appears complete or not at all. Exit
+codes: 0 done, 1 failed, 2 bad input.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from typing import NoReturn
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch  # noqa: E402
+import torch
 
-from r1zero.errors import BadInput  # noqa: E402
-from r1zero.models.config import ModelConfig  # noqa: E402
-from r1zero.config.paths import user_path  # noqa: E402
-from r1zero.weights.huggingface import copy_beside, save_hf  # noqa: E402
-from r1zero.weights.detect import CONFIG, config_folder, find  # noqa: E402
-from r1zero.weights.open import open_weights, stored_shape  # noqa: E402
-from r1zero.weights.save_megatron import Layout, save_dist, save_legacy  # noqa: E402
-from r1zero.models.params import param_table  # noqa: E402
-from r1zero.weights.source import Weights  # noqa: E402
+from r1zero.config.paths import user_path
+from r1zero.errors import BadInput
+from r1zero.models.config import ModelConfig
+from r1zero.models.params import param_table
+from r1zero.weights.detect import CONFIG, config_folder, detect
+from r1zero.weights.huggingface import copy_beside, save_hf
+from r1zero.weights.open import open_weights, stored_shape
+from r1zero.weights.save_megatron import LegacyLayout, save_dist, save_legacy
+from r1zero.weights.source import Weights
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TYPES = {"hf": "Hugging Face", "mg": "Megatron"}
@@ -66,50 +66,111 @@ class Parser(argparse.ArgumentParser):
 
 def parse(words: list[str]) -> argparse.Namespace:
     """Read the arguments, spelled with dashes or underscores. BadInput for wrong ones."""
-    parser = Parser(prog="convert_ckpt.py", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="convert_ckpt.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add("--load-dir", "--from", required=True, type=user_path, metavar="DIR", help="weights to read")
+    add(
+        "--load-dir", "--from", required=True, type=user_path, metavar="DIR", help="weights to read"
+    )
     add("--save-dir", "--to", required=True, type=user_path, metavar="DIR", help="folder to make")
-    add("--load-model-type", "--from-type", choices=TYPES, help="what --load-dir must hold; default any")
-    add("--save-model-type", "--to-type", choices=TYPES, help="what to write; default: the other one")
+    add(
+        "--load-model-type",
+        "--from-type",
+        choices=TYPES,
+        help="what --load-dir must hold; default any",
+    )
+    add(
+        "--save-model-type",
+        "--to-type",
+        choices=TYPES,
+        help="what to write; default: the other one",
+    )
     add("--target-tensor-parallel-size", "--tp", type=at_least_1, default=1, metavar="N")
     add("--target-pipeline-parallel-size", "--pp", type=at_least_1, default=1, metavar="N")
-    add("--num-layer-list", "--layers-per-stage", metavar="N,N,...",
-        help="layers of each pipeline stage; default even")
-    add("--ckpt-format", "--mg-format", choices=["legacy", "torch", "torch_dist"], default="legacy",
-        help="of Megatron output; torch_dist fits any TP and PP; default legacy, also called torch")
-    add("--make-vocab-size-divisible-by", type=at_least_1, default=1, metavar="N",
-        help="pad the vocabulary of legacy files to a multiple of N times TP; default 1")
-    add("--params-dtype", "--dtype", choices=DTYPES, help="type to write; default that of the source")
-    add("--hf-dir", "--config-from", type=user_path, metavar="DIR",
-        help="folder with config.json and tokenizer of a Megatron source; default: beside the checkpoint")
+    add(
+        "--num-layer-list",
+        "--layers-per-stage",
+        metavar="N,N,...",
+        help="layers of each pipeline stage; default even",
+    )
+    add(
+        "--ckpt-format",
+        "--mg-format",
+        choices=["legacy", "torch", "torch_dist"],
+        default="legacy",
+        help="of Megatron output; torch_dist fits any TP and PP; default legacy, also called torch",
+    )
+    add(
+        "--make-vocab-size-divisible-by",
+        type=at_least_1,
+        default=1,
+        metavar="N",
+        help="pad the vocabulary of legacy files to a multiple of N times TP; default 1",
+    )
+    add(
+        "--params-dtype",
+        "--dtype",
+        choices=DTYPES,
+        help="type to write; default that of the source",
+    )
+    add(
+        "--hf-dir",
+        "--config-from",
+        type=user_path,
+        metavar="DIR",
+        help=(
+            "folder with config.json and tokenizer of a Megatron source; default: beside the "
+            "checkpoint"
+        ),
+    )
     add("--model-type-hf", "--family", metavar="NAME", help="accepted; config.json tells the model")
     for name in ("--use-mcore-models", "--add-qkv-bias"):
         add(name, action="store_true", help="accepted; always so where the model is")
     add("--model-type", choices=["GPT"], help="accepted")
-    add("--tokenizer-model", metavar="FILE", help="accepted; tokenizer files are copied with config.json")
-    dashed = [re.sub(r"^--[\w-]+", lambda option: option[0].replace("_", "-"), word) for word in words]
+    add(
+        "--tokenizer-model",
+        metavar="FILE",
+        help="accepted; tokenizer files are copied with config.json",
+    )
+    dashed = [
+        re.sub(r"^--[\w-]+", lambda option: option[0].replace("_", "-"), word) for word in words
+    ]
     return parser.parse_args(dashed)
 
 
 def convert(args: argparse.Namespace) -> None:
     """Check everything, then convert. BadInput for bad input, OSError when writing fails."""
-    start, found = time.monotonic(), find(args.load_dir)
+    start = time.monotonic()
+    found = detect(args.load_dir)
     source = "hf" if found.kind == "hf" else "mg"
     if args.load_model_type not in (None, source):
-        raise BadInput(f"--load-model-type {args.load_model_type}: {args.load_dir} holds {TYPES[source]} "
-                       f"weights ({found}); say {source}, or leave it out")
+        raise BadInput(
+            f"--load-model-type {args.load_model_type}: {args.load_dir} holds {TYPES[source]} "
+            f"weights ({found}); say {source}, or leave it out"
+        )
     kind = args.save_model_type or ("mg" if source == "hf" else "hf")
     beside, target = folders(args, source, kind)
-    shape = ModelConfig.from_folder(beside) if beside is not None else stored_shape(found)
+    if beside is not None:
+        shape = ModelConfig.from_folder(beside)
+    else:
+        shape = stored_shape(found)
     layout = plan_layout(args, shape)
     weights = open_weights(args.load_dir, shape)
     name, dtype = type_to_write(args, weights)
     print(f"from: {found}", flush=True)
     if kind == "hf":
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_hf(target, shape, weights.stream(param_table(shape), 0, 1, dtype), beside, torch_name(dtype))
+        save_hf(
+            target,
+            shape,
+            weights.stream(param_table(shape), 0, 1, dtype),
+            beside,
+            torch_name(dtype),
+        )
     else:
         with new_folder(target) as folder:
             if args.ckpt_format == "torch_dist":
@@ -118,20 +179,25 @@ def convert(args: argparse.Namespace) -> None:
                 save_legacy(folder, weights, dtype, layout)
             if beside is not None:
                 copy_beside(beside, folder, torch_name(dtype))
-    print(f"to:   {find(target)}, {name}, {shape.num_parameters * dtype.itemsize / 1e9:.2f} GB in "
-          f"{time.monotonic() - start:.0f} s")
+    print(
+        f"to:   {detect(target)}, {name}, {shape.num_parameters * dtype.itemsize / 1e9:.2f} GB in "
+        f"{time.monotonic() - start:.0f} s"
+    )
 
 
 def folders(args: argparse.Namespace, source: str, kind: str) -> tuple[Path | None, Path]:
     """The folder with config.json, None when it may be done without, and the folder to make."""
     target: Path = args.save_dir
     beside: Path = args.hf_dir or config_folder(args.load_dir, fallback=target)
-    if source == "mg" and kind == "hf" and beside == target:  # the original's folder, as MindSpeed-LLM has it
+    # the original's folder, as MindSpeed-LLM has it
+    if source == "mg" and kind == "hf" and beside == target:
         target = target / "mg2hf"
     if not (beside / CONFIG).is_file():
         if kind == "hf" or args.hf_dir is not None:
-            raise BadInput(f"{args.hf_dir or args.load_dir} has no {CONFIG}; name the original model's "
-                           "folder with --hf-dir")
+            raise BadInput(
+                f"{args.hf_dir or args.load_dir} has no {CONFIG}; name the original model's "
+                "folder with --hf-dir"
+            )
         return None, new(args.save_dir)
     return beside, new(target)
 
@@ -139,7 +205,9 @@ def folders(args: argparse.Namespace, source: str, kind: str) -> tuple[Path | No
 def new(target: Path) -> Path:
     """The folder to make. BadInput when something is there."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise BadInput(f"--save-dir: {target} exists and is not empty; name a new folder, or remove it")
+        raise BadInput(
+            f"--save-dir: {target} exists and is not empty; name a new folder, or remove it"
+        )
     return target
 
 
@@ -150,31 +218,48 @@ def type_to_write(args: argparse.Namespace, weights: Weights) -> tuple[str, torc
     known = {dtype: name for name, dtype in DTYPES.items()}
     names = sorted(known.get(dtype, str(dtype)) for dtype in weights.dtypes)
     if len(names) > 1 or names[0] not in DTYPES:
-        raise BadInput(f"{weights.found.folder} holds {', '.join(names)}; choose one type to write with "
-                       f"--params-dtype {'|'.join(DTYPES)}")
+        raise BadInput(
+            f"{weights.found.folder} holds {', '.join(names)}; choose one type to write with "
+            f"--params-dtype {'|'.join(DTYPES)}"
+        )
     return names[0], DTYPES[names[0]]
 
 
-def plan_layout(args: argparse.Namespace, shape: ModelConfig) -> Layout:
+def plan_layout(args: argparse.Namespace, shape: ModelConfig) -> LegacyLayout:
     """The cuts of legacy files. BadInput when they do not fit the model."""
-    tp, pp = args.target_tensor_parallel_size, args.target_pipeline_parallel_size
-    cut = {"num_attention_heads": shape.num_heads, "ffn_hidden_size": shape.ffn_hidden_size,
-           "qkv rows": shape.qkv_size}
+    tp = args.target_tensor_parallel_size
+    pp = args.target_pipeline_parallel_size
+    cut = {
+        "num_attention_heads": shape.num_heads,
+        "ffn_hidden_size": shape.ffn_hidden_size,
+        "qkv rows": shape.qkv_size,
+    }
     uneven = [f"{key} {size}" for key, size in cut.items() if size % tp]
     if uneven:
-        raise BadInput(f"--target-tensor-parallel-size {tp} does not divide {', '.join(uneven)}; "
-                       "choose one that does")
+        raise BadInput(
+            f"--target-tensor-parallel-size {tp} does not divide {', '.join(uneven)}; "
+            "choose one that does"
+        )
     if args.num_layer_list is None:
         if shape.num_layers % pp:
-            raise BadInput(f"--target-pipeline-parallel-size {pp} does not divide num_layers "
-                           f"{shape.num_layers}; choose one that does, or say --num-layer-list")
-        return Layout(tp, (shape.num_layers // pp,) * pp, args.make_vocab_size_divisible_by)
+            raise BadInput(
+                f"--target-pipeline-parallel-size {pp} does not divide num_layers "
+                f"{shape.num_layers}; choose one that does, or say --num-layer-list"
+            )
+        return LegacyLayout(tp, (shape.num_layers // pp,) * pp, args.make_vocab_size_divisible_by)
     words = args.num_layer_list.split(",")
     layers = tuple(int(word) for word in words if word.strip().isdecimal())
-    if len(layers) != len(words) or len(layers) != pp or sum(layers) != shape.num_layers or 0 in layers:
-        raise BadInput(f"--num-layer-list {args.num_layer_list} must be {pp} numbers of layers, one for "
-                       f"each pipeline stage, that add up to {shape.num_layers}")
-    return Layout(tp, layers, args.make_vocab_size_divisible_by)
+    if (
+        len(layers) != len(words)
+        or len(layers) != pp
+        or sum(layers) != shape.num_layers
+        or 0 in layers
+    ):
+        raise BadInput(
+            f"--num-layer-list {args.num_layer_list} must be {pp} numbers of layers, one for each "
+            f"pipeline stage, that add up to {shape.num_layers}"
+        )
+    return LegacyLayout(tp, layers, args.make_vocab_size_divisible_by)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Look whether this machine, or all nodes of a job, can run a configuration; name problems and ways out.
+"""Look whether this machine, or all nodes of a job, can run a configuration; name problems and ways
+out.
 
     python tools/doctor.py --config tiny                        this machine, without starting the ranks
     torchrun --nproc-per-node 4 tools/doctor.py --config tiny   also: every planned group adds up a number
     srun -N 2 --ntasks-per-node 8 python tools/doctor.py --config qwen25_7b --seconds 120
 
-Looks at versions, devices, the configuration and its files, folders (writable, room, the same on all
-nodes), free memory against the estimate, and the compiler of the CPU kernels. Trains nothing and leaves
-nothing behind. A rank that does not come, or gets stuck, is named when `--seconds` are over. Exit codes: 0
-fine, 2 problems.
+Looks at versions, devices, the configuration and its files, folders (writable, room, the same on
+all nodes), free memory against the estimate, and the compiler of the CPU kernels. Trains nothing
+and leaves nothing behind. A rank that does not come, or gets stuck, is named when `--seconds` are
+over. Exit codes: 0 fine, 2 problems.
 """
 
 from __future__ import annotations
@@ -28,22 +29,31 @@ from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.preflight import checks  # noqa: E402
-from r1zero.config.command_line import CommandLine  # noqa: E402
-from r1zero.config.schema import Config, nodes, placement  # noqa: E402
-from r1zero.preflight.datasets import look_at_data  # noqa: E402
-from r1zero.errors import BadInput  # noqa: E402
-from r1zero.preflight.files import absent, check_inputs  # noqa: E402
-from r1zero.config.load import load_config  # noqa: E402
-from r1zero.run_folder.folder import check_writable  # noqa: E402
-from r1zero.preflight.outputs import check_outputs, existing  # noqa: E402
-from r1zero.preflight import machine  # noqa: E402
-from r1zero.preflight.machine import Node  # noqa: E402
-from r1zero.preflight.versions import check_versions, installed  # noqa: E402
-from r1zero.distributed.process import BAD_INPUT, is_first, refuse  # noqa: E402
-from r1zero.distributed.detect import device_kind  # noqa: E402
-from r1zero.distributed.launch import ALONE, Launch, announced_world_size, hush_torch, launched, read_launch  # noqa: E402
-from r1zero.distributed.placement import Placement  # noqa: E402
+from r1zero.config.command_line import CommandLine
+from r1zero.config.load import load_config
+from r1zero.config.schema import Config, nodes, placement
+from r1zero.distributed.detect import device_kind
+from r1zero.distributed.launch import (
+    ALONE,
+    Launch,
+    announced_world_size,
+    hush_torch,
+    launched,
+    read_launch,
+)
+from r1zero.distributed.placement import Placement
+from r1zero.distributed.process import BAD_INPUT, is_first, refuse
+from r1zero.errors import BadInput
+from r1zero.preflight import (
+    checks,
+    machine,
+)
+from r1zero.preflight.datasets import look_at_data
+from r1zero.preflight.files import absent, check_inputs
+from r1zero.preflight.machine import NodeReport
+from r1zero.preflight.outputs import check_outputs, existing
+from r1zero.preflight.versions import check_versions, installed
+from r1zero.run_folder.folder import check_writable
 
 if TYPE_CHECKING:  # torch is imported when the configuration has been looked at
     import torch
@@ -55,7 +65,8 @@ if TYPE_CHECKING:  # torch is imported when the configuration has been looked at
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is looked at: the ranks that were started, or else those that the configuration asks for."""
+    """What is looked at: the ranks that were started, or else those that the configuration asks
+    for."""
 
     launch: Launch
     node_of_rank: Sequence[int]  # [world]
@@ -69,7 +80,9 @@ class Job:
     @property
     def nodes(self) -> list[tuple[int, int]]:
         """(node, first rank) of each node that a rank of this job looks at."""
-        first_of = {node: rank for rank, node in reversed(list(enumerate(self.launch.node_of_rank)))}
+        first_of = {
+            node: rank for rank, node in reversed(list(enumerate(self.launch.node_of_rank)))
+        }
         return sorted(first_of.items())
 
     def ranks_on(self, node: int) -> list[int]:
@@ -80,7 +93,8 @@ class Findings:
     """What was found, printed as it comes; only one rank of the job speaks."""
 
     def __init__(self, speaks: bool) -> None:
-        self.problems, self._speaks = 0, speaks
+        self.problems = 0
+        self._speaks = speaks
 
     def tell(self, what: str, problems: Sequence[str], fine: str = "") -> None:
         """Print the problems of one check, or that it is fine."""
@@ -105,7 +119,7 @@ def main(arguments: list[str]) -> int:
         launch = read_launch() if launched() else ALONE
     except BadInput as error:
         return refuse([str(error)], is_first())
-    findings = Findings(launch.speaks)
+    findings = Findings(launch.is_first)
     job = look_at_config(args, launch, findings)
     from r1zero.distributed.log import hush_libraries
 
@@ -119,22 +133,34 @@ def main(arguments: list[str]) -> int:
         return refuse([str(error)], speak=True)
     roll = RollCall(store, launch, args.seconds, give_up)
     if missing := roll.call():
-        findings.tell("ranks", [f"{roll.named(missing)} did not come within {args.seconds:g} s; look whether "
-                                "the launcher started them, and raise --seconds if their nodes are slow"])
-        return refuse([], launch.speaks)
+        findings.tell(
+            "ranks",
+            [
+                f"{roll.named(missing)} did not come within {args.seconds:g} s; look whether the "
+                "launcher started them, and raise --seconds if their nodes are slow"
+            ],
+        )
+        return refuse([], launch.is_first)
     look_at_nodes(job, roll, findings)
     look_at_groups(job, store, roll, findings)
     roll.gather("end", "")  # nobody takes the store away while another still needs it
-    if findings.problems and launch.speaks:
+    if findings.problems and launch.is_first:
         print(f"{findings.problems} problem{'s' if findings.problems > 1 else ''}")
-    return BAD_INPUT if findings.problems else 0
+    if findings.problems:
+        return BAD_INPUT
+    return 0
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = CommandLine(ranks=True, description=__doc__,
-                         usage="%(prog)s [--config CONFIG] [--seconds N] [key.path=value ...]")
+    parser = CommandLine(
+        ranks=True,
+        description=__doc__,
+        usage="%(prog)s [--config CONFIG] [--seconds N] [key.path=value ...]",
+    )
     parser.add_argument("--config", default="tiny", help="name of a file under configs/, or a path")
-    parser.add_argument("--seconds", type=float, default=60.0, help="that a rank may take to answer")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="that a rank may take to answer"
+    )
     args = parser.parse_with_overrides(arguments)
     if not 1 <= args.seconds <= 86400:
         parser.error(f"--seconds {args.seconds:g} must be from 1 to 86400, such as 60")
@@ -142,7 +168,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def give_up(sentence: str) -> None:
-    """End this process, which is stuck among ranks that do not answer; the launcher ends the others."""
+    """End this process, which is stuck among ranks that do not answer; the launcher ends the
+    others."""
     print(f"{'PROBLEM':8} {'groups':12} {sentence}", flush=True)
     os._exit(BAD_INPUT)
 
@@ -155,7 +182,10 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
     job = Job(launch, launch.node_of_rank)
     try:
         cfg, warnings = load_config(args.config, args.overrides)
-        size = launch.world_size if job.started else announced_world_size() or cfg.world_size
+        if job.started:
+            size = launch.world_size
+        else:
+            size = announced_world_size() or cfg.world_size
         problems = checks.check(cfg, size, launch.node_of_rank if job.started else None)
         values = checks.check_values(cfg)
         if values:
@@ -166,9 +196,12 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
         return job
     for warning in warnings:
         findings.note("config", warning)
-    findings.tell("config", list(dict.fromkeys(problems)),
-                  f"{cfg.name}: keys, model, tokenizer, data and output_dir {cfg.output_dir}")
-    if not problems and launch.speaks:
+    findings.tell(
+        "config",
+        list(dict.fromkeys(problems)),
+        f"{cfg.name}: keys, model, tokenizer, data and output_dir {cfg.output_dir}",
+    )
+    if not problems and launch.is_first:
         for line in look_at_data(cfg):
             findings.note("data", line)
     if values or checks.check_pool(cfg):
@@ -177,7 +210,10 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
         placed = placement(cfg, size)
     except BadInput:
         return replace(job, cfg=cfg)  # told above
-    node_of_rank = launch.node_of_rank if job.started else nodes(cfg, size)
+    if job.started:
+        node_of_rank = launch.node_of_rank
+    else:
+        node_of_rank = nodes(cfg, size)
     return Job(launch, node_of_rank, cfg, placed)
 
 
@@ -188,56 +224,92 @@ def look_at_nodes(job: Job, roll: RollCall, findings: Findings) -> None:
     """What each node has, and whether they are alike."""
     folder = existing(Path(job.cfg.output_dir if job.cfg is not None else tempfile.gettempdir()))
     token = None
-    if job.launch.speaks and not check_writable("output_dir", str(folder)):
+    if job.launch.is_first and not check_writable("output_dir", str(folder)):
         token = tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-")
     name = roll.gather("token", token.name if token else "")[0]
     node = inspect(job, sees_token=not name or Path(name).exists())
-    everyone = [Node(**json.loads(text)) for text in roll.gather("node", json.dumps(asdict(node)))]
+    everyone = [
+        NodeReport(**json.loads(text)) for text in roll.gather("node", json.dumps(asdict(node)))
+    ]
     if token is not None:
         token.close()
     for number, rank in job.nodes:
         tell_node(job.cfg, everyone[rank], len(job.ranks_on(number)), findings)
     if len(job.nodes) > 1:
-        findings.tell("nodes", machine.check_alike([everyone[rank] for _, rank in job.nodes]),
-                      f"{len(job.nodes)} nodes are alike and share {folder}")
+        findings.tell(
+            "nodes",
+            machine.check_alike([everyone[rank] for _, rank in job.nodes]),
+            f"{len(job.nodes)} nodes are alike and share {folder}",
+        )
     tell_memory(job, everyone, findings)
 
 
-def inspect(job: Job, sees_token: bool) -> Node:
+def inspect(job: Job, sees_token: bool) -> NodeReport:
     """Look at this node."""
-    from r1zero.rollout import native
     from r1zero.distributed import device
+    from r1zero.rollout import native
 
-    cfg, launch, inputs = job.cfg, job.launch, {}
+    cfg = job.cfg
+    launch = job.launch
+    inputs = {}
     kind = device_kind(cfg.training.distributed_backend if cfg is not None else None)
     if cfg is not None:
-        actor, missing = cfg.actor_rollout, absent(cfg)
-        paths = {"actor_rollout.load": actor.load, "actor_rollout.data_path": actor.data_path,
-                 "ref.load": cfg.ref.load}
-        inputs = {key: machine.look_of(path) for key, path in paths.items() if path and path not in missing}
+        actor = cfg.actor_rollout
+        missing = absent(cfg)
+        paths = {
+            "actor_rollout.load": actor.load,
+            "actor_rollout.data_path": actor.data_path,
+            "ref.load": cfg.ref.load,
+        }
+        inputs = {
+            key: machine.fingerprint(path)
+            for key, path in paths.items()
+            if path and path not in missing
+        }
     devices = device.count(kind)
-    local = [launch.local_rank] if job.started else range(len(job.ranks_on(0)))
-    return Node(socket.gethostname(), kind, devices, os.cpu_count() or 1,
-                device.free_gigabytes(kind, [index for index in local if index < devices]),
-                installed(kind, device.cann_version()), sees_token, inputs,
-                native.load()[1] if kind == "cpu" else "")
+    if job.started:
+        local = [launch.local_rank]
+    else:
+        local = range(len(job.ranks_on(0)))
+    return NodeReport(
+        socket.gethostname(),
+        kind,
+        devices,
+        os.cpu_count() or 1,
+        device.free_gigabytes(kind, [index for index in local if index < devices]),
+        installed(kind, device.cann_version()),
+        sees_token,
+        inputs,
+        native.load()[1] if kind == "cpu" else "",
+    )
 
 
-def tell_node(cfg: Config | None, node: Node, local_ranks: int, findings: Findings) -> None:
+def tell_node(cfg: Config | None, node: NodeReport, local_ranks: int, findings: Findings) -> None:
     """Versions, devices and kernels of a node."""
     versions = ", ".join(f"{name} {found}" for name, found in node.versions.items())
-    findings.tell("versions", check_versions(node.kind, node.versions), f"{node.host}: {versions}, as tested")
-    has = f"{node.devices} {node.kind.upper()}s" if node.devices else f"{node.cores} CPU cores"
-    problems = machine.check_devices(cfg, node, local_ranks) if cfg is not None else []
+    findings.tell(
+        "versions", check_versions(node.kind, node.versions), f"{node.host}: {versions}, as tested"
+    )
+    if node.devices:
+        has = f"{node.devices} {node.kind.upper()}s"
+    else:
+        has = f"{node.cores} CPU cores"
+    if cfg is not None:
+        problems = machine.check_devices(cfg, node, local_ranks)
+    else:
+        problems = []
     findings.tell("devices", problems, f"{node.host}: {has} for {local_ranks} ranks")
     if node.kernels:
-        findings.note("kernels", f"{node.host}: generation will be slower: {node.kernels}; "
-                                 "`apt-get install g++` (12 or newer)")
+        findings.note(
+            "kernels",
+            f"{node.host}: generation will be slower: {node.kernels}; "
+            "`apt-get install g++` (12 or newer)",
+        )
     elif node.kind == "cpu":
         findings.tell("kernels", [], f"{node.host}: the CPU kernels are compiled")
 
 
-def tell_memory(job: Job, everyone: list[Node], findings: Findings) -> None:
+def tell_memory(job: Job, everyone: list[NodeReport], findings: Findings) -> None:
     """Free memory of each node against the estimate of its ranks, where that can be made."""
     if job.cfg is None or job.placed is None:
         return
@@ -245,13 +317,20 @@ def tell_memory(job: Job, everyone: list[Node], findings: Findings) -> None:
     if needed is None:
         return
     for number, rank in job.nodes:
-        node, share = everyone[rank], {other: needed[other] for other in job.ranks_on(number)}
+        node = everyone[rank]
+        share = {other: needed[other] for other in job.ranks_on(number)}
         if node.kind != "cpu" and job.started:  # each process has told of its own device
-            free = [gigabytes for other in share for gigabytes in everyone[other].free_gigabytes]
+            free = []
+            for other in share:
+                for gigabytes in everyone[other].free_gigabytes:
+                    free.append(gigabytes)
             node = replace(node, free_gigabytes=free)
-        findings.tell("memory", machine.check_memory(node, share),
-                      f"{node.host}: about {sum(share.values()):.1f} GB for {len(share)} ranks, "
-                      f"{sum(node.free_gigabytes):.1f} GB free")
+        findings.tell(
+            "memory",
+            machine.check_memory(node, share),
+            f"{node.host}: about {sum(share.values()):.1f} GB for {len(share)} ranks, "
+            f"{sum(node.free_gigabytes):.1f} GB free",
+        )
 
 
 # -- groups ---------------------------------------------------------------------------------------
@@ -261,10 +340,14 @@ def look_at_groups(job: Job, store: dist.Store, roll: RollCall, findings: Findin
     """Make the groups that the run would make, and add a number up in each."""
     if job.cfg is None or job.placed is None:
         return
-    launch, size = job.launch, job.placed.world_size
+    launch = job.launch
+    size = job.placed.world_size
     if not job.started:
-        findings.note("groups", f"of the {size} ranks are looked at when they are started: "
-                                f"torchrun --nproc-per-node {size} tools/doctor.py ...")
+        findings.note(
+            "groups",
+            f"of the {size} ranks are looked at when they are started: "
+            f"torchrun --nproc-per-node {size} tools/doctor.py ...",
+        )
         return
     import torch
     import torch.distributed as dist
@@ -272,11 +355,18 @@ def look_at_groups(job: Job, store: dist.Store, roll: RollCall, findings: Findin
     from r1zero.distributed import device as devices
     from r1zero.distributed.groups import World
 
-    device = devices.open_device(device_kind(job.cfg.training.distributed_backend), launch.local_rank)
+    device = devices.open_device(
+        device_kind(job.cfg.training.distributed_backend), launch.local_rank
+    )
     with roll.stage("making the groups", range(size)):
         try:
-            world = World(launch, job.placed, device, timedelta(seconds=4 * roll.seconds),
-                          dist.PrefixStore("doctor", store))
+            world = World(
+                launch,
+                job.placed,
+                device,
+                timedelta(seconds=4 * roll.seconds),
+                dist.PrefixStore("doctor", store),
+            )
         except BadInput as error:  # the ranks did not find each other
             give_up(str(error))
 
@@ -287,8 +377,10 @@ def look_at_groups(job: Job, store: dist.Store, roll: RollCall, findings: Findin
             dist.all_reduce(total, group=group)
             device.synchronize()
         if int(total) != sum(ranks):
-            give_up(f"{name}: the sum of {ranks} came out as {int(total)}; look at the devices and links of "
-                    "these ranks")
+            give_up(
+                f"{name}: the sum of {ranks} came out as {int(total)}; look at the devices and "
+                "links of these ranks"
+            )
 
     each_group(world, add_up)
     with roll.stage("leaving", range(size)):
@@ -296,8 +388,11 @@ def look_at_groups(job: Job, store: dist.Store, roll: RollCall, findings: Findin
     findings.tell("groups", [], f"{size} ranks: world, and tp, dp, pp and all of every role add up")
 
 
-def each_group(world: World, add_up: Callable[[str, dist.ProcessGroup, torch.device], None]) -> None:
-    """Visit this rank's groups in one order on all ranks, so that none waits for another in a circle."""
+def each_group(
+    world: World, add_up: Callable[[str, dist.ProcessGroup, torch.device], None]
+) -> None:
+    """Visit this rank's groups in one order on all ranks, so that none waits for another in a
+    circle."""
     import torch
 
     add_up("world", world.control, torch.device("cpu"))

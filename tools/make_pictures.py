@@ -20,12 +20,13 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from r1zero.errors import BadInput  # noqa: E402
-from r1zero.report.page import open_runs, write_report  # noqa: E402
+from r1zero.errors import BadInput
+from r1zero.report.page import open_runs, write_report
 
 DOCS = ROOT / "docs"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-VIEW, MARGIN = {"width": 1400, "height": 1000}, 20
+VIEW = {"width": 1400, "height": 1000}
+MARGIN = 20
 
 STYLE = """
   .card { fill: #ffffff; stroke: #dfe2e6 } .ink { fill: #1c2127 } .muted { fill: #59626e } .line { stroke: #77818d }
@@ -42,7 +43,9 @@ BOXES = {
     "ref": (340, "looks back with the", "frozen start weights"),
     "train": (640, "advantages, loss, one", "optimizer step a minibatch"),
 }
-BOX_WIDTH, BOX_TOP, BOX_HEIGHT = 220, 104, 92
+BOX_WIDTH = 220
+BOX_TOP = 104
+BOX_HEIGHT = 92
 # A step in time: start and end of the work on each minibatch, in units of the picture's width.
 PIPELINE = {
     "rollout": [(0.00, 0.15), (0.15, 0.30), (0.30, 0.45), (0.45, 0.60)],
@@ -59,28 +62,44 @@ def system_picture() -> str:
     parts = [_text(450, 36, plan, "ink", "middle")]
     for name, (left, first, second) in BOXES.items():
         middle = left + BOX_WIDTH / 2
-        parts += [_arrow(f"M{middle} 48 V{BOX_TOP - 6}"),
-                  f'<rect class="{name}" x="{left}" y="{BOX_TOP}" width="{BOX_WIDTH}" height="6" rx="3"/>',
-                  _card(left, BOX_TOP + 4, BOX_WIDTH, BOX_HEIGHT - 4),
-                  _text(middle, BOX_TOP + 32, f"{name} ranks", "ink name", "middle"),
-                  _text(middle, BOX_TOP + 54, first, "muted", "middle"),
-                  _text(middle, BOX_TOP + 72, second, "muted", "middle")]
+        parts += [
+            _arrow(f"M{middle} 48 V{BOX_TOP - 6}"),
+            (
+                f'<rect class="{name}" x="{left}" y="{BOX_TOP}" width="{BOX_WIDTH}" '
+                'height="6" rx="3"/>'
+            ),
+            _card(left, BOX_TOP + 4, BOX_WIDTH, BOX_HEIGHT - 4),
+            _text(middle, BOX_TOP + 32, f"{name} ranks", "ink name", "middle"),
+            _text(middle, BOX_TOP + 54, first, "muted", "middle"),
+            _text(middle, BOX_TOP + 72, second, "muted", "middle"),
+        ]
     height = BOX_TOP + BOX_HEIGHT / 2
-    parts += [_arrow(f"M260 {height} H332"), _text(298, height - 10, "groups,", "muted small", "middle"),
-              _text(298, height + 20, "scores", "muted small", "middle"),
-              _arrow(f"M560 {height} H632"), _text(598, height - 10, "+ log-", "muted small", "middle"),
-              _text(598, height + 20, "probs", "muted small", "middle"),
-              _arrow("M750 196 V236 H150 V204"),
-              _text(450, 228, back, "muted small", "middle"),
-              _text(40, 282, "One step: the roles work on different minibatches at the same time", "ink name")]
+    parts += [
+        _arrow(f"M260 {height} H332"),
+        _text(298, height - 10, "groups,", "muted small", "middle"),
+        _text(298, height + 20, "scores", "muted small", "middle"),
+        _arrow(f"M560 {height} H632"),
+        _text(598, height - 10, "+ log-", "muted small", "middle"),
+        _text(598, height + 20, "probs", "muted small", "middle"),
+        _arrow("M750 196 V236 H150 V204"),
+        _text(450, 228, back, "muted small", "middle"),
+        _text(
+            40,
+            282,
+            "One step: the roles work on different minibatches at the same time",
+            "ink name",
+        ),
+    ]
     parts += _pipeline(left=110, width=750, top=298)
     body = "\n".join(parts)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 420" role="img" '
-            f'aria-label="Samples flow from rollout over ref to train ranks, weights flow back">\n'
-            f"<style>{STYLE}</style>\n"
-            f'<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-            f'orient="auto"><path class="head" d="M0 0 L8 4 L0 8 z"/></marker></defs>\n'
-            f"{_card(1, 1, 898, 418)}\n{body}\n</svg>\n")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 420" role="img" '
+        f'aria-label="Samples flow from rollout over ref to train ranks, weights flow back">\n'
+        f"<style>{STYLE}</style>\n"
+        f'<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+        f'orient="auto"><path class="head" d="M0 0 L8 4 L0 8 z"/></marker></defs>\n'
+        f"{_card(1, 1, 898, 418)}\n{body}\n</svg>\n"
+    )
 
 
 def _pipeline(left: int, width: int, top: int) -> list[str]:
@@ -92,15 +111,20 @@ def _pipeline(left: int, width: int, top: int) -> list[str]:
         for number, (start, end) in enumerate(turns):
             parts += _bar(role, left + start * width, y, (end - start) * width - 2, f"{number}")
     start, end = PUBLISH
-    x, size = left + start * width, (end - start) * width
-    parts += [f'<rect class="publish" x="{x:g}" y="{top}" width="{size:g}" height="88" rx="4"/>',
-              _text(x + size / 2, top + 48, "publish", "on", "middle")]
+    x = left + start * width
+    size = (end - start) * width
+    parts += [
+        f'<rect class="publish" x="{x:g}" y="{top}" width="{size:g}" height="88" rx="4"/>',
+        _text(x + size / 2, top + 48, "publish", "on", "middle"),
+    ]
     return parts
 
 
 def _bar(kind: str, x: float, y: float, width: float, label: str) -> list[str]:
-    return [f'<rect class="{kind}" x="{x:g}" y="{y}" width="{width:g}" height="24" rx="4"/>',
-            _text(x + width / 2, y + 16, label, "on", "middle")]
+    return [
+        f'<rect class="{kind}" x="{x:g}" y="{y}" width="{width:g}" height="24" rx="4"/>',
+        _text(x + width / 2, y + 16, label, "on", "middle"),
+    ]
 
 
 def _card(x: int, y: int, width: int, height: int) -> str:
@@ -123,11 +147,16 @@ def photograph(run: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         report = Path(folder) / "report.html"
         write_report(report, open_runs([run]))
-        browser = playwright.chromium.launch(executable_path=program, args=["--headless", "--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=program, args=["--headless", "--no-sandbox"]
+        )
         page = browser.new_page(viewport=VIEW, device_scale_factor=1.1, reduced_motion="reduce")
         page.goto(report.as_uri())
         page.wait_for_selector("html[data-ready]")
-        written = [_shoot(page, "report.png"), _shoot(page, "curves.png", "#learning", "#stability")]
+        written = [
+            _shoot(page, "report.png"),
+            _shoot(page, "curves.png", "#learning", "#stability"),
+        ]
         if page.locator(".browser").count():
             page.get_by_label("Order", exact=True).select_option("best")
             written.append(_shoot(page, "report_samples.png", "#samples", "#samples"))
@@ -143,15 +172,26 @@ def _shoot(page: Page, name: str, first: str | None = None, last: str = "") -> P
         return path
     above, below = (page.locator(selector).bounding_box() for selector in (first, last))
     assert above is not None and below is not None, (first, last)
-    top, bottom = above["y"] - MARGIN, below["y"] + below["height"] + MARGIN
-    page.screenshot(path=path, full_page=True, clip={
-        "x": above["x"] - MARGIN, "width": above["width"] + 2 * MARGIN, "y": top, "height": bottom - top})
+    top = above["y"] - MARGIN
+    bottom = below["y"] + below["height"] + MARGIN
+    page.screenshot(
+        path=path,
+        full_page=True,
+        clip={
+            "x": above["x"] - MARGIN,
+            "width": above["width"] + 2 * MARGIN,
+            "y": top,
+            "height": bottom - top,
+        },
+    )
     return path
 
 
 def main() -> int:
     """Write all pictures; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
     args = parser.parse_args()
     try:

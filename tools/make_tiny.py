@@ -1,6 +1,7 @@
 """Make the embedded tiny model and its problems: python tools/make_tiny.py [--output DIR] [--force]
 
-Nothing is done when DIR (default .cache/tiny) is there and was made by this very tools/tiny_recipe.py.
+Nothing is done when DIR (default .cache/tiny) is there and was made by this very
+tools/tiny_recipe.py.
 """
 
 from __future__ import annotations
@@ -17,17 +18,23 @@ STAMP = "recipe.sha256"
 
 sys.path.insert(0, str(ROOT))
 
-from r1zero.data.template import Template  # noqa: E402
+from r1zero.data.template import Template
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, default=ROOT / ".cache" / "tiny", help="folder to make")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / ".cache" / "tiny", help="folder to make"
+    )
     parser.add_argument("--force", action="store_true", help="make it again when it is there")
     args = parser.parse_args()
-    folder, recipe = args.output, recipe_hash()
+    folder = args.output
+    recipe = recipe_hash()
     if folder.exists() and not (folder / STAMP).is_file():
-        print(f"{folder} was not made by this tool and is left alone; name another --output", file=sys.stderr)
+        print(
+            f"{folder} was not made by this tool and is left alone; name another --output",
+            file=sys.stderr,
+        )
         return 2
     if is_made(folder, recipe) and not args.force:
         print(f"tiny: {folder} is up to date")
@@ -38,7 +45,10 @@ def main() -> int:
     try:
         unfinished.mkdir(parents=True)  # before the minute that the rest takes
     except OSError as error:
-        print(f"{folder.parent} cannot be written ({error.strerror}); name another --output", file=sys.stderr)
+        print(
+            f"{folder.parent} cannot be written ({error.strerror}); name another --output",
+            file=sys.stderr,
+        )
         return 2
     try:
         make(unfinished)
@@ -47,7 +57,8 @@ def main() -> int:
         try:
             unfinished.rename(folder)  # complete or absent, never half made
         except OSError:
-            if not is_made(folder, recipe):  # another process, on a shared disk, may have been faster
+            # another process, on a shared disk, may have been faster
+            if not is_made(folder, recipe):
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -3,8 +3,9 @@
 
     python tools/prepare_gsm8k.py train.jsonl data/gsm8k_train.parquet
 
-IN is .jsonl or .parquet with the columns question and answer, where the answer ends in "#### 1,234". OUT gets
-the columns question and ground_truth_answer (1234). Exit code 2 for a file that is not of that form.
+IN is .jsonl or .parquet with the columns question and answer, where the answer ends in "####
+1,234". OUT gets the columns question and ground_truth_answer (1234). Exit code 2 for a file that is
+not of that form.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import pyarrow.parquet as pq
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.config.command_line import CommandLine  # noqa: E402
-from r1zero.data.indexed import check_writable  # noqa: E402
-from r1zero.data.layout import Layout  # noqa: E402
-from r1zero.data.problems import read_problems  # noqa: E402
-from r1zero.data.tables import open_table  # noqa: E402
-from r1zero.errors import BadInput  # noqa: E402
-from r1zero.config.paths import user_path  # noqa: E402
+from r1zero.config.command_line import CommandLine
+from r1zero.config.paths import user_path
+from r1zero.data.indexed import check_writable
+from r1zero.data.layout import ColumnLayout
+from r1zero.data.problems import read_problems
+from r1zero.data.tables import open_table
+from r1zero.errors import BadInput
 
 FINAL = re.compile(r"####\s*(-?[\d,]*\.?\d+)\s*$")
 
@@ -45,11 +46,15 @@ def main() -> int:
     args = parser.parse_args()
     try:
         columns = {"prompt": "question", "response": "answer"}
-        read_problems(args.input, Layout(columns, skip_key=""))  # refuses bad rows
+        read_problems(args.input, ColumnLayout(columns, skip_key=""))  # refuses bad rows
         table = open_table(args.input, held_out=False, notes=[]).rows(list(columns.values()))
-        rows = [{"question": row["question"],
-                 "ground_truth_answer": final_answer(row["answer"], f"{args.input}, row {number}")}
-                for number, (_, row) in enumerate(table, 1)]
+        rows = [
+            {
+                "question": row["question"],
+                "ground_truth_answer": final_answer(row["answer"], f"{args.input}, row {number}"),
+            }
+            for number, (_, row) in enumerate(table, 1)
+        ]
         check_writable(args.output)
     except BadInput as error:
         print(f"prepare_gsm8k: {error}", file=sys.stderr)

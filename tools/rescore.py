@@ -1,10 +1,11 @@
-"""Scores the saved samples of a run again and prints what changed: the effect of other scorers or settings.
+"""Scores the saved samples of a run again and prints what changed: the effect of other scorers or
+settings.
 
     python tools/rescore.py runs/tiny/samples/*.parquet [--verifier acc format] [--config CONFIG]
 
-Scorers, their settings, the response budget and the tokenizer are those of CONFIG, by default the run's own
-config.yaml; --verifier names other scorers. The responses are those that training saw: without special
-tokens.
+Scorers, their settings, the response budget and the tokenizer are those of CONFIG, by default the
+run's own config.yaml; --verifier names other scorers. The responses are those that training saw:
+without special tokens.
 """
 
 from __future__ import annotations
@@ -23,22 +24,30 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from r1zero.types import Score  # noqa: E402
-from r1zero.config.command_line import CommandLine  # noqa: E402
-from r1zero.config.schema import Config  # noqa: E402
-from r1zero.data.prompts import load_tokenizer, vocabulary_of  # noqa: E402
-from r1zero.errors import BadInput  # noqa: E402
-from r1zero.config.load import load_config  # noqa: E402
-from r1zero.config.paths import user_path  # noqa: E402
-from r1zero.reward.types import Case  # noqa: E402
-from r1zero.reward.math.gold import read_gold  # noqa: E402
-from r1zero.reward.executor import Judge  # noqa: E402
-from r1zero.reward.rules import check_names  # noqa: E402
+from r1zero.config.command_line import CommandLine
+from r1zero.config.load import load_config
+from r1zero.config.paths import user_path
+from r1zero.config.schema import Config
+from r1zero.data.prompts import load_tokenizer, vocabulary_of
+from r1zero.errors import BadInput
+from r1zero.reward.executor import RewardExecutor
+from r1zero.reward.math.gold import read_gold
+from r1zero.reward.rules import check_names
+from r1zero.reward.types import RewardInput
+from r1zero.types import Score
 
 BAD_INPUT = 2
 TAIL = 100  # characters of a response that an example shows
-COLUMNS = ("position", "member", "prompt", "response", "ground_truth", "response_length", "truncated",
-           "reward")
+COLUMNS = (
+    "position",
+    "member",
+    "prompt",
+    "response",
+    "ground_truth",
+    "response_length",
+    "truncated",
+    "reward",
+)
 
 
 @dataclass
@@ -52,19 +61,27 @@ class Changes:
 def main() -> int:
     """Score samples again; returns the exit code."""
     parser = CommandLine(description="Score saved samples again and print what changed.")
-    parser.add_argument("files", nargs="+", type=user_path, metavar="FILE", help="samples/step_*.parquet")
+    parser.add_argument(
+        "files", nargs="+", type=user_path, metavar="FILE", help="samples/step_*.parquet"
+    )
     parser.add_argument("--verifier", nargs="+", metavar="SCORER", help="default: those of CONFIG")
-    parser.add_argument("--config", help="default: config.yaml of the run that the first file belongs to")
+    parser.add_argument(
+        "--config", help="default: config.yaml of the run that the first file belongs to"
+    )
     parser.add_argument("--examples", type=int, default=5, help="to print for each scorer")
     args = parser.parse_args()
     try:
-        cfg, _ = load_config(args.config or str(args.files[0].resolve().parent.parent / "config.yaml"))
+        cfg, _ = load_config(
+            args.config or str(args.files[0].resolve().parent.parent / "config.yaml")
+        )
         names = args.verifier or cfg.algorithm.verifier_function
         for problem in check_names(names):
             raise BadInput(f"--verifier: {problem}")
         special = vocabulary_of(load_tokenizer(cfg.training.tokenizer_name_or_path)).special
         groups = [group for path in args.files for group in read_groups(path)]
-        rescore(cfg, names, groups, re.compile("|".join(map(re.escape, special)) or "$^"), args.examples)
+        rescore(
+            cfg, names, groups, re.compile("|".join(map(re.escape, special)) or "$^"), args.examples
+        )
     except (BadInput, RuntimeError) as error:
         print(f"rescore.py: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -72,7 +89,8 @@ def main() -> int:
 
 
 def read_groups(path: Path) -> Iterator[list[dict]]:
-    """Yield the rows of a file by prompt, each with its place. BadInput when it is no file of samples."""
+    """Yield the rows of a file by prompt, each with its place. BadInput when it is no file of
+    samples."""
     try:
         rows = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
@@ -82,27 +100,50 @@ def read_groups(path: Path) -> Iterator[list[dict]]:
         raise BadInput(f"{path} has no column {missing[0]}: give samples/step_*.parquet of a run")
     rows.sort(key=lambda row: (row["position"], row["member"]))
     for _, group in groupby(rows, key=lambda row: row["position"]):
-        yield [row | {"place": f"{path.name}, prompt {row['position']}, member {row['member']}"}
-               for row in group]
+        yield [
+            row | {"place": f"{path.name}, prompt {row['position']}, member {row['member']}"}
+            for row in group
+        ]
 
 
-def rescore(cfg: Config, names: list[str], groups: list[list[dict]], special: re.Pattern[str],
-            shown: int) -> None:
-    """Score the groups and print what changed; the reward, too, when the scorers are those of the run."""
+def rescore(
+    cfg: Config, names: list[str], groups: list[list[dict]], special: re.Pattern[str], shown: int
+) -> None:
+    """Score the groups and print what changed; the reward, too, when the scorers are those of the
+    run."""
     whole = names == cfg.algorithm.verifier_function
-    weights = cfg.algorithm.verifier_weight if whole else [1.0] * len(names)
-    cases = ([Case(row["prompt"], special.sub("", row["response"]), read_gold(row["ground_truth"]),
-                   row["response_length"], cfg.response_budget, row["truncated"]) for row in group]
-             for group in groups)
-    with Judge(names, weights, cfg.reward) as judge:
-        changes = {name: Changes() for name in [*judge.scorers, *(["reward"] if whole else [])]}
-        stream = tqdm(judge.stream(cases), total=len(groups), disable=None)
+    if whole:
+        weights = cfg.algorithm.verifier_weight
+    else:
+        weights = [1.0] * len(names)
+    cases = (
+        [
+            RewardInput(
+                row["prompt"],
+                special.sub("", row["response"]),
+                read_gold(row["ground_truth"]),
+                row["response_length"],
+                cfg.response_budget,
+                row["truncated"],
+            )
+            for row in group
+        ]
+        for group in groups
+    )
+    with RewardExecutor(names, weights, cfg.reward) as executor:
+        changes = {name: Changes() for name in [*executor.scorers, *(["reward"] if whole else [])]}
+        stream = tqdm(executor.stream(cases), total=len(groups), disable=None)
         for group, members in zip(groups, stream, strict=True):
             for row, scores in zip(group, members, strict=True):
                 for name, score in scores.items():
                     _note(changes[name], row, _change(row, name, score), shown)
-                if whole and abs(judge.reward(scores) - row["reward"]) > 1e-9:
-                    _note(changes["reward"], row, f"{row['reward']:g} -> {judge.reward(scores):g}", shown)
+                if whole and abs(executor.reward(scores) - row["reward"]) > 1e-9:
+                    _note(
+                        changes["reward"],
+                        row,
+                        f"{row['reward']:g} -> {executor.reward(scores):g}",
+                        shown,
+                    )
     print(f"{sum(map(len, groups))} samples scored again by {', '.join(names)}")
     for name, change in changes.items():
         print(f"\n{name}: {change.outcomes.total() or 'no'} changes")
@@ -114,12 +155,15 @@ def rescore(cfg: Config, names: list[str], groups: list[list[dict]], special: re
 
 def _change(row: dict, name: str, score: Score) -> str:
     """Return how a score differs from the saved one; "" when it does not."""
-    outcome, value = score.outcome.name.lower(), row.get(f"score/{name}")
+    outcome = score.outcome.name.lower()
+    value = row.get(f"score/{name}")
     if value is None:
         return f"not scored -> {outcome}"
     if outcome != row[f"outcome/{name}"]:
         return f"{row[f'outcome/{name}']} -> {outcome}"
-    return "" if abs(score.value - value) <= 1e-9 else f"{outcome} {value:g} -> {score.value:g}"
+    if abs(score.value - value) <= 1e-9:
+        return ""
+    return f"{outcome} {value:g} -> {score.value:g}"
 
 
 def _note(changes: Changes, row: dict, what: str, shown: int) -> None:
@@ -127,8 +171,10 @@ def _note(changes: Changes, row: dict, what: str, shown: int) -> None:
         return
     changes.outcomes[what] += 1
     if len(changes.examples) < shown and not what.startswith("not scored"):
-        changes.examples.append(f"{row['place']}: {what}; right answer {row['ground_truth']!r:.60}, "
-                                f"response ends {row['response'][-TAIL:]!r}")
+        changes.examples.append(
+            f"{row['place']}: {what}; right answer {row['ground_truth']!r:.60}, response ends "
+            f"{row['response'][-TAIL:]!r}"
+        )
 
 
 if __name__ == "__main__":

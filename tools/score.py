@@ -1,14 +1,13 @@
-"""Scores answers from a file, through the judge that scores them in training.
+"""Scores answers from a file, through the reward executor that scores them in training.
 
     python tools/score.py --input cases.jsonl [--verifier acc format] [--config CONFIG]
 
-In, one JSON object a line: {"gold": "1/2", "response": "It is \\boxed{0.5}."}; "prompt" and, for scorers of
-length, "tokens", "limit" and "truncated" may be given, too. Out, one line for each in the same order:
-{"outcome": "right", "scores": {"acc": 1.0, "format": 0.0}}; the outcome is that of the first scorer: right,
-wrong, copied (if "prompt" is given), no_answer, graded, timeout or crash. Each line is a group of its own to
-scorers that compare responses.
-Values of the scorers, deadline and workers are those of CONFIG (a file or a name under configs/), or the
-defaults.
+In, one JSON object a line: {"gold": "1/2", "response": "It is \\boxed{0.5}."}; "prompt" and, for
+scorers of length, "tokens", "limit" and "truncated" may be given, too. Out, one line for each in
+the same order: {"outcome": "right", "scores": {"acc": 1.0, "format": 0.0}}; the outcome is that of
+the first scorer: right, wrong, copied (if "prompt" is given), no_answer, graded, timeout or crash.
+Each line is a group of its own to scorers that compare responses. Values of the scorers, deadline
+and workers are those of CONFIG (a file or a name under configs/), or the defaults.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from r1zero.config.command_line import CommandLine  # noqa: E402
-from r1zero.config.schema import Reward  # noqa: E402
-from r1zero.errors import BadInput  # noqa: E402
-from r1zero.config.load import load_config  # noqa: E402
-from r1zero.config.paths import user_path  # noqa: E402
-from r1zero.reward.types import Case  # noqa: E402
-from r1zero.reward.math.gold import judge, read_gold  # noqa: E402
-from r1zero.reward.executor import Judge  # noqa: E402
-from r1zero.reward.rules import NEED_TOKENS, VERDICTS, check_names  # noqa: E402
+from r1zero.config.command_line import CommandLine
+from r1zero.config.load import load_config
+from r1zero.config.paths import user_path
+from r1zero.config.schema import Reward
+from r1zero.errors import BadInput
+from r1zero.reward.executor import RewardExecutor
+from r1zero.reward.math.gold import judge, read_gold
+from r1zero.reward.rules import NEED_TOKENS, VERDICTS, check_names
+from r1zero.reward.types import RewardInput
 
 BAD_INPUT = 2
 SHOWN = 20  # bad lines
@@ -39,28 +38,38 @@ SHOWN = 20  # bad lines
 def main() -> int:
     """Score a file; returns the exit code."""
     parser = CommandLine(description="Score answers from a file.")
-    parser.add_argument("--input", required=True, type=user_path, help="JSON lines with gold and response")
-    parser.add_argument("--verifier", nargs="+", metavar="SCORER",
-                        help="default: those of CONFIG, or acc format")
+    parser.add_argument(
+        "--input", required=True, type=user_path, help="JSON lines with gold and response"
+    )
+    parser.add_argument(
+        "--verifier", nargs="+", metavar="SCORER", help="default: those of CONFIG, or acc format"
+    )
     parser.add_argument("--config", help="take scorers and their settings from this configuration")
     args = parser.parse_args()
     try:
         names, reward = ["acc", "format"], Reward()
         if args.config:
             cfg, _ = load_config(args.config)
-            names, reward = cfg.algorithm.verifier_function, cfg.reward
+            names = cfg.algorithm.verifier_function
+            reward = cfg.reward
         names = args.verifier or names
         problems = [f"--verifier: {problem}" for problem in check_names(names)]
         with_tokens = any(name in NEED_TOKENS for name in names)
-        cases = [] if problems else read_cases(args.input, with_tokens, problems)
+        if problems:
+            cases = []
+        else:
+            cases = read_cases(args.input, with_tokens, problems)
     except BadInput as error:
         problems = [str(error)]
     if problems:
         return _refuse(problems)
     verdict = judge([case.gold for case in cases])
     if verdict.odd and set(names) & set(VERDICTS):
-        print(f"score.py: warning: {verdict.odd} of {verdict.total} golds do not look like "
-              f"answers: {', '.join(verdict.examples)}", file=sys.stderr)
+        print(
+            f"score.py: warning: {verdict.odd} of {verdict.total} golds do not look like "
+            f"answers: {', '.join(verdict.examples)}",
+            file=sys.stderr,
+        )
     try:
         _score(cases, names, reward)
     except RuntimeError as error:
@@ -68,8 +77,9 @@ def main() -> int:
     return 0
 
 
-def read_cases(path: Path, with_tokens: bool, problems: list[str]) -> list[Case]:
-    """Read all cases; what is wrong with a line goes to `problems`. BadInput when there is no such file."""
+def read_cases(path: Path, with_tokens: bool, problems: list[str]) -> list[RewardInput]:
+    """Read all cases; what is wrong with a line goes to `problems`. BadInput when there is no such
+    file."""
     cases = []
     try:
         lines = path.read_bytes().splitlines()
@@ -85,7 +95,7 @@ def read_cases(path: Path, with_tokens: bool, problems: list[str]) -> list[Case]
     return cases
 
 
-def _case(row: object, with_tokens: bool) -> Case:
+def _case(row: object, with_tokens: bool) -> RewardInput:
     """Check one row. BadInput with what is wrong."""
     if not isinstance(row, dict):
         raise BadInput('it must be an object such as {"gold": "5", "response": "\\\\boxed{5}"}')
@@ -93,21 +103,27 @@ def _case(row: object, with_tokens: bool) -> Case:
     def given(key: str, kinds: tuple[type, ...], wanted: str, default: object = None) -> object:
         value = row.get(key, default)
         if not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool)):
-            found = f"is {value!r:.80}" if key in row else "is missing"
+            if key in row:
+                found = f"is {value!r:.80}"
+            else:
+                found = "is missing"
             raise BadInput(f"{key} {found}; it must be {wanted}")
         return value
 
     lengths = None if with_tokens else 0
-    return Case(prompt=given("prompt", (str,), "a text", ""), response=given("response", (str,), "a text"),
-                gold=read_gold(str(given("gold", (str, int, float), "a text or a number"))),
-                tokens=given("tokens", (int,), "the length of the response", lengths),
-                limit=given("limit", (int,), "the most tokens that a response may have", lengths),
-                truncated=given("truncated", (bool,), "true or false", False))
+    return RewardInput(
+        prompt=given("prompt", (str,), "a text", ""),
+        response=given("response", (str,), "a text"),
+        gold=read_gold(str(given("gold", (str, int, float), "a text or a number"))),
+        tokens=given("tokens", (int,), "the length of the response", lengths),
+        limit=given("limit", (int,), "the most tokens that a response may have", lengths),
+        truncated=given("truncated", (bool,), "true or false", False),
+    )
 
 
-def _score(cases: list[Case], names: list[str], reward: Reward) -> None:
-    with Judge(names, [1.0] * len(names), reward) as judge:
-        stream = judge.stream([case] for case in cases)
+def _score(cases: list[RewardInput], names: list[str], reward: Reward) -> None:
+    with RewardExecutor(names, [1.0] * len(names), reward) as executor:
+        stream = executor.stream([case] for case in cases)
         for [scores] in tqdm(stream, total=len(cases), unit="case", disable=None):
             outcome = next(iter(scores.values())).outcome.name.lower()
             values = {name: score.value for name, score in scores.items()}

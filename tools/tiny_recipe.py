@@ -1,11 +1,12 @@
 """The recipe of the embedded tiny model and its problems, for tools/make_tiny.py.
 
-The problems are sums of two two-digit numbers. A small Qwen2 model is warmed up (supervised fine-tuning,
-about 40 s on one core) to answer in two ways: it computes digit by digit, which is right, or it guesses,
-which it does more often. GRPO then has something real to find: that computing in the full format pays.
+The problems are sums of two two-digit numbers. A small Qwen2 model is warmed up (supervised
+fine-tuning, about 40 s on one core) to answer in two ways: it computes digit by digit, which is
+right, or it guesses, which it does more often. GRPO then has something real to find: that computing
+in the full format pays.
 
-The pairs {a, b} are cut into three disjoint parts: one is seen by the warm-up, one becomes train.parquet for
-GRPO, one becomes eval.parquet and is seen by neither.
+The pairs {a, b} are cut into three disjoint parts: one is seen by the warm-up, one becomes
+train.parquet for GRPO, one becomes eval.parquet and is seen by neither.
 """
 
 from __future__ import annotations
@@ -31,19 +32,43 @@ from transformers.utils.logging import disable_progress_bar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from r1zero.data.template import Template  # noqa: E402
+from r1zero.data.template import Template
 
 SEED = 0
-STEPS, CLEAN_STEPS, BATCH, PEAK_LR = 800, 400, 64, 5e-3
-HIDDEN, FFN, LAYERS, HEADS, KV_HEADS = 64, 192, 2, 4, 2
-GUESS_SHARE, BROKEN_SHARE = 0.7, 0.3  # of the mixed answers after the clean steps
+STEPS = 800
+CLEAN_STEPS = 400
+BATCH = 64
+PEAK_LR = 5e-3
+HIDDEN = 64
+FFN = 192
+LAYERS = 2
+HEADS = 4
+KV_HEADS = 2
+# of the mixed answers after the clean steps
+GUESS_SHARE = 0.7
+BROKEN_SHARE = 0.3
 FULL_FORMAT = "<think>{thought}</think><answer>{box}</answer>"
-BROKEN_FORMATS = ("<think>{thought}</think>{box}", "<think>{thought}<answer>{box}</answer>",
-                  "{thought}: {box}")
-WARM_UP_SHARE, TRAIN_SHARE = 0.4, 0.5  # of the pairs; the rest is held out
+BROKEN_FORMATS = (
+    "<think>{thought}</think>{box}",
+    "<think>{thought}<answer>{box}</answer>",
+    "{thought}: {box}",
+)
+# of the pairs; the rest is held out
+WARM_UP_SHARE = 0.4
+TRAIN_SHARE = 0.5
 EVAL_ROWS = 256
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # pad, start of a turn, end of a turn
-PHRASES = ("What is ", "<think>", "</think>", "<answer>", "</answer>", "\\boxed{", "I guess", ", ", ": ")
+PHRASES = (
+    "What is ",
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "\\boxed{",
+    "I guess",
+    ", ",
+    ": ",
+)
 
 Pair = tuple[int, int]
 
@@ -61,8 +86,10 @@ def make(folder: Path) -> None:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for name, pairs in (("train", train), ("eval", held_out[:EVAL_ROWS])):
-        columns = {"question": [question(pair) for pair in pairs],
-                   "ground_truth_answer": [str(sum(pair)) for pair in pairs]}
+        columns = {
+            "question": [question(pair) for pair in pairs],
+            "ground_truth_answer": [str(sum(pair)) for pair in pairs],
+        }
         pq.write_table(pa.table(columns), folder / f"{name}.parquet")
 
 
@@ -70,7 +97,9 @@ def split_pairs(random: np.random.Generator) -> tuple[list[Pair], list[Pair], li
     """Cut all sums into warm-up, train and held-out ones; a+b and b+a stay in the same part."""
     pairs = [(a, b) for a in range(10, 100) for b in range(a, 100)]
     random.shuffle(pairs)
-    first, second = (round(share * len(pairs)) for share in (WARM_UP_SHARE, WARM_UP_SHARE + TRAIN_SHARE))
+    first, second = (
+        round(share * len(pairs)) for share in (WARM_UP_SHARE, WARM_UP_SHARE + TRAIN_SHARE)
+    )
     parts = pairs[:first], pairs[first:second], pairs[second:]
     for part in parts:
         part += [(b, a) for a, b in part if a != b]
@@ -86,14 +115,19 @@ def work(pair: Pair) -> str:
     """Write a sum out digit by digit, with the carry."""
     (tens_a, ones_a), (tens_b, ones_b) = (divmod(number, 10) for number in pair)
     carry = (ones_a + ones_b) // 10
-    return f"{ones_a}+{ones_b}={ones_a + ones_b}, {tens_a}+{tens_b}+{carry}={tens_a + tens_b + carry}"
+    return (
+        f"{ones_a}+{ones_b}={ones_a + ones_b}, {tens_a}+{tens_b}+{carry}={tens_a + tens_b + carry}"
+    )
 
 
 def response(pair: Pair, random: np.random.Generator, mixed: bool) -> str:
     """Compute in the full format, or (mixed) mostly guess and often break the format."""
-    thought, result, text = work(pair), sum(pair), FULL_FORMAT
+    thought = work(pair)
+    result = sum(pair)
+    text = FULL_FORMAT
     if mixed and random.random() < GUESS_SHARE:
-        thought, result = "I guess", random.integers(20, 199)
+        thought = "I guess"
+        result = random.integers(20, 199)
     if mixed and random.random() < BROKEN_SHARE:
         text = BROKEN_FORMATS[random.integers(len(BROKEN_FORMATS))]
     return text.format(thought=thought, box=f"\\boxed{{{result}}}")
@@ -102,8 +136,9 @@ def response(pair: Pair, random: np.random.Generator, mixed: bool) -> str:
 def make_tokenizer(prompt: Callable[[str], str]) -> PreTrainedTokenizerFast:
     """Build a byte-level vocabulary in which each constant string of the task is one token.
 
-    With the instruction of the template as one token a prompt has 17 tokens, which makes the tiny job cheap.
-    These are added tokens, as AutoTokenizer puts its own rule for words into the tokenizer of a Qwen2 model.
+    With the instruction of the template as one token a prompt has 17 tokens, which makes the tiny
+    job cheap. These are added tokens, as AutoTokenizer puts its own rule for words into the
+    tokenizer of a Qwen2 model.
     """
     turns = re.split("|".join(map(re.escape, SPECIAL)), prompt(""))
     constants = dict.fromkeys(text for text in (*turns, *PHRASES) if len(text) > 1)
@@ -115,29 +150,53 @@ def make_tokenizer(prompt: Callable[[str], str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in constants])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0],
-                                   additional_special_tokens=[SPECIAL[1]], clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=SPECIAL[2],
+        pad_token=SPECIAL[0],
+        additional_special_tokens=[SPECIAL[1]],
+        clean_up_tokenization_spaces=False,
+    )
 
 
-def warmed_up_model(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], prompt: Callable[[str], str],
-                    random: np.random.Generator) -> Qwen2ForCausalLM:
+def warmed_up_model(
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: list[Pair],
+    prompt: Callable[[str], str],
+    random: np.random.Generator,
+) -> Qwen2ForCausalLM:
     """Train a new model on computed answers, then on mixed ones."""
-    end_of_turn, end_of_text = tokenizer.eos_token_id, tokenizer.pad_token_id
+    end_of_turn = tokenizer.eos_token_id
+    end_of_text = tokenizer.pad_token_id
     config = Qwen2Config(
-        vocab_size=math.ceil(len(tokenizer) / 64) * 64, hidden_size=HIDDEN, intermediate_size=FFN,
-        num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
-        max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None, eos_token_id=end_of_turn,
-        pad_token_id=end_of_text, initializer_range=0.05)
+        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
+        hidden_size=HIDDEN,
+        intermediate_size=FFN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=end_of_turn,
+        pad_token_id=end_of_text,
+        initializer_range=0.05,
+    )
     model = Qwen2ForCausalLM(config).float()
-    model.generation_config = GenerationConfig(eos_token_id=[end_of_turn, end_of_text],
-                                               pad_token_id=end_of_text)
+    model.generation_config = GenerationConfig(
+        eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text
+    )
     print(f"tiny: warming up a model of {model.num_parameters():,} parameters", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     start = time.perf_counter()
     for step in range(1, STEPS + 1):
         chosen = [pairs[i] for i in random.integers(len(pairs), size=BATCH)]
-        loss = answer_loss(model, tokenizer, [prompt(question(pair)) for pair in chosen],
-                           [response(pair, random, step > CLEAN_STEPS) + SPECIAL[2] for pair in chosen])
+        loss = answer_loss(
+            model,
+            tokenizer,
+            [prompt(question(pair)) for pair in chosen],
+            [response(pair, random, step > CLEAN_STEPS) + SPECIAL[2] for pair in chosen],
+        )
         cosine = 0.05 + 0.95 * (1 + math.cos(math.pi * step / STEPS)) / 2
         optimizer.param_groups[0]["lr"] = PEAK_LR * min(step / 20, cosine)
         optimizer.zero_grad()
@@ -145,18 +204,29 @@ def warmed_up_model(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], promp
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 0:
-            print(f"tiny: warm-up step {step} of {STEPS}, loss {loss.item():.3f}, "
-                  f"{time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"tiny: warm-up step {step} of {STEPS}, loss {loss.item():.3f}, "
+                f"{time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
     return model
 
 
-def answer_loss(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str],
-                answers: list[str]) -> torch.Tensor:
+def answer_loss(
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[str],
+    answers: list[str],
+) -> torch.Tensor:
     """Return the mean cross-entropy of the answers' tokens."""
     rows = list(zip(tokenizer(prompts)["input_ids"], tokenizer(answers)["input_ids"], strict=True))
     width = max(len(p) + len(a) for p, a in rows)
-    tokens = torch.tensor([p + a + [tokenizer.pad_token_id] * (width - len(p) - len(a)) for p, a in rows])
-    labels = torch.tensor([[-100] * len(p) + a + [-100] * (width - len(p) - len(a)) for p, a in rows])
+    tokens = torch.tensor(
+        [p + a + [tokenizer.pad_token_id] * (width - len(p) - len(a)) for p, a in rows]
+    )
+    labels = torch.tensor(
+        [[-100] * len(p) + a + [-100] * (width - len(p) - len(a)) for p, a in rows]
+    )
     hidden = model.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     is_label = labels[:, 1:] != -100
     return F.cross_entropy(model.lm_head(hidden[is_label]), labels[:, 1:][is_label])

@@ -20,19 +20,23 @@ def group_advantages(rewards: Sequence[float]) -> np.ndarray:
     """
     values = np.asarray(rewards, dtype=np.float64)
     if len(values) < 2:
-        raise BadInput(f"a group needs at least 2 samples to be normalised, found {len(values)}; "
-                       "raise n_samples_per_prompt")
+        raise BadInput(
+            f"a group needs at least 2 samples to be normalised, found {len(values)}; "
+            "raise n_samples_per_prompt"
+        )
     if values.min() == values.max():
         return np.zeros_like(values)
     return (values - values.mean()) / (values.std(ddof=1) + EPSILON)
 
 
 def whiten(advantages: Sequence[float], lengths: Sequence[int]) -> np.ndarray:
-    """Shift and scale to mean 0 and variance 1 over all response tokens; one value a sample in and out.
+    """Shift and scale to mean 0 and variance 1 over all response tokens; one value a sample in and
+    out.
 
     Long responses weigh more, since each token carries its sample's advantage. float64 [S].
     """
-    values, weights = np.asarray(advantages, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
+    values = np.asarray(advantages, dtype=np.float64)
+    weights = np.asarray(lengths, dtype=np.float64)
     total = weights.sum()
     mean = (values * weights).sum() / total
     variance = (weights * (values - mean) ** 2).sum() / max(total - 1, 1)

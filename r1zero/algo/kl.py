@@ -6,23 +6,27 @@ from dataclasses import dataclass
 
 import torch
 
-# Log-ratios beyond this would overflow the exponential of `low_var_kl` and drown the batch, in its value and in the
-# gradient of all.
-MAX_LOG_RATIO, MAX_KL = 20.0, 10.0
+# Log-ratios beyond this would overflow the exponential of `low_var_kl` and drown the batch, in its
+# value and in the gradient of all.
+MAX_LOG_RATIO = 20.0
+MAX_KL = 10.0
 
 
 def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
-    """Penalty for each token, any shape: the value of the estimator, the gradient of KL(policy || reference).
+    """Penalty for each token, any shape: the value of the estimator, the gradient of KL(policy ||
+    reference).
 
-    With d = log p - log ref the values are (http://joschu.net/blog/kl-approx.html): `kl` d, `abs` |d|, `mse`
-    d^2 / 2, `low_var_kl` exp(-d) - 1 + d, with d held to +-20 and the result to 10.
+    With d = log p - log ref the values are (http://joschu.net/blog/kl-approx.html): `kl` d, `abs`
+    |d|, `mse` d^2 / 2, `low_var_kl` exp(-d) - 1 + d, with d held to +-20 and the result to 10.
 
-    The gradient is d grad log p for each of them, with d held to +-20. Its mean over tokens that the policy draws is
-    the gradient of the KL (that of `mse` is the same). The own gradients of the others are not: `kl`'s has mean 0 and
-    holds nothing, `low_var_kl`'s is that of KL(reference || policy), `abs`'s that of neither (arXiv:2506.09477).
+    The gradient is d grad log p for each of them, with d held to +-20. Its mean over tokens that
+    the policy draws is the gradient of the KL (that of `mse` is the same). The own gradients of the
+    others are not: `kl`'s has mean 0 and holds nothing, `low_var_kl`'s is that of KL(reference ||
+    policy), `abs`'s that of neither (arXiv:2506.09477).
     """
     d = (logprobs - ref_logprobs).detach()
-    pull = d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) * (logprobs - logprobs.detach())  # 0, and d for the gradient
+    # 0, and d for the gradient
+    pull = d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) * (logprobs - logprobs.detach())
     return _value(d, estimator) + pull
 
 
@@ -45,13 +49,16 @@ class KLCoefficient:
 
     value: float
     target: float | None = None  # None: fixed
-    horizon: int | None = None  # in samples; a shorter one than a step's samples counts as that step
+    # in samples; a shorter one than a step's samples counts as that step
+    horizon: int | None = None
 
     def update(self, measured: float, num_samples: int) -> None:
-        """Move towards the target after a step in which `measured` was the mean penalty per token."""
+        """Move towards the target after a step in which `measured` was the mean penalty per
+        token."""
         if self.target is None:
             return
         assert self.horizon
         error = min(max(measured / self.target - 1, -0.2), 0.2)
-        share = min(1.0, num_samples / self.horizon)  # beyond 5 horizons the value would turn negative
+        # beyond 5 horizons the value would turn negative
+        share = min(1.0, num_samples / self.horizon)
         self.value *= 1 + error * share

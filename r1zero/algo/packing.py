@@ -1,4 +1,4 @@
-"""Samples to microbatches: balanced over replicas, packed without padding, each prompt once.
+"""Sequence packing into microbatches: balanced over replicas, no padding, each prompt once.
 
 The samples of a group share their prompt, so a microbatch computes it once and lets every response
 attend to it: with short answers to long prompts that is most of the work.
@@ -13,13 +13,14 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from r1zero.types import Prompt, Sample
 from r1zero.distributed.device import Segments
+from r1zero.types import Prompt, Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """A sample ready to be looked at by a model: its number in the batch, its prompt's position, and both."""
+class TrainSample:
+    """A sample ready to be looked at by a model: its number in the batch, its prompt's position,
+    and both."""
 
     number: int
     position: int
@@ -28,7 +29,8 @@ class Item:
 
     @property
     def own_tokens(self) -> int:
-        """Tokens beside the prompt that a model must read: the last response token predicts nothing."""
+        """Tokens beside the prompt that a model must read: the last response token predicts
+        nothing."""
         return len(self.sample.tokens) - 1
 
 
@@ -36,121 +38,156 @@ class Item:
 class Microbatch:
     """Prompts and responses laid end to end: T tokens, and R response tokens to be predicted.
 
-    One prompt [7 8] with the responses [1 2 3] and [4 5]: tokens [7 8 1 2 4], positions [0 1 2 3 2],
-    rows [1 2 3 1 4] predict the targets [1 2 3 4 5], starts [0 3 5].
+    One prompt [7 8] with the responses [1 2 3] and [4 5]: tokens [7 8 1 2 4], positions [0 1 2 3
+    2], logit_positions [1 2 3 1 4] predict the targets [1 2 3 4 5], response_cu_seqlens [0 3 5].
     """
 
-    items: list[Item]
+    items: list[TrainSample]
     tokens: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T]
     segments: Segments  # a prompt sees itself, a response its prompt and itself
-    rows: torch.Tensor  # int64 [R], places in `tokens` whose output predicts a response token
+    # int64 [R], places in `tokens` whose output predicts a response token
+    logit_positions: torch.Tensor
     targets: torch.Tensor  # int64 [R]
-    starts: list[int]  # [items + 1], where each sample's response begins in `rows`
+    # [items + 1], where each sample's response begins in `logit_positions`
+    response_cu_seqlens: list[int]
 
-    def spread(self, per_sample: Sequence[float]) -> torch.Tensor:
+    def per_token(self, per_sample: Sequence[float]) -> torch.Tensor:
         """Repeat one number per sample for each of its response tokens: fp32 [R]."""
-        values = np.repeat(np.asarray(per_sample, dtype=np.float32), np.diff(self.starts))
+        values = np.repeat(
+            np.asarray(per_sample, dtype=np.float32), np.diff(self.response_cu_seqlens)
+        )
         return torch.from_numpy(values).to(self.targets.device)
 
-    def join(self, per_token: Sequence[np.ndarray]) -> torch.Tensor:
+    def concat(self, per_token: Sequence[np.ndarray]) -> torch.Tensor:
         """Lay one array per sample end to end: fp32 [R]."""
-        return torch.from_numpy(np.concatenate(per_token).astype(np.float32)).to(self.targets.device)
+        return torch.from_numpy(np.concatenate(per_token).astype(np.float32)).to(
+            self.targets.device
+        )
 
-    def cut(self, values: torch.Tensor) -> list[np.ndarray]:
-        """Cut [R] into one fp32 array per sample: the inverse of `join`."""
+    def split(self, values: torch.Tensor) -> list[np.ndarray]:
+        """Cut [R] into one fp32 array per sample: the inverse of `concat`."""
         array = values.detach().float().cpu().numpy()
-        return [array[a:b] for a, b in zip(self.starts, self.starts[1:])]
+        return [array[a:b] for a, b in zip(self.response_cu_seqlens, self.response_cu_seqlens[1:])]
 
 
-def pack(items: list[Item], device: torch.device, multiple_of: int = 1) -> Microbatch:
+def pack(items: list[TrainSample], device: torch.device, multiple_of: int = 1) -> Microbatch:
     """Lay the items end to end, a prompt once for neighbours that share it.
 
     Tokens that fill up to `multiple_of` form a segment of their own.
     """
-    lay = _Layout()
+    lay = _MicrobatchBuilder()
     starts = [0]
-    for bundle in bundles(items):
-        prompt = bundle[0].prompt.tokens
+    for prompt_group in prompt_groups(items):
+        prompt = prompt_group[0].prompt.tokens
         first = lay.add(prompt, 0, np.empty(0, dtype=np.int64))
         prompt_rows = np.arange(first, first + len(prompt))
-        for item in bundle:
+        for item in prompt_group:
             begin = lay.add(item.sample.tokens[:-1], len(prompt), prompt_rows)
-            lay.rows += [prompt_rows[-1:], np.arange(begin, begin + item.own_tokens)]
+            lay.logit_positions += [prompt_rows[-1:], np.arange(begin, begin + item.own_tokens)]
             lay.targets.append(item.sample.tokens)
             starts.append(starts[-1] + len(item.sample.tokens))
     if lay.total % multiple_of:
-        lay.add(np.zeros(multiple_of - lay.total % multiple_of, dtype=np.int64), 0, np.empty(0, dtype=np.int64))
+        lay.add(
+            np.zeros(multiple_of - lay.total % multiple_of, dtype=np.int64),
+            0,
+            np.empty(0, dtype=np.int64),
+        )
 
     def tensor(parts: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
 
-    segments = Segments(lay.query_ends, lay.key_ends, tensor(lay.key_rows))
-    return Microbatch(items, tensor(lay.tokens), tensor(lay.positions), segments, tensor(lay.rows),
-                      tensor(lay.targets), starts)
+    segments = Segments(lay.cu_seqlens_q, lay.cu_seqlens_k, tensor(lay.key_rows))
+    return Microbatch(
+        items,
+        tensor(lay.tokens),
+        tensor(lay.positions),
+        segments,
+        tensor(lay.logit_positions),
+        tensor(lay.targets),
+        starts,
+    )
 
 
-class _Layout:
+class _MicrobatchBuilder:
     """The parts of a microbatch while it grows."""
 
     def __init__(self) -> None:
-        self.tokens, self.positions, self.rows, self.targets, self.key_rows = [], [], [], [], []
-        self.query_ends: list[int] = []
-        self.key_ends: list[int] = []
+        self.tokens = []
+        self.positions = []
+        self.logit_positions = []
+        self.targets = []
+        self.key_rows = []
+        self.cu_seqlens_q: list[int] = []
+        self.cu_seqlens_k: list[int] = []
         self.total = 0
 
     def add(self, tokens: np.ndarray, position: int, prefix_rows: np.ndarray) -> int:
-        """Add a segment that starts at `position` of its sequence; return the place of its first token."""
-        first, count = self.total, len(tokens)
+        """Add a segment that starts at `position` of its sequence; return the place of its first
+        token."""
+        first = self.total
+        count = len(tokens)
         if count:
             self.tokens.append(tokens)
             self.positions.append(np.arange(position, position + count))
             self.key_rows += [prefix_rows, np.arange(first, first + count)]
             self.total += count
-            self.query_ends.append(self.total)
-            self.key_ends.append((self.key_ends[-1] if self.key_ends else 0) + len(prefix_rows) + count)
+            self.cu_seqlens_q.append(self.total)
+            self.cu_seqlens_k.append(
+                (self.cu_seqlens_k[-1] if self.cu_seqlens_k else 0) + len(prefix_rows) + count
+            )
         return first
 
 
-def bundles(items: Iterable[Item]) -> list[list[Item]]:
+def prompt_groups(items: Iterable[TrainSample]) -> list[list[TrainSample]]:
     """Put neighbours that share a prompt together."""
     return [list(group) for _, group in groupby(items, key=lambda item: item.position)]
 
 
-def num_tokens(bundle: Sequence[Item]) -> int:
-    """Tokens that a bundle takes in a microbatch: its prompt once, and every response."""
-    return len(bundle[0].prompt.tokens) + sum(item.own_tokens for item in bundle)
+def num_tokens(prompt_group: Sequence[TrainSample]) -> int:
+    """Tokens that a prompt group takes in a microbatch: its prompt once, and every response."""
+    return len(prompt_group[0].prompt.tokens) + sum(item.own_tokens for item in prompt_group)
 
 
-def share_out(items: Sequence[Item], replicas: int) -> list[list[Item]]:
-    """Deal the items to replicas so that their token counts are close; bundles stay whole if there are enough.
+def balance_over_replicas(items: Sequence[TrainSample], replicas: int) -> list[list[TrainSample]]:
+    """Deal the items to replicas so that their token counts are close; prompt groups stay whole if
+    there are enough.
 
     Longest first to the least loaded replica (Graham 1969: at most 4/3 of the best possible).
     """
-    shares: list[list[Item]] = [[] for _ in range(replicas)]
+    shares: list[list[TrainSample]] = [[] for _ in range(replicas)]
     loads = [0] * replicas
-    whole = bundles(items)
+    whole = prompt_groups(items)
     while len(whole) < min(replicas, len(items)):
         largest = max((b for b in whole if len(b) > 1), key=num_tokens)
-        at, half = whole.index(largest), len(largest) // 2
-        whole[at:at + 1] = [largest[:half], largest[half:]]
-    for bundle in sorted(whole, key=lambda bundle: (-num_tokens(bundle), bundle[0].number)):
+        at = whole.index(largest)
+        half = len(largest) // 2
+        whole[at : at + 1] = [largest[:half], largest[half:]]
+    for prompt_group in sorted(
+        whole, key=lambda prompt_group: (-num_tokens(prompt_group), prompt_group[0].number)
+    ):
         replica = loads.index(min(loads))
-        loads[replica] += num_tokens(bundle)
-        shares[replica] += bundle
+        loads[replica] += num_tokens(prompt_group)
+        shares[replica] += prompt_group
     return [sorted(share, key=lambda item: item.number) for share in shares]
 
 
-def cut_microbatches(items: Sequence[Item], max_samples: int, max_tokens: int | None) -> list[list[Item]]:
+def cut_microbatches(
+    items: Sequence[TrainSample], max_samples: int, max_tokens: int | None
+) -> list[list[TrainSample]]:
     """Cut a replica's share into microbatches: by tokens when a budget is given, else by samples.
 
-    With a budget, pieces of bundles go longest first into the first microbatch with room; an item
-    longer than the budget gets a microbatch of its own.
+    With a budget, pieces of prompt groups go longest first into the first microbatch with room; an
+    item longer than the budget gets a microbatch of its own.
     """
     if max_tokens is None:
-        return [list(items[i:i + max_samples]) for i in range(0, len(items), max_samples)]
-    pieces = [piece for bundle in bundles(items) for piece in _pieces(bundle, max_tokens)]
-    filled: list[list[Item]] = []
+        return [list(items[i : i + max_samples]) for i in range(0, len(items), max_samples)]
+    pieces = [
+        piece
+        for prompt_group in prompt_groups(items)
+        for piece in _pieces(prompt_group, max_tokens)
+    ]
+    filled: list[list[TrainSample]] = []
     room: list[int] = []
     for piece in sorted(pieces, key=lambda piece: (-num_tokens(piece), piece[0].number)):
         place = next((i for i, free in enumerate(room) if free >= num_tokens(piece)), None)
@@ -163,10 +200,10 @@ def cut_microbatches(items: Sequence[Item], max_samples: int, max_tokens: int | 
     return filled
 
 
-def _pieces(bundle: list[Item], max_tokens: int) -> list[list[Item]]:
-    """Cut a bundle where the next response would pass the budget."""
-    pieces: list[list[Item]] = [[]]
-    for item in bundle:
+def _pieces(prompt_group: list[TrainSample], max_tokens: int) -> list[list[TrainSample]]:
+    """Cut a prompt group where the next response would pass the budget."""
+    pieces: list[list[TrainSample]] = [[]]
+    for item in prompt_group:
         if pieces[-1] and num_tokens([*pieces[-1], item]) > max_tokens:
             pieces.append([])
         pieces[-1].append(item)

@@ -1,4 +1,4 @@
-"""The trained model as a Hugging Face folder, which is what the user waits for.
+"""Export of the trained model as a Hugging Face folder, which is what the user waits for.
 
 If it cannot be written, the weights still go somewhere, and one sentence says where.
 """
@@ -10,7 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from r1zero.checkpoint.manager import Keeper
+from r1zero.checkpoint.manager import CheckpointManager
 from r1zero.checkpoint.state import RunState
 from r1zero.errors import BadInput
 from r1zero.run_folder.exported import MARK, MODEL, in_the_way, mark
@@ -21,33 +21,37 @@ from r1zero.weights.huggingface import save_hf
 log = logging.getLogger("r1zero")
 
 
-def export(crew: RunState, keeper: Keeper) -> None:
+def export(runtime: RunState, manager: CheckpointManager) -> None:
     """Write the trained model into the run folder. Collective.
 
     RuntimeError when that fails: it names the checkpoint or the other folder with the weights.
     """
-    folder = Path(crew.cfg.output_dir) / MODEL
-    problem = crew.move.from_controller(_obstacle, crew) or _write(crew, crew.folder / MODEL)
+    folder = Path(runtime.cfg.output_dir) / MODEL
+    problem = runtime.move.from_controller(_obstacle, runtime) or _write(
+        runtime, runtime.folder / MODEL
+    )
     if problem is None:
         return
     told = f"the model could not be written to {folder}: {problem}"
-    checkpoint = keeper.keep()
+    checkpoint = manager.keep()
     if checkpoint is not None:
-        raise RuntimeError(f"{told}; its weights are in {checkpoint}: when there is room and "
-                           "nothing in the way, the same command writes the model without training")
-    told += f", nor a checkpoint to {crew.cfg.checkpoints}"
-    refuges = crew.move.from_controller(_refuges, crew.cfg.name, crew.progress.step)
+        raise RuntimeError(
+            f"{told}; its weights are in {checkpoint}: when there is room and "
+            "nothing in the way, the same command writes the model without training"
+        )
+    told += f", nor a checkpoint to {runtime.cfg.checkpoints}"
+    refuges = runtime.move.from_controller(_refuges, runtime.cfg.name, runtime.progress.step)
     for refuge in refuges:
-        if _write(crew, refuge) is None:
+        if _write(runtime, refuge) is None:
             raise RuntimeError(f"{told}; it is in {refuge} now: move it to a safe place")
     raise RuntimeError(f"{told}, nor anything to {', '.join(map(str, refuges))}")
 
 
-def _obstacle(crew: RunState) -> str | None:
+def _obstacle(runtime: RunState) -> str | None:
     """What lies where the model belongs: the look before the start may be days ago."""
-    crew.hold.check()
-    source = crew.cfg.model_folder("actor_rollout")
-    return in_the_way(Path(crew.cfg.output_dir) / MODEL, source, may_replace=True)
+    runtime.hold.check()
+    source = runtime.cfg.model_folder("actor_rollout")
+    return in_the_way(Path(runtime.cfg.output_dir) / MODEL, source, may_replace=True)
 
 
 def _refuges(name: str, step: int) -> list[Path]:
@@ -57,20 +61,31 @@ def _refuges(name: str, step: int) -> list[Path]:
     return [Path(place) / unique for place in dict.fromkeys(places)]
 
 
-def _write(crew: RunState, folder: Path) -> str | None:
+def _write(runtime: RunState, folder: Path) -> str | None:
     """Write the model to `folder`, tensor by tensor; returns what stood against it. Collective."""
-    parameters = crew.policy.model.parameters() if crew.world.train.member else None
-    stream = gather_tensors(crew.world, crew.shape, parameters)
+    if runtime.world.train.member:
+        parameters = runtime.policy.model.parameters()
+    else:
+        parameters = None
+    stream = gather_tensors(runtime.world, runtime.shape, parameters)
     problem = None
-    if crew.world.is_controller:
-        source = crew.cfg.model_folder("actor_rollout")
-        dtype = "bfloat16" if crew.cfg.training.bf16 else "float32"
-        beside = {MARK: mark(crew.progress.step)}
+    if runtime.world.is_controller:
+        source = runtime.cfg.model_folder("actor_rollout")
+        dtype = "bfloat16" if runtime.cfg.training.bf16 else "float32"
+        beside = {MARK: mark(runtime.progress.step)}
         try:
-            save_hf(folder, crew.shape, stream, source, dtype, beside=beside, end_ids=crew.ends.ids)
+            save_hf(
+                folder,
+                runtime.shape,
+                stream,
+                source,
+                dtype,
+                beside=beside,
+                end_ids=runtime.ends.ids,
+            )
         except (OSError, BadInput) as error:
             problem = getattr(error, "strerror", None) or plain(error)
             log.info("cause", exc_info=True)  # into the log file only
     for _ in stream:  # the other ranks send all of it, whatever becomes of it
         pass
-    return crew.move.from_controller(lambda: problem)
+    return runtime.move.from_controller(lambda: problem)

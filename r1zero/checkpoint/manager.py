@@ -1,8 +1,8 @@
-"""When checkpoints are saved, and how a save ends. Every rank runs every line; the work is the train ranks'.
+"""The checkpoint manager: when checkpoints are saved, and how a save, async or not, ends.
 
-    begin   the controller makes the folder; the train ranks copy their state      blocks the step
-    write   each train rank writes, syncs and sums its files                       beside the next steps if async
-    finish  table of contents, list of files, rename, tracker, old ones deleted    at the end of a step
+begin   the controller makes the folder; the train ranks copy their state      blocks the step
+write   each train rank writes, syncs and sums its files                       beside the next steps if async
+finish  table of contents, list of files, rename, tracker, old ones deleted    at the end of a step
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 
 from safetensors.torch import save as save_tensors
 
-from r1zero.run_folder.durable import sync
-from r1zero.checkpoint import manifest, progress
-from r1zero.checkpoint import store
-from r1zero.checkpoint.progress import Record
+from r1zero.checkpoint import manifest, progress, store
+from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.state import RunState
-from r1zero.config.load import dump
 from r1zero.checkpoint.train_state import Writing, rng_states
+from r1zero.config.load import dump
+from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.models.sizes import OPTIMIZER_BYTES
-from r1zero.distributed.shutdown import Leave
+from r1zero.run_folder.durable import sync
 from r1zero.run_folder.owner import plain
 
-RESERVE = ".reserve"  # room for what is written last, so that a disk that fills up meanwhile still takes it
+# room for what is written last, so that a disk that fills up meanwhile still takes it
+RESERVE = ".reserve"
 RESERVE_BYTES = 4 << 20
 RNG = "rng.safetensors"
 FIRST_SAVE_SPEED = 2e8  # bytes a second, until a save was measured
@@ -58,14 +58,17 @@ def _first_error(reports: Sequence[_Written]) -> str | None:
     return next((report.error for report in reports if report.error), None)
 
 
-class Keeper:
-    """Saves the crew's state when it is due."""
+class CheckpointManager:
+    """Saves the runtime's state when it is due."""
 
-    def __init__(self, crew: RunState, leave: Leave) -> None:
-        self.crew, self.leave = crew, leave
-        self.training, self.shelf = crew.cfg.training, crew.cfg.checkpoints
-        self._saved = crew.progress.step  # the last step whose state is on disk, or on its way there
-        self._pending: Record | None = None  # of the save under way
+    def __init__(self, runtime: RunState, notice: PreemptionNotice) -> None:
+        self.runtime = runtime
+        self.notice = notice
+        self.training = runtime.cfg.training
+        self.store = runtime.cfg.checkpoints
+        # the last step whose state is on disk, or on its way there
+        self._saved = runtime.progress.step
+        self._pending: CheckpointInfo | None = None  # of the save under way
         self._partial: Path | None = None  # the folder that it is written into
         self._writing: Writing | None = None  # on train ranks
         self._rng: dict | None = None  # on the controller
@@ -77,13 +80,20 @@ class Keeper:
 
     def after_step(self) -> str | None:
         """Save if it is due, and say why the run should end early, if it should. Collective."""
-        crew, training = self.crew, self.training
+        runtime = self.runtime
+        training = self.training
         self._longest_step = max(self._longest_step, time.monotonic() - self._looked)
-        signs = crew.move.gather(_Sign(self._wish(), self._writing is None or self._writing.done))
+        signs = runtime.move.all_gather(
+            _Sign(self._wish(), self._writing is None or self._writing.done)
+        )
         if all(sign.written for sign in signs):
             self.finish()
-        step, last = crew.progress.step, crew.progress.step >= training.train_iters
-        reason = None if last else next((sign.leave for sign in signs if sign.leave), None)
+        step = runtime.progress.step
+        last = runtime.progress.step >= training.train_iters
+        if last:
+            reason = None
+        else:
+            reason = next((sign.leave for sign in signs if sign.leave), None)
         if reason or training.save_interval and (last or step % training.save_interval == 0):
             self.save()
         if reason or last:
@@ -96,20 +106,22 @@ class Keeper:
     def save(self) -> None:
         """Save the state after the current step, unless that is done already. Collective."""
         self.finish()
-        crew, step = self.crew, self.crew.progress.step
+        runtime = self.runtime
+        step = self.runtime.progress.step
         if step == self._saved:
             return
         self._began = time.monotonic()
-        self._partial, problem = crew.move.from_controller(self._make_room)
+        self._partial, problem = runtime.move.from_controller(self._make_room)
         if problem is not None:
             self._fail(step, problem)
             return
-        if crew.world.train.member:
+        if runtime.world.train.member:
             self._pending = self._record()
-            self._rng = rng_states(crew.policy)
-            for folder in (crew.shelf.parent, crew.shelf):  # NFS may not show yet what is there;
+            self._rng = rng_states(runtime.policy)
+            # NFS may not show yet what is there;
+            for folder in (runtime.shelf.parent, runtime.shelf):
                 os.listdir(folder)  # this lets it ask
-            self._writing = Writing(crew.policy, self._partial, step)
+            self._writing = Writing(runtime.policy, self._partial, step)
             if self.training.async_save:
                 self._writing.start()
             else:
@@ -124,63 +136,79 @@ class Keeper:
         """Bring the save under way to its end, if there is one. Collective."""
         if not self._under_way:
             return
-        self._under_way, crew, waited = False, self.crew, time.monotonic()
+        self._under_way = False
+        runtime = self.runtime
+        waited = time.monotonic()
         written = _Written({}, None)
         if self._writing is not None:
             self._writing.join()
             written = _Written(self._writing.files, self._writing.error)
-        reports = crew.move.to_controller(written)
-        problem = crew.move.from_controller(_first_error, reports)
+        reports = runtime.move.to_controller(written)
+        problem = runtime.move.from_controller(_first_error, reports)
         if problem is None:
-            crew.move.at_controller(self._reserve.unlink)
+            runtime.move.at_controller(self._reserve.unlink)
             if self._writing is not None:
                 self._writing.finalize()
-            problem = crew.move.from_controller(self._seal, reports)
+            problem = runtime.move.from_controller(self._seal, reports)
         self._writing = self._rng = None
         self._longest_save = max(self._longest_save or 0.0, time.monotonic() - self._began)
         if problem is not None:
-            crew.move.at_controller(shutil.rmtree, self._partial, True)
+            runtime.move.at_controller(shutil.rmtree, self._partial, True)
             self._fail(self._saved, problem)
-        elif crew.world.is_controller:
+        elif runtime.world.is_controller:
             held = self._held + (time.monotonic() - waited if self.training.async_save else 0.0)
-            log.info("checkpoint %s saved in %.1f s, of which training waited %.1f s",
-                     store.folder_of(self.shelf, self._saved), time.monotonic() - self._began, held)
+            log.info(
+                "checkpoint %s saved in %.1f s, of which training waited %.1f s",
+                store.folder_of(self.store, self._saved),
+                time.monotonic() - self._began,
+                held,
+            )
 
     def keep(self) -> Path | None:
-        """The checkpoint of the current step, saved if need be; None when that fails. Collective."""
-        if self.crew.move.from_controller(self._current) is None:
+        """The checkpoint of the current step, saved if need be; None when that fails.
+        Collective."""
+        if self.runtime.move.from_controller(self._current) is None:
             self._saved = -1  # what the run went on from may lie elsewhere
         try:
             self.save()
             self.finish()
         except RuntimeError as error:  # on_save_failure: stop
             log.warning("%s", error)
-        return self.crew.move.from_controller(self._current)
+        return self.runtime.move.from_controller(self._current)
 
     # -- why to leave ---------------------------------------------------------------------------
 
     def _wish(self) -> str | None:
         """Why this rank wants to leave. The controller's clock alone decides about time."""
-        if self.leave.asked_by:
-            return f"{self.leave.asked_by} asks to leave"
-        if not self.crew.world.is_controller:
+        if self.notice.asked_by:
+            return f"{self.notice.asked_by} asks to leave"
+        if not self.runtime.world.is_controller:
             return None
-        left, save = self.leave.seconds_left(), self._longest_save or self._bytes / FIRST_SAVE_SPEED
+        left = self.notice.seconds_left()
+        save = self._longest_save or self._bytes / FIRST_SAVE_SPEED
         needed = self._longest_step + save + MARGIN_SECONDS
-        return f"{left:.0f} s are left, and another step and save need {needed:.0f} s" if left < needed else None
+        if left < needed:
+            return f"{left:.0f} s are left, and another step and save need {needed:.0f} s"
+        return None
 
     # -- on the controller ----------------------------------------------------------------------
 
     def _current(self) -> Path | None:
         """The complete checkpoint of the current step, if there is one."""
-        step = self.crew.progress.step
-        folder = store.folder_of(self.shelf, step)
-        return folder if self._saved == step and (folder / manifest.NAME).is_file() else None
+        step = self.runtime.progress.step
+        folder = store.folder_of(self.store, step)
+        if self._saved == step and (folder / manifest.NAME).is_file():
+            return folder
+        return None
 
     @property
     def _bytes(self) -> int:
         """About the size of a checkpoint."""
-        return self.crew.shape.num_parameters * (self.crew.policy.model.dtype.itemsize + OPTIMIZER_BYTES) + RESERVE_BYTES
+        return (
+            self.runtime.shape.num_parameters
+            * (self.runtime.policy.model.dtype.itemsize + OPTIMIZER_BYTES)
+            + RESERVE_BYTES
+        )
 
     @property
     def _reserve(self) -> Path:
@@ -188,14 +216,15 @@ class Keeper:
 
     def _make_room(self) -> tuple[Path | None, str | None]:
         """Make the folder to write into; returns it, or what stands against it."""
-        self.crew.hold.check()
+        self.runtime.hold.check()
         try:
-            folder = store.start(self.crew.shelf, self.crew.progress.step)
+            folder = store.start(self.runtime.shelf, self.runtime.progress.step)
             free = shutil.disk_usage(folder).free
             if free < self._bytes:
                 shutil.rmtree(folder)
-                needed, free = self._bytes / 1e9, free / 1e9
-                return None, f"it needs {needed:.3g} GB, and {self.shelf} has {free:.3g} GB free"
+                needed = self._bytes / 1e9
+                free = free / 1e9
+                return None, f"it needs {needed:.3g} GB, and {self.store} has {free:.3g} GB free"
             (folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
         except OSError as error:
             return None, str(error)
@@ -203,12 +232,17 @@ class Keeper:
 
     def _seal(self, reports: Sequence[_Written]) -> str | None:
         """Complete the checkpoint and give it its name; returns what stands against it."""
-        files = {name: file for report in reports for name, file in report.files.items()}
-        self.crew.hold.check()
-        step, training, folder = self._pending.progress.step, self.training, self._partial
+        files = {}
+        for report in reports:
+            for name, file in report.files.items():
+                files[name] = file
+        self.runtime.hold.check()
+        step = self._pending.progress.step
+        training = self.training
+        folder = self._partial
         try:
             (folder / RNG).write_bytes(save_tensors(self._rng))
-            (folder / "config.yaml").write_text(dump(self.crew.cfg))
+            (folder / "config.yaml").write_text(dump(self.runtime.cfg))
             (folder / progress.NAME).write_text(self._pending.text())
             for path in sorted(folder.iterdir()):
                 if path.name not in files:
@@ -219,32 +253,43 @@ class Keeper:
         except OSError as error:
             return str(error)
         try:
-            for old in store.prune(self.crew.shelf, step, training.keep_last, training.keep_every):
+            for old in store.prune(
+                self.runtime.shelf, step, training.keep_last, training.keep_every
+            ):
                 log.info("checkpoint %s deleted (keep_last, keep_every)", plain(old))
         except OSError as error:  # the new one is safe all the same
             log.warning("an old checkpoint could not be deleted: %s", plain(error))
         return None
 
-    def _record(self) -> Record:
-        crew, policy = self.crew, self.crew.policy
-        span, cfg = policy.grid.span, crew.cfg
-        return Record(
-            replace(crew.progress), policy.scheduler.num_steps, policy.kl.value, asdict(crew.shape),
-            str(policy.model.dtype).removeprefix("torch."), {"tp": span.tp, "pp": span.pp, "dp": span.dp},
+    def _record(self) -> CheckpointInfo:
+        runtime = self.runtime
+        policy = self.runtime.policy
+        span = policy.grid.span
+        cfg = runtime.cfg
+        return CheckpointInfo(
+            replace(runtime.progress),
+            policy.scheduler.num_steps,
+            policy.kl.value,
+            asdict(runtime.shape),
+            str(policy.model.dtype).removeprefix("torch."),
+            {"tp": span.tp, "pp": span.pp, "dp": span.dp},
             {"actor_rollout": cfg.actor_rollout.load, "ref": cfg.ref.load},
-            versions={name: version(name) for name in ("torch", "megatron-core", "transformers")})
+            versions={name: version(name) for name in ("torch", "megatron-core", "transformers")},
+        )
 
     def _fail(self, step: int, problem: str) -> None:
         """Say that nothing was saved; RuntimeError on all ranks if on_save_failure is to stop.
 
         BadInput if the folder was taken away. Collective.
         """
-        self.crew.move.from_controller(self.crew.hold.check)
-        kept = store.complete(self.shelf)
-        said = (f"the checkpoint of step {step} could not be saved: {plain(problem)}; "
-                f"{f'the last good one is {kept[-1]}' if kept else 'there is none yet'}")
+        self.runtime.move.from_controller(self.runtime.hold.check)
+        kept = store.complete(self.store)
+        said = (
+            f"the checkpoint of step {step} could not be saved: {plain(problem)}; "
+            f"{f'the last good one is {kept[-1]}' if kept else 'there is none yet'}"
+        )
         self._saved = -1
         if self.training.on_save_failure == "stop":
             raise RuntimeError(said)
-        if self.crew.world.is_controller:
+        if self.runtime.world.is_controller:
             log.warning("%s; training goes on (training.on_save_failure: go_on)", said)

@@ -14,11 +14,13 @@ NAME = "trainer.json"
 
 
 @dataclass(slots=True)
-class Progress:
-    """The position of a run, equal on all ranks. Everything else that a step needs follows from it and the tensors."""
+class TrainerState:
+    """The position of a run, equal on all ranks. Everything else that a step needs follows from it
+    and the tensors."""
 
     step: int = 0  # the last one that was finished
-    weights_version: int = 0  # of the weights that draw the next step; counted where they are published
+    # of the weights that draw the next step; counted where they are published
+    weights_version: int = 0
     prompts_drawn: int = 0  # from the stream of prompts: the data cursor
     evaluation: dict[str, float] | None = None  # held-out metrics of the start weights
 
@@ -29,10 +31,10 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class CheckpointInfo:
     """A checkpoint in words: the run's progress, and what it was saved from."""
 
-    progress: Progress
+    progress: TrainerState
     updates: int  # optimizer steps so far: where the learning-rate schedule stands
     kl_coefficient: float
     shape: dict[str, Any]  # of the model, as ModelConfig's fields
@@ -45,10 +47,10 @@ class Record:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
     @classmethod
-    def read(cls, folder: Path) -> Record:
+    def read(cls, folder: Path) -> CheckpointInfo:
         """Read a checkpoint's trainer.json. BadInput when it is missing or damaged."""
         try:
             content = json.loads((folder / NAME).read_text())
-            return cls(**content | {"progress": Progress(**content["progress"])})
+            return cls(**content | {"progress": TrainerState(**content["progress"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{folder / NAME} cannot be read ({error})") from None

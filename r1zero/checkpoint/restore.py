@@ -1,4 +1,4 @@
-"""Go on from a checkpoint: every rank takes back its part, and one line says what that was."""
+"""Resume from a checkpoint: every rank loads its part, and one line says what that was."""
 
 from __future__ import annotations
 
@@ -7,61 +7,71 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from r1zero.checkpoint import manifest
-from r1zero.checkpoint import store
-from r1zero.checkpoint.progress import Record
+from r1zero.checkpoint import manifest, store
+from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.resume import changes
 from r1zero.checkpoint.state import RunState
-from r1zero.errors import BadInput
-from r1zero.config.load import dump
 from r1zero.checkpoint.train_state import load_policy, set_rng_states
+from r1zero.config.load import dump
 from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import Mover
+from r1zero.distributed.transfer import RoleTransfer
+from r1zero.errors import BadInput
 
 log = logging.getLogger("r1zero")
 
 
 def verify(world: World, folder: Path) -> None:
-    """Compare every file with its sum, the ranks sharing the work. Collective. BadInput on all if one differs."""
-    names, problem = sorted(manifest.read(folder)), None
+    """Compare every file with its sum, the ranks sharing the work. Collective. BadInput on all if
+    one differs."""
+    names = sorted(manifest.read(folder))
+    problem = None
     try:
-        manifest.check_sums(folder, names[world.rank::world.size])
+        manifest.check_sums(folder, names[world.rank :: world.size])
     except BadInput as error:
         problem = str(error)
-    problem = next(filter(None, Mover(world).gather(problem)), None)
+    problem = next(filter(None, RoleTransfer(world).all_gather(problem)), None)
     if problem is not None:
         raise BadInput(f"{problem}{store.way_out(folder)}")
 
 
-def restore(crew: RunState, folder: Path) -> None:
-    """Bring the crew where the checkpoint was saved. Collective over the world. BadInput when it does not fit."""
-    record = Record.read(folder)
-    crew.progress = record.progress
-    span = crew.world.train.span
+def restore(runtime: RunState, folder: Path) -> None:
+    """Bring the runtime where the checkpoint was saved. Collective over the world. BadInput when it
+    does not fit."""
+    record = CheckpointInfo.read(folder)
+    runtime.progress = record.progress
+    span = runtime.world.train.span
     layout = {"tp": span.tp, "pp": span.pp, "dp": span.dp}
     same_layout = layout == record.layout
-    if crew.world.train.member:
-        load_policy(crew.policy, folder, record.updates)
-        crew.policy.kl.value = record.kl_coefficient
+    if runtime.world.train.member:
+        load_policy(runtime.policy, folder, record.updates)
+        runtime.policy.kl.value = record.kl_coefficient
         if same_layout:
-            set_rng_states(crew.policy, load_file(folder / "rng.safetensors"))
-    crew.move.settle()
-    if crew.world.is_controller:
-        log.info(_line(crew, folder, record, layout))
-        for change in changes(dump(crew.cfg), folder):
+            set_rng_states(runtime.policy, load_file(folder / "rng.safetensors"))
+    runtime.move.flush()
+    if runtime.world.is_controller:
+        log.info(_line(runtime, folder, record, layout))
+        for change in changes(dump(runtime.cfg), folder):
             log.info("changed since then: %s", change)
 
 
-def _line(crew: RunState, folder: Path, record: Record, layout: dict[str, int]) -> str:
+def _line(runtime: RunState, folder: Path, record: CheckpointInfo, layout: dict[str, int]) -> str:
     """Say what was restored."""
 
     def shown(grid: dict[str, int]) -> str:
         return " ".join(f"{axis.upper()}{size}" for axis, size in grid.items())
 
-    done, control = record.progress, crew.cfg.algorithm.kl_ctrl
-    where = shown(layout) if layout == record.layout else f"saved at {shown(record.layout)}, now {shown(layout)}"
-    rng = "random states" if layout == record.layout else "random states begun anew (they belong to a layout)"
-    return (f"resumed from {folder}: step {done.step} of {crew.cfg.training.train_iters}; model and optimizer "
-            f"({where}), learning-rate schedule at update {record.updates}, KL coefficient {record.kl_coefficient:g} "
-            f"({control.type}), {rng}, data at prompt {done.prompts_drawn}, weights version {done.weights_version}; "
-            f"the reference stays {crew.cfg.ref.load}")
+    done = record.progress
+    control = runtime.cfg.algorithm.kl_ctrl
+    if layout == record.layout:
+        where = shown(layout)
+        rng = "random states"
+    else:
+        where = f"saved at {shown(record.layout)}, now {shown(layout)}"
+        rng = "random states begun anew (they belong to a layout)"
+    return (
+        f"resumed from {folder}: step {done.step} of {runtime.cfg.training.train_iters}; model "
+        f"and optimizer ({where}), learning-rate schedule at update {record.updates}, KL "
+        f"coefficient {record.kl_coefficient:g} ({control.type}), {rng}, data at prompt "
+        f"{done.prompts_drawn}, weights version {done.weights_version}; the reference stays "
+        f"{runtime.cfg.ref.load}"
+    )

@@ -1,4 +1,5 @@
-"""Which checkpoint a run goes on from, and whether it can. Reads only; needs neither torch nor a world."""
+"""Which checkpoint a run goes on from, and whether it can. Reads only; needs neither torch nor a
+world."""
 
 from __future__ import annotations
 
@@ -8,9 +9,8 @@ from typing import Any
 
 import yaml
 
-from r1zero.checkpoint import manifest
-from r1zero.checkpoint import store
-from r1zero.checkpoint.progress import Record
+from r1zero.checkpoint import manifest, store
+from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.config.schema import CHECKPOINTS, Config
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
@@ -25,42 +25,57 @@ FORMER_NAMES = {"ffn_size": "ffn_hidden_size", "tied": "tie_word_embeddings"}
 
 
 def locate(path: str | Path) -> Path | None:
-    """The checkpoint of this program that a path names, directly or as the folder of checkpoints; None if none.
+    """The checkpoint of this program that a path names, directly or as the folder of checkpoints;
+    None if none.
 
     BadInput when a tracker names one that is gone.
     """
     path = Path(path)
     if (path / manifest.NAME).is_file():
         return path
-    return store.find(path) if store.complete(path) else None
+    if store.complete(path):
+        return store.find(path)
+    return None
 
 
-def start_weights(load: str, ref_load: str | None, resume: str | None) -> tuple[str, str | None, str | None]:
-    """Where training and its reference began, if `load` or ref.load names a checkpoint of this program.
+def start_weights(
+    load: str, ref_load: str | None, resume: str | None
+) -> tuple[str, str | None, str | None]:
+    """Where training and its reference began, if `load` or ref.load names a checkpoint of this
+    program.
 
-    Returns (load, ref.load, resume). A checkpoint is where a run is, never where it began: the reference stays what
-    it was. BadInput when the checkpoint is damaged.
+    Returns (load, ref.load, resume). A checkpoint is where a run is, never where it began: the
+    reference stays what it was. BadInput when the checkpoint is damaged.
     """
     checkpoint = locate(load)
     if checkpoint is not None:
-        start = Record.read(checkpoint).start
-        load, ref_load, resume = start["actor_rollout"], ref_load or start["ref"], resume or str(checkpoint)
-    checkpoint = locate(ref_load) if ref_load is not None else None
+        start = CheckpointInfo.read(checkpoint).start
+        load = start["actor_rollout"]
+        ref_load = ref_load or start["ref"]
+        resume = resume or str(checkpoint)
+    if ref_load is not None:
+        checkpoint = locate(ref_load)
+    else:
+        checkpoint = None
     if checkpoint is not None:
-        ref_load = Record.read(checkpoint).start["ref"]
+        ref_load = CheckpointInfo.read(checkpoint).start["ref"]
     return pinned(load), ref_load and pinned(ref_load), resume
 
 
 def pinned(load: str) -> str:
-    """A Megatron folder as the one iteration in it that its tracker names now: later saves may move the tracker."""
+    """A Megatron folder as the one iteration in it that its tracker names now: later saves may move
+    the tracker."""
     try:
-        return str(detect.find(load).folder) if detect.is_megatron(Path(load)) else load
+        if detect.is_megatron(Path(load)):
+            return str(detect.detect(load).folder)
+        return load
     except BadInput:
         return load  # the checks will say what is wrong with it
 
 
 def find(cfg: Config) -> Path | None:
-    """The checkpoint to go on from: this run's own newest one, else the one that training.resume names.
+    """The checkpoint to go on from: this run's own newest one, else the one that training.resume
+    names.
 
     BadInput when it is named and not there.
     """
@@ -70,15 +85,20 @@ def find(cfg: Config) -> Path | None:
     named = locate(cfg.training.resume)
     if named is None:
         below = Path(cfg.training.resume) / CHECKPOINTS
-        way_out = (f"those of this run folder are in {below}: name that" if store.complete(below)
-                   else "give one, or leave the key out to start anew")
-        raise BadInput(f"training.resume: {cfg.training.resume} is not a complete checkpoint of this program, nor a "
-                       f"folder of them with {store.TRACKER}; {way_out}")
+        if store.complete(below):
+            way_out = f"those of this run folder are in {below}: name that"
+        else:
+            way_out = "give one, or leave the key out to start anew"
+        raise BadInput(
+            f"training.resume: {cfg.training.resume} is not a complete checkpoint of this "
+            f"program, nor a folder of them with {store.TRACKER}; {way_out}"
+        )
     return named
 
 
 def check_resume(cfg: Config) -> list[str]:
-    """Return a sentence if the run would go on from a checkpoint that is damaged or of another model."""
+    """Return a sentence if the run would go on from a checkpoint that is damaged or of another
+    model."""
     try:
         folder = find(cfg)
         if folder is not None:
@@ -92,27 +112,39 @@ def _check(cfg: Config, folder: Path) -> None:
     try:
         manifest.check_sizes(folder)
         check_pickles(folder)
-        record = Record.read(folder)
+        record = CheckpointInfo.read(folder)
     except BadInput as error:
         raise BadInput(f"{error}{store.way_out(folder)}") from None
     shape = _flat(dataclasses.asdict(ModelConfig.from_folder(cfg.model_folder("actor_rollout"))))
     saved = {FORMER_NAMES.get(key, key): value for key, value in _flat(record.shape).items()}
     for key in sorted(shape.keys() | saved.keys()):
         if shape.get(key) != saved.get(key):
-            raise BadInput(f"{folder} holds a model with {key} {saved.get(key)}, but {cfg.actor_rollout.load} has "
-                           f"{shape.get(key)}; name the model that was trained, or another output_dir")
+            raise BadInput(
+                f"{folder} holds a model with {key} {saved.get(key)}, but "
+                f"{cfg.actor_rollout.load} has {shape.get(key)}; name the model that was trained, "
+                "or another output_dir"
+            )
 
 
 def changes(cfg_text: str, folder: Path) -> list[str]:
-    """What differs between a configuration and the one that a checkpoint was saved with: "key old -> new"."""
-    old, new = _flat(yaml.safe_load((folder / "config.yaml").read_text())), _flat(yaml.safe_load(cfg_text))
-    return [f"{key} {old.get(key, 'default')} -> {new.get(key, 'default')}" for key in sorted(old.keys() | new.keys())
-            if key not in PLACES and old.get(key) != new.get(key)]
+    """What differs between a configuration and the one that a checkpoint was saved with: "key old
+    -> new"."""
+    old = _flat(yaml.safe_load((folder / "config.yaml").read_text()))
+    new = _flat(yaml.safe_load(cfg_text))
+    return [
+        f"{key} {old.get(key, 'default')} -> {new.get(key, 'default')}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in PLACES and old.get(key) != new.get(key)
+    ]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A tree of keys as one level of dotted ones."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat

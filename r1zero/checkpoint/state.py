@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from r1zero.checkpoint.progress import Progress
+from r1zero.checkpoint.progress import TrainerState
 from r1zero.config.schema import Config
 from r1zero.data.ends import Ends
 from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import Absent, Mover
+from r1zero.distributed.transfer import NotOnThisRank, RoleTransfer
 from r1zero.models.config import ModelConfig
-from r1zero.policy.actor import Policy
+from r1zero.policy.actor import Actor
 from r1zero.run_folder.claim import Hold
 
 
@@ -20,11 +20,11 @@ class RunState(Protocol):
 
     cfg: Config
     world: World
-    move: Mover
+    move: RoleTransfer
     shape: ModelConfig
     ends: Ends  # of a response
-    policy: Policy | Absent  # train
-    progress: Progress
+    policy: Actor | NotOnThisRank  # train
+    progress: TrainerState
     hold: Hold  # on the run's folders; empty but on the controller
     folder: Path  # the run folder, and that of its checkpoints, by the paths to write by: Hold.way
     shelf: Path

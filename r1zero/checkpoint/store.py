@@ -1,4 +1,4 @@
-"""The folder of checkpoints: what they are called, which one counts, how one appears and disappears.
+"""The folder of checkpoints: their names, the tracker file, which one counts, pruning.
 
     iter_0000010/                        a complete checkpoint: Megatron's torch_dist files, and
         trainer.json                     where the run was (checkpoint/progress.py)
@@ -8,9 +8,9 @@
     .iter_0000020.x1y2.partial/          one being written, or left by a save that did not end
     latest_checkpointed_iteration.txt    the iteration that a restart goes on from; write another one to go back
 
-A checkpoint is written under its hidden name and renamed when all of it is on disk, and only then named by the
-tracker. So whenever a run is killed, the tracker names a complete checkpoint. The tracker rules: a later
-checkpoint that it does not name belongs to a future that was given up.
+A checkpoint is written under its hidden name and renamed when all of it is on disk, and only then
+named by the tracker. So whenever a run is killed, the tracker names a complete checkpoint. The
+tracker rules: a later checkpoint that it does not name belongs to a future that was given up.
 """
 
 from __future__ import annotations
@@ -35,53 +35,79 @@ def folder_of(save: Path, iteration: int) -> Path:
 def iteration_of(folder: Path) -> int | None:
     """The iteration that a folder's name tells; None for other folders."""
     match = _NAME.fullmatch(folder.name)
-    return int(match[1]) if match else None
+    if match:
+        return int(match[1])
+    return None
 
 
 def complete(save: Path) -> list[Path]:
     """All checkpoints of this program that were saved to their end, oldest first."""
-    found = {iteration_of(path.parent): path.parent for path in save.glob(f"iter_*/{manifest.NAME}")}
-    return [found[iteration] for iteration in sorted(number for number in found if number is not None)]
+    found = {
+        iteration_of(path.parent): path.parent for path in save.glob(f"iter_*/{manifest.NAME}")
+    }
+    return [
+        found[iteration] for iteration in sorted(number for number in found if number is not None)
+    ]
 
 
 def find(save: Path) -> Path | None:
-    """The checkpoint that a run saving into `save` goes on from: the one that the tracker names, else the newest.
+    """The checkpoint that a run saving into `save` goes on from: the one that the tracker names,
+    else the newest.
 
-    None when there is none yet, or when the tracker names one that other programs wrote. BadInput when it
-    names nothing, or one that is gone or was never finished: the run would begin anew, unasked.
+    None when there is none yet, or when the tracker names one that other programs wrote. BadInput
+    when it names nothing, or one that is gone or was never finished: the run would begin anew,
+    unasked.
     """
     tracker = save / TRACKER
     if not tracker.is_file():
-        return complete(save)[-1] if complete(save) else None
+        if complete(save):
+            return complete(save)[-1]
+        return None
     word = tracker.read_text(errors="replace").strip()
     if word == "release":
         return None
     if not word.isdecimal():
-        raise BadInput(f"{tracker} says {word[:40]!r} instead of an iteration's number{way_out(tracker)}")
+        raise BadInput(
+            f"{tracker} says {word[:40]!r} instead of an iteration's number{way_out(tracker)}"
+        )
     folder = folder_of(save, int(word))
     if (folder / manifest.NAME).is_file():
         return folder
     if not folder.is_dir():
-        raise BadInput(f"{tracker} names iteration {word}, but there is no {folder}{way_out(folder)}")
+        raise BadInput(
+            f"{tracker} names iteration {word}, but there is no {folder}{way_out(folder)}"
+        )
     if is_megatron(folder) and not (folder / progress.NAME).exists():
         return None
-    raise BadInput(f"{folder} has no {manifest.NAME}: it was never saved to its end, or lost files"
-                   f"{way_out(folder)}")
+    raise BadInput(
+        f"{folder} has no {manifest.NAME}: it was never saved to its end, or lost files"
+        f"{way_out(folder)}"
+    )
 
 
 def way_out(damaged: Path) -> str:
-    """Name the checkpoint before a damaged one, of a damaged tracker the newest, and how to go on from it."""
-    save, iteration = damaged.parent, iteration_of(damaged)
-    before = [path for path in complete(save) if iteration is None or iteration_of(path) < iteration]
-    which = "complete checkpoint" if iteration is None else "complete checkpoint before it"
+    """Name the checkpoint before a damaged one, of a damaged tracker the newest, and how to go on
+    from it."""
+    save = damaged.parent
+    iteration = iteration_of(damaged)
+    before = [
+        path for path in complete(save) if iteration is None or iteration_of(path) < iteration
+    ]
+    if iteration is None:
+        which = "complete checkpoint"
+    else:
+        which = "complete checkpoint before it"
     if not before:
         return f"; there is no {which}: name another output_dir to start anew"
-    return (f"; the {'newest ' if iteration is None else ''}{which} is {before[-1]}: "
-            f"write {iteration_of(before[-1])} into {save / TRACKER} to go on from there")
+    return (
+        f"; the {'newest ' if iteration is None else ''}{which} is {before[-1]}: "
+        f"write {iteration_of(before[-1])} into {save / TRACKER} to go on from there"
+    )
 
 
 def start(save: Path, iteration: int) -> Path:
-    """Make the empty folder that a checkpoint is written into, and clear away what earlier saves left unfinished.
+    """Make the empty folder that a checkpoint is written into, and clear away what earlier saves
+    left unfinished.
 
     Its name is new each time: ranks of a run that was killed may still write into theirs.
     The folder around `save` must be there. OSError when it cannot be made.
@@ -95,7 +121,8 @@ def start(save: Path, iteration: int) -> Path:
 
 
 def publish(partial: Path, iteration: int) -> Path:
-    """Give a written and completed checkpoint its name, and let the tracker name it. OSError when that fails."""
+    """Give a written and completed checkpoint its name, and let the tracker name it. OSError when
+    that fails."""
     save = partial.parent
     folder = folder_of(save, iteration)
     if folder.exists():
@@ -109,21 +136,25 @@ def publish(partial: Path, iteration: int) -> Path:
 
 
 def prune(save: Path, newest: int, keep_last: int | None, keep_every: int | None) -> list[Path]:
-    """Delete checkpoints before `newest` that are neither among the last `keep_last` nor multiples of `keep_every`.
+    """Delete checkpoints before `newest` that are neither among the last `keep_last` nor multiples
+    of `keep_every`.
 
     Only those that this program completed; returns them.
     """
     if keep_last is None:
         return []
     until_now = [path for path in complete(save) if iteration_of(path) <= newest]
-    spare = [path for path in until_now[:-keep_last] if not keep_every or iteration_of(path) % keep_every]
+    spare = [
+        path for path in until_now[:-keep_last] if not keep_every or iteration_of(path) % keep_every
+    ]
     for path in spare:
         discard(path)
     return spare
 
 
 def discard(folder: Path) -> None:
-    """Delete a checkpoint; hidden first, so that no half of one passes for a whole. OSError when that fails.
+    """Delete a checkpoint; hidden first, so that no half of one passes for a whole. OSError when
+    that fails.
 
     What a file system keeps of it, because somebody has it open, is deleted by a later save.
     """

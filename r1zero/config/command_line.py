@@ -1,4 +1,5 @@
-"""Command lines: flags and overrides in any order, and what does not fit told in the words of this program."""
+"""Command lines: flags and overrides in any order, and what does not fit told in the words of this
+program."""
 
 from __future__ import annotations
 
@@ -7,25 +8,28 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from r1zero.errors import BadInput
 from r1zero.distributed.process import is_first, refuse
-from r1zero.errors import nearest
+from r1zero.errors import BadInput, nearest
 
 
 class CommandLine(argparse.ArgumentParser):
     """A parser whose complaint is one sentence of the job, with exit code 2."""
 
     def __init__(self, ranks: bool = False, **options: Any) -> None:
-        """With `ranks` it takes the flag that torch.distributed.launch gives to each of its processes, for nothing."""
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        """With `ranks` it takes the flag that torch.distributed.launch gives to each of its
+        processes, for nothing."""
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+        )
         if ranks:
             self.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         sys.exit(refuse([f"{message}; {self.prog} --help shows the flags"], is_first()))
 
-    def parse_args(self, arguments: Sequence[str] | None = None,
-                   namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+    def parse_args(
+        self, arguments: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """Parse flags and declared words; what is left is refused."""
         args, left = self._parsed(arguments, namespace)
         if left:
@@ -40,8 +44,9 @@ class CommandLine(argparse.ArgumentParser):
                 self.error(self._unknown(word))
         return args
 
-    def _parsed(self, arguments: Sequence[str] | None,
-                namespace: argparse.Namespace | None = None) -> tuple[argparse.Namespace, list[str]]:
+    def _parsed(
+        self, arguments: Sequence[str] | None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         try:
             return self.parse_known_args(arguments, namespace)
         except BadInput as error:  # of a path that cannot be expanded

@@ -13,21 +13,22 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from r1zero.errors import BadInput
-from r1zero.errors import Notes, nearest
+from r1zero.errors import BadInput, Diagnostics, nearest
 
 NO_VALUE = ("None", "none", "nil", "undefined")  # what other languages call null
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-LARGEST = 2**32 - 1  # of whole numbers: no size, count or seed needs more, and libraries keep some in 32 bits
+# of whole numbers: no size, count or seed needs more, and libraries keep some in 32 bits
+LARGEST = 2**32 - 1
 UNWRITABLE = re.compile("[\0\r\n\ud800-\udfff]")  # what paths, terminals or sentences cannot hold
 
 
 _BLANKS = "\u00a0\u2002\u2003\u2007\u202f\u3000"
 _LOOKALIKE = re.compile(
-    rf"[ -]*(?:(?P<blank>[{_BLANKS}])|[\w.-]+(?:\s*(?P<colon>[\uff1a\ufe55\ua789])|:[ ]*(?P<behind>[{_BLANKS}])))")
+    rf"[ -]*(?:(?P<blank>[{_BLANKS}])|[\w.-]+(?:\s*(?P<colon>[\uff1a\ufe55\ua789])|:[ ]*(?P<behind>[{_BLANKS}])))"
+)
 
 
-class Given(NamedTuple):
+class SourcedValue(NamedTuple):
     """A value as the user wrote it, and where."""
 
     value: Any
@@ -49,7 +50,8 @@ class Loader(yaml.SafeLoader):
 
 
 def _resolvers() -> dict[str, list]:
-    """Read 12:00:00, dates and 017 as YAML 1.2 does, as texts; in 1.1 they are seconds, objects, octal."""
+    """Read 12:00:00, dates and 017 as YAML 1.2 does, as texts; in 1.1 they are seconds, objects,
+    octal."""
     kept: dict[str, list] = {}
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
         for tag, pattern in resolvers:
@@ -64,10 +66,12 @@ Loader.yaml_implicit_resolvers = _resolvers()
 
 
 def parse(text: str) -> Any:
-    """Read YAML. yaml.YAMLError for all that is none, also where PyYAML raises what its constructors meet."""
+    """Read YAML. yaml.YAMLError for all that is none, also where PyYAML raises what its
+    constructors meet."""
     try:
         return yaml.load(text, Loader)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:  # a tag such as !!int before a text
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        # a tag such as !!int before a text
         raise yaml.YAMLError(f"a value does not fit its tag: {error}") from None
     except RecursionError:
         raise yaml.YAMLError("brackets are nested too deep") from None
@@ -82,27 +86,39 @@ def read_yaml(path: Path) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
-        line = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        if error.problem_mark:
+            line = f"{path}, line {error.problem_mark.line + 1}"
+        else:
+            line = str(path)
         raise BadInput(f"{line}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise BadInput(f"{path} must hold sections such as `training:`, but holds {type(content).__name__}")
+        raise BadInput(
+            f"{path} must hold sections such as `training:`, but holds {type(content).__name__}"
+        )
     return content
 
 
 def refuse_lookalikes(path: Path, text: str) -> None:
-    """BadInput for characters that an input method or a web page puts where YAML has its own, behind a key or before it.
+    """BadInput for characters that an input method or a web page puts where YAML has its own,
+    behind a key or before it.
 
-    YAML takes `lr：1e-6` with a full-width colon for a text, and complains about a line further down.
+    YAML takes `lr：1e-6` with a full-width colon for a text, and complains about a line further
+    down.
     """
     for number, line in enumerate(text.splitlines(), start=1):
         match = _LOOKALIKE.match(line)
         if match is not None:
             found = match["blank"] or match["colon"] or match["behind"]
-            meant = "a colon" if match["colon"] else "a blank"
-            raise BadInput(f"{path}, line {number}: the character {found!r} (U+{ord(found):04X}) looks like {meant} and is "
-                           f"none to YAML; type {meant} instead")
+            if match["colon"]:
+                meant = "a colon"
+            else:
+                meant = "a blank"
+            raise BadInput(
+                f"{path}, line {number}: the character {found!r} (U+{ord(found):04X}) looks like "
+                f"{meant} and is none to YAML; type {meant} instead"
+            )
 
 
 def read_json(path: Path) -> Any:
@@ -121,24 +137,32 @@ def field_names(kind: type) -> set[str]:
 
 def spelled(mapping: dict) -> dict[str, Any]:
     """Spell all keys with underscores, also those of mappings inside."""
-    return {str(key).replace("-", "_"): spelled(value) if isinstance(value, dict) else value
-            for key, value in mapping.items()}
+    return {
+        str(key).replace("-", "_"): spelled(value) if isinstance(value, dict) else value
+        for key, value in mapping.items()
+    }
 
 
-def construct(kind: type, given: dict[str, Given], section: str, notes: Notes) -> Any:
-    """Make the dataclass `kind` from the keys it has; None, with problems noted, when that fails."""
-    hints, values, before = typing.get_type_hints(kind), {}, len(notes.problems)
+def construct(kind: type, given: dict[str, SourcedValue], section: str, notes: Diagnostics) -> Any:
+    """Make the dataclass `kind` from the keys it has; None, with problems noted, when that
+    fails."""
+    hints = typing.get_type_hints(kind)
+    values = {}
+    before = len(notes.problems)
     for entry in dataclasses.fields(kind):
         item = given.get(entry.name)
         if item is not None and item.value is not None:
             values[entry.name] = convert(item.value, hints[entry.name], item.where, notes)
         elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
             notes.refuse(f"{section}.{entry.name} is missing: it has no default")
-    return kind(**values) if len(notes.problems) == before else None
+    if len(notes.problems) == before:
+        return kind(**values)
+    return None
 
 
-def convert(value: Any, kind: Any, where: str, notes: Notes) -> Any:
-    """Convert a YAML value to the type of its key; None, with the problem noted, when it does not fit."""
+def convert(value: Any, kind: Any, where: str, notes: Diagnostics) -> Any:
+    """Convert a YAML value to the type of its key; None, with the problem noted, when it does not
+    fit."""
     if typing.get_origin(kind) is types.UnionType:
         if isinstance(value, str) and value in NO_VALUE:
             return notes.refuse(f"{where}: {value} is a word to YAML; write null for no value")
@@ -149,7 +173,7 @@ def convert(value: Any, kind: Any, where: str, notes: Notes) -> Any:
         value = spelled(value)
         for key in sorted(set(value) - field_names(kind)):
             notes.refuse(f"{where}.{key} is unknown{nearest(key, field_names(kind))}")
-        given = {key: Given(item, f"{where}.{key}") for key, item in value.items()}
+        given = {key: SourcedValue(item, f"{where}.{key}") for key, item in value.items()}
         return construct(kind, given, where, notes)
     if typing.get_origin(kind) is list:
         value = _unquoted(value)
@@ -164,7 +188,9 @@ def convert(value: Any, kind: Any, where: str, notes: Notes) -> Any:
     except ValueError:
         return notes.refuse(f"{where}: {value!r} must be {WORDS[kind]}")
     except OverflowError:
-        return notes.refuse(f"{where}: {value!r:.40} is too large: whole numbers go up to {LARGEST}")
+        return notes.refuse(
+            f"{where}: {value!r:.40} is too large: whole numbers go up to {LARGEST}"
+        )
 
 
 def _unquoted(value: Any) -> Any:
@@ -177,7 +203,7 @@ def _unquoted(value: Any) -> Any:
         return value
 
 
-def _columns(value: Any, where: str, notes: Notes) -> dict[str, str] | None:
+def _columns(value: Any, where: str, notes: Diagnostics) -> dict[str, str] | None:
     """Read map_keys: a mapping of some parts to columns, or one as a JSON string."""
     parts = ("prompt", "query", "response", "system")
     if isinstance(value, str):
@@ -185,16 +211,23 @@ def _columns(value: Any, where: str, notes: Notes) -> dict[str, str] | None:
             value = json.loads(value)
         except json.JSONDecodeError as error:
             return notes.refuse(f"{where}: {value!r} is not a JSON object: {error}")
-    if not isinstance(value, dict) or not all(isinstance(column, str | None) for column in value.values()):
-        return notes.refuse(f"{where}: {value!r} must map {', '.join(parts)} to columns of the data")
+    if not isinstance(value, dict) or not all(
+        isinstance(column, str | None) for column in value.values()
+    ):
+        return notes.refuse(
+            f"{where}: {value!r} must map {', '.join(parts)} to columns of the data"
+        )
     value = spelled(value)
     for part in sorted(set(value) - set(parts)):
-        notes.refuse(f"{where}.{part} is unknown{nearest(part, parts)}; known are {', '.join(parts)}")
+        notes.refuse(
+            f"{where}.{part} is unknown{nearest(part, parts)}; known are {', '.join(parts)}"
+        )
     return {part: column or "" for part, column in value.items()}
 
 
 def _scalar(value: Any, kind: type) -> Any:
-    """Convert without loss; `1e-6`, which YAML 1.1 reads as text, is a number. ValueError when it is none.
+    """Convert without loss; `1e-6`, which YAML 1.1 reads as text, is a number. ValueError when it
+    is none.
 
     OverflowError for one that is too large.
     """

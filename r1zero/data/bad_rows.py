@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from r1zero.data.layout import Layout
+from r1zero.data.layout import ColumnLayout
 from r1zero.errors import BadInput
 
 
@@ -28,8 +28,9 @@ class NoAnswer(Exception):
 class Tally:
     """Counts the rows of a data set that are left out, and the system texts among messages."""
 
-    def __init__(self, path: str, layout: Layout) -> None:
-        self._path, self._layout = path, layout
+    def __init__(self, path: str, layout: ColumnLayout) -> None:
+        self._path = path
+        self._layout = layout
         self._bad: Counter[str] = Counter()  # by the kind of fault
         self._first: tuple[str, BadRow] | None = None
         self._without: Counter[str] = Counter()  # by the word that stands for an answer
@@ -53,7 +54,8 @@ class Tally:
 
         BadInput for bad rows unless they are skipped, and when no row is left.
         """
-        bad, without = self._bad.total(), self._without.total()
+        bad = self._bad.total()
+        without = self._without.total()
         if not total:
             raise BadInput(f"{self._path} has no rows; name a data set with at least one problem")
         if bad and (not self._layout.skip_bad_rows or bad == total):
@@ -61,17 +63,23 @@ class Tally:
         said = []
         if without:
             words = ", ".join(f"{count} x {word!r}" for word, count in self._without.items())
-            said.append(f"{self._path}: {without} of {total} rows have no answer to compare with "
-                        f"and are left out: {words}")
+            said.append(
+                f"{self._path}: {without} of {total} rows have no answer to compare with "
+                f"and are left out: {words}"
+            )
         if bad:
             place, fault = self._first
-            said.append(f"{self._path}: {bad} of {total} rows are bad and left out; the first is "
-                        f"{place}: {fault.found}")
+            said.append(
+                f"{self._path}: {bad} of {total} rows are bad and left out; the first is "
+                f"{place}: {fault.found}"
+            )
         if bad + without == total:
             raise BadInput(f"no problem is left: {'; '.join(said)}")
         for fate, count in self._chat_systems.items():
-            said.append(f"{self._path}: the system text in the messages of {count} questions is "
-                        f"{fate}, see docs/data.md")
+            said.append(
+                f"{self._path}: the system text in the messages of {count} questions is "
+                f"{fate}, see docs/data.md"
+            )
         return said
 
     def _fault(self, total: int) -> str:
@@ -80,11 +88,21 @@ class Tally:
         bad = self._bad.total()
         if total > 1 and self._bad[fault.kind] == total:
             where = place.removeprefix(f"{self._path}, ")
-            way_out = (fault.way_out or f"name another column in {self._layout.columns_key}, "
-                                        "or correct the file")
-            return (f"{self._path}: all {total} rows have one fault, such as {where}: "
-                    f"{fault.found}; {way_out}")
+            way_out = (
+                fault.way_out
+                or f"name another column in {self._layout.columns_key}, or correct the file"
+            )
+            return (
+                f"{self._path}: all {total} rows have one fault, such as {where}: "
+                f"{fault.found}; {way_out}"
+            )
         skip = self._layout.skip_key
-        way_out = f", or leave such rows out with {skip}" if skip else ""
-        count = f" ({bad} of {total} rows are bad)" if bad > 1 else ""
+        if skip:
+            way_out = f", or leave such rows out with {skip}"
+        else:
+            way_out = ""
+        if bad > 1:
+            count = f" ({bad} of {total} rows are bad)"
+        else:
+            count = ""
         return f"{place}: {fault.found}; correct or remove the row{way_out}{count}"

@@ -40,8 +40,10 @@ def data_files(path: str | Path, held_out: bool = False) -> Sources:
     files = [found[name] for name in choose(str(path), found, held_out, notes)]
     kinds = sorted({kind_of(file) for file in files})
     if len(kinds) > 1:
-        raise BadInput(f"{path} holds {' and '.join(kinds)} files; name one file, or a folder with "
-                       "files of one kind")
+        raise BadInput(
+            f"{path} holds {' and '.join(kinds)} files; name one file, or a folder with "
+            "files of one kind"
+        )
     return Sources(files, notes)
 
 
@@ -50,8 +52,13 @@ def kind_of(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if len(suffixes) > 1 and suffixes[-1] in COMPRESSED:
         suffixes.pop()
-    suffix = suffixes[-1] if suffixes else ""
-    return ".jsonl" if suffix in (".ndjson", ".jsonlines") else suffix
+    if suffixes:
+        suffix = suffixes[-1]
+    else:
+        suffix = ""
+    if suffix in (".ndjson", ".jsonlines"):
+        return ".jsonl"
+    return suffix
 
 
 def _inside(path: Path, held_out: bool) -> Sources:
@@ -59,13 +66,16 @@ def _inside(path: Path, held_out: bool) -> Sources:
     inside = {entry.name: entry for entry in _visible(path) if entry.is_dir()}
     folders = {name: folder for name, folder in inside.items() if _holds_data(folder, _DEPTH)}
     if not folders:
-        raise BadInput(f"{path} holds no data files; name a file, or a folder with files of one of "
-                       f"the kinds {', '.join(KINDS)}")
+        raise BadInput(
+            f"{path} holds no data files; name a file, or a folder with files of one of "
+            f"the kinds {', '.join(KINDS)}"
+        )
     notes: list[str] = []
     kept = choose(str(path), folders, held_out, notes)
     if len(kept) > 1:
-        raise BadInput(f"{path} holds no data files itself, but its folders {shown(kept)} do: name "
-                       "one of them")
+        raise BadInput(
+            f"{path} holds no data files itself, but its folders {shown(kept)} do: name one of them"
+        )
     inner = data_files(folders[kept[0]], held_out)
     return Sources(inner.files, notes + inner.notes)
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from r1zero.data.rows import Row, Shape, Unreadable, Values, numbered
+from r1zero.data.rows import Row, Shape, UnreadableRow, Values, numbered
 from r1zero.data.splits import choose, shown
 from r1zero.errors import BadInput
 
@@ -27,8 +27,13 @@ class Json:
     rows: Callable[[], Iterable[Row]]
 
 
-def read_json_rows(path: Path, open_text: Callable[[], TextIO], prefer_lines: bool,
-                   held_out: bool, notes: list[str]) -> Json:
+def read_json_rows(
+    path: Path,
+    open_text: Callable[[], TextIO],
+    prefer_lines: bool,
+    held_out: bool,
+    notes: list[str],
+) -> Json:
     """Find the rows in the text; with `prefer_lines`, what is no document is told line by line.
 
     Of splits, that of training is read, or else (`held_out`) the other one; `notes` hears of what
@@ -43,8 +48,10 @@ def read_json_rows(path: Path, open_text: Callable[[], TextIO], prefer_lines: bo
     except (ValueError, RecursionError) as error:  # malformed; too many digits; nested too deeply
         if prefer_lines or not text.strip():
             return _lines(open_text)
-        raise BadInput(f"{path} is neither a JSON list of objects nor one object a line: not valid "
-                       f"JSON: {error}") from None
+        raise BadInput(
+            f"{path} is neither a JSON list of objects nor one object a line: not valid "
+            f"JSON: {error}"
+        ) from None
     if prefer_lines and not isinstance(content, (list, dict)):
         return _lines(open_text)
     records = _records(path, content, held_out, notes)
@@ -57,7 +64,8 @@ def _is_lines(open_text: Callable[[], TextIO]) -> bool:
     """Whether the first line is an object by itself, and not all there is."""
     with open_text() as file:
         filled = filter(str.strip, file)
-        first, second = next(filled, ""), next(filled, "")
+        first = next(filled, "")
+        second = next(filled, "")
     return bool(second) and isinstance(_parsed(first), dict)
 
 
@@ -75,13 +83,13 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        return Unreadable(f"not valid JSON: {error}")
+        return UnreadableRow(f"not valid JSON: {error}")
 
 
 def _as_row(value: Any) -> Values:
-    if isinstance(value, (dict, Unreadable)):
+    if isinstance(value, (dict, UnreadableRow)):
         return value
-    return Unreadable(f"found {type(value).__name__}, not a JSON object")
+    return UnreadableRow(f"found {type(value).__name__}, not a JSON object")
 
 
 def _records(path: Path, content: Any, held_out: bool, notes: list[str]) -> list[Any]:
@@ -89,15 +97,22 @@ def _records(path: Path, content: Any, held_out: bool, notes: list[str]) -> list
     if isinstance(content, list):
         return content
     if not isinstance(content, dict) or not content:
-        held = "an empty object" if content == {} else type(content).__name__
-        raise BadInput(f"{path} must hold a JSON list of objects or one object a line, but holds "
-                       f"{held}")
+        if content == {}:
+            held = "an empty object"
+        else:
+            held = type(content).__name__
+        raise BadInput(
+            f"{path} must hold a JSON list of objects or one object a line, but holds {held}"
+        )
     columns = _as_lists(content)
     if columns:
         rows = zip(*columns.values(), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in rows]
-    tables = {name: value for name, value in content.items()
-              if _holds_objects(value) and not _is_chat(value)}
+    tables = {
+        name: value
+        for name, value in content.items()
+        if _holds_objects(value) and not _is_chat(value)
+    }
     if not tables:
         return [content]
     kept = choose(str(path), tables, held_out, notes)
@@ -121,7 +136,9 @@ def _as_lists(content: dict[str, Any]) -> dict[str, list[Any]]:
         return {}
     if len({len(value) for value in values}) > 1:
         return {}
-    return {} if all(map(_holds_objects, values)) or any(map(_is_chat, values)) else columns
+    if all(map(_holds_objects, values)) or any(map(_is_chat, values)):
+        return {}
+    return columns
 
 
 def _holds_objects(value: Any) -> bool:

@@ -11,7 +11,7 @@ PARTS = ("prompt", "query", "response", "system")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ColumnLayout:
     """Columns by part, "" for none; dots reach into structs: reward_model.ground_truth."""
 
     columns: dict[str, str] = field(default_factory=dict)
@@ -22,15 +22,20 @@ class Layout:
     columns_key: str = "training.map_keys"  # what the user sets the columns with
     skip_key: str = "training.skip_bad_rows=true"  # how bad rows are skipped; "" = not at all
 
-    def fitting(self, template: Template) -> Layout:
+    def fitting(self, template: Template) -> ColumnLayout:
         """Return the layout for a template, which may have no place for a message's system text."""
         return replace(self, keep_chat_system=self.keep_chat_system and template.takes_system)
 
 
-def layout_of(training: Training, held_out: bool) -> Layout:
+def layout_of(training: Training, held_out: bool) -> ColumnLayout:
     """Return how the configuration reads the data of training, or the held-out data."""
     if not held_out:
-        return Layout(training.map_keys, skip_bad_rows=training.skip_bad_rows)
+        return ColumnLayout(training.map_keys, skip_bad_rows=training.skip_bad_rows)
     own = training.eval_map_keys or {}
-    return Layout(training.map_keys | own, held_out=True, skip_bad_rows=training.skip_bad_rows,
-                  system_optional="system" not in own, columns_key="training.eval_map_keys")
+    return ColumnLayout(
+        training.map_keys | own,
+        held_out=True,
+        skip_bad_rows=training.skip_bad_rows,
+        system_optional="system" not in own,
+        columns_key="training.eval_map_keys",
+    )

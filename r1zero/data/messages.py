@@ -21,7 +21,9 @@ def as_messages(value: Any) -> list[dict[str, Any]] | None:
             return None
     if not isinstance(value, list) or not value:
         return None
-    return value if all(isinstance(each, dict) for each in value) else None
+    if all(isinstance(each, dict) for each in value):
+        return value
+    return None
 
 
 def question_and_system(messages: list[dict[str, Any]]) -> tuple[str, str]:
@@ -31,8 +33,10 @@ def question_and_system(messages: list[dict[str, Any]]) -> tuple[str, str]:
         role = message.get("role", message.get("from"))
         role = _ROLES.get(role, role)
         if role not in texts:
-            raise NoQuestion(f"it has one of the role {role!r}; read is one of the user, and what "
-                             "the system says")
+            raise NoQuestion(
+                f"it has one of the role {role!r}; read is one of the user, and what "
+                "the system says"
+            )
         texts[role].append(_text(message.get("content", message.get("value"))))
     if len(texts["user"]) != 1:
         raise NoQuestion(f"{len(texts['user'])} of them are of the user; read is one")
@@ -41,7 +45,10 @@ def question_and_system(messages: list[dict[str, Any]]) -> tuple[str, str]:
 
 def _text(content: Any) -> str:
     """Return the text of a message, which may stand in parts."""
-    parts = content if isinstance(content, list) else [content]
+    if isinstance(content, list):
+        parts = content
+    else:
+        parts = [content]
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise NoQuestion(f"one of them holds {content!r:.60}, not a text")

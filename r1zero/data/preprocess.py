@@ -1,4 +1,4 @@
-"""Turning raw problems into .bin/.idx files, in several processes, in the order of the rows.
+"""Preprocessing: raw problems tokenised into .bin/.idx files, in several processes, in order.
 
 A handler decides which fields a row becomes. The prompt is tokenised as training tokenises it.
 """
@@ -30,7 +30,8 @@ _ROWS_A_TASK = 256
 
 def _fields(**fields: list[int]) -> Fields:
     return {"attention_mask": np.ones(len(fields["input_ids"]), np.int32)} | {
-        name: np.asarray(ids, np.int32) for name, ids in fields.items()}
+        name: np.asarray(ids, np.int32) for name, ids in fields.items()
+    }
 
 
 def _instruction(prompt: list[int], answer: list[int], end: int) -> Fields:
@@ -40,7 +41,9 @@ def _instruction(prompt: list[int], answer: list[int], end: int) -> Fields:
 
 
 HANDLERS: dict[str, Handler] = {
-    "R1AlpacaStyleInstructionHandler": lambda prompt, answer, end: _fields(input_ids=prompt, labels=answer),
+    "R1AlpacaStyleInstructionHandler": lambda prompt, answer, end: _fields(
+        input_ids=prompt, labels=answer
+    ),
     "AlpacaStyleInstructionHandler": _instruction,
     "PPOAlpacaStyleInstructionHandler": lambda prompt, answer, end: _fields(input_ids=prompt),
 }
@@ -60,8 +63,9 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What a problem became: its fields, None when dropped, and how its answer changes on the way back."""
+class TokenizedRow:
+    """What a problem became: its fields, None when dropped, and how its answer changes on the way
+    back."""
 
     fields: Fields | None
     too_long: bool = False
@@ -78,7 +82,7 @@ class Summary:
     changed: int = 0  # answers that their tokens do not give back as they were
     example: str = ""  # the first of them
 
-    def count(self, row: Row) -> None:
+    def count(self, row: TokenizedRow) -> None:
         """Take note of the next row."""
         self.rows += 1
         self.dropped += row.too_long
@@ -88,20 +92,29 @@ class Summary:
             self.example = f"row {self.rows}: {row.change}"
 
 
-def preprocess(problems: Sequence[Problem | None], prefix: str, recipe: Recipe, workers: int,
-               advance: Callable[[int], object] = lambda rows: None) -> Summary:
-    """Write the fields of all problems under `prefix`, complete or not at all; `advance` hears of rows done.
+def preprocess(
+    problems: Sequence[Problem | None],
+    prefix: str,
+    recipe: Recipe,
+    workers: int,
+    advance: Callable[[int], object] = lambda rows: None,
+) -> Summary:
+    """Write the fields of all problems under `prefix`, complete or not at all; `advance` hears of
+    rows done.
 
     A row without a problem becomes an empty document, as one that is dropped does.
-    BadInput for a bad tokenizer or template and when no row is left, RuntimeError when a worker dies.
+    BadInput for a bad tokenizer or template and when no row is left, RuntimeError when a worker
+    dies.
     """
     tokenizer, template = _tools(recipe)  # finds what is wrong before any process starts
     refuse_split_ends(template, vocabulary_of(tokenizer))
     if tokenizer.eos_token_id is None and recipe.handler in ENDED:
-        raise BadInput(f"{recipe.tokenizer} names no end of text, which {recipe.handler} puts behind answers; "
-                       "set eos_token in its tokenizer_config.json")
+        raise BadInput(
+            f"{recipe.tokenizer} names no end of text, which {recipe.handler} puts behind "
+            "answers; set eos_token in its tokenizer_config.json"
+        )
     names = list(HANDLERS[recipe.handler]([0], [0], 0))
-    tasks = [problems[at:at + _ROWS_A_TASK] for at in range(0, len(problems), _ROWS_A_TASK)]
+    tasks = [problems[at : at + _ROWS_A_TASK] for at in range(0, len(problems), _ROWS_A_TASK)]
     summary = Summary()
     with IndexedWriter([stem(prefix, name) for name in names]) as writer:
         for rows in _results(partial(make_rows, recipe), tasks, workers):
@@ -110,28 +123,36 @@ def preprocess(problems: Sequence[Problem | None], prefix: str, recipe: Recipe, 
                 summary.count(row)
             advance(len(rows))
         if not summary.tokens:
-            raise BadInput(f"--seq-length {recipe.too_long}: every row has a field of that many tokens or "
-                           "more; give a larger one")
+            raise BadInput(
+                f"--seq-length {recipe.too_long}: every row has a field of that many tokens or "
+                "more; give a larger one"
+            )
     return summary
 
 
-def make_rows(recipe: Recipe, rows: Sequence[Problem | None]) -> list[Row]:
+def make_rows(recipe: Recipe, rows: Sequence[Problem | None]) -> list[TokenizedRow]:
     """Tokenise problems and make their fields; what is no problem has none."""
     made = iter(_make_rows(recipe, [row for row in rows if row is not None]))
-    return [Row(None) if row is None else next(made) for row in rows]
+    return [TokenizedRow(None) if row is None else next(made) for row in rows]
 
 
-def _make_rows(recipe: Recipe, problems: Sequence[Problem]) -> list[Row]:
+def _make_rows(recipe: Recipe, problems: Sequence[Problem]) -> list[TokenizedRow]:
     tokenizer, template = _tools(recipe)
-    prompts = tokenize(tokenizer, [template.render(each.question, each.system) for each in problems])
+    prompts = tokenize(
+        tokenizer, [template.render(each.question, each.system) for each in problems]
+    )
     answers = tokenize(tokenizer, [each.answer for each in problems])
     made = []
-    for problem, prompt, answer, back in zip(problems, prompts, answers,
-                                             detokenize(tokenizer, answers, special=False), strict=True):
+    for problem, prompt, answer, back in zip(
+        problems, prompts, answers, detokenize(tokenizer, answers, special=False), strict=True
+    ):
         fields = HANDLERS[recipe.handler](prompt, answer, tokenizer.eos_token_id)
         fits = recipe.too_long is None or max(map(len, fields.values())) < recipe.too_long
-        change = "" if back == problem.answer else f"{problem.answer!r} becomes {back!r}"
-        made.append(Row(fields if fits else None, not fits, change))
+        if back == problem.answer:
+            change = ""
+        else:
+            change = f"{problem.answer!r} becomes {back!r}"
+        made.append(TokenizedRow(fields if fits else None, not fits, change))
     return made
 
 
@@ -141,8 +162,11 @@ def _tools(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, Template]:
     return load_tokenizer(recipe.tokenizer), Template(recipe.prompt_type, recipe.prompt_type_path)
 
 
-def _results(work: Callable[[Sequence[Problem | None]], list[Row]],
-             tasks: Sequence[Sequence[Problem | None]], workers: int) -> Iterator[list[Row]]:
+def _results(
+    work: Callable[[Sequence[Problem | None]], list[TokenizedRow]],
+    tasks: Sequence[Sequence[Problem | None]],
+    workers: int,
+) -> Iterator[list[TokenizedRow]]:
     """Yield the results of the tasks in order."""
     if workers == 1:
         yield from map(work, tasks)
@@ -152,7 +176,9 @@ def _results(work: Callable[[Sequence[Problem | None]], list[Row]],
     try:
         yield from pool.map(work, tasks)
     except BrokenProcessPool:
-        raise RuntimeError("a worker died, perhaps for lack of memory, and nothing was written; try fewer "
-                           "--workers") from None
+        raise RuntimeError(
+            "a worker died, perhaps for lack of memory, and nothing was written; try fewer "
+            "--workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from r1zero.data.bad_rows import BadRow, NoAnswer, Tally
 from r1zero.data.files import data_files
-from r1zero.data.layout import PARTS, Layout
+from r1zero.data.layout import PARTS, ColumnLayout
 from r1zero.data.row_reader import Problem, read_row
 from r1zero.data.rows import Shape, Values, has, names, top_level
 from r1zero.data.tables import open_table
-from r1zero.errors import BadInput
-from r1zero.errors import nearest
+from r1zero.errors import BadInput, nearest
 
 _SHOWN = 20  # columns in a sentence
 
@@ -35,7 +34,7 @@ class ProblemSet:
         return [problem for problem in self.rows if problem is not None]
 
 
-def read_problems(path: str | Path, layout: Layout) -> ProblemSet:
+def read_problems(path: str | Path, layout: ColumnLayout) -> ProblemSet:
     """Read the problems of a file, or of those files that a folder stands for, in order.
 
     Rows that say that they have no answer are left out, and bad ones, if the layout says so.
@@ -43,10 +42,13 @@ def read_problems(path: str | Path, layout: Layout) -> ProblemSet:
     """
     for part in ("prompt", "response"):
         if not layout.columns.get(part):
-            raise BadInput(f"{layout.columns_key}.{part} is empty; it must name the column of "
-                           f"{path} with the {part}")
+            raise BadInput(
+                f"{layout.columns_key}.{part} is empty; it must name the column of "
+                f"{path} with the {part}"
+            )
     sources = data_files(path, layout.held_out)
-    found, tally = ProblemSet(notes=sources.notes), Tally(str(path), layout)
+    found = ProblemSet(notes=sources.notes)
+    tally = Tally(str(path), layout)
     for file in sources.files:
         table = open_table(file, layout.held_out, found.notes)
         columns = _columns(file, table.shape, layout, found.notes)
@@ -64,7 +66,7 @@ def read_problems(path: str | Path, layout: Layout) -> ProblemSet:
     return found
 
 
-def _columns(file: Path, shape: Shape, layout: Layout, notes: list[str]) -> dict[str, str]:
+def _columns(file: Path, shape: Shape, layout: ColumnLayout, notes: list[str]) -> dict[str, str]:
     """Return the column of each part in this file. BadInput when there is none of that name."""
     columns = {part: layout.columns.get(part, "") for part in PARTS}
     for part, column in columns.items():
@@ -72,14 +74,20 @@ def _columns(file: Path, shape: Shape, layout: Layout, notes: list[str]) -> dict
             continue
         if part == "system" and layout.system_optional:
             columns[part] = ""
-            notes.append(f"{file} has no column {column!r}: its problems get the template's "
-                         "system text")
+            notes.append(
+                f"{file} has no column {column!r}: its problems get the template's system text"
+            )
             continue
         present = names(shape)
-        more = f" and {len(present) - _SHOWN} more" if len(present) > _SHOWN else ""
-        raise BadInput(f"{file} has no column {column!r}; it has "
-                       f"{', '.join(present[:_SHOWN])}{more}{nearest(column, present)}; set "
-                       f"{layout.columns_key} to the right ones")
+        if len(present) > _SHOWN:
+            more = f" and {len(present) - _SHOWN} more"
+        else:
+            more = ""
+        raise BadInput(
+            f"{file} has no column {column!r}; it has "
+            f"{', '.join(present[:_SHOWN])}{more}{nearest(column, present)}; set "
+            f"{layout.columns_key} to the right ones"
+        )
     return columns
 
 
@@ -92,8 +100,11 @@ def read_tags(path: str | Path, columns: Sequence[str]) -> dict[str, list[str]]:
         here = [column for column in columns if column in table.shape]
         present.update(here)
         rows += [values for _, values in table.rows(here or list(table.shape)[:1])]
-    return {column: [_tag(values, column) for values in rows]
-            for column in columns if column in present}
+    result: dict[str, list[str]] = {}
+    for column in columns:
+        if column in present:
+            result[column] = [_tag(values, column) for values in rows]
+    return result
 
 
 def _tag(values: Values, column: str) -> str:

@@ -1,7 +1,7 @@
-"""The endless stream of prompts: problems of data sets, rendered, tokenised, shuffled by epoch, blended.
+"""The prompt data loader: problems rendered, tokenised, shuffled by epoch, blended, endless.
 
-What is at a position of the stream follows from the data, the seed and the position alone, so a run resumes
-by asking for the next position. Also here: the model's tokenizer.
+What is at a position of the stream follows from the data, the seed and the position alone, so a run
+resumes by asking for the next position. Also here: the model's tokenizer.
 """
 
 from __future__ import annotations
@@ -13,50 +13,72 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from r1zero.types import Prompt
 from r1zero.data.blend import Blend, split_blend
 from r1zero.data.ends import refuse_split_ends
-from r1zero.data.layout import Layout
-from r1zero.data.preprocessed import is_packed, read_packed
+from r1zero.data.layout import ColumnLayout
+from r1zero.data.preprocessed import is_preprocessed, read_preprocessed
 from r1zero.data.problems import parse_json, read_problems
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import CONFIG, TOKENIZER, Vocabulary, named_tokens, read_backend
 from r1zero.errors import BadInput
 from r1zero.reward.math.gold import NO_ANSWERS, read_gold
+from r1zero.types import Prompt
 
 _CHUNK = 1024  # texts tokenised in one call
-# Read by two libraries, and compared: digits, spaces, lines, letters of two forms, code, another script.
-_PROBES = ("1234 + 56.78 = 1,290", "  a\t b\n\n\n c \r\n", "It's we'll DON'T", "caf\u00e9 cafe\u0301 \u212b",
-           "def f(x):\n    return x**2  # \u03c0r\u00b2", "\u4f60\u597d\uff0c12\u4e2a\u3002", "\\boxed{\\frac{1}{2}}</answer>")
+# Read by two libraries, and compared: digits, spaces, lines, letters of two forms, code, another
+# script.
+_PROBES = (
+    "1234 + 56.78 = 1,290",
+    ("  a\t b\n\n\n c \r\n"),
+    "It's we'll DON'T",
+    "caf\u00e9 cafe\u0301 \u212b",
+    "def f(x):\n    return x**2  # \u03c0r\u00b2",
+    "\u4f60\u597d\uff0c12\u4e2a\u3002",
+    "\\boxed{\\frac{1}{2}}</answer>",
+)
 
 
 class Prompts:
     """The problems of one data set, or of a blend of several, as a stream of prompts without end.
 
-    `prompts` are those of one epoch of every data set in the order of the data; their indices go on from one
-    data set to the next. Each epoch of a data set is another permutation; the blend says whose turn it is.
+    `prompts` are those of one epoch of every data set in the order of the data; their indices go on
+    from one data set to the next. Each epoch of a data set is another permutation; the blend says
+    whose turn it is.
     """
 
-    def __init__(self, data_path: str | Path, layout: Layout, template: Template,
-                 tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, seed: int,
-                 shuffle: bool = True) -> None:
-        """Read `data_path` (see data/blend.py) and drop prompts of more than `max_prompt_length` tokens.
+    def __init__(
+        self,
+        data_path: str | Path,
+        layout: ColumnLayout,
+        template: Template,
+        tokenizer: PreTrainedTokenizerBase,
+        max_prompt_length: int,
+        seed: int,
+        shuffle: bool = True,
+    ) -> None:
+        """Read `data_path` (see data/blend.py) and drop prompts of more than `max_prompt_length`
+        tokens.
 
         BadInput when a file, a row or a column is bad, or no prompt is left.
         """
-        self.seed, self.shuffle = seed, shuffle
+        self.seed = seed
+        self.shuffle = shuffle
         self.prompts: list[Prompt] = []
         self.notes: list[str] = []  # what is to be said about the data
         self.num_rows = self.num_dropped = 0
         self.sets: list[tuple[str, range]] = []  # path of each data set, its places in `prompts`
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # of each data set, its epoch and permutation
-        blend, first = split_blend(str(data_path)), 0
+        # of each data set, its epoch and permutation
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        blend = split_blend(str(data_path))
+        first = 0
         for _, path in blend:
             found = read_prompts(path, first, layout, template, tokenizer)
             kept = [prompt for prompt in found.prompts if len(prompt.tokens) <= max_prompt_length]
             if not kept:
-                raise BadInput(f"{path}: all {len(found.prompts)} prompts are longer than "
-                               f"max_prompt_length={max_prompt_length} tokens; set a larger one")
+                raise BadInput(
+                    f"{path}: all {len(found.prompts)} prompts are longer than "
+                    f"max_prompt_length={max_prompt_length} tokens; set a larger one"
+                )
             self.sets.append((path, range(len(self.prompts), len(self.prompts) + len(kept))))
             self.prompts += kept
             self.notes += found.notes
@@ -74,7 +96,8 @@ class Prompts:
         return [self._prompt(*self._blend[position]) for position in range(start, start + count)]
 
     def _prompt(self, data_set: int, number: int) -> Prompt:
-        """Return the prompt that a data set gives when it is its turn for the `number`-th time, from 0."""
+        """Return the prompt that a data set gives when it is its turn for the `number`-th time,
+        from 0."""
         _, places = self.sets[data_set]
         epoch, slot = divmod(number, len(places))
         if self._orders.get(data_set, (-1,))[0] != epoch:
@@ -86,13 +109,14 @@ class Prompts:
         size = len(self.sets[data_set][1])
         if not self.shuffle:
             return np.arange(size)
-        # Sorting raw random bits: unlike Generator.permutation, they are the same in every release of numpy.
+        # Sorting raw random bits: unlike Generator.permutation, they are the same in every release
+        # of numpy.
         bits = np.random.Philox(key=[self.seed, data_set << 32 | epoch]).random_raw(size)
         return np.argsort(bits, kind="stable")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PromptSet:
     """The prompts of one data set, how many rows it has, and what is to be said about them."""
 
     prompts: list[Prompt]
@@ -100,60 +124,81 @@ class Found:
     notes: list[str]
 
 
-def read_prompts(path: str, first: int, layout: Layout, template: Template,
-                 tokenizer: PreTrainedTokenizerBase) -> Found:
+def read_prompts(
+    path: str,
+    first: int,
+    layout: ColumnLayout,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+) -> PromptSet:
     """Read a raw data set, or what is tokenised under a prefix; indices count rows from `first`."""
-    if is_packed(path):
-        return _read_packed(path, first, tokenizer)
+    if is_preprocessed(path):
+        return _read_preprocessed(path, first, tokenizer)
     refuse_split_ends(template, vocabulary_of(tokenizer))
     found = read_problems(path, layout.fitting(template))
     numbers = [number for number, problem in enumerate(found.rows) if problem is not None]
     texts = [template.render(problem.question, problem.system) for problem in found.problems]
     rows = zip(numbers, found.problems, texts, tokenize(tokenizer, texts), strict=True)
-    prompts = [Prompt(first + number, text, np.asarray(ids, np.int32), problem.answer)
-               for number, problem, text, ids in rows]
-    return Found(prompts, len(found.rows), found.notes)
+    prompts = [
+        Prompt(first + number, text, np.asarray(ids, np.int32), problem.answer)
+        for number, problem, text, ids in rows
+    ]
+    return PromptSet(prompts, len(found.rows), found.notes)
 
 
-def _read_packed(path: str, first: int, tokenizer: PreTrainedTokenizerBase) -> Found:
-    rows = list(read_packed(path, vocabulary_of(tokenizer).size))
+def _read_preprocessed(path: str, first: int, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
+    rows = list(read_preprocessed(path, vocabulary_of(tokenizer).size))
     texts = detokenize(tokenizer, [row.prompt for row in rows], special=True)
     golds = map(read_gold, detokenize(tokenizer, [row.answer for row in rows], special=False))
-    prompts = [Prompt(first + row.index, text, row.prompt, gold)
-               for row, text, gold in zip(rows, texts, golds, strict=True)
-               if gold.casefold() not in NO_ANSWERS]
+    prompts = [
+        Prompt(first + row.index, text, row.prompt, gold)
+        for row, text, gold in zip(rows, texts, golds, strict=True)
+        if gold.casefold() not in NO_ANSWERS
+    ]
     left_out = len(rows) - len(prompts)
     if not prompts:
         raise BadInput(f"{path}: not one of its {left_out} problems has an answer to compare with")
-    said = (f"{path}: {left_out} of {len(rows)} problems have no answer to compare with and are "
-            "left out")
-    return Found(prompts, len(rows), [said] if left_out else [])
+    said = (
+        f"{path}: {left_out} of {len(rows)} problems have no answer to compare with and are "
+        "left out"
+    )
+    return PromptSet(prompts, len(rows), [said] if left_out else [])
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of texts as they stand: nothing is put in front or behind."""
-    chunks = [texts[at:at + _CHUNK] for at in range(0, len(texts), _CHUNK)]
-    return [ids for chunk in chunks
-            for ids in tokenizer(chunk, add_special_tokens=False, return_attention_mask=False)["input_ids"]]
+    chunks = [texts[at : at + _CHUNK] for at in range(0, len(texts), _CHUNK)]
+    result: list[list[int]] = []
+    for chunk in chunks:
+        for ids in tokenizer(chunk, add_special_tokens=False, return_attention_mask=False)[
+            "input_ids"
+        ]:
+            result.append(ids)
+    return result
 
 
-def detokenize(tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]],
-               special: bool) -> list[str]:
+def detokenize(
+    tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]], special: bool
+) -> list[str]:
     """Return the texts of token ids; `special` tokens are written out or left out."""
-    return tokenizer.batch_decode(sequences, skip_special_tokens=not special,
-                                  clean_up_tokenization_spaces=False)
+    return tokenizer.batch_decode(
+        sequences, skip_special_tokens=not special, clean_up_tokenization_spaces=False
+    )
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a local model folder. BadInput when it is missing or broken.
 
-    A tokenizer.json is what the model was trained with, and what other engines read. AutoTokenizer would choose
-    a class by the names in the folder, and classes rebuild parts of it by rules of their own.
+    A tokenizer.json is what the model was trained with, and what other engines read. AutoTokenizer
+    would choose a class by the names in the folder, and classes rebuild parts of it by rules of
+    their own.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() and not (folder / TOKENIZER).is_file():
-        raise BadInput(f"{folder} has no {TOKENIZER} or {CONFIG}; tokenizer_name_or_path "
-                       "(default: load) must name a folder with the tokenizer files")
+        raise BadInput(
+            f"{folder} has no {TOKENIZER} or {CONFIG}; tokenizer_name_or_path "
+            "(default: load) must name a folder with the tokenizer files"
+        )
     for path in sorted(folder.glob("*token*.json")):
         parse_json(str(path), path.read_text(encoding="utf-8"))  # a cut-off file shall name itself
     if (folder / TOKENIZER).is_file():
@@ -173,9 +218,14 @@ def _wrapped(folder: Path) -> PreTrainedTokenizerFast:
     """Give the tokenizer of a tokenizer.json the interface of transformers, and nothing else."""
     backend = read_backend(folder)
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    named = {role: text for role, text in named_tokens(folder).items() if text in added}  # others would be added
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **named)
+    # others would be added
+    named = {role: text for role, text in named_tokens(folder).items() if text in added}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **named
+    )
     for text in _PROBES:
         expected = backend.encode(text, add_special_tokens=False).ids
-        assert tokenize(tokenizer, [text]) == [expected], f"transformers reads {text!r} as other tokens"
+        assert tokenize(tokenizer, [text]) == [expected], (
+            f"transformers reads {text!r} as other tokens"
+        )
     return tokenizer

@@ -10,9 +10,9 @@ from decimal import Decimal
 from typing import Any
 
 from r1zero.data.bad_rows import BadRow, NoAnswer, Tally
-from r1zero.data.layout import Layout
+from r1zero.data.layout import ColumnLayout
 from r1zero.data.messages import NoQuestion, as_messages, question_and_system
-from r1zero.data.rows import Unreadable, Values
+from r1zero.data.rows import UnreadableRow, Values
 from r1zero.reward.math.gold import NO_ANSWERS, read_gold, the_one_of
 
 _HALF = re.compile("[\ud800-\udfff]")
@@ -30,12 +30,14 @@ class Problem:
     system: str
 
 
-def read_row(values: Values, columns: dict[str, str], layout: Layout, tally: Tally) -> Problem:
+def read_row(
+    values: Values, columns: dict[str, str], layout: ColumnLayout, tally: Tally
+) -> Problem:
     """Make a problem of a row, by the `columns` of its parts. BadRow and NoAnswer when it is none.
 
     The question is prompt, newline, query, without the empty ones.
     """
-    if isinstance(values, Unreadable):
+    if isinstance(values, UnreadableRow):
         raise BadRow("unreadable", values.why, "correct the file")
     answer = _answer(_value(values, columns["response"]), columns["response"])
     if answer.casefold() in NO_ANSWERS:
@@ -45,7 +47,8 @@ def read_row(values: Values, columns: dict[str, str], layout: Layout, tally: Tal
     system = _text(_value(values, columns["system"]), columns["system"])
     if chat_system:
         kept = layout.keep_chat_system and not columns["system"]
-        system = chat_system if kept else system
+        if kept:
+            system = chat_system
         tally.chat_system(kept)
     return Problem("\n".join(filter(None, (question, query))), answer, system)
 
@@ -70,7 +73,9 @@ def _value(row: dict[str, Any], column: str) -> Any:
 def _parsed(text: str) -> Any:
     """Return the struct that a text is in JSON; None for other texts."""
     try:
-        return json.loads(text) if text.lstrip()[:1] in ("{", "[") else None
+        if text.lstrip()[:1] in ("{", "["):
+            return json.loads(text)
+        return None
     except (ValueError, RecursionError):
         return None
 
@@ -101,9 +106,12 @@ def _answer(value: Any, column: str) -> str:
 def _only_answer(texts: list[str], column: str) -> str:
     only = the_one_of(texts)
     if only is None and texts:
-        raise BadRow(f"{column} several", f"column {column!r} holds several answers, {texts!r:.80}",
-                     f"name one of them, such as {column}.0, or write one text, with commas if all "
-                     "are asked for")
+        raise BadRow(
+            f"{column} several",
+            f"column {column!r} holds several answers, {texts!r:.80}",
+            f"name one of them, such as {column}.0, or write one text, with commas if all "
+            "are asked for",
+        )
     return only or ""
 
 
@@ -115,8 +123,11 @@ def _text(value: Any, column: str, required: bool = False) -> str:
         return ""
     if isinstance(value, dict):
         fields = ", ".join(f"{column}.{name}" for name in value)
-        raise BadRow(f"{column} struct", f"column {column!r} is {value!r:.80}, not a text",
-                     f"name what in it is meant: {fields:.200}")
+        raise BadRow(
+            f"{column} struct",
+            f"column {column!r} is {value!r:.80}, not a text",
+            f"name what in it is meant: {fields:.200}",
+        )
     if not isinstance(value, str):
         raise BadRow(f"{column} kind", f"column {column!r} is {value!r:.80}, not a text")
     return _checked(value, column)
@@ -124,10 +135,15 @@ def _text(value: Any, column: str, required: bool = False) -> str:
 
 def _checked(text: str, column: str) -> str:
     """Return a text that consists of characters."""
-    half = None if text.isprintable() else _HALF.search(text)
+    if text.isprintable():
+        half = None
+    else:
+        half = _HALF.search(text)
     if half:
-        raise BadRow(f"{column} half", f"column {column!r} has half of a surrogate pair, "
-                                       f"{half[0]!a}, which is no character")
+        raise BadRow(
+            f"{column} half",
+            f"column {column!r} has half of a surrogate pair, {half[0]!a}, which is no character",
+        )
     return text
 
 

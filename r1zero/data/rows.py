@@ -8,13 +8,13 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableRow:
     """Stands for a row that cannot be read; says why."""
 
     why: str
 
 
-Values = dict[str, Any] | Unreadable
+Values = dict[str, Any] | UnreadableRow
 Row = tuple[str, Values]  # its place in the file, such as "line 3", and its values by column
 Shape = dict[str, Any]  # names of columns, and the shape of structs in them; None for all else
 
@@ -45,4 +45,6 @@ def has(shape: Shape, column: str) -> bool:
 
 def top_level(shape: Shape, column: str) -> str:
     """Return the top-level column in which a column is found."""
-    return column if column in shape else column.partition(".")[0]
+    if column in shape:
+        return column
+    return column.partition(".")[0]

@@ -13,16 +13,20 @@ from r1zero.errors import BadInput
 
 _WORD = re.compile("[a-z]+")
 _TRAINING = frozenset(("train", "training"))
-_HELD_OUT = frozenset(("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation",
-                       "heldout"))
+_HELD_OUT = frozenset(
+    ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout")
+)
 _SHOWN = 3  # names in a sentence
 
 
 def is_of_other_split(name: str, held_out: bool) -> bool:
     """Whether a name speaks of the other split than the one asked for, and not of both."""
     words = set(_WORD.findall(name.lower()))
-    trains, tests = bool(words & _TRAINING), bool(words & _HELD_OUT)
-    return trains and not tests if held_out else tests and not trains
+    trains = bool(words & _TRAINING)
+    tests = bool(words & _HELD_OUT)
+    if held_out:
+        return trains and not tests
+    return tests and not trains
 
 
 def choose(place: str, names: Iterable[str], held_out: bool, notes: list[str]) -> list[str]:
@@ -35,16 +39,22 @@ def choose(place: str, names: Iterable[str], held_out: bool, notes: list[str]) -
     kept = [name for name in names if name not in left]
     wanted = "evaluation" if held_out else "training"
     if left and not kept:
-        raise BadInput(f"{place} holds nothing for {wanted}, by the names: {shown(left)}; if it is "
-                       "what you mean, name the file itself")
+        raise BadInput(
+            f"{place} holds nothing for {wanted}, by the names: {shown(left)}; if it is "
+            "what you mean, name the file itself"
+        )
     if left:
-        notes.append(f"{place}: {shown(kept)} for {wanted}; left out, of another split: "
-                     f"{shown(left)}")
+        notes.append(
+            f"{place}: {shown(kept)} for {wanted}; left out, of another split: {shown(left)}"
+        )
     return kept
 
 
 def shown(names: list[str]) -> str:
     """Write the first names, and how many more there are."""
     names = [Path(name).name for name in names]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    if len(names) > _SHOWN:
+        more = f" and {len(names) - _SHOWN} more"
+    else:
+        more = ""
     return ", ".join(names[:_SHOWN]) + more

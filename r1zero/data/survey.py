@@ -40,8 +40,10 @@ def survey(train: Sequence[DataSet], held_out: Sequence[DataSet], compared: bool
         said += _about_instructions(data)
     for data in train:
         if is_of_other_split(Path(data.path).name, held_out=False):
-            said.append(f"warning: {data.key}: {data.path} is trained on, though its name is that "
-                        "of another split")
+            said.append(
+                f"warning: {data.key}: {data.path} is trained on, though its name is that "
+                "of another split"
+            )
     for data in held_out:
         said += _about_leaks(train, data)
     return said
@@ -55,16 +57,20 @@ def question_in(template: Template, text: str) -> str:
     pattern = {"{question}": "(?P<question>.*)", "{system}": ".*?"}
     pieces = [pattern.get(piece) or re.escape(piece) for piece in _PLACES.split(template.text)]
     match = re.fullmatch("".join(pieces), text, re.DOTALL)
-    return match["question"] if match else text
+    if match:
+        return match["question"]
+    return text
 
 
 def _about_answers(data: DataSet) -> list[str]:
     verdict = judge(data.answers)
     if not verdict.odd:
         return []
-    return [f"warning: {data.key}: {verdict.odd} of {verdict.total} right answers of {data.path} "
-            "do not look like answers, so responses will hardly match them: "
-            + ", ".join(verdict.examples)]
+    return [
+        f"warning: {data.key}: {verdict.odd} of {verdict.total} right answers of {data.path} "
+        "do not look like answers, so responses will hardly match them: "
+        + ", ".join(verdict.examples)
+    ]
 
 
 def _about_instructions(data: DataSet) -> list[str]:
@@ -80,9 +86,11 @@ def _about_instructions(data: DataSet) -> list[str]:
         found.append(f"end with {end[-_SHOWN:]!r}")
     if not found:
         return []
-    return [f"{data.key}: all questions of {data.path} {' and '.join(found)}: if that is an "
-            "instruction, look whether it contradicts the prompt template, and \\boxed{}, in which "
-            "answers are looked for"]
+    return [
+        f"{data.key}: all questions of {data.path} {' and '.join(found)}: if that is an "
+        "instruction, look whether it contradicts the prompt template, and \\boxed{}, in which "
+        "answers are looked for"
+    ]
 
 
 def _about_leaks(train: Sequence[DataSet], held_out: DataSet) -> list[str]:
@@ -92,9 +100,11 @@ def _about_leaks(train: Sequence[DataSet], held_out: DataSet) -> list[str]:
     for data in train:
         seen = len(asked.intersection(map(_key, data.questions)))
         if seen:
-            said.append(f"warning: {held_out.key}: {seen} of the {len(asked)} different questions "
-                        f"of {held_out.path} are also in the training data, {data.path}: scores on "
-                        "what was trained on say nothing about new problems")
+            said.append(
+                f"warning: {held_out.key}: {seen} of the {len(asked)} different questions "
+                f"of {held_out.path} are also in the training data, {data.path}: scores on "
+                "what was trained on say nothing about new problems"
+            )
     return said
 
 

@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 
 from r1zero.data.files import COMPRESSED, KINDS, kind_of
 from r1zero.data.json_rows import Json, read_json_rows
-from r1zero.data.rows import Row, Shape, Unreadable, numbered
+from r1zero.data.rows import Row, Shape, UnreadableRow, numbered
 from r1zero.errors import BadInput
 
-_NO_DATA = {b"version https://git-lfs": "a pointer of Git LFS, no data: `git lfs pull` gets that",
-            b"<!doctype html": "a web page, not the data: download the file itself",
-            b"<html": "a web page, not the data: download the file itself"}
+_NO_DATA = {
+    b"version https://git-lfs": "a pointer of Git LFS, no data: `git lfs pull` gets that",
+    b"<!doctype html": "a web page, not the data: download the file itself",
+    b"<html": "a web page, not the data: download the file itself",
+}
 _BYTE_ORDER = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _WIDEST = 2**31 - 1  # characters of a field; the csv module's own limit is 128 Ki
 
@@ -45,8 +47,9 @@ def open_table(path: Path, held_out: bool, notes: list[str]) -> Table:
     BadInput when it is missing, of an unknown kind, or damaged; its rows may raise it, too.
     """
     if not path.is_file():
-        raise BadInput(f"{path} does not exist; name a {', '.join(KINDS)} file, or a folder of "
-                       "such files")
+        raise BadInput(
+            f"{path} does not exist; name a {', '.join(KINDS)} file, or a folder of such files"
+        )
     kind = kind_of(path)
     if kind not in KINDS:
         raise BadInput(f"{path} is of an unknown kind; name a file that ends in {', '.join(KINDS)}")
@@ -84,8 +87,9 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeError:
-        raise BadInput(f"{path} is not UTF-8 text; convert it, such as with "
-                       "`iconv -f GB18030 -t UTF-8`") from None
+        raise BadInput(
+            f"{path} is not UTF-8 text; convert it, such as with `iconv -f GB18030 -t UTF-8`"
+        ) from None
     except (OSError, EOFError, pa.ArrowException, csv.Error) as error:
         raise BadInput(f"{path} cannot be read as a {kind_of(path)} file: {error}") from None
 
@@ -109,6 +113,7 @@ def _parquet(path: Path) -> Table:
 
 def _arrow(path: Path) -> Table:
     """Read an Arrow stream, which `save_to_disk` of Hugging Face datasets writes, or file."""
+
     def rows(columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         with pa.memory_map(str(path)) as source:
             for batch in _batches(_open_arrow(source)):
@@ -128,15 +133,18 @@ def _open_arrow(source: pa.NativeFile) -> pa.RecordBatchStreamReader | pa.Record
 
 
 def _batches(
-        reader: pa.RecordBatchStreamReader | pa.RecordBatchFileReader) -> Iterable[pa.RecordBatch]:
+    reader: pa.RecordBatchStreamReader | pa.RecordBatchFileReader,
+) -> Iterable[pa.RecordBatch]:
     if isinstance(reader, pa.RecordBatchFileReader):
         return map(reader.get_batch, range(reader.num_record_batches))
     return reader
 
 
 def _schema_shape(fields: pa.Schema | pa.StructType) -> Shape:
-    return {each.name: _schema_shape(each.type) if pa.types.is_struct(each.type) else None
-            for each in fields}
+    return {
+        each.name: _schema_shape(each.type) if pa.types.is_struct(each.type) else None
+        for each in fields
+    }
 
 
 # -- texts ----------------------------------------------------------------------------------------
@@ -155,14 +163,14 @@ def _csv(path: Path, separator: str) -> Table:
         with _open_text(path, newline="") as file:
             yield from filter(None, csv.reader(file, delimiter=separator))
 
-    def rows() -> Iterator[dict[str, str] | Unreadable]:
+    def rows() -> Iterator[dict[str, str] | UnreadableRow]:
         lines = records()
         next(lines, None)  # the header
         for record in lines:
             if len(record) == len(header):
                 yield dict(zip(header, record, strict=True))
             else:
-                yield Unreadable(f"it has {len(record)} fields, but the header {len(header)}")
+                yield UnreadableRow(f"it has {len(record)} fields, but the header {len(header)}")
 
     header = [name.strip() for name in next(records(), [])]
     return Table(dict.fromkeys(header), lambda columns: numbered(rows()))

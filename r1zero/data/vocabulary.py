@@ -1,7 +1,8 @@
-"""The tokens of a model: which ids they have, and which texts are one of them.
+"""The vocabulary of a tokenizer: which ids tokens have, and which texts are one token.
 
-tokenizer.json is read as it stands, by the library that defines its format; classes of transformers take parts
-of it and put rules of their own in the place of others. Needs neither torch nor transformers.
+tokenizer.json is read as it stands, by the library that defines its format; classes of transformers
+take parts of it and put rules of their own in the place of others. Needs neither torch nor
+transformers.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from r1zero.errors import BadInput
 from r1zero.config.parse import read_json
+from r1zero.errors import BadInput
 
-TOKENIZER, CONFIG, SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+SPECIAL_MAP = "special_tokens_map.json"
 NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -25,11 +28,15 @@ class Vocabulary:
 
     def __init__(self, backend: Tokenizer, end_of_text: str | None) -> None:
         self.backend = backend
-        self.end_of_text = None if end_of_text is None else backend.token_to_id(end_of_text)
+        if end_of_text is None:
+            self.end_of_text = None
+        else:
+            self.end_of_text = backend.token_to_id(end_of_text)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Vocabulary | None:
-        """Read the tokenizer.json of a folder; None when it has none. BadInput when it cannot be read."""
+        """Read the tokenizer.json of a folder; None when it has none. BadInput when it cannot be
+        read."""
         if not (folder / TOKENIZER).is_file():
             return None
         return cls(read_backend(folder), named_tokens(folder).get("eos_token"))
@@ -47,11 +54,15 @@ class Vocabulary:
     def refuse_beyond(self, rows: int) -> None:
         """BadInput when a token has no row in a model of so many."""
         if self.size > rows:
-            raise BadInput(f"the tokenizer has ids up to {self.size - 1}, but the model's embedding has {rows} "
-                           "rows; give the model's own tokenizer, or take out the tokens that were added")
+            raise BadInput(
+                f"the tokenizer has ids up to {self.size - 1}, but the model's embedding has "
+                f"{rows} rows; give the model's own tokenizer, or take out the tokens that were "
+                "added"
+            )
 
     def unused(self, rows: int) -> tuple[range, ...]:
-        """Return the ids below `rows`, those of a model, that stand for no token, as ranges in order.
+        """Return the ids below `rows`, those of a model, that stand for no token, as ranges in
+        order.
 
         BadInput when a token lies beyond the rows.
         """
@@ -67,10 +78,13 @@ class Vocabulary:
         return self.backend.encode(text, add_special_tokens=False).tokens
 
     def single(self, text: str) -> int | None:
-        """Return the id of the one token that a text is read as; None when it is several, or unknown."""
+        """Return the id of the one token that a text is read as; None when it is several, or
+        unknown."""
         ids = self.backend.encode(text, add_special_tokens=False).ids
         is_one = len(ids) == 1 and self.text(ids[0]) == text
-        return ids[0] if is_one else None
+        if is_one:
+            return ids[0]
+        return None
 
     def text(self, number: int) -> str:
         """Return what an id stands for."""
@@ -84,38 +98,46 @@ class Vocabulary:
 
 
 def read_backend(folder: Path) -> Tokenizer:
-    """Read the tokenizer.json of a folder as it stands, but for cutting and padding, which no text gets here.
+    """Read the tokenizer.json of a folder as it stands, but for cutting and padding, which no text
+    gets here.
 
-    Tokens that only the files beside it list are added under the ids that they have there. BadInput when the
-    file cannot be read, or when such a token cannot have its id.
+    Tokens that only the files beside it list are added under the ids that they have there. BadInput
+    when the file cannot be read, or when such a token cannot have its id.
     """
     path = folder / TOKENIZER
     try:
         backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - tokenizers raises the bare class for every file that it cannot read
+    except Exception as error:
         if type(error) is not Exception:  # a fault of another kind is not the file's
             raise
-        raise BadInput(f"{path} is no tokenizer that the library tokenizers can read ({error}); copy it "
-                       "again") from None
+        raise BadInput(
+            f"{path} is no tokenizer that the library tokenizers can read ({error}); copy it again"
+        ) from None
     for token in read_json(path).get("added_tokens") or []:
         number = backend.token_to_id(token["content"])
-        if number != token["id"]:  # the library counts them on from the others, whatever the file says
-            raise BadInput(f"{path} gives the token {token['content']!r} the id {token['id']}, but the library "
-                           f"tokenizers gives it {number}; put the token into the model's vocab, too, or save the "
-                           "tokenizer anew")
+        # the library counts them on from the others, whatever the file says
+        if number != token["id"]:
+            raise BadInput(
+                f"{path} gives the token {token['content']!r} the id {token['id']}, but the "
+                f"library tokenizers gives it {number}; put the token into the model's vocab, "
+                "too, or save the tokenizer anew"
+            )
     backend.no_truncation()
     backend.no_padding()
     for number, token in sorted(_listed_tokens(folder).items()):
         if backend.token_to_id(token.content) is None:
             backend.add_tokens([token])
             if backend.token_to_id(token.content) != number:
-                raise BadInput(f"{folder}: the token {token.content!r} with the id {number} is not in "
-                               f"{TOKENIZER} and cannot be added to it; save the tokenizer anew")
+                raise BadInput(
+                    f"{folder}: the token {token.content!r} with the id {number} is not in "
+                    f"{TOKENIZER} and cannot be added to it; save the tokenizer anew"
+                )
     return backend
 
 
 def named_tokens(folder: Path) -> dict[str, str]:
-    """Return the texts of the tokens that a folder gives a role, such as eos_token. BadInput for bad files."""
+    """Return the texts of the tokens that a folder gives a role, such as eos_token. BadInput for
+    bad files."""
     found: dict[str, str] = {}
     for name in (SPECIAL_MAP, CONFIG):  # the second rules
         entries = _object(folder / name)
@@ -137,7 +159,9 @@ def _listed_tokens(folder: Path) -> dict[int, AddedToken]:
 
 def _content(token: Any) -> str | None:
     """The text of a token, which may be written with its properties."""
-    return token.get("content") if isinstance(token, dict) else token
+    if isinstance(token, dict):
+        return token.get("content")
+    return token
 
 
 def _object(path: Path) -> dict[str, Any]:

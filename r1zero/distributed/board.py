@@ -1,4 +1,4 @@
-"""A notice board that all ranks can write to and read at any moment, for what is only shown: no rank waits for it."""
+"""A notice board in the rendezvous store, for progress that is only shown: no rank waits for it."""
 
 from __future__ import annotations
 
@@ -20,4 +20,6 @@ class Board:
     def read(self, name: str) -> str | None:
         """The notice of this name, if there is one."""
         key = PREFIX + name
-        return self._store.get(key).decode() if self._store.check([key]) else None
+        if self._store.check([key]):
+            return self._store.get(key).decode()
+        return None

@@ -1,9 +1,10 @@
-"""What the control plane sends over gloo: sums, objects, and waiting for one another.
+"""Collectives of the control plane over gloo: all-reduce, gather, broadcast, send, barrier.
 
-It uses torch's own functions, kept here before anything else is imported. MindSpeed replaces functions of
-torch.distributed while it is imported, in every module that has one under its name, and thinks of HCCL only: its
-`all_reduce` adds up a float32 copy of a float64 tensor and throws the sum away, on gloo, too. What a mapping keeps
-it does not find. Megatron, and the tensor plane as a whole, go on with what MindSpeed has made of them.
+It uses torch's own functions, kept here before anything else is imported. MindSpeed replaces
+functions of torch.distributed while it is imported, in every module that has one under its name,
+and thinks of HCCL only: its `all_reduce` adds up a float32 copy of a float64 tensor and throws the
+sum away, on gloo, too. What a mapping keeps it does not find. Megatron, and the tensor plane as a
+whole, go on with what MindSpeed has made of them.
 
 Tensors are on the CPU, ranks are global.
 """
@@ -18,9 +19,11 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-# Those that call no other function of torch.distributed, which could have been replaced: `send`, `recv` and all
-# that take objects do.
-_OWN = {name: getattr(dist, name) for name in ("all_reduce", "barrier", "broadcast", "irecv", "isend")}
+# Those that call no other function of torch.distributed, which could have been replaced: `send`,
+# `recv` and all that take objects do.
+_OWN = {
+    name: getattr(dist, name) for name in ("all_reduce", "barrier", "broadcast", "irecv", "isend")
+}
 
 
 def all_sum(values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
@@ -56,7 +59,9 @@ def recv(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> torch.Ten
     return tensor
 
 
-def isend_object(value: object, rank: int, group: dist.ProcessGroup) -> list[tuple[dist.Work, torch.Tensor]]:
+def isend_object(
+    value: object, rank: int, group: dist.ProcessGroup
+) -> list[tuple[dist.Work, torch.Tensor]]:
     """Start to send an object; keep the works with their tensors until they are done."""
     payload = _packed(value)
     size = torch.tensor([payload.numel()], dtype=torch.int64)
@@ -74,13 +79,18 @@ def broadcast_object(value: T | None, source: int, group: dist.ProcessGroup) -> 
     if dist.get_world_size(group) == 1:
         return value
     gives = dist.get_rank() == source
-    payload = _packed(value) if gives else torch.empty(0, dtype=torch.uint8)
+    if gives:
+        payload = _packed(value)
+    else:
+        payload = torch.empty(0, dtype=torch.uint8)
     size = torch.tensor([payload.numel()], dtype=torch.int64)
     _OWN["broadcast"](size, source, group=group)
     if not gives:
         payload = torch.empty(int(size), dtype=torch.uint8)
     _OWN["broadcast"](payload, source, group=group)
-    return value if gives else _unpacked(payload)
+    if gives:
+        return value
+    return _unpacked(payload)
 
 
 def gather_objects(value: T, group: dist.ProcessGroup) -> list[T] | None:

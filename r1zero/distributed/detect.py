@@ -1,11 +1,11 @@
-"""Which kind of device a run will use, for what is decided before it starts. Needs torch only where there may be NPUs."""
+"""Which accelerator a run will use, decided before it starts; imports torch only if needed."""
 
 from __future__ import annotations
 
 import importlib.util
 
-from r1zero.errors import BadInput
 from r1zero.distributed.launch import hush_torch
+from r1zero.errors import BadInput
 
 
 def uses_npu(backend: str | None) -> bool:
@@ -18,21 +18,29 @@ def uses_npu(backend: str | None) -> bool:
     hush_torch()
     try:
         return device_kind(backend) == "npu"
-    except (ImportError, OSError, RuntimeError) as error:  # torch imports it by itself, and raises what it likes
-        raise BadInput(f"torch_npu is installed and cannot be imported ({' '.join(str(error).split())}); source CANN's "
-                       "set_env.sh, or set training.distributed_backend=gloo to run on CPUs") from None
+    except (ImportError, OSError, RuntimeError) as error:
+        # torch imports it by itself, and raises what it likes
+        raise BadInput(
+            f"torch_npu is installed and cannot be imported ({' '.join(str(error).split())}); "
+            "source CANN's set_env.sh, or set training.distributed_backend=gloo to run on CPUs"
+        ) from None
 
 
 def device_kind(backend: str | None) -> str:
     """npu, cuda or cpu: what a run with this `training.distributed_backend` computes on here."""
     from r1zero.distributed import device
 
-    return "cpu" if backend == "gloo" else device.detect()
+    if backend == "gloo":
+        return "cpu"
+    return device.detect()
 
 
 def check_dtype(given: str, bf16: bool, backend: str | None) -> list[str]:
-    """A sentence if the device here cannot compute in this type; `given` is what the user wrote, and its value."""
+    """A sentence if the device here cannot compute in this type; `given` is what the user wrote,
+    and its value."""
     if bf16 or not uses_npu(backend):
         return []
-    return [f"{given} cannot run on NPUs: their fused attention for generation has no fp32; ask for bf16, or leave it "
-            "out, which means bf16 there"]
+    return [
+        f"{given} cannot run on NPUs: their fused attention for generation has no fp32; ask for "
+        "bf16, or leave it out, which means bf16 there"
+    ]

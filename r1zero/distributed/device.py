@@ -56,7 +56,9 @@ class Device:
 
     def timer(self) -> HostTimer | EventTimer:
         """What tells when something was done here."""
-        return HostTimer() if self.is_cpu else EventTimer(_module(self.kind))
+        if self.is_cpu:
+            return HostTimer()
+        return EventTimer(_module(self.kind))
 
     def synchronize(self) -> None:
         """Wait until the device has done what was queued."""
@@ -65,7 +67,8 @@ class Device:
 
     @contextlib.contextmanager
     def trace(self, folder: Path, name: str) -> Iterator[None]:
-        """Record what runs meanwhile into folder/name: a Chrome trace, on an NPU what its profiler writes."""
+        """Record what runs meanwhile into folder/name: a Chrome trace, on an NPU what its profiler
+        writes."""
         if self.kind == "npu":
             profiler = torch_npu_module().profiler
             activities = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.NPU]
@@ -80,7 +83,8 @@ class Device:
             yield
 
     def group_options(self, buffer_megabytes: int) -> object | None:
-        """Options for a group: HCCL takes two such buffers of device memory for each group in use."""
+        """Options for a group: HCCL takes two such buffers of device memory for each group in
+        use."""
         if self.kind != "npu":
             return None
         options = torch_npu_module()._C._distributed_c10d.ProcessGroupHCCL.Options()
@@ -89,7 +93,8 @@ class Device:
 
 
 class HostTimer:
-    """Moments of a process that computes by itself. A clock that is set meanwhile does not bend them."""
+    """Moments of a process that computes by itself. A clock that is set meanwhile does not bend
+    them."""
 
     def __init__(self) -> None:
         self._set()
@@ -109,11 +114,13 @@ class HostTimer:
 
 
 class EventTimer:
-    """Moments of a device: events in its queue, which it passes when it has done what was queued before them."""
+    """Moments of a device: events in its queue, which it passes when it has done what was queued
+    before them."""
 
     def __init__(self, module: ModuleType) -> None:
         """`module` is torch.npu or torch.cuda."""
-        self._module, self._host = module, HostTimer()
+        self._module = module
+        self._host = HostTimer()
         self._module.synchronize()
         self._set()
 
@@ -127,7 +134,8 @@ class EventTimer:
         queued = self._host.read([moment for moment, _ in marks])
         passed = [self._epoch + self._first.elapsed_time(event) / 1000 for _, event in marks]
         self._set()
-        return list(map(max, queued, passed))  # no event is passed before it is queued, though clocks drift apart
+        # no event is passed before it is queued, though clocks drift apart
+        return list(map(max, queued, passed))
 
     def _event(self) -> Any:
         event = self._module.Event(enable_timing=True)
@@ -136,12 +144,15 @@ class EventTimer:
 
     def _set(self) -> None:
         """Tie the device's time to the host's; the device is idle."""
-        self._first, self._epoch = self._event(), time.time()
+        self._first = self._event()
+        self._epoch = time.time()
 
 
 def _module(kind: str) -> ModuleType:
     """What stands for torch.cuda on this kind of device."""
-    return torch_npu_module().npu if kind == "npu" else torch.cuda
+    if kind == "npu":
+        return torch_npu_module().npu
+    return torch.cuda
 
 
 def _write_trace(path: Path, recorded: torch.profiler.profile) -> None:
@@ -151,14 +162,18 @@ def _write_trace(path: Path, recorded: torch.profiler.profile) -> None:
             folder.mkdir(exist_ok=True)
         recorded.export_chrome_trace(str(path))
     except OSError as error:
-        log.warning("warning: %s could not be written: %s; training goes on without it", path, error)
+        log.warning(
+            "warning: %s could not be written: %s; training goes on without it", path, error
+        )
 
 
 def detect() -> str:
     """The best kind of device that this machine has."""
     if importlib.util.find_spec("torch_npu") and _module("npu").is_available():
         return "npu"
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    return "cpu"
 
 
 def torch_npu_module():  # noqa: ANN201 - the module only exists on Ascend machines
@@ -192,7 +207,8 @@ def cann_version() -> str | None:
 
 
 def prepare(kind: str, local_rank: int, deterministic: bool = False) -> Device:
-    """Make the device current and Megatron importable on it. Call once, before importing Megatron."""
+    """Make the device current and Megatron importable on it. Call once, before importing
+    Megatron."""
     assert kind in ("npu", "cuda", "cpu"), kind
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=kind != "cpu")
@@ -218,12 +234,14 @@ def _import_mindspeed() -> None:
     """Import torch_npu and MindSpeed's adaptor, hiding our command line from the adaptor.
 
     It parses sys.argv and would turn every flag it finds, ours too, into attributes of each
-    TransformerConfig. And it replaces functions of torch.distributed, so the control plane takes its own first.
+    TransformerConfig. And it replaces functions of torch.distributed, so the control plane takes
+    its own first.
     """
     import r1zero.distributed.collectives  # noqa: F401
 
     torch_npu_module()
-    argv, sys.argv = sys.argv, [sys.argv[0], "--use-flash-attn"]
+    argv = sys.argv
+    sys.argv = [sys.argv[0], "--use-flash-attn"]
     try:
         import mindspeed.megatron_adaptor  # noqa: F401
     finally:
@@ -256,11 +274,14 @@ def _answer_cuda_with_cpu() -> None:
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()
     torch.cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed) and None
-    torch.cuda.Stream, torch.cuda.current_stream = _NoStream, lambda *_: _NoStream()
+    torch.cuda.Stream = _NoStream
+    torch.cuda.current_stream = lambda *_: _NoStream()
     torch.cuda.stream = lambda _: contextlib.nullcontext()
     torch.Tensor.cuda = lambda self, *_, **__: self
-    torch.utils._device._device_constructors()  # remembers the true factories: `with torch.device("meta")` needs them
-    torch.tensor, torch.zeros = _on_cpu(torch.tensor), _on_cpu(torch.zeros)
+    # remembers the true factories: `with torch.device("meta")` needs them
+    torch.utils._device._device_constructors()
+    torch.tensor = _on_cpu(torch.tensor)
+    torch.zeros = _on_cpu(torch.zeros)
     _name_cpu_tensors_cuda()
     from megatron.core.tensor_parallel import random
 
@@ -268,7 +289,7 @@ def _answer_cuda_with_cpu() -> None:
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
 
 
-def _on_cpu(factory):  # noqa: ANN001, ANN202 - same signature as the factory
+def _on_cpu(factory):  # noqa: ANN202 - same signature as the factory
     def make(*args, device=None, **kwargs):  # noqa: ANN002, ANN003, ANN202
         if device is not None and torch.device(device).type == "cuda":
             device = "cpu"
@@ -294,16 +315,18 @@ def _name_cpu_tensors_cuda() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Which tokens of a packed batch see which: each segment's queries see a prefix and, causally, themselves.
+    """Which tokens of a packed batch see which: each segment's queries see a prefix and, causally,
+    themselves.
 
-    Segment i holds the queries [query_ends[i - 1], query_ends[i]). Its keys are [key_ends[i - 1], key_ends[i])
-    of the tokens listed in `key_rows`: first the prefix, then the segment itself, so that the last query
-    sees all of them. Without `key_rows` there is no prefix, and keys lie as the queries do. Ends are host
-    integers, since the fused kernels take lists and must not wait for the device.
+    Segment i holds the queries [cu_seqlens_q[i - 1], cu_seqlens_q[i]). Its keys are [cu_seqlens_k[i
+    - 1], cu_seqlens_k[i]) of the tokens listed in `key_rows`: first the prefix, then the segment
+    itself, so that the last query sees all of them. Without `key_rows` there is no prefix, and keys
+    lie as the queries do. Both are cumulative lengths without the leading 0 of flash-attention's,
+    and host integers, since the fused kernels take lists and must not wait for the device.
     """
 
-    query_ends: list[int]
-    key_ends: list[int]
+    cu_seqlens_q: list[int]
+    cu_seqlens_k: list[int]
     key_rows: torch.Tensor | None = None  # int64
 
     @classmethod
@@ -312,62 +335,105 @@ class Segments:
         return cls(ends, ends)
 
 
-def packed_causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
-                            scale: float) -> torch.Tensor:
+def packed_causal_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float
+) -> torch.Tensor:
     """Causal attention within the segments of a packed batch, with grouped queries. Differentiable.
 
     query [T, heads, D], key and value [T, kv heads, D]. Returns [T, heads, D].
     """
     if segments.key_rows is not None:
-        key, value = key[segments.key_rows], value[segments.key_rows]
+        key = key[segments.key_rows]
+        value = value[segments.key_rows]
     if query.device.type == "npu":
         return npu_attention(query, key, value, segments, scale)
     outputs = []
-    for q, k, v in zip(*(_cut(*pair) for pair in ((query, segments.query_ends), (key, segments.key_ends),
-                                                  (value, segments.key_ends))), strict=True):
-        prefix, mask = k.shape[2] - q.shape[2], None
+    for q, k, v in zip(
+        *(
+            _cut(*pair)
+            for pair in (
+                (query, segments.cu_seqlens_q),
+                (key, segments.cu_seqlens_k),
+                (value, segments.cu_seqlens_k),
+            )
+        ),
+        strict=True,
+    ):
+        prefix = k.shape[2] - q.shape[2]
+        mask = None
         if prefix:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(prefix)
-        outputs.append(F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True)[0])
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(
+                prefix
+            )
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+            )[0]
+        )
     return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
 def _cut(x: torch.Tensor, ends: Sequence[int]) -> tuple[torch.Tensor, ...]:
-    """Cut [T, heads, D] where segments end into [1, heads, t, D]. One split, since the backward pass of every
-    slice would fill and add a gradient of all T tokens."""
+    """Cut [T, heads, D] where segments end into [1, heads, t, D]. One split, since the backward
+    pass of every slice would fill and add a gradient of all T tokens."""
     return x.transpose(0, 1)[None].split(np.diff(ends, prepend=0).tolist(), dim=2)
 
 
-def npu_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments,
-                  scale: float) -> torch.Tensor:
-    """The same by torch_npu's fused training attention; key and value are laid out by key_rows already."""
+def npu_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scale: float
+) -> torch.Tensor:
+    """The same by torch_npu's fused training attention; key and value are laid out by key_rows
+    already."""
     mask = torch.ones(NPU_MASK_SIDE, NPU_MASK_SIDE, dtype=torch.bool, device=query.device).triu(1)
     return torch_npu_module().npu_fusion_attention(
-        query, key, value, head_num=query.shape[1], input_layout="TND", atten_mask=mask, scale=scale,
-        actual_seq_qlen=segments.query_ends, actual_seq_kvlen=segments.key_ends,
-        sparse_mode=3)[0]  # 3: causal, aligned at the last query and the last key
+        query,
+        key,
+        value,
+        head_num=query.shape[1],
+        input_layout="TND",
+        atten_mask=mask,
+        scale=scale,
+        actual_seq_qlen=segments.cu_seqlens_q,
+        actual_seq_kvlen=segments.cu_seqlens_k,
+        sparse_mode=3,
+    )[0]  # 3: causal, aligned at the last query and the last key
 
 
-def npu_paged_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, block_table: torch.Tensor,
-                        lengths: list[int]) -> torch.Tensor:
+def npu_paged_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths: list[int],
+) -> torch.Tensor:
     """Decode attention by torch_npu's fused inference kernel over a block cache.
 
-    query [n, heads, D], keys and values [blocks, kv heads, block, D], block_table int32 [n, most blocks],
-    lengths: tokens of each row. Returns [n, heads * D].
+    query [n, heads, D], keys and values [blocks, kv heads, block, D], block_table int32 [n, most
+    blocks], lengths: tokens of each row. Returns [n, heads * D].
     """
     output, _ = torch_npu_module().npu_fused_infer_attention_score(
-        query[:, :, None].contiguous(), keys, values, block_table=block_table, actual_seq_lengths_kv=lengths,
-        num_heads=query.shape[1], num_key_value_heads=keys.shape[1], scale=query.shape[2]**-0.5,
-        input_layout="BNSD", block_size=keys.shape[2], sparse_mode=0)
+        query[:, :, None].contiguous(),
+        keys,
+        values,
+        block_table=block_table,
+        actual_seq_lengths_kv=lengths,
+        num_heads=query.shape[1],
+        num_key_value_heads=keys.shape[1],
+        scale=query.shape[2] ** -0.5,
+        input_layout="BNSD",
+        block_size=keys.shape[2],
+        sparse_mode=0,
+    )
     return output.view(len(query), -1)
 
 
 def capture_graph(run: Callable[[], torch.Tensor]) -> tuple[object, torch.Tensor]:
-    """Capture what `run` launches as an NPU graph. Returns the graph and the tensor it will write."""
+    """Capture what `run` launches as an NPU graph. Returns the graph and the tensor it will
+    write."""
     npu = torch_npu_module().npu
     graph = npu.NPUGraph()
-    with npu.graph(graph, auto_dispatch_capture=True):  # keeps the attention's host arguments replaceable
+    # keeps the attention's host arguments replaceable
+    with npu.graph(graph, auto_dispatch_capture=True):
         output = run()
     return graph, output
 
@@ -379,5 +445,6 @@ def replay_graph(graph: object, lengths: list[int]) -> None:
 
 
 def warm_up(group: dist.ProcessGroup, device: Device) -> None:
-    """Run the first collective of a group now. HCCL and NCCL connect there, and block until all come."""
+    """Run the first collective of a group now. HCCL and NCCL connect there, and block until all
+    come."""
     dist.all_reduce(torch.zeros(1, device=device.torch), group=group)

@@ -1,4 +1,4 @@
-"""The world: every process group, made once, and this rank's place in each role.
+"""Process groups: all of the world, made once, and this rank's place in each role's device mesh.
 
 Two planes. The control plane is gloo on the CPU: plans, samples, metrics, and all waiting. The
 tensor plane is the device's backend: Megatron's groups inside a role and the groups that publish
@@ -18,16 +18,17 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from r1zero.errors import BadInput
 from r1zero.distributed import collectives
 from r1zero.distributed.device import Device, warm_up
-from r1zero.distributed.watchdog import FailureWatch
 from r1zero.distributed.launch import Launch
-from r1zero.distributed.rendezvous import join
 from r1zero.distributed.placement import Placement, RankGrid
+from r1zero.distributed.rendezvous import join
+from r1zero.distributed.watchdog import FailureWatch
+from r1zero.errors import BadInput
 
 # Device memory for each communicator, in MB: large where tensors travel, small where scalars do.
-LARGE_BUFFER, SMALL_BUFFER = 200, 16
+LARGE_BUFFER = 200
+SMALL_BUFFER = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Grid:
     tp_index: int = 0
     replica: int = 0
     stage: int = 0
-    groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)  # tensor plane: tp dp pp mp all embd
+    # tensor plane: tp dp pp mp all embd
+    groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
     role_control: dist.ProcessGroup | None = None  # gloo over all ranks of the role
     replica_control: dist.ProcessGroup | None = None  # gloo over this rank's replica
 
@@ -52,12 +54,12 @@ class Grid:
         return self.stage == self.span.pp - 1
 
     @property
-    def leads(self) -> bool:
+    def is_input_rank(self) -> bool:
         """True on the rank that receives for its replica."""
         return self.member and self.tp_index == 0 and self.stage == 0
 
     @property
-    def speaks(self) -> bool:
+    def is_output_rank(self) -> bool:
         """True on the rank where its replica's results appear."""
         return self.member and self.tp_index == 0 and self.is_last_stage
 
@@ -70,7 +72,8 @@ class Grid:
         table is renumbered too, since torch translates "global" ranks through it.
         """
         assert self.role_control is not None
-        world, table = c10d._get_default_group(), c10d._world.pg_group_ranks
+        world = c10d._get_default_group()
+        table = c10d._world.pg_group_ranks
         ranks = table[self.role_control]
         table[self.role_control] = {rank: rank for rank in range(self.span.size)}
         c10d._update_default_pg(self.role_control)
@@ -84,12 +87,23 @@ class Grid:
 class World:
     """All ranks, cut into roles. Built by every rank at once; one per process."""
 
-    def __init__(self, launch: Launch, placement: Placement, device: Device,
-                 timeout: timedelta, store: dist.Store | None = None) -> None:
-        """Join the job and build all groups of the roles. `store` replaces the network rendezvous."""
+    def __init__(
+        self,
+        launch: Launch,
+        placement: Placement,
+        device: Device,
+        timeout: timedelta,
+        store: dist.Store | None = None,
+    ) -> None:
+        """Join the job and build all groups of the roles. `store` replaces the network
+        rendezvous."""
         assert launch.world_size == placement.world_size, "the placement is for another world size"
-        self.launch, self.placement, self.device, self.timeout = launch, placement, device, timeout
-        self.rank, self.size = launch.rank, launch.world_size
+        self.launch = launch
+        self.placement = placement
+        self.device = device
+        self.timeout = timeout
+        self.rank = launch.rank
+        self.size = launch.world_size
         self.watch: FailureWatch | None = None  # over the failures of ranks, where one was set up
         self._groups: dict[tuple[str, tuple[int, ...]], dist.ProcessGroup | None] = {}
         _join_everyone(launch, timeout, store or join(launch, timeout.total_seconds()))
@@ -120,8 +134,11 @@ class World:
         """This rank's roles, for messages: "train", or "train+rollout+ref"."""
         return "+".join(self.placement.roles_of(self.rank))
 
-    def tensor_group(self, ranks: Sequence[int], buffer_megabytes: int = LARGE_BUFFER) -> dist.ProcessGroup | None:
-        """The device group over these ranks, made and warmed up at its first mention; None outside it.
+    def tensor_group(
+        self, ranks: Sequence[int], buffer_megabytes: int = LARGE_BUFFER
+    ) -> dist.ProcessGroup | None:
+        """The device group over these ranks, made and warmed up at its first mention; None outside
+        it.
 
         Collective: all ranks of the world must ask for the same groups in the same order.
         """
@@ -136,12 +153,19 @@ class World:
         self.barrier()
         dist.destroy_process_group()
 
-    def _group(self, backend: str, ranks: Sequence[int], buffer_megabytes: int = 0) -> dist.ProcessGroup | None:
+    def _group(
+        self, backend: str, ranks: Sequence[int], buffer_megabytes: int = 0
+    ) -> dist.ProcessGroup | None:
         key = (backend, tuple(ranks))
         if key not in self._groups:
             device_plane = backend == self.device.backend and not self.device.is_cpu
-            options = self.device.group_options(buffer_megabytes) if device_plane else None
-            made = dist.new_group(list(ranks), timeout=self.timeout, backend=backend, pg_options=options)
+            if device_plane:
+                options = self.device.group_options(buffer_megabytes)
+            else:
+                options = None
+            made = dist.new_group(
+                list(ranks), timeout=self.timeout, backend=backend, pg_options=options
+            )
             member = self.rank in ranks
             self._groups[key] = made if member else None
             if member and device_plane:
@@ -165,23 +189,47 @@ class World:
             make(axis, span.rank_groups(axis), self.device.backend, LARGE_BUFFER)
         make("mp", span.replicas(), self.device.backend, SMALL_BUFFER)
         make("all", [span.ranks], self.device.backend, SMALL_BUFFER)
-        make("embd", [sorted({line[0], line[-1]}) for line in span.rank_groups("pp")], self.device.backend, LARGE_BUFFER)
+        make(
+            "embd",
+            [sorted({line[0], line[-1]}) for line in span.rank_groups("pp")],
+            self.device.backend,
+            LARGE_BUFFER,
+        )
         make("self", [[rank] for rank in span.ranks], self.device.backend, SMALL_BUFFER)
         if self.rank not in span.ranks:
             return Grid(span, member=False)
         index = span.index_of(self.rank)
-        return Grid(span, True, index["tp"], index["dp"], index["pp"], mine,
-                    mine.pop("role_control"), mine.pop("replica_control"))
+        return Grid(
+            span,
+            True,
+            index["tp"],
+            index["dp"],
+            index["pp"],
+            mine,
+            mine.pop("role_control"),
+            mine.pop("replica_control"),
+        )
 
 
 def _join_everyone(launch: Launch, timeout: timedelta, store: dist.Store) -> None:
-    """Make the default group, gloo over all ranks. BadInput when this machine's network does not allow it."""
+    """Make the default group, gloo over all ranks. BadInput when this machine's network does not
+    allow it."""
     try:
-        dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout)
-    except (RuntimeError, ValueError) as error:  # gloo's, which has no types of its own for what went wrong
+        dist.init_process_group(
+            "gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
+        )
+    except (RuntimeError, ValueError) as error:
+        # gloo's, which has no types of its own for what went wrong
         reason = str(error).splitlines()[0].rpartition("] ")[2]
         interface = os.environ.get("GLOO_SOCKET_IFNAME")
-        way_out = (f"GLOO_SOCKET_IFNAME={interface} must name a network interface that reaches the other nodes"
-                   if interface else "set GLOO_SOCKET_IFNAME to the network interface that reaches the other nodes")
-        raise BadInput(f"rank {launch.rank} on {socket.gethostname()} could not join the others ({reason}); "
-                       f"{way_out}") from error
+        if interface:
+            way_out = (
+                f"GLOO_SOCKET_IFNAME={interface} must name a network interface that reaches the "
+                "other nodes"
+            )
+        else:
+            way_out = "set GLOO_SOCKET_IFNAME to the network interface that reaches the other nodes"
+        raise BadInput(
+            f"rank {launch.rank} on {socket.gethostname()} could not join the others ({reason}); "
+            f"{way_out}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Which process this is, told so that others can find out whether it still runs."""
+"""The identity of a process: host, pid, start, so that others find out whether it still runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-BOOT_ID, NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+NAMESPACE = Path("/proc/self/ns/pid")
 GONE = "ZX"  # states of a process whose first thread has ended; others may still write
 
 
@@ -60,9 +61,15 @@ def mine() -> Identity:
     """This process."""
     pid = os.getpid()
     restart = os.environ.get("SLURM_RESTART_COUNT", "")
-    return Identity(host=socket.gethostname(), machine=_machine(), pid=pid, ticks=_state(pid)[1],
-                    since=time.time(), job=os.environ.get("SLURM_JOB_ID", ""),
-                    restart=int(restart) if restart.isdecimal() else 0)
+    return Identity(
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=pid,
+        ticks=_state(pid)[1],
+        since=time.time(),
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        restart=int(restart) if restart.isdecimal() else 0,
+    )
 
 
 def read(path: Path) -> Identity | None:

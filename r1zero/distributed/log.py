@@ -13,7 +13,8 @@ FILE_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def hush_libraries() -> None:
-    """Take what libraries warn about off the console, where it would bury the run; call before importing them.
+    """Take what libraries warn about off the console, where it would bury the run; call before
+    importing them.
 
     `start_logging` sends it into the rank's file.
     """
@@ -28,10 +29,11 @@ class _Console(logging.StreamHandler):
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Be silent from now on when nobody reads any more, as behind `| head`; the run and its log go on."""
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Be silent from now on when nobody reads any more, as behind `| head`; the run and its log
+        go on."""
         if isinstance(sys.exc_info()[1], BrokenPipeError):
-            self.setStream(open(os.devnull, "w"))  # noqa: SIM115 - open as long as the process
+            self.setStream(open(os.devnull, "w"))
         else:
             super().handleError(record)
 

@@ -91,8 +91,10 @@ class RankGrid:
         """
         fixed = [axis for axis in self.axes if axis not in axes]
         varying = [axis for axis in self.axes if axis in axes]
-        return [[self.rank_at(**outer, **inner) for inner in self._indices(varying)]
-                for outer in self._indices(fixed)]
+        result: list[list[int]] = []
+        for outer in self._indices(fixed):
+            result.append([self.rank_at(**outer, **inner) for inner in self._indices(varying)])
+        return result
 
     def replica(self, number: int) -> list[int]:
         """Ranks that hold one copy of the model; the first is its leader, which receives for it."""
@@ -156,7 +158,8 @@ class Placement:
                 if len(nodes) > 1:
                     found.append(
                         f"the tensor-parallel group of {role} ranks {ranks} would lie on the nodes "
-                        f"{nodes}, but tensor parallelism must stay inside a node")
+                        f"{nodes}, but tensor parallelism must stay inside a node"
+                    )
         return found
 
 
@@ -177,7 +180,9 @@ def place(sizes: Mapping[str, RoleSize], colocate: bool) -> Placement:
     """
     if colocate and len({size.ranks for size in sizes.values()}) > 1:
         found = ", ".join(f"{role} {size.ranks}" for role, size in sizes.items())
-        raise BadInput("colocated roles share all ranks, so their sizes must be equal; found " + found)
+        raise BadInput(
+            "colocated roles share all ranks, so their sizes must be equal; found " + found
+        )
     first = 0
     roles = {}
     for role, size in sizes.items():
@@ -195,4 +200,5 @@ def _check_size(role: str, size: RoleSize) -> None:
     works = sorted({max(1, whole) * model, (whole + 1) * model})
     raise BadInput(
         f"{role} has {size.ranks} ranks, which is not a multiple of TP {size.tp} x PP {size.pp}; "
-        f"{' or '.join(map(str, works))} would work")
+        f"{' or '.join(map(str, works))} would work"
+    )

@@ -1,4 +1,4 @@
-"""The edges of a process that is a rank: refusing bad input, joining the world, failing so that all stop."""
+"""Entry and exit of a rank: refuse bad input, join the world, fail so that all stop."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from r1zero.errors import BadInput
 from r1zero.distributed.launch import Launch, hush_torch, launched, read_launch
-from r1zero.distributed.shutdown import BAD_INPUT
 from r1zero.distributed.placement import Placement
+from r1zero.distributed.shutdown import BAD_INPUT
+from r1zero.errors import BadInput
 
 if TYPE_CHECKING:
     from r1zero.distributed.groups import World
@@ -28,7 +28,8 @@ def refuse(problems: list[str], speak: bool, node: str = "") -> int:
 
     `node` names the node in the process that speaks for one: a file may be missing there alone.
     """
-    if not speak:  # a launcher ends the job with its first process: let the one that speaks be heard
+    # a launcher ends the job with its first process: let the one that speaks be heard
+    if not speak:
         time.sleep(LET_FIRST_SPEAK_SECONDS)
     for problem in problems if speak or node else ():
         print(f"r1zero: {node}{problem}", file=sys.stderr)
@@ -36,45 +37,59 @@ def refuse(problems: list[str], speak: bool, node: str = "") -> int:
 
 
 def is_first() -> bool:
-    """Whether this process should speak for the job, as far as can be told; a broken environment speaks up."""
+    """Whether this process should speak for the job, as far as can be told; a broken environment
+    speaks up."""
     try:
-        return not launched() or read_launch().speaks
+        return not launched() or read_launch().is_first
     except BadInput:
         return True
 
 
 def end(exit_code: int) -> NoReturn:
-    """End the process at once. All that counts is on disk by now, and a tracker whose server is dead may have left
-    an exit hook that waits for it for ever."""
+    """End the process at once. All that counts is on disk by now, and a tracker whose server is
+    dead may have left an exit hook that waits for it for ever."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # nobody reads any more, as behind `| head`, or the terminal is closed
+        # nobody reads any more, as behind `| head`, or the terminal is closed
+        with contextlib.suppress(OSError):
             stream.flush()
     os._exit(exit_code)
 
 
-def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: bool, deterministic: bool,
-             prepare: Callable[[World], T], work: Callable[[T], int | None]) -> int:
-    """Join the world, `prepare`, `work` with what it returns, and leave; returns the exit code, that of `work`.
+def run_rank(
+    launch: Launch,
+    placement: Placement,
+    timeout: timedelta,
+    on_cpu: bool,
+    deterministic: bool,
+    prepare: Callable[[World], T],
+    work: Callable[[T], int | None],
+) -> int:
+    """Join the world, `prepare`, `work` with what it returns, and leave; returns the exit code,
+    that of `work`.
 
-    A BadInput of `prepare` is bad input. The imports are heavy, and Megatron must come after the device is
-    set, so `prepare` may import it and its callers may not.
+    A BadInput of `prepare` is bad input. The imports are heavy, and Megatron must come after the
+    device is set, so `prepare` may import it and its callers may not.
     """
     from r1zero.distributed.log import hush_libraries
 
     hush_libraries()
     hush_torch()
     from r1zero.distributed import device as devices
-    from r1zero.distributed.watchdog import FailureWatch
     from r1zero.distributed.groups import World
     from r1zero.distributed.rendezvous import join
+    from r1zero.distributed.watchdog import FailureWatch
 
-    device = devices.prepare("cpu" if on_cpu else devices.detect(), launch.local_rank, deterministic)
+    device = devices.prepare(
+        "cpu" if on_cpu else devices.detect(), launch.local_rank, deterministic
+    )
     try:
         store = join(launch, timeout.total_seconds())
     except BadInput as error:  # the ranks did not find each other
-        return refuse([str(error)], launch.speaks, launch.other_node)
-    watch = FailureWatch(store, launch.rank, launch.node_of_rank, "+".join(placement.roles_of(launch.rank)))
+        return refuse([str(error)], launch.is_first, launch.other_node)
+    watch = FailureWatch(
+        store, launch.rank, launch.node_of_rank, "+".join(placement.roles_of(launch.rank))
+    )
     try:
         world = World(launch, placement, device, timeout, store)
         world.watch = watch
@@ -83,5 +98,6 @@ def run_rank(launch: Launch, placement: Placement, timeout: timedelta, on_cpu: b
         watch.stop()
         world.leave()
         return exit_code
-    except Exception as error:  # noqa: BLE001 - the edge of the process: tell the other ranks, then end
+    except Exception as error:  # noqa: BLE001
+        # the edge of the process: tell the other ranks, then end
         watch.end_process(error, BAD_INPUT if isinstance(error, BadInput) else 1)

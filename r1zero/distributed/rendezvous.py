@@ -1,7 +1,8 @@
-"""Who is there, and who does not answer: the ranks of a job meet with a time limit and name the silent ones.
+"""Rendezvous: the ranks of a job meet with a time limit and name those that do not answer.
 
-Everything goes through the job's key-value store, since a collective cannot say whom it waits for. A rank writes
-down that it has entered a stage, and that it is through; when the time is over, what is missing tells the rest.
+Everything goes through the job's key-value store, since a collective cannot say whom it waits for.
+A rank writes down that it has entered a stage, and that it is through; when the time is over, what
+is missing tells the rest.
 """
 
 from __future__ import annotations
@@ -18,35 +19,50 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from r1zero.errors import BadInput
 from r1zero.distributed.launch import Launch
+from r1zero.errors import BadInput
 
-PREFIX, START = "r1zero/rollcall/", "r1zero/start/"
+PREFIX = "r1zero/rollcall/"
+START = "r1zero/start/"
 POLL_SECONDS = 0.1
 RESOLVE_SECONDS = 60.0  # that a name may take to get an address
-VERDICT_SECONDS = 1.0  # that rank 0, which may hold the store, stays for others to read who is missing
+# that rank 0, which may hold the store, stays for others to read who is missing
+VERDICT_SECONDS = 1.0
 
 
 def open_store(launch: Launch, seconds: float) -> dist.Store:
-    """Reach the job's store; rank 0 opens it unless torchrun has. BadInput when it cannot be reached in time."""
+    """Reach the job's store; rank 0 opens it unless torchrun has. BadInput when it cannot be
+    reached in time."""
     if launch.launcher == "single":
         return dist.HashStore()
     _resolve(launch, min(seconds, RESOLVE_SECONDS))
     opens = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        return dist.TCPStore(launch.address, launch.port, None, opens, timedelta(seconds=seconds),
-                             wait_for_workers=False)
+        return dist.TCPStore(
+            launch.address,
+            launch.port,
+            None,
+            opens,
+            timedelta(seconds=seconds),
+            wait_for_workers=False,
+        )
     except RuntimeError as error:
-        what = "cannot open the meeting point" if opens else "cannot reach rank 0"
+        if opens:
+            what = "cannot open the meeting point"
+        else:
+            what = "cannot reach rank 0"
         reason = str(error).split(". This is typically")[0].splitlines()[0]
-        raise BadInput(f"rank {launch.rank} {what} at {launch.address}:{launch.port} within {seconds:g} s "
-                       f"({reason}); set MASTER_ADDR to an address of the first node that all nodes reach and "
-                       "MASTER_PORT to a free port that no firewall closes, and see that rank 0 has started"
-                       ) from None
+        raise BadInput(
+            f"rank {launch.rank} {what} at {launch.address}:{launch.port} within {seconds:g} s "
+            f"({reason}); set MASTER_ADDR to an address of the first node that all nodes reach "
+            "and MASTER_PORT to a free port that no firewall closes, and see that rank 0 has "
+            "started"
+        ) from None
 
 
 def _resolve(launch: Launch, seconds: float) -> None:
-    """Wait until the name of rank 0's machine has an address, as that of a new pod has a moment late."""
+    """Wait until the name of rank 0's machine has an address, as that of a new pod has a moment
+    late."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -54,9 +70,11 @@ def _resolve(launch: Launch, seconds: float) -> None:
             return
         except socket.gaierror as error:
             if time.monotonic() > deadline:
-                raise BadInput(f"MASTER_ADDR={launch.address} has no address that rank {launch.rank} can find within "
-                               f"{seconds:g} s ({error.strerror}); set it to a name or address of the first node that "
-                               "all nodes reach") from None
+                raise BadInput(
+                    f"MASTER_ADDR={launch.address} has no address that rank {launch.rank} can "
+                    f"find within {seconds:g} s ({error.strerror}); set it to a name or address "
+                    "of the first node that all nodes reach"
+                ) from None
         time.sleep(POLL_SECONDS)
 
 
@@ -69,14 +87,16 @@ def join(launch: Launch, seconds: float) -> dist.Store:
 
 
 def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
-    """The part of the job's store that this start of the ranks has for itself. BadInput when one does not come.
+    """The part of the job's store that this start of the ranks has for itself. BadInput when one
+    does not come.
 
-    torchrun's store outlives a restart: the addresses and failures in it are those of the ranks before. Its
-    count of restarts would not tell them apart, since it differs between nodes when only some of them saw a
-    failure. So rank 0 thinks of a name, and tells it to whoever asks; ranks ask under names of their own, which
-    none had before.
+    torchrun's store outlives a restart: the addresses and failures in it are those of the ranks
+    before. Its count of restarts would not tell them apart, since it differs between nodes when
+    only some of them saw a failure. So rank 0 thinks of a name, and tells it to whoever asks; ranks
+    ask under names of their own, which none had before.
     """
-    mine, deadline = uuid.uuid4().hex, time.monotonic() + seconds
+    mine = uuid.uuid4().hex
+    deadline = time.monotonic() + seconds
     if launch.rank > 0:
         store.set(f"{START}asks/{launch.rank}", mine)
         try:
@@ -84,7 +104,9 @@ def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
             store.set(f"{START}{name}/here/{launch.rank}", "")
             store.get(f"{START}{name}/complete")
         except RuntimeError:
-            raise BadInput(f"rank {launch.rank} waited for rank 0 in vain; see that all ranks start") from None
+            raise BadInput(
+                f"rank {launch.rank} waited for rank 0 in vain; see that all ranks start"
+            ) from None
         return dist.PrefixStore(START + name, store)
     coming = list(range(1, launch.world_size))
     while coming:
@@ -93,8 +115,10 @@ def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
                 store.set(f"{START}tells/{store.get(f'{START}asks/{rank}').decode()}", mine)
         coming = [rank for rank in coming if not store.check([f"{START}{mine}/here/{rank}"])]
         if coming and time.monotonic() > deadline:
-            raise BadInput(f"rank {', '.join(map(str, coming[:8]))} did not come within {seconds:g} s; "
-                           "see that all ranks start")
+            raise BadInput(
+                f"rank {', '.join(map(str, coming[:8]))} did not come within {seconds:g} s; see "
+                "that all ranks start"
+            )
         time.sleep(POLL_SECONDS if coming else 0.0)
     store.set(f"{START}{mine}/complete", "")
     return dist.PrefixStore(START + mine, store)
@@ -103,16 +127,25 @@ def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
 class RollCall:
     """One rank's part in the meeting."""
 
-    def __init__(self, store: dist.Store, launch: Launch, seconds: float, silence: Callable[[str], None]) -> None:
-        """`silence(sentence)` is called, from a thread of its own, on the first rank that waits in a stage."""
-        self._store, self._launch, self.seconds, self._silence = store, launch, seconds, silence
+    def __init__(
+        self, store: dist.Store, launch: Launch, seconds: float, silence: Callable[[str], None]
+    ) -> None:
+        """`silence(sentence)` is called, from a thread of its own, on the first rank that waits in
+        a stage."""
+        self._store = store
+        self._launch = launch
+        self.seconds = seconds
+        self._silence = silence
 
     def call(self) -> list[int]:
-        """Wait until all ranks have come or the time is over; returns the missing ones, on every rank that came."""
+        """Wait until all ranks have come or the time is over; returns the missing ones, on every
+        rank that came."""
         self._set(f"here/{self._launch.rank}")
         deadline = time.monotonic() + self.seconds
         if self._launch.rank == 0:
-            while (missing := self._without("here", range(self._launch.world_size))) and time.monotonic() < deadline:
+            while (
+                missing := self._without("here", range(self._launch.world_size))
+            ) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
             self._set("missing", json.dumps(missing))
             time.sleep(VERDICT_SECONDS if missing else 0.0)
@@ -124,7 +157,8 @@ class RollCall:
         return json.loads(self._store.get(f"{PREFIX}missing"))
 
     def gather(self, name: str, text: str) -> list[str]:
-        """Collect a text from every rank, in rank order, on every rank. All have answered `call`."""
+        """Collect a text from every rank, in rank order, on every rank. All have answered
+        `call`."""
         self._set(f"{name}/{self._launch.rank}", text)
         keys = [f"{PREFIX}{name}/{rank}" for rank in range(self._launch.world_size)]
         with self.stage(f"{name}/read", range(self._launch.world_size)):
@@ -133,7 +167,8 @@ class RollCall:
 
     @contextlib.contextmanager
     def stage(self, name: str, ranks: Sequence[int]) -> Iterator[None]:
-        """Do what these ranks do together; if it lasts too long, `silence` hears who did not come or is stuck."""
+        """Do what these ranks do together; if it lasts too long, `silence` hears who did not come
+        or is stuck."""
         self._set(f"{name}/in/{self._launch.rank}")
         timer = threading.Timer(self.seconds, self._late, (name, ranks))
         timer.daemon = True
@@ -154,13 +189,18 @@ class RollCall:
         if self._launch.rank != min(stuck):
             return
         if missing:
-            self._silence(f"{name}: no answer within {self.seconds:g} s from {self.named(missing)}; look at what "
-                          "these processes print, and at the memory of their nodes")
+            self._silence(
+                f"{name}: no answer within {self.seconds:g} s from {self.named(missing)}; look at "
+                "what these processes print, and at the memory of their nodes"
+            )
         else:
-            self._silence(f"{name}: all came, but {self.named(stuck)} did not get through within "
-                          f"{self.seconds:g} s; the network between these nodes carries the meeting, but not this "
-                          "group: set GLOO_SOCKET_IFNAME (HCCL_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) to the interface "
-                          "that joins them")
+            self._silence(
+                f"{name}: all came, but {self.named(stuck)} did not get through within "
+                f"{self.seconds:g} s; the network between these nodes carries the "
+                "meeting, but not this group: set GLOO_SOCKET_IFNAME "
+                "(HCCL_SOCKET_IFNAME, NCCL_SOCKET_IFNAME) to the interface that joins "
+                "them"
+            )
 
     def _set(self, key: str, text: str = "1") -> None:
         self._store.set(PREFIX + key, text)

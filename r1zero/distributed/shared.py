@@ -1,4 +1,4 @@
-"""Whether all nodes see what rank 0 has made: a path may lead to another folder on each node.
+"""Whether the file system is shared: a path may lead to another folder on each node.
 
 On NFS a node may for a while believe what it saw before. Listing a folder, and asking for it to be
 made once more, lets it ask the server; so every rank does both, for up to half a minute.
@@ -12,11 +12,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from r1zero.errors import BadInput
 from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import Mover
+from r1zero.distributed.transfer import RoleTransfer
+from r1zero.errors import BadInput
 
-SECONDS, POLL_SECONDS = 30.0, 0.2
+SECONDS = 30.0
+POLL_SECONDS = 0.2
 
 
 def check_shared(world: World, files: Mapping[str, tuple[Path, Path, str]]) -> None:
@@ -25,18 +26,24 @@ def check_shared(world: World, files: Mapping[str, tuple[Path, Path, str]]) -> N
     `files` has, by the key that names a folder, that folder, the file in it and the file's content.
     """
     for key, (folder, path, text) in files.items():
-        seen = Mover(world).gather(_sees(path, text))
+        seen = RoleTransfer(world).all_gather(_sees(path, text))
         if not all(seen):
             blind = next(rank for rank, sees in enumerate(seen) if not sees)
             node = world.launch.node_of_rank[blind]
-            relative = "" if folder.is_absolute() else " by an absolute path"
-            raise BadInput(f"{key} is not shared: node {node} does not see what rank 0 made in "
-                           f"{folder}; name a folder that all nodes share{relative}")
+            if folder.is_absolute():
+                relative = ""
+            else:
+                relative = " by an absolute path"
+            raise BadInput(
+                f"{key} is not shared: node {node} does not see what rank 0 made in "
+                f"{folder}; name a folder that all nodes share{relative}"
+            )
 
 
 def _sees(path: Path, text: str) -> bool:
     """Whether this rank sees the file within the time."""
-    deadline, made = time.monotonic() + SECONDS, []
+    deadline = time.monotonic() + SECONDS
+    made = []
     while True:
         with contextlib.suppress(OSError):
             made += _make(path.parent)

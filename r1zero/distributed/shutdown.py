@@ -1,9 +1,9 @@
-"""When to leave early: a signal, or the end of the time that was given. Whoever leaves saves first.
+"""Graceful shutdown and preemption: a signal or the time limit; whoever leaves saves first.
 
-SIGTERM comes from schedulers and from torchrun, SIGUSR1 from Slurm's --signal, SIGINT from Ctrl-C, SIGHUP from a
-terminal that is closed. While the run trains they only leave a note; the loop looks at it between two steps. A second
-Ctrl-C ends at once, and so does one while there is nothing to save yet. Slurm's end of a job and
-`training.exit_before` are moments to be gone by.
+SIGTERM comes from schedulers and from torchrun, SIGUSR1 from Slurm's --signal, SIGINT from Ctrl-C,
+SIGHUP from a terminal that is closed. While the run trains they only leave a note; the loop looks
+at it between two steps. A second Ctrl-C ends at once, and so does one while there is nothing to
+save yet. Slurm's end of a job and `training.exit_before` are moments to be gone by.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from types import FrameType
 
 from r1zero.errors import BadInput
 
-# Exit codes besides 0, done, and 1, failed. LEFT_EARLY (sysexits' EX_TEMPFAIL): all is saved, the same command goes on.
-# INTERRUPTED is what shells give a program that Ctrl-C ended.
+# Exit codes besides 0, done, and 1, failed. EXIT_REQUEUE (sysexits' EX_TEMPFAIL): all is saved, the
+# same command goes on. INTERRUPTED is what shells give a program that Ctrl-C ended.
 BAD_INPUT = 2
-LEFT_EARLY = 75
+EXIT_REQUEUE = 75
 INTERRUPTED = 128 + signal.SIGINT
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 FORM = "minutes, HH:MM:SS or D-HH:MM:SS after the start, or a moment such as 2027-01-31T18:00"
 
 
-class Leave:
+class PreemptionNotice:
     """Reasons for this process to leave early."""
 
     def __init__(self, deadline: float | None = None) -> None:
@@ -50,7 +50,9 @@ class Leave:
         self._training = True
 
     def seconds_left(self) -> float:
-        return float("inf") if self.deadline is None else self.deadline - time.time()
+        if self.deadline is None:
+            return float("inf")
+        return self.deadline - time.time()
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and (self.asked_by or not self._training):
@@ -59,18 +61,25 @@ class Leave:
 
 
 def deadline(exit_before: str | None) -> float | None:
-    """The moment to be gone by, in seconds since the epoch: what is configured or Slurm's end, whichever is first."""
-    moments = [moment for moment in (exit_before and parse_moment(exit_before, time.time()), _slurm_end()) if moment]
+    """The moment to be gone by, in seconds since the epoch: what is configured or Slurm's end,
+    whichever is first."""
+    moments = [
+        moment
+        for moment in (exit_before and parse_moment(exit_before, time.time()), _slurm_end())
+        if moment
+    ]
     return min(moments, default=None)
 
 
 def parse_moment(text: str, start: float) -> float:
-    """Read `training.exit_before`; returns seconds since the epoch. BadInput when it has none of the forms."""
+    """Read `training.exit_before`; returns seconds since the epoch. BadInput when it has none of
+    the forms."""
     match = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):(\d\d)|(\d+(?:\.\d+)?))", text)
     if match is not None:
         days, hours, minutes, seconds = (int(part or 0) for part in match.group(1, 2, 3, 4))
-        return start + 60 * float(match[5]) if match[5] else \
-            start + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+        if match[5]:
+            return start + 60 * float(match[5])
+        return start + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
@@ -84,9 +93,16 @@ def _slurm_end() -> float | None:
     if (text := os.environ.get("SLURM_JOB_END_TIME", "")).isdecimal():
         return float(text)
     try:
-        shown = subprocess.run(["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]], capture_output=True,
-                               text=True, timeout=30, check=True).stdout
+        shown = subprocess.run(
+            ["scontrol", "show", "job", os.environ["SLURM_JOB_ID"]],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     match = re.search(r"EndTime=(\d{4}-\S+)", shown)
-    return datetime.fromisoformat(match[1]).timestamp() if match else None
+    if match:
+        return datetime.fromisoformat(match[1]).timestamp()
+    return None

@@ -1,12 +1,14 @@
-"""Start the ranks of one node, as torchrun does, and leave with their exit code: what launch.sh runs.
+"""Start the ranks of one node, as torchrun does, and leave with their exit code: what launch.sh
+runs.
 
     python r1zero/distributed/spawn.py --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr HOST
         --master-port 29500 PROGRAM [argument ...]
 
-Three things are different from torchrun, which every rank can be started with as well. Asked to leave
-(Ctrl-C, SIGTERM, SIGHUP, SIGUSR1), the ranks get all the time that their step and their checkpoint take,
-where torchrun kills after 30 s. The exit code is the ranks' own: 75 after an early leave, 2 for bad input.
-And a rank that fails is not buried under a traceback of the launcher: the rank has said its one sentence.
+Three things are different from torchrun, which every rank can be started with as well. Asked to
+leave (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1), the ranks get all the time that their step and their
+checkpoint take, where torchrun kills after 30 s. The exit code is the ranks' own: 75 after an early
+leave, 2 for bad input. And a rank that fails is not buried under a traceback of the launcher: the
+rank has said its one sentence.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from types import FrameType
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 POLL_SECONDS = 0.1
-# Ranks end by themselves within seconds of the first that fails, since it tells them. One that is stuck in
-# a call of a driver does not.
+# Ranks end by themselves within seconds of the first that fails, since it tells them. One that is
+# stuck in a call of a driver does not.
 GRACE_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1  # prctl(2)
 BAD_INPUT = 2
@@ -41,11 +43,15 @@ class Ranks:
     def start(self, command: Sequence[str], environments: Sequence[dict[str, str]]) -> None:
         """Start a process for each environment, in a session of its own.
 
-        A terminal sends Ctrl-C to all processes in its foreground; so the ranks get it once, from here.
+        A terminal sends Ctrl-C to all processes in its foreground; so the ranks get it once, from
+        here.
         """
         for environment in environments:
             process = subprocess.Popen(
-                command, env=os.environ | environment, start_new_session=True, preexec_fn=_end_with_parent
+                command,
+                env=os.environ | environment,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
             self._processes.append(process)
 
@@ -58,8 +64,8 @@ class Ranks:
     def wait(self) -> int:
         """Wait for all; returns their exit code.
 
-        That is the code of the first rank that did not end with 0, but BAD_INPUT if any rank ended with it: the
-        others then only followed.
+        That is the code of the first rank that did not end with 0, but BAD_INPUT if any rank ended
+        with it: the others then only followed.
         """
         first = 0
         failed_at = 0.0
@@ -77,11 +83,14 @@ class Ranks:
         return any(process.poll() is None for process in self._processes)
 
     def _failed_code(self) -> int:
-        """The code of a rank that ended with another than 0, as a shell gives it: 128 + N after signal N."""
+        """The code of a rank that ended with another than 0, as a shell gives it: 128 + N after
+        signal N."""
         for process in self._processes:
             code = process.poll()
             if code:
-                return code if code > 0 else 128 - code
+                if code > 0:
+                    return code
+                return 128 - code
         return 0
 
 
@@ -95,8 +104,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"r1zero: MASTER_PORT={port} must be from 1 to 65535", file=sys.stderr)
         return BAD_INPUT
     elif args.node_rank == 0 and not is_free(port):
-        print(f"r1zero: MASTER_PORT={port} is in use on this node; set another, or leave it unset for a run on "
-              "one node", file=sys.stderr)
+        print(
+            f"r1zero: MASTER_PORT={port} is in use on this node; set another, or leave it unset "
+            "for a run on one node",
+            file=sys.stderr,
+        )
         return BAD_INPUT
     ranks = Ranks()
     for number in FORWARDED:
@@ -166,13 +178,17 @@ def _forward_to(ranks: Ranks) -> Callable[[int, FrameType | None], None]:
         if number == signal.SIGINT and not told:
             told.append(number)
             with contextlib.suppress(OSError):  # of a terminal that is closed
-                print("\nr1zero: leaving after the running step; Ctrl-C again ends at once", file=sys.stderr)
+                print(
+                    "\nr1zero: leaving after the running step; Ctrl-C again ends at once",
+                    file=sys.stderr,
+                )
 
     return forward
 
 
 def _end_with_parent() -> None:
-    """Let the rank be asked to leave when this process is killed: nobody else could reach it any more."""
+    """Let the rank be asked to leave when this process is killed: nobody else could reach it any
+    more."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""Moves between roles: how values leave one role and reach another, on the control plane.
+"""Transfer of samples between roles: broadcast, gather, send and receive on the control plane.
 
 A move is an asynchronous send for the giver and a blocking receive for the taker. That alone makes
 the pipeline: rollout ranks hand over a minibatch and go on decoding, while the ranks that wait for
@@ -15,20 +15,21 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from r1zero.types import Group
 from r1zero.distributed import collectives
 from r1zero.distributed.groups import Grid, World
+from r1zero.types import Group
 
 T = TypeVar("T")
 
 
-class Absent:
-    """Stands for an object that lives on other ranks: its attributes exist, using them is our mistake."""
+class NotOnThisRank:
+    """Stands for an object that lives on other ranks: its attributes exist, using them is our
+    mistake."""
 
     def __init__(self, role: str) -> None:
         self._role = role
 
-    def __getattr__(self, name: str) -> Absent:
+    def __getattr__(self, name: str) -> NotOnThisRank:
         if name.startswith("__"):
             raise AttributeError(name)
         return self
@@ -42,11 +43,13 @@ class Absent:
 
 def on(grid: Grid, function: Callable[..., T], *args: Any) -> T | None:
     """Call `function` on the ranks of a role; None elsewhere."""
-    return function(*args) if grid.member else None
+    if grid.member:
+        return function(*args)
+    return None
 
 
-class Mover:
-    """The moves of one rank. Sends stay pending until `settle`."""
+class RoleTransfer:
+    """The moves of one rank. Sends stay pending until `flush`."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -60,15 +63,19 @@ class Mover:
 
     def at_controller(self, function: Callable[..., T], *args: Any) -> T | None:
         """Call `function` on the controller; None elsewhere."""
-        return function(*args) if self.world.is_controller else None
+        if self.world.is_controller:
+            return function(*args)
+        return None
 
-    def hand_over(self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid) -> list[Group] | None:
+    def send_to_replicas(
+        self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid
+    ) -> list[Group] | None:
         """Move the groups at these batch positions from one role to the replicas of another.
 
         Position p lives on replica p % DP of either role. The giver's speakers send; the taker's
         leaders receive and tell their replica. Returns the taker's groups in order, None elsewhere.
         """
-        if giver.member and giver.speaks:
+        if giver.member and giver.is_output_rank:
             assert groups is not None
             for replica in range(taker.span.dp):
                 share = [group for group in groups if group.position % taker.span.dp == replica]
@@ -77,7 +84,7 @@ class Mover:
         if not taker.member:
             return None
         arrived: list[Group] = []
-        if taker.leads:
+        if taker.is_input_rank:
             mine = [p for p in positions if p % taker.span.dp == taker.replica]
             for sender in sorted({giver.span.output_rank(p % giver.span.dp) for p in mine}):
                 arrived += self._receive(sender)
@@ -85,10 +92,13 @@ class Mover:
         leader = taker.span.input_rank(taker.replica)
         return collectives.broadcast_object(arrived, leader, taker.replica_control)
 
-    def hand_to_all(self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid) -> list[Group] | None:
-        """Move groups from the replicas of one role to every rank of another, in order of position."""
+    def broadcast_groups(
+        self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid
+    ) -> list[Group] | None:
+        """Move groups from the replicas of one role to every rank of another, in order of
+        position."""
         first = taker.span.first
-        if giver.member and giver.speaks and groups:
+        if giver.member and giver.is_output_rank and groups:
             self._send(groups, first)
         if not taker.member:
             return None
@@ -99,7 +109,7 @@ class Mover:
             arrived.sort(key=lambda group: group.position)
         return collectives.broadcast_object(arrived, first, taker.role_control)
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Collect one value from every rank, in rank order, on every rank."""
         return collectives.broadcast_object(self.to_controller(value), 0, self.world.control)
 
@@ -107,7 +117,7 @@ class Mover:
         """Collect one value from every rank, in rank order, on the controller; None elsewhere."""
         return collectives.gather_objects(value, self.world.control)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait until everything sent has been taken, and until all ranks have come this far."""
         for work, _ in self._pending:
             work.wait()

@@ -1,4 +1,4 @@
-"""Scores of weights on problems that training does not see; used in training and by tools/evaluate.py."""
+"""Evaluation on held-out problems (pass@k, accuracy), in training and by tools/evaluate.py."""
 
 from __future__ import annotations
 
@@ -11,70 +11,79 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from r1zero.types import Batch, Group
 from r1zero.config.schema import Config
 from r1zero.data.ends import Ends
 from r1zero.data.files import data_files
 from r1zero.data.indexed import index_path, values_path
-from r1zero.data.preprocessed import is_packed, stem
+from r1zero.data.preprocessed import is_preprocessed, stem
 from r1zero.data.problems import read_tags
 from r1zero.data.prompts import Prompts
 from r1zero.data.template import Template
-from r1zero.evaluation.scores import Conditions, extractor_version, report, write_report
-from r1zero.reward.manager import SampleScorer
+from r1zero.distributed.groups import World
+from r1zero.distributed.transfer import NotOnThisRank, RoleTransfer, on
+from r1zero.evaluation.scores import EvalProtocol, extractor_version, report, write_report
+from r1zero.reward.manager import RewardManager
 from r1zero.rollout.engine import Engine
 from r1zero.rollout.sampler import Sampling
-from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import Absent, Mover, on
+from r1zero.types import Batch, Group
 
-# In place of the step in the key of the sampler: evaluation draws other numbers than training, and always the
-# same ones, so that a difference between two evaluations comes from the weights.
+# In place of the step in the key of the sampler: evaluation draws other numbers than training, and
+# always the same ones, so that a difference between two evaluations comes from the weights.
 EVALUATION = 2**32
 TAGS = ("level", "subject")  # columns by which scores are also told, when the data has them
 
 
-class Examinee(Protocol):
-    """What answers: the crew of a run, or that of tools/evaluate.py."""
+class EvalContext(Protocol):
+    """What answers: the runtime of a run, or that of tools/evaluate.py."""
 
     cfg: Config
     world: World
-    move: Mover
+    move: RoleTransfer
     tokenizer: PreTrainedTokenizerBase
     ends: Ends
-    eval_prompts: Prompts | Absent | None
-    engine: Engine | Absent
-    scorer: SampleScorer | Absent
+    eval_prompts: Prompts | NotOnThisRank | None
+    engine: Engine | NotOnThisRank
+    reward_manager: RewardManager | NotOnThisRank
 
 
-def evaluate(crew: Examinee, version: int, model: str, place: Path,
-             round_samples: int | None = None) -> dict[str, Any] | None:
+def evaluate(
+    context: EvalContext, version: int, model: str, place: Path, round_samples: int | None = None
+) -> dict[str, Any] | None:
     """Answer all problems of `eval_data_path`; write `place`.json and `place`.parquet. Collective.
 
-    `version` is that of the engine's weights, `model` their name. With `round_samples`, about that many
-    answers at a time are decoded together, always the same ones, so that not even rounding depends on the
-    number of ranks; without it each replica decodes its whole share at once. Returns the report on the
-    controller.
+    `version` is that of the engine's weights, `model` their name. With `round_samples`, about that
+    many answers at a time are decoded together, always the same ones, so that not even rounding
+    depends on the number of ranks; without it each replica decodes its whole share at once. Returns
+    the report on the controller.
     """
-    batch = crew.move.from_controller(_plan, crew, version)
-    shares = crew.move.to_controller(on(crew.world.rollout, _answer, crew, batch, round_samples))
-    return crew.move.at_controller(_conclude, crew, batch, shares, model, place)
+    batch = context.move.from_controller(_plan, context, version)
+    shares = context.move.to_controller(
+        on(context.world.rollout, _answer, context, batch, round_samples)
+    )
+    return context.move.at_controller(_conclude, context, batch, shares, model, place)
 
 
-def _plan(crew: Examinee, version: int) -> Batch:
-    prompts, samples = crew.eval_prompts.prompts, crew.cfg.training.eval_samples_per_prompt
+def _plan(context: EvalContext, version: int) -> Batch:
+    prompts = context.eval_prompts.prompts
+    samples = context.cfg.training.eval_samples_per_prompt
     return Batch(EVALUATION, version, prompts, samples, len(prompts) * samples)
 
 
-def _answer(crew: Examinee, batch: Batch, round_samples: int | None) -> list[Group]:
+def _answer(context: EvalContext, batch: Batch, round_samples: int | None) -> list[Group]:
     """Answer and score this replica's share; empty on ranks that do not speak for one."""
-    engine, grid, groups = crew.engine, crew.world.rollout, []
-    of_training, engine.sampling = engine.sampling, eval_sampling(crew.cfg)
+    engine = context.engine
+    grid = context.world.rollout
+    groups = []
+    of_training = engine.sampling
+    engine.sampling = eval_sampling(context.cfg)
     for positions in shares(batch, round_samples, grid.replica, grid.span.dp):
         engine.submit(batch, positions)
         groups += engine.collect(0)
     engine.sampling = of_training
-    groups = crew.scorer.score(groups)
-    return groups if grid.speaks else []
+    groups = context.reward_manager.score(groups)
+    if grid.is_output_rank:
+        return groups
+    return []
 
 
 def shares(batch: Batch, round_samples: int | None, replica: int, replicas: int) -> list[range]:
@@ -84,7 +93,10 @@ def shares(batch: Batch, round_samples: int | None, replica: int, replicas: int)
         rounds = [range(replica, size, replicas)]
     else:
         count = -(-batch.num_samples // round_samples)
-        rounds = [range(size * i // count, size * (i + 1) // count) for i in range(replica, count, replicas)]
+        rounds = [
+            range(size * i // count, size * (i + 1) // count)
+            for i in range(replica, count, replicas)
+        ]
     return [positions for positions in rounds if positions]
 
 
@@ -97,39 +109,62 @@ def eval_sampling(cfg: Config) -> Sampling:
     return Sampling(training.eval_temperature, training.eval_top_p, top_k, training.seed)
 
 
-def _conclude(crew: Examinee, batch: Batch, found: Sequence[list[Group] | None], model: str,
-              place: Path) -> dict[str, Any]:
+def _conclude(
+    context: EvalContext, batch: Batch, found: Sequence[list[Group] | None], model: str, place: Path
+) -> dict[str, Any]:
     """Score all answers, and write them and the report."""
-    groups = sorted((group for share in found for group in share or []), key=lambda group: group.position)
+    groups = sorted(
+        (group for share in found for group in share or []), key=lambda group: group.position
+    )
     versions = {sample.version for group in groups for sample in group.samples}
-    assert versions == {batch.version}, f"version {batch.version} was to be evaluated, but {versions} answered"
-    data = crew.cfg.training.eval_data_path
-    tags = {} if is_packed(data) else read_tags(data, TAGS)
-    content = report(groups, tags, conditions(crew.cfg, model, crew.eval_prompts, crew.ends))
-    write_report(place, content, groups, tags, partial(crew.tokenizer.decode, skip_special_tokens=False))
+    assert versions == {batch.version}, (
+        f"version {batch.version} was to be evaluated, but {versions} answered"
+    )
+    data = context.cfg.training.eval_data_path
+    if is_preprocessed(data):
+        tags = {}
+    else:
+        tags = read_tags(data, TAGS)
+    content = report(
+        groups, tags, eval_protocol(context.cfg, model, context.eval_prompts, context.ends)
+    )
+    write_report(
+        place, content, groups, tags, partial(context.tokenizer.decode, skip_special_tokens=False)
+    )
     return content
 
 
-def conditions(cfg: Config, model: str, prompts: Prompts, ends: Ends) -> Conditions:
+def eval_protocol(cfg: Config, model: str, prompts: Prompts, ends: Ends) -> EvalProtocol:
     """Name all that the scores depend on."""
     training = cfg.training
     template = Template(training.prompt_type, training.prompt_type_path)
     text = json.dumps([template.text, template.default_system])
     sampling = eval_sampling(cfg)
-    return Conditions(
-        model=model, data=training.eval_data_path, data_sha256=data_sha256(training.eval_data_path),
-        rows=prompts.num_rows, problems=len(prompts), dropped=prompts.num_dropped,
-        template=training.prompt_type, template_sha256=hashlib.sha256(text.encode()).hexdigest(),
-        samples_per_problem=training.eval_samples_per_prompt, temperature=training.eval_temperature,
-        top_p=sampling.top_p, top_k=sampling.top_k, max_new_tokens=cfg.response_budget,
-        ends=[f"{ends.texts[number]} ({number})" for number in ends.ids], seed=training.seed,
-        dtype="bf16" if training.bf16 else "fp32", rules=list(cfg.algorithm.verifier_function),
-        extractor=extractor_version())
+    return EvalProtocol(
+        model=model,
+        data=training.eval_data_path,
+        data_sha256=data_sha256(training.eval_data_path),
+        rows=prompts.num_rows,
+        problems=len(prompts),
+        dropped=prompts.num_dropped,
+        template=training.prompt_type,
+        template_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        samples_per_problem=training.eval_samples_per_prompt,
+        temperature=training.eval_temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_new_tokens=cfg.response_budget,
+        ends=[f"{ends.texts[number]} ({number})" for number in ends.ids],
+        seed=training.seed,
+        dtype="bf16" if training.bf16 else "fp32",
+        rules=list(cfg.algorithm.verifier_function),
+        extractor=extractor_version(),
+    )
 
 
 def data_sha256(path: str) -> str:
     """Hash the files of a data set, one after the other."""
-    if is_packed(path):
+    if is_preprocessed(path):
         stems = [stem(path, field) for field in ("input_ids", "labels")]
         files = [of(each) for each in stems for of in (index_path, values_path)]
     else:

@@ -1,4 +1,4 @@
-"""A world whose ranks only answer: what tools/evaluate.py runs.
+"""Standalone evaluation: a world of rollout replicas only, which tools/evaluate.py runs.
 
 The ranks are rollout replicas; weights come from a model folder instead of train ranks.
 """
@@ -15,80 +15,99 @@ from torch import bfloat16, float32
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from r1zero.types import Group
 from r1zero.config.schema import Config, Training
-from r1zero.runtime import build_engine, build_scorer, response_ends
 from r1zero.data.ends import Ends
 from r1zero.data.layout import layout_of
 from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
 from r1zero.data.template import Template
-from r1zero.preflight.datasets import look_at_prompts
+from r1zero.distributed.groups import World
+from r1zero.distributed.transfer import NotOnThisRank, RoleTransfer
 from r1zero.errors import BadInput
 from r1zero.evaluation.evaluate import evaluate
-from r1zero.models.config import ModelConfig
 from r1zero.evaluation.scores import table
-from r1zero.reward.manager import SampleScorer
-from r1zero.rollout.engine import Engine
-from r1zero.weights.open import open_weights
+from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
-from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import Absent, Mover
+from r1zero.preflight.datasets import look_at_prompts
+from r1zero.reward.manager import RewardManager
+from r1zero.rollout.engine import Engine
+from r1zero.runtime import build_engine, build_reward_manager, response_ends
+from r1zero.types import Group
+from r1zero.weights.open import open_weights
 
 ANY_LENGTH = 2**31
 
 
 @dataclass
 class Evaluator:
-    """What a rank works with; the fields that evaluate() uses have the names of a Crew's."""
+    """What a rank works with; the fields that evaluate() uses have the names of a Runtime's."""
 
     cfg: Config
     world: World
-    move: Mover
+    move: RoleTransfer
     tokenizer: PreTrainedTokenizerBase
     ends: Ends
-    eval_prompts: Prompts | Absent
+    eval_prompts: Prompts | NotOnThisRank
     engine: Engine
-    scorer: SampleScorer
+    reward_manager: RewardManager
 
 
-def prepare(cfg: Config, world: World, data: Mapping[str, dict[str, str]], first: int | None,
-            max_new_tokens: int) -> list[Evaluator]:
-    """Read data sets, or their `first` problems, and load the model; return what answers each. Collective.
+def prepare(
+    cfg: Config,
+    world: World,
+    data: Mapping[str, dict[str, str]],
+    first: int | None,
+    max_new_tokens: int,
+) -> list[Evaluator]:
+    """Read data sets, or their `first` problems, and load the model; return what answers each.
+    Collective.
 
     `data` maps their paths to the columns of each, see config.MAP_KEYS.
 
     BadInput for bad data or models, or when a prompt and its answer would not fit into the model.
     """
-    move, load, folder = Mover(world), cfg.actor_rollout.load, cfg.model_folder("actor_rollout")
-    shape, tokenizer = ModelConfig.from_folder(folder), load_tokenizer(cfg.training.tokenizer_name_or_path)
-    trainings = [replace(cfg.training, eval_data_path=path, eval_map_keys=keys)
-                 for path, keys in data.items()]
-    read = [Absent("controller")] * len(trainings)
+    move = RoleTransfer(world)
+    load = cfg.actor_rollout.load
+    folder = cfg.model_folder("actor_rollout")
+    shape = ModelConfig.from_folder(folder)
+    tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
+    trainings = [
+        replace(cfg.training, eval_data_path=path, eval_map_keys=keys)
+        for path, keys in data.items()
+    ]
+    read = [NotOnThisRank("controller")] * len(trainings)
     if world.is_controller:
         read = [_prompts(cfg, training, tokenizer, first) for training in trainings]
     longest = move.from_controller(_longest, read)
     length = longest + max_new_tokens
     if length > shape.max_positions:
-        raise BadInput(f"--max-new-tokens {max_new_tokens}: the longest prompt has {longest} tokens, and "
-                       f"the model {shape.max_positions} positions; "
-                       f"{shape.max_positions - longest} is the most")
-    actor = replace(cfg.actor_rollout, max_prompt_length=longest,
-                    max_tokens_to_oom=max(length, cfg.actor_rollout.max_tokens_to_oom))
+        raise BadInput(
+            f"--max-new-tokens {max_new_tokens}: the longest prompt has {longest} tokens, and the "
+            f"model {shape.max_positions} positions; {shape.max_positions - longest} is the most"
+        )
+    actor = replace(
+        cfg.actor_rollout,
+        max_prompt_length=longest,
+        max_tokens_to_oom=max(length, cfg.actor_rollout.max_tokens_to_oom),
+    )
     cfg = replace(cfg, training=replace(cfg.training, seq_length=length), actor_rollout=actor)
     dtype = bfloat16 if cfg.training.bf16 else float32
-    scorer = build_scorer(cfg, world, tokenizer)
+    reward_manager = build_reward_manager(cfg, world, tokenizer)
     vocabulary = vocabulary_of(tokenizer)
-    ends, unused = response_ends(cfg, vocabulary), vocabulary.unused(shape.vocab_size)
-    engine = build_engine(cfg, world, shape, dtype, ends.ids, unused, scorer)
+    ends = response_ends(cfg, vocabulary)
+    unused = vocabulary.unused(shape.vocab_size)
+    engine = build_engine(cfg, world, shape, dtype, ends.ids, unused, reward_manager)
     grid = world.rollout
     weights = open_weights(load, shape)
     for tensor, shard in weights.stream(param_table(shape), grid.tp_index, grid.span.tp, dtype):
         engine.decoder.weights[tensor.name].copy_(shard)
     engine.accept(0)
-    configs = [replace(cfg, training=replace(training, seq_length=length))
-               for training in trainings]
-    return [Evaluator(own, world, move, tokenizer, ends, prompts, engine, scorer)
-            for own, prompts in zip(configs, read, strict=True)]
+    configs = [
+        replace(cfg, training=replace(training, seq_length=length)) for training in trainings
+    ]
+    return [
+        Evaluator(own, world, move, tokenizer, ends, prompts, engine, reward_manager)
+        for own, prompts in zip(configs, read, strict=True)
+    ]
 
 
 def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None) -> None:
@@ -97,22 +116,40 @@ def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None
         output.mkdir(parents=True, exist_ok=True)
     try:
         for each in evaluators:
-            began, path = time.monotonic(), Path(each.cfg.training.eval_data_path)
+            began = time.monotonic()
+            path = Path(each.cfg.training.eval_data_path)
             with _progress(each):
-                found = evaluate(each, each.engine.version, each.cfg.actor_rollout.load, output / path.stem, round_samples)
+                found = evaluate(
+                    each,
+                    each.engine.version,
+                    each.cfg.actor_rollout.load,
+                    output / path.stem,
+                    round_samples,
+                )
             if found is not None:
                 seconds = time.monotonic() - began
-                print(table(found), f"    {'seconds':<20}{seconds:.1f} on {each.world.size} ranks", sep="\n")
+                print(
+                    table(found),
+                    f"    {'seconds':<20}{seconds:.1f} on {each.world.size} ranks",
+                    sep="\n",
+                )
     finally:
-        evaluators[0].scorer.close()
+        evaluators[0].reward_manager.close()
 
 
-def _prompts(cfg: Config, training: Training, tokenizer: PreTrainedTokenizerBase,
-             first: int | None) -> Prompts:
+def _prompts(
+    cfg: Config, training: Training, tokenizer: PreTrainedTokenizerBase, first: int | None
+) -> Prompts:
     """Read the problems that one data set holds, and say what is worth knowing about them."""
     template = Template(training.prompt_type, training.prompt_type_path)
-    prompts = Prompts(training.eval_data_path, layout_of(training, held_out=True), template,
-                      tokenizer, ANY_LENGTH, training.seed)
+    prompts = Prompts(
+        training.eval_data_path,
+        layout_of(training, held_out=True),
+        template,
+        tokenizer,
+        ANY_LENGTH,
+        training.seed,
+    )
     prompts.prompts = prompts.prompts[:first]
     for line in look_at_prompts(cfg, None, prompts, "--data"):
         print(line, file=sys.stderr)
@@ -125,12 +162,13 @@ def _longest(read: Sequence[Prompts]) -> int:
 
 def _progress(evaluator: Evaluator) -> tqdm:
     """Count the answers of the controller's replica on its terminal."""
-    world, engine = evaluator.world, evaluator.engine
+    world = evaluator.world
+    engine = evaluator.engine
     silent = not world.is_controller or not sys.stderr.isatty()
     bar = tqdm(unit="answer", disable=silent)
 
     def on_sample(group: Group, member: int) -> None:
-        evaluator.scorer.submit(group, member)
+        evaluator.reward_manager.submit(group, member)
         bar.update()
 
     engine.on_sample = on_sample

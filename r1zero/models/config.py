@@ -1,6 +1,8 @@
-"""ModelConfig: the sizes of a model, what placement, memory, weights and both engines need to know of it.
+"""ModelConfig: the sizes of a model, what placement, memory, weights and both engines need to know
+of it.
 
-Read from the `config.json` of a Hugging Face folder, so there is one source of truth; needs no torch.
+Read from the `config.json` of a Hugging Face folder, so there is one source of truth; needs no
+torch.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1zero.config.parse import read_json
 from r1zero.errors import BadInput
 from r1zero.models import hf_config
 from r1zero.models.family import by_architecture, by_megatron, family_of
 from r1zero.models.hf_config import RopeScaling
 from r1zero.models.params import num_elements
-from r1zero.config.parse import read_json
 
 __all__ = ["ModelConfig", "RopeScaling"]
 
@@ -58,8 +60,10 @@ class ModelConfig:
         """Read `config.json` in `folder`. BadInput when it is missing or not a supported model."""
         path = Path(folder) / "config.json"
         if not path.exists():
-            raise BadInput(f"{path} does not exist: `load` must name a Hugging Face model folder "
-                           "with config.json and safetensors files")
+            raise BadInput(
+                f"{path} does not exist: `load` must name a Hugging Face model folder "
+                "with config.json and safetensors files"
+            )
         config = read_json(path)
         if not isinstance(config, dict):
             raise BadInput(f"{path} must hold a JSON object")
@@ -77,7 +81,8 @@ class ModelConfig:
 
     @classmethod
     def from_megatron(cls, keys: Mapping[str, Any]) -> ModelConfig:
-        """Read Megatron's names, of a model file's or a checkpoint's. Raises KeyError or BadInput."""
+        """Read Megatron's names, of a model file's or a checkpoint's. Raises KeyError or
+        BadInput."""
         return by_megatron(keys).from_megatron(keys)
 
     def to_megatron(self) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     h += proj(attention(qkv(norm(h))))          queries, keys: a norm of each head (Qwen3), then RoPE
     h += down(silu(gate(norm(h))) * up(norm(h)))
 
-Pre-norm with RMSNorm (Zhang & Sennrich 2019), grouped-query attention (Ainslie et al. 2023), rotary positions
-(Su et al. 2021), SwiGLU (Shazeer 2020). A family that differs overrides what differs.
+Pre-norm with RMSNorm (Zhang & Sennrich 2019), grouped-query attention (Ainslie et al. 2023), rotary
+positions (Su et al. 2021), SwiGLU (Shazeer 2020). A family that differs overrides what differs.
 """
 
 from __future__ import annotations
@@ -42,8 +42,13 @@ class DenseFamily(ModelFamily):
     """Families of the dense block. The class variables are what most of them differ in."""
 
     checked_arguments = (
-        "num_layers", "hidden_size", "num_attention_heads", "kv_channels", "add_qkv_bias",
-        "qk_layernorm")
+        "num_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "kv_channels",
+        "add_qkv_bias",
+        "qk_layernorm",
+    )
     neutral: ClassVar[Mapping[str, object]] = NEUTRAL
     default_head_dim: ClassVar[int | None] = None  # None: hidden size / heads
     kv_heads_may_be_missing: ClassVar[bool] = False
@@ -151,7 +156,8 @@ class DenseFamily(ModelFamily):
             *table,
             attention_output(config, layer),
             layer_param(
-                layer, "pre_mlp_layernorm.weight", "post_attention_layernorm.weight", hidden, None),
+                layer, "pre_mlp_layernorm.weight", "post_attention_layernorm.weight", hidden, None
+            ),
             *gated_mlp(config, layer),
         ]
 
@@ -160,9 +166,14 @@ class DenseFamily(ModelFamily):
         head = (config.head_dim,)
         return [
             layer_param(
-                layer, f"self_attention.{part}_layernorm.weight", f"self_attn.{part}_norm.weight",
-                head, None)
-            for part in "qk"]
+                layer,
+                f"self_attention.{part}_layernorm.weight",
+                f"self_attn.{part}_norm.weight",
+                head,
+                None,
+            )
+            for part in "qk"
+        ]
 
     # -- sizes and memory ----------------------------------------------------------------------
 
@@ -180,9 +191,9 @@ class DenseFamily(ModelFamily):
     ) -> float:
         """Elements kept of a token (counted as by Korthikanti et al. 2022, with fused attention).
 
-        Whole on every TP rank, unless cut by sequence parallelism: inputs and outputs of both norms and both
-        residual sums, 6 x hidden. Cut by TP: query, key and value before and after rotation, attention's
-        output, and four products of the gated MLP.
+        Whole on every TP rank, unless cut by sequence parallelism: inputs and outputs of both norms
+        and both residual sums, 6 x hidden. Cut by TP: query, key and value before and after
+        rotation, attention's output, and four products of the gated MLP.
         """
         whole = 6 * config.hidden_size / (tp if sequence_parallel else 1)
         attention = 2 * config.qkv_size + config.num_heads * config.head_dim
@@ -213,9 +224,7 @@ class DenseFamily(ModelFamily):
             attention.k_layernorm = RMSNorm
         return spec
 
-    def decoder_block(
-        self, config: ModelConfig, layer: int, weights: LayerWeights
-    ) -> DecoderBlock:
+    def decoder_block(self, config: ModelConfig, layer: int, weights: LayerWeights) -> DecoderBlock:
         """One layer of the rollout engine."""
         return DenseBlock(config, layer, weights)
 
@@ -248,7 +257,7 @@ class DenseBlock:
         return run.all_reduce(self.down(run.operators.silu_mul(self.gate_up(x))))
 
 
-# -- rows of the parameter table that families put together ------------------------------------------
+# -- rows of the parameter table that families put together ----------------------------------------
 
 
 def layer_param(
@@ -256,12 +265,16 @@ def layer_param(
 ) -> ParamSpec:
     """A parameter of a layer that is one tensor in both worlds."""
     return whole_param(
-        f"decoder.layers.{layer}.{name}", f"model.layers.{layer}.{hf}", view, axis, layer=layer)
+        f"decoder.layers.{layer}.{name}", f"model.layers.{layer}.{hf}", view, axis, layer=layer
+    )
 
 
 def fused_qkv(config: ModelConfig, layer: int, kind: str) -> ParamSpec:
     """Queries, keys and values as one: `kind` is "weight" [Q + 2 K, H] or "bias" [Q + 2 K]."""
-    columns = (config.hidden_size,) if kind == "weight" else ()
+    if kind == "weight":
+        columns = (config.hidden_size,)
+    else:
+        columns = ()
     query = config.num_heads * config.head_dim
     key = config.num_kv_heads * config.head_dim
     return ParamSpec(
@@ -272,13 +285,16 @@ def fused_qkv(config: ModelConfig, layer: int, kind: str) -> ParamSpec:
         axis=0,
         layer=layer,
         place="layer",
-        kv_groups=config.num_kv_heads)
+        kv_groups=config.num_kv_heads,
+    )
 
 
 def attention_output(config: ModelConfig, layer: int) -> ParamSpec:
     """The output projection of attention, [H, Q]."""
     view = (config.hidden_size, config.num_heads * config.head_dim)
-    return layer_param(layer, "self_attention.linear_proj.weight", "self_attn.o_proj.weight", view, 1)
+    return layer_param(
+        layer, "self_attention.linear_proj.weight", "self_attn.o_proj.weight", view, 1
+    )
 
 
 def gated_mlp(config: ModelConfig, layer: int) -> list[ParamSpec]:
@@ -292,6 +308,7 @@ def gated_mlp(config: ModelConfig, layer: int) -> list[ParamSpec]:
         view=(2, ffn, hidden),
         axis=1,
         layer=layer,
-        place="layer")
+        place="layer",
+    )
     down = layer_param(layer, "mlp.linear_fc2.weight", "mlp.down_proj.weight", (hidden, ffn), 1)
     return [gate_up, down]

@@ -1,11 +1,13 @@
-"""The seam for model families: what the program asks a family, and the table of those that it knows.
+"""The seam for model families: what the program asks a family, and the table of those that it
+knows.
 
-A family is one file that answers four questions about a network: what its config.json means (`ModelConfig`),
-which parameters it has and how tensor parallelism cuts them (`ParamSpec`), which modules Megatron trains, and
-how the rollout engine computes one layer. Everything else (loading, saving, publishing, the dry run, both
-engines) asks here, and never tests a family's name.
+A family is one file that answers four questions about a network: what its config.json means
+(`ModelConfig`), which parameters it has and how tensor parallelism cuts them (`ParamSpec`), which
+modules Megatron trains, and how the rollout engine computes one layer. Everything else (loading,
+saving, publishing, the dry run, both engines) asks here, and never tests a family's name.
 
-Needs no torch: checks of a configuration run without it. A family imports torch and Megatron where it uses them.
+Needs no torch: checks of a configuration run without it. A family imports torch and Megatron where
+it uses them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from r1zero.models.config import ModelConfig
     from r1zero.models.params import ParamSpec
 
-# Megatron has no name for a family; checkpoints and model files name it so where their other keys do not tell.
+# Megatron has no name for a family; checkpoints and model files name it so where their other keys
+# do not tell.
 MODEL_TYPE = "hf_model_type"
 
 
@@ -34,14 +37,16 @@ class ModelFamily(ABC):
 
     name: ClassVar[str]  # transformers' model_type
     architectures: ClassVar[tuple[str, ...]]  # that config.json may name
-    # Keys of `to_megatron` that a checkpoint's arguments must agree with, else its weights would be misread.
+    # Keys of `to_megatron` that a checkpoint's arguments must agree with, else its weights would be
+    # misread.
     checked_arguments: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def read_config(self, config: Mapping[str, Any]) -> ModelConfig:
         """Read the content of a config.json.
 
-        KeyError when a key is missing, BadInput for a value that cannot be or is not computed exactly here.
+        KeyError when a key is missing, BadInput for a value that cannot be or is not computed
+        exactly here.
         """
 
     @abstractmethod
@@ -82,17 +87,17 @@ class ModelFamily(ABC):
     def layer_spec(
         self, config: ModelConfig, layer: int, groups: ProcessGroupCollection
     ) -> ModuleSpec:
-        """Megatron's spec of one layer. Its parameters must have the names and shapes of `params`."""
+        """Megatron's spec of one layer. Its parameters must have the names and shapes of
+        `params`."""
 
     @abstractmethod
-    def decoder_block(
-        self, config: ModelConfig, layer: int, weights: LayerWeights
-    ) -> DecoderBlock:
+    def decoder_block(self, config: ModelConfig, layer: int, weights: LayerWeights) -> DecoderBlock:
         """One layer of the rollout engine, over the weights that publishing writes into."""
 
 
 class LayerWeights(Protocol):
-    """This rollout rank's weights of one layer. Names are Megatron's, without `decoder.layers.N.`."""
+    """This rollout rank's weights of one layer. Names are Megatron's, without
+    `decoder.layers.N.`."""
 
     def tensor(self, name: str) -> torch.Tensor:
         """The weight of this name."""
@@ -102,12 +107,14 @@ class LayerWeights(Protocol):
 
 
 class DecoderOperators(Protocol):
-    """What the rollout engine computes between matrix products: fused kernels where there are some."""
+    """What the rollout engine computes between matrix products: fused kernels where there are
+    some."""
 
     def add_norm(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
     ) -> torch.Tensor:
-        """Add `delta` [T, H] to `hidden` in place, if there is one; return the RMSNorm of the sum."""
+        """Add `delta` [T, H] to `hidden` in place, if there is one; return the RMSNorm of the
+        sum."""
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """SwiGLU: [T, 2 F] -> silu(first half) * second half, [T, F]."""
@@ -126,7 +133,8 @@ class Attend(Protocol):
     ) -> torch.Tensor:
         """qkv [T, kv heads * (queries per group + 2) * D] -> [T, heads * D].
 
-        `q_norm` and `k_norm` [D], if given, are the weights of an RMSNorm of each query and key head.
+        `q_norm` and `k_norm` [D], if given, are the weights of an RMSNorm of each query and key
+        head.
         """
 
 
@@ -147,8 +155,8 @@ class DecoderBlock(Protocol):
     ) -> torch.Tensor:
         """Run T tokens. `hidden` [T, H] is the residual stream, which the block may write into.
 
-        `delta` is what the block before has left to be added to it, so that the addition can be one pass
-        with the norm that follows. The block adds it, and returns what it leaves itself.
+        `delta` is what the block before has left to be added to it, so that the addition can be one
+        pass with the norm that follows. The block adds it, and returns what it leaves itself.
         """
 
 
@@ -179,7 +187,8 @@ def by_architecture(architecture: object) -> ModelFamily:
 
 
 def by_megatron(keys: Mapping[str, Any]) -> ModelFamily:
-    """The family of a model in Megatron's names: the one it names, else the one whose traits it has."""
+    """The family of a model in Megatron's names: the one it names, else the one whose traits it
+    has."""
     name = keys.get(MODEL_TYPE)
     for family in _FAMILIES.values():
         if family.name == name or (name is None and family.matches_megatron(keys)):

@@ -10,13 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from r1zero.errors import BadInput
-from r1zero.errors import shown
 from r1zero.config.parse import LARGEST
+from r1zero.errors import BadInput, shown
 
 ROPE_KEYS = {
-    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor",
-    "high_freq_factor", "original_max_position_embeddings"}
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+}
 DEFAULT_ROPE_THETA = 10000.0
 
 
@@ -50,7 +56,8 @@ def refuse_partial_attention(config: Mapping[str, Any], layers: int) -> None:
     if config.get("layer_types") not in (None, ["full_attention"] * layers):
         raise BadInput(
             f"layer_types: {config['layer_types']} is not supported; only full_attention in "
-            f"each of the {layers} layers is")
+            f"each of the {layers} layers is"
+        )
 
 
 def count(config: Mapping[str, Any], key: str) -> int:
@@ -80,10 +87,17 @@ def flag(config: Mapping[str, Any], key: str) -> bool:
 
 
 def kv_heads(config: Mapping[str, Any], heads: int, may_be_missing: bool) -> int:
-    """Key and value heads: as many as query heads where the key is null or, in some families, missing."""
+    """Key and value heads: as many as query heads where the key is null or, in some families,
+    missing."""
     key = "num_key_value_heads"
-    given = config.get(key) if may_be_missing else config[key]
-    number = heads if given is None else count(config, key)
+    if may_be_missing:
+        given = config.get(key)
+    else:
+        given = config[key]
+    if given is None:
+        number = heads
+    else:
+        number = count(config, key)
     if heads % number:
         raise BadInput(f"{key}: {number} does not divide num_attention_heads {heads}")
     return number
@@ -94,7 +108,8 @@ def head_dim(
 ) -> int:
     """Columns of a head: the hidden size shared out to the heads, unless it is given.
 
-    `if_missing` is a family's own default, which holds where the key is missing but not where it is null.
+    `if_missing` is a family's own default, which holds where the key is missing but not where it is
+    null.
     """
     if if_missing is not None and "head_dim" not in config:
         return if_missing
@@ -103,7 +118,8 @@ def head_dim(
     elif hidden % heads:
         raise BadInput(
             f"num_attention_heads: {heads} does not divide hidden_size {hidden}, and there is "
-            "no head_dim")
+            "no head_dim"
+        )
     else:
         size = hidden // heads
     if size % 2:
@@ -117,7 +133,8 @@ def rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     if not isinstance(given, dict) or not set(given) <= ROPE_KEYS:
         raise BadInput(
             f"rope_parameters: {given} is not supported; known are the keys "
-            + ", ".join(sorted(ROPE_KEYS)))
+            + ", ".join(sorted(ROPE_KEYS))
+        )
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise BadInput(f"rope type {kind!r} is not supported; supported are default and llama3")
@@ -133,9 +150,11 @@ def _llama3(given: Mapping[str, Any]) -> RopeScaling:
         factor=positive(given, "factor"),
         low_freq_factor=positive(given, "low_freq_factor"),
         high_freq_factor=positive(given, "high_freq_factor"),
-        original_max_positions=count(given, "original_max_position_embeddings"))
+        original_max_positions=count(given, "original_max_position_embeddings"),
+    )
     if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise BadInput(
             f"high_freq_factor: {scaling.high_freq_factor} must be above low_freq_factor "
-            f"{scaling.low_freq_factor}")
+            f"{scaling.low_freq_factor}"
+        )
     return scaling

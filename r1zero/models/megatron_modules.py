@@ -1,4 +1,5 @@
-"""Megatron modules that families put into their layer specs: RMSNorm and attention over packed sequences.
+"""Megatron modules that families put into their layer specs: RMSNorm and attention over packed
+sequences.
 
 The same modules, and so the same parameter names, on NPU, GPU and CPU.
 """
@@ -13,19 +14,24 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 
-from r1zero.models.rotary import rotate
 from r1zero.distributed.device import Segments, packed_causal_attention
+from r1zero.models.rotary import rotate
 
 
 class RMSNorm(torch.nn.Module):
-    """torch's rms_norm as Megatron builds norms. Under sequence parallelism each rank sees a part of
-    the tokens, so the gradient must be summed over TP ranks: the flag on the weight asks for it."""
+    """torch's rms_norm as Megatron builds norms. Under sequence parallelism each rank sees a part
+    of the tokens, so the gradient must be summed over TP ranks: the flag on the weight asks for
+    it."""
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object
+    ) -> None:
         super().__init__()
-        self.shape, self.eps = (hidden_size,), eps
-        self.weight = torch.nn.Parameter(torch.ones(
-            hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        self.shape = (hidden_size,)
+        self.eps = eps
+        self.weight = torch.nn.Parameter(
+            torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
+        )
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -35,7 +41,8 @@ class RMSNorm(torch.nn.Module):
 
 @dataclass
 class PackedBatch(PackedSeqParams):
-    """What Megatron hands down to every layer's attention: the segments and the rotary tables of this batch."""
+    """What Megatron hands down to every layer's attention: the segments and the rotary tables of
+    this batch."""
 
     segments: Segments | None = None
     cos: torch.Tensor | None = None  # [T, 1, head_dim]
@@ -43,21 +50,38 @@ class PackedBatch(PackedSeqParams):
 
 
 class PackedAttention(MegatronModule):
-    """Core attention over a packed batch; stands where Megatron puts its own, and turns queries and keys too.
+    """Core attention over a packed batch; stands where Megatron puts its own, and turns queries and
+    keys too.
 
-    Responses of a group continue one shared prompt, so positions are not those that Megatron would count.
+    Responses of a group continue one shared prompt, so positions are not those that Megatron would
+    count.
     """
 
-    def __init__(self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType,
-                 attention_type: str, softmax_scale: float | None = None, **_: object) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        **_: object,
+    ) -> None:
         super().__init__(config=config)
         self.scale = softmax_scale or config.kv_channels**-0.5
 
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None,
-                packed_seq_params: PackedBatch | None = None, **_: object) -> torch.Tensor:
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: None,
+        packed_seq_params: PackedBatch | None = None,
+        **_: object,
+    ) -> torch.Tensor:
         """query [T, heads, D], key and value [T, kv heads, D] -> [T, heads * D]."""
         batch = packed_seq_params
         assert isinstance(batch, PackedBatch), "the policy only runs packed batches"
-        query, key = rotate(query, batch.cos, batch.sin), rotate(key, batch.cos, batch.sin)
+        query = rotate(query, batch.cos, batch.sin)
+        key = rotate(key, batch.cos, batch.sin)
         output = packed_causal_attention(query, key, value, batch.segments, self.scale)
         return output.reshape(output.shape[0], -1)

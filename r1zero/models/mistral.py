@@ -13,7 +13,8 @@ DEFAULT_WINDOW = 4096  # of transformers, where config.json does not say it; nul
 
 
 class Mistral(DenseFamily):
-    """transformers' MistralForCausalLM, as of version 0.2 and later, which have no sliding window."""
+    """transformers' MistralForCausalLM, as of version 0.2 and later, which have no sliding
+    window."""
 
     name = "mistral"
     architectures = ("MistralForCausalLM",)
@@ -27,7 +28,8 @@ class Mistral(DenseFamily):
             raise BadInput(
                 f"sliding_window: {window} is not supported, since it is shorter than "
                 f"max_position_embeddings {read.max_positions}; for sequences of at most {window} "
-                f"tokens set max_position_embeddings to {window}, which computes the same")
+                f"tokens set max_position_embeddings to {window}, which computes the same"
+            )
         return read
 
     def hf_from_megatron(self, keys: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     h += norm(proj(attention(qkv(h))))          queries, keys: one norm over all their heads, then RoPE
     h += norm(down(silu(gate(h)) * up(h)))
 
-"2 OLMo 2 Furious" (2025), section 3; transformers' Olmo2ForCausalLM. Beside the dense block's table (params.py):
+"2 OLMo 2 Furious" (2025), section 3; transformers' Olmo2ForCausalLM. Beside the dense block's table
+(params.py):
 
     Megatron                                                    Hugging Face                 cut by TP
       self_attention.q_layernorm.weight         [Q]             q_norm                       rows
@@ -11,8 +12,8 @@
       self_attention.linear_proj.post_layernorm.weight  [H]     post_attention_layernorm     -
       mlp.linear_fc2.post_layernorm.weight      [H]             post_feedforward_layernorm   -
 
-There is no norm before the attention or the MLP. Heads are cut by TP, so the mean square of all queries is an
-all-reduce, of one number a token, and so is its gradient.
+There is no norm before the attention or the MLP. Heads are cut by TP, so the mean square of all
+queries is an all-reduce, of one number a token, and so is its gradient.
 """
 
 from __future__ import annotations
@@ -105,9 +106,7 @@ class Olmo2(DenseFamily):
         spec.submodules.mlp.submodules.linear_fc2 = projection
         return spec
 
-    def decoder_block(
-        self, config: ModelConfig, layer: int, weights: LayerWeights
-    ) -> DecoderBlock:
+    def decoder_block(self, config: ModelConfig, layer: int, weights: LayerWeights) -> DecoderBlock:
         """One layer of the rollout engine."""
         return Olmo2Block(config, layer, weights)
 
@@ -129,7 +128,8 @@ def _megatron_modules() -> tuple[type, type]:
     from r1zero.models.megatron_modules import RMSNorm
 
     class AllHeadsNorm(torch.nn.Module):
-        """RMSNorm over the heads of all TP ranks together, each of which has its part of the weight."""
+        """RMSNorm over the heads of all TP ranks together, each of which has its part of the
+        weight."""
 
         def __init__(
             self,
@@ -144,9 +144,13 @@ def _megatron_modules() -> tuple[type, type]:
             self.eps = eps
             self.width = num_heads * hidden_size
             self.group = group
-            self.weight = torch.nn.Parameter(torch.ones(
-                self.width // group.size(), dtype=config.params_dtype,
-                device=torch.cuda.current_device()))
+            self.weight = torch.nn.Parameter(
+                torch.ones(
+                    self.width // group.size(),
+                    dtype=config.params_dtype,
+                    device=torch.cuda.current_device(),
+                )
+            )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             """Normalise x [tokens, 1, heads of this rank, D], in fp32."""
@@ -164,8 +168,13 @@ def _megatron_modules() -> tuple[type, type]:
             """Say to Megatron's checkpoints that the weight is cut by TP."""
             assert metadata is not None
             return make_sharded_tensors_for_checkpoint(
-                self.state_dict(keep_vars=True), prefix, {"weight": 0}, sharded_offsets,
-                tp_group=self.group, dp_cp_group=metadata["dp_cp_group"])
+                self.state_dict(keep_vars=True),
+                prefix,
+                {"weight": 0},
+                sharded_offsets,
+                tp_group=self.group,
+                dp_cp_group=metadata["dp_cp_group"],
+            )
 
     class NormedProjection(RowParallelLinear):
         """An output projection whose result, summed over TP, is normalised."""
@@ -212,7 +221,8 @@ class Olmo2Block:
         return norm(run.all_reduce(output), None, self.mlp_norm)
 
     def _normalised(self, qkv: torch.Tensor, run: ForwardPass) -> torch.Tensor:
-        """Normalise the queries and keys of the product [T, kv heads * (per group + 2) * D] in place."""
+        """Normalise the queries and keys of the product [T, kv heads * (per group + 2) * D] in
+        place."""
         size = self.config.head_dim
         per_group = self.config.num_heads // self.config.num_kv_heads
         groups = qkv.view(len(qkv), -1, per_group + 2, size)  # of this rank: queries, key, value

@@ -14,12 +14,12 @@
     decoder.final_layernorm.weight              [H]             norm                       -
     output_layer.weight                         [V, H]          lm_head (untied only)      rows
 
-Axes: V vocabulary, H hidden, F feed-forward, Q query rows, K key (and value) rows, all global. The rows of
-linear_qkv run by key-value group: the group's query heads, its key head, its value head. That is a dense model
-(dense.py); a family lists its own.
+Axes: V vocabulary, H hidden, F feed-forward, Q query rows, K key (and value) rows, all global. The
+rows of linear_qkv run by key-value group: the group's query heads, its key head, its value head.
+That is a dense model (dense.py); a family lists its own.
 
-Loading, saving and publishing read nothing but this table. It needs neither Megatron nor torch: a rank's
-weights are a plain dict from these names to tensors.
+Loading, saving and publishing read nothing but this table. It needs neither Megatron nor torch: a
+rank's weights are a plain dict from these names to tensors.
 """
 
 from __future__ import annotations
@@ -70,11 +70,13 @@ def whole_param(
 ) -> ParamSpec:
     """A parameter that is one tensor in both worlds, of the shape `view`."""
     return ParamSpec(
-        name=name, hf=(hf,), hf_shape=(view,), view=view, axis=axis, layer=layer, place=place)
+        name=name, hf=(hf,), hf_shape=(view,), view=view, axis=axis, layer=layer, place=place
+    )
 
 
 def param_table(config: ModelConfig) -> list[ParamSpec]:
-    """List every parameter of the model once, in a fixed order; tied, the embedding is the output layer."""
+    """List every parameter of the model once, in a fixed order; tied, the embedding is the output
+    layer."""
     return family_of(config).params(config)
 
 
@@ -89,8 +91,8 @@ def num_elements(spec: ParamSpec, tp: int = 1) -> int:
 def stage_params(config: ModelConfig, stage: int, pp: int) -> list[ParamSpec]:
     """List what the ranks of one pipeline stage hold, in the order of the table.
 
-    With tied weights and several stages the last one owns a copy of the embedding named output_layer.weight.
-    It is loaded from the embedding, and never published or saved.
+    With tied weights and several stages the last one owns a copy of the embedding named
+    output_layer.weight. It is loaded from the embedding, and never published or saved.
     """
     table = param_table(config)
     held = [spec for spec in table if stage_of(spec, config.num_layers, pp) == stage]
@@ -100,17 +102,23 @@ def stage_params(config: ModelConfig, stage: int, pp: int) -> list[ParamSpec]:
 
 
 def stage_of(spec: ParamSpec, num_layers: int, pp: int) -> int:
-    """Return the pipeline stage of a parameter, layers being spread evenly. BadInput if they cannot be."""
+    """Return the pipeline stage of a parameter, layers being spread evenly. BadInput if they cannot
+    be."""
     if num_layers % pp:
-        raise BadInput(f"num_hidden_layers {num_layers} cannot be spread evenly over {pp} pipeline stages; "
-                       "choose a pipeline size that divides it")
+        raise BadInput(
+            f"num_hidden_layers {num_layers} cannot be spread evenly over {pp} pipeline stages; "
+            "choose a pipeline size that divides it"
+        )
     if spec.layer is not None:
         return spec.layer // (num_layers // pp)
-    return 0 if spec.place == "first" else pp - 1
+    if spec.place == "first":
+        return 0
+    return pp - 1
 
 
 def name_on_stage(spec: ParamSpec, num_layers: int, pp: int) -> str:
-    """Return the parameter's name as its stage's module has it: layers are counted from the stage's first."""
+    """Return the parameter's name as its stage's module has it: layers are counted from the stage's
+    first."""
     if spec.layer is None:
         return spec.name
     head, _, tail = spec.name.split(".", 3)[1:]
@@ -118,13 +126,17 @@ def name_on_stage(spec: ParamSpec, num_layers: int, pp: int) -> str:
 
 
 def local_shape(spec: ParamSpec, tp: int) -> tuple[int, ...]:
-    """Return the shape of one TP rank's parameter in Megatron. BadInput if TP does not divide it."""
+    """Return the shape of one TP rank's parameter in Megatron. BadInput if TP does not divide
+    it."""
     return _fold(_local_view_shape(spec, tp))
 
 
 def local_view(spec: ParamSpec, param: torch.Tensor, tp: int) -> torch.Tensor:
-    """View a rank's parameter, in place, as its part of `spec.view`: writing there writes the parameter."""
-    assert tuple(param.shape) == local_shape(spec, tp), f"{spec.name} has the shape {tuple(param.shape)}"
+    """View a rank's parameter, in place, as its part of `spec.view`: writing there writes the
+    parameter."""
+    assert tuple(param.shape) == local_shape(spec, tp), (
+        f"{spec.name} has the shape {tuple(param.shape)}"
+    )
     return param.detach().view(_local_view_shape(spec, tp))
 
 
@@ -151,11 +163,16 @@ def _local_view_shape(spec: ParamSpec, tp: int) -> tuple[int, ...]:
         return spec.view
     size = spec.view[spec.axis]
     if size % tp:
-        raise BadInput(f"{spec.name} has {size} slices along its cut axis, which tensor parallel size "
-                       f"{tp} does not divide; choose a size that does")
-    return spec.view[:spec.axis] + (size // tp,) + spec.view[spec.axis + 1:]
+        raise BadInput(
+            f"{spec.name} has {size} slices along its cut axis, which tensor parallel size {tp} "
+            "does not divide; choose a size that does"
+        )
+    return spec.view[: spec.axis] + (size // tp,) + spec.view[spec.axis + 1 :]
 
 
 def _fold(view: tuple[int, ...]) -> tuple[int, ...]:
-    """Megatron's parameters are matrices and vectors: linear_fc1's halves lie one below the other."""
-    return (view[0] * view[1], view[2]) if len(view) == 3 else view
+    """Megatron's parameters are matrices and vectors: linear_fc1's halves lie one below the
+    other."""
+    if len(view) == 3:
+        return (view[0] * view[1], view[2])
+    return view

@@ -12,7 +12,8 @@ from r1zero.models.config import ModelConfig
 def inverse_frequencies(shape: ModelConfig) -> torch.Tensor:
     """Angles per position, fp32 [head_dim / 2] (RoFormer, eq. 15; scaling as in Llama 3.1).
 
-    Llama-3 scaling leaves short wavelengths alone, divides long ones by `factor` and blends between.
+    Llama-3 scaling leaves short wavelengths alone, divides long ones by `factor` and blends
+    between.
     """
     exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.int64).float() / shape.head_dim
     frequencies = 1.0 / shape.rope_theta**exponents
@@ -26,7 +27,9 @@ def inverse_frequencies(shape: ModelConfig) -> torch.Tensor:
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
-def rotary_tables(shape: ModelConfig, positions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(
+    shape: ModelConfig, positions: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, fp32 [positions, head_dim], the half-angles laid out twice for rotate-half."""
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), inverse_frequencies(shape))
     angles = torch.cat([angles, angles], dim=-1).to(device)
@@ -34,6 +37,7 @@ def rotary_tables(shape: ModelConfig, positions: int, device: torch.device) -> t
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn x [..., D] by its position: halves (a, b) -> (a cos - b sin, b cos + a sin); tables broadcast."""
+    """Turn x [..., D] by its position: halves (a, b) -> (a cos - b sin, b cos + a sin); tables
+    broadcast."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-b, a], dim=-1) * sin

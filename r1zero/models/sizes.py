@@ -1,4 +1,4 @@
-"""Sizes that one part works with and another estimates memory by. Needs no torch, so a dry run can read them."""
+"""Constants of memory: sizes that one part works with and another estimates by; needs no torch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from __future__ import annotations
 LOGIT_CHUNK_ELEMENTS = 64 * 2**20
 # Buckets of published weights that are under way at a time.
 BUCKETS_IN_FLIGHT = 4
-# Tokens in a block of the KV cache: long enough for efficient products, short enough not to waste much on a
-# last block; 128 is what Ascend's fused attention asks for.
+# Tokens in a block of the KV cache: long enough for efficient products, short enough not to waste
+# much on a last block; 128 is what Ascend's fused attention asks for.
 CPU_CACHE_BLOCK = 64
 NPU_CACHE_BLOCK = 128
 # Of the optimizer, for each parameter: two fp32 moments, and beside bf16 weights an fp32 copy.

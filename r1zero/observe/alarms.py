@@ -19,9 +19,12 @@ KL_GROWTH = 10.0  # times the median of the last WINDOW steps, once it is above 
 KL_NOTABLE = 0.1
 ENTROPY_SHARE = 0.1  # of what it was in the first steps that this process saw
 ENTROPY_LOW = 0.1  # nats a token: nine tokens in ten are as good as certain
-LEARNED = 0.9  # of the responses right by every rule: equal rewards and low entropy are then what success looks like
+# of the responses right by every rule: equal rewards and low entropy are then what success looks
+# like
+LEARNED = 0.9
 TRUNCATED = 0.5  # of the responses: the reward then judges the length limit
-FAILED = 0.01  # of the responses have a score that failed: worth a look long before max_failure_rate stops the run
+# of the responses have a score that failed: worth a look long before max_failure_rate stops the run
+FAILED = 0.01
 NEVER_RIGHT = 10  # steps without a right response
 WAIT = 0.5  # of a step
 WINDOW = 5  # steps
@@ -30,23 +33,38 @@ WINDOW = 5  # steps
 class Alarms:
     """Looks at each step."""
 
-    def __init__(self, mismatch_limit: float, max_failure_rate: float,
-                 faster_split: Callable[[Mapping[str, float]], str | None]) -> None:
-        """`faster_split` gets the seconds that each role works in a step, and says which split would be faster."""
-        self._mismatch, self._failures, self._faster_split = mismatch_limit, max_failure_rate, faster_split
+    def __init__(
+        self,
+        mismatch_limit: float,
+        max_failure_rate: float,
+        faster_split: Callable[[Mapping[str, float]], str | None],
+    ) -> None:
+        """`faster_split` gets the seconds that each role works in a step, and says which split
+        would be faster."""
+        self._mismatch = mismatch_limit
+        self._failures = max_failure_rate
+        self._faster_split = faster_split
         self._recent: deque[Metrics] = deque(maxlen=WINDOW)
         self._entropies: list[float] = []  # of the first WINDOW steps
         self._steps_never_right = 0
-        self._last_said: dict[str, float] = {}  # step of the newest warning of each kind that still holds
+        # step of the newest warning of each kind that still holds
+        self._last_said: dict[str, float] = {}
 
     def look(self, metrics: Metrics) -> list[str]:
         """Return what is to be said about this step."""
-        found = {"equal": self._equal(metrics), "kl": self._kl(metrics), "entropy": self._entropy(metrics),
-                 "truncated": self._truncated(metrics), "mismatch": self._mismatched(metrics),
-                 "failed": self._failed(metrics), "never right": self._never_right(metrics)}
+        found = {
+            "equal": self._equal(metrics),
+            "kl": self._kl(metrics),
+            "entropy": self._entropy(metrics),
+            "truncated": self._truncated(metrics),
+            "mismatch": self._mismatched(metrics),
+            "failed": self._failed(metrics),
+            "never right": self._never_right(metrics),
+        }
         self._recent.append(metrics)
         found["wait"] = self._waiting()
-        step, said = metrics["step"], []
+        step = metrics["step"]
+        said = []
         for kind, sentence in found.items():
             if sentence is None:
                 self._last_said.pop(kind, None)
@@ -59,18 +77,27 @@ class Alarms:
         share = m["reward/equal_groups"]
         if share < EQUAL_GROUPS or _learned(m):
             return None
-        return (f"in {share:.0%} of the groups all rewards are equal ({m['reward/mean']:+.2f} on average), so "
-                "there is next to nothing to learn: the problems are too easy or too hard, the rules too coarse, "
-                "or n_samples_per_prompt too small")
+        return (
+            f"in {share:.0%} of the groups all rewards are equal ({m['reward/mean']:+.2f} on "
+            "average), so there is next to nothing to learn: the problems are too easy or too "
+            "hard, the rules too coarse, or n_samples_per_prompt too small"
+        )
 
     def _kl(self, m: Metrics) -> str | None:
-        usual = float(np.median([past["kl"] for past in self._recent])) if self._recent else m["kl"]
+        if self._recent:
+            usual = float(np.median([past["kl"] for past in self._recent]))
+        else:
+            usual = m["kl"]
         if m["kl"] > KL_LIMIT:
-            return (f"the KL to the reference is {m['kl']:.2f} nats a token: the policy has left the start "
-                    "model far behind; lower lr or raise algorithm.kl_ctrl.kl_coef")
+            return (
+                f"the KL to the reference is {m['kl']:.2f} nats a token: the policy has left the "
+                "start model far behind; lower lr or raise algorithm.kl_ctrl.kl_coef"
+            )
         if m["kl"] > max(KL_NOTABLE, KL_GROWTH * usual):
-            return (f"the KL to the reference jumped from {usual:.3f} to {m['kl']:.3f}: lower lr or "
-                    "clip_grad, and look at the samples of this step")
+            return (
+                f"the KL to the reference jumped from {usual:.3f} to {m['kl']:.3f}: lower lr or "
+                "clip_grad, and look at the samples of this step"
+            )
         return None
 
     def _entropy(self, m: Metrics) -> str | None:
@@ -79,48 +106,64 @@ class Alarms:
         start = float(np.mean(self._entropies))
         if m["entropy"] > min(ENTROPY_LOW, ENTROPY_SHARE * start) or _learned(m):
             return None
-        return (f"entropy fell from {start:.3f} to {m['entropy']:.3f} nats a token: responses of a group "
-                "become copies of each other; raise temperature, entropy_coeff or clip_ratio_high")
+        return (
+            f"entropy fell from {start:.3f} to {m['entropy']:.3f} nats a token: responses of a "
+            "group become copies of each other; raise temperature, entropy_coeff or "
+            "clip_ratio_high"
+        )
 
     def _truncated(self, m: Metrics) -> str | None:
         if m["response_truncated"] <= TRUNCATED:
             return None
-        return (f"{m['response_truncated']:.0%} of the responses were cut at the length limit before their "
-                "end: raise seq_length; or, where samples/ show texts that go on behind their answer, choose a "
-                "prompt_type that suits the model, or name in actor_rollout.stop what it writes there (the log "
-                "says at its start what ends a response)")
+        return (
+            f"{m['response_truncated']:.0%} of the responses were cut at the length limit before "
+            "their end: raise seq_length; or, where samples/ show texts that go on behind their "
+            "answer, choose a prompt_type that suits the model, or name in actor_rollout.stop "
+            "what it writes there (the log says at its start what ends a response)"
+        )
 
     def _mismatched(self, m: Metrics) -> str | None:
         if m["mismatch/mean"] <= self._mismatch:
             return None
-        return (f"log-probs of trainer and rollout engine differ by {m['mismatch/mean']:.2g} on average, above "
-                f"{self._mismatch:g}: the samples are not those of the policy that is trained")
+        return (
+            f"log-probs of trainer and rollout engine differ by {m['mismatch/mean']:.2g} on "
+            f"average, above {self._mismatch:g}: the samples are not those of the policy that is "
+            "trained"
+        )
 
     def _failed(self, m: Metrics) -> str | None:
         rate = m["reward/failure_rate"]
         if rate <= min(FAILED, self._failures):
             return None
-        return (f"scoring failed for {rate:.1%} of the responses (the run stops above reward.max_failure_rate "
-                f"{self._failures:g}): the column failure of samples/ says why")
+        return (
+            f"scoring failed for {rate:.1%} of the responses (the run stops above "
+            f"reward.max_failure_rate {self._failures:g}): the column failure of samples/ says why"
+        )
 
     def _never_right(self, m: Metrics) -> str | None:
         """Judge by what compares answers; a format that is always wrong is no riddle."""
         rights = [m[key] for key in ("reward/acc/right", "reward/base_acc/right") if key in m]
-        self._steps_never_right = self._steps_never_right + 1 if rights and not any(rights) else 0
+        if rights and not any(rights):
+            self._steps_never_right = self._steps_never_right + 1
+        else:
+            self._steps_never_right = 0
         if self._steps_never_right < NEVER_RIGHT:
             return None
-        return (f"no response was right in the last {self._steps_never_right} steps: look into "
-                "samples/ whether ground_truth is an answer that a response can match "
-                "(training.map_keys.response), and whether responses have \\boxed{}; if both are "
-                "so, the problems are too hard for this model")
+        return (
+            f"no response was right in the last {self._steps_never_right} steps: look into "
+            "samples/ whether ground_truth is an answer that a response can match "
+            "(training.map_keys.response), and whether responses have \\boxed{}; if both are "
+            "so, the problems are too hard for this model"
+        )
 
     def _waiting(self) -> str | None:
         """Judge by the mean of a full window, so that one slow step does not count."""
         if len(self._recent) < WINDOW:
             return None
         roles = ("train", "rollout", "ref")
-        mean = {key: float(np.mean([m[key] for m in self._recent]))
-                for key in ("time/step", *(f"time/wait/{role}" for role in roles))}
+        mean = {}
+        for key in ("time/step", *(f"time/wait/{role}" for role in roles)):
+            mean[key] = float(np.mean([m[key] for m in self._recent]))
         step = mean["time/step"]
         wait = {role: mean[f"time/wait/{role}"] / step for role in roles}
         most = max(wait, key=wait.get)

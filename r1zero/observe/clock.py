@@ -1,4 +1,4 @@
-"""Named spans of a step, on every rank."""
+"""Timers of a step: named spans, on every rank, on the device's own clock."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Timer(Protocol):
 class Clock:
     """Collects the spans of one step.
 
-    On a device a span is what it costs there: from when it comes to the span's work until it has done it. So a
-    span that only queues work takes no time from the host, and still has the time that its work took.
+    On a device a span is what it costs there: from when it comes to the span's work until it has
+    done it. So a span that only queues work takes no time from the host, and still has the time
+    that its work took.
     """
 
     def __init__(self, timer: Timer) -> None:
@@ -47,8 +48,10 @@ class Clock:
             return function(*args)
 
     def take(self) -> list[TimeSpan]:
-        """Hand out the spans so far and start anew; the one time of a step that the device is waited for."""
+        """Hand out the spans so far and start anew; the one time of a step that the device is
+        waited for."""
         moments = self._timer.read(self._marks)
         spans = list(map(TimeSpan, self._names, moments[::2], moments[1::2]))
-        self._names, self._marks = [], []
+        self._names = []
+        self._marks = []
         return spans

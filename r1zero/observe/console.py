@@ -8,8 +8,13 @@ from collections.abc import Mapping
 def step_line(m: Mapping[str, float], total: int) -> str:
     """One line of a step; the columns of all steps stand below each other."""
     width = len(str(total))
-    rules = "  ".join(f"{key.split('/')[1]} {value:4.0%}" for key, value in m.items() if key.endswith("/right"))
-    return (f"step {m['step']:>{width}}/{total}  reward {m['reward/mean']:+.3f}  {rules}  "
-            f"length {m['response_length/mean']:6.1f}  cut {m['response_truncated']:4.0%}  kl {m['kl']:7.4f}  "
-            f"entropy {m['entropy']:6.3f}  grad {m['grad_norm']:6.2f}  mismatch {m['mismatch/mean']:.1e}  "
-            f"{m['throughput/tokens_per_second']:6.0f} tok/s  {m['time/step']:6.1f} s")
+    rules = "  ".join(
+        f"{key.split('/')[1]} {value:4.0%}" for key, value in m.items() if key.endswith("/right")
+    )
+    return (
+        f"step {m['step']:>{width}}/{total}  reward {m['reward/mean']:+.3f}  {rules}  "
+        f"length {m['response_length/mean']:6.1f}  cut {m['response_truncated']:4.0%}  kl "
+        f"{m['kl']:7.4f}  entropy {m['entropy']:6.3f}  grad {m['grad_norm']:6.2f}  mismatch "
+        f"{m['mismatch/mean']:.1e}  {m['throughput/tokens_per_second']:6.0f} tok/s  "
+        f"{m['time/step']:6.1f} s"
+    )

@@ -1,7 +1,8 @@
 """What must hold in every step, whatever the model does. A sentence for each that does not.
 
-A broken one means a fault of the machinery - weights that did not arrive, samples lost on the way, old log-probs
-of other weights - and rewards that look plausible all the same. So they are looked at in every step.
+A broken one means a fault of the machinery - weights that did not arrive, samples lost on the way,
+old log-probs of other weights - and rewards that look plausible all the same. So they are looked at
+in every step.
 """
 
 from __future__ import annotations
@@ -19,30 +20,40 @@ RATIO_LIMIT = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Tolerances:
     """How far two computations of the same number may lie apart, as token means in nats."""
 
     mismatch: float  # |log p - log p of the rollout engine| in the first minibatch
     start_kl: float  # KL to the reference before any update, when both start from the same weights
 
 
-# fp32: 100 times what is seen (1e-7). bf16 carries 8 bits of log-probs near 10, and the two sides round at different
-# places: 0.02 to 0.04 is seen, and its square is what a KL makes of it.
-FP32, BF16 = Limits(1e-3, 1e-5), Limits(0.1, 1e-2)
+# fp32: 100 times what is seen (1e-7). bf16 carries 8 bits of log-probs near 10, and the two sides
+# round at different places: 0.02 to 0.04 is seen, and its square is what a KL makes of it.
+FP32 = Tolerances(1e-3, 1e-5)
+BF16 = Tolerances(0.1, 1e-2)
 
 
 @dataclass(frozen=True, slots=True)
 class Invariants:
     """The rules of one run."""
 
-    limits: Limits
+    limits: Tolerances
     same_start: bool  # policy and reference start from the same weights
     unused: Sequence[range] = ()  # ids that stand for no token
 
-    def broken(self, batch: Batch, groups: Sequence[Group], updates: Sequence[UpdateStats],
-               records: Sequence[RankRecord]) -> list[str]:
+    def broken(
+        self,
+        batch: Batch,
+        groups: Sequence[Group],
+        updates: Sequence[UpdateStats],
+        records: Sequence[RankRecord],
+    ) -> list[str]:
         """Return a sentence for everything that does not hold in this step."""
-        problems = _versions(batch, groups) + self._ratio(updates[0]) + _tokens(batch, groups, updates, records)
+        problems = (
+            _versions(batch, groups)
+            + self._ratio(updates[0])
+            + _tokens(batch, groups, updates, records)
+        )
         problems += self._drawn(groups)
         if self.same_start and batch.version == 0:
             problems += self._start_kl(updates[0])
@@ -50,17 +61,22 @@ class Invariants:
         return problems + [record.publish_fault for record in records[:1] if record.publish_fault]
 
     def _ratio(self, first: UpdateStats) -> list[str]:
-        tokens, problems = first.sums["tokens"], []
-        drift, mismatch = first.sums["drift"] / tokens, first.sums["mismatch"] / tokens
+        tokens = first.sums["tokens"]
+        problems = []
+        drift = first.sums["drift"] / tokens
+        mismatch = first.sums["mismatch"] / tokens
         if not drift <= RATIO_LIMIT:  # a NaN is broken, too
             problems.append(
-                f"the ratio of the first minibatch differs from 1 by {drift:.2g} a token (limit {RATIO_LIMIT:g}): "
-                "its old log-probs are not those of the weights that it is trained with")
+                f"the ratio of the first minibatch differs from 1 by {drift:.2g} a token (limit "
+                f"{RATIO_LIMIT:g}): its old log-probs are not those of the weights that it is "
+                "trained with"
+            )
         if not mismatch <= self.limits.mismatch:
             problems.append(
-                "trainer and rollout engine give the tokens of the first minibatch log-probs that differ by "
-                f"{mismatch:.2g} on average (limit {self.limits.mismatch:g}): they hold different weights, or "
-                "compute different things with them")
+                "trainer and rollout engine give the tokens of the first minibatch log-probs that "
+                f"differ by {mismatch:.2g} on average (limit {self.limits.mismatch:g}): they hold "
+                "different weights, or compute different things with them"
+            )
         return problems
 
     def _drawn(self, groups: Sequence[Group]) -> list[str]:
@@ -69,15 +85,20 @@ class Invariants:
         count = sum(int(((drawn >= ids.start) & (drawn < ids.stop)).sum()) for ids in self.unused)
         if not count:
             return []
-        return [f"{count} of {len(drawn)} response tokens have ids that the tokenizer knows no token for: the "
-                "sampler must give them no probability"]
+        return [
+            f"{count} of {len(drawn)} response tokens have ids that the tokenizer knows no token "
+            "for: the sampler must give them no probability"
+        ]
 
     def _start_kl(self, first: UpdateStats) -> list[str]:
         kl = first.sums["kl"] / first.sums["tokens"]
         if abs(kl) <= self.limits.start_kl:
             return []
-        return [f"before the first update the KL to the reference is {kl:.2g} (limit {self.limits.start_kl:g}), "
-                "though actor_rollout.load and ref.load are the same: one of the two was not loaded as it is"]
+        return [
+            f"before the first update the KL to the reference is {kl:.2g} (limit "
+            f"{self.limits.start_kl:g}), though actor_rollout.load and ref.load are the same: one "
+            "of the two was not loaded as it is"
+        ]
 
 
 def _versions(batch: Batch, groups: Sequence[Group]) -> list[str]:
@@ -85,22 +106,36 @@ def _versions(batch: Batch, groups: Sequence[Group]) -> list[str]:
     others = [sample.version for sample in samples if sample.version != batch.version]
     if not others:
         return []
-    return [f"{len(others)} of {len(samples)} samples were drawn with weights version {others[0]}, but version "
-            f"{batch.version} was published: training is not on-policy"]
+    return [
+        f"{len(others)} of {len(samples)} samples were drawn with weights version {others[0]}, "
+        f"but version {batch.version} was published: training is not on-policy"
+    ]
 
 
 def _gradients(updates: Sequence[UpdateStats]) -> list[str]:
-    """An update by a gradient that is no number leaves no weight that is one: it must not reach a checkpoint."""
-    return [f"the gradient of update {number} of {len(updates)} has the norm {update.grad_norm}: the weights are lost, "
-            "go on from an earlier checkpoint" for number, update in enumerate(updates, start=1)
-            if not math.isfinite(update.grad_norm)][:1]
+    """An update by a gradient that is no number leaves no weight that is one: it must not reach a
+    checkpoint."""
+    return [
+        f"the gradient of update {number} of {len(updates)} has the norm {update.grad_norm}: the "
+        "weights are lost, go on from an earlier checkpoint"
+        for number, update in enumerate(updates, start=1)
+        if not math.isfinite(update.grad_norm)
+    ][:1]
 
 
-def _tokens(batch: Batch, groups: Sequence[Group], updates: Sequence[UpdateStats],
-            records: Sequence[RankRecord]) -> list[str]:
+def _tokens(
+    batch: Batch,
+    groups: Sequence[Group],
+    updates: Sequence[UpdateStats],
+    records: Sequence[RankRecord],
+) -> list[str]:
     """All roles must have seen as many response tokens as the samples hold, each of them once."""
-    counts = {role: sum(record.tokens.get(role, 0) for record in records) for role in ("rollout", "ref")}
-    counts["train"] = round(sum(update.sums["tokens"] for update in updates[:batch.num_minibatches]))
+    counts = {}
+    for role in ("rollout", "ref"):
+        counts[role] = sum(record.tokens.get(role, 0) for record in records)
+    counts["train"] = round(
+        sum(update.sums["tokens"] for update in updates[: batch.num_minibatches])
+    )
     held = sum(len(sample.tokens) for group in groups for sample in group.samples)
     if set(counts.values()) == {held}:
         return []

@@ -1,4 +1,5 @@
-"""Progress inside a step, on the controller's terminal: rollout replicas post it, a thread of the controller shows it.
+"""Progress inside a step, on the controller's terminal: rollout replicas post it, a thread of the
+controller shows it.
 
     step 12:  41/64 samples  812 tok/s  longest running 214
 """
@@ -31,29 +32,40 @@ class Poster:
 
     def __init__(self, engine: Decoding, post: Callable[[str], None]) -> None:
         """Hook into the engine's `on_step`, before what is there already."""
-        self._engine, self._post, self._next = engine, post, engine.on_step
-        self._at, self._tokens = time.monotonic(), 0
+        self._engine = engine
+        self._post = post
+        self._next = engine.on_step
+        self._at = time.monotonic()
+        self._tokens = 0
         engine.on_step = self._on_step
 
     def _on_step(self) -> None:
         self._next()
         done, total, longest = self._engine.progress()
-        now, tokens = time.monotonic(), self._engine.decoded_tokens
+        now = time.monotonic()
+        tokens = self._engine.decoded_tokens
         if now - self._at < SECONDS and done < total:
             return
         if tokens < self._tokens:  # another batch
             self._tokens = 0
         rate = (tokens - self._tokens) / max(now - self._at, 1e-3)
-        self._at, self._tokens = now, tokens
+        self._at = now
+        self._tokens = tokens
         self._post(json.dumps([done, total, rate, longest]))
 
 
 class LiveBar:
-    """A bar over the steps of a run, with the notices of all replicas behind it. Silent unless `shown`."""
+    """A bar over the steps of a run, with the notices of all replicas behind it. Silent unless
+    `shown`."""
 
-    def __init__(self, total: int, done: int, notices: Callable[[], Sequence[str | None]], shown: bool) -> None:
-        self._bar = tqdm(total=total, initial=done, unit="step", disable=not shown, dynamic_ncols=True)
-        self._notices, self._ended = notices, threading.Event()
+    def __init__(
+        self, total: int, done: int, notices: Callable[[], Sequence[str | None]], shown: bool
+    ) -> None:
+        self._bar = tqdm(
+            total=total, initial=done, unit="step", disable=not shown, dynamic_ncols=True
+        )
+        self._notices = notices
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._show, name="live", daemon=True)
         if shown:
             self._thread.start()
@@ -78,7 +90,8 @@ class LiveBar:
 
 
 def progress_text(notices: Sequence[str | None]) -> str:
-    """Add up the notices of all replicas: samples done, tokens a second, and the longest running answer."""
+    """Add up the notices of all replicas: samples done, tokens a second, and the longest running
+    answer."""
     found = [json.loads(notice) for notice in notices if notice is not None]
     if not found:
         return ""

@@ -8,15 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from r1zero.algo.loss import STATS
-from r1zero.types import Batch, Group, Outcome, RankRecord, Sample, UpdateStats
 from r1zero.distributed.placement import Placement
+from r1zero.types import Batch, Group, Outcome, RankRecord, Sample, UpdateStats
 
 # Phases of a step whose time is that of the slowest rank.
 PHASES = ("rollout", "reward", "ref", "update", "publish")
 
 
-def step_metrics(batch: Batch, groups: Sequence[Group], updates: Sequence[UpdateStats],
-                 records: Sequence[RankRecord], placement: Placement) -> dict[str, float]:
+def step_metrics(
+    batch: Batch,
+    groups: Sequence[Group],
+    updates: Sequence[UpdateStats],
+    records: Sequence[RankRecord],
+    placement: Placement,
+) -> dict[str, float]:
     """All metrics of a step. Token averages run over all response tokens of all updates."""
     metrics: dict[str, float] = {"step": batch.step}
     metrics |= sample_metrics(groups)
@@ -25,11 +30,15 @@ def step_metrics(batch: Batch, groups: Sequence[Group], updates: Sequence[Update
     prompt_tokens = sum(len(group.prompt.tokens) * len(group.samples) for group in groups)
     response_tokens = sum(len(sample.tokens) for group in groups for sample in group.samples)
     rate = (prompt_tokens + response_tokens) / metrics["time/step"]
-    written, seconds = sum(record.published_bytes for record in records), metrics["time/publish"]
+    written = sum(record.published_bytes for record in records)
+    seconds = metrics["time/publish"]
     metrics |= {
-        "tokens/prompt": prompt_tokens, "tokens/response": response_tokens,
-        "throughput/tokens_per_second": rate, "throughput/tokens_per_second_per_rank": rate / len(records),
-        "publish/bytes": written, "publish/gigabytes_per_second": written / 1e9 / seconds if seconds else 0.0,
+        "tokens/prompt": prompt_tokens,
+        "tokens/response": response_tokens,
+        "throughput/tokens_per_second": rate,
+        "throughput/tokens_per_second_per_rank": rate / len(records),
+        "publish/bytes": written,
+        "publish/gigabytes_per_second": written / 1e9 / seconds if seconds else 0.0,
         "weights_version": batch.version,
     }
     return metrics
@@ -43,7 +52,9 @@ def sample_metrics(groups: Sequence[Group]) -> dict[str, float]:
     flat = [found for found in rewards if len(set(found)) == 1]
     metrics = {"reward/mean": float(np.mean(np.concatenate(rewards)))}
     for rule in samples[0].scores:
-        metrics[f"reward/{rule}"] = float(np.mean([sample.scores[rule].value for sample in samples]))
+        metrics[f"reward/{rule}"] = float(
+            np.mean([sample.scores[rule].value for sample in samples])
+        )
         outcomes = Counter(sample.scores[rule].outcome for sample in samples)
         if not outcomes[Outcome.GRADED]:
             metrics[f"reward/{rule}/right"] = outcomes[Outcome.RIGHT] / len(samples)
@@ -53,9 +64,11 @@ def sample_metrics(groups: Sequence[Group]) -> dict[str, float]:
     copied = sum(_is_copied(sample) for sample in samples)
     return metrics | {
         "reward/copied": copied,  # responses whose answer is a span of the question
-        "reward/failed": failed, "reward/failure_rate": failed / len(samples),
+        "reward/failed": failed,
+        "reward/failure_rate": failed / len(samples),
         "reward/equal_groups": len(flat) / len(groups),  # groups that teach nothing
-        "response_length/mean": float(lengths.mean()), "response_length/max": int(lengths.max()),
+        "response_length/mean": float(lengths.mean()),
+        "response_length/max": int(lengths.max()),
         "response_truncated": float(np.mean([sample.truncated for sample in samples])),
     }
 
@@ -68,16 +81,22 @@ def _update_metrics(updates: Sequence[UpdateStats]) -> dict[str, float]:
     sums = {key: sum(update.sums[key] for update in updates) for key in STATS}
     tokens = sums["tokens"]
     return {
-        "loss": sums["loss"] / tokens, "kl": sums["kl"] / tokens, "entropy": sums["entropy"] / tokens,
-        "clip_fraction": sums["clipped"] / tokens, "mismatch/mean": sums["mismatch"] / tokens,
+        "loss": sums["loss"] / tokens,
+        "kl": sums["kl"] / tokens,
+        "entropy": sums["entropy"] / tokens,
+        "clip_fraction": sums["clipped"] / tokens,
+        "mismatch/mean": sums["mismatch"] / tokens,
         "mismatch/max": max(update.mismatch_max for update in updates),
-        "grad_norm": float(np.mean([update.grad_norm for update in updates])), "lr": updates[-1].lr,
-        "ratio/first_drift": updates[0].sums["drift"] / updates[0].sums["tokens"], "updates": len(updates),
+        "grad_norm": float(np.mean([update.grad_norm for update in updates])),
+        "lr": updates[-1].lr,
+        "ratio/first_drift": updates[0].sums["drift"] / updates[0].sums["tokens"],
+        "updates": len(updates),
     }
 
 
 def _time_metrics(records: Sequence[RankRecord], placement: Placement) -> dict[str, float]:
-    """Phases by their slowest rank, waits as the mean over a role's ranks, memory by the largest rank."""
+    """Phases by their slowest rank, waits as the mean over a role's ranks, memory by the largest
+    rank."""
 
     def seconds(rank: int, name: str) -> float:
         return sum(span.seconds for span in records[rank].spans if span.name == name)
@@ -87,6 +106,10 @@ def _time_metrics(records: Sequence[RankRecord], placement: Placement) -> dict[s
     for phase in PHASES:
         metrics[f"time/{phase}"] = max(seconds(rank, phase) for rank in range(len(records)))
     for role in placement.grids:
-        metrics[f"time/wait/{role.role}"] = float(np.mean([seconds(rank, "wait") for rank in role.ranks]))
-        metrics[f"memory/peak_gigabytes/{role.role}"] = max(records[rank].peak_gigabytes for rank in role.ranks)
+        metrics[f"time/wait/{role.role}"] = float(
+            np.mean([seconds(rank, "wait") for rank in role.ranks])
+        )
+        metrics[f"memory/peak_gigabytes/{role.role}"] = max(
+            records[rank].peak_gigabytes for rank in role.ranks
+        )
     return metrics

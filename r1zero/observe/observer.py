@@ -1,6 +1,7 @@
-"""The controller's eyes: keeps each step in the run folder, shows it, hands it on, and says what is wrong with it.
+"""The observer of a run, on the controller: metrics, samples, trackers, report, alarms.
 
-Nothing here may stop a step but the two that are meant to: a broken invariant and too many failed scores.
+Nothing here may stop a step but the two that are meant to: a broken invariant and too many failed
+scores.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from r1zero.config.load import dump
-from r1zero.observe.alarms import Alarms
-from r1zero.observe.console import step_line
-from r1zero.run_folder.folder import append_line
-from r1zero.observe.live import LiveBar
-from r1zero.report.page import LiveReport
-from r1zero.observe.samples import write_samples
-from r1zero.observe.trackers import Sinks, open_tracker
-from r1zero.reward.failure_limit import FailureGuard
-from r1zero.types import StepOutcome
+from r1zero.config.schema import Config
 from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
+from r1zero.observe.alarms import Alarms
+from r1zero.observe.console import step_line
+from r1zero.observe.live import LiveBar
+from r1zero.observe.samples import write_samples
+from r1zero.observe.trackers import Sinks, open_tracker
+from r1zero.report.page import LiveReport
+from r1zero.reward.failure_limit import FailureGuard
 from r1zero.run_folder.claim import Hold
-from r1zero.config.schema import Config
+from r1zero.run_folder.folder import append_line
 from r1zero.run_folder.owner import plain
+from r1zero.types import StepOutcome
 
 log = logging.getLogger("r1zero")
 
@@ -37,9 +38,19 @@ log = logging.getLogger("r1zero")
 class Observer:
     """Sees every step of a run. Lives on the controller."""
 
-    def __init__(self, cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase, hold: Hold, *,
-                 folder: Path, steps_done: int, mismatch_limit: float,
-                 faster_split: Callable[[Mapping[str, float]], str | None], live: bool) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        world: World,
+        tokenizer: PreTrainedTokenizerBase,
+        hold: Hold,
+        *,
+        folder: Path,
+        steps_done: int,
+        mismatch_limit: float,
+        faster_split: Callable[[Mapping[str, float]], str | None],
+        live: bool,
+    ) -> None:
         """Open the trackers.
 
         `hold` is on the run's folders; `folder` is that of the run, by the path to write by
@@ -56,14 +67,23 @@ class Observer:
         self._guard = FailureGuard(cfg.reward.max_failure_rate)
         self._alarms = Alarms(mismatch_limit, cfg.reward.max_failure_rate, faster_split)
         config = yaml.safe_load(dump(cfg))
-        self._sinks = Sinks({kind: partial(open_tracker, kind, self._folder, cfg.name, config)
-                             for kind in cfg.training.logger})
+        self._sinks = Sinks(
+            {
+                kind: partial(open_tracker, kind, self._folder, cfg.name, config)
+                for kind in cfg.training.logger
+            }
+        )
         board = Board(world.store)
         replicas = range(world.placement.rollout.dp)
-        self._bar = LiveBar(self._total, steps_done,
-                            lambda: [board.read(f"rollout/{replica}") for replica in replicas], live)
+        self._bar = LiveBar(
+            self._total,
+            steps_done,
+            lambda: [board.read(f"rollout/{replica}") for replica in replicas],
+            live,
+        )
         self._unwritten: set[str] = set()  # files whose trouble was told
-        self._began, self._seconds = time.monotonic(), 0.0
+        self._began = time.monotonic()
+        self._seconds = 0.0
 
     def after_step(self, outcome: StepOutcome) -> None:
         """Keep, show and judge a step.
@@ -71,7 +91,8 @@ class Observer:
         RuntimeError if it must be the last one; BadInput if the run folder was taken away.
         """
         self._hold.check()
-        began, metrics = time.monotonic(), outcome.metrics | {"invariants/broken": len(outcome.broken)}
+        began = time.monotonic()
+        metrics = outcome.metrics | {"invariants/broken": len(outcome.broken)}
         step = int(metrics["step"])
         self._keep(step, metrics, outcome)
         self._sinks.put(step, metrics)
@@ -92,7 +113,12 @@ class Observer:
         """Write the last report, and say what all this took."""
         self._report.finish()
         passed = time.monotonic() - self._began
-        log.info("observing took %.2f s of %.0f s (%.2f%%)", self._seconds, passed, 100 * self._seconds / passed)
+        log.info(
+            "observing took %.2f s of %.0f s (%.2f%%)",
+            self._seconds,
+            passed,
+            100 * self._seconds / passed,
+        )
 
     def close(self) -> None:
         """End bar and trackers."""
@@ -102,8 +128,10 @@ class Observer:
     def _keep(self, step: int, metrics: dict[str, float], outcome: StepOutcome) -> None:
         world = self._world
         decode = partial(self._tokenizer.decode, skip_special_tokens=False)
-        spans = [[rank, span.name, span.start, span.end] for rank, record in enumerate(outcome.records)
-                 for span in record.spans]
+        spans = []
+        for rank, record in enumerate(outcome.records):
+            for span in record.spans:
+                spans.append([rank, span.name, span.start, span.end])
         roles = [world.placement.roles_of(rank) for rank in range(world.size)]
         self._write("metrics.jsonl", append_line, metrics)
         self._write("logs/spans.jsonl", append_line, {"step": step, "roles": roles, "spans": spans})
@@ -121,8 +149,11 @@ class Observer:
             kind = name.split("/")[0]
             if kind not in self._unwritten:
                 self._unwritten.add(kind)
-                log.warning("warning: %s could not be written: %s; training goes on without it",
-                            name, plain(error))
+                log.warning(
+                    "warning: %s could not be written: %s; training goes on without it",
+                    name,
+                    plain(error),
+                )
 
     def _judge(self, step: int, outcome: StepOutcome) -> None:
         if outcome.broken:

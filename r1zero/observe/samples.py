@@ -19,18 +19,28 @@ def write_samples(path: Path, groups: Sequence[Group], decode: Callable[[np.ndar
     write_rows(path, sample_rows(groups, decode))
 
 
-def sample_rows(groups: Sequence[Group], decode: Callable[[np.ndarray], str]) -> list[dict[str, object]]:
+def sample_rows(
+    groups: Sequence[Group], decode: Callable[[np.ndarray], str]
+) -> list[dict[str, object]]:
     """Return a row for each response."""
     rows = []
     for group in groups:
         for member, sample in enumerate(group.samples):
             row = {
-                "position": group.position, "member": member, "prompt_index": group.prompt.index,
-                "prompt": group.prompt.text, "response": decode(sample.tokens), "ground_truth": group.prompt.answer,
+                "position": group.position,
+                "member": member,
+                "prompt_index": group.prompt.index,
+                "prompt": group.prompt.text,
+                "response": decode(sample.tokens),
+                "ground_truth": group.prompt.answer,
                 "reward": sample.reward,
-                "advantage": None if math.isnan(sample.advantage) else sample.advantage,  # nobody learned from it
-                "prompt_length": len(group.prompt.tokens), "response_length": len(sample.tokens),
-                "truncated": sample.truncated, "weights_version": sample.version, "failure": sample.failure,
+                # nobody learned from it
+                "advantage": None if math.isnan(sample.advantage) else sample.advantage,
+                "prompt_length": len(group.prompt.tokens),
+                "response_length": len(sample.tokens),
+                "truncated": sample.truncated,
+                "weights_version": sample.version,
+                "failure": sample.failure,
             }
             for rule, score in sample.scores.items():
                 row |= {f"score/{rule}": score.value, f"outcome/{rule}": score.outcome.name.lower()}

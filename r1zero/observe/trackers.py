@@ -1,8 +1,8 @@
-"""Where metrics go besides metrics.jsonl: trackers of other people, none of which may stop or slow a step.
+"""Experiment trackers (TensorBoard, W&B, SwanLab, trackio); none may stop or slow a step.
 
-A tracker runs in a thread of its own behind a bounded queue, from its set-up on: a server that hangs fills the
-queue, after which rows are dropped; one that raises loses that row. Either is said once. The run folder has
-every row in any case.
+A tracker runs in a thread of its own behind a bounded queue, from its set-up on: a server that
+hangs fills the queue, after which rows are dropped; one that raises loses that row. Either is said
+once. The run folder has every row in any case.
 """
 
 from __future__ import annotations
@@ -26,18 +26,23 @@ from r1zero.run_folder.owner import plain
 
 QUEUE_ROWS = 64  # rows that wait for a slow tracker
 CLOSE_SECONDS = 10.0  # that the end of a run waits for all trackers together
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab", "trackio": "trackio"}
+PACKAGES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+}
 
 log = logging.getLogger("r1zero")
 _drawing = threading.Lock()
 
-Row = Mapping[str, float]
+MetricRow = Mapping[str, float]
 
 
 class Tracker(Protocol):
     """What takes the metrics of a step."""
 
-    def write(self, step: int, row: Row) -> None:
+    def write(self, step: int, row: MetricRow) -> None:
         """Take one row."""
 
     def close(self) -> None:
@@ -45,12 +50,19 @@ class Tracker(Protocol):
 
 
 def check_loggers(names: Sequence[str], installed: bool = True) -> list[str]:
-    """Return a sentence for each name that is unknown or, if it must be `installed`, whose package is not."""
-    problems = [f"training.logger: {name} is not one of {', '.join(PACKAGES)}{nearest(name, PACKAGES)}"
-                for name in names if name not in PACKAGES]
+    """Return a sentence for each name that is unknown or, if it must be `installed`, whose package
+    is not."""
+    problems = [
+        f"training.logger: {name} is not one of {', '.join(PACKAGES)}{nearest(name, PACKAGES)}"
+        for name in names
+        if name not in PACKAGES
+    ]
     needed = [name for name in names if installed and name in PACKAGES]
-    return problems + [f"training.logger: {name} is not installed; `pip install {PACKAGES[name]}`, or take it out"
-                       for name in needed if importlib.util.find_spec(PACKAGES[name]) is None]
+    return problems + [
+        f"training.logger: {name} is not installed; `pip install {PACKAGES[name]}`, or take it out"
+        for name in needed
+        if importlib.util.find_spec(PACKAGES[name]) is None
+    ]
 
 
 def run_key(folder: Path) -> str:
@@ -73,16 +85,18 @@ def open_tracker(kind: str, folder: Path, name: str, config: Mapping[str, Any]) 
 
 
 class TensorBoard:
-    """Event files in the run folder. Of steps that a resumed run does again, the later rows count."""
+    """Event files in the run folder. Of steps that a resumed run does again, the later rows
+    count."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(exist_ok=True)  # before the first row, so that trouble is told at once
-        self._folder, self._writer = folder, None
+        self._folder = folder
+        self._writer = None
         self._open = partial(SummaryWriter, str(folder))
 
-    def write(self, step: int, row: Row) -> None:
+    def write(self, step: int, row: MetricRow) -> None:
         if self._writer is None:
             self._folder.stat()  # it would make what is missing, wherever that is
             self._writer = self._open(purge_step=step)
@@ -96,20 +110,24 @@ class TensorBoard:
 
 
 class Service:
-    """Weights & Biases, SwanLab or trackio: they share init, log and finish. Their own variables set the rest.
+    """Weights & Biases, SwanLab or trackio: they share init, log and finish. Their own variables
+    set the rest.
 
     A run that goes on after a stop goes on there, too.
     """
 
     def __init__(self, package: str, folder: Path, name: str, config: Mapping[str, Any]) -> None:
         self._module = importlib.import_module(package)
-        key, folder = run_key(folder), Path(plain(folder))
-        where = {"wandb": {"id": key, "name": name, "dir": str(folder), "allow_val_change": True},
-                 "swanlab": {"id": key, "experiment_name": name, "logdir": str(folder / "swanlab")},
-                 "trackio": {"name": f"{name}-{key[:6]}"}}  # which has no other key
+        key = run_key(folder)
+        folder = Path(plain(folder))
+        where = {
+            "wandb": {"id": key, "name": name, "dir": str(folder), "allow_val_change": True},
+            "swanlab": {"id": key, "experiment_name": name, "logdir": str(folder / "swanlab")},
+            "trackio": {"name": f"{name}-{key[:6]}"},
+        }  # which has no other key
         self._module.init(project="r1zero", config=dict(config), resume="allow", **where[package])
 
-    def write(self, step: int, row: Row) -> None:
+    def write(self, step: int, row: MetricRow) -> None:
         self._module.log(dict(row), step=step)
 
     def close(self) -> None:
@@ -121,12 +139,14 @@ class Sink:
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self.name = name
-        self._rows: queue.Queue[tuple[int, Row] | None] = queue.Queue(QUEUE_ROWS)
+        self._rows: queue.Queue[tuple[int, MetricRow] | None] = queue.Queue(QUEUE_ROWS)
         self._said = False
-        self._thread = threading.Thread(target=self._work, args=(make,), name=f"sink-{name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, args=(make,), name=f"sink-{name}", daemon=True
+        )
         self._thread.start()
 
-    def put(self, step: int, row: Row) -> None:
+    def put(self, step: int, row: MetricRow) -> None:
         """Hand a row over; it is dropped when too many wait. Returns at once."""
         try:
             self._rows.put_nowait((step, row))
@@ -147,7 +167,8 @@ class Sink:
     def _work(self, make: Callable[[], Tracker]) -> None:
         try:
             tracker = make()
-        except BaseException as error:  # noqa: BLE001 - foreign code in our process; some raise SystemExit
+        except BaseException as error:  # noqa: BLE001
+            # foreign code in our process; some raise SystemExit
             self._say(f"could not be set up: {error!r}")
             return
         while (entry := self._rows.get()) is not None:
@@ -163,8 +184,14 @@ class Sink:
     def _say(self, trouble: str) -> None:
         if not self._said:
             self._said = True
-            log.warning("warning: %s: %s; rows are missing there, metrics.jsonl has them all; training goes on",
-                        self.name, trouble)
+            log.warning(
+                (
+                    "warning: %s: %s; rows are missing there, metrics.jsonl has them all; training "
+                    "goes on"
+                ),
+                self.name,
+                trouble,
+            )
 
 
 class Sinks:
@@ -173,7 +200,7 @@ class Sinks:
     def __init__(self, makers: Mapping[str, Callable[[], Tracker]]) -> None:
         self._sinks = [Sink(name, make) for name, make in makers.items()]
 
-    def put(self, step: int, row: Row) -> None:
+    def put(self, step: int, row: MetricRow) -> None:
         for sink in self._sinks:
             sink.put(step, row)
 

@@ -1,7 +1,7 @@
 """The Megatron-core model of one role: a GPTModel that stops at the last hidden state.
 
-The layers are the family's: megatron-core's local layer spec (no Transformer Engine), with a core attention
-for packed sequences and an RMSNorm that knows sequence parallelism.
+The layers are the family's: megatron-core's local layer spec (no Transformer Engine), with a core
+attention for packed sequences and an RMSNorm that knows sequence parallelism.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from r1zero.algo.packing import Microbatch
-from r1zero.models.unused import local_columns
+from r1zero.distributed.device import Device
+from r1zero.distributed.groups import Grid
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
 from r1zero.models.megatron_modules import PackedBatch, RMSNorm
-from r1zero.weights.open import open_weights
 from r1zero.models.params import local_shape, stage_params
 from r1zero.models.rotary import rotary_tables
-from r1zero.distributed.device import Device
-from r1zero.distributed.groups import Grid
+from r1zero.models.unused import local_columns
+from r1zero.weights.open import open_weights
 
 
 class Backbone(GPTModel):
@@ -53,26 +53,48 @@ class Backbone(GPTModel):
 class RoleModel:
     """One copy of the model, cut over the ranks of a role."""
 
-    def __init__(self, shape: ModelConfig, grid: Grid, device: Device, dtype: torch.dtype,
-                 max_positions: int, sequence_parallel: bool, recompute: bool, seed: int,
-                 unused: Sequence[range] = ()) -> None:
-        """Build this rank's part. `max_positions` bounds the tokens of one sequence, `unused` ids have no token."""
+    def __init__(
+        self,
+        shape: ModelConfig,
+        grid: Grid,
+        device: Device,
+        dtype: torch.dtype,
+        max_positions: int,
+        sequence_parallel: bool,
+        recompute: bool,
+        seed: int,
+        unused: Sequence[range] = (),
+    ) -> None:
+        """Build this rank's part. `max_positions` bounds the tokens of one sequence, `unused` ids
+        have no token."""
         assert grid.member
-        self.shape, self.grid, self.device, self.dtype = shape, grid, device, dtype
+        self.shape = shape
+        self.grid = grid
+        self.device = device
+        self.dtype = dtype
         rows = shape.vocab_size // grid.span.tp
         self.unused = local_columns(unused, grid.tp_index * rows, rows)  # of this rank's logits
         self.groups = _collection(grid)
         self.config = _transformer_config(shape, grid, device, dtype, sequence_parallel, recompute)
         with self.active():
-            model_parallel_cuda_manual_seed(seed, tp_rank=grid.tp_index, ep_rank=0, etp_rank=grid.tp_index)
+            model_parallel_cuda_manual_seed(
+                seed, tp_rank=grid.tp_index, ep_rank=0, etp_rank=grid.tp_index
+            )
             self.module = Backbone(
-                self.config, _layer_specs(self.config, shape, grid, self.groups), shape.vocab_size, shape.max_positions,
-                pre_process=grid.is_first_stage, post_process=grid.is_last_stage,
-                share_embeddings_and_output_weights=shape.tie_word_embeddings, position_embedding_type="none",
-                pg_collection=self.groups)
+                self.config,
+                _layer_specs(self.config, shape, grid, self.groups),
+                shape.vocab_size,
+                shape.max_positions,
+                pre_process=grid.is_first_stage,
+                post_process=grid.is_last_stage,
+                share_embeddings_and_output_weights=shape.tie_word_embeddings,
+                position_embedding_type="none",
+                pg_collection=self.groups,
+            )
         self._mark_cut_parameters()
         cos, sin = rotary_tables(shape, max_positions, device.torch)
-        self._cos, self._sin = cos.to(dtype)[:, None], sin.to(dtype)[:, None]
+        self._cos = cos.to(dtype)[:, None]
+        self._sin = sin.to(dtype)[:, None]
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -80,8 +102,12 @@ class RoleModel:
 
         A rank may hold two roles with different layouts, so they are set for each use.
         """
-        names = ("_TENSOR_MODEL_PARALLEL_GROUP", "_PIPELINE_MODEL_PARALLEL_GROUP", "_DATA_PARALLEL_GROUP",
-                 "_DATA_PARALLEL_GROUP_WITH_CP")
+        names = (
+            "_TENSOR_MODEL_PARALLEL_GROUP",
+            "_PIPELINE_MODEL_PARALLEL_GROUP",
+            "_DATA_PARALLEL_GROUP",
+            "_DATA_PARALLEL_GROUP_WITH_CP",
+        )
         before = [vars(parallel_state)[name] for name in names]
         groups = (self.groups.tp, self.groups.pp, self.groups.dp, self.groups.dp_cp)
         vars(parallel_state).update(zip(names, groups, strict=True))
@@ -105,20 +131,24 @@ class RoleModel:
         return named
 
     def _mark_cut_parameters(self) -> None:
-        """Say which parameters TP cuts. Megatron does it while initialising at random, which loading leaves out;
-        unmarked, the gradient norm would count one TP rank's shards only."""
-        parameters, span = self.parameters(), self.grid.span
+        """Say which parameters TP cuts. Megatron does it while initialising at random, which
+        loading leaves out; unmarked, the gradient norm would count one TP rank's shards only."""
+        parameters = self.parameters()
+        span = self.grid.span
         for tensor in stage_params(self.shape, self.grid.stage, span.pp):
             parameter = parameters[tensor.name]
             if tensor.axis is not None and not getattr(parameter, "tensor_model_parallel", False):
-                whole, part = local_shape(tensor, 1), local_shape(tensor, span.tp)
+                whole = local_shape(tensor, 1)
+                part = local_shape(tensor, span.tp)
                 dim = next((d for d in range(len(part)) if part[d] != whole[d]), 0)
                 set_tensor_model_parallel_attributes(parameter, True, dim, 1)
 
     @torch.no_grad()
     def load(self, path: str) -> None:
-        """Fill the parameters from a Hugging Face folder or a Megatron checkpoint. BadInput if it does not fit."""
-        parameters, span = self.parameters(), self.grid.span
+        """Fill the parameters from a Hugging Face folder or a Megatron checkpoint. BadInput if it
+        does not fit."""
+        parameters = self.parameters()
+        span = self.grid.span
         held = stage_params(self.shape, self.grid.stage, span.pp)
         weights = open_weights(path, self.shape)
         for tensor, shard in weights.stream(held, self.grid.tp_index, span.tp, self.dtype):
@@ -127,12 +157,19 @@ class RoleModel:
 
     def hidden(self, batch: Microbatch, module: torch.nn.Module | None = None) -> torch.Tensor:
         """Run this stage on packed tokens. Returns [tokens (/ TP under SP), 1, hidden]."""
-        packed = PackedBatch(qkv_format="thd", segments=batch.segments,
-                             cos=self._cos[batch.positions], sin=self._sin[batch.positions])
-        return (module or self.module)(batch.tokens[None], batch.positions[None], None, packed_seq_params=packed)
+        packed = PackedBatch(
+            qkv_format="thd",
+            segments=batch.segments,
+            cos=self._cos[batch.positions],
+            sin=self._sin[batch.positions],
+        )
+        return (module or self.module)(
+            batch.tokens[None], batch.positions[None], None, packed_seq_params=packed
+        )
 
     def full_hidden(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Make the last stage's output whole on every TP rank: [tokens, hidden], gradient summed over TP."""
+        """Make the last stage's output whole on every TP rank: [tokens, hidden], gradient summed
+        over TP."""
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, group=self.groups.tp)
         else:
@@ -142,36 +179,84 @@ class RoleModel:
 
 def _collection(grid: Grid) -> ProcessGroupCollection:
     """Name the role's groups as Megatron does. No context or expert parallelism: groups of one."""
-    g, alone = grid.groups, grid.groups["self"]
+    g = grid.groups
+    alone = grid.groups["self"]
     return ProcessGroupCollection(
-        tp=g["tp"], pp=g["pp"], mp=g["mp"], dp=g["dp"], dp_cp=g["dp"], tp_cp=g["tp"], tp_dp_cp=g["all"],
-        cp=alone, ep=alone, hcp=None, embd=g.get("embd"), pos_embd=alone if grid.is_first_stage else None,
-        expt_tp=g["tp"], tp_ep=g["tp"], tp_ep_pp=g["mp"], expt_dp=g["dp"],
-        intra_dp_cp=g["dp"], intra_expt_dp=g["dp"], inter_dist_opt=None, intra_dist_opt=g["all"])
+        tp=g["tp"],
+        pp=g["pp"],
+        mp=g["mp"],
+        dp=g["dp"],
+        dp_cp=g["dp"],
+        tp_cp=g["tp"],
+        tp_dp_cp=g["all"],
+        cp=alone,
+        ep=alone,
+        hcp=None,
+        embd=g.get("embd"),
+        pos_embd=alone if grid.is_first_stage else None,
+        expt_tp=g["tp"],
+        tp_ep=g["tp"],
+        tp_ep_pp=g["mp"],
+        expt_dp=g["dp"],
+        intra_dp_cp=g["dp"],
+        intra_expt_dp=g["dp"],
+        inter_dist_opt=None,
+        intra_dist_opt=g["all"],
+    )
 
 
-def _transformer_config(shape: ModelConfig, grid: Grid, device: Device, dtype: torch.dtype,
-                        sequence_parallel: bool, recompute: bool) -> TransformerConfig:
+def _transformer_config(
+    shape: ModelConfig,
+    grid: Grid,
+    device: Device,
+    dtype: torch.dtype,
+    sequence_parallel: bool,
+    recompute: bool,
+) -> TransformerConfig:
     span = grid.span
     options: dict[str, Any] = dict(
-        num_layers=shape.num_layers, hidden_size=shape.hidden_size, ffn_hidden_size=shape.ffn_hidden_size,
-        num_attention_heads=shape.num_heads, num_query_groups=shape.num_kv_heads, kv_channels=shape.head_dim,
-        normalization="RMSNorm", layernorm_epsilon=shape.norm_eps, qk_layernorm=shape.qk_norm,
-        add_bias_linear=False, add_qkv_bias=shape.qkv_bias, gated_linear_unit=True, activation_func=F.silu,
-        attention_dropout=0.0, hidden_dropout=0.0,
-        tensor_model_parallel_size=span.tp, pipeline_model_parallel_size=span.pp,
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.num_heads,
+        num_query_groups=shape.num_kv_heads,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_eps,
+        qk_layernorm=shape.qk_norm,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        tensor_model_parallel_size=span.tp,
+        pipeline_model_parallel_size=span.pp,
         sequence_parallel=sequence_parallel and span.tp > 1,
-        params_dtype=dtype, bf16=dtype == torch.bfloat16, pipeline_dtype=dtype,
-        # Packed microbatches differ in length; the dispatcher's name is what that flag asks of dense models too.
-        variable_seq_lengths=True, moe_token_dispatcher_type="alltoall",
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        pipeline_dtype=dtype,
+        # Packed microbatches differ in length; the dispatcher's name is what that flag asks of
+        # dense models too.
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",
         # Our loss divides by the global token count itself; Megatron must not divide again.
         calculate_per_token_loss=True,
-        perform_initialization=False, use_cpu_initialization=device.is_cpu,
-        bias_activation_fusion=not device.is_cpu, bias_dropout_fusion=False, masked_softmax_fusion=False,
-        apply_rope_fusion=False, gradient_accumulation_fusion=False, persist_layer_norm=False)
+        perform_initialization=False,
+        use_cpu_initialization=device.is_cpu,
+        bias_activation_fusion=not device.is_cpu,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+    )
     if recompute:
-        options |= {"recompute_granularity": "full", "recompute_method": "uniform",
-                    "recompute_num_layers": 1}
+        options |= {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
     return TransformerConfig(**options | family_of(shape).transformer_options(shape))
 
 

@@ -1,4 +1,4 @@
-"""Run microbatches through a role's pipeline stages, with or without gradients."""
+"""Pipeline parallelism: run microbatches through a role's stages, forward only or with backward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron.core.pipeline_parallel.schedules import (
     forward_backward_pipelining_without_interleaving,
 )
 
-from r1zero.algo.packing import Item, Microbatch, pack
+from r1zero.algo.packing import Microbatch, TrainSample, pack
 from r1zero.policy.logprobs import token_logprobs
 from r1zero.policy.megatron import RoleModel
 
@@ -20,41 +20,78 @@ from r1zero.policy.megatron import RoleModel
 LossFunction = Callable[[Microbatch, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
 
 
-def run_pipeline(model: RoleModel, module: torch.nn.Module, microbatches: list[list[Item]], temperature: float,
-                 loss: LossFunction, backward: bool) -> list[Any]:
-    """Feed the microbatches through this replica. Returns what `loss` handed back, last stage only."""
+def run_pipeline(
+    model: RoleModel,
+    module: torch.nn.Module,
+    microbatches: list[list[TrainSample]],
+    temperature: float,
+    loss: LossFunction,
+    backward: bool,
+) -> list[Any]:
+    """Feed the microbatches through this replica. Returns what `loss` handed back, last stage
+    only."""
     assert microbatches, "a pipeline needs at least one microbatch"
-    sequence_multiple = model.grid.span.tp if model.config.sequence_parallel else 1
+    if model.config.sequence_parallel:
+        sequence_multiple = model.grid.span.tp
+    else:
+        sequence_multiple = 1
 
     def forward_step(batches: Any, stage: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
         batch = pack(next(batches), model.device.torch, sequence_multiple)
-        return model.hidden(batch, stage), lambda hidden: _loss_step(model, batch, hidden, temperature, loss)
+        return model.hidden(batch, stage), lambda hidden: _loss_step(
+            model, batch, hidden, temperature, loss
+        )
 
     pipelined = model.grid.span.pp > 1
-    schedule = forward_backward_pipelining_without_interleaving if pipelined else forward_backward_no_pipelining
+    if pipelined:
+        schedule = forward_backward_pipelining_without_interleaving
+    else:
+        schedule = forward_backward_no_pipelining
     with model.active(), torch.set_grad_enabled(backward):
         return schedule(
-            forward_step_func=forward_step, data_iterator=iter(microbatches), model=module,
-            num_microbatches=len(microbatches), seq_length=1, micro_batch_size=1, forward_only=not backward,
-            p2p_communicator=P2PCommunicator(pp_group=model.groups.pp, config=model.config) if pipelined else None,
-            pg_collection=model.groups)
+            forward_step_func=forward_step,
+            data_iterator=iter(microbatches),
+            model=module,
+            num_microbatches=len(microbatches),
+            seq_length=1,
+            micro_batch_size=1,
+            forward_only=not backward,
+            p2p_communicator=P2PCommunicator(pp_group=model.groups.pp, config=model.config)
+            if pipelined
+            else None,
+            pg_collection=model.groups,
+        )
 
 
-def _loss_step(model: RoleModel, batch: Microbatch, hidden: torch.Tensor, temperature: float,
-               loss: LossFunction) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    rows = model.full_hidden(hidden)[batch.rows]
-    logprobs, entropy = token_logprobs(rows, model.module.head_weight(), batch.targets, temperature,
-                                       model.groups.tp, model.unused)
+def _loss_step(
+    model: RoleModel,
+    batch: Microbatch,
+    hidden: torch.Tensor,
+    temperature: float,
+    loss: LossFunction,
+) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    rows = model.full_hidden(hidden)[batch.logit_positions]
+    logprobs, entropy = token_logprobs(
+        rows, model.module.head_weight(), batch.targets, temperature, model.groups.tp, model.unused
+    )
     value, handed_back = loss(batch, logprobs, entropy)
     return value, torch.tensor(0, dtype=torch.int, device=model.device.torch), handed_back
 
 
-def look_up_logprobs(model: RoleModel, module: torch.nn.Module, microbatches: list[list[Item]],
-                     temperature: float) -> dict[int, Any]:
+def compute_logprobs(
+    model: RoleModel,
+    module: torch.nn.Module,
+    microbatches: list[list[TrainSample]],
+    temperature: float,
+) -> dict[int, Any]:
     """Log-probs of every item's response, fp32 [T] by item number; empty but on the last stage."""
 
-    def keep(batch: Microbatch, logprobs: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        return logprobs.sum(), list(zip((item.number for item in batch.items), batch.cut(logprobs), strict=True))
+    def keep(
+        batch: Microbatch, logprobs: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor, Any]:
+        return logprobs.sum(), list(
+            zip((item.number for item in batch.items), batch.split(logprobs), strict=True)
+        )
 
     handed_back = run_pipeline(model, module, microbatches, temperature, keep, backward=False)
     return {number: values for pairs in handed_back for number, values in pairs}

@@ -1,30 +1,39 @@
-"""The frozen start policy: looks back at finished groups and notes its own log-probs."""
+"""The reference policy, frozen: computes the reference log-probs of finished groups."""
 
 from __future__ import annotations
 
-from r1zero.algo.packing import Item, cut_microbatches
-from r1zero.types import Group
+from r1zero.algo.packing import TrainSample, cut_microbatches
 from r1zero.policy.megatron import RoleModel
-from r1zero.policy.pipeline import look_up_logprobs
+from r1zero.policy.pipeline import compute_logprobs
+from r1zero.types import Group
 
 
 class Reference:
     """The model of the ref ranks."""
 
-    def __init__(self, model: RoleModel, temperature: float, max_samples: int, max_tokens: int | None) -> None:
-        self.model, self.temperature = model, temperature
-        self.max_samples, self.max_tokens = max_samples, max_tokens
+    def __init__(
+        self, model: RoleModel, temperature: float, max_samples: int, max_tokens: int | None
+    ) -> None:
+        self.model = model
+        self.temperature = temperature
+        self.max_samples = max_samples
+        self.max_tokens = max_tokens
         self._tokens = 0
         model.module.eval()
 
     def add_logprobs(self, groups: list[Group]) -> list[Group]:
-        """Fill `ref_logprobs` of every sample. On stages before the last the groups stay as they are."""
-        items = [Item(number, group.position, group.prompt, sample) for number, (group, sample) in
-                 enumerate((group, sample) for group in groups for sample in group.samples)]
+        """Fill `ref_logprobs` of every sample. On stages before the last the groups stay as they
+        are."""
+        items = [
+            TrainSample(number, group.position, group.prompt, sample)
+            for number, (group, sample) in enumerate(
+                (group, sample) for group in groups for sample in group.samples
+            )
+        ]
         if not items:
             return groups
         microbatches = cut_microbatches(items, self.max_samples, self.max_tokens)
-        found = look_up_logprobs(self.model, self.model.module, microbatches, self.temperature)
+        found = compute_logprobs(self.model, self.model.module, microbatches, self.temperature)
         if self.model.grid.is_last_stage:
             for item in items:
                 item.sample.ref_logprobs = found[item.number]
@@ -33,5 +42,6 @@ class Reference:
 
     def take_tokens(self) -> int:
         """Response tokens looked back at since the last call, on the last stage."""
-        tokens, self._tokens = self._tokens, 0
+        tokens = self._tokens
+        self._tokens = 0
         return tokens

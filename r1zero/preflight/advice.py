@@ -1,32 +1,35 @@
-"""Which other split of the ranks among the roles would be faster, judged by how long each role works now."""
+"""Advice on load balance: which other split of the ranks among the roles would be faster."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from r1zero.preflight.checks import check_batches, check_pool
 from r1zero.config.schema import Config, placement
 from r1zero.distributed.placement import Placement, RankGrid
+from r1zero.preflight.checks import check_batches, check_pool
 
 GAIN = 0.1  # less of the step's time is not worth a new start
 LOOKED_AT = 50  # candidates, fastest first: most fit the batch sizes
 
 
 def faster_split(cfg: Config, placed: Placement, working: Mapping[str, float]) -> str | None:
-    """Name the keys of a split of as many ranks that would be faster, given seconds of work a step by role.
+    """Name the keys of a split of as many ranks that would be faster, given seconds of work a step
+    by role.
 
-    Work is taken to shrink as ranks are added. With M minibatches a step lasts as long as its busiest role,
-    plus what the others need for one minibatch before and after: max + (sum - max) / M. None when there is no
-    such split.
+    Work is taken to shrink as ranks are added. With M minibatches a step lasts as long as its
+    busiest role, plus what the others need for one minibatch before and after: max + (sum - max) /
+    M. None when there is no such split.
     """
     if placed.colocated:
         return None
     minibatches = cfg.num_samples // cfg.actor_rollout.ppo_mini_batch_size
 
     def seconds(replicas: tuple[int, int, int]) -> float:
-        busy = [working[span.role] * span.dp / count
-                for span, count in zip(placed.grids, replicas, strict=True)]
+        busy = [
+            working[span.role] * span.dp / count
+            for span, count in zip(placed.grids, replicas, strict=True)
+        ]
         return max(busy) + (sum(busy) - max(busy)) / minibatches
 
     now = seconds(tuple(span.dp for span in placed.grids))
@@ -34,16 +37,26 @@ def faster_split(cfg: Config, placed: Placement, working: Mapping[str, float]) -
         saved = 1 - seconds(candidate) / now
         if saved < GAIN:
             return None
-        train, rollout, ref = (count * span.tp * span.pp
-                               for span, count in zip(placed.grids, candidate, strict=True))
+        train, rollout, ref = (
+            count * span.tp * span.pp for span, count in zip(placed.grids, candidate, strict=True)
+        )
         changed = replace(
             cfg,
-            actor_rollout=replace(cfg.actor_rollout, num_gpus_for_train=train, num_gpus_for_infer=rollout),
-            resource_pool=replace(cfg.resource_pool, actor_rollout=[train + rollout], ref=[ref],
-                                  ranks_per_node=None))
-        if not check_pool(changed) and not check_batches(changed, placement(changed, placed.world_size)):
-            return (f"num_gpus_for_train {train}, num_gpus_for_infer {rollout} and resource_pool.ref [{ref}] "
-                    f"on the same {placed.world_size} ranks would take about {saved:.0%} less time")
+            actor_rollout=replace(
+                cfg.actor_rollout, num_gpus_for_train=train, num_gpus_for_infer=rollout
+            ),
+            resource_pool=replace(
+                cfg.resource_pool, actor_rollout=[train + rollout], ref=[ref], ranks_per_node=None
+            ),
+        )
+        if not check_pool(changed) and not check_batches(
+            changed, placement(changed, placed.world_size)
+        ):
+            return (
+                f"num_gpus_for_train {train}, num_gpus_for_infer {rollout} and resource_pool.ref "
+                f"[{ref}] on the same {placed.world_size} ranks would take about {saved:.0%} less "
+                "time"
+            )
     return None
 
 

@@ -1,4 +1,4 @@
-"""A trial of custom scorers before anything starts: they are loaded and score two responses to real data."""
+"""A dry run of custom reward functions: they are loaded and score two responses to real data."""
 
 from __future__ import annotations
 
@@ -7,46 +7,55 @@ from dataclasses import replace
 from r1zero.config.schema import Config
 from r1zero.data.blend import split_blend
 from r1zero.data.layout import layout_of
-from r1zero.data.preprocessed import is_packed, read_packed
+from r1zero.data.preprocessed import is_preprocessed, read_preprocessed
 from r1zero.data.problems import read_problems
 from r1zero.data.template import Template
-from r1zero.reward.types import Case
 from r1zero.reward.custom import is_custom
+from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.math.gold import read_gold
-from r1zero.reward.executor import Judge
+from r1zero.reward.types import RewardInput
 
 START_SECONDS = 60.0  # for a custom scorer to be imported
 
 
 def check_custom(cfg: Config) -> list[str]:
-    """Return a sentence for every custom scorer that cannot be loaded or fails on the first problem."""
-    key, names = "algorithm.verifier_function", cfg.algorithm.verifier_function
+    """Return a sentence for every custom scorer that cannot be loaded or fails on the first
+    problem."""
+    key = "algorithm.verifier_function"
+    names = cfg.algorithm.verifier_function
     if not any(map(is_custom, names)):
         return []
     prompt, answer = _first_problem(cfg)
     responses = [f"<think>I know it.</think><answer>\\boxed{{{answer}}}</answer>", "I do not know."]
     try:
         reward = replace(cfg.reward, workers=1)
-        with Judge(names, cfg.algorithm.verifier_weight, reward, START_SECONDS) as judge:
+        with RewardExecutor(
+            names, cfg.algorithm.verifier_weight, reward, START_SECONDS
+        ) as executor:
             for member, text in enumerate(responses):
-                case = Case(prompt, text, answer, len(text.split()), cfg.response_budget, truncated=False)
-                judge.submit("trial", member, len(responses), case)
-            scores = judge.collect(["trial"])["trial"][0]
+                case = RewardInput(
+                    prompt, text, answer, len(text.split()), cfg.response_budget, truncated=False
+                )
+                executor.submit("trial", member, len(responses), case)
+            scores = executor.collect(["trial"])["trial"][0]
     except RuntimeError as error:
         return [f"{key}: {error}"]
-    return [f"{key}: {name} fails on the first problem of {cfg.actor_rollout.data_path}: {score.why}"
-            for name, score in scores.items() if score.outcome.failed]
+    return [
+        f"{key}: {name} fails on the first problem of {cfg.actor_rollout.data_path}: {score.why}"
+        for name, score in scores.items()
+        if score.outcome.failed
+    ]
 
 
 def _first_problem(cfg: Config) -> tuple[str, str]:
     """Return prompt and right answer of the first problem of the data."""
     path = split_blend(cfg.actor_rollout.data_path)[0][1]
-    if is_packed(path):
+    if is_preprocessed(path):
         # Heavy, and needed only here: a check takes a moment otherwise.
         from r1zero.data.prompts import detokenize, load_tokenizer, vocabulary_of
 
         tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
-        row = next(read_packed(path, vocabulary_of(tokenizer).size))
+        row = next(read_preprocessed(path, vocabulary_of(tokenizer).size))
         [prompt] = detokenize(tokenizer, [row.prompt], special=True)
         [answer] = detokenize(tokenizer, [row.answer], special=False)
         return prompt, read_gold(answer)

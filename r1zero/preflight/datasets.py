@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from r1zero.config.schema import Config
 from r1zero.data.blend import split_blend
-from r1zero.data.layout import Layout, layout_of
-from r1zero.data.preprocessed import is_packed, read_packed
+from r1zero.data.layout import ColumnLayout, layout_of
+from r1zero.data.preprocessed import is_preprocessed, read_preprocessed
 from r1zero.data.problems import read_problems
 from r1zero.data.survey import DataSet, question_in, survey
 from r1zero.data.template import Template
@@ -19,12 +19,14 @@ from r1zero.reward.rules import VERDICTS
 if TYPE_CHECKING:  # transformers is imported where tokens are needed
     from r1zero.data.prompts import Prompts
 
-TRAIN_DATA, EVAL_DATA = "actor_rollout.data_path", "training.eval_data_path"
+TRAIN_DATA = "actor_rollout.data_path"
+EVAL_DATA = "training.eval_data_path"
 
 
 def data_sets(cfg: Config) -> tuple[list[tuple[str, str]], list[str]]:
     """Return (key, path) of each data set, and a sentence for each blend that is malformed."""
-    found, problems = [], []
+    found = []
+    problems = []
     named = ((TRAIN_DATA, cfg.actor_rollout.data_path), (EVAL_DATA, cfg.training.eval_data_path))
     for key, text in named:
         try:
@@ -32,8 +34,10 @@ def data_sets(cfg: Config) -> tuple[list[tuple[str, str]], list[str]]:
         except BadInput as error:
             problems.append(f"{key}: {error}")
     if sum(key == EVAL_DATA for key, _ in found) > 1:
-        problems.append(f"{EVAL_DATA}: {cfg.training.eval_data_path} is a blend, but each of its "
-                        "problems is answered once: name one data set")
+        problems.append(
+            f"{EVAL_DATA}: {cfg.training.eval_data_path} is a blend, but each of its "
+            "problems is answered once: name one data set"
+        )
     return found, problems
 
 
@@ -42,19 +46,26 @@ def compares(cfg: Config) -> bool:
     return bool(set(VERDICTS) & set(cfg.algorithm.verifier_function))
 
 
-def check_data(key: str, path: str, layout: Layout, template: Template | None, compared: bool,
-               vocab_size: int) -> list[str]:
+def check_data(
+    key: str,
+    path: str,
+    layout: ColumnLayout,
+    template: Template | None,
+    compared: bool,
+    vocab_size: int,
+) -> list[str]:
     """Rows of a raw file must have the columns of the layout; preprocessed files must be whole.
 
     If right answers are `compared` with responses, some must look like answers. The template, if
     there is one, must take the system texts of the data.
     """
     try:
-        if is_packed(path):
-            for _ in read_packed(path, vocab_size):
+        if is_preprocessed(path):
+            for _ in read_preprocessed(path, vocab_size):
                 pass
             return []
-        layout = layout if template is None else layout.fitting(template)
+        if template is not None:
+            layout = layout.fitting(template)
         problems = read_problems(path, layout).problems
         with_system = next((problem for problem in problems if problem.system), None)
         if template is not None and with_system is not None:
@@ -63,9 +74,11 @@ def check_data(key: str, path: str, layout: Layout, template: Template | None, c
         return [f"{key}: {error}"]
     golds = [problem.answer for problem in problems]
     if compared and are_hopeless(golds):
-        return [f"{key}: none of the {len(golds)} right answers of {path} looks like an answer, "
-                f"such as {', '.join(judge(golds).examples)}; name the column with the answers in "
-                f"{layout.columns_key}.response, or score with a function of your own"]
+        return [
+            f"{key}: none of the {len(golds)} right answers of {path} looks like an answer, "
+            f"such as {', '.join(judge(golds).examples)}; name the column with the answers in "
+            f"{layout.columns_key}.response, or score with a function of your own"
+        ]
     return []
 
 
@@ -76,27 +89,39 @@ def look_at_data(cfg: Config) -> list[str]:
     """
     template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
     has_tokenizer = Path(cfg.training.tokenizer_name_or_path or "").exists()
-    found, notes = [], []
+    found = []
+    notes = []
     for key, path in data_sets(cfg)[0]:
-        is_here = has_tokenizer if is_packed(path) else Path(path).exists()
+        if is_preprocessed(path):
+            is_here = has_tokenizer
+        else:
+            is_here = Path(path).exists()
         if is_here:
             found.append(_read(cfg, key, path, template, notes))
     return notes + _survey(cfg, found)
 
 
-def look_at_prompts(cfg: Config, prompts: Prompts | None, eval_prompts: Prompts | None,
-                    eval_key: str = EVAL_DATA) -> list[str]:
+def look_at_prompts(
+    cfg: Config, prompts: Prompts | None, eval_prompts: Prompts | None, eval_key: str = EVAL_DATA
+) -> list[str]:
     """Return the same about data that has been read; `eval_key` is what names the held-out data."""
     template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
-    found, notes = [], []
+    found = []
+    notes = []
     for key, read in ((TRAIN_DATA, prompts), (eval_key, eval_prompts)):
         if read is None:
             continue
         notes += [f"{key}: {note}" for note in read.notes]
         for path, places in read.sets:
-            mine = read.prompts[places.start:places.stop]
-            found.append(DataSet(key, path, [question_in(template, prompt.text) for prompt in mine],
-                                 [prompt.answer for prompt in mine]))
+            mine = read.prompts[places.start : places.stop]
+            found.append(
+                DataSet(
+                    key,
+                    path,
+                    [question_in(template, prompt.text) for prompt in mine],
+                    [prompt.answer for prompt in mine],
+                )
+            )
     return notes + _survey(cfg, found)
 
 
@@ -109,17 +134,19 @@ def _survey(cfg: Config, found: list[DataSet]) -> list[str]:
 def _read(cfg: Config, key: str, path: str, template: Template, notes: list[str]) -> DataSet:
     """Read a data set; `notes` hears what was chosen and left out."""
     layout = layout_of(cfg.training, held_out=key == EVAL_DATA)
-    if is_packed(path):
+    if is_preprocessed(path):
         # Heavy, and needed only here: other data is looked at in a moment.
         from r1zero.data.prompts import load_tokenizer, read_prompts
 
         tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
         read = read_prompts(path, 0, layout, template, tokenizer)
         questions = [question_in(template, prompt.text) for prompt in read.prompts]
-        answers, said = [prompt.answer for prompt in read.prompts], read.notes
+        answers = [prompt.answer for prompt in read.prompts]
+        said = read.notes
     else:
         found = read_problems(path, layout.fitting(template))
         questions = [problem.question for problem in found.problems]
-        answers, said = [problem.answer for problem in found.problems], found.notes
+        answers = [problem.answer for problem in found.problems]
+        said = found.notes
     notes += [f"{key}: {note}" for note in said]
     return DataSet(key, path, questions, answers)

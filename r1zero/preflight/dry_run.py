@@ -1,7 +1,7 @@
-"""What a configuration would do, without starting it: placement, batches, and an estimate of memory.
+"""The dry run: placement, batch sizes and an estimate of memory, without starting anything.
 
-Memory per rank (B = bytes of a parameter: 2 in bf16, 4 in fp32; N = parameters on the rank; of all ranks of a
-role the fullest is shown):
+Memory per rank (B = bytes of a parameter: 2 in bf16, 4 in fp32; N = parameters on the rank; of all
+ranks of a role the fullest is shown):
 
   weights      N x B; on train ranks twice when a step has several updates, since old log-probs of later
                minibatches are taken with the weights that drew them
@@ -18,8 +18,8 @@ role the fullest is shown):
                eval_data_path, whose problems are answered all at once
   buckets      broadcasts of weights under way
 
-Not counted: kernels' workspaces, the allocator's fragmentation, and communication buffers (on Ascend
-2 x HCCL_BUFFSIZE megabytes for each group in use).
+Not counted: kernels' workspaces, the allocator's fragmentation, and communication buffers (on
+Ascend 2 x HCCL_BUFFSIZE megabytes for each group in use).
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from r1zero.config.schema import Config, nodes, placement
-from r1zero.preflight.files import absent
 from r1zero.config.load import dump
+from r1zero.config.schema import Config, nodes, placement
+from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
 from r1zero.models.params import num_elements, param_table
-from r1zero.preflight.model import model_shape
 from r1zero.models.sizes import (
     BUCKETS_IN_FLIGHT,
     CPU_CACHE_BLOCK,
@@ -42,7 +41,8 @@ from r1zero.models.sizes import (
     NPU_CACHE_BLOCK,
     OPTIMIZER_BYTES,
 )
-from r1zero.distributed.placement import Placement, RankGrid
+from r1zero.preflight.files import absent
+from r1zero.preflight.model import model_shape
 
 CACHE_BLOCK = max(CPU_CACHE_BLOCK, NPU_CACHE_BLOCK)
 
@@ -63,9 +63,13 @@ class Memory:
         return sum(getattr(self, entry.name) for entry in fields(self))
 
 
-def report(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int] | None = None) -> str:
-    """Describe the run: configuration, placement, batches, memory, and what could not be looked at."""
-    world_size = cfg.world_size if world_size is None else world_size
+def report(
+    cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int] | None = None
+) -> str:
+    """Describe the run: configuration, placement, batches, memory, and what could not be looked
+    at."""
+    if world_size is None:
+        world_size = cfg.world_size
     placed = placement(cfg, world_size)
     table = placement_table(placed, node_of_rank or nodes(cfg, world_size))
     parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed), memory_table(cfg, placed)]
@@ -76,7 +80,9 @@ def report(cfg: Config, world_size: int | None = None, node_of_rank: Sequence[in
 
 def banner(cfg: Config, placed: Placement, node_of_rank: Sequence[int]) -> str:
     """What a run is about to do: roles, batches, memory."""
-    return "\n".join((roles_table(placed, node_of_rank), batch_line(cfg, placed), memory_table(cfg, placed)))
+    return "\n".join(
+        (roles_table(placed, node_of_rank), batch_line(cfg, placed), memory_table(cfg, placed))
+    )
 
 
 def roles_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
@@ -84,7 +90,9 @@ def roles_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
     rows = [["role", "ranks", "nodes", "TP", "PP", "DP"]]
     for span in placed.grids:
         on = sorted({node_of_rank[rank] for rank in span.ranks})
-        rows.append([span.role, _range(span.ranks), _range(on), *map(str, (span.tp, span.pp, span.dp))])
+        rows.append(
+            [span.role, _range(span.ranks), _range(on), *map(str, (span.tp, span.pp, span.dp))]
+        )
     return _table(rows)
 
 
@@ -102,24 +110,34 @@ def placement_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
 
 def batch_line(cfg: Config, placed: Placement) -> str:
     """Work the batch sizes out, as in `120 prompts x 4 = 480 samples -> 8 updates of 60 -> ...`."""
-    actor, replicas = cfg.actor_rollout, placed.train.dp
+    actor = cfg.actor_rollout
+    replicas = placed.train.dp
     updates = cfg.num_samples // actor.ppo_mini_batch_size
-    epochs = f" x {actor.ppo_epochs} epochs" if actor.ppo_epochs > 1 else ""
+    if actor.ppo_epochs > 1:
+        epochs = f" x {actor.ppo_epochs} epochs"
+    else:
+        epochs = ""
     if actor.max_tokens_per_microbatch is not None:
         micro = f"microbatches of at most {actor.max_tokens_per_microbatch} tokens"
     else:
         count = -(-actor.ppo_mini_batch_size // (replicas * actor.micro_batch_size))
         micro = f"{count} microbatch{'es' if count > 1 else ''} of {actor.micro_batch_size}"
-    prompts, plural = cfg.training.global_batch_size, "s" if updates > 1 else ""
-    return (f"{prompts} prompts x {actor.n_samples_per_prompt} = {cfg.num_samples} samples -> "
-            f"{updates} update{plural} of {actor.ppo_mini_batch_size}{epochs} -> DP {replicas} x {micro}")
+    prompts = cfg.training.global_batch_size
+    plural = "s" if updates > 1 else ""
+    return (
+        f"{prompts} prompts x {actor.n_samples_per_prompt} = {cfg.num_samples} samples -> "
+        f"{updates} update{plural} of {actor.ppo_mini_batch_size}{epochs} -> DP {replicas} x "
+        f"{micro}"
+    )
 
 
 def memory_table(cfg: Config, placed: Placement) -> str:
     """Gigabytes of the fullest rank of each role."""
     shapes = {role: model_shape(cfg, role) for role in ("actor_rollout", "ref")}
     if None in shapes.values():
-        return "memory: the shape of the model is not known here (neither its folder nor a model file)"
+        return (
+            "memory: the shape of the model is not known here (neither its folder nor a model file)"
+        )
     rows = [["GB per rank", *(entry.name.replace("_", " ") for entry in fields(Memory)), "total"]]
     found = memory(cfg, placed, shapes["actor_rollout"], shapes["ref"])
     for role, item in found.items():
@@ -127,29 +145,43 @@ def memory_table(cfg: Config, placed: Placement) -> str:
         rows.append([role, *(f"{value / 1e9:.2f}" for value in (*values, item.total))])
     lines = [_table(rows)]
     if placed.colocated:
-        lines.append(f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB")
+        lines.append(
+            f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB"
+        )
     missing = absent(cfg)
-    lines += dict.fromkeys(f"the shape of {section.load} is taken from the model file {section.model}"
-                           for section in (cfg.actor_rollout, cfg.ref) if section.load in missing)
+    lines += dict.fromkeys(
+        f"the shape of {section.load} is taken from the model file {section.model}"
+        for section in (cfg.actor_rollout, cfg.ref)
+        if section.load in missing
+    )
     return "\n".join(lines)
 
 
-def memory(cfg: Config, placed: Placement, policy: ModelConfig, reference: ModelConfig) -> dict[str, Memory]:
+def memory(
+    cfg: Config, placed: Placement, policy: ModelConfig, reference: ModelConfig
+) -> dict[str, Memory]:
     """Estimate the memory of the fullest rank of each role."""
-    train = max((_train_memory(cfg, policy, placed.train, stage) for stage in range(placed.train.pp)),
-                key=lambda item: item.total)
-    ref = max((_ref_memory(cfg, reference, placed.ref, stage) for stage in range(placed.ref.pp)),
-              key=lambda item: item.total)
+    train = max(
+        (_train_memory(cfg, policy, placed.train, stage) for stage in range(placed.train.pp)),
+        key=lambda item: item.total,
+    )
+    ref = max(
+        (_ref_memory(cfg, reference, placed.ref, stage) for stage in range(placed.ref.pp)),
+        key=lambda item: item.total,
+    )
     return {"train": train, "rollout": _rollout_memory(cfg, policy, placed.rollout), "ref": ref}
 
 
 def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
-    actor, size = cfg.actor_rollout, _parameter_bytes(cfg)
+    actor = cfg.actor_rollout
+    size = _parameter_bytes(cfg)
     parameters = stage_parameters(shape, span.tp, span.pp, stage)
     tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
     layers = _stage_layers(shape, span.pp, stage)
-    kept = [layer_activations(shape, span.tp, tokens, size, cfg.training.sequence_parallel, layer)
-            for layer in layers]
+    kept = [
+        layer_activations(shape, span.tp, tokens, size, cfg.training.sequence_parallel, layer)
+        for layer in layers
+    ]
     if actor.recompute_granularity == "full":
         cut = span.tp if cfg.training.sequence_parallel else 1
         in_flight = (span.pp - stage) * len(layers) * tokens * shape.hidden_size * size / cut
@@ -164,15 +196,18 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
         gradients=parameters * 4,
         optimizer=parameters * (OPTIMIZER_BYTES if cfg.training.bf16 else MOMENT_BYTES) / span.dp,
         activations=activations,
-        buckets=_bucket_bytes(cfg))
+        buckets=_bucket_bytes(cfg),
+    )
 
 
 def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid) -> Memory:
-    actor, size = cfg.actor_rollout, _parameter_bytes(cfg)
+    actor = cfg.actor_rollout
+    size = _parameter_bytes(cfg)
     prompts = -(-cfg.training.global_batch_size // span.dp)
     samples = prompts * actor.n_samples_per_prompt
     token = family_of(shape).kv_cache_elements(shape, span.tp) * size
-    blocks = samples * (-(-cfg.response_budget // CACHE_BLOCK) + 1)  # the first with the rest of the prompt
+    # the first with the rest of the prompt
+    blocks = samples * (-(-cfg.response_budget // CACHE_BLOCK) + 1)
     tokens = prompts * actor.max_prompt_length + blocks * CACHE_BLOCK
     if cfg.training.eval_data_path is not None or tokens > actor.max_tokens_to_oom:
         tokens = actor.max_tokens_to_oom
@@ -183,15 +218,21 @@ def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid) -> Memory:
         weights=stage_parameters(shape, span.tp, 1, 0) * size,
         activations=prefill + logits,
         kv_cache=token * tokens,
-        buckets=_bucket_bytes(cfg))
+        buckets=_bucket_bytes(cfg),
+    )
 
 
 def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     size = _parameter_bytes(cfg)
     tokens = cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
-    logits = logits_bytes(shape, span.tp, tokens) if stage == span.pp - 1 else 0
-    return Memory(weights=stage_parameters(shape, span.tp, span.pp, stage) * size,
-                  activations=layer_activations(shape, span.tp, tokens, size, False) + logits)
+    if stage == span.pp - 1:
+        logits = logits_bytes(shape, span.tp, tokens)
+    else:
+        logits = 0
+    return Memory(
+        weights=stage_parameters(shape, span.tp, span.pp, stage) * size,
+        activations=layer_activations(shape, span.tp, tokens, size, False) + logits,
+    )
 
 
 def stage_parameters(shape: ModelConfig, tp: int, pp: int, stage: int) -> int:
@@ -222,12 +263,15 @@ def _stage_layers(shape: ModelConfig, pp: int, stage: int) -> range:
 
 
 def logits_bytes(shape: ModelConfig, tp: int, tokens: int) -> float:
-    """Bytes of three chunks of fp32 logits: the logits, their exponentials, and the product of both."""
+    """Bytes of three chunks of fp32 logits: the logits, their exponentials, and the product of
+    both."""
     return 3 * 4 * min(LOGIT_CHUNK_ELEMENTS, tokens * shape.vocab_size / tp)
 
 
 def _parameter_bytes(cfg: Config) -> int:
-    return 2 if cfg.training.bf16 else 4
+    if cfg.training.bf16:
+        return 2
+    return 4
 
 
 def _bucket_bytes(cfg: Config) -> float:
@@ -236,12 +280,20 @@ def _bucket_bytes(cfg: Config) -> float:
 
 def _range(numbers: Sequence[int]) -> str:
     """First and last of consecutive numbers."""
-    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+    if len(numbers) == 1:
+        return str(numbers[0])
+    return f"{numbers[0]}-{numbers[-1]}"
 
 
 def _table(rows: list[list[str]]) -> str:
     """Align columns: text to the left, the rest to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) if column == 0 else cell.rjust(width)
-                       for column, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = []
+    for row in rows:
+        lines.append(
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
     return "\n".join(line.rstrip() for line in lines)

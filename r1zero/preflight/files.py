@@ -1,4 +1,5 @@
-"""The files a run reads, looked at before it starts: model folders, weights, tokenizer, data and template.
+"""The files a run reads, looked at before it starts: model folders, weights, tokenizer, data and
+template.
 
 Of weights only headers are read, so even a large model takes a moment; data is read whole.
 """
@@ -9,34 +10,40 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from r1zero.config.parse import LARGEST, read_json
 from r1zero.config.schema import Config
 from r1zero.data.ends import FILES, file_ends, find_ends, refuse_split_ends, stop_ends
 from r1zero.data.layout import layout_of
-from r1zero.data.preprocessed import is_packed
+from r1zero.data.preprocessed import is_preprocessed
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import TOKENIZER, Vocabulary
-from r1zero.preflight.datasets import EVAL_DATA, check_data, compares, data_sets
-from r1zero.errors import BadInput
+from r1zero.errors import BadInput, nearest
 from r1zero.models.config import ModelConfig
+from r1zero.preflight.datasets import EVAL_DATA, check_data, compares, data_sets
 from r1zero.preflight.model import model_shape
-from r1zero.errors import nearest
-from r1zero.config.parse import LARGEST, read_json
-from r1zero.weights.detect import CONFIG, INDEX, SINGLE, check_files, find
+from r1zero.weights.detect import CONFIG, INDEX, SINGLE, check_files, detect
 
 TINY = "tiny"
 
 
 def absent(cfg: Config) -> dict[str, str]:
     """The key of each path, of model folders and data, that is not on this machine."""
-    named = [("actor_rollout.load", cfg.actor_rollout.load), ("ref.load", cfg.ref.load),
-             ("training.tokenizer_name_or_path", cfg.training.tokenizer_name_or_path),
-             *data_sets(cfg)[0]]
-    return {path: key for key, path in reversed(named)
-            if path is not None and not Path(path).exists() and not is_packed(path)}
+    named = [
+        ("actor_rollout.load", cfg.actor_rollout.load),
+        ("ref.load", cfg.ref.load),
+        ("training.tokenizer_name_or_path", cfg.training.tokenizer_name_or_path),
+        *data_sets(cfg)[0],
+    ]
+    return {
+        path: key
+        for key, path in reversed(named)
+        if path is not None and not Path(path).exists() and not is_preprocessed(path)
+    }
 
 
 def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
-    """Return a sentence for every file that is missing (unless `absent_ok`), damaged or of a wrong kind."""
+    """Return a sentence for every file that is missing (unless `absent_ok`), damaged or of a wrong
+    kind."""
     missing = absent(cfg)
     named, problems = data_sets(cfg)
     problems += [] if absent_ok else _missing_sentences(missing)
@@ -49,20 +56,34 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
             problems += found
             if found and not (folder / CONFIG).is_file():
                 no_models.add(load)
-    shape, tokenizer = model_shape(cfg, "actor_rollout"), cfg.training.tokenizer_name_or_path
+    shape = model_shape(cfg, "actor_rollout")
+    tokenizer = cfg.training.tokenizer_name_or_path
     vocab_size = shape.vocab_size if shape is not None else LARGEST
     of_tokens: list[str] = []
     if tokenizer not in missing and tokenizer not in no_models:  # of which enough was said
-        of_tokens += check_tokenizer("training.tokenizer_name_or_path", Path(tokenizer or ""), vocab_size)
+        of_tokens += check_tokenizer(
+            "training.tokenizer_name_or_path", Path(tokenizer or ""), vocab_size
+        )
     if shape is not None and cfg.actor_rollout.load not in missing:
-        of_tokens += check_end_of_text("actor_rollout.load", cfg.model_folder("actor_rollout"), vocab_size)
+        of_tokens += check_end_of_text(
+            "actor_rollout.load", cfg.model_folder("actor_rollout"), vocab_size
+        )
     names = cfg.training.prompt_type, cfg.training.prompt_type_path or ""
     wrong = check_template("training.prompt_type", *names)
     of_tokens += wrong
-    if not of_tokens and shape is not None and not {tokenizer, cfg.actor_rollout.load} & set(missing):
+    if (
+        not of_tokens
+        and shape is not None
+        and not {tokenizer, cfg.actor_rollout.load} & set(missing)
+    ):
         paths = [path for _, path in named]
-        of_tokens += check_ends(cfg, paths, "actor_rollout.load", "training.prompt_type", "actor_rollout.stop")
-    template = None if wrong else Template(*names)
+        of_tokens += check_ends(
+            cfg, paths, "actor_rollout.load", "training.prompt_type", "actor_rollout.stop"
+        )
+    if wrong:
+        template = None
+    else:
+        template = Template(*names)
     for key, path in named:
         if path not in missing:
             layout = layout_of(cfg.training, held_out=key == EVAL_DATA)
@@ -74,26 +95,37 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
     """One sentence a path; a folder that several keys name is missed once."""
     problems = []
     for path, key in missing.items():
-        kind = ("file of prompts, or the prefix of preprocessed ones" if "data" in key
-                else "Hugging Face model folder")
+        if "data" in key:
+            kind = "file of prompts, or the prefix of preprocessed ones"
+        else:
+            kind = "Hugging Face model folder"
         kind += " or a Megatron checkpoint" * key.endswith(".load")
         if Path(path).parts[-3:-1] == (".cache", TINY):
             way_out = "; make it with `python tools/make_tiny.py`"
         else:
             beside = Path(path).parent
-            names = [entry.name for entry in beside.iterdir()] if beside.is_dir() else []
-            way_out = nearest(Path(path).name, names) or "; relative paths start at the current directory"
+            if beside.is_dir():
+                names = [entry.name for entry in beside.iterdir()]
+            else:
+                names = []
+            way_out = (
+                nearest(Path(path).name, names) or "; relative paths start at the current directory"
+            )
         problems.append(f"{key}: {path} does not exist: it must be a {kind}{way_out}")
     return problems[::-1]
 
 
 def check_weights(key: str, path: Path, folder: Path) -> list[str]:
-    """A Hugging Face folder of whole safetensors files or a Megatron checkpoint; `folder` has config.json."""
+    """A Hugging Face folder of whole safetensors files or a Megatron checkpoint; `folder` has
+    config.json."""
     try:
-        found = find(path)
+        found = detect(path)
         if found.kind != "hf" and not (folder / CONFIG).is_file():
-            return [f"{key}: {path} is a Megatron checkpoint, and no {CONFIG} tells the model's shape; put "
-                    "the model's beside it, or set training.tokenizer_name_or_path to a folder that has one"]
+            return [
+                f"{key}: {path} is a Megatron checkpoint, and no {CONFIG} tells the model's "
+                "shape; put the model's beside it, or set training.tokenizer_name_or_path to a "
+                "folder that has one"
+            ]
         ModelConfig.from_folder(folder)
         if found.kind != "hf":
             return [f"{key}: {problem}" for problem in check_files(found)]
@@ -131,17 +163,28 @@ def check_safetensors(path: Path) -> None:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            if 8 + length <= size:
+                header = json.loads(file.read(length))
+            else:
+                header = None
+        ends = [
+            entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
+        ]
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}; copy it into the folder, or see to its "
-                       "permissions") from None
+        raise BadInput(
+            f"{path} cannot be read: {error.strerror}; copy it into the folder, or see to its "
+            "permissions"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not of this form
-        raise BadInput(f"{path} has no safetensors header: damaged or cut off; copy it again") from None
+        raise BadInput(
+            f"{path} has no safetensors header: damaged or cut off; copy it again"
+        ) from None
     wanted = 8 + length + max(ends, default=0)
     if size != wanted:
-        raise BadInput(f"{path} has {size} bytes, but its header describes {wanted}: damaged or cut off; "
-                       "copy it again")
+        raise BadInput(
+            f"{path} has {size} bytes, but its header describes {wanted}: damaged or cut off; "
+            "copy it again"
+        )
 
 
 def check_template(key: str, name: str, path: str) -> list[str]:
@@ -154,11 +197,20 @@ def check_template(key: str, name: str, path: str) -> list[str]:
 
 
 def check_tokenizer(key: str, folder: Path, vocab_size: int) -> list[str]:
-    """A folder with the whole files of a tokenizer, none of whose ids lies beyond the model's embedding."""
-    known = ((TOKENIZER,), ("tokenizer_config.json", "vocab.json", "merges.txt"),
-             ("tokenizer_config.json", "tokenizer.model"))
+    """A folder with the whole files of a tokenizer, none of whose ids lies beyond the model's
+    embedding."""
+    known = (
+        (TOKENIZER,),
+        ("tokenizer_config.json", "vocab.json", "merges.txt"),
+        ("tokenizer_config.json", "tokenizer.model"),
+    )
     if not any(all((folder / name).is_file() for name in names) for names in known):
-        return [f"{key}: {folder} has no tokenizer.json: give a folder that holds a Hugging Face tokenizer"]
+        return [
+            (
+                f"{key}: {folder} has no tokenizer.json: give a folder that holds a Hugging Face "
+                "tokenizer"
+            )
+        ]
     contents = {}
     for path in sorted(folder.glob("*token*.json")):
         try:
@@ -184,17 +236,21 @@ def check_end_of_text(key: str, folder: Path, vocab_size: int) -> list[str]:
         except BadInput as error:
             return [f"{key}: {error}"]
         if not all(0 <= number < vocab_size for number in found):
-            return [f"{key}: {path}: eos_token_id: {found} must be ids below {vocab_size}, the rows of the "
-                    "embedding"]
+            return [
+                f"{key}: {path}: eos_token_id: {found} must be ids below {vocab_size}, the rows "
+                "of the embedding"
+            ]
     return []
 
 
-def check_ends(cfg: Config, paths: Sequence[str], load_key: str, template_key: str,
-               stop_key: str) -> list[str]:
-    """Model, tokenizer, configuration, and the template, if raw data is rendered with it, must agree on tokens
-    that end a response.
+def check_ends(
+    cfg: Config, paths: Sequence[str], load_key: str, template_key: str, stop_key: str
+) -> list[str]:
+    """Model, tokenizer, configuration, and the template, if raw data is rendered with it, must
+    agree on tokens that end a response.
 
-    Without a tokenizer.json only its own library knows the tokens: then the run looks when it starts.
+    Without a tokenizer.json only its own library knows the tokens: then the run looks when it
+    starts.
     """
     vocabulary = Vocabulary.from_folder(Path(cfg.training.tokenizer_name_or_path or ""))
     if vocabulary is None:
@@ -202,7 +258,7 @@ def check_ends(cfg: Config, paths: Sequence[str], load_key: str, template_key: s
     template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
     key = template_key
     try:
-        if not all(map(is_packed, paths)):
+        if not all(map(is_preprocessed, paths)):
             refuse_split_ends(template, vocabulary)
         key = stop_key
         stop_ends(cfg.actor_rollout.stop, vocabulary)

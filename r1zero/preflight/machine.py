@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1zero.config.schema import Config
+from r1zero.distributed.placement import Placement
 from r1zero.preflight.dry_run import memory
 from r1zero.preflight.model import model_shape
-from r1zero.distributed.placement import Placement
 
-PROCESS_GIGABYTES = 0.6  # resident in a process with torch, Megatron and transformers loaded, without a model
-# Devices that a backend is for. MindSpeed-LLM says nccl on Ascend, too, where torch_npu turns it into hccl.
+# resident in a process with torch, Megatron and transformers loaded, without a model
+PROCESS_GIGABYTES = 0.6
+# Devices that a backend is for. MindSpeed-LLM says nccl on Ascend, too, where torch_npu turns it
+# into hccl.
 BACKENDS = {"hccl": ("npu",), "nccl": ("cuda", "npu")}
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class NodeReport:
     """What one process sees of its node. Gigabytes are 1e9 bytes."""
 
     host: str
@@ -32,63 +34,93 @@ class Node:
 
 
 def needed_gigabytes(cfg: Config, placed: Placement) -> list[float] | None:
-    """The estimate of each rank, all its roles together; None when the model's shape is not known."""
-    policy, reference = model_shape(cfg, "actor_rollout"), model_shape(cfg, "ref")
+    """The estimate of each rank, all its roles together; None when the model's shape is not
+    known."""
+    policy = model_shape(cfg, "actor_rollout")
+    reference = model_shape(cfg, "ref")
     if policy is None or reference is None:
         return None
     by_role = memory(cfg, placed, policy, reference)
-    return [sum(by_role[role].total for role in placed.roles_of(rank)) / 1e9
-            for rank in range(placed.world_size)]
+    result: list[float] | None = []
+    for rank in range(placed.world_size):
+        result.append(sum(by_role[role].total for role in placed.roles_of(rank)) / 1e9)
+    return result
 
 
-def check_devices(cfg: Config, node: Node, local_ranks: int) -> list[str]:
+def check_devices(cfg: Config, node: NodeReport, local_ranks: int) -> list[str]:
     """The devices of a node against its ranks and the backend that is asked for."""
     backend = cfg.training.distributed_backend
     if backend in BACKENDS and node.kind not in BACKENDS[backend]:
-        return [f"training.distributed_backend: {backend} needs {BACKENDS[backend][0].upper()}s, but {node.host} "
-                f"offers {node.kind.upper()} only; training.distributed_backend=gloo runs on CPUs"]
+        return [
+            f"training.distributed_backend: {backend} needs {BACKENDS[backend][0].upper()}s, but "
+            f"{node.host} offers {node.kind.upper()} only; training.distributed_backend=gloo runs "
+            "on CPUs"
+        ]
     if node.kind != "cpu" and backend != "gloo" and node.devices < local_ranks:
-        return [f"{node.host} has {node.devices} {node.kind.upper()}s for {local_ranks} ranks; start at most "
-                f"{node.devices} a node, or make more visible (ASCEND_RT_VISIBLE_DEVICES, "
-                "CUDA_VISIBLE_DEVICES)"]
+        return [
+            f"{node.host} has {node.devices} {node.kind.upper()}s for {local_ranks} ranks; start "
+            f"at most {node.devices} a node, or make more visible (ASCEND_RT_VISIBLE_DEVICES, "
+            "CUDA_VISIBLE_DEVICES)"
+        ]
     return []
 
 
-def check_memory(node: Node, needed: Mapping[int, float]) -> list[str]:
-    """Free memory of a node against the estimate of its ranks, by rank in the order of their devices."""
-    way_out = ("lower actor_rollout.max_tokens_to_oom or micro_batch_size, set "
-               "actor_rollout.recompute_granularity=full, or use more ranks (`--dry-run` shows the parts)")
+def check_memory(node: NodeReport, needed: Mapping[int, float]) -> list[str]:
+    """Free memory of a node against the estimate of its ranks, by rank in the order of their
+    devices."""
+    way_out = (
+        "lower actor_rollout.max_tokens_to_oom or micro_batch_size, set "
+        "actor_rollout.recompute_granularity=full, or use more ranks (`--dry-run` shows "
+        "the parts)"
+    )
     if node.kind == "cpu":
-        total, free = sum(needed.values()) + PROCESS_GIGABYTES * len(needed), node.free_gigabytes[0]
+        total = sum(needed.values()) + PROCESS_GIGABYTES * len(needed)
+        free = node.free_gigabytes[0]
         if total <= free:
             return []
-        return [f"{node.host}: {len(needed)} ranks need about {total:.1f} GB of memory, and {free:.1f} GB are "
-                f"free; {way_out}"]
-    return [f"{node.host}: rank {rank} needs about {size:.1f} GB, and its {node.kind.upper()} has {free:.1f} GB "
-            f"free; end what else runs there, or {way_out}"
-            for (rank, size), free in zip(needed.items(), node.free_gigabytes, strict=False) if size > free]
+        return [
+            f"{node.host}: {len(needed)} ranks need about {total:.1f} GB of memory, and "
+            f"{free:.1f} GB are free; {way_out}"
+        ]
+    return [
+        f"{node.host}: rank {rank} needs about {size:.1f} GB, and its {node.kind.upper()} has "
+        f"{free:.1f} GB free; end what else runs there, or {way_out}"
+        for (rank, size), free in zip(needed.items(), node.free_gigabytes, strict=False)
+        if size > free
+    ]
 
 
-def check_alike(nodes: Sequence[Node]) -> list[str]:
+def check_alike(nodes: Sequence[NodeReport]) -> list[str]:
     """What must be the same on all nodes: versions, the run folder, the inputs."""
-    first, problems = nodes[0], []
+    first = nodes[0]
+    problems = []
     for node in nodes[1:]:
-        problems += [f"{name} is {node.versions.get(name)} on {node.host} and {found} on {first.host}; install "
-                     "the same on all nodes"
-                     for name, found in sorted(first.versions.items()) if node.versions.get(name) != found]
+        problems += [
+            f"{name} is {node.versions.get(name)} on {node.host} and {found} on {first.host}; "
+            "install the same on all nodes"
+            for name, found in sorted(first.versions.items())
+            if node.versions.get(name) != found
+        ]
         if not node.sees_token:
-            problems.append(f"output_dir: {node.host} does not see what {first.host} writes there; name a "
-                            "folder that all nodes share")
-        problems += [f"{key}: looks different on {node.host} ({node.inputs.get(key)}) and {first.host} ({look}); "
-                     "put it on a folder that all nodes share, or copy it whole to the same path"
-                     for key, look in first.inputs.items() if node.inputs.get(key) != look]
+            problems.append(
+                f"output_dir: {node.host} does not see what {first.host} writes there; name a "
+                "folder that all nodes share"
+            )
+        problems += [
+            f"{key}: looks different on {node.host} ({node.inputs.get(key)}) and {first.host} "
+            f"({look}); put it on a folder that all nodes share, or copy it whole to the same path"
+            for key, look in first.inputs.items()
+            if node.inputs.get(key) != look
+        ]
     return problems
 
 
-def look_of(path: str) -> str:
+def fingerprint(path: str) -> str:
     """What a file or folder looks like: names and sizes, not contents, which would take long."""
     here = Path(path)
     if here.is_dir():
         files = [entry for entry in here.iterdir() if entry.is_file()]
         return f"{len(files)} files of {sum(entry.stat().st_size for entry in files)} bytes"
-    return f"{here.stat().st_size} bytes" if here.exists() else "missing"
+    if here.exists():
+        return f"{here.stat().st_size} bytes"
+    return "missing"

@@ -6,10 +6,9 @@ import math
 from operator import attrgetter
 
 from r1zero.config.schema import Config
-from r1zero.errors import BadInput
+from r1zero.errors import BadInput, neighbours, shown
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
-from r1zero.errors import neighbours, shown
 
 
 def model_shape(cfg: Config, role: str) -> ModelConfig | None:
@@ -27,9 +26,14 @@ def model_shape(cfg: Config, role: str) -> ModelConfig | None:
 
 
 def check_models(cfg: Config) -> list[str]:
-    """The network against lengths, grids and the model file; nothing when its shape cannot be known here."""
-    policy, reference = model_shape(cfg, "actor_rollout"), model_shape(cfg, "ref")
-    problems = [sentence for role in ("actor_rollout", "ref") for sentence in _check_model_file(cfg, role)]
+    """The network against lengths, grids and the model file; nothing when its shape cannot be known
+    here."""
+    policy = model_shape(cfg, "actor_rollout")
+    reference = model_shape(cfg, "ref")
+    problems = []
+    for role in ("actor_rollout", "ref"):
+        for sentence in _check_model_file(cfg, role):
+            problems.append(sentence)
     if policy is not None:
         problems += _check_model_keys(cfg, "actor_rollout", policy) + _check_positions(cfg, policy)
         for axis in ("tensor_model", "pipeline_model", "infer_tensor"):
@@ -39,13 +43,16 @@ def check_models(cfg: Config) -> list[str]:
         for axis in ("tensor_model", "pipeline_model"):
             problems += _check_grid(cfg, f"ref.{axis}_parallel_size", reference)
     if policy is not None and reference is not None and policy.vocab_size != reference.vocab_size:
-        problems.append(f"ref.load: {cfg.ref.load} has a vocabulary of {reference.vocab_size} rows, but "
-                        f"actor_rollout.load {cfg.actor_rollout.load} has {policy.vocab_size}")
+        problems.append(
+            f"ref.load: {cfg.ref.load} has a vocabulary of {reference.vocab_size} rows, but "
+            f"actor_rollout.load {cfg.actor_rollout.load} has {policy.vocab_size}"
+        )
     return list(dict.fromkeys(problems))
 
 
 def _check_model_file(cfg: Config, role: str) -> list[str]:
-    """A model file must describe a network by itself, where it has to stand in for the model folder."""
+    """A model file must describe a network by itself, where it has to stand in for the model
+    folder."""
     try:
         ModelConfig.from_megatron(cfg.model_keys(role))
     except KeyError:
@@ -56,11 +63,16 @@ def _check_model_file(cfg: Config, role: str) -> list[str]:
 
 
 def _check_positions(cfg: Config, shape: ModelConfig) -> list[str]:
-    limit = min(shape.max_positions, cfg.model_keys("actor_rollout").get("max_position_embeddings", math.inf))
+    limit = min(
+        shape.max_positions,
+        cfg.model_keys("actor_rollout").get("max_position_embeddings", math.inf),
+    )
     if cfg.training.seq_length <= limit:
         return []
-    return [f"training.seq_length: {cfg.training.seq_length} is more than the {limit} positions of the model "
-            f"{cfg.actor_rollout.load}; {limit} is the most"]
+    return [
+        f"training.seq_length: {cfg.training.seq_length} is more than the {limit} positions of "
+        f"the model {cfg.actor_rollout.load}; {limit} is the most"
+    ]
 
 
 def _check_grid(cfg: Config, key: str, shape: ModelConfig) -> list[str]:
@@ -75,20 +87,31 @@ def _check_grid(cfg: Config, key: str, shape: ModelConfig) -> list[str]:
         return []
     common = math.gcd(*cut.values())
     works = [number for number in range(1, common + 1) if common % number == 0]
-    return [f"{key}: {value} does not divide {', '.join(uneven)} of the model; {neighbours(value, works)}"]
+    return [
+        (
+            f"{key}: {value} does not divide {', '.join(uneven)} of the model; "
+            f"{neighbours(value, works)}"
+        )
+    ]
 
 
 def _check_model_keys(cfg: Config, role: str, shape: ModelConfig) -> list[str]:
     """What the model file says about the network must agree with its config.json."""
     truth = shape.to_megatron()
     del truth["max_position_embeddings"]  # fewer may be asked for
-    name, load = attrgetter(f"{role}.model")(cfg), cfg.model_folder(role)
+    name = attrgetter(f"{role}.model")(cfg)
+    load = cfg.model_folder(role)
     given = cfg.model_keys(role)
-    problems = [f"model {name}: {key}: {shown(value)} is not what {load}/config.json says; "
-                f"{shown(truth[key])} would work, or leave the key out"
-                for key, value in given.items() if key in truth and value != truth[key]]
+    problems = [
+        f"model {name}: {key}: {shown(value)} is not what {load}/config.json says; "
+        f"{shown(truth[key])} would work, or leave the key out"
+        for key, value in given.items()
+        if key in truth and value != truth[key]
+    ]
     positions = given.get("max_position_embeddings", 0)
     if positions > shape.max_positions:
-        problems.append(f"model {name}: max_position_embeddings: {positions} is more than {load}/config.json "
-                        f"says; {shape.max_positions} is the most")
+        problems.append(
+            f"model {name}: max_position_embeddings: {positions} is more than {load}/config.json "
+            f"says; {shape.max_positions} is the most"
+        )
     return problems

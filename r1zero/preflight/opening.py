@@ -1,9 +1,9 @@
-"""How a run begins with its folders: it takes them, and starts or continues what is there.
+"""Opening the run folder: it is taken, and what is there is moved aside or continued.
 
-    take       the controller makes the folders its own, before it changes anything in them
-    share      every rank looks whether it sees these folders, too
-    look       where the run goes on from, whether anything is left to do, what is in the way
-    start      an earlier run is moved aside, or the files are brought to the step of the checkpoint
+take       the controller makes the folders its own, before it changes anything in them
+share      every rank looks whether it sees these folders, too
+look       where the run goes on from, whether anything is left to do, what is in the way
+start      an earlier run is moved aside, or the files are brought to the step of the checkpoint
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1zero.checkpoint import resume
-from r1zero.checkpoint.progress import Record
-from r1zero.run_folder.claim import Hold, take
-from r1zero.config.schema import Config
-from r1zero.errors import BadInput
+from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.config.load import dump
-from r1zero.run_folder.folder import continue_folder, start_folder
-from r1zero.preflight.outputs import MODEL, check_content, claimed, is_done, starts_anew
+from r1zero.config.schema import Config
 from r1zero.distributed.groups import World
-from r1zero.distributed.shutdown import BAD_INPUT
-from r1zero.distributed.transfer import Mover
 from r1zero.distributed.shared import check_shared
+from r1zero.distributed.shutdown import BAD_INPUT
+from r1zero.distributed.transfer import RoleTransfer
+from r1zero.errors import BadInput
+from r1zero.preflight.outputs import MODEL, check_content, claimed, is_done, starts_anew
+from r1zero.run_folder.claim import Hold, take
+from r1zero.run_folder.folder import continue_folder, start_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,11 @@ def open_run(cfg: Config, world: World, warnings: Sequence[str]) -> tuple[Hold, 
     The hold, which must be released, is empty but on the controller. BadInput when another run has
     them, something in them is in the way, or not all ranks see them.
     """
-    move = Mover(world)
-    hold = _take(cfg, world) if world.is_controller else Hold()
+    move = RoleTransfer(world)
+    if world.is_controller:
+        hold = _take(cfg, world)
+    else:
+        hold = Hold()
     try:
         check_shared(world, move.from_controller(_proofs, hold))
         return hold, move.from_controller(_open, cfg, hold, warnings)
@@ -73,13 +76,19 @@ def _proofs(hold: Hold) -> dict[str, tuple[Path, Path, str]]:
 
 def _open(cfg: Config, hold: Hold, warnings: Sequence[str]) -> Opening:
     """Start or continue the run folder, unless there is nothing to do."""
-    folder, checkpoint = Path(cfg.output_dir), resume.find(cfg)
+    folder = Path(cfg.output_dir)
+    checkpoint = resume.find(cfg)
     said = [*(f"warning: {warning}" for warning in warnings), *hold.said]
-    step = Record.read(checkpoint).progress.step if checkpoint is not None else 0
+    if checkpoint is not None:
+        step = CheckpointInfo.read(checkpoint).progress.step
+    else:
+        step = 0
     progress = f"step {step} of {cfg.training.train_iters}"
     if is_done(cfg, checkpoint):
-        said.append(f"nothing left to do: {progress}, and its model is in {folder / MODEL}; "
-                    "raise training.train_iters to go on")
+        said.append(
+            f"nothing left to do: {progress}, and its model is in {folder / MODEL}; "
+            "raise training.train_iters to go on"
+        )
         return Opening(checkpoint, said, True, hold.way(folder), hold.way(cfg.checkpoints))
     if problems := check_content(cfg, checkpoint):  # once more, since now nobody else changes it
         raise BadInput("\n".join(problems))

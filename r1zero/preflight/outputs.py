@@ -12,25 +12,27 @@ import shutil
 from pathlib import Path
 
 from r1zero.checkpoint import resume
-from r1zero.checkpoint.progress import Record
+from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.config.schema import Config
 from r1zero.data.blend import split_blend
 from r1zero.errors import BadInput
+from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.preflight.files import check_weights
 from r1zero.preflight.model import model_shape
+from r1zero.reward.custom import is_custom
 from r1zero.run_folder.exported import MODEL, exported_step, in_the_way
 from r1zero.run_folder.folder import aside_of, check_aside, check_writable, holds_run
 from r1zero.run_folder.owner import check_free
-from r1zero.reward.custom import is_custom
-from r1zero.models.sizes import OPTIMIZER_BYTES
 
 
 def check_outputs(cfg: Config) -> list[str]:
     """Return a sentence for everything that stands against writing where the run is to write."""
     folder = Path(cfg.output_dir)
     if Path.cwd().is_relative_to(os.path.realpath(folder)):  # an earlier run there is moved aside
-        return [f"output_dir: {cfg.output_dir or 'nothing'} is the current directory or around it; "
-                "name a folder of its own"]
+        return [
+            f"output_dir: {cfg.output_dir or 'nothing'} is the current directory or around it; "
+            "name a folder of its own"
+        ]
     problems = check_writable("output_dir", cfg.output_dir)
     if cfg.actor_rollout.save:
         problems += check_writable("actor_rollout.save", cfg.actor_rollout.save)
@@ -52,7 +54,9 @@ def check_content(cfg: Config, checkpoint: Path | None) -> list[str]:
         return check_moved(cfg)
     source = cfg.model_folder("actor_rollout")
     problem = in_the_way(Path(cfg.output_dir) / MODEL, source, may_replace=not anew)
-    return [f"output_dir: {problem}, or name another output_dir"] if problem is not None else []
+    if problem is not None:
+        return [f"output_dir: {problem}, or name another output_dir"]
+    return []
 
 
 def claimed(cfg: Config) -> dict[str, Path]:
@@ -77,22 +81,30 @@ def check_moved(cfg: Config) -> list[str]:
     folder = Path(cfg.output_dir)
     real = Path(os.path.realpath(folder))
     inside = {path: key for key, path in reversed(_read(cfg)) if _lies_in(path, real)}
-    problems = [f"{key}: {path} lies in output_dir {folder}, and the earlier run there, which left "
-                "no checkpoint to go on from, would be moved aside with it, to "
-                f"{aside_of(folder)}.1; name another output_dir, or move it out of there"
-                for path, key in inside.items()]
+    problems = [
+        f"{key}: {path} lies in output_dir {folder}, and the earlier run there, which left "
+        "no checkpoint to go on from, would be moved aside with it, to "
+        f"{aside_of(folder)}.1; name another output_dir, or move it out of there"
+        for path, key in inside.items()
+    ]
     return problems or check_aside("output_dir", folder)
 
 
 def _read(cfg: Config) -> list[tuple[str, str]]:
     """(key, path) of everything that the run reads."""
-    training, actor = cfg.training, cfg.actor_rollout
-    named = [("actor_rollout.load", actor.load), ("ref.load", cfg.ref.load),
-             ("training.tokenizer_name_or_path", training.tokenizer_name_or_path),
-             ("training.resume", training.resume),
-             ("training.prompt_type_path", training.prompt_type_path)]
-    for key, text in (("actor_rollout.data_path", actor.data_path),
-                      ("training.eval_data_path", training.eval_data_path)):
+    training = cfg.training
+    actor = cfg.actor_rollout
+    named = [
+        ("actor_rollout.load", actor.load),
+        ("ref.load", cfg.ref.load),
+        ("training.tokenizer_name_or_path", training.tokenizer_name_or_path),
+        ("training.resume", training.resume),
+        ("training.prompt_type_path", training.prompt_type_path),
+    ]
+    for key, text in (
+        ("actor_rollout.data_path", actor.data_path),
+        ("training.eval_data_path", training.eval_data_path),
+    ):
         if text is not None:
             named += [(key, path) for _, path in split_blend(text)]
     for name in cfg.algorithm.verifier_function:
@@ -121,7 +133,8 @@ def is_done(cfg: Config, checkpoint: Path | None) -> bool:
     """
     if starts_anew(cfg, checkpoint):
         return False
-    step, folder = Record.read(checkpoint).progress.step, Path(cfg.output_dir) / MODEL
+    step = CheckpointInfo.read(checkpoint).progress.step
+    folder = Path(cfg.output_dir) / MODEL
     is_exported = exported_step(folder) == step and not check_weights("", folder, folder)
     return step >= cfg.training.train_iters and is_exported
 
@@ -135,9 +148,11 @@ def check_disk(cfg: Config) -> list[str]:
     problems = _check_room("output_dir", Path(cfg.output_dir), weights, "the trained model")
     if not cfg.training.save_interval or problems:
         return problems
-    needed, what = weights + shape.num_parameters * OPTIMIZER_BYTES, "a checkpoint"
+    needed = weights + shape.num_parameters * OPTIMIZER_BYTES
+    what = "a checkpoint"
     if _disk(cfg.checkpoints) == _disk(Path(cfg.output_dir)):
-        needed, what = needed + weights, "the trained model and a checkpoint"
+        needed = needed + weights
+        what = "the trained model and a checkpoint"
     return _check_room("actor_rollout.save", cfg.checkpoints, needed, what)
 
 
@@ -146,8 +161,10 @@ def _check_room(key: str, folder: Path, needed: int, what: str) -> list[str]:
     free = shutil.disk_usage(existing(folder)).free
     if free >= needed:
         return []
-    return [f"{key}: {folder} has {free / 1e9:.3g} GB free and needs {needed / 1e9:.3g} GB for "
-            f"{what}; free some, or name a folder on another disk"]
+    return [
+        f"{key}: {folder} has {free / 1e9:.3g} GB free and needs {needed / 1e9:.3g} GB for "
+        f"{what}; free some, or name a folder on another disk"
+    ]
 
 
 def _disk(folder: Path) -> int:

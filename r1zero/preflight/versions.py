@@ -10,13 +10,23 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-TRANSFORMERS = "==5.23.0" if sys.version_info >= (3, 11) else "==5.20.2"
+if sys.version_info >= (3, 11):
+    TRANSFORMERS = "==5.23.0"
+else:
+    TRANSFORMERS = "==5.20.2"
 COMMON = {"megatron-core": "==0.16.1", "transformers": TRANSFORMERS}
-# By kind of device. On NPUs nothing has run yet: the ranges are those whose interfaces were compared.
+# By kind of device. On NPUs nothing has run yet: the ranges are those whose interfaces were
+# compared.
 TESTED: dict[str, dict[str, str]] = {
     "cpu": {"torch": "==2.13.0", **COMMON},
     "cuda": {"torch": "==2.13.0", **COMMON},
-    "npu": {"torch": ">=2.7.1,<2.11", "torch-npu": ">=2.7.1,<2.11", **COMMON, "mindspeed": "", "CANN": ">=8.3rc1"},
+    "npu": {
+        "torch": ">=2.7.1,<2.11",
+        "torch-npu": ">=2.7.1,<2.11",
+        **COMMON,
+        "mindspeed": "",
+        "CANN": ">=8.3rc1",
+    },
 }
 FIXES = {
     "mindspeed": "clone MindSpeed's branch core_r0.16.0 and `pip install -e` the clone",
@@ -25,12 +35,14 @@ FIXES = {
 
 
 def installed(kind: str, cann: str | None) -> dict[str, str | None]:
-    """The version of everything that the table names for this kind of device; None for what is missing."""
+    """The version of everything that the table names for this kind of device; None for what is
+    missing."""
     return {name: cann if name == "CANN" else _version(name) for name in TESTED[kind]}
 
 
 def check_versions(kind: str, found: Mapping[str, str | None]) -> list[str]:
-    """Return a sentence, with the command that helps, for each that is missing or outside of what was tested."""
+    """Return a sentence, with the command that helps, for each that is missing or outside of what
+    was tested."""
     problems = []
     for name, tested in TESTED[kind].items():
         have = found[name]
@@ -38,12 +50,16 @@ def check_versions(kind: str, found: Mapping[str, str | None]) -> list[str]:
         if have is None:
             problems.append(f"{name} is not installed; {fix}")
         elif not _inside(have, tested):
-            problems.append(f"{name} {have} is not what was tested on this device ({tested}); {fix}")
+            problems.append(
+                f"{name} {have} is not what was tested on this device ({tested}); {fix}"
+            )
     if kind == "npu" and found["torch"] and found["torch-npu"]:
         pair = [re.sub(r"(\+|\.post).*", "", found[name]) for name in ("torch", "torch-npu")]
         if pair[0] != pair[1]:
-            problems.append(f"torch {found['torch']} and torch-npu {found['torch-npu']} must be of one version; "
-                            f"`pip install 'torch-npu=={pair[0]}.*'`")
+            problems.append(
+                f"torch {found['torch']} and torch-npu {found['torch-npu']} must be of one "
+                f"version; `pip install 'torch-npu=={pair[0]}.*'`"
+            )
     return problems
 
 

@@ -1,8 +1,8 @@
-"""What a run folder tells the report, read as it grows: each file once, each line once.
+"""The history of a run for the report, read from its folder as it grows.
 
-Folders of older or broken runs are read as far as they go: missing files, missing keys, numbers that are not
-finite and half-written lines are left out. When a run was resumed, the lines of the steps that it did again
-replace the earlier ones.
+Folders of older or broken runs are read as far as they go: missing files, missing keys, numbers
+that are not finite and half-written lines are left out. When a run was resumed, the lines of the
+steps that it did again replace the earlier ones.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ import yaml
 from r1zero.report.sample_selection import finite, length_percentiles, pack_step
 
 SPAN_RANKS = 64  # ranks whose spans are kept
-Metrics = dict[str, float | None]
+StoredMetrics = dict[str, float | None]
 
 
 class Lines:
     """The new objects of a JSON-lines file at each call."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
+        self._path = path
+        self._offset = 0
 
     def new(self) -> list[dict[str, Any]]:
         """Read what was appended since the last call, up to the last whole line."""
@@ -44,14 +45,19 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) else None
+    if isinstance(entry, dict):
+        return entry
+    return None
 
 
 class Packed:
-    """Packed steps that stay below `limit` bytes: when they would not, every second of them goes, and so on."""
+    """Packed steps that stay below `limit` bytes: when they would not, every second of them goes,
+    and so on."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self.every, self.steps = limit, 1, {}
+        self._limit = limit
+        self.every = 1
+        self.steps = {}
 
     def due(self, step: int) -> bool:
         """Say whether a step would be kept now."""
@@ -75,7 +81,7 @@ class RunHistory:
         self._seen: set[Path] = set()  # their files
         self._metrics_lines = Lines(folder / "metrics.jsonl")
         self._span_lines = Lines(folder / "logs" / "spans.jsonl")
-        self.metrics: dict[int, Metrics] = {}  # by step, ascending
+        self.metrics: dict[int, StoredMetrics] = {}  # by step, ascending
         self._spans: dict[int, list[list[Any]]] = {}  # of steps that are not packed yet
         self._unread: set[int] = set()  # steps whose samples were not looked at
         self._roles: list[list[str]] = []  # by rank
@@ -97,20 +103,30 @@ class RunHistory:
         text, config = self._config()
         keys = sorted({key for metrics in self.metrics.values() for key in metrics} - {"step"})
         return {
-            "folder": self.folder.resolve().name, "name": config.get("name") or self.folder.resolve().name,
-            "config": text, "lastStep": (config.get("training") or {}).get("train_iters"),
+            "folder": self.folder.resolve().name,
+            "name": config.get("name") or self.folder.resolve().name,
+            "config": text,
+            "lastStep": (config.get("training") or {}).get("train_iters"),
             "steps": list(self.metrics),
-            "series": {key: [metrics.get(key) for metrics in self.metrics.values()] for key in keys},
-            "evaluation": [_cleaned(entry) for entry in Lines(self.folder / "evaluation.jsonl").new()],
-            "resumed": self._resumed, "roles": self._roles,
-            "packedEvery": self._packed.every, "packed": self._packed.steps, "heldOut": self._held_out.steps,
+            "series": {
+                key: [metrics.get(key) for metrics in self.metrics.values()] for key in keys
+            },
+            "evaluation": [
+                _cleaned(entry) for entry in Lines(self.folder / "evaluation.jsonl").new()
+            ],
+            "resumed": self._resumed,
+            "roles": self._roles,
+            "packedEvery": self._packed.every,
+            "packed": self._packed.steps,
+            "heldOut": self._held_out.steps,
         }
 
     def _add_metrics(self, entry: dict[str, Any]) -> None:
         if not isinstance(entry.get("step"), int):
             return
         step = entry["step"]
-        undone = [done for done in self.metrics if done >= step]  # a resumed run does these steps again
+        # a resumed run does these steps again
+        undone = [done for done in self.metrics if done >= step]
         if undone:
             self._resumed = [first for first in self._resumed if first < step] + [step]
         for done in undone:
@@ -127,24 +143,33 @@ class RunHistory:
         self._roles = entry.get("roles", self._roles)
         self._spans[entry.get("step", 0)] = [
             [rank, name, round((start - began) * 1e3, 2), round((end - began) * 1e3, 2)]
-            for rank, name, start, end in spans]
+            for rank, name, start, end in spans
+        ]
 
     def _add_samples(self, step: int) -> None:
         """Read and pack the samples of a step; what is no table of samples counts as none."""
-        path, spans = self.folder / "samples" / f"step_{step:06d}.parquet", self._spans.pop(step, [])
+        path = self.folder / "samples" / f"step_{step:06d}.parquet"
+        spans = self._spans.pop(step, [])
         self._unread.discard(step)
         due = self._packed.due(step)
         try:
             table = pq.read_table(path, columns=None if due else ["response_length"])
             self.metrics[step] |= length_percentiles(table)
-            packed = pack_step(table, spans) if due else None
+            if due:
+                packed = pack_step(table, spans)
+            else:
+                packed = None
         except (OSError, ValueError, KeyError):  # missing, cut off, or of another form
-            packed = pack_step(None, spans) if due and spans else None
+            if due and spans:
+                packed = pack_step(None, spans)
+            else:
+                packed = None
         if packed:
             self._packed.add(step, packed)
 
     def _add_held_out(self, path: Path) -> None:
-        """Read and pack the answers of an evaluation; step_000010.parquet has those after 10 steps."""
+        """Read and pack the answers of an evaluation; step_000010.parquet has those after 10
+        steps."""
         self._seen.add(path)
         number = path.stem.removeprefix("step_")
         if number.isdecimal() and self._held_out.due(int(number)):
@@ -154,7 +179,10 @@ class RunHistory:
     def _config(self) -> tuple[str, dict[str, Any]]:
         """config.yaml as text and parsed; empty when it is missing or broken."""
         path = self.folder / "config.yaml"
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if path.exists():
+            text = path.read_text(encoding="utf-8", errors="replace")
+        else:
+            text = ""
         try:
             config = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -165,5 +193,8 @@ class RunHistory:
 def _cleaned(entry: dict[str, Any]) -> dict[str, Any]:
     """Only numbers and nested objects of numbers; what is not finite becomes None."""
     numbers = (int, float, dict, type(None))
-    return {key: _cleaned(value) if isinstance(value, dict) else finite(value)
-            for key, value in entry.items() if isinstance(value, numbers)}
+    return {
+        key: _cleaned(value) if isinstance(value, dict) else finite(value)
+        for key, value in entry.items()
+        if isinstance(value, numbers)
+    }

@@ -1,7 +1,8 @@
-"""report.html: a run, or several compared, as one page that opens from disk and asks nobody for anything.
+"""report.html: a run, or several compared, as one offline page.
 
-The page is assets/page.html with the style sheets, the scripts and the data put in. Charts are drawn by uPlot
-(assets/uPlot.LICENSE). The data is JSON; samples and spans in it are packed step by step (`sample_selection.py`).
+The page is assets/page.html with the style sheets, the scripts and the data put in. Charts are
+drawn by uPlot (assets/uPlot.LICENSE). The data is JSON; samples and spans in it are packed step by
+step (`sample_selection.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,18 @@ log = logging.getLogger("r1zero")
 
 ASSETS = Path(__file__).parent / "assets"
 STYLES = ("uPlot.min.css", "page.css")
-SCRIPTS = ("base.js", "specs.js", "axis.js", "charts.js", "timeline.js", "answers.js", "samples.js",
-           "prompts.js", "figures.js", "page.js")
+SCRIPTS = (
+    "base.js",
+    "specs.js",
+    "axis.js",
+    "charts.js",
+    "timeline.js",
+    "answers.js",
+    "samples.js",
+    "prompts.js",
+    "figures.js",
+    "page.js",
+)
 PACKED_BYTES = 4_000_000  # of all runs together; the rest of the page is below 1 MB for 1,000 steps
 SHARE_OF_TIME = 0.01  # of a run's time that writing its report may take
 MOST_FILES = 16  # sample files read at a time, so that even after a resume no writing takes long
@@ -42,10 +53,13 @@ def write_report(path: Path, histories: Sequence[RunHistory]) -> None:
 
 
 def open_runs(folders: Sequence[Path]) -> list[RunHistory]:
-    """Read these run folders, which share the room in the page. BadInput for a folder that is no run."""
+    """Read these run folders, which share the room in the page. BadInput for a folder that is no
+    run."""
     for folder in folders:
         if not (folder / "metrics.jsonl").is_file():
-            raise BadInput(f"{folder} is no run folder: metrics.jsonl is missing; give a run's output_dir")
+            raise BadInput(
+                f"{folder} is no run folder: metrics.jsonl is missing; give a run's output_dir"
+            )
     histories = [RunHistory(folder, PACKED_BYTES // len(folders)) for folder in folders]
     for history in histories:
         history.read()
@@ -80,13 +94,14 @@ def _escaped(text: str) -> str:
 class LiveReport:
     """The report of a running run, kept by the controller. Trouble is a warning, never an end.
 
-    It is written every `interval` steps (0: only at the end), but not before the last writing has become a
-    small share of the time since: a run with short steps gets it less often.
+    It is written every `interval` steps (0: only at the end), but not before the last writing has
+    become a small share of the time since: a run with short steps gets it less often.
     """
 
     def __init__(self, folder: Path, interval: int) -> None:
         self._history = RunHistory(folder, PACKED_BYTES)
-        self._path, self._interval = folder / "report.html", interval
+        self._path = folder / "report.html"
+        self._interval = interval
         self._not_before = 0.0  # on the monotonic clock
 
     def after_step(self, step: int) -> None:
@@ -103,9 +118,10 @@ class LiveReport:
         try:
             self._history.read(most_files)
             write_report(self._path, [self._history])
-        except Exception as error:  # noqa: BLE001 - nothing that a report can run into is worth the run
-            log.warning("warning: %s was not written: %s; training goes on", plain(self._path),
-                        plain(error))
+        except Exception as error:
+            log.warning(
+                "warning: %s was not written: %s; training goes on", plain(self._path), plain(error)
+            )
             log.info("cause", exc_info=True)  # into the log file only
         ended = time.monotonic()
         self._not_before = ended + (ended - began) / SHARE_OF_TIME

@@ -1,7 +1,7 @@
 r"""Whether an answer is a mere piece of the question, which a model soon finds worth trying.
 
-Asked to evaluate $16(\frac{125}{2}+1)$, the box `16(\frac{125}{2}+1)` has the right value, and is no answer.
-But a 5 or an option, which stand in the question as the right answer does, may be.
+Asked to evaluate $16(\frac{125}{2}+1)$, the box `16(\frac{125}{2}+1)` has the right value, and is
+no answer. But a 5 or an option, which stand in the question as the right answer does, may be.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from r1zero.reward.math.multiple_choice import same_text
-from r1zero.reward.math.answer_types import Answer, Group, Matrix, Relation, Scalar, Sets
-from r1zero.reward.math.labels import is_label
+from r1zero.reward.math.answer_types import Answer, AnswerGroup, Matrix, Relation, Scalar, Sets
 from r1zero.reward.math.grade import read, read_gold, without_faults
+from r1zero.reward.math.labels import is_label
+from r1zero.reward.math.multiple_choice import same_text
 from r1zero.reward.math.normalize import clean, is_enclosed
 from r1zero.reward.math.tokens import Node
 
@@ -22,7 +22,8 @@ Form = tuple[object, ...]
 
 
 def is_copied(question: str, gold: str, given: str) -> bool:
-    """Tell whether an answer, found right, stands in the question, and otherwise than the right one.
+    """Tell whether an answer, found right, stands in the question, and otherwise than the right
+    one.
 
     Spaces and marks of LaTeX do not count, nor do brackets and a name around the answer. A fault
     counts as a copy, and is logged.
@@ -31,7 +32,8 @@ def is_copied(question: str, gold: str, given: str) -> bool:
 
 
 def _is_copied(question: str, gold: str, given: str) -> bool:
-    right, answer = read_gold(gold), read(given, trusted=False)
+    right = read_gold(gold)
+    answer = read(given, trusted=False)
     if right.key == answer.key or same_text(right.text, answer.text):
         return False
     forms = [_form(each) for each in right.answers]
@@ -60,7 +62,8 @@ def _squeezed(text: str) -> str:
 def _bare(text: str) -> str:
     """Take an answer out of brackets around all of it, and from behind its name."""
     name, _, value = text.partition("=")
-    text = value.strip() if is_label(name.strip()) else text
+    if is_label(name.strip()):
+        text = value.strip()
     while text[:1] in "({" and is_enclosed(text):
         text = text[1:-1].strip()
     return text
@@ -86,7 +89,7 @@ def _form(answer: Answer) -> Form:
     match answer:
         case Scalar():
             return _tree_form(answer.tree)
-        case Group():
+        case AnswerGroup():
             return _ordered([_form(item) for item in answer.items])
         case Matrix():
             return _ordered([_ordered([_form(cell) for cell in row]) for row in answer.rows])
@@ -105,4 +108,6 @@ def _tree_form(tree: Node) -> Form:
 
 
 def _ordered(forms: list[Form]) -> Form:
-    return forms[0] if len(forms) == 1 else tuple(sorted(forms, key=repr))
+    if len(forms) == 1:
+        return forms[0]
+    return tuple(sorted(forms, key=repr))

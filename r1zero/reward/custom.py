@@ -1,6 +1,7 @@
-"""Scorers that users bring: `package.module:function` or `path/to/file.py:function`.
+"""Custom reward functions: `package.module:function` or `path/to/file.py:function`.
 
-Only the processes of the judge load and call them; whatever they do there, the run goes on.
+Only the processes of the reward executor load and call them; whatever they do there, the run goes
+on.
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from numbers import Real
 from pathlib import Path
 from types import ModuleType
 
-from r1zero.errors import BadInput
-from r1zero.reward.types import Case, Grader
-from r1zero.errors import nearest
+from r1zero.errors import BadInput, nearest
+from r1zero.reward.types import CustomReward, RewardInput
 
 
 def is_custom(name: str) -> bool:
@@ -25,7 +25,8 @@ def is_custom(name: str) -> bool:
 
 
 def short_name(name: str) -> str:
-    """Return what metrics and samples call a custom scorer: `file.function` or `module.function`."""
+    """Return what metrics and samples call a custom scorer: `file.function` or
+    `module.function`."""
     place, _, function = name.rpartition(":")
     return f"{Path(place).stem if place.endswith('.py') else place.rpartition('.')[2]}.{function}"
 
@@ -35,18 +36,23 @@ def check_name(name: str) -> list[str]:
     place, _, function = name.rpartition(":")
     dotted = all(part.isidentifier() for part in place.split("."))
     if not function.isidentifier() or not (place.endswith(".py") or dotted):
-        return [f"{name} names no function; write package.module:function or path/to/file.py:function"]
+        return [
+            f"{name} names no function; write package.module:function or path/to/file.py:function"
+        ]
     if place.endswith(".py") and not Path(place).is_file():
         return [f"{name}: there is no file {place}; relative paths start at the current directory"]
     return []
 
 
 @cache
-def load(name: str) -> Grader:
+def load(name: str) -> CustomReward:
     """Import a custom scorer. BadInput with a sentence when that fails, whatever the reason."""
     place, _, function = name.rpartition(":")
     try:
-        module = _file_module(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        if place.endswith(".py"):
+            module = _file_module(Path(place))
+        else:
+            module = importlib.import_module(place)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - code of the user: anything may happen
         raise BadInput(f"{name} cannot be loaded: {type(error).__name__}: {error}") from None
     if function not in vars(module):
@@ -57,18 +63,22 @@ def load(name: str) -> Grader:
 
 
 def _file_module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(str(path), path)  # a name that shadows no other module
+    # a name that shadows no other module
+    spec = importlib.util.spec_from_file_location(str(path), path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
 
-def grade(name: str, cases: Sequence[Case]) -> list[float]:
-    """Call a custom scorer. TypeError or ValueError when it does not return one finite number per case."""
+def grade(name: str, cases: Sequence[RewardInput]) -> list[float]:
+    """Call a custom scorer. TypeError or ValueError when it does not return one finite number per
+    case."""
     values = load(name)(cases)
     if not isinstance(values, Iterable):
-        raise TypeError(f"{name} returned a {type(values).__name__}, not a list of {len(cases)} numbers")
+        raise TypeError(
+            f"{name} returned a {type(values).__name__}, not a list of {len(cases)} numbers"
+        )
     values = list(values)
     if len(values) != len(cases):
         raise ValueError(f"{name} returned {len(values)} values for {len(cases)} responses")

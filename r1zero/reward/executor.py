@@ -1,10 +1,10 @@
-"""Scores responses beside the engine, in processes of their own.
+"""The reward executor: scores responses beside the engine, in processes of their own.
 
     submit --> [scorers of a response by itself] --> group complete --> [scorers of a whole group] --> collect
 
-Nothing here blocks but `collect`. `submit` and `poll` move bytes both ways and return, so the engine calls
-`poll` between decode steps and the workers judge while it decodes. Which worker judges a response, and when,
-does not change its scores.
+Nothing here blocks but `collect`. `submit` and `poll` move bytes both ways and return, so the
+engine calls `poll` between decode steps and the workers judge while it decodes. Which worker judges
+a response, and when, does not change its scores.
 """
 
 from __future__ import annotations
@@ -14,66 +14,79 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from r1zero.types import Outcome, Score
 from r1zero.config.schema import Reward
-from r1zero.reward.types import Case
-from r1zero.reward.pool import START_SECONDS, Item, Pool
+from r1zero.reward.pool import START_SECONDS, Pool, WorkItem
 from r1zero.reward.rules import VERDICTS, select
+from r1zero.reward.types import RewardInput
 from r1zero.reward.worker import Setup
+from r1zero.types import Outcome, Score
 
-IN_FLIGHT = 512  # groups of a stream judged at once, so that one that takes its deadline does not stop all
+# groups of a stream judged at once, so that one that takes its deadline does not stop all
+IN_FLIGHT = 512
 
 
 @dataclass(slots=True)
-class _Group:
+class _PendingGroup:
     """The responses to a prompt, by member, and their scores by scorer."""
 
-    cases: list[Case | None]
+    cases: list[RewardInput | None]
     scores: list[dict[str, Score]]
     open: int  # responses that are not judged by themselves yet
     done: bool = False
 
 
-class Judge:
-    """Scores groups of responses. `weights` belong to `names`; see `rules.SCORERS`.
+class RewardExecutor:
+    """Scores groups of responses. `weights` belong to `names`; see `rules.REWARD_FUNCTIONS`.
 
-    Use as a context manager, or call `close`. Raises BadInput for scorers that cannot be, and RuntimeError
-    from `poll`, `submit` or `collect` when workers cannot start or fail their self-test.
+    Use as a context manager, or call `close`. Raises BadInput for scorers that cannot be, and
+    RuntimeError from `poll`, `submit` or `collect` when workers cannot start or fail their
+    self-test.
     """
 
-    def __init__(self, names: Sequence[str], weights: Sequence[float], reward: Reward = Reward(),
-                 start_seconds: float = START_SECONDS) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        weights: Sequence[float],
+        reward: Reward = Reward(),
+        start_seconds: float = START_SECONDS,
+    ) -> None:
         self.scorers = select(names, reward)
         self.weights = dict(zip(self.scorers, weights, strict=True))
         self._alone = [name for name, scorer in self.scorers.items() if not scorer.whole_group]
         self._together = [name for name, scorer in self.scorers.items() if scorer.whole_group]
-        self._groups: dict[Hashable, _Group] = {}
+        self._groups: dict[Hashable, _PendingGroup] = {}
         self.pool = Pool(Setup(list(names), reward), self.scorers, start_seconds)
 
-    def submit(self, group: Hashable, member: int, size: int, case: Case) -> None:
+    def submit(self, group: Hashable, member: int, size: int, case: RewardInput) -> None:
         """Queue the response of one of the `size` members of a group; return at once."""
-        entry = self._groups.setdefault(group, _Group([None] * size, [{} for _ in range(size)], size))
+        entry = self._groups.setdefault(
+            group, _PendingGroup([None] * size, [{} for _ in range(size)], size)
+        )
         assert entry.cases[member] is None, f"member {member} of {group} is being judged already"
         entry.cases[member] = case
         if self._alone:
-            self.pool.put(Item(group, [member], [case], deque(self._alone)))
+            self.pool.put(WorkItem(group, [member], [case], deque(self._alone)))
         else:
             self._close_member(group, entry)
         self.poll()
 
     def collect(self, groups: Iterable[Hashable]) -> dict[Hashable, list[dict[str, Score]]]:
-        """Wait until these groups are judged; return and forget the scores of each member by scorer."""
+        """Wait until these groups are judged; return and forget the scores of each member by
+        scorer."""
         wanted = list(groups)
         for group in wanted:
             assert None not in self._groups[group].cases, f"a member of {group} was never submitted"
         while not all(self._groups[group].done for group in wanted):
             self.poll(wait_seconds=0.5)
         found = {group: self._groups.pop(group).scores for group in wanted}
-        return {group: [{name: member[name] for name in self.scorers} for member in members]
-                for group, members in found.items()}
+        return {
+            group: [{name: member[name] for name in self.scorers} for member in members]
+            for group, members in found.items()
+        }
 
-    def stream(self, groups: Iterable[Sequence[Case]]) -> Iterator[list[dict[str, Score]]]:
-        """Score groups as they come, many at a time; yield the scores of their members in the same order."""
+    def stream(self, groups: Iterable[Sequence[RewardInput]]) -> Iterator[list[dict[str, Score]]]:
+        """Score groups as they come, many at a time; yield the scores of their members in the same
+        order."""
         waiting: deque[int] = deque()
         for number, cases in enumerate(groups):
             for member, case in enumerate(cases):
@@ -104,7 +117,7 @@ class Judge:
             else:
                 entry.done = True
 
-    def _close_member(self, group: Hashable, entry: _Group) -> None:
+    def _close_member(self, group: Hashable, entry: _PendingGroup) -> None:
         """Count a response as judged by itself; after the last one the whole group is judged."""
         entry.open -= 1
         if entry.open:
@@ -112,23 +125,30 @@ class Judge:
         if not self._together:
             entry.done = True
             return
-        cases = [replace(case, right=_verdict(scores))
-                 for case, scores in zip(entry.cases, entry.scores, strict=True)]
-        self.pool.put(Item(group, range(len(cases)), cases, deque(self._together)))
+        cases = [
+            replace(case, right=_verdict(scores))
+            for case, scores in zip(entry.cases, entry.scores, strict=True)
+        ]
+        self.pool.put(WorkItem(group, range(len(cases)), cases, deque(self._together)))
 
     def close(self) -> None:
         """End all workers; unfinished groups are lost."""
         self.pool.close()
 
-    def __enter__(self) -> Judge:
+    def __enter__(self) -> RewardExecutor:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
 
 def _verdict(scores: Mapping[str, Score]) -> bool | None:
     found = [scores[name].outcome is Outcome.RIGHT for name in VERDICTS if name in scores]
-    return found[0] if found else None
+    if found:
+        return found[0]
+    return None

@@ -11,7 +11,8 @@ from r1zero.reward.math.visible import is_visible
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
-# One alternative per thing that opens or closes; `\\.` swallows escaped braces and double backslashes.
+# One alternative per thing that opens or closes; `\\.` swallows escaped braces and double
+# backslashes.
 _BRACES = re.compile(
     r"(?P<box>\\{1,2}(?:boxed|fbox)\s*\{)"
     r"|(?P<bare>\\{1,2}(?:boxed|fbox)(?: +|(?=[0-9$+-]))"
@@ -34,9 +35,10 @@ STEPS_WANTED = 3
 def last_box(text: str, bare: bool = False) -> str | None:
     r"""Return the content of the last complete, outermost `\boxed{...}` or `\fbox{...}`, or None.
 
-    Braces nest, `\{` and `\}` do not count, white space may stand before the brace, the backslash may be
-    doubled. A box that is never closed is no box. Boxes inside the box lose their command and keep their
-    braces. With `bare`, a number or a capital letter needs no braces, as in `\boxed 5`.
+    Braces nest, `\{` and `\}` do not count, white space may stand before the brace, the backslash
+    may be doubled. A box that is never closed is no box. Boxes inside the box lose their command
+    and keep their braces. With `bare`, a number or a capital letter needs no braces, as in `\boxed
+    5`.
     """
     start = end = -1
     opened: list[int] = []  # where the content of an open brace starts; negative for a plain brace
@@ -51,12 +53,16 @@ def last_box(text: str, bare: bool = False) -> str | None:
         elif match["close"] and opened:
             content = opened.pop()
             if content >= 0:
-                start, end = content, match.start()
-    return None if end < 0 else _BOX.sub("{", text[start:end]).strip()
+                start = content
+                end = match.start()
+    if end < 0:
+        return None
+    return _BOX.sub("{", text[start:end]).strip()
 
 
 def answer_part(response: str) -> str:
-    """Return what stands in the last `<answer>`, closed or cut off; the whole text if there is none."""
+    """Return what stands in the last `<answer>`, closed or cut off; the whole text if there is
+    none."""
     start = response.rfind("<answer>")
     if start < 0:
         return response
@@ -64,18 +70,22 @@ def answer_part(response: str) -> str:
 
 
 def extract_answer(response: str) -> str | None:
-    r"""Return the answer in the last complete box; None where there is none, or nothing to see in it.
+    r"""Return the answer in the last complete box; None where there is none, or nothing to see in
+    it.
 
-    Where an `<answer>` is, only the last of them counts: a box in the reasoning is not the answer. Without
-    one, the whole response does. `\boxed 5` is a box too. There is no other fallback: a number that is in no
-    box is no answer, however it is introduced.
+    Where an `<answer>` is, only the last of them counts: a box in the reasoning is not the answer.
+    Without one, the whole response does. `\boxed 5` is a box too. There is no other fallback: a
+    number that is in no box is no answer, however it is introduced.
     """
     answer = last_box(answer_part(response), bare=True)
-    return answer if answer and is_visible(answer) else None
+    if answer and is_visible(answer):
+        return answer
+    return None
 
 
 def full_format(response: str) -> bool:
-    r"""Tell whether the response is `<think>..</think>`, white space or nothing, `<answer>..</answer>`.
+    r"""Tell whether the response is `<think>..</think>`, white space or nothing,
+    `<answer>..</answer>`.
 
     It starts with `<think>`; each of the four tags stands in it once; the answer holds a complete
     `\boxed{...}`; after `</answer>` only white space may follow. There is something to see in the
@@ -96,11 +106,13 @@ def full_format(response: str) -> bool:
 
 
 def strict_format(response: str) -> bool:
-    """Tell whether the response has the full format, ends with `</answer>` and has no box in its thinking."""
+    """Tell whether the response has the full format, ends with `</answer>` and has no box in its
+    thinking."""
     thinking = response.partition("</think>")[0]
     return response.endswith("</answer>") and full_format(response) and last_box(thinking) is None
 
 
 def reasoning_steps(response: str) -> float:
-    """Return the credit for visible steps: how many marks of a step there are, of three, at most 1."""
+    """Return the credit for visible steps: how many marks of a step there are, of three, at most
+    1."""
     return min(1.0, len(_STEP.findall(response)) / STEPS_WANTED)

@@ -1,4 +1,4 @@
-"""Between engine and judge: samples go to the judge as they are finished, scores come back by group."""
+"""The reward manager: finished samples go to the executor, scores come back by group."""
 
 from __future__ import annotations
 
@@ -6,42 +6,55 @@ from collections.abc import Callable
 
 import numpy as np
 
+from r1zero.reward.executor import RewardExecutor
+from r1zero.reward.types import RewardInput
 from r1zero.types import Group
-from r1zero.reward.types import Case
-from r1zero.reward.executor import Judge
 
 
-class SampleScorer:
-    """Scores the samples of a rollout replica. Without a judge (ranks that do not speak) it does nothing."""
+class RewardManager:
+    """Scores the samples of a rollout replica. Without a reward executor (ranks that do not speak)
+    it does nothing."""
 
-    def __init__(self, judge: Judge | None, decode: Callable[[np.ndarray], str], limit: int) -> None:
-        self._judge, self._decode, self._limit = judge, decode, limit
+    def __init__(
+        self, executor: RewardExecutor | None, decode: Callable[[np.ndarray], str], limit: int
+    ) -> None:
+        self._executor = executor
+        self._decode = decode
+        self._limit = limit
 
     def submit(self, group: Group, member: int) -> None:
         """Queue a finished sample: it is judged while generation goes on."""
-        if self._judge is None:
+        if self._executor is None:
             return
         sample = group.samples[member]
-        case = Case(group.prompt.text, self._decode(sample.tokens), group.prompt.answer,
-                    tokens=len(sample.tokens), limit=self._limit, truncated=sample.truncated)
-        self._judge.submit(group.position, member, len(group.samples), case)
+        case = RewardInput(
+            group.prompt.text,
+            self._decode(sample.tokens),
+            group.prompt.answer,
+            tokens=len(sample.tokens),
+            limit=self._limit,
+            truncated=sample.truncated,
+        )
+        self._executor.submit(group.position, member, len(group.samples), case)
 
     def poll(self) -> None:
-        """Keep the judge's workers busy; cheap enough to call after every decoding step."""
-        if self._judge is not None:
-            self._judge.poll()
+        """Keep the reward executor's workers busy; cheap enough to call after every decoding
+        step."""
+        if self._executor is not None:
+            self._executor.poll()
 
     def score(self, groups: list[Group]) -> list[Group]:
         """Wait for the scores of these groups and note them and the reward in every sample."""
-        if self._judge is None:
+        if self._executor is None:
             return groups
-        found = self._judge.collect([group.position for group in groups])
+        found = self._executor.collect([group.position for group in groups])
         for group in groups:
             for sample, scores in zip(group.samples, found[group.position], strict=True):
-                sample.scores, sample.reward = scores, self._judge.reward(scores)
+                sample.scores = scores
+                sample.reward = self._executor.reward(scores)
         return groups
 
     def close(self) -> None:
-        """End the judge's workers."""
-        if self._judge is not None:
-            self._judge.close()
+        """End the reward executor's workers."""
+        if self._executor is not None:
+            self._executor.close()

@@ -1,10 +1,11 @@
-"""Worker processes that a hostile answer may hang or kill, and the items on their way through them.
+"""The process pool of the reward functions: a hostile answer may hang or kill a worker.
 
     put --> waiting --> [worker: item in hand, next, next, ...] --> poll
 
-Nothing here blocks unless asked to. A worker runs the scorers of an item one after the other and tells each
-result. It dies at the deadline of a call (TIMEOUT) or of anything else (CRASH): only the scorer in hand fails
-then; the rest of the item and what stood behind it wait again, first in line, and a new worker starts.
+Nothing here blocks unless asked to. A worker runs the scorers of an item one after the other and
+tells each result. It dies at the deadline of a call (TIMEOUT) or of anything else (CRASH): only the
+scorer in hand fails then; the rest of the item and what stood behind it wait again, first in line,
+and a new worker starts.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from r1zero.types import Outcome, Score
-from r1zero.reward.types import Case
-from r1zero.reward.rules import Scorer
-from r1zero.reward.worker import OUT_OF_MEMORY, Order, Setup, framed, unframe
 from r1zero.distributed.shutdown import SIGNALS
+from r1zero.reward.rules import RewardFunction
+from r1zero.reward.types import RewardInput
+from r1zero.reward.worker import OUT_OF_MEMORY, Order, Setup, framed, unframe
+from r1zero.types import Outcome, Score
 
 ITEMS_AT_WORKER = 16  # enough work until the next poll, few enough that the workers end together
 START_SECONDS = 300.0  # for a worker to import sympy from a slow shared disk
@@ -36,7 +37,8 @@ STARTS = 3  # workers in a row that die before they are ready until we give up
 
 log = logging.getLogger("r1zero")
 
-# The package is found from its own place. The current folder comes last: nothing in it hides a library.
+# The package is found from its own place. The current folder comes last: nothing in it hides a
+# library.
 _ROOT = str(Path(__file__).resolve().parents[2])
 _PROGRAM = (
     f"import os, sys; sys.path = [{_ROOT!r}, *filter(None, sys.path), os.getcwd()]; "
@@ -45,12 +47,13 @@ _PROGRAM = (
 
 
 @dataclass(eq=False, slots=True)
-class Item:
-    """Responses of a group with the scorers that are still to run on them, the first one in hand."""
+class WorkItem:
+    """Responses of a group with the scorers that are still to run on them, the first one in
+    hand."""
 
     group: Hashable
     members: Sequence[int]
-    cases: list[Case]
+    cases: list[RewardInput]
     left: deque[str]
     scores: dict[str, list[Score]] = field(default_factory=dict)
 
@@ -66,7 +69,7 @@ class _Worker:
     process: subprocess.Popen[bytes]
     outgoing: bytearray
     incoming: bytearray = field(default_factory=bytearray)
-    items: deque[Item] = field(default_factory=deque)
+    items: deque[WorkItem] = field(default_factory=deque)
     ready: bool = False
     since: float = field(default_factory=time.monotonic)  # of its last sign of life, or of new work
 
@@ -92,18 +95,23 @@ class _Worker:
 
 
 class Pool:
-    """A fixed number of workers. RuntimeError from `put` and `poll` when they cannot start or are broken."""
+    """A fixed number of workers. RuntimeError from `put` and `poll` when they cannot start or are
+    broken."""
 
-    def __init__(self, setup: Setup, scorers: Mapping[str, Scorer],
-                 start_seconds: float = START_SECONDS) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        scorers: Mapping[str, RewardFunction],
+        start_seconds: float = START_SECONDS,
+    ) -> None:
         self.replaced = 0  # workers that died and were replaced
         self.slowest_seconds = 0.0  # longest call so far, as seen from here
         self.deadline_seconds = setup.reward.deadline_seconds
         self._scorers = scorers
         self._start_seconds = start_seconds
         self._setup = framed(pickle.dumps(setup))
-        self._waiting: deque[Item] = deque()
-        self._finished: list[Item] = []
+        self._waiting: deque[WorkItem] = deque()
+        self._finished: list[WorkItem] = []
         self._failed_starts = 0
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
@@ -120,11 +128,11 @@ class Pool:
         """Whether all workers have started."""
         return all(worker.ready for worker in self._workers)
 
-    def put(self, item: Item) -> None:
+    def put(self, item: WorkItem) -> None:
         """Queue an item."""
         self._waiting.append(item)
 
-    def poll(self, wait_seconds: float = 0.0) -> list[Item]:
+    def poll(self, wait_seconds: float = 0.0) -> list[WorkItem]:
         """Hand out work, replace dead workers, return finished items; wait for news if asked to."""
         self._hand_out()
         for event, _ in self._selector.select(wait_seconds):
@@ -140,7 +148,8 @@ class Pool:
                     self._bury(worker, *_cause(worker.process.wait(), self.deadline_seconds))
         self._kill_stuck()
         self._hand_out()
-        finished, self._finished = self._finished, []
+        finished = self._finished
+        self._finished = []
         return finished
 
     def close(self) -> None:
@@ -151,8 +160,10 @@ class Pool:
         self._selector.close()
 
     def _start(self) -> None:
-        # Popen, since a fork of a process with torch's threads may hang; the environment is inherited.
-        # A scheduler signals all processes of a job; our end is the workers' end, so they take none.
+        # Popen, since a fork of a process with torch's threads may hang; the environment is
+        # inherited. A scheduler signals all processes of a job; our end is the workers' end, so
+        # they take
+        # none.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process = subprocess.Popen(
@@ -178,11 +189,14 @@ class Pool:
             if not worker.ready:
                 if message["broken"]:
                     raise RuntimeError(f"the scorers cannot work: {message['broken']}")
-                worker.ready, self._failed_starts = True, 0
+                worker.ready = True
+                self._failed_starts = 0
             elif "crash" in message:
                 self._fail(worker, Outcome.CRASH, message["crash"])
             else:
-                self._note(worker, [Score(value, Outcome(outcome)) for value, outcome in message["scores"]])
+                self._note(
+                    worker, [Score(value, Outcome(outcome)) for value, outcome in message["scores"]]
+                )
             for line in message.get("told", ()):
                 log.warning("reward worker: %s", line)
             worker.since = time.monotonic()
@@ -196,7 +210,9 @@ class Pool:
 
     def _fail(self, worker: _Worker, outcome: Outcome, why: str) -> None:
         item = worker.items[0]
-        self._note(worker, [Score(self._scorers[item.left[0]].failed, outcome, why)] * len(item.cases))
+        self._note(
+            worker, [Score(self._scorers[item.left[0]].failed, outcome, why)] * len(item.cases)
+        )
 
     def _bury(self, worker: _Worker, outcome: Outcome, why: str) -> None:
         """Replace a worker that died: the scorer in its hands failed, all the rest waits again."""
@@ -212,18 +228,21 @@ class Pool:
             if self._failed_starts == STARTS:
                 raise RuntimeError(
                     f"{STARTS} reward workers in a row ended before they were ready ({why}); run "
-                    f"`{sys.executable} -c 'import r1zero.reward.math.grade'`, or import your scorers, to "
-                    "see why")
+                    f"`{sys.executable} -c 'import r1zero.reward.math.grade'`, or import your "
+                    "scorers, to see why"
+                )
         self._start()
 
     def _kill_stuck(self) -> None:
         """Kill workers that neither answer nor die, such as stopped ones."""
-        now, deadline = time.monotonic(), self.deadline_seconds
+        now = time.monotonic()
+        deadline = self.deadline_seconds
         for worker in list(self._workers):
             if not worker.ready and now - worker.since > self._start_seconds:
                 raise RuntimeError(
-                    f"a reward worker is not ready after {self._start_seconds:.0f} s: a custom scorer hangs "
-                    f"when it is imported, or the disk of {sys.prefix} is very slow")
+                    f"a reward worker is not ready after {self._start_seconds:.0f} s: a custom "
+                    f"scorer hangs when it is imported, or the disk of {sys.prefix} is very slow"
+                )
             if worker.items and now - worker.since > deadline + GRACE_SECONDS:
                 worker.process.kill()
                 self._bury(worker, *_cause(-signal.SIGALRM, deadline))

@@ -1,9 +1,9 @@
-"""What a scorer sees. A custom scorer needs nothing else of this package:
+"""What a reward function sees. A custom one needs nothing else of this package:
 
     from collections.abc import Sequence
-    from r1zero.reward.types import Case
+    from r1zero.reward.types import RewardInput
 
-    def score(cases: Sequence[Case]) -> Sequence[float]:
+    def score(cases: Sequence[RewardInput]) -> Sequence[float]:
         return [float(case.response.endswith(case.gold)) for case in cases]
 
 A batch holds all responses to one prompt. The values may have any
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class RewardInput:
     r"""One response to a problem.
 
-    Case("What is 1 + 1?", r"It is \boxed{2}.", "2", tokens=9, limit=512, truncated=False, right=True)
+    RewardInput("What is 1 + 1?", r"It is \boxed{2}.", "2", tokens=9, limit=512, truncated=False,
+    right=True)
     """
 
     prompt: str  # as the model got it, with its template
@@ -29,7 +30,8 @@ class Case:
     tokens: int  # of the response, its end-of-text token included
     limit: int  # most tokens that a response may have
     truncated: bool  # ended by the limit, not by the model
-    right: bool | None = None  # verdict of acc or base_acc; None before it, or when neither is listed
+    # verdict of acc or base_acc; None before it, or when neither is listed
+    right: bool | None = None
 
 
-Grader = Callable[[Sequence[Case]], Sequence[float]]
+CustomReward = Callable[[Sequence[RewardInput]], Sequence[float]]

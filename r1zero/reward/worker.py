@@ -1,11 +1,12 @@
-"""A process of the judge: reads orders from stdin, runs their scorers one by one, writes scores to stdout.
+"""A worker process of the reward executor: orders on stdin, scores on stdout.
 
-It holds sympy and custom scorers. Its life is cheap: the kernel ends it at the deadline of a call, whatever
-the response makes it do, and its memory is bounded; the judge starts another.
+It holds sympy and custom scorers. Its life is cheap: the kernel ends it at the deadline of a call,
+whatever the response makes it do, and its memory is bounded; the reward executor starts another.
 
-Messages both ways stand behind four bytes of length. In: a pickled Setup, then pickled Orders. Out is JSON,
-since nothing that happens here may run code there: {"broken": sentence or ""} once, then for each scorer of
-each order {"scores": [[value, outcome], ...]} or {"crash": why}, both with "told": [lines of its log].
+Messages both ways stand behind four bytes of length. In: a pickled Setup, then pickled Orders. Out
+is JSON, since nothing that happens here may run code there: {"broken": sentence or ""} once, then
+for each scorer of each order {"scores": [[value, outcome], ...]} or {"crash": why}, both with
+"told": [lines of its log].
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ from typing import Any, BinaryIO
 
 import psutil
 
-from r1zero.types import Outcome
 from r1zero.config.schema import Reward
 from r1zero.errors import BadInput
 from r1zero.reward import custom
-from r1zero.reward.types import Case
-from r1zero.reward.rules import VERDICTS, Scorer, select, verdict
+from r1zero.reward.rules import VERDICTS, RewardFunction, select, verdict
+from r1zero.reward.types import RewardInput
+from r1zero.types import Outcome
 
 _LENGTH = struct.Struct(">I")
 OUT_OF_MEMORY = 113  # exit status that nothing else is likely to use
 WHY_CHARACTERS = 300
-MOST_LINES, LINE_CHARACTERS = 20, 600  # of the log of one call
+# of the log of one call
+MOST_LINES = 20
+LINE_CHARACTERS = 600
 
 # (right answer, response, whether it is right): one for each way through the comparison.
 SELF_TEST = [
@@ -61,7 +64,7 @@ class Order:
     """Scorers by shown name, to be run in this order on these responses."""
 
     names: list[str]
-    cases: list[Case]
+    cases: list[RewardInput]
 
 
 def framed(body: bytes) -> bytes:
@@ -82,13 +85,15 @@ def unframe(buffer: bytearray) -> bytes | None:
 
 
 def _receive(pipe: BinaryIO) -> Any:
-    """Wait for a message; None when the judge is gone."""
+    """Wait for a message; None when the reward executor is gone."""
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
     size = _LENGTH.unpack(head)[0]
     body = pipe.read(size)
-    return pickle.loads(body) if len(body) == size else None
+    if len(body) == size:
+        return pickle.loads(body)
+    return None
 
 
 def _send(pipe: BinaryIO, message: dict[str, Any]) -> None:
@@ -97,7 +102,8 @@ def _send(pipe: BinaryIO, message: dict[str, Any]) -> None:
 
 
 def _prepare(names: Sequence[str]) -> str:
-    """Load custom scorers and compare known answers; return "" or a sentence about what is wrong."""
+    """Load custom scorers and compare known answers; return "" or a sentence about what is
+    wrong."""
     try:
         for name in filter(custom.is_custom, names):
             custom.load(name)
@@ -106,31 +112,35 @@ def _prepare(names: Sequence[str]) -> str:
     if not set(VERDICTS) & set(names):
         return ""
     for gold, response, right in SELF_TEST:
-        case = Case("", response, gold, tokens=0, limit=0, truncated=False)
+        case = RewardInput("", response, gold, tokens=0, limit=0, truncated=False)
         if verdict(case) is not (Outcome.RIGHT if right else Outcome.WRONG):
-            return (f"the answer checker fails its self-test: {response} is{'' if right else ' not'} {gold}, "
-                    "but the comparison says otherwise")
+            return (
+                f"the answer checker fails its self-test: {response} is{'' if right else ' not'} "
+                f"{gold}, but the comparison says otherwise"
+            )
     return ""
 
 
 def _bound_memory(extra_bytes: int) -> None:
-    """Let this process grow by `extra_bytes` of address space from where it is, which Linux enforces."""
+    """Let this process grow by `extra_bytes` of address space from where it is, which Linux
+    enforces."""
     limit = psutil.Process().memory_info().vms + extra_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _run(scorer: Scorer, cases: Sequence[Case]) -> dict[str, Any]:
+def _run(scorer: RewardFunction, cases: Sequence[RewardInput]) -> dict[str, Any]:
     try:
         return {"scores": [(score.value, score.outcome) for score in scorer.score(cases)]}
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # what is left in this process may be torn or fill its memory
-    except Exception as error:  # noqa: BLE001 - a user's scorer may raise anything; counted, and too many stop the run
+    except Exception as error:  # noqa: BLE001
+        # a user's scorer may raise anything; counted, and too many stop the run
         return {"crash": f"{type(error).__name__}: {error}"[:WHY_CHARACTERS]}
 
 
 class _Told(logging.Handler):
-    """What scorers log, kept for the judge: this process has no log of its own."""
+    """What scorers log, kept for the reward executor: this process has no log of its own."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -142,17 +152,20 @@ class _Told(logging.Handler):
 
     def take(self) -> list[str]:
         """Return and forget the lines."""
-        lines, self._lines = self._lines, []
+        lines = self._lines
+        self._lines = []
         return lines
 
 
 def main() -> None:
-    """Serve the judge until stdin ends."""
-    inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    """Serve the reward executor until stdin ends."""
+    inbox = os.fdopen(os.dup(0), "rb")
+    outbox = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)  # what a library prints must not end up between messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the judge, whose end is ours
+    # Ctrl-C is for the reward executor, whose end is ours
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel kills; Python may be deep in C
     setup: Setup | None = _receive(inbox)
     if setup is None:

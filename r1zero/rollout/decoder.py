@@ -1,10 +1,10 @@
-"""The forward pass of generation, in Megatron's weight layout, so that publishing only copies.
+"""The decoder: prefill and decode in Megatron's weight layout, so that publishing only copies.
 
 What a layer computes is its family's block (models/family.py).
 
-Two entries: `extend` runs many new tokens of several sequences (prompts, pieces of long prompts, samples
-that lost their place), `decode` runs one token of every running sample. Tensor parallel with one all-reduce
-per block half; logits stay cut over the vocabulary.
+Two entries: `extend` runs many new tokens of several sequences (prompts, pieces of long prompts,
+samples that lost their place), `decode` runs one token of every running sample. Tensor parallel
+with one all-reduce per block half; logits stay cut over the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from r1zero.models.unused import blank, local_columns
+from r1zero.distributed.device import Segments, packed_causal_attention
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import Attend, DecoderBlock, ForwardPass, family_of
-from r1zero.rollout.block_attention import Step
-from r1zero.rollout.npu_graphs import DecodeGraphs
-from r1zero.rollout.linear import Linear
-from r1zero.rollout.native import operators
-from r1zero.rollout.operators import Heads
 from r1zero.models.params import local_shape, param_table
 from r1zero.models.rotary import rotary_tables
-from r1zero.distributed.device import Segments, packed_causal_attention
+from r1zero.models.unused import blank, local_columns
+from r1zero.rollout.block_attention import DecodeStep
+from r1zero.rollout.linear import Linear
+from r1zero.rollout.native import operators
+from r1zero.rollout.npu_graphs import DecodeGraphs
+from r1zero.rollout.operators import Heads
 
 
 class LayerWeights:
     """A rank's weights of one layer, as its family's block takes them (models/family.py)."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], layer: int, linears: list[Linear]) -> None:
-        """Each product that is made is added to `linears`, to be laid out when weights were written."""
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], layer: int, linears: list[Linear]
+    ) -> None:
+        """Each product that is made is added to `linears`, to be laid out when weights were
+        written."""
         self._weights = weights
         self._prefix = f"decoder.layers.{layer}."
         self._linears = linears
@@ -58,7 +61,8 @@ class Chunk:
 
     tokens: np.ndarray  # int [T], T > 0
     start: int = 0  # tokens before these
-    keys: torch.Tensor | None = None  # [layers, kv heads, start, D] of those; None when there are none
+    # [layers, kv heads, start, D] of those; None when there are none
+    keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
 
     @property
@@ -76,28 +80,54 @@ class Extended:
 
 
 class Decoder:
-    """The rollout ranks' copy of the policy. `weights` are the buffers that publishing writes into."""
+    """The rollout ranks' copy of the policy. `weights` are the buffers that publishing writes
+    into."""
 
-    def __init__(self, shape: ModelConfig, tp: int, group: dist.ProcessGroup | None, dtype: torch.dtype,
-                 device: torch.device, max_positions: int, graphs: bool = False,
-                 unused: Sequence[range] = ()) -> None:
+    def __init__(
+        self,
+        shape: ModelConfig,
+        tp: int,
+        group: dist.ProcessGroup | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_positions: int,
+        graphs: bool = False,
+        unused: Sequence[range] = (),
+    ) -> None:
         """Allocate this rank's weights. `unused` ids belong to no token and are never drawn."""
-        self.shape, self.dtype, self.device = shape, dtype, device
+        self.shape = shape
+        self.dtype = dtype
+        self.device = device
         self.group = group if tp > 1 else None
-        self.heads, self.kv_heads = shape.num_heads // tp, shape.num_kv_heads // tp
+        self.heads = shape.num_heads // tp
+        self.kv_heads = shape.num_kv_heads // tp
         self.weights = {
             t.name: torch.zeros(local_shape(t, tp), dtype=dtype, device=device)
-            for t in param_table(shape)}
+            for t in param_table(shape)
+        }
         cos, sin = rotary_tables(shape, max_positions, device)
-        self.operators = operators(Heads(self.kv_heads, self.heads // self.kv_heads, shape.head_dim,
-                                         shape.norm_eps, cos.to(dtype), sin.to(dtype)))
+        self.operators = operators(
+            Heads(
+                self.kv_heads,
+                self.heads // self.kv_heads,
+                shape.head_dim,
+                shape.norm_eps,
+                cos.to(dtype),
+                sin.to(dtype),
+            )
+        )
         self._linears: list[Linear] = []
         self.blocks = [self._block(layer) for layer in range(shape.num_layers)]
         self.embedding = self.weights["embedding.word_embeddings.weight"]
         self.final_norm = self.weights["decoder.final_layernorm.weight"]
-        self.head = Linear(self.embedding if shape.tie_word_embeddings else self.weights["output_layer.weight"])
+        self.head = Linear(
+            self.embedding if shape.tie_word_embeddings else self.weights["output_layer.weight"]
+        )
         self._unused = local_columns(unused, self._first_row(), len(self.head.weight))
-        self._step = DecodeGraphs(self._decode, max_positions) if graphs else self._decode
+        if graphs:
+            self._step = DecodeGraphs(self._decode, max_positions)
+        else:
+            self._step = self._decode
 
     def prepare(self) -> None:
         """Lay out the weights for the processor; call after they were written."""
@@ -107,38 +137,50 @@ class Decoder:
 
     @torch.inference_mode()
     def extend(self, chunks: Sequence[Chunk]) -> list[Extended]:
-        """Run new tokens of several sequences in one pass, each after the keys that it has already."""
+        """Run new tokens of several sequences in one pass, each after the keys that it has
+        already."""
         tokens = self._tensor(np.concatenate([chunk.tokens for chunk in chunks]))
-        positions = self._tensor(np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks]))
+        positions = self._tensor(
+            np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
+        )
         ends = np.cumsum([len(chunk.tokens) for chunk in chunks]).tolist()
         segments = Segments(ends, np.cumsum([chunk.end for chunk in chunks]).tolist())
-        keys, values = [], []
+        keys = []
+        values = []
 
-        def attend(layer: int, qkv: torch.Tensor, q_norm: torch.Tensor | None,
-                   k_norm: torch.Tensor | None) -> torch.Tensor:
-            query, key, value = self.operators.turn(qkv, q_norm, k_norm, positions)
+        def attend(
+            layer: int, qkv: torch.Tensor, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
+        ) -> torch.Tensor:
+            query, key, value = self.operators.split_qkv_rope(qkv, q_norm, k_norm, positions)
             keys.append(key)
             values.append(value)
-            key, value = _after(chunks, layer, 0, key, ends), _after(chunks, layer, 1, value, ends)
+            key = _after(chunks, layer, 0, key, ends)
+            value = _after(chunks, layer, 1, value, ends)
             found = packed_causal_attention(query, key, value, segments, self.shape.head_dim**-0.5)
             return found.reshape(len(tokens), -1)
 
         logits = self._run(tokens, attend, last=self._tensor(np.asarray(ends)) - 1)
-        all_keys, all_values = torch.stack(keys).transpose(1, 2), torch.stack(values).transpose(1, 2)
-        return [Extended(all_keys[:, :, first:end], all_values[:, :, first:end], last)
-                for first, end, last in zip([0, *ends], ends, logits)]
+        all_keys = torch.stack(keys).transpose(1, 2)
+        all_values = torch.stack(values).transpose(1, 2)
+        return [
+            Extended(all_keys[:, :, first:end], all_values[:, :, first:end], last)
+            for first, end, last in zip([0, *ends], ends, logits)
+        ]
 
     @torch.inference_mode()
-    def decode(self, tokens: np.ndarray, step: Step) -> torch.Tensor:
-        """Run one token of each running sample, int64 [n]: logits [n, V / TP], good until the next call."""
+    def decode(self, tokens: np.ndarray, step: DecodeStep) -> torch.Tensor:
+        """Run one token of each running sample, int64 [n]: logits [n, V / TP], good until the next
+        call."""
         return self._step(self._tensor(tokens), step)
 
-    def _decode(self, tokens: torch.Tensor, step: Step) -> torch.Tensor:
+    def _decode(self, tokens: torch.Tensor, step: DecodeStep) -> torch.Tensor:
         return self._run(tokens, partial(self.operators.attend, step))
 
-    def _run(self, tokens: torch.Tensor, attend: Attend,
-             last: torch.Tensor | None = None) -> torch.Tensor:
-        """All layers and the output layer: logits [T, V / TP] of all tokens, or of those at `last`."""
+    def _run(
+        self, tokens: torch.Tensor, attend: Attend, last: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """All layers and the output layer: logits [T, V / TP] of all tokens, or of those at
+        `last`."""
         run = ForwardPass(self.operators, attend, self._sum)
         hidden = self._embed(tokens)
         delta: torch.Tensor | None = None
@@ -165,7 +207,9 @@ class Decoder:
 
     def _first_row(self) -> int:
         """Id that the first row of this rank's part of the vocabulary has."""
-        return 0 if self.group is None else dist.get_rank(self.group) * self.embedding.shape[0]
+        if self.group is None:
+            return 0
+        return dist.get_rank(self.group) * self.embedding.shape[0]
 
     def _sum(self, partial: torch.Tensor) -> torch.Tensor:
         if self.group is not None:
@@ -177,12 +221,15 @@ class Decoder:
         return family_of(self.shape).decoder_block(self.shape, layer, weights)
 
 
-def _after(chunks: Sequence[Chunk], layer: int, which: int, new: torch.Tensor,
-           ends: list[int]) -> torch.Tensor:
-    """Lay each sequence's cached keys (values: `which` 1) before its new ones: [all tokens, kv heads, D]."""
+def _after(
+    chunks: Sequence[Chunk], layer: int, which: int, new: torch.Tensor, ends: list[int]
+) -> torch.Tensor:
+    """Lay each sequence's cached keys (values: `which` 1) before its new ones: [all tokens, kv
+    heads, D]."""
     if all(chunk.start == 0 for chunk in chunks):
         return new
-    parts, first = [], 0
+    parts = []
+    first = 0
     for chunk, end in zip(chunks, ends, strict=True):
         if chunk.start:
             parts.append((chunk.values if which else chunk.keys)[layer].transpose(0, 1))

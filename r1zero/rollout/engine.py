@@ -1,4 +1,4 @@
-"""The generation engine of one rollout replica: continuous batching over all samples of a step.
+"""The rollout engine of one replica: continuous batching over all samples of a step.
 
 `submit` takes the replica's share of a batch; `collect` decodes until the groups of one minibatch
 are complete, keeping every row busy with later samples meanwhile. Every rank of the replica runs
@@ -7,41 +7,52 @@ the same scheduler on the same tokens, so tensor parallelism needs no commands b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from r1zero.types import Batch, Group, Sample
-from r1zero.rollout.block_attention import Layout, Step
+from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.decoder import Chunk, Decoder
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 from r1zero.rollout.prompts import PromptCache, PromptCaches
 from r1zero.rollout.sampler import Sampling, uniforms
-from r1zero.rollout.scheduler import Progress, Queue, Rows, Ticket
+from r1zero.rollout.scheduler import Queue, RunningBatch, SampleId, Sequence
+from r1zero.types import Batch, Group, Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class EngineLimits:
     """How much an engine may hold and do at once."""
 
     budget: int  # response tokens of a sample
     max_tokens: int  # of KV cache, in tokens
     max_running: int | None = None  # samples decoded together; None: as many as the cache can hold
-    prefill_tokens: int = 4096  # of prompts between two decoding steps, so that prompts do not stall samples
+    # of prompts between two decoding steps, so that prompts do not stall samples
+    prefill_tokens: int = 4096
     block: int | None = None  # tokens of a cache block; None: what suits the device
 
 
 class Engine:
-    """Samples responses. `on_sample(group, member)` is called as each sample is finished, `on_step()`
-    after each decoding step, so that others can work while generation goes on. `length_of(position,
-    member)` replaces the budget of single samples, for benchmarks."""
+    """Samples responses. `on_sample(group, member)` is called as each sample is finished,
+    `on_step()` after each decoding step, so that others can work while generation goes on.
+    `length_of(position, member)` replaces the budget of single samples, for benchmarks."""
 
-    def __init__(self, decoder: Decoder, sampling: Sampling, end_ids: tuple[int, ...], limits: Limits,
-                 replica: int = 0, num_replicas: int = 1) -> None:
-        self.decoder, self.sampling, self.limits = decoder, sampling, limits
-        self.replica, self.num_replicas = replica, num_replicas
+    def __init__(
+        self,
+        decoder: Decoder,
+        sampling: Sampling,
+        end_ids: tuple[int, ...],
+        limits: EngineLimits,
+        replica: int = 0,
+        num_replicas: int = 1,
+    ) -> None:
+        self.decoder = decoder
+        self.sampling = sampling
+        self.limits = limits
+        self.replica = replica
+        self.num_replicas = num_replicas
         self.version = -1  # of the weights in the decoder, as they came; it signs every sample
         self.preemptions = 0
         self.decoded_tokens = 0  # response tokens of this batch, as drawn
@@ -49,31 +60,41 @@ class Engine:
         self.on_step: Callable[[], None] = lambda: None
         self.length_of: Callable[[int, int], int] = lambda position, member: limits.budget
         self._end_ids = np.asarray(sorted(end_ids))
-        self._pool = BlockPool(decoder.shape, decoder.kv_heads, decoder.dtype, decoder.device, limits.block)
+        self._pool = BlockPool(
+            decoder.shape, decoder.kv_heads, decoder.dtype, decoder.device, limits.block
+        )
         self._caches = PromptCaches(decoder, self._pool, limits.prefill_tokens)
-        self._queue, self._rows = Queue(), Rows(0)
-        self._layout: Layout | None = None  # None: rows or blocks have changed since
+        self._queue = Queue()
+        self._rows = RunningBatch(0)
+        self._layout: DecodeLayout | None = None  # None: rows or blocks have changed since
         self._batch: Batch | None = None
         self._groups: dict[int, Group] = {}
         self._open: dict[int, int] = {}  # members of a group that are not finished
 
     def accept(self, version: int) -> None:
         """Take note that weights of this version were written to the decoder."""
-        assert not any(self._open.values()), "weights may not change while samples are drawn with them"
+        assert not any(self._open.values()), (
+            "weights may not change while samples are drawn with them"
+        )
         self.decoder.prepare()
         self.version = version
 
-    def submit(self, batch: Batch, positions: Sequence[int] | None = None) -> None:
-        """Queue this replica's share of a batch: prompts at `positions`; default p % replicas == replica."""
+    def submit(self, batch: Batch, positions: Collection[int] | None = None) -> None:
+        """Queue this replica's share of a batch: prompts at `positions`; default p % replicas ==
+        replica."""
         assert not any(self._open.values()), "the last batch is not collected yet"
-        self._batch, size = batch, batch.samples_per_prompt
+        self._batch = batch
+        size = batch.samples_per_prompt
         self.decoded_tokens = 0
-        mine = range(self.replica, len(batch.prompts), self.num_replicas) if positions is None else positions
+        if positions is None:
+            mine = range(self.replica, len(batch.prompts), self.num_replicas)
+        else:
+            mine = positions
         self._groups = {p: Group(p, batch.prompts[p], [None] * size) for p in mine}
         self._open = dict.fromkeys(mine, size)
         for position in mine:
             for member in range(size):
-                self._queue.put(Ticket(position, member))
+                self._queue.put(SampleId(position, member))
         self._reserve(len(mine), size)
 
     @torch.inference_mode()
@@ -84,15 +105,16 @@ class Engine:
         while any(self._open[p] for p in positions):
             self._admit()
             if self._rows.count:
-                self._grow()
+                self._append_block()
                 self._decode()
             self.on_step()
         return [self._groups[p] for p in positions]
 
     def progress(self) -> tuple[int, int, int]:
-        """Samples of the batch that are finished, all of them, and the tokens of the longest that runs."""
+        """Samples of the batch that are finished, all of them, and the tokens of the longest that
+        runs."""
         total = len(self._groups) * (self._batch.samples_per_prompt if self._batch else 0)
-        longest = max((progress.count for progress in self._rows.running), default=0)
+        longest = max((sequence.count for sequence in self._rows.sequences), default=0)
         return total - sum(self._open.values()), total, longest
 
     # -- one step -------------------------------------------------------------------------------
@@ -105,132 +127,167 @@ class Engine:
             return
         self._make_room(wanted[0])
         wanted = self._affordable(wanted)
-        positions = dict.fromkeys(ticket.position for ticket in wanted)
+        positions = dict.fromkeys(sample_id.position for sample_id in wanted)
         self._caches.fill([(p, self._groups[p].prompt.tokens) for p in positions])
         fresh: list[int] = []
-        for ticket in wanted:
-            prompt = self._caches.get(ticket.position)
+        for sample_id in wanted:
+            prompt = self._caches.get(sample_id.position)
             if prompt is None:  # a long one of which more pieces must run
                 break
             _, begun = self._queue.take()
-            blocks = self._pool.take_own(self._blocks_to_start(ticket, begun))
+            blocks = self._pool.take_own(self._blocks_to_start(sample_id, begun))
             if begun is None:
-                begun = Progress.fresh(ticket, self._uniforms(ticket))
+                begun = Sequence.fresh(sample_id, self._uniforms(sample_id))
                 fresh.append(rows.count)
             self._restore(begun, prompt, blocks)
             rows.add(begun, prompt.length + max(begun.count - 1, 0), blocks)
             prompt.users += 1
             self._layout = None
         if fresh:
-            logits = [self._caches.get(rows.running[row].ticket.position).logits for row in fresh]
-            self._draw(fresh, torch.stack(logits))
+            logits = [
+                self._caches.get(rows.sequences[row].sample_id.position).logits for row in fresh
+            ]
+            self._sample(fresh, torch.stack(logits))
 
-    def _grow(self) -> None:
-        """Give a block to every row whose last one is full, taking from the last rows if none is free."""
-        rows, block = self._rows, self._pool.block
-        needy = [rows.running[row].ticket for row in range(rows.count)
-                 if rows.lengths[row] == (len(self._prompt(row).shared) + len(rows.blocks[row])) * block]
-        for ticket in sorted(needy):
-            while not self._pool.num_free and self._row_of(ticket) is not None:
+    def _append_block(self) -> None:
+        """Give a block to every row whose last one is full, taking from the last rows if none is
+        free."""
+        rows = self._rows
+        block = self._pool.block
+        needy = [
+            rows.sequences[row].sample_id
+            for row in range(rows.count)
+            if rows.lengths[row] == (len(self._prompt(row).shared) + len(rows.blocks[row])) * block
+        ]
+        for sample_id in sorted(needy):
+            while not self._pool.num_free and self._row_of(sample_id) is not None:
                 if not self._caches.drop_idle():
                     self._preempt(rows.last())
-            row = self._row_of(ticket)
+            row = self._row_of(sample_id)
             if row is not None:  # else it was the last one itself, or made way for an earlier one
                 rows.blocks[row] += self._pool.take_own(1)
                 self._layout = None
 
-    def _row_of(self, ticket: Ticket) -> int | None:
-        running = enumerate(self._rows.running)
-        return next((row for row, progress in running if progress.ticket == ticket), None)
+    def _row_of(self, sample_id: SampleId) -> int | None:
+        running = enumerate(self._rows.sequences)
+        return next((row for row, sequence in running if sequence.sample_id == sample_id), None)
 
     def _decode(self) -> None:
         """Draw one more token for every running sample."""
         rows = self._rows
         if self._layout is None:
-            where = [SampleBlocks(rows.running[row].ticket.position, self._prompt(row).shared, rows.blocks[row])
-                     for row in range(rows.count)]
-            self._layout = Layout(where, self._pool, self._batch.samples_per_prompt, self.decoder.heads,
-                                  self.decoder.device)
-        positions = rows.lengths[:rows.count]
-        logits = self.decoder.decode(rows.newest[:rows.count], Step(self._layout, positions))
+            where = [
+                SampleBlocks(
+                    rows.sequences[row].sample_id.position,
+                    self._prompt(row).shared,
+                    rows.blocks[row],
+                )
+                for row in range(rows.count)
+            ]
+            self._layout = DecodeLayout(
+                where,
+                self._pool,
+                self._batch.samples_per_prompt,
+                self.decoder.heads,
+                self.decoder.device,
+            )
+        positions = rows.lengths[: rows.count]
+        logits = self.decoder.decode(rows.newest[: rows.count], DecodeStep(self._layout, positions))
         positions += 1
-        self._draw(list(range(rows.count)), logits)
+        self._sample(list(range(rows.count)), logits)
 
-    def _draw(self, numbers: list[int], logits: torch.Tensor) -> None:
+    def _sample(self, numbers: list[int], logits: torch.Tensor) -> None:
         """Draw the next token of these rows, in ascending order, and let finished samples go."""
         rows = self._rows
         uniform = torch.from_numpy(rows.uniforms(numbers)).to(logits.device)
-        drawn, logprobs = self.decoder.operators.draw(logits, uniform, self.sampling, self.decoder.group)
+        drawn, logprobs = self.decoder.operators.sample(
+            logits, uniform, self.sampling, self.decoder.group
+        )
         tokens = drawn.cpu().numpy()
         rows.record(numbers, tokens, logprobs.cpu().numpy())
         self.decoded_tokens += len(numbers)
         ended = np.isin(tokens, self._end_ids)
-        for at in range(len(numbers) - 1, -1, -1):  # from the back: freeing a row moves the last one into it
-            progress = rows.running[numbers[at]]
-            if ended[at] or progress.count == len(progress.tokens):
+        # from the back: freeing a row moves the last one into it
+        for at in range(len(numbers) - 1, -1, -1):
+            sequence = rows.sequences[numbers[at]]
+            if ended[at] or sequence.count == len(sequence.tokens):
                 self._finish(numbers[at], truncated=not ended[at])
 
     # -- coming and going -----------------------------------------------------------------------
 
     def _finish(self, row: int, truncated: bool) -> None:
-        progress = self._release(row)
-        position, member, count = progress.ticket.position, progress.ticket.member, progress.count
+        sequence = self._release(row)
+        position = sequence.sample_id.position
+        member = sequence.sample_id.member
+        count = sequence.count
         self._groups[position].samples[member] = Sample(
-            progress.tokens[:count].copy(), progress.logprobs[:count].copy(), bool(truncated), self.version)
+            sequence.tokens[:count].copy(),
+            sequence.logprobs[:count].copy(),
+            bool(truncated),
+            self.version,
+        )
         self._open[position] -= 1
         if not self._open[position]:
             self._caches.drop(position)
         self.on_sample(self._groups[position], member)
 
     def _preempt(self, row: int) -> None:
-        """Let a sample wait again with the tokens it has; its keys are computed anew when its turn comes."""
-        progress = self._release(row)
-        self._queue.put(progress.ticket, progress)
+        """Let a sample wait again with the tokens it has; its keys are computed anew when its turn
+        comes."""
+        sequence = self._release(row)
+        self._queue.put(sequence.sample_id, sequence)
         self.preemptions += 1
 
-    def _release(self, row: int) -> Progress:
+    def _release(self, row: int) -> Sequence:
         self._prompt(row).users -= 1
-        progress, blocks = self._rows.remove(row)
+        sequence, blocks = self._rows.remove(row)
         self._pool.give_back(blocks)
         self._layout = None
-        return progress
+        return sequence
 
-    def _restore(self, progress: Progress, prompt: PromptCache, blocks: list[int]) -> None:
-        """Fill a new row's own blocks: the rest of its prompt, and what it drew before its newest token."""
-        keys, values = prompt.tail_keys, prompt.tail_values
-        if progress.count > 1:
-            drawn = Chunk(progress.tokens[:progress.count - 1], prompt.length, *self._caches.read(prompt))
+    def _restore(self, sequence: Sequence, prompt: PromptCache, blocks: list[int]) -> None:
+        """Fill a new row's own blocks: the rest of its prompt, and what it drew before its newest
+        token."""
+        keys = prompt.tail_keys
+        values = prompt.tail_values
+        if sequence.count > 1:
+            drawn = Chunk(
+                sequence.tokens[: sequence.count - 1], prompt.length, *self._caches.read(prompt)
+            )
             [again] = self.decoder.extend([drawn])
-            keys, values = torch.cat([keys, again.keys], dim=2), torch.cat([values, again.values], dim=2)
+            keys = torch.cat([keys, again.keys], dim=2)
+            values = torch.cat([values, again.values], dim=2)
         self._pool.write(blocks, keys, values)
 
-    def _affordable(self, wanted: list[Ticket]) -> list[Ticket]:
-        """Those of the first that wait for which there are blocks, leaving some for the growth of what runs:
-        else a sample would start only to be preempted."""
+    def _affordable(self, wanted: list[SampleId]) -> list[SampleId]:
+        """Those of the first that wait for which there are blocks, leaving some for the growth of
+        what runs: else a sample would start only to be preempted."""
         free = self._pool.num_free - min(self._rows.count, self._pool.num_blocks // 8)
         new: set[int] = set()
-        for number, ticket in enumerate(wanted):
-            free -= self._blocks_to_start(ticket, self._queue.progress(ticket))
-            if self._caches.get(ticket.position) is None and ticket.position not in new:
-                new.add(ticket.position)
-                free -= len(self._groups[ticket.position].prompt.tokens) // self._pool.block
+        for number, sample_id in enumerate(wanted):
+            free -= self._blocks_to_start(sample_id, self._queue.begun(sample_id))
+            if self._caches.get(sample_id.position) is None and sample_id.position not in new:
+                new.add(sample_id.position)
+                free -= len(self._groups[sample_id.position].prompt.tokens) // self._pool.block
             if free < 0:
                 return wanted[:number]
         return wanted
 
-    def _make_room(self, ticket: Ticket) -> None:
+    def _make_room(self, sample_id: SampleId) -> None:
         """Let the first that waits start, if need be at the cost of prompts that nobody uses."""
-        while not self._affordable([ticket]) and self._caches.drop_idle(but=ticket.position):
+        while not self._affordable([sample_id]) and self._caches.drop_idle(but=sample_id.position):
             pass
 
-    def _blocks_to_start(self, ticket: Ticket, begun: Progress | None) -> int:
+    def _blocks_to_start(self, sample_id: SampleId, begun: Sequence | None) -> int:
         """Own blocks for the rest of the prompt, what was drawn before, and the next token."""
-        tail = len(self._groups[ticket.position].prompt.tokens) % self._pool.block
+        tail = len(self._groups[sample_id.position].prompt.tokens) % self._pool.block
         return (tail + (begun.count - 1 if begun else 0)) // self._pool.block + 1
 
     def _reserve(self, num_prompts: int, group_size: int) -> None:
-        """Size rows and blocks: what the samples need at most, within the limits, but room for one."""
-        limits, block = self.limits, self._pool.block
+        """Size rows and blocks: what the samples need at most, within the limits, but room for
+        one."""
+        limits = self.limits
+        block = self._pool.block
         lengths = [len(group.prompt.tokens) for group in self._groups.values()] or [1]
         longest = max(lengths) + limits.budget
         one = -(-longest // block)
@@ -238,12 +295,19 @@ class Engine:
         most = sum(length // block for length in lengths) + num_prompts * group_size * own
         self._pool.reserve(max(one, min(most, limits.max_tokens // block)))
         samples = max(1, num_prompts * group_size)
-        self._rows = Rows(min(samples, limits.max_running or samples, self._pool.num_blocks))
+        self._rows = RunningBatch(
+            min(samples, limits.max_running or samples, self._pool.num_blocks)
+        )
         self._layout = None
 
     def _prompt(self, row: int) -> PromptCache:
-        return self._caches.get(self._rows.running[row].ticket.position)
+        return self._caches.get(self._rows.sequences[row].sample_id.position)
 
-    def _uniforms(self, ticket: Ticket) -> np.ndarray:
-        return uniforms(self.sampling.seed, self._batch.step, ticket.position, ticket.member,
-                        self.length_of(ticket.position, ticket.member))
+    def _uniforms(self, sample_id: SampleId) -> np.ndarray:
+        return uniforms(
+            self.sampling.seed,
+            self._batch.step,
+            sample_id.position,
+            sample_id.member,
+            self.length_of(sample_id.position, sample_id.member),
+        )

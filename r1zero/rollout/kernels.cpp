@@ -224,7 +224,7 @@ float soften(float* scores, int64_t count, float scale) {
 }
 
 // One step's samples, and where their tokens are. Mirrored in native.py.
-struct Step {
+struct DecodeStep {
   int64_t rows, kv_heads, per_group, dim, block, table_width, threads;
   float eps;
   const int32_t* table;  // [rows, table_width] blocks of each sample in order
@@ -252,7 +252,7 @@ void turn(T* x, const T* norm, const T* cos, const T* sin, int64_t dim, float ep
 
 // HEADS query heads of one sample against one kv head.
 template <int HEADS, typename T>
-void attend_heads(const Step& step, const Cache<T>& cache, int64_t row, int64_t head, const float* queries,
+void attend_heads(const DecodeStep& step, const Cache<T>& cache, int64_t row, int64_t head, const float* queries,
                   std::vector<float>& scratch, T* out) {
   const int64_t dim = step.dim, block = step.block, count = step.positions[row] + 1;
   const int64_t last = (count - 1) / block, filled = count - last * block;
@@ -283,7 +283,7 @@ void attend_heads(const Step& step, const Cache<T>& cache, int64_t row, int64_t 
 
 // One sample and kv head: normalise and turn queries and key, write the new key and value, attend.
 template <typename T>
-void attend_one(const Step& step, const Cache<T>& cache, T* qkv, const T* q_norm, const T* k_norm,
+void attend_one(const DecodeStep& step, const Cache<T>& cache, T* qkv, const T* q_norm, const T* k_norm,
                 int64_t row, int64_t head, T* out) {
   thread_local std::vector<float> queries, scratch;
   const int64_t dim = step.dim, block = step.block, group = step.per_group, at = step.positions[row];
@@ -315,7 +315,7 @@ void attend_one(const Step& step, const Cache<T>& cache, T* qkv, const T* q_norm
 // qkv [rows, kv heads, per group + 2, dim] as the product gave it -> out [rows, heads * dim]. Samples of a
 // group are neighbours, so their shared prompt blocks are still in the cache when the next one reads them.
 template <typename T>
-void attend(const Step* step, T* keys, T* values, T* qkv, const T* q_norm, const T* k_norm, T* out) {
+void attend(const DecodeStep* step, T* keys, T* values, T* qkv, const T* q_norm, const T* k_norm, T* out) {
   const Cache<T> cache{keys, values};
 #pragma omp parallel for num_threads(step->threads) schedule(dynamic, 4) collapse(2)
   for (int64_t head = 0; head < step->kv_heads; head++)
@@ -323,7 +323,7 @@ void attend(const Step* step, T* keys, T* values, T* qkv, const T* q_norm, const
       attend_one(*step, cache, qkv, q_norm, k_norm, row, head, out);
 }
 
-// -- drawing tokens -----------------------------------------------------------------------------
+// -- sampling tokens ----------------------------------------------------------------------------
 
 // Where the running sum of weights passes `target`, never one of weight zero; and what is left.
 template <typename Weight>
@@ -342,7 +342,7 @@ int64_t search(const Weight& weight_of, int64_t count, double& target) {
 }
 
 template <typename T>
-void draw_row(const T* logits, int64_t size, float uniform, float temperature, int64_t* token,
+void sample_row(const T* logits, int64_t size, float uniform, float temperature, int64_t* token,
               float* logprob) {
   thread_local std::vector<float> sums;
   sums.assign((size + SUM_BLOCK - 1) / SUM_BLOCK, 0.0f);
@@ -374,11 +374,11 @@ void draw_row(const T* logits, int64_t size, float uniform, float temperature, i
 }
 
 template <typename T>
-void draw(const T* logits, const float* uniform, int64_t rows, int64_t size, float temperature,
+void sample(const T* logits, const float* uniform, int64_t rows, int64_t size, float temperature,
           int64_t* tokens, float* logprobs, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t row = 0; row < rows; row++)
-    draw_row(logits + row * size, size, uniform[row], temperature, tokens + row, logprobs + row);
+    sample_row(logits + row * size, size, uniform[row], temperature, tokens + row, logprobs + row);
 }
 
 }  // namespace
@@ -391,13 +391,13 @@ void draw(const T* logits, const float* uniform, int64_t rows, int64_t size, flo
   extern "C" void silu_mul_##T(const T* gate_up, T* out, int64_t rows, int64_t width, int threads) {      \
     silu_mul(gate_up, out, rows, width, threads);                                                         \
   }                                                                                                       \
-  extern "C" void attend_##T(const Step* step, T* keys, T* values, T* qkv, const T* q_norm,               \
+  extern "C" void attend_##T(const DecodeStep* step, T* keys, T* values, T* qkv, const T* q_norm,               \
                              const T* k_norm, T* out) {                                                   \
     attend(step, keys, values, qkv, q_norm, k_norm, out);                                                 \
   }                                                                                                       \
-  extern "C" void draw_##T(const T* logits, const float* uniform, int64_t rows, int64_t size,             \
+  extern "C" void sample_##T(const T* logits, const float* uniform, int64_t rows, int64_t size,             \
                            float temperature, int64_t* tokens, float* logprobs, int threads) {            \
-    draw(logits, uniform, rows, size, temperature, tokens, logprobs, threads);                            \
+    sample(logits, uniform, rows, size, temperature, tokens, logprobs, threads);                            \
   }
 
 EXPORT(float)

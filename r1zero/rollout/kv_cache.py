@@ -1,15 +1,15 @@
-"""Keys and values in blocks: one pool, shared prompt blocks at its low end, samples' own at its high end.
+"""The paged KV cache: one pool, prompts' shared blocks at its low end, samples' own at its high.
 
-A block holds `block` consecutive tokens of one sequence. The whole blocks of a prompt are shared by its
-group; what is left of the prompt is copied into each member's first own block, so every sequence is a
-plain list of blocks of which only the last is partly filled. Both ends give out the block nearest to
-them first: attention over all blocks in use is then attention over two compact ranges.
+A block holds `block` consecutive tokens of one sequence. The whole blocks of a prompt are shared by
+its group; what is left of the prompt is copied into each member's first own block, so every
+sequence is a plain list of blocks of which only the last is partly filled. Both ends give out the
+block nearest to them first: attention over all blocks in use is then attention over two compact
+ranges.
 """
 
 from __future__ import annotations
 
 import heapq
-
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +28,17 @@ class SampleBlocks:
 
 
 class BlockPool:
-    """The keys and values of all running samples and their prompts: [layers, blocks, kv heads, block, D]."""
+    """The keys and values of all running samples and their prompts: [layers, blocks, kv heads,
+    block, D]."""
 
-    def __init__(self, shape: ModelConfig, kv_heads: int, dtype: torch.dtype, device: torch.device,
-                 block: int | None = None) -> None:
+    def __init__(
+        self,
+        shape: ModelConfig,
+        kv_heads: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        block: int | None = None,
+    ) -> None:
         self.block = block or (NPU_CACHE_BLOCK if device.type == "npu" else CPU_CACHE_BLOCK)
         self.num_blocks = 0
         self._layout = (shape.num_layers, kv_heads, shape.head_dim, dtype, device)
@@ -53,7 +60,8 @@ class BlockPool:
 
     @property
     def own_start(self) -> int:
-        """Own blocks lie in [own_start, num_blocks); shared ones may, too, when blocks are scarce."""
+        """Own blocks lie in [own_start, num_blocks); shared ones may, too, when blocks are
+        scarce."""
         return min(self._own, default=self.num_blocks)
 
     def reserve(self, num_blocks: int) -> None:
@@ -72,7 +80,8 @@ class BlockPool:
             self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
         self._free = set(range(num_blocks))
-        self._lowest, self._highest = list(range(num_blocks)), list(range(1 - num_blocks, 1))
+        self._lowest = list(range(num_blocks))
+        self._highest = list(range(1 - num_blocks, 1))
 
     def take_shared(self, count: int) -> list[int]:
         """Take blocks for a prompt: the lowest free ones."""
@@ -99,15 +108,18 @@ class BlockPool:
         """Write tokens [layers, kv heads, T, D] into the blocks, from the first one's start."""
         for index, block in enumerate(blocks):
             rows = slice(index * self.block, min((index + 1) * self.block, keys.shape[2]))
-            self.keys[:, block, :, :rows.stop - rows.start] = keys[:, :, rows]
-            self.values[:, block, :, :rows.stop - rows.start] = values[:, :, rows]
+            self.keys[:, block, :, : rows.stop - rows.start] = keys[:, :, rows]
+            self.values[:, block, :, : rows.stop - rows.start] = values[:, :, rows]
 
     def read(self, blocks: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of whole blocks, each [layers, kv heads, T, D]."""
-        return tuple(pool[:, blocks].transpose(1, 2).flatten(2, 3) for pool in (self.keys, self.values))
+        return tuple(
+            pool[:, blocks].transpose(1, 2).flatten(2, 3) for pool in (self.keys, self.values)
+        )
 
     def _take(self, heap: list[int], sign: int) -> int:
-        """Pop the nearest free block; entries of blocks that the other end took since are passed over."""
+        """Pop the nearest free block; entries of blocks that the other end took since are passed
+        over."""
         assert self._free, "no block is free"
         while (block := sign * heapq.heappop(heap)) not in self._free:
             pass

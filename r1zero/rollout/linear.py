@@ -1,7 +1,8 @@
-"""Matrix products of the decoder, with weights laid out once per publish for the processor.
+"""Linear layers of the decoder, with weights laid out once per publish for the processor.
 
 On a CPU oneDNN multiplies with its own blocked layout; handed a plain matrix it would reorder it at
-every call. Elsewhere, and in bf16 on processors that oneDNN has no bf16 for, the plain weight is used.
+every call. Elsewhere, and in bf16 on processors that oneDNN has no bf16 for, the plain weight is
+used.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ class Linear:
     """x -> x weight^T + bias. `prepare` must be called after the weight was written."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self.weight, self.bias = weight, bias
+        self.weight = weight
+        self.bias = bias
         self._packed: torch.Tensor | None = None
 
     def prepare(self) -> None:
@@ -29,11 +31,14 @@ class Linear:
         """Multiply x [rows, in] -> [rows, out]."""
         if self._packed is None:
             return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise.default(x, self._packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(
+            x, self._packed, self.bias, "none", [], ""
+        )
 
 
 def has_layout(weight: torch.Tensor) -> bool:
-    """Whether oneDNN is there and multiplies this type on this processor: bf16 needs AVX-512 or the like."""
+    """Whether oneDNN is there and multiplies this type on this processor: bf16 needs AVX-512 or the
+    like."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return weight.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()

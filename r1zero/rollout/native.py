@@ -1,7 +1,8 @@
-"""The CPU's own operators: kernels.cpp, compiled once per machine and kept in the user's cache folder.
+"""The CPU's own operators: kernels.cpp, compiled once per machine and kept in the user's cache
+folder.
 
-Without a C++ compiler, or where the library cannot be loaded, `load` says why and generation runs on
-PyTorch's operators, slower and with equal results within float error.
+Without a C++ compiler, or where the library cannot be loaded, `load` says why and generation runs
+on PyTorch's operators, slower and with equal results within float error.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from r1zero.rollout.block_attention import Step
+from r1zero.rollout.block_attention import DecodeStep
 from r1zero.rollout.operators import Heads, Operators
 from r1zero.rollout.sampler import Sampling
 
@@ -32,22 +33,35 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-
 COMPILERS = ("c++", "g++", "clang++")
 TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 
-_int64, _float, _int, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
+_int64 = ctypes.c_int64
+_float = ctypes.c_float
+_int = ctypes.c_int
+_pointer = ctypes.c_void_p
 SIGNATURES = {
     "add_norm": (_pointer, _pointer, _pointer, _pointer, _int64, _int64, _float, _int),
     "silu_mul": (_pointer, _pointer, _int64, _int64, _int),
     "attend": (_pointer, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
-    "draw": (_pointer, _pointer, _int64, _int64, _float, _pointer, _pointer, _int),
+    "sample": (_pointer, _pointer, _int64, _int64, _float, _pointer, _pointer, _int),
 }
 
 
-class _Step(ctypes.Structure):
-    """kernels.cpp's Step."""
+class _DecodeStepStruct(ctypes.Structure):
+    """kernels.cpp's DecodeStep."""
 
     _fields_ = [
-        ("rows", _int64), ("kv_heads", _int64), ("per_group", _int64), ("dim", _int64), ("block", _int64),
-        ("table_width", _int64), ("threads", _int64), ("eps", _float), ("table", _pointer),
-        ("positions", _pointer), ("cos", _pointer), ("sin", _pointer)]
+        ("rows", _int64),
+        ("kv_heads", _int64),
+        ("per_group", _int64),
+        ("dim", _int64),
+        ("block", _int64),
+        ("table_width", _int64),
+        ("threads", _int64),
+        ("eps", _float),
+        ("table", _pointer),
+        ("positions", _pointer),
+        ("cos", _pointer),
+        ("sin", _pointer),
+    ]
 
 
 def operators(heads: Heads) -> Operators:
@@ -73,28 +87,44 @@ def load() -> tuple[ctypes.CDLL | None, str]:
             _compile(compiler, library)
         return ctypes.CDLL(str(library)), ""
     except subprocess.CalledProcessError as error:
-        return None, f"{compiler} could not compile {SOURCE.name}: {' '.join(error.stderr.splitlines()[:1])}"
+        return None, (
+            f"{compiler} could not compile {SOURCE.name}: {' '.join(error.stderr.splitlines()[:1])}"
+        )
     except (OSError, RuntimeError) as error:  # the latter of a user without a home folder
         return None, f"{SOURCE.name} could not be compiled or loaded: {error}"
 
 
 def _library() -> Path:
-    """Where the library of this source and processor is kept: one home folder may serve several kinds."""
+    """Where the library of this source and processor is kept: one home folder may serve several
+    kinds."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
+    else:
+        lines = []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     about = "\n".join((SOURCE.read_text(), *FLAGS, platform.platform(), features))
-    return Path.home() / ".cache" / "r1zero" / f"kernels-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
+    return (
+        Path.home()
+        / ".cache"
+        / "r1zero"
+        / f"kernels-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
+    )
 
 
 def _compile(compiler: str, library: Path) -> None:
-    """Compile under another name, then rename: processes that start together never see half a file."""
+    """Compile under another name, then rename: processes that start together never see half a
+    file."""
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        objects, made = Path(folder, "kernels.o"), Path(folder, "kernels.so")
-        # Linked without -fopenmp: the calls then meet the OpenMP that torch has loaded, and its threads.
-        for command in ([*FLAGS, "-c", str(SOURCE), "-o", str(objects)],
-                        ["-shared", str(objects), "-o", str(made), "-lm"]):
+        objects = Path(folder, "kernels.o")
+        made = Path(folder, "kernels.so")
+        # Linked without -fopenmp: the calls then meet the OpenMP that torch has loaded, and its
+        # threads.
+        for command in (
+            [*FLAGS, "-c", str(SOURCE), "-o", str(objects)],
+            ["-shared", str(objects), "-o", str(made), "-lm"],
+        ):
             subprocess.run([compiler, *command], check=True, capture_output=True, text=True)
         os.replace(made, library)
 
@@ -104,54 +134,107 @@ class NativeOperators(Operators):
 
     def __init__(self, heads: Heads, library: ctypes.CDLL) -> None:
         super().__init__(heads)
-        self._kernels = {name: _function(library, name, signature, heads.cos.dtype)
-                         for name, signature in SIGNATURES.items()}
-        self._step: tuple[Step, _Step] | None = None  # of the last call: all layers of a step share it
+        self._kernels = {
+            name: _function(library, name, signature, heads.cos.dtype)
+            for name, signature in SIGNATURES.items()
+        }
+        # of the last call: all layers of a step share it
+        self._step: tuple[DecodeStep, _DecodeStepStruct] | None = None
 
-    def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None,
-                 weight: torch.Tensor) -> torch.Tensor:
+    def add_norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> torch.Tensor:
         out = torch.empty_like(hidden)
         self._kernels["add_norm"](
-            hidden.data_ptr(), None if delta is None else delta.data_ptr(), weight.data_ptr(), out.data_ptr(),
-            *hidden.shape, self.heads.eps, torch.get_num_threads())
+            hidden.data_ptr(),
+            None if delta is None else delta.data_ptr(),
+            weight.data_ptr(),
+            out.data_ptr(),
+            *hidden.shape,
+            self.heads.eps,
+            torch.get_num_threads(),
+        )
         return out
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        rows = gate_up.shape[0]
+        width = gate_up.shape[1] // 2
         out = gate_up.new_empty(rows, width)
-        self._kernels["silu_mul"](gate_up.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads())
+        self._kernels["silu_mul"](
+            gate_up.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads()
+        )
         return out
 
-    def attend(self, step: Step, layer: int, qkv: torch.Tensor, q_norm: torch.Tensor | None,
-               k_norm: torch.Tensor | None) -> torch.Tensor:
+    def attend(
+        self,
+        step: DecodeStep,
+        layer: int,
+        qkv: torch.Tensor,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+    ) -> torch.Tensor:
         if self._step is None or self._step[0] is not step:
             self._step = step, self._describe(step)
-        pool, heads = step.layout.pool, self.heads
+        pool = step.layout.pool
+        heads = self.heads
         out = qkv.new_empty(len(qkv), heads.kv_heads * heads.per_group * heads.dim)
         self._kernels["attend"](
-            ctypes.byref(self._step[1]), pool.keys[layer].data_ptr(), pool.values[layer].data_ptr(),
-            qkv.data_ptr(), None if q_norm is None else q_norm.data_ptr(),
-            None if k_norm is None else k_norm.data_ptr(), out.data_ptr())
+            ctypes.byref(self._step[1]),
+            pool.keys[layer].data_ptr(),
+            pool.values[layer].data_ptr(),
+            qkv.data_ptr(),
+            None if q_norm is None else q_norm.data_ptr(),
+            None if k_norm is None else k_norm.data_ptr(),
+            out.data_ptr(),
+        )
         return out
 
-    def draw(self, logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
-             group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(
+        self,
+        logits: torch.Tensor,
+        uniform: torch.Tensor,
+        sampling: Sampling,
+        group: dist.ProcessGroup | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if group is not None or sampling.top_k > 0 or sampling.top_p < 1.0:
-            return super().draw(logits, uniform, sampling, group)
+            return super().sample(logits, uniform, sampling, group)
         logits = logits.contiguous()
-        tokens, logprobs = torch.empty(len(logits), dtype=torch.int64), torch.empty(len(logits))
-        self._kernels["draw"](logits.data_ptr(), uniform.data_ptr(), *logits.shape, sampling.temperature,
-                              tokens.data_ptr(), logprobs.data_ptr(), torch.get_num_threads())
+        tokens = torch.empty(len(logits), dtype=torch.int64)
+        logprobs = torch.empty(len(logits))
+        self._kernels["sample"](
+            logits.data_ptr(),
+            uniform.data_ptr(),
+            *logits.shape,
+            sampling.temperature,
+            tokens.data_ptr(),
+            logprobs.data_ptr(),
+            torch.get_num_threads(),
+        )
         return tokens, logprobs
 
-    def _describe(self, step: Step) -> _Step:
-        heads, table = self.heads, step.layout.table
-        return _Step(len(table), heads.kv_heads, heads.per_group, heads.dim, step.layout.pool.block,
-                     table.shape[1], torch.get_num_threads(), heads.eps, table.data_ptr(),
-                     step.positions.data_ptr(), heads.cos.data_ptr(), heads.sin.data_ptr())
+    def _describe(self, step: DecodeStep) -> _DecodeStepStruct:
+        heads = self.heads
+        table = step.layout.table
+        return _DecodeStepStruct(
+            len(table),
+            heads.kv_heads,
+            heads.per_group,
+            heads.dim,
+            step.layout.pool.block,
+            table.shape[1],
+            torch.get_num_threads(),
+            heads.eps,
+            table.data_ptr(),
+            step.positions.data_ptr(),
+            heads.cos.data_ptr(),
+            heads.sin.data_ptr(),
+        )
 
 
-def _function(library: ctypes.CDLL, name: str, signature: tuple, dtype: torch.dtype) -> Callable[..., None]:
+def _function(
+    library: ctypes.CDLL, name: str, signature: tuple, dtype: torch.dtype
+) -> Callable[..., None]:
     function = library[f"{name}_{TYPES[dtype]}"]
-    function.argtypes, function.restype = signature, None
+    function.argtypes = signature
+    function.restype = None
     return function

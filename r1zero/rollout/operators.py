@@ -1,4 +1,4 @@
-"""What a decoder does between its matrix products, by PyTorch on any device.
+"""Operators of the decoder (RMSNorm, RoPE, SwiGLU, attention) by PyTorch on any device.
 
 `native.py` does the same on a CPU in one pass over the data each; these are its reference.
 """
@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from r1zero.distributed.device import npu_paged_attention
 from r1zero.models.rotary import rotate
 from r1zero.rollout import sampler
-from r1zero.rollout.block_attention import Step
-from r1zero.distributed.device import npu_paged_attention
+from r1zero.rollout.block_attention import DecodeStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,11 @@ class Operators:
     def __init__(self, heads: Heads) -> None:
         self.heads = heads
 
-    def add_norm(self, hidden: torch.Tensor, delta: torch.Tensor | None,
-                 weight: torch.Tensor) -> torch.Tensor:
-        """Add `delta` to `hidden` [T, H] in place, if there is one, and return the RMSNorm of the sum."""
+    def add_norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """Add `delta` to `hidden` [T, H] in place, if there is one, and return the RMSNorm of the
+        sum."""
         if delta is not None:
             hidden += delta
         return F.rms_norm(hidden, hidden.shape[-1:], weight, self.heads.eps)
@@ -47,33 +49,58 @@ class Operators:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def turn(self, qkv: torch.Tensor, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None,
-             positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Part the product [T, kv heads * (per group + 2) * D]; normalise and turn queries and keys.
+    def split_qkv_rope(
+        self,
+        qkv: torch.Tensor,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        positions: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Part the product [T, kv heads * (per group + 2) * D]; normalise and turn queries and
+        keys.
 
         Returns queries [T, heads, D], keys and values [T, kv heads, D].
         """
         at = self.heads
         x = qkv.view(len(qkv), at.kv_heads, at.per_group + 2, at.dim)
-        turning, value = x[:, :, :-1], x[:, :, -1]
+        turning = x[:, :, :-1]
+        value = x[:, :, -1]
         if q_norm is not None:
-            turning = torch.cat([F.rms_norm(turning[:, :, :-1], (at.dim,), q_norm, at.eps),
-                                 F.rms_norm(turning[:, :, -1:], (at.dim,), k_norm, at.eps)], dim=2)
+            turning = torch.cat(
+                [
+                    F.rms_norm(turning[:, :, :-1], (at.dim,), q_norm, at.eps),
+                    F.rms_norm(turning[:, :, -1:], (at.dim,), k_norm, at.eps),
+                ],
+                dim=2,
+            )
         turned = rotate(turning, at.cos[positions][:, None, None], at.sin[positions][:, None, None])
         return turned[:, :, :-1].reshape(len(qkv), -1, at.dim), turned[:, :, -1], value
 
-    def attend(self, step: Step, layer: int, qkv: torch.Tensor, q_norm: torch.Tensor | None,
-               k_norm: torch.Tensor | None) -> torch.Tensor:
-        """Write the new token's keys and values of every row into the cache and attend: -> [n, heads * D]."""
-        query, key, value = self.turn(qkv, q_norm, k_norm, step.positions)
-        keys, values = step.layout.pool.keys[layer], step.layout.pool.values[layer]
+    def attend(
+        self,
+        step: DecodeStep,
+        layer: int,
+        qkv: torch.Tensor,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Write the new token's keys and values of every row into the cache and attend: -> [n,
+        heads * D]."""
+        query, key, value = self.split_qkv_rope(qkv, q_norm, k_norm, step.positions)
+        keys = step.layout.pool.keys[layer]
+        values = step.layout.pool.values[layer]
         keys[step.block, :, step.offset] = key
         values[step.block, :, step.offset] = value
         if query.device.type == "npu":
             return npu_paged_attention(query, keys, values, step.layout.table, step.lengths)
-        return step.layout.products.attend(query, keys, values, step.hidden)
+        return step.layout.products.attend(query, keys, values, step.mask_bias)
 
-    def draw(self, logits: torch.Tensor, uniform: torch.Tensor, sampling: sampler.Sampling,
-             group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw one token a row: see sampler.draw."""
-        return sampler.draw(logits, uniform, sampling, group)
+    def sample(
+        self,
+        logits: torch.Tensor,
+        uniform: torch.Tensor,
+        sampling: sampler.Sampling,
+        group: dist.ProcessGroup | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw one token a row: see sampler.sample."""
+        return sampler.sample(logits, uniform, sampling, group)

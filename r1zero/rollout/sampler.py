@@ -1,4 +1,4 @@
-"""From logits to tokens: one uniform number a token, inverse CDF, over a vocabulary cut by TP.
+"""Sampling: temperature, top-k, top-p; one uniform number a token, vocabulary-parallel.
 
 The uniform of a token depends on (seed, step, prompt, sample, position) and on nothing else, so who
 generates a sample, and beside whom, does not change it.
@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 # Tokens summed at once before the search narrows to one block.
 MAX_BLOCK = 128
-# Likeliest tokens that the filters look at first: sorting a vocabulary takes longer than a decoding step.
+# Likeliest tokens that the filters look at first: sorting a vocabulary takes longer than a decoding
+# step.
 CANDIDATES = 256
 # Largest float32 below 1: keeps a scaled uniform strictly below the total it is scaled by.
 BELOW_ONE = 1.0 - 2.0**-23
@@ -39,18 +40,19 @@ def uniforms(seed: int, step: int, position: int, member: int, count: int) -> np
     return np.random.Generator(generator).random(count, dtype=np.float32)
 
 
-def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
-         group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(
+    logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling, group: dist.ProcessGroup | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token a row. logits [n, V / TP] in any float type, uniform fp32 [n].
 
-    Returns (tokens int64 [n], log-probs fp32 [n]), equal on all TP ranks. The log-prob is that of the
-    whole distribution at this temperature, before top-k and top-p, as the trainer computes it.
+    Returns (tokens int64 [n], log-probs fp32 [n]), equal on all TP ranks. The log-prob is that of
+    the whole distribution at this temperature, before top-k and top-p, as the trainer computes it.
     `group` is None without tensor parallelism.
     """
     if sampling.temperature != 1.0:
         logits = logits.float() / sampling.temperature
     if sampling.top_k > 0 or sampling.top_p < 1.0:
-        return _draw_filtered(logits.float(), uniform, sampling, group)
+        return _sample_filtered(logits.float(), uniform, sampling, group)
     if group is None:
         weights = torch.softmax(logits, dim=-1, dtype=torch.float32)  # one pass over the logits
     else:
@@ -62,8 +64,9 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
     return tokens, (chosen / total).log_()
 
 
-def _invert(weights: torch.Tensor, uniform: torch.Tensor,
-            group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _invert(
+    weights: torch.Tensor, uniform: torch.Tensor, group: dist.ProcessGroup | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Find the token where the running sum of `weights` [n, V / TP] passes uniform * total.
 
     First over sums of blocks, then inside the block found. Returns (tokens, their weights, totals).
@@ -79,7 +82,10 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor,
         dist.all_gather(parts, sums, group=group)
         sums = torch.cat(parts, dim=1)
     index, rest, total = _search(sums, uniform)
-    first = 0 if group is None else dist.get_rank(group) * local.shape[1]
+    if group is None:
+        first = 0
+    else:
+        first = dist.get_rank(group) * local.shape[1]
     here = (index >= first) & (index < first + local.shape[1])
     mine = local[torch.arange(count, device=index.device), torch.where(here, index - first, 0)]
     inner, _, inner_total = _search(mine, None, rest)
@@ -88,19 +94,24 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor,
     if group is not None:
         found = torch.stack([torch.where(here, tokens, 0).float(), torch.where(here, chosen, 0.0)])
         dist.all_reduce(found, group=group)  # token ids are exact in fp32 below 2^24
-        tokens, chosen = found[0].long(), found[1]
+        tokens = found[0].long()
+        chosen = found[1]
     return tokens, chosen, total
 
 
-def _search(weights: torch.Tensor, uniform: torch.Tensor | None,
-            target: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _search(
+    weights: torch.Tensor, uniform: torch.Tensor | None, target: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """First column where the running sum exceeds the target; what of the target is left; the total.
 
     The target is kept below the total, so the column found always has a positive weight.
     """
     running = weights.cumsum(dim=1)
     total = running[:, -1]
-    wanted = uniform * total if target is None else target
+    if target is None:
+        wanted = uniform * total
+    else:
+        wanted = target
     wanted = torch.minimum(wanted, total * BELOW_ONE)
     index = (running <= wanted[:, None]).sum(dim=1)
     index = index.clamp_(max=weights.shape[1] - 1)
@@ -117,9 +128,11 @@ def _block_size(width: int, group: dist.ProcessGroup | None) -> int:
     return block
 
 
-def _draw_filtered(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
-                   group: dist.ProcessGroup | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw from the `top_k` largest logits, of these the fewest that hold `top_p` of the probability."""
+def _sample_filtered(
+    logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampling, group: dist.ProcessGroup | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw from the `top_k` largest logits, of these the fewest that hold `top_p` of the
+    probability."""
     if group is not None:
         parts = [torch.empty_like(logits) for _ in range(dist.get_world_size(group))]
         dist.all_gather(parts, logits, group=group)
@@ -131,11 +144,14 @@ def _draw_filtered(logits: torch.Tensor, uniform: torch.Tensor, sampling: Sampli
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
 
-def _choose(logprobs: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
-            candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw by the filters among this many of the likeliest tokens, of equal ones first those with small ids.
+def _choose(
+    logprobs: torch.Tensor, uniform: torch.Tensor, sampling: Sampling, candidates: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw by the filters among this many of the likeliest tokens, of equal ones first those with
+    small ids.
 
-    Returns the tokens [n], and where they are those that sorting the whole vocabulary would give, bool [n].
+    Returns the tokens [n], and where they are those that sorting the whole vocabulary would give,
+    bool [n].
     """
     whole = candidates >= logprobs.shape[1]
     if whole:
@@ -144,13 +160,15 @@ def _choose(logprobs: torch.Tensor, uniform: torch.Tensor, sampling: Sampling,
         ids = logprobs.topk(candidates, dim=-1).indices.sort(dim=-1).values
         ordered, places = logprobs.gather(1, ids).sort(dim=-1, descending=True, stable=True)
         ids = ids.gather(1, places)
-    weights, held = ordered.exp(), 1.0
+    weights = ordered.exp()
+    held = 1.0
     if sampling.top_k > 0:
-        weights[:, sampling.top_k:] = 0.0
+        weights[:, sampling.top_k :] = 0.0
         held = weights.cumsum(dim=-1)[:, -1:]
     if sampling.top_p < 1.0:  # a token stays while the ones before it hold less than top_p
         weights = weights * (weights.cumsum(dim=-1) - weights < sampling.top_p * held)
     ranks, _, _ = _invert(weights, uniform, None)
-    # What stays must end before the last candidate: tokens as likely as that one may have been left out.
+    # What stays must end before the last candidate: tokens as likely as that one may have been left
+    # out.
     sure = whole | ~((weights > 0) & (ordered == ordered[:, -1:])).any(dim=-1)
     return ids.gather(1, ranks[:, None])[:, 0], sure

@@ -1,21 +1,20 @@
-"""Which samples run, and in which rows: plain ordered Python, equal on all ranks of a replica.
+"""The scheduler of continuous batching: which samples run, and in which rows; plain Python.
 
-Samples wait in the order of the batch (minibatch, prompt, member), which is their priority: rows and
-blocks go to the first that waits, and when blocks run out the last that runs gives its own back and
-waits again, keeping its tokens. Running samples always fill rows [0, count).
+Samples wait in the order of the batch (minibatch, prompt, member), which is their priority: rows
+and blocks go to the first that waits, and when blocks run out the last that runs gives its own back
+and waits again, keeping its tokens. Running samples always fill rows [0, count).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Ticket:
+class SampleId:
     """One sample that is wanted: its prompt's position in the batch, its number in the group."""
 
     position: int
@@ -23,29 +22,30 @@ class Ticket:
 
 
 @dataclass(slots=True)
-class Progress:
-    """What is known of one sample: the tokens drawn, their log-probs, and the numbers that draw them."""
+class Sequence:
+    """What is known of one sample: the tokens drawn, their log-probs, and the numbers that draw
+    them."""
 
-    ticket: Ticket
+    sample_id: SampleId
     uniforms: np.ndarray  # float32 [budget]
     tokens: np.ndarray  # int32 [budget], the first `count` are drawn
     logprobs: np.ndarray  # float32 [budget]
     count: int = 0
 
     @classmethod
-    def fresh(cls, ticket: Ticket, uniforms: np.ndarray) -> Progress:
+    def fresh(cls, sample_id: SampleId, uniforms: np.ndarray) -> Sequence:
         """A sample without tokens; its budget is the number of uniforms."""
         budget = len(uniforms)
-        return cls(ticket, uniforms, np.zeros(budget, np.int32), np.zeros(budget, np.float32))
+        return cls(sample_id, uniforms, np.zeros(budget, np.int32), np.zeros(budget, np.float32))
 
 
 @dataclass(slots=True)
-class Rows:
+class RunningBatch:
     """The running samples. Arrays have one entry a row, of which the first `count` are in use."""
 
     size: int
     count: int = 0
-    running: list[Progress] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
     blocks: list[list[int]] = field(default_factory=list)  # each row's own
     lengths: np.ndarray = field(init=False)  # tokens in the cache, prompt included
     newest: np.ndarray = field(init=False)  # int64, the token drawn last: the next input
@@ -54,71 +54,76 @@ class Rows:
         self.lengths = np.zeros(self.size, dtype=np.int64)
         self.newest = np.zeros(self.size, dtype=np.int64)
 
-    def add(self, progress: Progress, length: int, blocks: list[int]) -> int:
+    def add(self, sequence: Sequence, length: int, blocks: list[int]) -> int:
         """Give a sample the next free row and return it."""
         row = self.count
         assert row < self.size
-        self.running.append(progress)
+        self.sequences.append(sequence)
         self.blocks.append(blocks)
         self.lengths[row] = length
-        if progress.count:
-            self.newest[row] = progress.tokens[progress.count - 1]
+        if sequence.count:
+            self.newest[row] = sequence.tokens[sequence.count - 1]
         self.count += 1
         return row
 
-    def remove(self, row: int) -> tuple[Progress, list[int]]:
+    def remove(self, row: int) -> tuple[Sequence, list[int]]:
         """Take a sample out; the last running one moves into its row."""
         self.count -= 1
-        gone = self.running[row], self.blocks[row]
-        last, blocks = self.running.pop(), self.blocks.pop()
+        gone = self.sequences[row], self.blocks[row]
+        last = self.sequences.pop()
+        blocks = self.blocks.pop()
         if row != self.count:
-            self.running[row], self.blocks[row] = last, blocks
+            self.sequences[row] = last
+            self.blocks[row] = blocks
             self.lengths[row], self.newest[row] = self.lengths[self.count], self.newest[self.count]
         return gone
 
     def last(self) -> int:
         """The row of the sample with the lowest priority."""
-        return max(range(self.count), key=lambda row: self.running[row].ticket)
+        return max(range(self.count), key=lambda row: self.sequences[row].sample_id)
 
-    def uniforms(self, rows: Sequence[int]) -> np.ndarray:
+    def uniforms(self, rows: list[int]) -> np.ndarray:
         """The number that draws each row's next token, float32."""
-        running = [self.running[row] for row in rows]
-        return np.array([progress.uniforms[progress.count] for progress in running], dtype=np.float32)
+        running = [self.sequences[row] for row in rows]
+        return np.array(
+            [sequence.uniforms[sequence.count] for sequence in running], dtype=np.float32
+        )
 
-    def record(self, rows: Sequence[int], tokens: np.ndarray, logprobs: np.ndarray) -> None:
+    def record(self, rows: list[int], tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """Append one drawn token to each of these rows."""
         self.newest[rows] = tokens
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            progress = self.running[row]
-            progress.tokens[progress.count], progress.logprobs[progress.count] = token, logprob
-            progress.count += 1
+            sequence = self.sequences[row]
+            sequence.tokens[sequence.count] = token
+            sequence.logprobs[sequence.count] = logprob
+            sequence.count += 1
 
 
 class Queue:
     """Samples that wait for a row, by priority; those that lost theirs keep their tokens."""
 
     def __init__(self) -> None:
-        self._waiting: list[Ticket] = []
-        self._begun: dict[Ticket, Progress] = {}
+        self._waiting: list[SampleId] = []
+        self._begun: dict[SampleId, Sequence] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, ticket: Ticket, begun: Progress | None = None) -> None:
+    def put(self, sample_id: SampleId, begun: Sequence | None = None) -> None:
         """Let a sample wait."""
-        heapq.heappush(self._waiting, ticket)
+        heapq.heappush(self._waiting, sample_id)
         if begun is not None:
-            self._begun[ticket] = begun
+            self._begun[sample_id] = begun
 
-    def first(self, count: int) -> list[Ticket]:
+    def first(self, count: int) -> list[SampleId]:
         """Look at the next `count` samples."""
         return heapq.nsmallest(count, self._waiting)
 
-    def progress(self, ticket: Ticket) -> Progress | None:
+    def begun(self, sample_id: SampleId) -> Sequence | None:
         """What a waiting sample has drawn already, if anything."""
-        return self._begun.get(ticket)
+        return self._begun.get(sample_id)
 
-    def take(self) -> tuple[Ticket, Progress | None]:
+    def take(self) -> tuple[SampleId, Sequence | None]:
         """Take the next sample out."""
-        ticket = heapq.heappop(self._waiting)
-        return ticket, self._begun.pop(ticket, None)
+        sample_id = heapq.heappop(self._waiting)
+        return sample_id, self._begun.pop(sample_id, None)

@@ -1,4 +1,4 @@
-"""Taking folders for a run, and keeping them until it ends (`owner.py` has the files of this).
+"""The lock on a run's folders: taking them, keeping them until it ends (files: owner.py).
 
 Taking is making the file of the next number, which the file system, NFS included, grants to one
 process only (O_EXCL). Nobody writes into another's file and the highest one is never deleted, so
@@ -16,10 +16,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from r1zero.errors import BadInput
-from r1zero.run_folder.owner import FOLDER, NAME, Entry, living, newest, occupant, sentence
 from r1zero.distributed import identity
 from r1zero.distributed.identity import Identity
+from r1zero.errors import BadInput
+from r1zero.run_folder.owner import FOLDER, NAME, Entry, living, newest, occupant, sentence
 
 BEAT_SECONDS = 5.0  # between two signs of life
 # Without one after which a run elsewhere counts as dead. NFS may show what was there a minute ago.
@@ -35,7 +35,8 @@ class Claim:
 
     def __init__(self, key: str, folder: Path, number: int) -> None:
         """Open the folder's .owner, which is made if need be. OSError when that fails."""
-        self.key, self.folder = key, folder
+        self.key = key
+        self.folder = folder
         self.path = folder / FOLDER / f"{number:07d}.json"
         self._mark = f"{self.path.stem}.{os.urandom(4).hex()}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,10 @@ class Claim:
         for name in os.listdir(self._handle):
             match = ANY.fullmatch(name)
             if match is not None and int(match[1]) < int(self.path.stem):
-                remove = os.unlink if NAME.fullmatch(name) else os.rmdir
+                if NAME.fullmatch(name):
+                    remove = os.unlink
+                else:
+                    remove = os.rmdir
                 with contextlib.suppress(OSError):
                     remove(name, dir_fd=self._handle)
 
@@ -101,11 +105,17 @@ class Claim:
 class Hold:
     """The folders that this process has taken, perhaps none, until they are given back."""
 
-    def __init__(self, claims: Sequence[Claim] = (), said: Sequence[str] = (),
-                 on_lost: Callable[[BadInput], None] = lambda error: None) -> None:
+    def __init__(
+        self,
+        claims: Sequence[Claim] = (),
+        said: Sequence[str] = (),
+        on_lost: Callable[[BadInput], None] = lambda error: None,
+    ) -> None:
         """Keep them from now on; `on_lost` is called from a thread when one was taken away."""
-        self.claims, self.said = tuple(claims), tuple(said)
-        self._on_lost, self._lost = on_lost, ""
+        self.claims = tuple(claims)
+        self.said = tuple(said)
+        self._on_lost = on_lost
+        self._lost = ""
         self._over = threading.Event()
         if claims:
             threading.Thread(target=self._keep, name="claim", daemon=True).start()
@@ -155,13 +165,18 @@ def check_ways(ways: Mapping[Path, Path]) -> None:
             raise BadInput(OVER.format(MOVED.format(folder)))
 
 
-def take(folders: Mapping[str, Path], say: Callable[[str], None],
-         on_lost: Callable[[BadInput], None] = lambda error: None) -> Hold:
+def take(
+    folders: Mapping[str, Path],
+    say: Callable[[str], None],
+    on_lost: Callable[[BadInput], None] = lambda error: None,
+) -> Hold:
     """Take folders, by the keys that name them. BadInput when another run writes into one of them.
 
     Waits for signs of life where that takes time, and lets `say` tell so; `on_lost` as in Hold.
     """
-    me, said, claims = identity.mine(), [], []
+    me = identity.mine()
+    said = []
+    claims = []
     try:
         for key, folder in folders.items():
             claims.append(_take(key, folder, me, say, said))
@@ -173,8 +188,9 @@ def take(folders: Mapping[str, Path], say: Callable[[str], None],
     return Hold(claims, said, on_lost)
 
 
-def _take(key: str, folder: Path, me: Identity, say: Callable[[str], None],
-          said: list[str]) -> Claim:
+def _take(
+    key: str, folder: Path, me: Identity, say: Callable[[str], None], said: list[str]
+) -> Claim:
     """Take one folder."""
     while True:
         before = newest(folder)
@@ -188,8 +204,10 @@ def _take(key: str, folder: Path, me: Identity, say: Callable[[str], None],
         if claim is None:
             continue
         if inherited:
-            say(f"{folder} is taken over from {before}, of an earlier start of this Slurm job; "
-                "waiting for its end")
+            say(
+                f"{folder} is taken over from {before}, of an earlier start of this Slurm job; "
+                "waiting for its end"
+            )
             before.await_end(SILENCE_SECONDS)
         elif held:
             said.append(f"{folder} is taken over from {before}, which ended without giving it back")
@@ -200,8 +218,10 @@ def _take(key: str, folder: Path, me: Identity, say: Callable[[str], None],
 def _refuse_living(key: str, folder: Path, before: Entry, say: Callable[[str], None]) -> None:
     """Return when the owner of a folder is dead or gives it back. BadInput when it lives."""
     if before.is_alive() is None:
-        say(f"{folder} was taken by {before}, which cannot be seen from here; waiting up to "
-            f"{SILENCE_SECONDS:.0f} s for a sign of life")
+        say(
+            f"{folder} was taken by {before}, which cannot be seen from here; waiting up to "
+            f"{SILENCE_SECONDS:.0f} s for a sign of life"
+        )
     if living([before], SILENCE_SECONDS) is not None:
         raise BadInput(sentence(key, folder, before))
 
@@ -222,8 +242,9 @@ def _make(key: str, folder: Path, number: int, me: Identity) -> Claim | None:
             claim.release()
             raise
     except OSError as error:
-        raise BadInput(f"{key}: {folder} cannot be written ({error.strerror}); name another folder"
-                       ) from None
+        raise BadInput(
+            f"{key}: {folder} cannot be written ({error.strerror}); name another folder"
+        ) from None
     if claim.loss() is not None:
         claim.release()
         return None

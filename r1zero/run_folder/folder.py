@@ -1,8 +1,9 @@
 """The run folder: made fresh for each run, or continued by one that goes on from its checkpoint.
 
-What an earlier run left is moved aside, never overwritten. metrics.jsonl is only ever appended to. A run that was
-killed may have recorded steps after its last checkpoint; going on takes these lines off its end, into
-logs/superseded.jsonl, since the same steps will be taken and recorded again. Lines before stay byte for byte.
+What an earlier run left is moved aside, never overwritten. metrics.jsonl is only ever appended to.
+A run that was killed may have recorded steps after its last checkpoint; going on takes these lines
+off its end, into logs/superseded.jsonl, since the same steps will be taken and recorded again.
+Lines before stay byte for byte.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ SAMPLES = re.compile(r"step_(\d{6,})\.parquet")
 def append_line(path: Path, entry: object) -> None:
     """Append a JSON line, whole or not at all. OSError when it cannot be written."""
     with path.open("ab", buffering=0) as file:
-        end, rest = file.tell(), memoryview(json.dumps(entry).encode() + b"\n")
+        end = file.tell()
+        rest = memoryview(json.dumps(entry).encode() + b"\n")
         try:
             while rest:
-                rest = rest[file.write(rest):]
+                rest = rest[file.write(rest) :]
         except OSError:
             file.truncate(end)
             raise
@@ -40,7 +42,9 @@ def check_writable(key: str, path: str) -> list[str]:
         with tempfile.TemporaryDirectory(dir=folder):
             return []
     except OSError as error:
-        return [f"{key}: {path} cannot be written ({error.strerror} in {folder}); name another folder"]
+        return [
+            f"{key}: {path} cannot be written ({error.strerror} in {folder}); name another folder"
+        ]
 
 
 def holds_run(folder: Path) -> bool:
@@ -49,8 +53,11 @@ def holds_run(folder: Path) -> bool:
 
 
 def aside_of(folder: Path) -> Path:
-    """The path that, with a number behind it, an earlier run gets: beside the folder, not a link."""
-    return Path(os.path.realpath(folder)) if folder.is_symlink() or folder.name == ".." else folder
+    """The path that, with a number behind it, an earlier run gets: beside the folder, not a
+    link."""
+    if folder.is_symlink() or folder.name == "..":
+        return Path(os.path.realpath(folder))
+    return folder
 
 
 def check_aside(key: str, folder: Path) -> list[str]:
@@ -63,8 +70,10 @@ def check_aside(key: str, folder: Path) -> list[str]:
             reason = "another disk begins there"
     except OSError as error:
         reason = f"{error.strerror} in {beside.parent}"
-    return [f"{key}: the earlier run in {folder} cannot be moved aside, to {beside}.1 ({reason}); "
-            "name another folder, such as one in it"]
+    return [
+        f"{key}: the earlier run in {folder} cannot be moved aside, to {beside}.1 ({reason}); "
+        "name another folder, such as one in it"
+    ]
 
 
 def start_folder(folder: Path, config: str) -> list[str]:
@@ -91,7 +100,8 @@ def _set_aside(folder: Path) -> Path:
     for entry in list(folder.iterdir()):
         if entry.name not in (EARLIER, OWNER):
             entry.rename(gathered / entry.name)
-    beside, number = aside_of(folder), 1
+    beside = aside_of(folder)
+    number = 1
     while True:
         aside = beside.with_name(f"{beside.name}.{number}")
         try:
@@ -106,17 +116,24 @@ def continue_folder(folder: Path, config: str, step: int) -> list[str]:
     """Make the run folder ready to record step + 1; return what should be said about it."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config)
-    taken = [_cut(folder / name, step, folder / "logs" / "superseded.jsonl")
-             for name in ("metrics.jsonl", "evaluation.jsonl", "logs/spans.jsonl")]
+    taken = [
+        _cut(folder / name, step, folder / "logs" / "superseded.jsonl")
+        for name in ("metrics.jsonl", "evaluation.jsonl", "logs/spans.jsonl")
+    ]
     for path in (folder / "samples").glob("step_*.parquet"):
         recorded = SAMPLES.fullmatch(path.name)  # no copy of one, or what else somebody keeps there
         if recorded and int(recorded[1]) > step:
             path.unlink()
-    return [f"{taken[0]} recorded steps after step {step} are taken again (logs/superseded.jsonl)"] if taken[0] else []
+    if taken[0]:
+        return [
+            f"{taken[0]} recorded steps after step {step} are taken again (logs/superseded.jsonl)"
+        ]
+    return []
 
 
 def _cut(path: Path, step: int, aside: Path) -> int:
-    """Move the lines after those of `step` from the end of a file to that of another; returns their number."""
+    """Move the lines after those of `step` from the end of a file to that of another; returns their
+    number."""
     if not path.exists():
         return 0
     with path.open("rb+") as file:

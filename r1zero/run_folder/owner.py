@@ -1,4 +1,4 @@
-"""Who writes into a folder: one run at a time. How that is written down, and read by the second.
+"""The owner of a folder: one run at a time; how that is written down, and read by the second.
 
     .owner/0000003.json     the third run that took this folder: process, host, time
     .owner/0000003.ended    the same file, renamed when the run gave the folder back
@@ -63,7 +63,9 @@ class Entry:
     def is_alive(self) -> bool | None:
         """Whether the owner runs; None when that cannot be seen from here."""
         owner = self.owner
-        return owner.is_alive() if owner is not None else None
+        if owner is not None:
+            return owner.is_alive()
+        return None
 
     def sign(self) -> tuple[int, int] | None:
         """What changes while the owner lives; None when the file is not there any more."""
@@ -76,11 +78,13 @@ class Entry:
 
     def await_end(self, seconds: float) -> None:
         """Wait until the owner has given the folder back, is dead, or was silent for `seconds`."""
-        last, deadline = self.sign(), time.monotonic() + seconds
+        last = self.sign()
+        deadline = time.monotonic() + seconds
         while last is not None and self.is_alive() is not False and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
             if (sign := self.sign()) != last:
-                last, deadline = sign, time.monotonic() + seconds
+                last = sign
+                deadline = time.monotonic() + seconds
 
 
 def newest(folder: Path) -> Entry | None:
@@ -102,7 +106,8 @@ def living(entries: Iterable[Entry], seconds: float) -> Entry | None:
     deadline = time.monotonic() + seconds
     while watched:
         for entry, first in list(watched.items()):
-            alive, sign = entry.is_alive(), entry.sign()
+            alive = entry.is_alive()
+            sign = entry.sign()
             if alive or alive is None and sign not in (first, None):
                 return entry
             if alive is not None or sign is None:  # dead, or given back
@@ -129,13 +134,20 @@ def check_free(key: str, folder: Path) -> list[str]:
     """Return a sentence if another run writes into the folder that `key` names, or around it."""
     real = Path(os.path.realpath(folder))
     found = occupant((real, *real.parents), identity.mine())
-    return [sentence(key, folder, found)] if found is not None else []
+    if found is not None:
+        return [sentence(key, folder, found)]
+    return []
 
 
 def sentence(key: str, folder: Path, entry: Entry) -> str:
     """Say who writes where, and what to do."""
     place = entry.path.parents[1]
     same = os.path.realpath(place) == os.path.realpath(folder)
-    where = f"into {folder}" if same else f"into {place}, to which {folder} belongs"
-    return (f"{key}: another run writes {where}: {entry}; wait for its end, or end it with "
-            "SIGTERM, which lets it save, or name another folder")
+    if same:
+        where = f"into {folder}"
+    else:
+        where = f"into {place}, to which {folder} belongs"
+    return (
+        f"{key}: another run writes {where}: {entry}; wait for its end, or end it with "
+        "SIGTERM, which lets it save, or name another folder"
+    )

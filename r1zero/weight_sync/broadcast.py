@@ -1,12 +1,12 @@
-"""Carry out a reshard plan: weights go from the train ranks' parameters into the rollout ranks' in place.
+"""Weight sync: broadcast the train ranks' parameters into the rollout engine, in place.
 
-What waits for what: a source packs a bucket and starts its broadcast; a receiver unpacks it when it has
-landed. Every rank goes through the plan in the same order and waits only for its oldest broadcast, so no
-ranks wait in a circle. Have all of them meet (on gloo) before `publish`: a device collective must not be
-where they wait for each other.
+What waits for what: a source packs a bucket and starts its broadcast; a receiver unpacks it when it
+has landed. Every rank goes through the plan in the same order and waits only for its oldest
+broadcast, so no ranks wait in a circle. Have all of them meet (on gloo) before `publish`: a device
+collective must not be where they wait for each other.
 
-In front of each bucket travels the version of its weights. So a receiver knows which it holds from what it got,
-and not from what it was told.
+In front of each bucket travels the version of its weights. So a receiver knows which it holds from
+what it got, and not from what it was told.
 """
 
 from __future__ import annotations
@@ -17,42 +17,61 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
-from r1zero.models.sizes import BUCKETS_IN_FLIGHT
 from r1zero.models.params import local_view
+from r1zero.models.sizes import BUCKETS_IN_FLIGHT
 from r1zero.weight_sync.plan import Bucket, Piece, Plan
 
-HEADER_BYTES = 64  # before a bucket's pieces: the version, int64, and nothing, so that they lie even
+# before a bucket's pieces: the version, int64, and nothing, so that they lie even
+HEADER_BYTES = 64
 CHUNK = 1 << 16  # elements that a checksum widens to 64 bits at a time
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by element size
 
-Weights = Mapping[str, torch.Tensor]  # Megatron name with the global layer number -> this rank's parameter
+# Megatron name with the global layer number -> this rank's parameter
+LocalParameters = Mapping[str, torch.Tensor]
 Checksums = dict[tuple[str, int, int], int]  # ("sent" or "received", bucket, piece) -> sum
 
 
 class Publisher:
-    """One rank's part in publishing. All ranks of the world construct it and call its methods together."""
+    """One rank's part in publishing. All ranks of the world construct it and call its methods
+    together."""
 
-    def __init__(self, plan: Plan, rank: int,
-                 group_for: Callable[[tuple[int, ...]], dist.ProcessGroup | None],
-                 source: Weights | None, target: Weights | None,
-                 dtype: torch.dtype, device: torch.device | str, in_flight: int = BUCKETS_IN_FLIGHT) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        rank: int,
+        group_for: Callable[[tuple[int, ...]], dist.ProcessGroup | None],
+        source: LocalParameters | None,
+        target: LocalParameters | None,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        in_flight: int = BUCKETS_IN_FLIGHT,
+    ) -> None:
         """Allocate the buckets and get the groups.
 
-        `group_for` is called on every rank for every group, in one order. `source` is given on train ranks,
-        `target` on rollout ranks, and both hold `dtype`. At most `in_flight` buckets are under way at a time.
+        `group_for` is called on every rank for every group, in one order. `source` is given on
+        train ranks, `target` on rollout ranks, and both hold `dtype`. At most `in_flight` buckets
+        are under way at a time.
         """
-        self.plan, self.rank, self._dtype, self._device = plan, rank, dtype, device
-        self.source, self.target = source or {}, target or {}
+        self.plan = plan
+        self.rank = rank
+        self._dtype = dtype
+        self._device = device
+        self.source = source or {}
+        self.target = target or {}
         for name, param in (*self.source.items(), *self.target.items()):
-            assert param.dtype == dtype, f"{name} is {param.dtype}, but weights are published as {dtype}"
+            assert param.dtype == dtype, (
+                f"{name} is {param.dtype}, but weights are published as {dtype}"
+            )
         groups = {ranks: group_for(ranks) for ranks in plan.groups()}
         self._mine = [bucket for bucket in plan.buckets if rank in bucket.ranks]
         self._groups = {ranks: group for ranks, group in groups.items() if rank in ranks}
         self._header = HEADER_BYTES // dtype.itemsize  # in elements
         self._versions: list[torch.Tensor] = []  # that came with the buckets of a publication
         sizes = [self._header + bucket.numel for bucket in self._mine if not bucket.local]
-        self._buffers = [torch.empty(max(sizes), dtype=dtype, device=device)
-                         for _ in range(min(in_flight, len(sizes)))]
+        self._buffers = [
+            torch.empty(max(sizes), dtype=dtype, device=device)
+            for _ in range(min(in_flight, len(sizes)))
+        ]
 
     @property
     def received_bytes(self) -> int:
@@ -81,12 +100,15 @@ class Publisher:
         if not self._versions:
             return None
         arrived = set(torch.stack(self._versions).tolist())
-        assert len(arrived) == 1, f"one publication brought weights of several versions: {sorted(arrived)}"
+        assert len(arrived) == 1, (
+            f"one publication brought weights of several versions: {sorted(arrived)}"
+        )
         return arrived.pop()
 
     @torch.no_grad()
     def checksums(self) -> Checksums:
-        """Sum every piece this rank gave or got, over the parameters themselves, weighted by position."""
+        """Sum every piece this rank gave or got, over the parameters themselves, weighted by
+        position."""
         found: dict[tuple[str, int, int], torch.Tensor] = {}
         for number, bucket in enumerate(self.plan.buckets):
             for index, piece in enumerate(bucket.pieces):
@@ -100,7 +122,8 @@ class Publisher:
         return dict(zip(found, sums, strict=True))
 
     def difference(self, by_rank: Sequence[Checksums]) -> str | None:
-        """Compare what receivers hold with what sources hold, given every rank's checksums in rank order.
+        """Compare what receivers hold with what sources hold, given every rank's checksums in rank
+        order.
 
         Returns a sentence about the first tensor that differs.
         """
@@ -110,25 +133,33 @@ class Publisher:
                 for receiver in bucket.receivers:
                     if by_rank[receiver]["received", number, index] != sent:
                         name = self.plan.tensors[piece.tensor].name
-                        return (f"after publishing, {name} on rollout rank {receiver} differs from train rank "
-                                f"{bucket.source}: it was corrupted on the way or has changed since")
+                        return (
+                            f"after publishing, {name} on rollout rank {receiver} differs from "
+                            f"train rank {bucket.source}: it was corrupted on the way or has "
+                            "changed since"
+                        )
         return None
 
     def _launch(self, bucket: Bucket, buffer: torch.Tensor, version: int) -> dist.Work:
         """Start a bucket's broadcast, packed first if this rank is its source."""
         if self.rank == bucket.source:
             _version_in(buffer).fill_(version)
-            for piece, flat in _laid_out(bucket, buffer[self._header:]):
+            for piece, flat in _laid_out(bucket, buffer[self._header :]):
                 flat.copy_(self._source_view(piece))
-        return dist.broadcast(buffer[:self._header + bucket.numel], src=bucket.source,
-                              group=self._groups[bucket.ranks], async_op=True)
+        return dist.broadcast(
+            buffer[: self._header + bucket.numel],
+            src=bucket.source,
+            group=self._groups[bucket.ranks],
+            async_op=True,
+        )
 
     def _land(self, work: dist.Work, bucket: Bucket, buffer: torch.Tensor) -> torch.Tensor:
-        """Finish a broadcast, unpack it if this rank is a receiver, and return the buffer for the next."""
+        """Finish a broadcast, unpack it if this rank is a receiver, and return the buffer for the
+        next."""
         work.wait()
         if self.rank in bucket.receivers:
             self._versions.append(_version_in(buffer).clone())
-            for piece, flat in _laid_out(bucket, buffer[self._header:]):
+            for piece, flat in _laid_out(bucket, buffer[self._header :]):
                 self._target_view(piece).copy_(flat)
         return buffer
 
@@ -149,24 +180,25 @@ class Publisher:
 
 def _version_in(buffer: torch.Tensor) -> torch.Tensor:
     """The place of the version in a buffer, an int64 scalar."""
-    return buffer[:torch.int64.itemsize // buffer.itemsize].view(torch.int64)[0]
+    return buffer[: torch.int64.itemsize // buffer.itemsize].view(torch.int64)[0]
 
 
 def _laid_out(bucket: Bucket, buffer: torch.Tensor) -> Iterator[tuple[Piece, torch.Tensor]]:
     """Yield each piece with its part of the flat buffer, in the piece's shape."""
     for piece in bucket.pieces:
-        yield piece, buffer[piece.offset:piece.offset + piece.numel].view(piece.shape)
+        yield piece, buffer[piece.offset : piece.offset + piece.numel].view(piece.shape)
 
 
 def _checksum(values: torch.Tensor) -> torch.Tensor:
-    """Sum the bits of each element times an odd weight of its position, modulo 2^64; return an int64 scalar.
+    """Sum the bits of each element times an odd weight of its position, modulo 2^64; return an
+    int64 scalar.
 
     One changed element always changes the sum; so do all but a vanishing share of exchanged ones.
     """
     bits = values.reshape(-1).view(BITS[values.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=values.device)
     for start in range(0, len(bits), CHUNK):
-        chunk = bits[start:start + CHUNK].long()
+        chunk = bits[start : start + CHUNK].long()
         weights = torch.arange(2 * start + 1, 2 * (start + len(chunk)) + 1, 2, device=values.device)
         total += (chunk * weights).sum()
     return total

@@ -1,14 +1,15 @@
-"""The plan of a publication: who sends what to whom, computed alike on every rank, once.
+"""The resharding plan of weight sync: who sends what to whom, computed alike everywhere.
 
-Train ranks hold the model cut by TP and PP, in DP replicas; each rollout rank needs its TP shard. For every
-tensor the plan intersects what is held with what is needed:
+Train ranks hold the model cut by TP and PP, in DP replicas; each rollout rank needs its TP shard.
+For every tensor the plan intersects what is held with what is needed:
 
     linear_proj columns      0        n/4       n/2      3n/4       n
     train TP 2               |------- t0 -------|------- t1 -------|
     rollout TP 4             |-- r0 --|-- r1 ---|-- r2 ---|-- r3 --|   t0 -> r0, t0 -> r1, t1 -> r2, t1 -> r3
 
-A piece with the same source and receivers as others shares flat buckets with them; a bucket is one broadcast.
-Each rollout rank receives every element of its shard exactly once. A rank that holds what it needs copies it.
+A piece with the same source and receivers as others shares flat buckets with them; a bucket is one
+broadcast. Each rollout rank receives every element of its shard exactly once. A rank that holds
+what it needs copies it.
 
 Pure arithmetic: no collectives, no tensors.
 """
@@ -20,8 +21,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from math import lcm, prod
 
-from r1zero.models.params import ParamSpec, local_shape, stage_of
 from r1zero.distributed.placement import RankGrid
+from r1zero.models.params import ParamSpec, local_shape, stage_of
 
 Box = tuple[slice, ...]  # a region of a tensor's view, one slice an axis
 Route = tuple[int, tuple[int, ...]]  # source and receivers, global ranks
@@ -47,7 +48,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Pieces that travel together in one broadcast, or stay on a rank that is source and receiver."""
+    """Pieces that travel together in one broadcast, or stay on a rank that is source and
+    receiver."""
 
     source: int
     receivers: tuple[int, ...]
@@ -77,7 +79,8 @@ class Plan:
     buckets: tuple[Bucket, ...]
 
     def groups(self) -> list[tuple[int, ...]]:
-        """List the rank sets that need a process group, once each, in an order equal on all ranks."""
+        """List the rank sets that need a process group, once each, in an order equal on all
+        ranks."""
         return list(dict.fromkeys(bucket.ranks for bucket in self.buckets if not bucket.local))
 
     def received(self, rank: int) -> int:
@@ -85,9 +88,16 @@ class Plan:
         return sum(bucket.numel for bucket in self.buckets if rank in bucket.receivers)
 
 
-def plan(tensors: Sequence[ParamSpec], num_layers: int, train: RankGrid, rollout: RankGrid, element_size: int,
-         bucket_bytes: int) -> Plan:
-    """Lay out the publication of `tensors` (all of one dtype) in broadcasts of at most `bucket_bytes`.
+def plan(
+    tensors: Sequence[ParamSpec],
+    num_layers: int,
+    train: RankGrid,
+    rollout: RankGrid,
+    element_size: int,
+    bucket_bytes: int,
+) -> Plan:
+    """Lay out the publication of `tensors` (all of one dtype) in broadcasts of at most
+    `bucket_bytes`.
 
     Replicas take turns as sources, the one that has sent least first, so that all links work.
     BadInput when TP does not divide a tensor or PP the layers.
@@ -109,36 +119,51 @@ def plan(tensors: Sequence[ParamSpec], num_layers: int, train: RankGrid, rollout
                         routes.setdefault(route, []).append((index, *parts))
     chains = [_fill(route, pieces, limit) for route, pieces in routes.items()]
     # Round robin over the routes: with several buckets in flight, several sources send at a time.
-    buckets = tuple(bucket for turn in zip_longest(*chains) for bucket in turn if bucket is not None)
+    buckets = tuple(
+        bucket for turn in zip_longest(*chains) for bucket in turn if bucket is not None
+    )
     return Plan(tuple(tensors), train.tp, rollout.tp, buckets)
 
 
-def _overlaps(tensor: ParamSpec, train_tp: int, rollout_tp: int,
-              needy: int) -> Iterator[tuple[Sequence[int], Sequence[int], Box, Box]]:
+def _overlaps(
+    tensor: ParamSpec, train_tp: int, rollout_tp: int, needy: int
+) -> Iterator[tuple[Sequence[int], Sequence[int], Box, Box]]:
     """Yield the regions that make up the shard of rollout TP index `needy`.
 
-    Each comes as (train TP indices that hold it, those that should send it, source box, target box).
+    Each comes as (train TP indices that hold it, those that should send it, source box, target
+    box).
     """
     whole = tuple(slice(0, size) for size in tensor.view)
     if tensor.axis is None:
-        # All hold it. It rides along with the cut tensors, so that it needs no process groups of its own.
+        # All hold it. It rides along with the cut tensors, so that it needs no process groups of
+        # its own.
         size = lcm(train_tp, rollout_tp)
         partners = [holder for holder, _, _ in _intervals(size, train_tp, rollout_tp, needy)]
         yield range(train_tp), partners, whole, whole
         return
-    local_shape(tensor, train_tp), local_shape(tensor, rollout_tp)  # refuses a TP that does not divide
+    # refuses a TP that does not divide
+    local_shape(tensor, train_tp), local_shape(tensor, rollout_tp)
     size = tensor.view[tensor.axis]
     for holder, start, stop in _intervals(size, train_tp, rollout_tp, needy):
-        source, target = list(whole), list(whole)
-        for box, origin in (source, holder * (size // train_tp)), (target, needy * (size // rollout_tp)):
+        source = list(whole)
+        target = list(whole)
+        for box, origin in (
+            (source, holder * (size // train_tp)),
+            (target, needy * (size // rollout_tp)),
+        ):
             box[tensor.axis] = slice(start - origin, stop - origin)
         yield (holder,), (holder,), tuple(source), tuple(target)
 
 
-def _intervals(size: int, train_tp: int, rollout_tp: int, needy: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (train TP index, start, stop), in global indices, of the overlaps with one rollout shard."""
-    held, needed = size // train_tp, size // rollout_tp
-    begin, end = needy * needed, (needy + 1) * needed
+def _intervals(
+    size: int, train_tp: int, rollout_tp: int, needy: int
+) -> Iterator[tuple[int, int, int]]:
+    """Yield (train TP index, start, stop), in global indices, of the overlaps with one rollout
+    shard."""
+    held = size // train_tp
+    needed = size // rollout_tp
+    begin = needy * needed
+    end = (needy + 1) * needed
     for holder in range(begin // held, -(-end // held)):
         yield holder, max(begin, holder * held), min(end, (holder + 1) * held)
 
@@ -148,9 +173,11 @@ def _is_at(span: RankGrid, rank: int, tps: Sequence[int], stage: int) -> bool:
     return index["tp"] in tps and index["pp"] == stage
 
 
-def _routes(held: list[int], able: list[int], receivers: list[int], sent: dict[int, int],
-            numel: int) -> Iterator[Route]:
-    """Yield the moves of one region: local ones, and one broadcast to the receivers that do not hold it."""
+def _routes(
+    held: list[int], able: list[int], receivers: list[int], sent: dict[int, int], numel: int
+) -> Iterator[Route]:
+    """Yield the moves of one region: local ones, and one broadcast to the receivers that do not
+    hold it."""
     for rank in receivers:
         if rank in held:
             yield rank, (rank,)
@@ -168,9 +195,14 @@ def _cut(box: Box, limit: int) -> list[Box]:
         return [box]
     axis = next(axis for axis, size in enumerate(shape) if size > 1)
     step = max(1, limit // (prod(shape) // shape[axis]))
-    begin, end = box[axis].start, box[axis].stop
+    begin = box[axis].start
+    end = box[axis].stop
     parts = [slice(start, min(start + step, end)) for start in range(begin, end, step)]
-    return [small for part in parts for small in _cut((*box[:axis], part, *box[axis + 1:]), limit)]
+    result: list[Box] = []
+    for part in parts:
+        for small in _cut((*box[:axis], part, *box[axis + 1 :]), limit):
+            result.append(small)
+    return result
 
 
 def _fill(route: Route, pieces: list[tuple[int, Box, Box]], limit: int) -> list[Bucket]:

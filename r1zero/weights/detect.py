@@ -1,11 +1,12 @@
-"""What kind of weights a path holds, told by file names alone; no torch, so it is asked before any start.
+"""What kind of weights a path holds, told by file names alone; no torch, so it is asked before any
+start.
 
     Hugging Face    DIR/config.json, *.safetensors
     torch_dist      DIR/latest_checkpointed_iteration.txt, iter_0000010/{metadata.json, .metadata, *.distcp}
     legacy          DIR/latest_checkpointed_iteration.txt, iter_0000010/mp_rank_TT[_PPP]/model_optim_rng.pt
 
-Of a Megatron checkpoint the path may be DIR, and the tracker file tells the iteration, or one iteration's
-folder. The tracker holds a number, or `release` for the folder of that name.
+Of a Megatron checkpoint the path may be DIR, and the tracker file tells the iteration, or one
+iteration's folder. The tracker holds a number, or `release` for the folder of that name.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ TRACKER = "latest_checkpointed_iteration.txt"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
-KINDS = {"hf": "Hugging Face folder", "torch_dist": "Megatron torch_dist checkpoint",
-         "legacy": "Megatron legacy checkpoint"}
+KINDS = {
+    "hf": "Hugging Face folder",
+    "torch_dist": "Megatron torch_dist checkpoint",
+    "legacy": "Megatron legacy checkpoint",
+}
 _SHARD = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class WeightsOnDisk:
     """Weights on disk."""
 
     kind: str  # a key of KINDS
@@ -51,26 +55,32 @@ class Found:
         return text
 
 
-def find(path: str | Path) -> Found:
+def detect(path: str | Path) -> WeightsOnDisk:
     """Tell what `path` holds. BadInput when it is nothing known, ambiguous, or lacks files."""
     path = Path(path)
     if not path.is_dir():
-        raise BadInput(f"{path} is not a folder; give a Hugging Face model folder or a Megatron checkpoint")
+        raise BadInput(
+            f"{path} is not a folder; give a Hugging Face model folder or a Megatron checkpoint"
+        )
     if _is_iteration(path):
         number = re.fullmatch(r"iter_(\d+)", path.resolve().name)
         return _iteration(path, int(number[1]) if number else None)
     is_hf = (path / SINGLE).is_file() or (path / INDEX).is_file()
     if (path / TRACKER).is_file():
         if is_hf:
-            raise BadInput(f"{path} holds a Hugging Face model and Megatron checkpoints: name the "
-                           "iteration's folder, or move one of the two")
+            raise BadInput(
+                f"{path} holds a Hugging Face model and Megatron checkpoints: name the "
+                "iteration's folder, or move one of the two"
+            )
         return _tracked(path)
     others = _iterations(path)
     if is_hf or (path / CONFIG).is_file() and not others:
-        return Found("hf", path)
+        return WeightsOnDisk("hf", path)
     if snapshots := sorted((path / "snapshots").glob("*/")):
-        raise BadInput(f"{path} is a folder of Hugging Face's cache; the model itself is in "
-                       f"{' or '.join(map(str, snapshots[-3:]))}: name that")
+        raise BadInput(
+            f"{path} is a folder of Hugging Face's cache; the model itself is in "
+            f"{' or '.join(map(str, snapshots[-3:]))}: name that"
+        )
     if others:
         way_out = f"it has no {TRACKER}: name one of its folders, such as {others[-1]}"
     elif inside := [str(folder) for folder in sorted(path.iterdir()) if _holds_weights(folder)]:
@@ -81,14 +91,19 @@ def find(path: str | Path) -> Found:
 
 
 def config_folder(load: str | Path, fallback: str | Path) -> Path:
-    """Return the folder whose config.json describes the model at `load`, which may be a Megatron checkpoint.
+    """Return the folder whose config.json describes the model at `load`, which may be a Megatron
+    checkpoint.
 
-    It is `load` itself, or the folder around an iteration's, or else `fallback`: that of the tokenizer.
+    It is `load` itself, or the folder around an iteration's, or else `fallback`: that of the
+    tokenizer.
     """
     load = Path(load)
     if not is_megatron(load):
         return load
-    around = (load, load.parent) if _is_iteration(load) else (load,)
+    if _is_iteration(load):
+        around = (load, load.parent)
+    else:
+        around = (load,)
     return next((folder for folder in around if (folder / CONFIG).is_file()), Path(fallback))
 
 
@@ -105,8 +120,9 @@ def _holds_weights(path: Path) -> bool:
         return False
 
 
-def check_files(found: Found) -> list[str]:
-    """Look for files of a Megatron checkpoint that are missing, empty or cut off, without reading them."""
+def check_files(found: WeightsOnDisk) -> list[str]:
+    """Look for files of a Megatron checkpoint that are missing, empty or cut off, without reading
+    them."""
     if found.kind == "torch_dist":
         needed = [found.folder / ".metadata", found.folder / "common.pt"]
         problems = [f"{path} is missing or empty" for path in needed if not _size(path)]
@@ -114,47 +130,67 @@ def check_files(found: Found) -> list[str]:
             problems.append(f"{found.folder} has no .distcp files")
         return [f"{problem}; copy the checkpoint again" for problem in problems]
     # The table of contents of torch's files is at their end, so files that were cut off have none.
-    return [f"{path} is no file of torch.save, or cut off; copy the checkpoint again"
-            for path in found.files.values() if not zipfile.is_zipfile(path)]
+    return [
+        f"{path} is no file of torch.save, or cut off; copy the checkpoint again"
+        for path in found.files.values()
+        if not zipfile.is_zipfile(path)
+    ]
 
 
-def _tracked(path: Path) -> Found:
+def _tracked(path: Path) -> WeightsOnDisk:
     text = (path / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     if text != "release" and not text.isdecimal():
-        raise BadInput(f"{path / TRACKER} says {text[:40]!r} instead of an iteration's number or release; "
-                       "name an iteration's folder")
+        raise BadInput(
+            f"{path / TRACKER} says {text[:40]!r} instead of an iteration's number or release; "
+            "name an iteration's folder"
+        )
     folder = path / ("release" if text == "release" else f"iter_{int(text):07d}")
     if not _is_iteration(folder):
         others = [other for other in _iterations(path) if other != folder]
-        way_out = (f"there is {others[-1]}, which can be named instead" if others
-                   else "copy the checkpoint again")
-        state = "holds no checkpoint" if folder.is_dir() else "does not exist"
+        if others:
+            way_out = f"there is {others[-1]}, which can be named instead"
+        else:
+            way_out = "copy the checkpoint again"
+        if folder.is_dir():
+            state = "holds no checkpoint"
+        else:
+            state = "does not exist"
         raise BadInput(f"{path / TRACKER} says {text}, but {folder} {state}; {way_out}")
     return _iteration(folder, None if text == "release" else int(text))
 
 
 def _iterations(path: Path) -> list[Path]:
     """The folders of iterations in their order, released weights first."""
-    return [folder for folder in (path / "release", *sorted(path.glob("iter_*"))) if _is_iteration(folder)]
+    return [
+        folder
+        for folder in (path / "release", *sorted(path.glob("iter_*")))
+        if _is_iteration(folder)
+    ]
 
 
 def _is_iteration(folder: Path) -> bool:
     shards = folder.glob("mp_rank_*")
-    return (folder / "metadata.json").is_file() or any(_SHARD.fullmatch(entry.name) for entry in shards)
+    return (folder / "metadata.json").is_file() or any(
+        _SHARD.fullmatch(entry.name) for entry in shards
+    )
 
 
-def _iteration(folder: Path, number: int | None) -> Found:
+def _iteration(folder: Path, number: int | None) -> WeightsOnDisk:
     path = folder / "metadata.json"
     if not path.is_file():
-        return Found("legacy", folder, number, _shards(folder))
+        return WeightsOnDisk("legacy", folder, number, _shards(folder))
     try:
         backend = json.loads(path.read_text(encoding="utf-8"))["sharded_backend"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise BadInput(f"{path} does not name the checkpoint's format; copy the checkpoint again") from None
+        raise BadInput(
+            f"{path} does not name the checkpoint's format; copy the checkpoint again"
+        ) from None
     if backend != "torch_dist":
-        raise BadInput(f"{folder} is a Megatron checkpoint in the format {backend}; only torch_dist and "
-                       "legacy ones can be read: save it with --ckpt-format torch_dist")
-    return Found("torch_dist", folder, number)
+        raise BadInput(
+            f"{folder} is a Megatron checkpoint in the format {backend}; only torch_dist and "
+            "legacy ones can be read: save it with --ckpt-format torch_dist"
+        )
+    return WeightsOnDisk("torch_dist", folder, number)
 
 
 def _shards(folder: Path) -> dict[tuple[int, int], Path]:
@@ -167,20 +203,34 @@ def _shards(folder: Path) -> dict[tuple[int, int], Path]:
         if match := _SHARD.fullmatch(entry.name):
             tp, pp, ep = match.groups()
             if ep is not None:
-                raise BadInput(f"{folder} was saved with expert parallelism ({entry.name}); only dense "
-                               "models can be read")
-            grids.setdefault(pp is not None, {})[int(tp), int(pp or 0)] = entry / "model_optim_rng.pt"
+                raise BadInput(
+                    f"{folder} was saved with expert parallelism ({entry.name}); only dense "
+                    "models can be read"
+                )
+            grids.setdefault(pp is not None, {})[int(tp), int(pp or 0)] = (
+                entry / "model_optim_rng.pt"
+            )
     missing = []
     for staged, files in sorted(grids.items()):
         tps, pps = (1 + max(index) for index in zip(*files, strict=True))
-        names = {(tp, pp): f"mp_rank_{tp:02d}" + f"_{pp:03d}" * staged
-                 for tp in range(tps) for pp in range(pps)}
-        missing = [name for index, name in names.items() if index not in files or not files[index].is_file()]
+        names = {
+            (tp, pp): f"mp_rank_{tp:02d}" + f"_{pp:03d}" * staged
+            for tp in range(tps)
+            for pp in range(pps)
+        }
+        missing = [
+            name
+            for index, name in names.items()
+            if index not in files or not files[index].is_file()
+        ]
         if not missing:
             return files
-    raise BadInput(f"{folder} lacks model_optim_rng.pt in {', '.join(missing[:8])}; "
-                   "copy the checkpoint again")
+    raise BadInput(
+        f"{folder} lacks model_optim_rng.pt in {', '.join(missing[:8])}; copy the checkpoint again"
+    )
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
+    if path.is_file():
+        return path.stat().st_size
+    return 0

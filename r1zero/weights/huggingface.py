@@ -1,7 +1,7 @@
 """Hugging Face folders: read a rank's shards out of one, and write one.
 
-Reading maps the safetensors files and copies only the slices that a shard is made of. Writing puts each
-tensor at its place in the files as it comes. Both follow the table in names.py.
+Reading maps the safetensors files and copies only the slices that a shard is made of. Writing puts
+each tensor at its place in the files as it comes. Both follow the table in names.py.
 """
 
 from __future__ import annotations
@@ -17,24 +17,40 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
-from r1zero.run_folder.durable import sync
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.weights.detect import CONFIG, INDEX, SINGLE, Found
-from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, local_shape, local_view, param_table
+from r1zero.models.params import (
+    EMBEDDING,
+    OUTPUT_LAYER,
+    ParamSpec,
+    local_shape,
+    local_view,
+    param_table,
+)
+from r1zero.run_folder.durable import sync
+from r1zero.weights.detect import CONFIG, INDEX, SINGLE, WeightsOnDisk
 from r1zero.weights.source import Weights, refuse_misfits, refuse_untied
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 GENERATION = "generation_config.json"
-BESIDE = (CONFIG, GENERATION, "*token*.json", "chat_template*", "vocab.*", "merges.txt",
-          "*.model", "LICENSE*")  # files of the source folder that belong to the model, tokenizer included
+BESIDE = (
+    CONFIG,
+    GENERATION,
+    "*token*.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    # files of the source folder that belong to the model, tokenizer included
+    "*.model",
+    "LICENSE*",
+)
 HEAD = "lm_head.weight"
 
 
 class HuggingFaceWeights(Weights):
     """The weights of a Hugging Face folder of safetensors files."""
 
-    def __init__(self, found: Found, shape: ModelConfig) -> None:
+    def __init__(self, found: WeightsOnDisk, shape: ModelConfig) -> None:
         """Open all files and check the whole model. BadInput listing what does not fit."""
         super().__init__(found, shape)
         self._files = _open(found, shape)
@@ -42,36 +58,55 @@ class HuggingFaceWeights(Weights):
     @property
     def dtypes(self) -> set[torch.dtype]:
         """The types of all tensors."""
-        return {FLOATS[self._files[name].get_slice(name).get_dtype()]
-                for tensor in param_table(self.shape) for name in tensor.hf}
+        result: set[torch.dtype] = set()
+        for tensor in param_table(self.shape):
+            for name in tensor.hf:
+                result.add(FLOATS[self._files[name].get_slice(name).get_dtype()])
+        return result
 
     def read(self, tensor: ParamSpec, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
         """Read one TP rank's parameter only. BadInput if a tied model has another output layer."""
         part = _read(self._files, tensor, tp_rank, tp)
-        if tensor.name in (EMBEDDING, OUTPUT_LAYER) and self.shape.tie_word_embeddings and HEAD in self._files:
-            head = self._files[HEAD].get_slice(HEAD)[tp_rank * len(part):(tp_rank + 1) * len(part)]
+        if (
+            tensor.name in (EMBEDDING, OUTPUT_LAYER)
+            and self.shape.tie_word_embeddings
+            and HEAD in self._files
+        ):
+            head = self._files[HEAD].get_slice(HEAD)[
+                tp_rank * len(part) : (tp_rank + 1) * len(part)
+            ]
             refuse_untied(self.found, part, head)
         return part
 
 
-def save_hf(folder: str | Path, shape: ModelConfig, stream: Iterable[tuple[ParamSpec, torch.Tensor]],
-            source_folder: str | Path, dtype_name: str, shard_bytes: int = 5 * 10**9,
-            beside: Mapping[str, str] | None = None, end_ids: Sequence[int] = ()) -> None:
+def save_hf(
+    folder: str | Path,
+    shape: ModelConfig,
+    stream: Iterable[tuple[ParamSpec, torch.Tensor]],
+    source_folder: str | Path,
+    dtype_name: str,
+    shard_bytes: int = 5 * 10**9,
+    beside: Mapping[str, str] | None = None,
+    end_ids: Sequence[int] = (),
+) -> None:
     """Write a Hugging Face folder from whole tensors in Megatron's layout for TP 1, in any order.
 
     `dtype_name` is torch's ("bfloat16"). Files are at most `shard_bytes` long, unless one tensor is
     longer; `beside` has more of them, text by name. generation_config.json names `end_ids` too, so
-    that responses end elsewhere where they ended here. The folder appears complete and synced, or not
-    at all; an older model folder of that name is replaced, of a link that which it leads to.
+    that responses end elsewhere where they ended here. The folder appears complete and synced, or
+    not at all; an older model folder of that name is replaced, of a link that which it leads to.
     The folder around it must be there. BadInput if it is the source or not a model folder; OSError
     when it cannot be written.
     """
-    folder, source = Path(folder), Path(source_folder)
+    folder = Path(folder)
+    source = Path(source_folder)
     if folder.is_symlink() or folder.name in ("", ".."):  # others keep their way, see owner.py
         folder = folder.resolve()
     if folder.exists() and (folder.resolve() == source.resolve() or not _replaceable(folder)):
-        raise BadInput(f"{folder} exists and is the source model or not a model folder; "
-                       "name another one to save to")
+        raise BadInput(
+            f"{folder} exists and is the source model or not a model folder; "
+            "name another one to save to"
+        )
     partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -95,62 +130,80 @@ def save_hf(folder: str | Path, shape: ModelConfig, stream: Iterable[tuple[Param
 # Reading.
 
 
-def _open(found: Found, shape: ModelConfig) -> dict[str, safe_open]:
+def _open(found: WeightsOnDisk, shape: ModelConfig) -> dict[str, safe_open]:
     """Map each tensor's Hugging Face name to its open file. BadInput listing what does not fit."""
     files: dict[str, safe_open] = {}
     for path in _weight_files(found.folder):
         try:
             file = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
-            raise BadInput(f"{path} cannot be read as safetensors ({error}); "
-                           "fetch the model again") from None
+            raise BadInput(
+                f"{path} cannot be read as safetensors ({error}); fetch the model again"
+            ) from None
         files.update(dict.fromkeys(file.keys(), file))
-    expected = {name: size for tensor in param_table(shape)
-                for name, size in zip(tensor.hf, tensor.hf_shape, strict=True)}
+    expected = {
+        name: size
+        for tensor in param_table(shape)
+        for name, size in zip(tensor.hf, tensor.hf_shape, strict=True)
+    }
     refuse_prefix(found, files, expected)
     problems = [f"{name} is missing" for name in expected if name not in files]
     for name, file in files.items():
         if name in expected:
             problems += _misfit(name, file.get_slice(name), expected[name])
-        elif not name.endswith("rotary_emb.inv_freq") and not (name == HEAD and shape.tie_word_embeddings):
+        elif not name.endswith("rotary_emb.inv_freq") and not (
+            name == HEAD and shape.tie_word_embeddings
+        ):
             problems.append(f"{name} is unexpected")
     refuse_misfits(found, problems)
     return files
 
 
-def refuse_prefix(found: Found, names: Iterable[str], expected: Iterable[str]) -> None:
-    """BadInput when all tensors have a name in front, as DDP, torch.compile and adapters leave it there."""
+def refuse_prefix(found: WeightsOnDisk, names: Iterable[str], expected: Iterable[str]) -> None:
+    """BadInput when all tensors have a name in front, as DDP, torch.compile and adapters leave it
+    there."""
     wanted = set(expected)
     known = set(names)
     if wanted & known:
         return
-    prefixes = {name.removesuffix(next(iter(wanted))) for name in known if name.endswith(next(iter(wanted)))}
+    prefixes = {
+        name.removesuffix(next(iter(wanted))) for name in known if name.endswith(next(iter(wanted)))
+    }
     for prefix in sorted(prefixes):
         if all(prefix + name in known for name in wanted):
-            raise BadInput(f"the tensors in {found.folder} are named {prefix}...; save the model without what wraps it, or "
-                           f"take {prefix} off the names")
+            raise BadInput(
+                f"the tensors in {found.folder} are named {prefix}...; save the model without "
+                f"what wraps it, or take {prefix} off the names"
+            )
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / SINGLE, folder / INDEX
+    single = folder / SINGLE
+    index = folder / INDEX
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise BadInput(f"{folder} has neither {SINGLE} nor {INDEX}; "
-                       "weights in another format must be saved as safetensors first")
+        raise BadInput(
+            f"{folder} has neither {SINGLE} nor {INDEX}; "
+            "weights in another format must be saved as safetensors first"
+        )
     try:
         names = set(json.loads(index.read_text())["weight_map"].values())
         return [folder / name for name in sorted(names)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{index} is not an index of safetensors files ({error!r}); "
-                       "fetch the model again") from None
+        raise BadInput(
+            f"{index} is not an index of safetensors files ({error!r}); fetch the model again"
+        ) from None
 
 
 def _misfit(name: str, source: Any, expected: tuple[int, ...]) -> list[str]:
-    found, dtype = tuple(source.get_shape()), source.get_dtype()
+    found = tuple(source.get_shape())
+    dtype = source.get_dtype()
     if found != expected:
         return [f"{name} has the shape {found} instead of {expected}"]
-    return [] if dtype in FLOATS else [f"{name} has the type {dtype} instead of one of {', '.join(FLOATS)}"]
+    if dtype in FLOATS:
+        return []
+    return [f"{name} has the type {dtype} instead of one of {', '.join(FLOATS)}"]
 
 
 def _read(files: dict[str, safe_open], tensor: ParamSpec, tp_rank: int, tp: int) -> torch.Tensor:
@@ -169,27 +222,36 @@ def _read(files: dict[str, safe_open], tensor: ParamSpec, tp_rank: int, tp: int)
 
 
 def _read_qkv(sources: list, tensor: ParamSpec, start: int, stop: int) -> torch.Tensor:
-    """Return the rows start..stop of the fused projection, reading only the key-value groups they touch."""
+    """Return the rows start..stop of the fused projection, reading only the key-value groups they
+    touch."""
     groups = tensor.kv_groups
     rows = tensor.view[0] // groups  # of one group: its queries, its key, its value
-    first, last = start // rows, -(-stop // rows)
+    first = start // rows
+    last = -(-stop // rows)
     parts = []
     for source, size in zip(sources, tensor.hf_shape, strict=True):
         share = size[0] // groups
-        parts.append(source[first * share:last * share].view(last - first, share, *size[1:]))
+        parts.append(source[first * share : last * share].view(last - first, share, *size[1:]))
     fused = torch.cat(parts, dim=1).view(-1, *tensor.view[1:])
-    return fused[start - first * rows:stop - first * rows].contiguous()
+    return fused[start - first * rows : stop - first * rows].contiguous()
 
 
 # Writing.
 
 
-def _write_weights(folder: Path, shape: ModelConfig, stream: Iterable[tuple[ParamSpec, torch.Tensor]],
-                   dtype_name: str, shard_bytes: int) -> None:
-    """Write the stream, in any order, as files of at most `shard_bytes`; an index if there are several.
+def _write_weights(
+    folder: Path,
+    shape: ModelConfig,
+    stream: Iterable[tuple[ParamSpec, torch.Tensor]],
+    dtype_name: str,
+    shard_bytes: int,
+) -> None:
+    """Write the stream, in any order, as files of at most `shard_bytes`; an index if there are
+    several.
 
-    A safetensors file is the length of its header, 8 bytes; the header, JSON: type, shape and place of each
-    tensor; and the values. All is known beforehand, so each tensor goes to its place when it comes.
+    A safetensors file is the length of its header, 8 bytes; the header, JSON: type, shape and place
+    of each tensor; and the values. All is known beforehand, so each tensor goes to its place when
+    it comes.
     """
     dtype: torch.dtype = getattr(torch, dtype_name)
     files = _plan_files(shape, dtype, shard_bytes)
@@ -199,10 +261,15 @@ def _write_weights(folder: Path, shape: ModelConfig, stream: Iterable[tuple[Para
         for name, header in files.items():
             file = stack.enter_context((folder / name).open("wb"))
             start = _write_header(file, header)
-            places |= {entry: (file, start + header[entry]["data_offsets"][0]) for entry in header
-                       if entry != "__metadata__"}
+            places |= {
+                entry: (file, start + header[entry]["data_offsets"][0])
+                for entry in header
+                if entry != "__metadata__"
+            }
         for tensor, full in stream:
-            assert tensor.name in missing, f"{tensor.name} is not a tensor of this model, or came twice"
+            assert tensor.name in missing, (
+                f"{tensor.name} is not a tensor of this model, or came twice"
+            )
             missing.discard(tensor.name)
             for name, part in _split(tensor, full):
                 file, place = places[name]
@@ -210,15 +277,22 @@ def _write_weights(folder: Path, shape: ModelConfig, stream: Iterable[tuple[Para
                 file.write(part.to("cpu", dtype).contiguous().view(torch.uint8).numpy())
     assert not missing, f"the stream ended without {sorted(missing)}"
     if len(files) > 1:
-        weight_map = {name: file for file, header in files.items()
-                      for name in header if name != "__metadata__"}
+        weight_map = {
+            name: file
+            for file, header in files.items()
+            for name in header
+            if name != "__metadata__"
+        }
         total = shape.num_parameters * dtype.itemsize
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _plan_files(shape: ModelConfig, dtype: torch.dtype, shard_bytes: int) -> dict[str, dict[str, Any]]:
-    """Lay the tensors into files of at most `shard_bytes`, or of one tensor: headers by file name."""
+def _plan_files(
+    shape: ModelConfig, dtype: torch.dtype, shard_bytes: int
+) -> dict[str, dict[str, Any]]:
+    """Lay the tensors into files of at most `shard_bytes`, or of one tensor: headers by file
+    name."""
     type_name = next(name for name, known in FLOATS.items() if known == dtype)
     headers: list[dict[str, Any]] = []
     end = shard_bytes
@@ -228,12 +302,18 @@ def _plan_files(shape: ModelConfig, dtype: torch.dtype, shard_bytes: int) -> dic
             if not headers or end + num_bytes > shard_bytes:
                 headers.append({"__metadata__": {"format": "pt"}})
                 end = 0
-            headers[-1][name] = {"dtype": type_name, "shape": size, "data_offsets": [end, end + num_bytes]}
+            headers[-1][name] = {
+                "dtype": type_name,
+                "shape": size,
+                "data_offsets": [end, end + num_bytes],
+            }
             end += num_bytes
     if len(headers) == 1:
         return {SINGLE: headers[0]}
-    return {f"model-{number:05d}-of-{len(headers):05d}.safetensors": header
-            for number, header in enumerate(headers, 1)}
+    return {
+        f"model-{number:05d}-of-{len(headers):05d}.safetensors": header
+        for number, header in enumerate(headers, 1)
+    }
 
 
 def _write_header(file: BinaryIO, header: dict[str, Any]) -> int:
@@ -251,13 +331,17 @@ def _split(tensor: ParamSpec, full: torch.Tensor) -> Iterator[tuple[str, torch.T
         view = view.view(tensor.kv_groups, -1, *tensor.view[1:])
         parts = view.split([size[0] // tensor.kv_groups for size in tensor.hf_shape], dim=1)
     else:
-        parts = view if len(tensor.hf) > 1 else (view,)
+        if len(tensor.hf) > 1:
+            parts = view
+        else:
+            parts = (view,)
     for name, size, part in zip(tensor.hf, tensor.hf_shape, parts, strict=True):
         yield name, part.reshape(size)
 
 
 def copy_beside(source: Path, folder: Path, dtype_name: str) -> None:
-    """Copy config, tokenizer and template files; config.json then names the dtype that was written."""
+    """Copy config, tokenizer and template files; config.json then names the dtype that was
+    written."""
     for pattern in BESIDE:
         for path in sorted(source.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
@@ -269,10 +353,19 @@ def copy_beside(source: Path, folder: Path, dtype_name: str) -> None:
 
 
 def _name_ends(path: Path, end_ids: Sequence[int]) -> None:
-    """Add ids to what ends a response by this generation_config.json, which need not be there yet."""
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    """Add ids to what ends a response by this generation_config.json, which need not be there
+    yet."""
+    if path.is_file():
+        content = json.loads(path.read_text())
+    else:
+        content = {}
     named = content.get("eos_token_id")
-    ends = list(named) if isinstance(named, list) else [] if named is None else [named]
+    if isinstance(named, list):
+        ends = list(named)
+    elif named is None:
+        ends = []
+    else:
+        ends = [named]
     missing = [number for number in end_ids if number not in ends]
     if missing:
         content["eos_token_id"] = ends + missing

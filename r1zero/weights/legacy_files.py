@@ -2,8 +2,8 @@
 
     {args, checkpoint_version, iteration, model, optimizer, ...}    virtual stages: model0, model1, ...
 
-Layers are counted from the first of their stage. Only the model is read; files are mapped, so the rest costs
-nothing.
+Layers are counted from the first of their stage. Only the model is read; files are mapped, so the
+rest costs nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,16 @@ import torch
 
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.weights.detect import Found
 from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, param_table
-from r1zero.weights.source import MegatronWeights, Piece, canonical, check_args, misfit, refuse_misfits
+from r1zero.weights.detect import WeightsOnDisk
+from r1zero.weights.source import (
+    MegatronWeights,
+    StoredPiece,
+    canonical,
+    check_args,
+    misfit,
+    refuse_misfits,
+)
 from r1zero.weights.unpickle import load_pickled
 
 State = dict[str, torch.Tensor]
@@ -26,8 +33,9 @@ State = dict[str, torch.Tensor]
 class LegacyWeights(MegatronWeights):
     """The weights of an iteration's mp_rank files."""
 
-    def __init__(self, found: Found, shape: ModelConfig) -> None:
-        """Map all files and check that together they hold the model. BadInput listing what does not fit."""
+    def __init__(self, found: WeightsOnDisk, shape: ModelConfig) -> None:
+        """Map all files and check that together they hold the model. BadInput listing what does not
+        fit."""
         super().__init__(found, shape)
         self.tp, self.pp = found.layout
         files = {index: load_pickled(path) for index, path in found.files.items()}
@@ -36,10 +44,15 @@ class LegacyWeights(MegatronWeights):
         chunks = _chunks(files[0, 0])
         for index, content in files.items():
             if _chunks(content) != chunks:
-                raise BadInput(f"{found.files[index]} holds {', '.join(_chunks(content))}, but {found.files[0, 0]} "
-                               f"{', '.join(chunks)}: they are of two checkpoints; copy the checkpoint again")
-        self.shards = [_join([files[tp, pp][chunk] for chunk in chunks for pp in range(self.pp)])
-                       for tp in range(self.tp)]
+                raise BadInput(
+                    f"{found.files[index]} holds {', '.join(_chunks(content))}, but "
+                    f"{found.files[0, 0]} {', '.join(chunks)}: they are of two checkpoints; copy "
+                    "the checkpoint again"
+                )
+        self.shards = [
+            _join([files[tp, pp][chunk] for chunk in chunks for pp in range(self.pp)])
+            for tp in range(self.tp)
+        ]
         refuse_misfits(found, [problem for tp in range(self.tp) for problem in self._problems(tp)])
 
     @property
@@ -47,7 +60,7 @@ class LegacyWeights(MegatronWeights):
         """The types of all tensors."""
         return {self.shards[0][tensor.name].dtype for tensor in param_table(self.shape)}
 
-    def pieces(self, tensor: ParamSpec) -> list[Piece]:
+    def pieces(self, tensor: ParamSpec) -> list[StoredPiece]:
         """One piece for each TP rank that holds a part."""
         return [self._piece(tensor, tp) for tp in range(self.tp if tensor.axis is not None else 1)]
 
@@ -55,7 +68,7 @@ class LegacyWeights(MegatronWeights):
         """Whether a tensor of this name is stored."""
         return name in self.shards[0]
 
-    def _piece(self, tensor: ParamSpec, tp: int) -> Piece:
+    def _piece(self, tensor: ParamSpec, tp: int) -> StoredPiece:
         param = self.shards[tp][tensor.name]
         if len(tensor.view) == 3:
             param = param.view(2, -1, param.shape[1])
@@ -63,10 +76,14 @@ class LegacyWeights(MegatronWeights):
         if tensor.axis is not None:
             size = param.shape[tensor.axis]
             box[tensor.axis] = slice(tp * size, (tp + 1) * size)
-        return Piece(tuple(box), partial(param.detach))
+        return StoredPiece(tuple(box), partial(param.detach))
 
     def _problems(self, tp: int) -> list[str]:
-        state, where = self.shards[tp], f" (in mp_rank_{tp:02d})" if self.tp > 1 else ""
+        state = self.shards[tp]
+        if self.tp > 1:
+            where = f" (in mp_rank_{tp:02d})"
+        else:
+            where = ""
         expected = {tensor.name: tensor for tensor in param_table(self.shape)}
         problems = [f"{name} is missing" for name in expected if name not in state]
         for name, value in state.items():
@@ -77,34 +94,49 @@ class LegacyWeights(MegatronWeights):
         return [problem + where for problem in problems]
 
 
-def read_args(found: Found) -> Namespace | None:
+def read_args(found: WeightsOnDisk) -> Namespace | None:
     """The arguments that a checkpoint was written with, if it says."""
     args = load_pickled(found.files[0, 0]).get("args")
-    return args if isinstance(args, Namespace) else None
+    if isinstance(args, Namespace):
+        return args
+    return None
 
 
-def _check_content(found: Found, index: tuple[int, int], content: object, shape: ModelConfig) -> None:
+def _check_content(
+    found: WeightsOnDisk, index: tuple[int, int], content: object, shape: ModelConfig
+) -> None:
     """Refuse a file that holds no model of megatron-core, or was written for another layout."""
     path = found.files[index]
-    chunk = content.get("model", content.get("model0")) if isinstance(content, dict) else None
+    if isinstance(content, dict):
+        chunk = content.get("model", content.get("model0"))
+    else:
+        chunk = None
     if not isinstance(chunk, dict):
         raise BadInput(f"{path} holds no model; give a checkpoint of Megatron")
     if "language_model" in chunk:
-        raise BadInput(f"{path} holds a model from before megatron-core; convert it with use_mcore_models")
+        raise BadInput(
+            f"{path} holds a model from before megatron-core; convert it with use_mcore_models"
+        )
     args = content.get("args")
     if isinstance(args, Namespace):
         given = vars(args)
         saved = given.get("tensor_model_parallel_size"), given.get("pipeline_model_parallel_size")
         if None not in saved and saved != found.layout:
-            raise BadInput("{} was saved at TP{} PP{}, but {} holds files of TP{} PP{}; copy the "
-                           "checkpoint again".format(path, *saved, found.folder, *found.layout))
+            raise BadInput(
+                "{} was saved at TP{} PP{}, but {} holds files of TP{} PP{}; copy the "
+                "checkpoint again".format(path, *saved, found.folder, *found.layout)
+            )
         check_args(found, args, shape)
 
 
 def _chunks(content: dict) -> list[str]:
     """The keys of a file's parts of the model: several with virtual pipeline stages."""
-    return ["model"] if "model" in content else sorted(
-        (key for key in content if key.removeprefix("model").isdecimal()), key=lambda key: int(key[5:]))
+    if "model" in content:
+        return ["model"]
+    return sorted(
+        (key for key in content if key.removeprefix("model").isdecimal()),
+        key=lambda key: int(key[5:]),
+    )
 
 
 def _join(stages: list[dict[str, object]]) -> State:

@@ -13,29 +13,36 @@ import torch
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
-from r1zero.weights.detect import Found
 from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, local_shape
+from r1zero.weights.detect import WeightsOnDisk
 
 log = logging.getLogger("r1zero")
 
 Box = tuple[slice, ...]  # a region of a tensor's view (names.py), one slice an axis
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
-MOST_PADDING = 8192  # rows: Megatron pads the vocabulary to a multiple of 128 times TP, which is at most 64
-# Megatron's fused layers name their norms after the projection that follows; its sharded names always do.
-FUSED_NORMS = {"self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-               "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight"}
+# rows: Megatron pads the vocabulary to a multiple of 128 times TP, which is at most 64
+MOST_PADDING = 8192
+# Megatron's fused layers name their norms after the projection that follows; its sharded names
+# always do.
+FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
 
 
 class Weights(ABC):
-    """The weights of a whole model. Tensors are named as in names.py and come in Megatron's layout."""
+    """The weights of a whole model. Tensors are named as in names.py and come in Megatron's
+    layout."""
 
-    def __init__(self, found: Found, shape: ModelConfig) -> None:
-        self.found, self.shape = found, shape
+    def __init__(self, found: WeightsOnDisk, shape: ModelConfig) -> None:
+        self.found = found
+        self.shape = shape
 
     @abstractmethod
     def read(self, tensor: ParamSpec, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Return one TP rank's parameter, contiguous, in the file's dtype. BadInput if it cannot be read.
+        """Return one TP rank's parameter, contiguous, in the file's dtype. BadInput if it cannot be
+        read.
 
         It may lie in a mapped file: use it up before the file changes, and write nothing into it.
         """
@@ -45,15 +52,16 @@ class Weights(ABC):
     def dtypes(self) -> set[torch.dtype]:
         """The types of all tensors."""
 
-    def stream(self, wanted: Iterable[ParamSpec], tp_rank: int, tp: int,
-               dtype: torch.dtype) -> Iterator[tuple[ParamSpec, torch.Tensor]]:
+    def stream(
+        self, wanted: Iterable[ParamSpec], tp_rank: int, tp: int, dtype: torch.dtype
+    ) -> Iterator[tuple[ParamSpec, torch.Tensor]]:
         """Yield this TP rank's shard of each wanted tensor, read when its turn comes."""
         for tensor in wanted:
             yield tensor, self.read(tensor, tp_rank, tp).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StoredPiece:
     """A part of a tensor as it lies on disk."""
 
     box: Box  # the region that it fills
@@ -64,7 +72,7 @@ class MegatronWeights(Weights):
     """Weights in pieces as Megatron's ranks wrote them, cut or not."""
 
     @abstractmethod
-    def pieces(self, tensor: ParamSpec) -> list[Piece]:
+    def pieces(self, tensor: ParamSpec) -> list[StoredPiece]:
         """List what is stored of a tensor; together the pieces cover it."""
 
     @abstractmethod
@@ -76,7 +84,9 @@ class MegatronWeights(Weights):
         tied = self.shape.tie_word_embeddings and tensor.name in (EMBEDDING, OUTPUT_LAYER)
         part = self._assemble(replace(tensor, name=EMBEDDING) if tied else tensor, tp_rank, tp)
         if tied and self.stores(OUTPUT_LAYER):
-            refuse_untied(self.found, part, self._assemble(replace(tensor, name=OUTPUT_LAYER), tp_rank, tp))
+            refuse_untied(
+                self.found, part, self._assemble(replace(tensor, name=OUTPUT_LAYER), tp_rank, tp)
+            )
         return part
 
     def _assemble(self, tensor: ParamSpec, tp_rank: int, tp: int) -> torch.Tensor:
@@ -84,14 +94,18 @@ class MegatronWeights(Weights):
         wanted = wanted_box(tensor, tp_rank, tp)
         shard = None
         for piece in self.pieces(tensor):
-            common = tuple(slice(max(a.start, b.start), min(a.stop, b.stop))
-                           for a, b in zip(wanted, piece.box, strict=True))
+            common = tuple(
+                slice(max(a.start, b.start), min(a.stop, b.stop))
+                for a, b in zip(wanted, piece.box, strict=True)
+            )
             if all(side.start < side.stop for side in common):
                 part = piece.load()[_within(common, piece.box)]
                 if common == wanted:  # nothing to put together: no copy, unless columns were cut
                     return part.contiguous().view(local_shape(tensor, tp))
                 if shard is None:
-                    shard = torch.empty([side.stop - side.start for side in wanted], dtype=part.dtype)
+                    shard = torch.empty(
+                        [side.stop - side.start for side in wanted], dtype=part.dtype
+                    )
                 shard[_within(common, wanted)] = part
         assert shard is not None, f"{tensor.name} has no pieces"
         return shard.view(local_shape(tensor, tp))
@@ -123,46 +137,75 @@ def misfit(tensor: ParamSpec, found: tuple[int, ...], dtype: torch.dtype, tp: in
 
     Vocabularies may be padded.
     """
-    rows = tensor.view[0] if tensor.name in PADDED else 0
-    expected = (-(-rows // tp), *tensor.view[1:]) if rows else local_shape(tensor, tp)
+    if tensor.name in PADDED:
+        rows = tensor.view[0]
+    else:
+        rows = 0
+    if rows:
+        expected = (-(-rows // tp), *tensor.view[1:])
+    else:
+        expected = local_shape(tensor, tp)
     padded = rows and found[1:] == expected[1:] and rows <= found[0] * tp <= rows + MOST_PADDING
     if found != expected and not padded:
         return [f"{tensor.name} has the shape {found} instead of {expected}"]
-    return [] if dtype in FLOATS else [f"{tensor.name} has the type {dtype}, which is no float"]
+    if dtype in FLOATS:
+        return []
+    return [f"{tensor.name} has the type {dtype}, which is no float"]
 
 
-def refuse_misfits(found: Found, problems: list[str]) -> None:
+def refuse_misfits(found: WeightsOnDisk, problems: list[str]) -> None:
     """BadInput that lists what does not fit, shortened."""
     if problems:
-        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        shown = "; ".join(problems[:10]) + (
+            f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        )
         raise BadInput(f"the weights in {found.folder} do not fit config.json: {shown}")
 
 
-def check_args(found: Found, args: Namespace, shape: ModelConfig) -> None:
-    """Compare the arguments that a checkpoint was made with. BadInput where its weights would be misread.
+def check_args(found: WeightsOnDisk, args: Namespace, shape: ModelConfig) -> None:
+    """Compare the arguments that a checkpoint was made with. BadInput where its weights would be
+    misread.
 
-    A warning where they do not tell: converters leave the rotary base and the norm's epsilon at defaults.
+    A warning where they do not tell: converters leave the rotary base and the norm's epsilon at
+    defaults.
     """
-    given, truth = vars(args), shape.to_megatron()
+    given = vars(args)
+    truth = shape.to_megatron()
     keys = list(family_of(shape).checked_arguments)
     if given.get("group_query_attention"):
         keys.append("num_query_groups")
-    refuse_misfits(found, [f"its arguments say {key} {given[key]} instead of {truth[key]}" for key in keys
-                           if given.get(key) not in (None, truth[key])])
+    refuse_misfits(
+        found,
+        [
+            f"its arguments say {key} {given[key]} instead of {truth[key]}"
+            for key in keys
+            if given.get(key) not in (None, truth[key])
+        ],
+    )
     for key in "rotary_base", "norm_epsilon":
         if given.get(key) not in (None, truth[key]):
-            log.warning("%s: its arguments say %s %s; %s, as config.json says, is used", found.folder, key,
-                        given[key], truth[key])
+            log.warning(
+                "%s: its arguments say %s %s; %s, as config.json says, is used",
+                found.folder,
+                key,
+                given[key],
+                truth[key],
+            )
 
 
-def refuse_untied(found: Found, embedding: torch.Tensor, head: torch.Tensor) -> None:
-    """BadInput for a separate output layer in a model that claims to have none: one would be lost."""
+def refuse_untied(found: WeightsOnDisk, embedding: torch.Tensor, head: torch.Tensor) -> None:
+    """BadInput for a separate output layer in a model that claims to have none: one would be
+    lost."""
     if not torch.equal(embedding, head):
-        raise BadInput(f"the weights in {found.folder} have an output layer (lm_head.weight) that differs "
-                       "from the embedding although config.json says tie_word_embeddings: true; set that "
-                       "to false, or drop the output layer")
+        raise BadInput(
+            f"the weights in {found.folder} have an output layer (lm_head.weight) that differs "
+            "from the embedding although config.json says tie_word_embeddings: true; set that to "
+            "false, or drop the output layer"
+        )
 
 
 def _within(box: Box, outer: Box) -> Box:
     """Count a box from the corner of another one."""
-    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, outer, strict=True))
+    return tuple(
+        slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, outer, strict=True)
+    )

@@ -1,8 +1,10 @@
-"""Megatron's torch_dist checkpoints: any number of .distcp files, and .metadata that says what lies where.
+"""Megatron's torch_dist checkpoints: any number of .distcp files, and .metadata that says what lies
+where.
 
-A tensor lies there in chunks of its global form; the same parameter of all layers is one tensor with the
-layers as its first axis, or, of uneven models, one tensor a layer. The gate and up halves of linear_fc1 lie
-one below the other. Optimizer states lie in the same files under names of their own; they are left alone.
+A tensor lies there in chunks of its global form; the same parameter of all layers is one tensor
+with the layers as its first axis, or, of uneven models, one tensor a layer. The gate and up halves
+of linear_fc1 lie one below the other. Optimizer states lie in the same files under names of their
+own; they are left alone.
 """
 
 from __future__ import annotations
@@ -16,17 +18,30 @@ from functools import cache, partial
 from math import prod
 
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.weights.detect import Found
 from r1zero.models.params import OUTPUT_LAYER, ParamSpec, param_table
-from r1zero.weights.source import Box, MegatronWeights, Piece, canonical, check_args, misfit, refuse_misfits
+from r1zero.weights.detect import WeightsOnDisk
+from r1zero.weights.source import (
+    Box,
+    MegatronWeights,
+    StoredPiece,
+    canonical,
+    check_args,
+    misfit,
+    refuse_misfits,
+)
 from r1zero.weights.unpickle import load_metadata, load_pickled
 
 PARTS_OF_MODEL = ("embedding", "decoder", "output_layer", "encoder", "mtp")
-HALVES = {"_w": 0, "_v": 1}  # endings of linear_fc1's name when its halves are stored as two tensors
+# endings of linear_fc1's name when its halves are stored as two tensors
+HALVES = {"_w": 0, "_v": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +55,14 @@ class Stored:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the tensor of one layer."""
-        return tuple(self.entry.size)[self.layer is not None:]
+        return tuple(self.entry.size)[self.layer is not None :]
 
     def chunks(self) -> Iterator[tuple[ChunkStorageMetadata, tuple[int, ...], tuple[int, ...]]]:
-        """Yield the chunks that hold this layer with their offsets and sizes, the axis of layers left out."""
+        """Yield the chunks that hold this layer with their offsets and sizes, the axis of layers
+        left out."""
         for chunk in self.entry.chunks:
-            offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+            offsets = tuple(chunk.offsets)
+            sizes = tuple(chunk.sizes)
             if self.layer is None:
                 yield chunk, offsets, sizes
             elif offsets[0] <= self.layer < offsets[0] + sizes[0]:
@@ -55,33 +72,44 @@ class Stored:
 class DistWeights(MegatronWeights):
     """The weights of an iteration's .distcp files."""
 
-    def __init__(self, found: Found, shape: ModelConfig) -> None:
-        """Read the metadata and check that the model is there. BadInput listing what does not fit."""
+    def __init__(self, found: WeightsOnDisk, shape: ModelConfig) -> None:
+        """Read the metadata and check that the model is there. BadInput listing what does not
+        fit."""
         super().__init__(found, shape)
         if (args := read_args(found)) is not None:
             check_args(found, args, shape)
         content = load_metadata(found.folder)
         self._places = content.storage_data
-        self.stored = {name: stored for key, entry in content.state_dict_metadata.items()
-                       for name, stored in _names(key, entry)}
+        self.stored = {
+            name: stored
+            for key, entry in content.state_dict_metadata.items()
+            for name, stored in _names(key, entry)
+        }
         refuse_misfits(found, self._problems())
         self._check_files()
 
     @property
     def dtypes(self) -> set[torch.dtype]:
         """The types of all tensors."""
-        return {stored.entry.properties.dtype
-                for tensor in param_table(self.shape) for stored, _ in self._parts(tensor)}
+        result: set[torch.dtype] = set()
+        for tensor in param_table(self.shape):
+            for stored, _ in self._parts(tensor):
+                result.add(stored.entry.properties.dtype)
+        return result
 
-    def pieces(self, tensor: ParamSpec) -> list[Piece]:
+    def pieces(self, tensor: ParamSpec) -> list[StoredPiece]:
         """One piece for each chunk, two for a chunk of linear_fc1 that reaches into both halves."""
         pieces = []
         for stored, half in self._parts(tensor):
             for chunk, offsets, sizes in stored.chunks():
                 load = cache(partial(self._load, stored, chunk))
-                box = tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))
+                box = tuple(
+                    slice(start, start + size) for start, size in zip(offsets, sizes, strict=True)
+                )
                 whole = len(tensor.view) < 3
-                pieces += [Piece(box, load)] if whole else _halves(box, load, half, tensor.view[1])
+                pieces += (
+                    [StoredPiece(box, load)] if whole else _halves(box, load, half, tensor.view[1])
+                )
         return pieces
 
     def stores(self, name: str) -> bool:
@@ -89,12 +117,16 @@ class DistWeights(MegatronWeights):
         return name in self.stored
 
     def _parts(self, tensor: ParamSpec) -> list[tuple[Stored, int]]:
-        """The stored tensors that make up one of ours, with the half of linear_fc1 at which each starts."""
+        """The stored tensors that make up one of ours, with the half of linear_fc1 at which each
+        starts."""
         whole = self.stored.get(tensor.name)
         if whole is not None:
             return [(whole, 0)]
-        return [(self.stored[tensor.name + end], half) for end, half in HALVES.items()
-                if tensor.name + end in self.stored]
+        return [
+            (self.stored[tensor.name + end], half)
+            for end, half in HALVES.items()
+            if tensor.name + end in self.stored
+        ]
 
     def _load(self, stored: Stored, chunk: ChunkStorageMetadata) -> torch.Tensor:
         """Read one chunk and take this layer's part of it."""
@@ -108,21 +140,36 @@ class DistWeights(MegatronWeights):
         except (RuntimeError, EOFError, pickle.UnpicklingError):
             values = None
         if not isinstance(values, torch.Tensor) or values.shape != chunk.sizes:
-            raise BadInput(f"{path} is damaged where {stored.key} should be; copy the checkpoint again")
-        return values if stored.layer is None else values[stored.layer - chunk.offsets[0]]
+            raise BadInput(
+                f"{path} is damaged where {stored.key} should be; copy the checkpoint again"
+            )
+        if stored.layer is None:
+            return values
+        return values[stored.layer - chunk.offsets[0]]
 
     def _problems(self) -> list[str]:
-        problems, known = [], {OUTPUT_LAYER} if self.shape.tie_word_embeddings else set()
+        problems = []
+        if self.shape.tie_word_embeddings:
+            known = {OUTPUT_LAYER}
+        else:
+            known = set()
         for tensor in param_table(self.shape):
             parts = self._parts(tensor)
-            known |= {tensor.name} | ({tensor.name + end for end in HALVES} if len(parts) == 2 else set())
+            known |= {tensor.name} | (
+                {tensor.name + end for end in HALVES} if len(parts) == 2 else set()
+            )
             if not parts:
                 problems.append(f"{tensor.name} is missing")
                 continue
             rows = sum(stored.shape[0] for stored, _ in parts)
-            problems += misfit(tensor, (rows, *parts[0][0].shape[1:]), parts[0][0].entry.properties.dtype)
-            problems += [f"{tensor.name} has parts that were never written" for stored, _ in parts
-                         if sum(prod(sizes) for _, _, sizes in stored.chunks()) != prod(stored.shape)]
+            problems += misfit(
+                tensor, (rows, *parts[0][0].shape[1:]), parts[0][0].entry.properties.dtype
+            )
+            problems += [
+                f"{tensor.name} has parts that were never written"
+                for stored, _ in parts
+                if sum(prod(sizes) for _, _, sizes in stored.chunks()) != prod(stored.shape)
+            ]
         return problems + [f"{name} is unexpected" for name in self.stored if name not in known]
 
     def _check_files(self) -> None:
@@ -131,26 +178,41 @@ class DistWeights(MegatronWeights):
         for stored in self.stored.values():
             for chunk, _, _ in stored.chunks():
                 place = self._places[MetadataIndex(stored.key, chunk.offsets)]
-                ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+                ends[place.relative_path] = max(
+                    ends.get(place.relative_path, 0), place.offset + place.length
+                )
         for name, end in sorted(ends.items()):
             path = self.found.folder / name
-            size = path.stat().st_size if path.is_file() else None
+            if path.is_file():
+                size = path.stat().st_size
+            else:
+                size = None
             if size is None or size < end:
-                state = ("is missing" if size is None
-                         else f"has {size} bytes instead of at least {end}: it was cut off")
+                if size is None:
+                    state = "is missing"
+                else:
+                    state = f"has {size} bytes instead of at least {end}: it was cut off"
                 raise BadInput(f"{path} {state}; copy the checkpoint again")
 
 
-def read_args(found: Found) -> Namespace | None:
+def read_args(found: WeightsOnDisk) -> Namespace | None:
     """The arguments that a checkpoint was written with, if it says."""
     common = load_pickled(found.folder / "common.pt")
-    args = common.get("args") if isinstance(common, dict) else None
-    return args if isinstance(args, Namespace) else None
+    if isinstance(common, dict):
+        args = common.get("args")
+    else:
+        args = None
+    if isinstance(args, Namespace):
+        return args
+    return None
 
 
 def _names(key: str, entry: object) -> Iterator[tuple[str, Stored]]:
     """Name each layer of a stored tensor as names.py does; nothing for what is not of the model."""
-    name = canonical(key) if isinstance(entry, TensorStorageMetadata) else None
+    if isinstance(entry, TensorStorageMetadata):
+        name = canonical(key)
+    else:
+        name = None
     if name is None or name.split(".")[0] not in PARTS_OF_MODEL:
         return
     prefix, _, tail = name.partition("decoder.layers.")
@@ -161,16 +223,25 @@ def _names(key: str, entry: object) -> Iterator[tuple[str, Stored]]:
         yield f"decoder.layers.{layer}.{tail}", Stored(key, entry, layer)
 
 
-def _halves(rows_box: Box, load: Callable[[], torch.Tensor], half: int, ffn: int) -> Iterator[Piece]:
-    """Turn rows of [gate; up], counted from the start of `half`, into regions of the view (2, F, H)."""
+def _halves(
+    rows_box: Box, load: Callable[[], torch.Tensor], half: int, ffn: int
+) -> Iterator[StoredPiece]:
+    """Turn rows of [gate; up], counted from the start of `half`, into regions of the view (2, F,
+    H)."""
     rows, columns = rows_box
-    begin, end = rows.start + half * ffn, rows.stop + half * ffn
+    begin = rows.start + half * ffn
+    end = rows.stop + half * ffn
     for number in range(2):
-        start, stop = max(begin, number * ffn), min(end, (number + 1) * ffn)
+        start = max(begin, number * ffn)
+        stop = min(end, (number + 1) * ffn)
         if start < stop:
             inside = slice(start - begin, stop - begin)
-            box = (slice(number, number + 1), slice(start - number * ffn, stop - number * ffn), columns)
-            yield Piece(box, partial(_rows, load, inside))
+            box = (
+                slice(number, number + 1),
+                slice(start - number * ffn, stop - number * ffn),
+                columns,
+            )
+            yield StoredPiece(box, partial(_rows, load, inside))
 
 
 def _rows(load: Callable[[], torch.Tensor], rows: slice) -> torch.Tensor:

@@ -1,11 +1,13 @@
-"""Read what others pickled without obeying it.
+"""Safe unpickling: read what others pickled without obeying it.
 
-A pickle is a program, and checkpoints are full of them: arguments, enums, random states, tables of contents.
-Of all that only plain data, argparse's Namespace and torch's own records are built. Names from packages known to
-write checkpoints become an inert stand-in; any other name refuses the file, whatever it is.
+A pickle is a program, and checkpoints are full of them: arguments, enums, random states, tables of
+contents. Of all that only plain data, argparse's Namespace and torch's own records are built. Names
+from packages known to write checkpoints become an inert stand-in; any other name refuses the file,
+whatever it is.
 
-Our own checkpoints are opened by Megatron, and torch obeys their .metadata. So `check_pickles` goes through them
-before, with stand-ins for everything and a shorter list. It runs before any start, hence without torch.
+Our own checkpoints are opened by Megatron, and torch obeys their .metadata. So `check_pickles` goes
+through them before, with stand-ins for everything and a shorter list. It runs before any start,
+hence without torch.
 """
 
 from __future__ import annotations
@@ -26,25 +28,67 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
 
 # Their classes appear in real checkpoints; nothing of them is imported or called.
-FAMILIAR = ("megatron", "mindspeed", "mindspeed_llm", "modellink", "numpy", "pathlib", "signal", "datetime",
-            "transformer_engine", "_io")
+FAMILIAR = (
+    "megatron",
+    "mindspeed",
+    "mindspeed_llm",
+    "modellink",
+    "numpy",
+    "pathlib",
+    "signal",
+    "datetime",
+    "transformer_engine",
+    "_io",
+)
 _TORCH = "torch.distributed.checkpoint"
 _DTYPE = re.compile(r"torch\.(bool|(b?float|u?int|complex)\d+(_\w+)?)")
 _RECORDS = {
-    *(f"{_TORCH}.metadata.{name}" for name in (
-        "ChunkStorageMetadata", "Metadata", "MetadataIndex", "TensorProperties", "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING")),
-    f"{_TORCH}.filesystem._StorageInfo", "torch.Size", "torch.serialization._get_layout"}
-# What our own tables of contents are made of. BytesStorageMetadata is not: torch unpickles such entries freely.
+    *(
+        f"{_TORCH}.metadata.{name}"
+        for name in (
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    ),
+    f"{_TORCH}.filesystem._StorageInfo",
+    "torch.Size",
+    "torch.serialization._get_layout",
+}
+# What our own tables of contents are made of. BytesStorageMetadata is not: torch unpickles such
+# entries freely.
 _OURS = _RECORDS | {
-    *(f"{_TORCH}.planner.{name}" for name in ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType")),
-    f"{_TORCH}.metadata.StorageMeta", "collections.OrderedDict", "pathlib.PosixPath"}
-_BUILT = _RECORDS | {f"{_TORCH}.metadata.BytesStorageMetadata", "argparse.Namespace", "types.SimpleNamespace",
-                     "builtins.set"}
+    *(
+        f"{_TORCH}.planner.{name}"
+        for name in ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType")
+    ),
+    f"{_TORCH}.metadata.StorageMeta",
+    "collections.OrderedDict",
+    "pathlib.PosixPath",
+}
+_BUILT = _RECORDS | {
+    f"{_TORCH}.metadata.BytesStorageMetadata",
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "builtins.set",
+}
 
 # What unpickling damaged files raises; TypeError and the like when a record is not what it was.
-_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError,
-               ImportError, pickle.UnpicklingError, zipfile.BadZipFile)
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 
 
 class Unfamiliar(BadInput):
@@ -64,45 +108,53 @@ class Inert:
         pass
 
 
-class _Reader(pickle.Unpickler):
-    """Loads a pickle of nothing but `known` names; makes those that are `built`, stand-ins of the others."""
+class _GuardedUnpickler(pickle.Unpickler):
+    """Loads a pickle of nothing but `known` names; makes those that are `built`, stand-ins of the
+    others."""
 
-    def __init__(self, path: Path, content: bytes, known: Callable[[str], bool],
-                 built: Callable[[str], bool]) -> None:
+    def __init__(
+        self, path: Path, content: bytes, known: Callable[[str], bool], built: Callable[[str], bool]
+    ) -> None:
         super().__init__(io.BytesIO(content))
-        self._path, self._known, self._built = path, known, built
+        self._path = path
+        self._known = known
+        self._built = built
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if not self._known(full):
             raise _unfamiliar(self._path, [full])
-        return resolve_name(full) if self._built(full) else Inert
+        if self._built(full):
+            return resolve_name(full)
+        return Inert
 
     def persistent_load(self, pid: Any) -> Any:
         return Inert()
 
 
 def check_pickles(folder: Path) -> None:
-    """Go through the pickles of a checkpoint of ours. BadInput naming what does not belong there."""
+    """Go through the pickles of a checkpoint of ours. BadInput naming what does not belong
+    there."""
     with _told(folder / ".metadata") as path:
-        _Reader(path, path.read_bytes(), _is_ours, _never).load()
+        _GuardedUnpickler(path, path.read_bytes(), _is_ours, _never).load()
     with _told(folder / "common.pt") as path, zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith("data.pkl"):
-                _Reader(path, archive.read(name), _is_ours, _never).load()
+                _GuardedUnpickler(path, archive.read(name), _is_ours, _never).load()
 
 
 def load_metadata(folder: Path) -> Metadata:
     """Load the .metadata of a torch_dist checkpoint, a plain pickle. BadInput if bad or unsafe."""
     with _told(folder / ".metadata") as path:
-        found = _Reader(path, path.read_bytes(), _is_familiar, _is_built).load()
+        found = _GuardedUnpickler(path, path.read_bytes(), _is_familiar, _is_built).load()
     if type(found).__name__ != "Metadata":
         raise BadInput(f"{path} holds no metadata of a checkpoint; copy the checkpoint again")
     return found
 
 
 def load_pickled(path: Path) -> Any:
-    """Load a file of torch.save; tensors stay on disk until they are touched. BadInput if bad or unsafe."""
+    """Load a file of torch.save; tensors stay on disk until they are touched. BadInput if bad or
+    unsafe."""
     import torch
 
     with _told(path):
@@ -123,7 +175,11 @@ def _is_built(name: str) -> bool:
 
 
 def _is_familiar(name: str) -> bool:
-    return _is_built(name) or name.startswith("torch.distributed.") or name.partition(".")[0] in FAMILIAR
+    return (
+        _is_built(name)
+        or name.startswith("torch.distributed.")
+        or name.partition(".")[0] in FAMILIAR
+    )
 
 
 def _never(_: str) -> bool:
@@ -131,8 +187,10 @@ def _never(_: str) -> bool:
 
 
 def _unfamiliar(path: Path, names: list[str]) -> Unfamiliar:
-    return Unfamiliar(f"{path} would run {', '.join(sorted(names)[:5])} when opened, which no checkpoint "
-                      "needs: it may be hostile, and nothing of it was run; use another copy")
+    return Unfamiliar(
+        f"{path} would run {', '.join(sorted(names)[:5])} when opened, which no checkpoint needs: "
+        "it may be hostile, and nothing of it was run; use another copy"
+    )
 
 
 @contextlib.contextmanager

@@ -42,15 +42,22 @@ def _with_imaginary(item: object) -> object:
 
 
 def same_algebra(gold: str, given: str) -> bool:
-    """Compare two LaTeX answers through sympy; what it cannot read is not the same. May never end."""
-    if max(len(gold), len(given)) > MAX_CHARACTERS or _HOPELESS.search(gold) or _HOPELESS.search(given):
+    """Compare two LaTeX answers through sympy; what it cannot read is not the same. May never
+    end."""
+    if (
+        max(len(gold), len(given)) > MAX_CHARACTERS
+        or _HOPELESS.search(gold)
+        or _HOPELESS.search(given)
+    ):
         return False
-    right, answer = _parse_gold(gold), _parse(given)
+    right = _parse_gold(gold)
+    answer = _parse(given)
     if right and answer and _is_open_equation(right[0]) and not isinstance(answer[0], Relational):
         return False
     return verify(right, answer, allow_set_relation_comp=True, timeout_seconds=None)
 
 
 def _is_open_equation(item: object) -> bool:
-    """Tell whether this is an equation that does not just name its right side: x + y = 1, not y = 1."""
+    """Tell whether this is an equation that does not just name its right side: x + y = 1, not y =
+    1."""
     return isinstance(item, Eq) and not isinstance(item.lhs, (Symbol, AppliedUndef))

@@ -1,4 +1,4 @@
-r"""The kinds of answers.
+r"""The types of answers: numbers, sets, intervals, choices, words, ...
 
 Scalar     5, 3\sqrt{2}\text{ cm}, x = 5, y = 2x + 1
 Group      1, 2    (1, 2)    [1, 2)    \{1, 2\}    2:3    (items may be of any kind)
@@ -19,7 +19,8 @@ from r1zero.reward.math.units import Unit
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """A formula, its unit, the x of `x =`; `letters` is the formula with the m of the unit as a variable."""
+    """A formula, its unit, the x of `x =`; `letters` is the formula with the m of the unit as a
+    variable."""
 
     tree: Node
     unit: Unit = Unit()
@@ -28,7 +29,7 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class AnswerGroup:
     """Some answers, and their brackets: "()", "[)", "{}", ":" for a ratio, or "" for none."""
 
     brackets: str
@@ -84,4 +85,4 @@ class Words:
     text: str
 
 
-Answer = Scalar | Group | Sets | Relation | Matrix | Based | Words
+Answer = Scalar | AnswerGroup | Sets | Relation | Matrix | Based | Words

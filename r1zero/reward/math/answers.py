@@ -1,7 +1,7 @@
-"""How a text is read as one of the kinds of answers.
+"""Parsing: how a text is read as one of the types of answers.
 
-Readers take cleaned text (spelling.clean). What fits no kind is None; what fits two, such as 1,234, is read
-as both.
+Readers take cleaned text (spelling.clean). What fits no kind is None; what fits two, such as 1,234,
+is read as both.
 """
 
 from __future__ import annotations
@@ -10,14 +10,49 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+from r1zero.reward.math.answer_types import (
+    Answer,
+    AnswerGroup,
+    Based,
+    Matrix,
+    Relation,
+    Scalar,
+    Sets,
+    Words,
+)
 from r1zero.reward.math.expression import parse
-from r1zero.reward.math.formulas import branches, is_plain, is_worked, last_place, names, same_formula
-from r1zero.reward.math.answer_types import Answer, Based, Group, Matrix, Relation, Scalar, Sets, Words
+from r1zero.reward.math.formulas import (
+    branches,
+    is_plain,
+    is_worked,
+    last_place,
+    names,
+    same_formula,
+)
 from r1zero.reward.math.labels import coordinates, is_label, name_of
+from r1zero.reward.math.normalize import (
+    AND,
+    ANGLE_CLOSE,
+    ANGLE_OPEN,
+    APPROX,
+    CUP,
+    EMPTY,
+    GE,
+    IN,
+    LE,
+    MINUS_SET,
+    NE,
+    OR,
+    REALS,
+    ROW,
+    SET_CLOSE,
+    SET_OPEN,
+    is_enclosed,
+    split,
+    unwrap,
+)
 from r1zero.reward.math.number_words import to_digits
 from r1zero.reward.math.scalars import compound_parts, read_scalar
-from r1zero.reward.math.normalize import AND, ANGLE_CLOSE, ANGLE_OPEN, APPROX, CUP, EMPTY, GE, IN, LE, MINUS_SET, NE
-from r1zero.reward.math.normalize import OR, REALS, ROW, SET_CLOSE, SET_OPEN, is_enclosed, split, unwrap
 from r1zero.reward.math.tokens import Node, Unreadable
 from r1zero.reward.math.values import Unbounded, Undefined, digits, evaluate
 from r1zero.reward.math.words import NOTHING, is_denied, plain_words
@@ -30,9 +65,14 @@ def readings(text: str, trusted: bool) -> list[Answer]:
     """Return what a cleaned text may mean, the likeliest first; `trusted` for the right answer."""
     if not trusted and is_denied(text):
         words = _words(text)
-        return [words] if words else []
+        if words:
+            return [words]
+        return []
     joined = _GROUPED.sub(lambda match: match[0].replace(",", ""), text)
-    spellings = [joined] if joined == text else [joined, text]
+    if joined == text:
+        spellings = [joined]
+    else:
+        spellings = [joined, text]
     found = []
     for spelling in spellings:
         sides = [_read(side, trusted) for _, side in split(spelling, APPROX) if side]
@@ -42,9 +82,11 @@ def readings(text: str, trusted: bool) -> list[Answer]:
 
 
 def _are_near(sides: list[Answer]) -> bool:
-    r"""Tell whether the sides of `2\pi \approx 6.28` are one number, rounded; `7 \approx 8` are two answers.
+    r"""Tell whether the sides of `2\pi \approx 6.28` are one number, rounded; `7 \approx 8` are two
+    answers.
 
-    Others differ from the first by a hundredth at most, and by less than the last place of one of the two.
+    Others differ from the first by a hundredth at most, and by less than the last place of one of
+    the two.
     """
     if len(sides) < 2:
         return True
@@ -57,7 +99,10 @@ def _are_near(sides: list[Answer]) -> bool:
     places = [digits(last_place(side.tree)) for side in sides]
     return all(
         value == values[0]
-        or (abs(value - values[0]) <= abs(values[0]) / 100 and abs(value - values[0]) < max(place, places[0]))
+        or (
+            abs(value - values[0]) <= abs(values[0]) / 100
+            and abs(value - values[0]) < max(place, places[0])
+        )
         for value, place in zip(values, places, strict=True)
     )
 
@@ -69,9 +114,14 @@ def _read(text: str, trusted: bool) -> Answer | None:
         return None
 
 
-_LEAD = re.compile(r"\\text ?\{[^{}0-9]*(?:\b(?:is|are|about|approximately)|[:=\u4e3a\u662f]) ?\} ?(?=.)")
-_CHINESE_LEAD = re.compile(r"(?:\u7b54\u6848|\u7ed3\u679c)(?:\u662f|\u4e3a)?:? ?(?=.)")  # the answer is
-_BASED = re.compile(r"(-?[0-9A-Z]*[0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)(?:_|\(?base)([0-9]{1,2}|[a-z]+)\)?")
+_LEAD = re.compile(
+    r"\\text ?\{[^{}0-9]*(?:\b(?:is|are|about|approximately)|[:=\u4e3a\u662f]) ?\} ?(?=.)"
+)
+# the answer is
+_CHINESE_LEAD = re.compile(r"(?:\u7b54\u6848|\u7ed3\u679c)(?:\u662f|\u4e3a)?:? ?(?=.)")
+_BASED = re.compile(
+    r"(-?[0-9A-Z]*[0-9][0-9A-Z]*(?:\.[0-9A-Z]+)?)(?:_|\(?base)([0-9]{1,2}|[a-z]+)\)?"
+)
 _ENVIRONMENT = re.compile(
     rf"[(\[{SET_OPEN}]? ?\\begin ?\{{(?P<kind>[pbB]?(?:small)?matrix|array|cases|aligned|align\*?|gathered)"
     r"\} ?(?:\{[lcr| ]*\})?(?P<body>.*)\\end ?\{(?P=kind)\} ?[)\]]?"
@@ -87,7 +137,8 @@ class _Reader:
     """Reads texts of one side; raises Unreadable or returns None for what it does not know."""
 
     def __init__(self, trusted: bool) -> None:
-        self._trusted, self._depth = trusted, 0
+        self._trusted = trusted
+        self._depth = 0
 
     def answer(self, text: str) -> Answer | None:
         """Read a text by what stands outside of its brackets, the loosest first."""
@@ -113,9 +164,9 @@ class _Reader:
         if len(parts) > 1:
             return self._list(parts)
         if text in (EMPTY, SET_OPEN + SET_CLOSE, SET_OPEN + " " + SET_CLOSE):
-            return Group("{}", ())
+            return AnswerGroup("{}", ())
         if text == REALS:
-            return Group("()", (Scalar(Node("neg", (_ENDLESS,))), Scalar(_ENDLESS)))
+            return AnswerGroup("()", (Scalar(Node("neg", (_ENDLESS,))), Scalar(_ENDLESS)))
         for reader in (self._relation, self._sets, self._bracketed, self._based, self._ratio):
             found = reader(text)
             if found is not None:
@@ -124,18 +175,25 @@ class _Reader:
 
     def _all(self, texts: Iterable[str]) -> tuple[Answer, ...] | None:
         items = tuple(self.answer(text) for text in texts)
-        return None if any(item is None for item in items) else items
+        if any(item is None for item in items):
+            return None
+        return items
 
     def _list(self, parts: list[tuple[str, str]]) -> Answer | None:
         """Read parts between commas, semicolons, and, or."""
         items = self._all(part for _, part in parts if part)
         joints = {sign for sign, _ in parts if sign}
-        joint = OR if OR in joints else AND if AND in joints else ","
+        if OR in joints:
+            joint = OR
+        elif AND in joints:
+            joint = AND
+        else:
+            joint = ","
         if items and len(items) == 1:
             return items[0]
-        return items and Group("", _flat(items), joint)
+        return items and AnswerGroup("", _flat(items), joint)
 
-    def _named_points(self, text: str) -> Group | None:
+    def _named_points(self, text: str) -> AnswerGroup | None:
         """Read p = 5, q = 2; p = 7, q = 2 as the points (5, 2) and (7, 2)."""
         if "=" not in text or not any(sign in text for sign in ";" + OR):
             return None
@@ -143,17 +201,18 @@ class _Reader:
         if len(rows) < 2 or not all("," in row or AND in row for row in rows):
             return None
         points = [self.answer(row) for row in rows]
-        if not all(isinstance(point, Group) and point.names for point in points):
+        if not all(isinstance(point, AnswerGroup) and point.names for point in points):
             return None
         if len({frozenset(point.names) for point in points}) > 1:
             return None
-        return Group("", tuple(replace(point, brackets="()") for point in points), OR)
+        return AnswerGroup("", tuple(replace(point, brackets="()") for point in points), OR)
 
     def _relation(self, text: str) -> Answer | None:
         parts = split(text, "=<>" + LE + GE + NE + IN)
         if len(parts) < 2 or (text[:1] == SET_OPEN and is_enclosed(text)):
             return None
-        signs, sides = [sign for sign, _ in parts[1:]], [side for _, side in parts]
+        signs = [sign for sign, _ in parts[1:]]
+        sides = [side for _, side in parts]
         if set(signs) <= {"=", IN}:
             named = self._named(sides, signs)
             if named is not None:
@@ -172,7 +231,8 @@ class _Reader:
         return Relation(trees, signs)
 
     def _named(self, sides: list[str], signs: list[str]) -> Answer | None:
-        r"""Read what has a name, `x = 5`, `f(x) = x^2`, `5 = x`, `x \in [1,2]`, as what it is; else None."""
+        r"""Read what has a name, `x = 5`, `f(x) = x^2`, `5 = x`, `x \in [1,2]`, as what it is; else
+        None."""
         turned = signs == ["="] and not is_label(sides[0]) and is_label(sides[1])
         if turned:
             sides = sides[::-1]
@@ -189,9 +249,11 @@ class _Reader:
             if label in names(answer.tree) or (":" in label and names(answer.tree)):
                 return None  # x = x + 1, a/b = c/d
             return replace(answer, label=label)
-        if isinstance(answer, Group):
+        if isinstance(answer, AnswerGroup):
             return _named_group(answer, label, coordinates(sides[0]))
-        return None if isinstance(answer, Relation | Words) else answer
+        if isinstance(answer, Relation | Words):
+            return None
+        return answer
 
     def _sets(self, text: str) -> Answer | None:
         parts = split(text, CUP + MINUS_SET)
@@ -213,22 +275,33 @@ class _Reader:
         match = _ENVIRONMENT.fullmatch(text)
         if match is None:
             return None
-        rows = [[cell for _, cell in split(row, "&")] for _, row in split(match["body"], ROW) if row]
+        rows = []
+        for _, row in split(match["body"], ROW):
+            if row:
+                rows.append([cell for _, cell in split(row, "&")])
         if match["kind"] in _SYSTEMS:
             if match["kind"] == "cases" and any(len(row) > 1 for row in rows):
                 items = tuple(self._all(_IF.sub("", cell) for cell in row) for row in rows)
-                return None if None in items else Group("", tuple(Group("()", row) for row in items), AND)
+                if None in items:
+                    return None
+                return AnswerGroup("", tuple(AnswerGroup("()", row) for row in items), AND)
             items = self._all("".join(row) for row in rows)
-            return items and Group("", _flat(items), AND)
+            return items and AnswerGroup("", _flat(items), AND)
         cells = [self._all(row) for row in rows]
-        return None if None in cells or not cells else Matrix(tuple(cells))
+        if None in cells or not cells:
+            return None
+        return Matrix(tuple(cells))
 
     def _bracketed(self, text: str) -> Answer | None:
         """Read a text that is in brackets from end to end."""
         if not is_enclosed(text) or len(text) < 3:
             return None
-        brackets, inner = text[0] + text[-1], text[1:-1].strip()
-        builder = _BUILDER.fullmatch(inner) if brackets == SET_OPEN + SET_CLOSE else None
+        brackets = text[0] + text[-1]
+        inner = text[1:-1].strip()
+        if brackets == SET_OPEN + SET_CLOSE:
+            builder = _BUILDER.fullmatch(inner)
+        else:
+            builder = None
         if builder:
             return self.answer(builder[2])
         parts = [part for _, part in split(inner, ",;")]
@@ -239,8 +312,10 @@ class _Reader:
                 return None
             if len(items) != 2 and brackets == "[]":
                 brackets = "()"  # a list, no interval
-            return Group(brackets, _flat(items) if brackets == "{}" else items)
-        return self.answer(inner) if brackets in ("()", "[]", "") else None
+            return AnswerGroup(brackets, _flat(items) if brackets == "{}" else items)
+        if brackets in ("()", "[]", ""):
+            return self.answer(inner)
+        return None
 
     def _based(self, text: str) -> Answer | None:
         bare = re.sub(r"\\text|[{} ]", "", text)
@@ -248,7 +323,9 @@ class _Reader:
         if match is None:
             return None
         base = to_digits(match[2])
-        return Based(match[1], int(base)) if base.isdigit() and int(base) > 1 else None
+        if base.isdigit() and int(base) > 1:
+            return Based(match[1], int(base))
+        return None
 
     def _ratio(self, text: str) -> Answer | None:
         parts = split(text, ":")
@@ -262,18 +339,20 @@ class _Reader:
         clock = _CLOCK.match(text) is not None
         if clock and not all(is_plain(item.tree) for item in items):
             raise Unreadable("this is no time")
-        return Group(":", items, clock=clock)
+        return AnswerGroup(":", items, clock=clock)
 
     def _scalar(self, text: str) -> Answer | None:
         """Read a formula; with a plus-minus it is a list of them, and so is 2 hours 30 minutes."""
         found = read_scalar(text, self._trusted)
         if found is None:
             items = self._all(compound_parts(text))
-            return Group("", items, AND) if items else None
+            if items:
+                return AnswerGroup("", items, AND)
+            return None
         ways = branches(found.tree)
         if len(ways) == 1:
             return found
-        return Group("", tuple(replace(found, tree=way, letters=None) for way in ways), AND)
+        return AnswerGroup("", tuple(replace(found, tree=way, letters=None) for way in ways), AND)
 
 
 def _words(text: str) -> Answer | None:
@@ -281,7 +360,9 @@ def _words(text: str) -> Answer | None:
     if len(text) < 2 or not _WORDS.fullmatch(text):
         return None
     words = plain_words(text)
-    return Group("{}", ()) if words in NOTHING else Words(words)
+    if words in NOTHING:
+        return AnswerGroup("{}", ())
+    return Words(words)
 
 
 _ENDLESS = Node("name", name="infinity")
@@ -292,11 +373,11 @@ def _flat(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
     """Put the values of a plus-minus among the other items of a list."""
     flat: list[Answer] = []
     for item in items:
-        flat.extend(item.items if isinstance(item, Group) and item.brackets == "" else [item])
+        flat.extend(item.items if isinstance(item, AnswerGroup) and item.brackets == "" else [item])
     return tuple(flat)
 
 
-def _named_group(group: Group, label: str, letters: list[str]) -> Group:
+def _named_group(group: AnswerGroup, label: str, letters: list[str]) -> AnswerGroup:
     """Give the items of a list their name: x to both of x = 1, 2; p and q to (p, q) = (5, 2)."""
     if group.brackets == "":
         return replace(group, items=tuple(_labelled(item, label) for item in group.items))
@@ -309,4 +390,6 @@ def _named_group(group: Group, label: str, letters: list[str]) -> Group:
 
 
 def _labelled(answer: Answer, label: str) -> Answer:
-    return replace(answer, label=label) if isinstance(answer, Scalar) else answer
+    if isinstance(answer, Scalar):
+        return replace(answer, label=label)
+    return answer

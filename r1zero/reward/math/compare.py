@@ -1,4 +1,4 @@
-"""Whether two answers that were read are the same, kind by kind; None where only algebra could tell."""
+"""Comparison of two parsed answers, type by type; None where only algebra could tell."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import re
 import string
 from collections.abc import Sequence
 
+from r1zero.reward.math.answer_types import (
+    Answer,
+    AnswerGroup,
+    Based,
+    Matrix,
+    Relation,
+    Scalar,
+    Sets,
+    Words,
+)
 from r1zero.reward.math.formulas import is_plain, names, same_formula
-from r1zero.reward.math.answer_types import Answer, Based, Group, Matrix, Relation, Scalar, Sets, Words
+from r1zero.reward.math.normalize import AND
 from r1zero.reward.math.real_sets import real_set, same_real_set
 from r1zero.reward.math.relations import (
     as_relation,
@@ -18,7 +28,6 @@ from r1zero.reward.math.relations import (
     same_relation,
     states,
 )
-from r1zero.reward.math.normalize import AND
 from r1zero.reward.math.tokens import Node, is_whole
 from r1zero.reward.math.units import scales
 from r1zero.reward.math.values import Value, digits, evaluate
@@ -34,7 +43,7 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
             return _same_scalar(gold, given) or _same_quotient(gold, given)
         case Matrix(), Matrix():
             return _same_items(_row_points(gold), _row_points(given))
-        case (Matrix(), Group()) | (Group(), Matrix()):
+        case (Matrix(), AnswerGroup()) | (AnswerGroup(), Matrix()):
             return _same_vector(gold, given)
         case Based(), Based():
             return gold == given
@@ -44,9 +53,9 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
             return given.digits.isdigit() and _is_number(gold, int(given.digits))
         case Words(), Words():
             return gold == given
-        case Group(), Group():
+        case AnswerGroup(), AnswerGroup():
             return _same_group(gold, given)
-        case (Group(), Scalar()) | (Scalar(), Group()):
+        case (AnswerGroup(), Scalar()) | (Scalar(), AnswerGroup()):
             return _same_single(gold, given)
         case Scalar(), Relation() if not names(gold.tree) and ":" not in gold.label:
             return not gold.label and is_statement(given) and states(given, gold)
@@ -55,7 +64,7 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
     return _same_condition(gold, given)
 
 
-# --- numbers and formulas -------------------------------------------------------------------------------
+# --- numbers and formulas -------------------------------------------------------------------------
 
 
 def _same_scalar(gold: Scalar, given: Scalar) -> bool:
@@ -70,7 +79,9 @@ def _same_scalar(gold: Scalar, given: Scalar) -> bool:
             return False
         if is_whole(gold.tree) and gold.tree.value > 1:
             pairs = pairs[:1]  # 12 is 12%, if the problem asks for percents, but not 1200%
-    if any(same_formula(_scaled(gold.tree, mine), _scaled(given.tree, other)) for mine, other in pairs):
+    if any(
+        same_formula(_scaled(gold.tree, mine), _scaled(given.tree, other)) for mine, other in pairs
+    ):
         return True
     if gold.letters is None and given.letters is None:
         return False
@@ -79,7 +90,8 @@ def _same_scalar(gold: Scalar, given: Scalar) -> bool:
 
 def _same_quotient(gold: Scalar, given: Scalar) -> bool | None:
     """Compare x/y = 4 with x = 4y."""
-    left, right = as_relation(gold), as_relation(given)
+    left = as_relation(gold)
+    right = as_relation(given)
     if ":" not in gold.label or left is None or right is None:
         return False
     return same_relation(left, right)
@@ -93,14 +105,18 @@ def _is_share(scalar: Scalar) -> bool:
 
 
 def _scaled(tree: Node, factor: Value) -> Node:
-    return tree if factor == 1 else Node("mul", (Node("number", value=factor), tree))
+    if factor == 1:
+        return tree
+    return Node("mul", (Node("number", value=factor), tree))
 
 
 def _labels_clash(gold: str, given: str) -> bool:
-    """Tell whether these are different variables; an index, a word or a function clashes with nothing."""
+    """Tell whether these are different variables; an index, a word or a function clashes with
+    nothing."""
     if ":" in gold and ":" in given:
         return gold != given
-    left, right = _VARIABLE.fullmatch(gold), _VARIABLE.fullmatch(given)
+    left = _VARIABLE.fullmatch(gold)
+    right = _VARIABLE.fullmatch(given)
     if not left or not right or "(" in gold + given:
         return False
     if left["index"] and right["index"]:
@@ -112,13 +128,14 @@ def _is_number(answer: Answer, value: int) -> bool:
     return isinstance(answer, Scalar) and not names(answer.tree) and evaluate(answer.tree) == value
 
 
-# --- lists ----------------------------------------------------------------------------------------------
+# --- lists ----------------------------------------------------------------------------------------
 
 
-def _same_group(gold: Group, given: Group) -> bool | None:
+def _same_group(gold: AnswerGroup, given: AnswerGroup) -> bool | None:
     """Compare points and intervals by order, sets without; a bare list may stand for either.
 
-    Values with names go by name: `y=2,x=1` is the point (1, 2), and 1, 2. A set is never a point or interval.
+    Values with names go by name: `y=2,x=1` is the point (1, 2), and 1, 2. A set is never a point or
+    interval.
     """
     if gold.brackets != given.brackets or gold.unordered:
         if any(isinstance(item, Relation | Sets) for item in gold.items + given.items):
@@ -137,13 +154,17 @@ def _same_group(gold: Group, given: Group) -> bool | None:
 
 
 def _name(item: Answer) -> str:
-    return item.label if isinstance(item, Scalar) else ""
+    if isinstance(item, Scalar):
+        return item.label
+    return ""
 
 
-def _in_order(group: Group) -> Sequence[Answer]:
+def _in_order(group: AnswerGroup) -> Sequence[Answer]:
     """Return values as they are written, but y = 2, x = 1 by the alphabet, as coordinates."""
     row = "".join(sorted(group.names))
-    return sorted(group.items, key=_name) if row and row in string.ascii_lowercase else group.items
+    if row and row in string.ascii_lowercase:
+        return sorted(group.items, key=_name)
+    return group.items
 
 
 def _same_items(gold: Sequence[Answer], given: Sequence[Answer]) -> bool | None:
@@ -151,20 +172,28 @@ def _same_items(gold: Sequence[Answer], given: Sequence[Answer]) -> bool | None:
     if len(gold) != len(given):
         return False
     verdicts = [same_answer(mine, other) for mine, other in zip(gold, given, strict=True)]
-    return False if False in verdicts else None if None in verdicts else True
+    if False in verdicts:
+        return False
+    if None in verdicts:
+        return None
+    return True
 
 
-def _same_unordered(gold: Group, given: Group) -> bool:
+def _same_unordered(gold: AnswerGroup, given: AnswerGroup) -> bool:
     """Find a partner for each item; in sets, items may be written twice."""
-    left, right = list(gold.items), list(given.items)
+    left = list(gold.items)
+    right = list(given.items)
     if gold.brackets == given.brackets == "{}":
-        left, right = _distinct(left), _distinct(right)
+        left = _distinct(left)
+        right = _distinct(right)
     if len(left) != len(right):
         return False
     if len(left) > MAX_ITEMS:
         return bool(_same_items(left, right))
     for item in left:
-        partner = next((place for place, other in enumerate(right) if same_answer(item, other)), None)
+        partner = next(
+            (place for place, other in enumerate(right) if same_answer(item, other)), None
+        )
         if partner is None:
             return False
         del right[partner]
@@ -179,9 +208,10 @@ def _distinct(items: list[Answer]) -> list[Answer]:
     return kept + items[MAX_ITEMS:]
 
 
-def _same_ratio(gold: Group, given: Group) -> bool | None:
+def _same_ratio(gold: AnswerGroup, given: AnswerGroup) -> bool | None:
     """Compare 2:4 and 1:2 as ratios, but times of day as they stand."""
-    mine, theirs = gold.items, _by_name_of(gold.label, given)
+    mine = gold.items
+    theirs = _by_name_of(gold.label, given)
     if len(mine) != len(theirs):
         return False
     if gold.clock != given.clock and (_is_time(gold) or _is_time(given)):
@@ -189,23 +219,26 @@ def _same_ratio(gold: Group, given: Group) -> bool | None:
     is_ratio = not any(item.unit.name or _is_zero(item) for item in mine + theirs)
     if not is_ratio or (gold.clock and given.clock):
         return _same_items(mine, theirs)
-    first, other = mine[0].tree, theirs[0].tree
+    first = mine[0].tree
+    other = theirs[0].tree
     return all(
         same_formula(Node("mul", (left.tree, other)), Node("mul", (right.tree, first)))
         for left, right in zip(mine, theirs, strict=True)
     )
 
 
-def _by_name_of(label: str, ratio: Group) -> tuple[Answer, ...]:
+def _by_name_of(label: str, ratio: AnswerGroup) -> tuple[Answer, ...]:
     """Return the parts of T:S = 32:7 in the order of another name, S:T; () if the names differ."""
     if not label or not ratio.label:
         return ratio.items
     members = dict(zip(ratio.label.split(":"), ratio.items, strict=False))
     wanted = label.split(":")
-    return tuple(members[name] for name in wanted) if set(wanted) == set(members) else ()
+    if set(wanted) == set(members):
+        return tuple(members[name] for name in wanted)
+    return ()
 
 
-def _is_time(group: Group) -> bool:
+def _is_time(group: AnswerGroup) -> bool:
     """Tell whether this is a time of day and surely no ratio: 5:00, 3:05."""
     return group.clock and any(evaluate(item.tree) < 10 for item in group.items[1:])
 
@@ -216,8 +249,13 @@ def _is_zero(item: Scalar) -> bool:
 
 def _same_single(gold: Answer, given: Answer) -> bool | None:
     """Compare a list with a number: a set of one, a ratio of two, or 2 hours and 30 minutes."""
-    group, scalar = (gold, given) if isinstance(gold, Group) else (given, gold)
-    assert isinstance(group, Group) and isinstance(scalar, Scalar)
+    if isinstance(gold, AnswerGroup):
+        group = gold
+        scalar = given
+    else:
+        group = given
+        scalar = gold
+    assert isinstance(group, AnswerGroup) and isinstance(scalar, Scalar)
     items = group.items
     if group.brackets == "{}" and len(items) == 1:
         return same_answer(items[0], scalar)
@@ -227,7 +265,8 @@ def _same_single(gold: Answer, given: Answer) -> bool | None:
         if _is_time(group) or _labels_clash(group.label, scalar.label):
             return False
         return same_formula(Node("div", (items[0].tree, items[1].tree)), scalar.tree)
-    measures, sizes = {item.unit.measures for item in items}, [item.unit.size for item in items]
+    measures = {item.unit.measures for item in items}
+    sizes = [item.unit.size for item in items]
     if group.joint != AND or not scalar.unit.measures or measures != {scalar.unit.measures}:
         return False
     if sizes != sorted(set(sizes), reverse=True):
@@ -237,9 +276,15 @@ def _same_single(gold: Answer, given: Answer) -> bool | None:
 
 
 def _same_vector(gold: Answer, given: Answer) -> bool | None:
-    """Compare a matrix with one column or row with a point, or a matrix with its rows in brackets."""
-    matrix, group = (gold, given) if isinstance(gold, Matrix) else (given, gold)
-    assert isinstance(matrix, Matrix) and isinstance(group, Group)
+    """Compare a matrix with one column or row with a point, or a matrix with its rows in
+    brackets."""
+    if isinstance(gold, Matrix):
+        matrix = gold
+        group = given
+    else:
+        matrix = given
+        group = gold
+    assert isinstance(matrix, Matrix) and isinstance(group, AnswerGroup)
     if group.brackets not in ("()", "[]"):
         return False
     rows = matrix.rows
@@ -250,31 +295,41 @@ def _same_vector(gold: Answer, given: Answer) -> bool | None:
     return _same_items(_row_points(matrix), [_as_point(item) for item in group.items])
 
 
-def _row_points(matrix: Matrix) -> list[Group]:
-    return [Group("()", row) for row in matrix.rows]
+def _row_points(matrix: Matrix) -> list[AnswerGroup]:
+    return [AnswerGroup("()", row) for row in matrix.rows]
 
 
 def _as_point(answer: Answer) -> Answer:
-    return Group("()", answer.items) if isinstance(answer, Group) and answer.brackets == "[]" else answer
+    if isinstance(answer, AnswerGroup) and answer.brackets == "[]":
+        return AnswerGroup("()", answer.items)
+    return answer
 
 
-# --- equations, inequalities, sets of reals -------------------------------------------------------------
+# --- equations, inequalities, sets of reals -------------------------------------------------------
 
 
 def _same_condition(gold: Answer, given: Answer) -> bool | None:
     """Compare what holds: as sets of reals where that can be had, else as relations."""
     if is_unsolved(given) and not is_unsolved(gold):
         return False
-    verdict = same_real_set(gold, given) if is_condition(gold) or is_condition(given) else False
+    if is_condition(gold) or is_condition(given):
+        verdict = same_real_set(gold, given)
+    else:
+        verdict = False
     if verdict is not None:
         return verdict
-    left, right = as_relation(gold), as_relation(given)
+    left = as_relation(gold)
+    right = as_relation(given)
     if left and right:
         return same_relation(left, right)
     if isinstance(gold, Scalar | Words | Matrix) or isinstance(given, Scalar | Words | Matrix):
         return False
-    if any(real_set(side) and not is_condition(other) for side, other in ((gold, given), (given, gold))):
+    if any(
+        real_set(side) and not is_condition(other) for side, other in ((gold, given), (given, gold))
+    ):
         return False  # a set of reals, and something that is none
-    if isinstance(gold, Group) and isinstance(given, Group):
-        return _same_unordered(gold, given) if gold.unordered and given.unordered else None
+    if isinstance(gold, AnswerGroup) and isinstance(given, AnswerGroup):
+        if gold.unordered and given.unordered:
+            return _same_unordered(gold, given)
+        return None
     return None

@@ -24,7 +24,8 @@ def split_condition(text: str) -> tuple[str, str]:
     match = _CONDITION.fullmatch(text)
     if match is None or "\\begin" in text:
         return text, ""
-    main, rest = match["main"], match["rest"]
+    main = match["main"]
+    rest = match["rest"]
     if not _is_closed(main) or _OPEN.search(main) or _CASES.search(rest):
         return text, ""
     if not _letters(main.rpartition("=")[2]) & _letters(rest):

@@ -1,14 +1,27 @@
-r"""One formula, as a tree: numbers, names, sums, products, powers, functions. No lists, no relations.
+r"""One formula, as a tree: numbers, names, sums, products, powers, functions. No lists, no
+relations.
 
-The grammar is that of people who write answers: `2\frac{1}{2}` is a mixed number, `2x\sin 3x` a product of
-three, `1/2x` half of x but `a/bc` a over bc. What it does not know is Unreadable, never guessed.
+The grammar is that of people who write answers: `2\frac{1}{2}` is a mixed number, `2x\sin 3x` a
+product of three, `1/2x` half of x but `a/bc` a over bc. What it does not know is Unreadable, never
+guessed.
 """
 
 from __future__ import annotations
 
 from r1zero.reward.math.normalize import DEGREE, INFINITY, MP, PI, PM, SET_CLOSE, SET_OPEN
-from r1zero.reward.math.tokens import CONSTANTS, FUNCTIONS, GREEK, OF_LISTS, TRIGONOMETRIC
-from r1zero.reward.math.tokens import Node, Token, Unreadable, is_whole, number, tokens
+from r1zero.reward.math.tokens import (
+    CONSTANTS,
+    FUNCTIONS,
+    GREEK,
+    OF_LISTS,
+    TRIGONOMETRIC,
+    Node,
+    Token,
+    Unreadable,
+    is_whole,
+    number,
+    tokens,
+)
 
 MAX_DEPTH = 40  # of brackets, roots and powers
 _REMAINDERS = ("bmod", "mod")
@@ -28,7 +41,8 @@ def parse(text: str) -> Node:
 
 
 class _Parser:
-    """Recursive descent; each method reads one level of the grammar and stands behind it afterwards."""
+    """Recursive descent; each method reads one level of the grammar and stands behind it
+    afterwards."""
 
     def __init__(self, words: list[Token]) -> None:
         self._tokens = [*words, _END]
@@ -61,11 +75,15 @@ class _Parser:
         self._place += 1
 
     def sum(self) -> Node:
-        r"""Terms between plus, minus and plus-minus; `\over` and `\choose` divide the group they stand in."""
+        r"""Terms between plus, minus and plus-minus; `\over` and `\choose` divide the group they
+        stand in."""
         terms = [self._product() if not self._is("+-" + PM + MP) else self._signed()]
         while self._is("+-" + PM + MP):
             terms.append(self._signed())
-        total = terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+        if len(terms) == 1:
+            total = terms[0]
+        else:
+            total = Node("add", tuple(terms))
         if self.kind == "command" and self.text in _BETWEEN:
             return Node(_BETWEEN[self._take().text], (total, self.sum()))
         return total
@@ -76,7 +94,9 @@ class _Parser:
             return Node("plus-minus", (self._product(),), name=sign)
         negative = self._minus_signs() != (sign == "-")
         term = self._product()
-        return Node("neg", (term,)) if negative else term
+        if negative:
+            return Node("neg", (term,))
+        return term
 
     def _minus_signs(self) -> bool:
         """Read signs, and tell whether they make what follows negative."""
@@ -87,7 +107,8 @@ class _Parser:
 
     def _product(self) -> Node:
         """Factors with signs of multiplication and division between them, or with none."""
-        result, divisions = self._factors(), 0
+        result = self._factors()
+        divisions = 0
         while self._is("*/") or (self.kind == "command" and self.text in _REMAINDERS):
             sign = self._take().text
             factor = self._signed_factors()
@@ -96,7 +117,9 @@ class _Parser:
                 continue
             if sign == "*":
                 # No deeper tree for a longer product.
-                result = Node("mul", (*result.parts, factor) if result.op == "mul" else (result, factor))
+                result = Node(
+                    "mul", (*result.parts, factor) if result.op == "mul" else (result, factor)
+                )
                 continue
             divisions += 1
             if divisions > MAX_DEPTH:
@@ -112,7 +135,9 @@ class _Parser:
     def _signed_factors(self) -> Node:
         negative = self._minus_signs()
         factors = self._factors()
-        return Node("neg", (factors,)) if negative else factors
+        if negative:
+            return Node("neg", (factors,))
+        return factors
 
     def _factors(self) -> Node:
         """Factors that stand side by side."""
@@ -122,7 +147,9 @@ class _Parser:
         return _product_of(factors)
 
     def _starts_factor(self) -> bool:
-        if self.kind in ("letter", "roman") or (self.kind == "command" and self.text not in _CLOSERS):
+        if self.kind in ("letter", "roman") or (
+            self.kind == "command" and self.text not in _CLOSERS
+        ):
             return True
         if self.kind == "number":
             return self._tokens[self._place - 1].kind != "number"
@@ -130,7 +157,8 @@ class _Parser:
 
     def _mixed(self) -> Node | None:
         r"""A mixed number, `2\frac{1}{2}` or `2 1/2`, or None with nothing read."""
-        tokens, start = self._tokens, self._place
+        tokens = self._tokens
+        start = self._place
         if self.kind != "number" or not is_whole(tokens[start].node):
             return None
         behind = tokens[start + 1 : start + 4]
@@ -142,7 +170,9 @@ class _Parser:
         elif len(behind) == 3 and behind[0].spaced and behind[0].kind == behind[2].kind == "number":
             if behind[1].text == "/" and is_whole(behind[0].node) and is_whole(behind[2].node):
                 self._place += 4
-                return Node("add", (tokens[start].node, Node("div", (behind[0].node, behind[2].node))))
+                return Node(
+                    "add", (tokens[start].node, Node("div", (behind[0].node, behind[2].node)))
+                )
         self._place = start
         return None
 
@@ -171,7 +201,9 @@ class _Parser:
             self._take()
             power = Node("pow", (power, self._exponent()))
         self._depth -= 1
-        return Node("neg", (power,)) if negative else power
+        if negative:
+            return Node("neg", (power,))
+        return power
 
     def _descend(self) -> None:
         self._depth += 1
@@ -184,7 +216,8 @@ class _Parser:
             return self._primary()
         if self.kind == "number" and len(self.text) > 1 and self.text.isdigit():
             token = self._tokens[self._place]
-            first, rest = token.text[0], token.text[1:]
+            first = token.text[0]
+            rest = token.text[1:]
             self._tokens[self._place] = Token("number", rest, False, number(int(rest)))
             return number(int(first))
         return self._primary()
@@ -208,7 +241,8 @@ class _Parser:
             return Node("name", name=CONSTANTS[token.text])
         for opening, closing in ("()", "[]", "{}"):
             if token.text == opening:
-                bars, self._bars = self._bars, 0
+                bars = self._bars
+                self._bars = 0
                 inner = self.sum()
                 self._expect(closing)
                 self._bars = bars
@@ -231,7 +265,9 @@ class _Parser:
                 while not self._is("}"):
                     self._take()
                 self._take()
-                name += "_" + "".join(token.text for token in self._tokens[start + 1 : self._place - 1])
+                name += "_" + "".join(
+                    token.text for token in self._tokens[start + 1 : self._place - 1]
+                )
             else:
                 name += "_" + self._take().text
         while self._is("'"):
@@ -268,7 +304,8 @@ class _Parser:
         return Node("root", (inner, index))
 
     def _function(self, name: str) -> Node:
-        r"""A function with its base or power and its argument: `\log_2 8`, `\sin^2 x`, `\tan^{-1} 2x`."""
+        r"""A function with its base or power and its argument: `\log_2 8`, `\sin^2 x`, `\tan^{-1}
+        2x`."""
         base: Node | None = None
         power: Node | None = None
         while self._is("_^"):
@@ -279,12 +316,18 @@ class _Parser:
         if base is not None and name != "log":
             raise Unreadable(f"{name} has no base")
         self._angle += name in TRIGONOMETRIC or name == "cis"
-        inner = self._primary() if self._is("({[") else self._bare_argument()
+        if self._is("({["):
+            inner = self._primary()
+        else:
+            inner = self._bare_argument()
         self._angle -= name in TRIGONOMETRIC or name == "cis"
         if power == Node("neg", (number(1),)):
-            name, power = f"arc{name}", None
+            name = f"arc{name}"
+            power = None
         call = Node("call", (inner,) if base is None else (inner, base), name=name)
-        return call if power is None else Node("pow", (call, power))
+        if power is None:
+            return call
+        return Node("pow", (call, power))
 
     def _function_of_list(self, name: str) -> Node:
         r"""The greatest common divisor and the like, `\gcd(12, 18)`, of any number of formulas."""
@@ -311,8 +354,12 @@ class _Parser:
         while self._starts_factor() and not self._is("(") and self.text not in FUNCTIONS:
             factors.append(self._power())
         argument = _product_of(factors)
-        return Node("neg", (argument,)) if negative else argument
+        if negative:
+            return Node("neg", (argument,))
+        return argument
 
 
 def _product_of(factors: list[Node]) -> Node:
-    return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
+    if len(factors) == 1:
+        return factors[0]
+    return Node("mul", tuple(factors))

@@ -1,8 +1,8 @@
 """Whether two formulas are worth the same.
 
-Equal means: the same fraction, or the same first 40 digits; formulas with names in them are compared at
-points. Where a side contains a decimal, which may have been rounded, the two may differ by half a unit of the
-sixth decimal, and of the sixth significant digit.
+Equal means: the same fraction, or the same first 40 digits; formulas with names in them are
+compared at points. Where a side contains a decimal, which may have been rounded, the two may differ
+by half a unit of the sixth decimal, and of the sixth significant digit.
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ from itertools import product
 
 from r1zero.reward.math.normalize import MP
 from r1zero.reward.math.tokens import Node, is_whole
-from r1zero.reward.math.values import CONSTANTS, POINTS, REAL, WORK, Unbounded, Undefined, Value
-from r1zero.reward.math.values import digits, evaluate, is_exact
+from r1zero.reward.math.values import (
+    CONSTANTS,
+    POINTS,
+    REAL,
+    WORK,
+    Unbounded,
+    Undefined,
+    Value,
+    digits,
+    evaluate,
+    is_exact,
+)
 
 MAX_DENOMINATOR = 10**60  # of a decimal that may be rounded; values have that many digits
 _SIXTH = REAL.mpf(5) / 10**7
@@ -49,16 +59,22 @@ def _signs(node: Node) -> Iterator[str]:
 
 def _choose(node: Node, signs: Iterator[str]) -> Node:
     if node.op != "plus-minus":
-        return replace(node, parts=tuple(_choose(part, signs) for part in node.parts)) if node.parts else node
+        if node.parts:
+            return replace(node, parts=tuple(_choose(part, signs) for part in node.parts))
+        return node
     sign = next(signs)
     inner = _choose(node.parts[0], signs)
-    return inner if sign == "+" else Node("neg", (inner,))
+    if sign == "+":
+        return inner
+    return Node("neg", (inner,))
 
 
 def names(node: Node) -> set[str]:
     """Return the names of the variables in a tree."""
     if node.op == "name":
-        return set() if node.name in CONSTANTS else {node.name}
+        if node.name in CONSTANTS:
+            return set()
+        return {node.name}
     return set().union(*map(names, node.parts))
 
 
@@ -87,7 +103,8 @@ def is_rounded(node: Node) -> bool:
 
 
 def last_place(node: Node) -> Fraction:
-    """Return the worth of the last digit of a number, 1 or 1/10 or less; 0 for what is not rounded."""
+    """Return the worth of the last digit of a number, 1 or 1/10 or less; 0 for what is not
+    rounded."""
     while node.op == "neg":
         node = node.parts[0]
     if not node.decimal or node.value.denominator > MAX_DENOMINATOR:
@@ -101,7 +118,8 @@ def close(gold: Value, given: Value, rounded: bool) -> bool:
     exact = is_exact(gold, given)
     if exact and (gold == given or not rounded):
         return gold == given
-    gold, given = digits(gold), digits(given)
+    gold = digits(gold)
+    given = digits(given)
     if REAL.isinf(gold) or REAL.isinf(given):
         return gold == given
     gap = abs(gold - given)
@@ -117,18 +135,20 @@ def close(gold: Value, given: Value, rounded: bool) -> bool:
 def same_formula(gold: Node, given: Node) -> bool:
     """Compare two trees without plus-minus; raise Unbounded or Undefined for a constant that is so.
 
-    With names in them, they are the same when they agree at all points where both are real; where there is
-    no such point, when they agree at all points.
+    With names in them, they are the same when they agree at all points where both are real; where
+    there is no such point, when they agree at all points.
     """
     if gold == given:
         return True
     rounded = is_rounded(gold) or is_rounded(given)
     if not names(gold) | names(given):
         return close(evaluate(gold), evaluate(given), rounded)
-    real_points, others = 0, []
+    real_points = 0
+    others = []
     for point in range(POINTS):
         try:
-            left, right = evaluate(gold, point), evaluate(given, point)
+            left = evaluate(gold, point)
+            right = evaluate(given, point)
         except (Undefined, Unbounded):
             continue
         if not isinstance(left, REAL.mpc) and not isinstance(right, REAL.mpc):
@@ -141,11 +161,13 @@ def same_formula(gold: Node, given: Node) -> bool:
 
 
 def constant_ratio(gold: Node, given: Node) -> Value | None:
-    """Return the number, not zero, that times the second tree is the first; None where there is none."""
+    """Return the number, not zero, that times the second tree is the first; None where there is
+    none."""
     ratios = []
     for point in range(POINTS):
         try:
-            left, right = digits(evaluate(gold, point)), digits(evaluate(given, point))
+            left = digits(evaluate(gold, point))
+            right = digits(evaluate(given, point))
         except (Undefined, Unbounded):
             continue
         if min(abs(left), abs(right)) < WORK.nothing or REAL.isinf(left) or REAL.isinf(right):
@@ -162,8 +184,11 @@ def quadratic(tree: Node, name: str, point: int = 0) -> tuple[Value, Value, Valu
 
     Other names have the values of the point. Raises Unbounded or Undefined like `evaluate`.
     """
-    at_0, at_1, before, at_3 = (digits(evaluate(_put(tree, name, value), point)) for value in (0, 1, -1, 3))
-    square, slope = (at_1 + before) / 2 - at_0, (at_1 - before) / 2
+    at_0, at_1, before, at_3 = (
+        digits(evaluate(_put(tree, name, value), point)) for value in (0, 1, -1, 3)
+    )
+    square = (at_1 + before) / 2 - at_0
+    slope = (at_1 - before) / 2
     size = max(map(abs, (at_0, at_1, before, at_3)))
     if abs(at_3 - (9 * square + 3 * slope + at_0)) > WORK.same * size:
         return None
@@ -175,11 +200,14 @@ def _put(tree: Node, name: str, value: Value) -> Node:
     """Return a tree with a value in the place of a name."""
     if tree.op == "name" and tree.name == name:
         return Node("number", value=Fraction(value) if isinstance(value, int) else value)
-    return replace(tree, parts=tuple(_put(part, name, value) for part in tree.parts)) if tree.parts else tree
+    if tree.parts:
+        return replace(tree, parts=tuple(_put(part, name, value) for part in tree.parts))
+    return tree
 
 
 def differ_on_roots(gold: Node, given: Node) -> bool:
-    """Tell whether a root of the first tree is surely none of the second; False when no root was found."""
+    """Tell whether a root of the first tree is surely none of the second; False when no root was
+    found."""
     for name in sorted(names(gold)):
         try:
             shape = quadratic(gold, name)

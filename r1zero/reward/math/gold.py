@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r1zero.reward.math.answers import readings
 from r1zero.reward.format import answer_part, last_box
+from r1zero.reward.math.answers import readings
 from r1zero.reward.math.normalize import clean
 
 MARK = "####"
@@ -40,8 +40,11 @@ def read_gold(text: str) -> str:
         return read_gold(only)
     if MARK in text:
         behind = text.rpartition(MARK)[2].strip()
-        text = behind.splitlines()[0].strip() if behind else text
-        return text.replace(",", "") if _GROUPED.fullmatch(text) else text
+        if behind:
+            text = behind.splitlines()[0].strip()
+        if _GROUPED.fullmatch(text):
+            return text.replace(",", "")
+        return text
     inner = answer_part(text)
     return (last_box(inner) or inner).strip() or text
 
@@ -49,7 +52,9 @@ def read_gold(text: str) -> str:
 def the_one_of(texts: Sequence[str]) -> str | None:
     """Return the text of a list that holds one, once or several times; None for others."""
     different = dict.fromkeys(text.strip() for text in texts)
-    return next(iter(different)) if len(different) == 1 else None
+    if len(different) == 1:
+        return next(iter(different))
+    return None
 
 
 def _quoted_list(text: str) -> list[str]:
@@ -60,7 +65,9 @@ def _quoted_list(text: str) -> list[str]:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return []
-    return value if all(isinstance(item, str) for item in value) else []
+    if all(isinstance(item, str) for item in value):
+        return value
+    return []
 
 
 def fault_of(gold: str) -> str:
@@ -78,7 +85,9 @@ def fault_of(gold: str) -> str:
     if _is_sentence(gold):
         return "a sentence"
     is_known = bool(readings(clean(gold), trusted=True)) or "\\" in gold or gold.isalpha()
-    return "" if is_known else "no number, formula, choice or words that can be read"
+    if is_known:
+        return ""
+    return "no number, formula, choice or words that can be read"
 
 
 def _is_sentence(text: str) -> bool:

@@ -1,15 +1,16 @@
-r"""Whether two answers are the same mathematics.
+r"""The grader, door of this folder: whether two answers are the same mathematics.
 
-Both are read as one of the kinds of answers.py and compared as such: numbers and formulas by their values
-(formulas.py, which states the tolerance), intervals and inequalities as sets of reals, lists by order or
-without. What our reader does not know, such as integrals, determinants and congruences, is left to
-math-verify, which asks sympy.
+Both are read as one of the kinds of answers.py and compared as such: numbers and formulas by their
+values (formulas.py, which states the tolerance), intervals and inequalities as sets of reals, lists
+by order or without. What our reader does not know, such as integrals, determinants and congruences,
+is left to math-verify, which asks sympy.
 
-Units: one that only one side gives is ignored; two known ones are converted, and must measure the same.
-Percent: 50% is 50 or 0.5, but a bare 50 is never 0.5.
+Units: one that only one side gives is ignored; two known ones are converted, and must measure the
+same. Percent: 50% is 50 or 0.5, but a bare 50 is never 0.5.
 
-Loads sympy; only the processes of the judge import this. Our own reading takes microseconds to a few
-milliseconds, whatever the text; sympy may never end, and the process that runs it is killed.
+Loads sympy; only the processes of the reward executor import this. Our own reading takes
+microseconds to a few milliseconds, whatever the text; sympy may never end, and the process that
+runs it is killed.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
+from r1zero.reward.format import last_box
 from r1zero.reward.math.algebra import same_algebra
+from r1zero.reward.math.answer_types import Answer
 from r1zero.reward.math.answers import readings
-from r1zero.reward.math.multiple_choice import same_text
 from r1zero.reward.math.compare import same_answer
 from r1zero.reward.math.conditions import is_domain, split_condition
-from r1zero.reward.format import last_box
-from r1zero.reward.math.answer_types import Answer
 from r1zero.reward.math.labels import is_label
+from r1zero.reward.math.multiple_choice import same_text
 from r1zero.reward.math.normalize import clean, is_balanced, split, undo_escapes
 from r1zero.reward.math.values import WORK, Unbounded, Undefined, more_digits
 from r1zero.reward.math.words import is_denied
@@ -76,7 +77,8 @@ def read_gold(text: str) -> Reading:
 
 
 def same(gold: str, given: str) -> bool:
-    """Tell whether a given answer is the right one. Both are LaTeX or plain text, with or without `$`.
+    """Tell whether a given answer is the right one. Both are LaTeX or plain text, with or without
+    `$`.
 
     What cannot be compared for a fault of ours or of a library is not the same, and logged.
     """
@@ -89,17 +91,23 @@ def without_faults(compare: Callable[..., bool], texts: tuple[str, ...], on_faul
         return compare(*texts)
     except MemoryError:
         raise  # what is left of this process may be torn
-    except Exception as error:  # noqa: BLE001 - what sympy and we may raise on any text has no bound; told
+    except Exception as error:  # noqa: BLE001
+        # what sympy and we may raise on any text has no bound; told
         shown = ", ".join(f"{text[-80:]!r}" for text in texts)
-        log.warning("a comparison failed, which counts as wrong: %s: %s; of %s",
-                    type(error).__name__, error, shown)
+        log.warning(
+            "a comparison failed, which counts as wrong: %s: %s; of %s",
+            type(error).__name__,
+            error,
+            shown,
+        )
         return on_fault
 
 
 def _same(gold: str, given: str) -> bool:
     if max(len(gold), len(given)) > MAX_CHARACTERS:
         return False
-    right, answer = read_gold(gold), read(given, trusted=False)
+    right = read_gold(gold)
+    answer = read(given, trusted=False)
     if not right.text or not answer.text or not _agree(right.condition, answer.condition):
         return False
     if right.key == answer.key:
@@ -107,11 +115,14 @@ def _same(gold: str, given: str) -> bool:
     verdict = same_text(right.text, answer.text)
     if verdict is None:
         verdict = _same_reading(right, answer)
-    return _same_algebra(right, answer) if verdict is None else verdict
+    if verdict is None:
+        return _same_algebra(right, answer)
+    return verdict
 
 
 def _agree(right: str, given: str) -> bool:
-    """Tell whether answers with these conditions can be the same: the right one's may be left out."""
+    """Tell whether answers with these conditions can be the same: the right one's may be left
+    out."""
     return given in ("", right) or (not right and is_domain(given))
 
 
@@ -120,7 +131,9 @@ def _same_reading(right: Reading, answer: Reading) -> bool | None:
     unread = [side.text for side in (right, answer) if not side.answers]
     if unread:
         hopeful = any(map(_BEYOND_US.search, unread)) and all(map(is_balanced, unread))
-        return None if hopeful and not is_denied(answer.text) else False
+        if hopeful and not is_denied(answer.text):
+            return None
+        return False
     unknown = False
     for mine, other in product(right.answers, answer.answers):
         try:
@@ -130,7 +143,9 @@ def _same_reading(right: Reading, answer: Reading) -> bool | None:
         if verdict:
             return True
         unknown |= verdict is None
-    return None if unknown else False
+    if unknown:
+        return None
+    return False
 
 
 def _same_to_the_last_digit(mine: Answer, other: Answer) -> bool | None:
@@ -159,4 +174,6 @@ def _sides(text: str) -> list[str]:
     if "\\begin{cases}" in text or "\\begin{align" in text:
         return [text]
     sides = [side for _, side in split(text.replace("\\approx", "="), "=")]
-    return sides[1:] if len(sides) > 1 and is_label(clean(sides[0])) else sides
+    if len(sides) > 1 and is_label(clean(sides[0])):
+        return sides[1:]
+    return sides

@@ -1,4 +1,5 @@
-r"""What only names the answer before an equals sign: `x`, `f(x)`, `(p, q)`, `S:T`, `\text{Area}`."""
+r"""What only names the answer before an equals sign: `x`, `f(x)`, `(p, q)`, `S:T`,
+`\text{Area}`."""
 
 from __future__ import annotations
 
@@ -36,13 +37,21 @@ def is_label(text: str) -> bool:
 
 def coordinates(text: str) -> list[str]:
     """Return the letters of a point, (p, q); [] for any other name."""
-    return re.findall("[a-z]", text) if _POINT.fullmatch(text) else []
+    if _POINT.fullmatch(text):
+        return re.findall("[a-z]", text)
+    return []
 
 
 def name_of(text: str) -> str:
-    r"""Return a name without spaces, NO:BO for the quotient `\frac{NO}{BO}`; "" for what is no name."""
+    r"""Return a name without spaces, NO:BO for the quotient `\frac{NO}{BO}`; "" for what is no
+    name."""
     match = _QUOTIENT.fullmatch(text)
     if match is None:
-        return "".join(text.split()) if is_label(text) else ""
-    name = f"{match['top']}:{match['bottom']}" if match["top"] else text
+        if is_label(text):
+            return "".join(text.split())
+        return ""
+    if match["top"]:
+        name = f"{match['top']}:{match['bottom']}"
+    else:
+        name = text
     return re.sub(r"\\text|\\overline|[{}| ]", "", name).replace("/", ":")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
-from r1zero.reward.math.number_words import to_digits
 from r1zero.reward.math.normalize import unwrap
+from r1zero.reward.math.number_words import to_digits
 from r1zero.reward.math.words import NOTHING, is_denied, plain_words
 
 _TEXT = re.compile(r"\\text ?|[{}]")
 _LETTER = re.compile(r"\(?([A-Z])\)?")
-_LEAD = re.compile(r"(?:the )?(?:(?:correct )?(?:answer|choice|option) ?(?:is ?)?:? ?)?", re.IGNORECASE)
+_LEAD = re.compile(
+    r"(?:the )?(?:(?:correct )?(?:answer|choice|option) ?(?:is ?)?:? ?)?", re.IGNORECASE
+)
 _CHINESE_LEAD = re.compile(r"(?:\u7b54\u6848|\u9009\u9879|\u9009)(?:\u662f|\u4e3a)?:? ?")
 _CHOICE = re.compile(  # C, (C), C. 12, (C) 12, C Cecile
     r"\(?(?P<letter>[A-Za-z])"
@@ -33,7 +35,8 @@ _VERDICT = re.compile(
 
 
 def same_text(gold: str, given: str) -> bool | None:
-    """Compare a choice or words, both cleaned; None when the right answer is neither, or may be a formula."""
+    """Compare a choice or words, both cleaned; None when the right answer is neither, or may be a
+    formula."""
     bare = unwrap(gold)
     choice = _TEXT.sub("", gold).strip()
     plain = _TEXT.sub("", given).strip()
@@ -43,9 +46,15 @@ def same_text(gold: str, given: str) -> bool | None:
     option = _OPTION.fullmatch(choice)
     if option:
         return _same_option(option["in"] or option["before"], option["text"], plain)
-    if _LETTERS.fullmatch(bare) and _LETTERS.fullmatch(plain) and not (bare.isalpha() and plain.isalpha()):
+    if (
+        _LETTERS.fullmatch(bare)
+        and _LETTERS.fullmatch(plain)
+        and not (bare.isalpha() and plain.isalpha())
+    ):
         left, right = (re.findall("[A-Z]", side) for side in (bare, plain))
-        return left == right if bare.isalpha() else sorted(left) == sorted(right)
+        if bare.isalpha():
+            return left == right
+        return sorted(left) == sorted(right)
     if plain_words(bare) in _CONTRARY:
         return _same_verdict(plain_words(bare), plain.casefold())
     if not _WORD.fullmatch(bare) or len(bare) < 2 or to_digits(bare) != bare:
@@ -53,14 +62,19 @@ def same_text(gold: str, given: str) -> bool | None:
     option = _read_option(plain)
     if plain_words(bare) in (plain_words(plain), plain_words(option[1]) if option else ""):
         return True
-    is_product = bare == gold and bare.isascii() and bare.isalpha() and len(bare) < 4  # xy, but not east
-    return None if is_product or plain_words(bare) in NOTHING | {"infinity"} else False
+    # xy, but not east
+    is_product = bare == gold and bare.isascii() and bare.isalpha() and len(bare) < 4
+    if is_product or plain_words(bare) in NOTHING | {"infinity"}:
+        return None
+    return False
 
 
 def _same_choice(letter: str, given: str) -> bool | None:
     """Compare a letter with a letter and the text of its option, if there is one."""
     option = _read_option(given)
-    return None if option is None else option[0] == letter
+    if option is None:
+        return None
+    return option[0] == letter
 
 
 def _same_option(letter: str, text: str, given: str) -> bool:

@@ -1,9 +1,9 @@
-r"""One spelling for each thing an answer may contain, whether it came as LaTeX, Unicode or plain text.
+r"""Normalisation: one spelling for each thing an answer may contain, from LaTeX, Unicode or text.
 
-`clean` is what every reader of an answer starts from. After it, symbols are single characters (`\le`, `<=`
-and U+2264 are all LE), sets stand in SET_OPEN and SET_CLOSE, rows of a matrix end in ROW, "and" and "or" are
-AND and OR, roman and bold text is `\text{...}`, fractions are `\frac`, and nothing is left that only changes
-how a formula looks.
+`clean` is what every reader of an answer starts from. After it, symbols are single characters
+(`\le`, `<=` and U+2264 are all LE), sets stand in SET_OPEN and SET_CLOSE, rows of a matrix end in
+ROW, "and" and "or" are AND and OR, roman and bold text is `\text{...}`, fractions are `\frac`, and
+nothing is left that only changes how a formula looks.
 """
 
 from __future__ import annotations
@@ -14,38 +14,81 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cache
 
-LE, GE, NE, APPROX = "\u2264", "\u2265", "\u2260", "\u2248"
-PM, MP, DEGREE, INFINITY, PI = "\u00b1", "\u2213", "\u00b0", "\u221e", "\u03c0"
-CUP, CAP, IN, EMPTY, MINUS_SET = "\u222a", "\u2229", "\u2208", "\u2205", "\u2216"
-SET_OPEN, SET_CLOSE, ANGLE_OPEN, ANGLE_CLOSE, ROW = "\u2983", "\u2984", "\u27e8", "\u27e9", "\u23ce"
-AND, OR = "\u2227", "\u2228"
+LE = "\u2264"
+GE = "\u2265"
+NE = "\u2260"
+APPROX = "\u2248"
+PM = "\u00b1"
+MP = "\u2213"
+DEGREE = "\u00b0"
+INFINITY = "\u221e"
+PI = "\u03c0"
+CUP = "\u222a"
+CAP = "\u2229"
+IN = "\u2208"
+EMPTY = "\u2205"
+MINUS_SET = "\u2216"
+SET_OPEN = "\u2983"
+SET_CLOSE = "\u2984"
+ANGLE_OPEN = "\u27e8"
+ANGLE_CLOSE = "\u27e9"
+ROW = "\u23ce"
+AND = "\u2227"
+OR = "\u2228"
 REALS = "\u211d"
 
-_SUPERSCRIPTS = dict(zip(
-    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"))
-_SUBSCRIPTS = dict(zip("\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089", "0123456789"))
+_SUPERSCRIPTS = dict(
+    zip("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-")
+)
+_SUBSCRIPTS = dict(
+    zip("\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089", "0123456789")
+)
 _RAISED = re.compile("[" + "".join(_SUPERSCRIPTS) + "]+")
 _LOWERED = re.compile("[" + "".join(_SUBSCRIPTS) + "]+")
-_VULGAR = re.compile("(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])")  # the 2 of 2 1/2 keeps its distance
+# the 2 of 2 1/2 keeps its distance
+_VULGAR = re.compile("(?<=[0-9])(?=[\u00bc-\u00be\u2150-\u215e])")
 
 _CHARACTERS = str.maketrans(
     dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014", "-")
     | dict.fromkeys("\u00d7\u00b7\u22c5\u2217", "*")
     | dict.fromkeys("\u00f7\u2044\u2215", "/")
     | {"\u2236": ":", "\u3002": ".", "\u3001": ",", "\u2018": "'", "\u2019": "'", "\u2032": "'"}
-    | {"\u221a": r"\sqrt ", "\u2a7d": LE, "\u2a7e": GE, "\u2245": APPROX, "\u00f8": EMPTY, "\u00d8": EMPTY}
-    | {"\u2228": OR, "\u2227": AND, "\u00ba": DEGREE, "\uffe5": "\u00a5", "\u2220": "", "\ufeff": ""}
-    | {chr(code): "" for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070))}
+    | {
+        "\u221a": r"\sqrt ",
+        "\u2a7d": LE,
+        "\u2a7e": GE,
+        "\u2245": APPROX,
+        "\u00f8": EMPTY,
+        "\u00d8": EMPTY,
+    }
+    | {
+        "\u2228": OR,
+        "\u2227": AND,
+        "\u00ba": DEGREE,
+        "\uffe5": "\u00a5",
+        "\u2220": "",
+        "\ufeff": "",
+    }
+    | {
+        chr(code): ""
+        for code in (*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070))
+    }
 )
 
-_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi _ _ rho _ sigma tau"
-_CHARACTERS |= {0x3B1 + place: f"\\{name} " for place, name in enumerate(_GREEK.split()) if name != "_"}
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi _ _ rho _ sigma tau"
+)
+_CHARACTERS |= {
+    0x3B1 + place: f"\\{name} " for place, name in enumerate(_GREEK.split()) if name != "_"
+}
 _CHARACTERS |= {0x3C6: r"\phi ", 0x3C7: r"\chi ", 0x3C8: r"\psi ", 0x3C9: r"\omega "}
 
 # What a command stands for; a command not named here stays.
 _COMMANDS = (
     dict.fromkeys("left right big Big bigl bigr Bigl Bigr bigg Bigg limits middle".split(), "")
-    | dict.fromkeys("displaystyle textstyle scriptstyle rm bf it angle hfill boxed fbox".split(), "")
+    | dict.fromkeys(
+        "displaystyle textstyle scriptstyle rm bf it angle hfill boxed fbox".split(), ""
+    )
     | dict.fromkeys("large Large LARGE huge Huge small normalsize underline".split(), "")
     | dict.fromkeys("quad qquad enspace thinspace space nobreakspace".split(), " ")
     | dict.fromkeys("frac dfrac tfrac cfrac".split(), r"\frac")
@@ -64,7 +107,16 @@ _COMMANDS = (
     | dict.fromkeys("land wedge".split(), AND)
     | dict.fromkeys("lor vee".split(), OR)
     | dict.fromkeys("dots cdots dotsc".split(), r"\ldots")
-    | {"lt": "<", "gt": ">", "pm": PM, "mp": MP, "infty": INFINITY, "pi": PI, "cup": CUP, "cap": CAP}
+    | {
+        "lt": "<",
+        "gt": ">",
+        "pm": PM,
+        "mp": MP,
+        "infty": INFINITY,
+        "pi": PI,
+        "cup": CUP,
+        "cap": CAP,
+    }
     | {"in": IN, "circ": "\u2218", "degree": DEGREE, "textdegree": DEGREE, "div": "/", "colon": ":"}
     | {"lbrace": SET_OPEN, "rbrace": SET_CLOSE, "langle": ANGLE_OPEN, "rangle": ANGLE_CLOSE}
     | {"lbrack": "[", "rbrack": "]", "prime": "'", "varphi": r"\phi", "varepsilon": r"\epsilon"}
@@ -125,7 +177,9 @@ def _escape(match: re.Match[str]) -> str:
     if match["row"]:
         return ROW
     if match["angle"]:
-        return ANGLE_OPEN if match["angle"] == "<" else ANGLE_CLOSE
+        if match["angle"] == "<":
+            return ANGLE_OPEN
+        return ANGLE_CLOSE
     if match["command"]:
         return _COMMANDS.get(match["command"], match[0])
     return _ESCAPED.get(match["other"], match["other"])
@@ -140,7 +194,9 @@ def _math_signs(text: str) -> str:
 
 def _grouped(characters: Iterable[str]) -> str:
     joined = "".join(characters)
-    return joined if len(joined) == 1 else f"{{{joined}}}"
+    if len(joined) == 1:
+        return joined
+    return f"{{{joined}}}"
 
 
 def _in_ascii(text: str) -> str:
@@ -176,7 +232,9 @@ def clean(text: str) -> str:
 def unwrap(text: str) -> str:
     r"""Take a text that is wholly one `\text{...}` out of it."""
     match = _WRAPPED.fullmatch(text)
-    return match[1].strip() if match else text
+    if match:
+        return match[1].strip()
+    return text
 
 
 OPENING = {"(": ")", "[": "]", "{": "}", SET_OPEN: SET_CLOSE, ANGLE_OPEN: ANGLE_CLOSE}
@@ -197,7 +255,9 @@ def split(text: str, separators: str) -> list[tuple[str, str]]:
     if not any(map(text.__contains__, separators)):
         return [("", text)]
     parts: list[tuple[str, str]] = []
-    depth, start, before = 0, 0, ""
+    depth = 0
+    start = 0
+    before = ""
     for match in _marks(separators).finditer(text):
         character = match[0]
         if character in OPENING:
@@ -208,9 +268,12 @@ def split(text: str, separators: str) -> list[tuple[str, str]]:
                 return []
         elif depth == 0:
             parts.append((before, text[start : match.start()].strip()))
-            start, before = match.end(), character
+            start = match.end()
+            before = character
     parts.append((before, text[start:].strip()))
-    return parts if depth == 0 else []
+    if depth == 0:
+        return parts
+    return []
 
 
 def is_balanced(text: str) -> bool:

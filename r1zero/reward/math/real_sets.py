@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 
+from r1zero.reward.math.answer_types import Answer, AnswerGroup, Relation, Scalar, Sets
 from r1zero.reward.math.formulas import close, is_rounded, names, quadratic
-from r1zero.reward.math.answer_types import Answer, Group, Relation, Scalar, Sets
 from r1zero.reward.math.normalize import AND, GE, LE, NE, OR
 from r1zero.reward.math.tokens import Node
 from r1zero.reward.math.values import REAL, Value, digits, evaluate
@@ -15,7 +15,8 @@ from r1zero.reward.math.values import REAL, Value, digits, evaluate
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """All numbers from low to high; an end belongs to it where it is closed. A point is closed at both."""
+    """All numbers from low to high; an end belongs to it where it is closed. A point is closed at
+    both."""
 
     low: Value
     high: Value
@@ -24,12 +25,15 @@ class Interval:
 
     @property
     def is_empty(self) -> bool:
-        return self.low > self.high or (self.low == self.high and not (self.low_closed and self.high_closed))
+        return self.low > self.high or (
+            self.low == self.high and not (self.low_closed and self.high_closed)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class RealSet:
-    """Intervals in order and apart from each other; the variable that a relation named, if one did."""
+    """Intervals in order and apart from each other; the variable that a relation named, if one
+    did."""
 
     intervals: list[Interval]
     variable: str = ""
@@ -40,7 +44,8 @@ _LINE = Interval(-REAL.inf, REAL.inf)
 
 def same_real_set(gold: Answer, given: Answer) -> bool | None:
     """Compare two sets of reals; None when one of the answers is none."""
-    left, right = real_set(gold), real_set(given)
+    left = real_set(gold)
+    right = real_set(given)
     if left is None or right is None:
         return None
     if len(left.intervals) != len(right.intervals):
@@ -63,7 +68,7 @@ def _trees(answer: Answer) -> Iterator[Node]:
             yield answer.tree
         case Relation():
             yield from answer.sides
-        case Group():
+        case AnswerGroup():
             for item in answer.items:
                 yield from _trees(item)
         case Sets():
@@ -72,7 +77,8 @@ def _trees(answer: Answer) -> Iterator[Node]:
 
 
 def real_set(answer: Answer) -> RealSet | None:
-    """Return the set that an interval, an inequality, a union or a finite set of constants is; else None."""
+    """Return the set that an interval, an inequality, a union or a finite set of constants is; else
+    None."""
     if isinstance(answer, Relation):
         return _solution(answer)
     if isinstance(answer, Sets):
@@ -83,18 +89,22 @@ def real_set(answer: Answer) -> RealSet | None:
         return reduce(_without, removed, whole)
     if isinstance(answer, Scalar):
         return _point(answer)
-    if not isinstance(answer, Group) or answer.brackets == ":":
+    if not isinstance(answer, AnswerGroup) or answer.brackets == ":":
         return None
     if answer.brackets in ("", "{}"):
         parts = list(map(real_set, answer.items))
         if None in parts or not parts or (not answer.brackets and _is_mixed(answer.items)):
             return None
-        return _union(parts) if answer.brackets or answer.joint == OR else _all_of(parts, answer.joint)
+        if answer.brackets or answer.joint == OR:
+            return _union(parts)
+        return _all_of(parts, answer.joint)
     ends = list(map(_constant, answer.items))
     if len(ends) != 2 or None in ends:
         return None
     interval = Interval(*ends, answer.brackets[0] == "[", answer.brackets[1] == "]")
-    return None if interval.is_empty else RealSet([interval])
+    if interval.is_empty:
+        return None
+    return RealSet([interval])
 
 
 def _is_mixed(items: tuple[Answer, ...]) -> bool:
@@ -107,17 +117,23 @@ def _constant(answer: Answer) -> Value | None:
     if not isinstance(answer, Scalar) or names(answer.tree):
         return None
     value = digits(evaluate(answer.tree))
-    return None if isinstance(value, REAL.mpc) else value
+    if isinstance(value, REAL.mpc):
+        return None
+    return value
 
 
 def _point(answer: Scalar) -> RealSet | None:
     value = _constant(answer)
-    return None if value is None else RealSet([Interval(value, value, True, True)], answer.label)
+    if value is None:
+        return None
+    return RealSet([Interval(value, value, True, True)], answer.label)
 
 
 def _solution(relation: Relation) -> RealSet | None:
-    """Solve one inequality, or a chain of two, in one variable on one side: 1 < x <= 2, |x - 1| < 3."""
-    sides, signs = relation.sides, relation.signs
+    """Solve one inequality, or a chain of two, in one variable on one side: 1 < x <= 2, |x - 1| <
+    3."""
+    sides = relation.sides
+    signs = relation.signs
     places = [place for place, side in enumerate(sides) if names(side)]
     if len(places) != 1 or len(names(sides[places[0]])) != 1 or len(sides) > 3:
         return None
@@ -137,7 +153,8 @@ def _solution(relation: Relation) -> RealSet | None:
 
 
 def _solve(tree: Node, variable: str, sign: str, bound: Value) -> RealSet | None:
-    """Solve `tree sign bound` where the tree is affine in its variable, or the absolute value of that."""
+    """Solve `tree sign bound` where the tree is affine in its variable, or the absolute value of
+    that."""
     if isinstance(bound, REAL.mpc):
         return None
     if tree.op == "call" and tree.name == "abs":
@@ -147,9 +164,16 @@ def _solve(tree: Node, variable: str, sign: str, bound: Value) -> RealSet | None
         below = _solve(tree.parts[0], variable, MIRRORED[sign], -bound)
         if above is None or below is None:
             return None
-        return _intersection(above, below) if sign in ("<", LE, NE) else _union([above, below])
+        if sign in ("<", LE, NE):
+            return _intersection(above, below)
+        return _union([above, below])
     shape = quadratic(tree, variable)
-    if shape is None or shape[0] or not shape[1] or any(isinstance(value, REAL.mpc) for value in shape):
+    if (
+        shape is None
+        or shape[0]
+        or not shape[1]
+        or any(isinstance(value, REAL.mpc) for value in shape)
+    ):
         return None
     _, slope, offset = shape
     return RealSet(_ray(sign if slope > 0 else MIRRORED[sign], (bound - offset) / slope), variable)
@@ -161,8 +185,13 @@ MIRRORED = {"<": ">", ">": "<", LE: GE, GE: LE, NE: NE, "=": "="}
 def _ray(sign: str, end: Value) -> list[Interval]:
     if sign == "=":
         return [Interval(end, end, True, True)]
-    below, above = Interval(-REAL.inf, end, False, sign == LE), Interval(end, REAL.inf, sign == GE, False)
-    return [below, above] if sign == NE else [below] if sign in ("<", LE) else [above]
+    below = Interval(-REAL.inf, end, False, sign == LE)
+    above = Interval(end, REAL.inf, sign == GE, False)
+    if sign == NE:
+        return [below, above]
+    if sign in ("<", LE):
+        return [below]
+    return [above]
 
 
 def _variable(sets: list[RealSet]) -> str:
@@ -175,9 +204,13 @@ def _union(sets: list[RealSet]) -> RealSet:
     )
     merged: list[Interval] = []
     for each in intervals:
-        last = merged[-1] if merged else None
+        if merged:
+            last = merged[-1]
+        else:
+            last = None
         touching = last and (
-            each.low < last.high or (each.low == last.high and (each.low_closed or last.high_closed))
+            each.low < last.high
+            or (each.low == last.high and (each.low_closed or last.high_closed))
         )
         if not touching:
             merged.append(each)
@@ -209,4 +242,6 @@ def _without(whole: RealSet, removed: RealSet) -> RealSet:
 def _all_of(parts: list[RealSet], joint: str) -> RealSet:
     """Return what "and" means; a comma means "and" too, unless nothing would be left."""
     common = reduce(_intersection, parts)
-    return common if common.intervals or joint == AND else _union(parts)
+    if common.intervals or joint == AND:
+        return common
+    return _union(parts)

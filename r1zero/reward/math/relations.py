@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from r1zero.reward.math.answer_types import Answer, AnswerGroup, Relation, Scalar, Sets
 from r1zero.reward.math.formulas import constant_ratio, differ_on_roots, names, same_formula
-from r1zero.reward.math.answer_types import Answer, Group, Relation, Scalar, Sets
 from r1zero.reward.math.real_sets import MIRRORED
 from r1zero.reward.math.tokens import TRIGONOMETRIC, Node
 from r1zero.reward.math.values import REAL
@@ -23,7 +23,10 @@ def is_statement(relation: Relation) -> bool:
 
 def _has_coefficient(term: Node) -> bool:
     """Tell whether there is a number other than an exponent: in 2x + 3y, but not in x^2 + y^2."""
-    parts = term.parts[:1] if term.op == "pow" else term.parts
+    if term.op == "pow":
+        parts = term.parts[:1]
+    else:
+        parts = term.parts
     return term.op == "number" or any(map(_has_coefficient, parts))
 
 
@@ -41,7 +44,7 @@ def is_function_of_angle(relation: Relation) -> bool:
 def is_unsolved(answer: Answer) -> bool:
     """Tell whether a relation in one variable is yet to be solved: 3x + 5 = 29, but not |x| < 3."""
     match answer:
-        case Group():
+        case AnswerGroup():
             return any(map(is_unsolved, answer.items))
         case Sets():
             return any(map(is_unsolved, answer.joined + answer.removed))
@@ -57,7 +60,7 @@ def _is_solved(term: Node, signs: tuple[str, ...]) -> bool:
 
 
 def is_condition(answer: Answer) -> bool:
-    if isinstance(answer, Group):
+    if isinstance(answer, AnswerGroup):
         return any(map(is_condition, answer.items))
     return isinstance(answer, Relation | Sets)
 
@@ -69,7 +72,10 @@ def as_relation(answer: Answer) -> Relation | None:
     if not isinstance(answer, Scalar) or not re.fullmatch("[A-Za-z](:[A-Za-z])?", answer.label):
         return None
     members = tuple(Node("name", name=letter) for letter in answer.label.split(":"))
-    named = members[0] if len(members) == 1 else Node("div", members)
+    if len(members) == 1:
+        named = members[0]
+    else:
+        named = Node("div", members)
     return Relation((named, answer.tree), ("=",))
 
 
@@ -79,13 +85,18 @@ def same_relation(gold: Relation, given: Relation) -> bool | None:
         if gold.signs == relation.signs and all(map(same_formula, gold.sides, relation.sides)):
             return True
     if len(gold.sides) != 2 or len(given.sides) != 2:
-        return None if len(gold.sides) != len(given.sides) else False
-    left, right = _difference(gold), _difference(given)
+        if len(gold.sides) != len(given.sides):
+            return None
+        return False
+    left = _difference(gold)
+    right = _difference(given)
     if names(left) != names(right):
         return False
     ratio = constant_ratio(left, right)
     if ratio is None or isinstance(ratio, REAL.mpc):
-        return False if differ_on_roots(left, right) or differ_on_roots(right, left) else None
+        if differ_on_roots(left, right) or differ_on_roots(right, left):
+            return False
+        return None
     sign = gold.signs[0]
     return given.signs[0] == (sign if ratio > 0 else MIRRORED[sign])
 

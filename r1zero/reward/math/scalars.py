@@ -8,21 +8,24 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from r1zero.reward.math.answer_types import Scalar
 from r1zero.reward.math.expression import parse
 from r1zero.reward.math.formulas import names
-from r1zero.reward.math.answer_types import Scalar
-from r1zero.reward.math.number_words import to_digits
 from r1zero.reward.math.normalize import AND, DEGREE, INFINITY, PI
+from r1zero.reward.math.number_words import to_digits
 from r1zero.reward.math.tokens import Node, Unreadable, is_whole
 from r1zero.reward.math.units import read_unit
 
-_ANGLED = re.compile(r"(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z]{2})")  # a degree behind one belongs to it
+# a degree behind one belongs to it
+_ANGLED = re.compile(r"(?:sin|cos|tan|cot|sec|csc|cis)(?![a-z]{2})")
 _ABOUT = re.compile(
     r"(?:\\text ?\{ ?)?(?:about|approximately|approx\.?|roughly|\u5927?\u7ea6|\u4e00?\u5171\u6709?"
     r"|\u603b\u5171)(?: ?\})? ?",
     re.IGNORECASE,
 )
-_NEGATIVE = re.compile(r"(?:\\text ?\{ ?)?(?:negative|minus|\u8d1f)(?: ?\})? ?(?=[^ ])", re.IGNORECASE)
+_NEGATIVE = re.compile(
+    r"(?:\\text ?\{ ?)?(?:negative|minus|\u8d1f)(?: ?\})? ?(?=[^ ])", re.IGNORECASE
+)
 _LONG_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:arc|a)?(?:sin|cos|tan)|sqrt|[Ii]nfi)[A-Za-z]{4}")
 _MONEY = re.compile(
     r"(?P<minus>-?) ?(?:US|\\text ?\{ ?US ?\})? ?"
@@ -44,9 +47,13 @@ _COMPOUND = re.compile(rf"(?:{_PART}){{2,4}}")
 def read_scalar(text: str, trusted: bool) -> Scalar | None:
     """Read a whole cleaned text; None when it is no formula. `trusted` as in `read_unit`."""
     about = _ABOUT.match(text)
-    text = text[about.end() :] if about else text
+    if about:
+        text = text[about.end() :]
     negative = _NEGATIVE.match(text)
-    text = "-" + to_digits(text[negative.end() :]) if negative else to_digits(text)
+    if negative:
+        text = "-" + to_digits(text[negative.end() :])
+    else:
+        text = to_digits(text)
     money = _MONEY.fullmatch(text)
     if money:
         plain = money["minus"] + money["rest"]
@@ -61,7 +68,9 @@ def read_scalar(text: str, trusted: bool) -> Scalar | None:
 
 def _bare(text: str) -> Scalar | None:
     tree = _tree(text)
-    return None if tree is None else Scalar(tree)
+    if tree is None:
+        return None
+    return Scalar(tree)
 
 
 def _tree(text: str) -> Node | None:
@@ -74,14 +83,19 @@ def _tree(text: str) -> Node | None:
 def _with_unit(text: str, trusted: bool) -> Scalar | None:
     """Read a formula with a unit behind it; None when there is none."""
     match = _SUFFIX.search(text)
-    unit = read_unit(match[0], trusted) if match and match.start() else None
+    if match and match.start():
+        unit = read_unit(match[0], trusted)
+    else:
+        unit = None
     if match is None or unit is None or (DEGREE in match[0] and _ANGLED.search(text)):
         return None
     tree = _tree(text[: match.start()])
     if unit.name == "th" and not _is_ordinal(tree, match[0]):
         return None
     if tree is None or match["bare"] is None:
-        return None if tree is None else Scalar(tree, unit)
+        if tree is None:
+            return None
+        return Scalar(tree, unit)
     is_letter = len(unit.name.partition("^")[0].strip()) == 1  # m or m^2
     if names(tree) or (is_letter and tree.op == "add" and not _is_mixed(tree)):
         return None
@@ -92,8 +106,12 @@ def _is_ordinal(tree: Node | None, suffix: str) -> bool:
     """Tell whether letters behind a number fit it: 1st and 2nd, but 3st is a product of three."""
     if not is_whole(tree):
         return False
-    last, teen = tree.value % 10, tree.value // 10 % 10 == 1
-    fitting = "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(int(last), "th")
+    last = tree.value % 10
+    teen = tree.value // 10 % 10 == 1
+    if teen:
+        fitting = "th"
+    else:
+        fitting = {1: "st", 2: "nd", 3: "rd"}.get(int(last), "th")
     return re.sub("[^a-z]|text", "", suffix) == fitting
 
 
@@ -104,4 +122,6 @@ def _is_mixed(tree: Node) -> bool:
 def compound_parts(text: str) -> list[str]:
     """Cut 2 hours 30 minutes into its parts; [] for any other text."""
     text = " ".join(text.replace(AND, "").split())
-    return re.findall(_PART, text) if _COMPOUND.fullmatch(text) else []
+    if _COMPOUND.fullmatch(text):
+        return re.findall(_PART, text)
+    return []

@@ -15,9 +15,11 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An operation and its operands. `value` belongs to numbers, `name` to variables and functions."""
+    """An operation and its operands. `value` belongs to numbers, `name` to variables and
+    functions."""
 
-    op: str  # number, name, add, mul, div, mod, neg, pow, root, call, factorial, binomial, plus-minus
+    # number, name, add, mul, div, mod, neg, pow, root, call, factorial, binomial, plus-minus
+    op: str
     parts: tuple[Node, ...] = ()
     value: Fraction | None = None
     name: str = ""
@@ -25,7 +27,10 @@ class Node:
 
 
 TRIGONOMETRIC = {
-    f"{arc}{name}{h}" for arc in ("", "arc") for name in "sin cos tan cot sec csc".split() for h in ("", "h")
+    f"{arc}{name}{h}"
+    for arc in ("", "arc")
+    for name in "sin cos tan cot sec csc".split()
+    for h in ("", "h")
 }
 FUNCTIONS = TRIGONOMETRIC | {"log", "ln", "exp", "cis", "abs"}
 OF_LISTS = {"gcd", "lcm", "max", "min"}
@@ -33,8 +38,8 @@ _SHORT = {"GCD": "gcd", "LCM": "lcm", "asin": "arcsin", "acos": "arccos", "atan"
 _SYMBOLS = {"pi": PI} | dict.fromkeys(("oo", "inf", "infty", "infinity"), INFINITY)
 CONSTANTS = {PI: "pi", INFINITY: "infinity", "e": "e", "i": "i"}
 GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi "
-    "psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar"
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau "
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell hbar"
 ).split()
 
 _TOKEN = re.compile(
@@ -63,7 +68,8 @@ class Token:
 
 
 def tokens(text: str) -> list[Token]:
-    found, spaced = [], False
+    found = []
+    spaced = False
     for match in _TOKEN.finditer(text):
         kind = match.lastgroup or ""
         if kind in ("cycle", "again", "exponent"):
@@ -75,8 +81,13 @@ def tokens(text: str) -> list[Token]:
             found.append(Token(kind, match["number"], spaced, _number(match)))
         elif kind in ("word", "command"):
             word = _SHORT.get(match[kind], match[kind])
-            symbol = _SYMBOLS.get(word.lower(), "") if kind == "word" else ""
-            found.append(Token("symbol", symbol, spaced) if symbol else Token("command", word, spaced))
+            if kind == "word":
+                symbol = _SYMBOLS.get(word.lower(), "")
+            else:
+                symbol = ""
+            found.append(
+                Token("symbol", symbol, spaced) if symbol else Token("command", word, spaced)
+            )
         else:
             found.append(Token(kind, match[kind], spaced))
         spaced = False
@@ -103,4 +114,9 @@ def number(value: int | Fraction) -> Node:
 
 
 def is_whole(node: Node | None) -> bool:
-    return node is not None and node.op == "number" and node.value.denominator == 1 and not node.decimal
+    return (
+        node is not None
+        and node.op == "number"
+        and node.value.denominator == 1
+        and not node.decimal
+    )

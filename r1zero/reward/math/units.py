@@ -1,7 +1,8 @@
 r"""Units behind a number: which text is a unit, and which units measure the same thing.
 
-A unit is read as a product of powers of known units (km/h, `\text{ square inches}`, `\text{m/s}^2`), or as
-words that we do not know (apples), which are ignored. A count may stand before it: million, dozen, tenths.
+A unit is read as a product of powers of known units (km/h, `\text{ square inches}`,
+`\text{m/s}^2`), or as words that we do not know (apples), which are ignored. A count may stand
+before it: million, dozen, tenths.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from r1zero.reward.math.number_words import NUMBER_WORD, take_count
 from r1zero.reward.math.normalize import DEGREE
+from r1zero.reward.math.number_words import NUMBER_WORD, take_count
 from r1zero.reward.math.values import REAL, Value
 
-# For each quantity, names and sizes of its units, English and Chinese. Area and volume are powers of length.
+# For each quantity, names and sizes of its units, English and Chinese. Area and volume are powers
+# of length.
 _TABLE = {
-    "length": "m meter metre=1; cm centimeter centimetre=1/100; mm millimeter millimetre=1/1000; dm=1/10; "
-    "km kilometer kilometre=1000; in inch inches=127/5000; ft foot feet=381/1250; yd yard=1143/1250; "
-    "mi mile=201168/125; \u7c73=1; \u5206\u7c73=1/10; \u5398\u7c73=1/100; \u6beb\u7c73=1/1000; "
-    "\u5343\u7c73 \u516c\u91cc=1000",
+    "length": "m meter metre=1; cm centimeter centimetre=1/100; mm millimeter millimetre=1/1000; "
+    "dm=1/10; km kilometer kilometre=1000; in inch inches=127/5000; ft foot feet=381/1250; yd "
+    "yard=1143/1250; mi mile=201168/125; \u7c73=1; \u5206\u7c73=1/10; \u5398\u7c73=1/100; "
+    "\u6beb\u7c73=1/1000; \u5343\u7c73 \u516c\u91cc=1000",
     "length 2": "acre=316160658/78125; hectare ha \u516c\u9877=10000",
     "length 3": "l liter litre \u5347=1/1000; ml milliliter millilitre cc \u6beb\u5347=1/1000000",
     "mass": "kg kilogram=1; g gm gram=1/1000; mg milligram=1/1000000; t ton tonne=1000; "
-    "lb pound=45359237/100000000; oz ounce=45359237/1600000000; \u5343\u514b \u516c\u65a4=1; \u65a4=1/2; "
-    "\u514b=1/1000; \u5428=1000",
+    "lb pound=45359237/100000000; oz ounce=45359237/1600000000; \u5343\u514b \u516c\u65a4=1; "
+    "\u65a4=1/2; \u514b=1/1000; \u5428=1000",
     "time": "s sec second=1; min minute=60; h hr hour=3600; day=86400; week=604800; month=2629746; "
     "yr year=31556952; \u79d2=1; \u5206 \u5206\u949f=60; \u65f6 \u5c0f\u65f6=3600; \u5929=86400; "
     "\u5468 \u661f\u671f=604800",
@@ -42,14 +44,33 @@ _TABLE = {
     "after noon": "pm=1",
 }
 _SPEEDS = {"mph": "mile/hour", "kmh": "km/h", "kph": "km/h"}
-_UNITS: dict[str, tuple[str, int, Fraction]] = {  # name, in lower case and singular: quantity, power, size
-    name: (quantity.partition(" ")[0] if power else quantity, int(power or 1), Fraction(row.split("=")[1]))
+# name, in lower case and singular: quantity, power, size
+_UNITS: dict[str, tuple[str, int, Fraction]] = {
+    name: (
+        quantity.partition(" ")[0] if power else quantity,
+        int(power or 1),
+        Fraction(row.split("=")[1]),
+    )
     for quantity, rows in _TABLE.items()
     for power in [quantity[-1] if quantity[-1].isdigit() else ""]
     for row in rows.split(";")
     for name in row.split("=")[0].split()
 }
-_NO_UNITS = {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "mod", "pi", "infty", "base"}
+_NO_UNITS = {
+    "sqrt",
+    "sin",
+    "cos",
+    "tan",
+    "cot",
+    "sec",
+    "csc",
+    "log",
+    "exp",
+    "mod",
+    "pi",
+    "infty",
+    "base",
+}
 _SQUARES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _SQUARED = {"squared": 2, "cubed": 3}
 _CHINESE_POWERS = {"\u5e73\u65b9": 2, "\u7acb\u65b9": 3}
@@ -73,7 +94,8 @@ _WORD = re.compile(r"([^\^ ]+)(?: ?\^ ?\{? ?(-?[0-9]) ?\}?)?")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit: "" for none, "%" for percent; what it measures, nothing where we do not know; its size."""
+    """A unit: "" for none, "%" for percent; what it measures, nothing where we do not know; its
+    size."""
 
     name: str = ""
     measures: tuple[tuple[str, int], ...] = ()  # such as (("length", 1), ("time", -1))
@@ -85,8 +107,8 @@ class Unit:
 def read_unit(text: str, trusted: bool) -> Unit | None:
     r"""Read the text behind a number as a unit, or return None.
 
-    What stands in `\text{}` is one. Bare letters must be a known unit or be words after a space; one letter
-    glued to a right answer (`trusted`) is a variable.
+    What stands in `\text{}` is one. Bare letters must be a known unit or be words after a space;
+    one letter glued to a right answer (`trusted`) is a variable.
     """
     if _ORDINAL.fullmatch(text):
         return Unit("th")
@@ -102,7 +124,8 @@ def read_unit(text: str, trusted: bool) -> Unit | None:
     if count != 1 and _NUMBER_WORD.match(name):
         return None  # thousand and one
     name = _DEGREES.sub("" if "celsius" in name or "fahrenheit" in name else DEGREE, name)
-    name = name.strip(" ()") if name[:1] == "(" else name
+    if name[:1] == "(":
+        name = name.strip(" ()")
     if name in ("%", "percent", "percentage", "pct", "per cent"):
         return Unit("%")
     if name.startswith("^") and bare:
@@ -135,7 +158,8 @@ def _are_words(text: str) -> bool:
 
 
 def _product(name: str) -> tuple[tuple[tuple[str, int], ...], Fraction]:
-    """Return what a product of units measures, and its size; ((), 1) when one of them is unknown."""
+    """Return what a product of units measures, and its size; ((), 1) when one of them is
+    unknown."""
     powers: dict[str, int] = {}
     size = _ONE
     # a.m. is one word, sq. m. are two.
@@ -170,17 +194,21 @@ def _lookup(word: str) -> tuple[str, int, Fraction] | None:
 
 
 def scales(gold: Unit, given: Unit) -> list[tuple[Value, Value]]:
-    """Return the pairs of factors with which two numbers with these units may be compared; [] if never.
+    """Return the pairs of factors with which two numbers with these units may be compared; [] if
+    never.
 
-    A unit that one side leaves out is taken from the other, but a percent or degree sign may also stand for
-    its meaning: 50% is 50 or 0.5. Units that we know must measure the same; others are ignored, but not how
-    many there are: 3 dozen are 36, and 3 only where the right answer is bare, since dozens may be asked for.
+    A unit that one side leaves out is taken from the other, but a percent or degree sign may also
+    stand for its meaning: 50% is 50 or 0.5. Units that we know must measure the same; others are
+    ignored, but not how many there are: 3 dozen are 36, and 3 only where the right answer is bare,
+    since dozens may be asked for.
     """
     pairs = _uncounted(gold, given)
     if gold.count == given.count or (gold.measures and given.measures):
         return pairs
     counted = [(mine * gold.count, other * given.count) for mine, other in pairs]
-    return pairs + counted if gold == Unit() else counted
+    if gold == Unit():
+        return pairs + counted
+    return counted
 
 
 def _uncounted(gold: Unit, given: Unit) -> list[tuple[Value, Value]]:
@@ -196,7 +224,9 @@ def _uncounted(gold: Unit, given: Unit) -> list[tuple[Value, Value]]:
         return [(_ONE, _ONE)]
     if gold.name and given.name:
         strange = (gold.name == "%" and given.measures) or (given.name == "%" and gold.measures)
-        return [] if strange else [(_ONE, _ONE)]
+        if strange:
+            return []
+        return [(_ONE, _ONE)]
     pairs: list[tuple[Value, Value]] = [(_ONE, _ONE)]
     if _worth(gold) != 1 or _worth(given) != 1:
         pairs.append((_worth(gold), _worth(given)))
@@ -204,12 +234,16 @@ def _uncounted(gold: Unit, given: Unit) -> list[tuple[Value, Value]]:
 
 
 _ONE = Fraction(1)
-_ANGLE, _RADIAN = (("angle", 1),), (("radian", 1),)
-_CELSIUS, _FAHRENHEIT = (("celsius", 1),), (("fahrenheit", 1),)
+_ANGLE = (("angle", 1),)
+_RADIAN = (("radian", 1),)
+_CELSIUS = (("celsius", 1),)
+_FAHRENHEIT = (("fahrenheit", 1),)
 
 
 def _worth(unit: Unit) -> Value:
     """Return the number that a sign stands for: a hundredth, or the radians of a degree."""
     if unit.name == "%":
         return Fraction(1, 100)
-    return REAL.pi / 180 if unit.measures == _ANGLE else _ONE
+    if unit.measures == _ANGLE:
+        return REAL.pi / 180
+    return _ONE

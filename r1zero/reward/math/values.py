@@ -44,7 +44,8 @@ WORK = _Work()
 def more_digits() -> Iterator[None]:
     r"""Compare with 2600 digits instead of 60, where `x + 10^{-50}` is not `x`."""
     usual = (REAL.dps, WORK.same, WORK.nothing, WORK.max_bits)
-    REAL.dps, WORK.max_bits = MANY_DIGITS, MANY_DIGITS_BITS
+    REAL.dps = MANY_DIGITS
+    WORK.max_bits = MANY_DIGITS_BITS
     WORK.same = REAL.mpf(10) ** (20 - MANY_DIGITS)
     WORK.nothing = REAL.mpf(10) ** (10 - MANY_DIGITS)
     try:
@@ -62,7 +63,8 @@ class Undefined(ValueError):
 
 
 def evaluate(node: Node, point: int = 0) -> Value:
-    """Return the value of a tree where its names have the values of a point; raise Unbounded or Undefined."""
+    """Return the value of a tree where its names have the values of a point; raise Unbounded or
+    Undefined."""
     if node.op == "number":
         return node.value
     if node.op == "name":
@@ -88,7 +90,10 @@ def _bounded(value: Value) -> Value:
         return value
     if REAL.isnan(value):
         raise Undefined("this has no value")
-    size = 0 if REAL.isinf(value) or value == 0 else REAL.mag(value)
+    if REAL.isinf(value) or value == 0:
+        size = 0
+    else:
+        size = REAL.mag(value)
     if abs(size) > MAX_BITS:
         raise Unbounded("this number is too large")
     if size > _EXTREME_BITS or -_NOISE_BITS < size < -_EXTREME_BITS:
@@ -105,7 +110,8 @@ def _check_size(bits: Value) -> None:
 
 
 def _name(name: str, point: int) -> Value:
-    """Return a constant, or the value of a variable at a point: its own, the same in every process."""
+    """Return a constant, or the value of a variable at a point: its own, the same in every
+    process."""
     if name in CONSTANTS:
         return +CONSTANTS[name]  # with as many digits as there are
     share = REAL.mpf(crc32(f"{name}{point}".encode("utf-8"))) / 2**32
@@ -130,18 +136,24 @@ def is_exact(*values: Value) -> bool:
 
 
 def _add(*terms: Value) -> Value:
-    return sum(terms[1:], terms[0]) if is_exact(*terms) else REAL.fsum(map(digits, terms))
+    if is_exact(*terms):
+        return sum(terms[1:], terms[0])
+    return REAL.fsum(map(digits, terms))
 
 
 def _multiply(*factors: Value) -> Value:
     result = factors[0]
     for factor in factors[1:]:
-        result = _bounded(result * factor if is_exact(result, factor) else digits(result) * digits(factor))
+        result = _bounded(
+            result * factor if is_exact(result, factor) else digits(result) * digits(factor)
+        )
     return result
 
 
 def _divide(top: Value, bottom: Value) -> Value:
-    return top / bottom if is_exact(top, bottom) else digits(top) / digits(bottom)
+    if is_exact(top, bottom):
+        return top / bottom
+    return digits(top) / digits(bottom)
 
 
 def _power(base: Value, exponent: Value) -> Value:
@@ -150,24 +162,38 @@ def _power(base: Value, exponent: Value) -> Value:
         if base not in (0, 1, -1):
             _check_size(abs(exponent) * (bits - 1 or 1))
         if base in (1, -1):
-            return base if exponent % 2 else Fraction(1)
+            if exponent % 2:
+                return base
+            return Fraction(1)
         return base**exponent.numerator
     root = _odd_root(base, exponent)
     if root is not None:
         return root
-    base, power = digits(base), digits(exponent)
+    base = digits(base)
+    power = digits(exponent)
     if base and not REAL.isinf(base) and not REAL.isinf(power):
         _check_size(abs(power) * max(abs(REAL.mag(base)), 4))
-    return REAL.power(base, int(exponent) if is_exact(exponent) and exponent.denominator == 1 else power)
+    return REAL.power(
+        base, int(exponent) if is_exact(exponent) and exponent.denominator == 1 else power
+    )
 
 
 def _odd_root(base: Value, exponent: Value) -> Value | None:
-    """Return the real root that -8 has with the exponent 1/3, or None where powers need no such care."""
-    if not is_exact(exponent) or exponent.denominator % 2 == 0 or isinstance(base, REAL.mpc) or base >= 0:
+    """Return the real root that -8 has with the exponent 1/3, or None where powers need no such
+    care."""
+    if (
+        not is_exact(exponent)
+        or exponent.denominator % 2 == 0
+        or isinstance(base, REAL.mpc)
+        or base >= 0
+    ):
         return None
     if exponent.denominator == 1 or abs(exponent) > MAX_BITS:
         return None
-    sign = -1 if exponent.numerator % 2 else 1
+    if exponent.numerator % 2:
+        sign = -1
+    else:
+        sign = 1
     return sign * REAL.power(digits(-base), digits(exponent))
 
 
@@ -211,11 +237,15 @@ def _log(value: Value, base: Value = Fraction(10)) -> Value:
 
 
 def _floor(value: Value) -> Value:
-    return Fraction(value.__floor__()) if is_exact(value) else REAL.floor(value + WORK.nothing)
+    if is_exact(value):
+        return Fraction(value.__floor__())
+    return REAL.floor(value + WORK.nothing)
 
 
 def _ceil(value: Value) -> Value:
-    return Fraction(value.__ceil__()) if is_exact(value) else REAL.ceil(value - WORK.nothing)
+    if is_exact(value):
+        return Fraction(value.__ceil__())
+    return REAL.ceil(value - WORK.nothing)
 
 
 def _whole(*values: Value) -> list[int]:

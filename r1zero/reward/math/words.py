@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 NOTHING = frozenset(
-    ("no solution", "no solutions", "no real solution", "no real solutions", "none", "empty set"))
+    ("no solution", "no solutions", "no real solution", "no real solutions", "none", "empty set")
+)
 _DENIAL = re.compile(
     r"\b(?:not|neg|lnot|neither|never|none|cannot|without|except|excluding|unlike|other than"
     r"|opposite|instead|rather|maybe|perhaps|possibly|wrong|incorrect|untrue|false"
@@ -19,7 +20,9 @@ def plain_words(text: str) -> str:
     """Return words without case, articles, and marks between them; synonyms in one form."""
     words = re.sub(r"(?<=\w)[ .-]+", " ", text.casefold()).strip()
     words = re.sub(r"^(?:the|an|a) ", "", words)
-    return "does not exist" if words == "dne" else words
+    if words == "dne":
+        return "does not exist"
+    return words
 
 
 def is_denied(text: str) -> bool:
