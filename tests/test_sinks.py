@@ -122,7 +122,7 @@ SCRIPT = """
 import resource, signal, sys
 from functools import partial
 from pathlib import Path
-from r1zero.observe import sinks
+from r1zero.observe import trackers as sinks
 from r1zero.distributed.log import start_logging
 from r1zero.distributed.process import end
 
