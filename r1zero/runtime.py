@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from r1zero.algo.selection import AllGroups, GroupSelector
 from r1zero.checkpoint.progress import TrainerState
 from r1zero.config.schema import Config
 from r1zero.data.ends import Ends, find_ends
@@ -24,6 +25,7 @@ from r1zero.models.params import param_table
 from r1zero.observe.clock import Clock
 from r1zero.observe.invariants import BF16, FP32, Invariants
 from r1zero.policy.actor import Actor
+from r1zero.policy.actor_config import actor_config
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.reference import Reference
 from r1zero.reward.executor import RewardExecutor
@@ -53,12 +55,13 @@ class Runtime:
     eval_prompts: Prompts | NotOnThisRank | None
     engine: Engine | NotOnThisRank  # rollout
     reward_manager: RewardManager | NotOnThisRank  # rollout
+    selector: GroupSelector  # which groups train
     reference: Reference | NotOnThisRank  # ref
     policy: Actor | NotOnThisRank  # train
     publisher: Publisher
     invariants: Invariants
     folder: Path  # the run folder, and that of its checkpoints: see Opening
-    shelf: Path
+    store: Path
     progress: TrainerState = field(default_factory=TrainerState)
     hold: Hold = field(default_factory=Hold)  # on the run's folders; empty but on the controller
 
@@ -189,6 +192,7 @@ def build_runtime(cfg: Config, world: World) -> Runtime:
         eval_prompts,
         engine,
         reward_manager,
+        AllGroups(),
         reference,
         policy,
         publisher,
@@ -237,7 +241,7 @@ def _policy(
         unused,
     )
     model.load(cfg.actor_rollout.load)
-    return Actor(model, cfg, cfg.training.train_iters * cfg.updates_per_step)
+    return Actor(model, actor_config(cfg, cfg.training.train_iters * cfg.updates_per_step))
 
 
 def _reference(cfg: Config, world: World, dtype: torch.dtype, unused: Sequence[range]) -> Reference:

@@ -45,6 +45,7 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
     for m in range(batch.num_minibatches):
         groups = clock.time("rollout", on, rollout, runtime.engine.collect, m)
         groups = clock.time("reward", on, rollout, runtime.reward_manager.score, groups)
+        groups = on(rollout, runtime.selector.select, groups)
         groups = clock.time("wait", move.send_to_replicas, groups, batch.arrivals(m), rollout, ref)
         groups = clock.time("ref", on, ref, runtime.reference.add_logprobs, groups)
         groups = clock.time("wait", move.broadcast_groups, groups, batch.arrivals(m), ref, train)

@@ -5,17 +5,53 @@ T response tokens. Sample s belongs to prompt s // G and is its member s % G; mi
 samples [m * B, (m + 1) * B) with B = `ppo_mini_batch_size`.
 
 Fields are filled in the order of the step: the controller fills Prompt, the rollout ranks tokens
-and log-probs, the reward executor scores and reward, the ref ranks `ref_logprobs`, the train ranks
-`advantage`. Until then a field is empty: None, or not a number.
+and log-probs and the loss mask, the reward executor scores and reward, the ref ranks
+`ref_logprobs`, the train ranks `advantage`. Until then a field is empty: None, or not a number.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 import numpy as np
+
+
+class Reduce(Enum):
+    """How the values that a statistic has for all response tokens become one number."""
+
+    TOKEN_MEAN = "mean over tokens"
+    SEQUENCE_MEAN = "mean over sequences"  # of the means over the tokens of each
+    MAX = "largest"
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """A statistic of one update in a form that joins with those of other updates."""
+
+    reduce: Reduce
+    total: float  # the sum, or the largest value
+    count: int  # of tokens or sequences, whichever the mean runs over
+
+
+@dataclass(slots=True)
+class UpdateStats:
+    """What one update told, equal on all train ranks."""
+
+    tallies: dict[str, Tally]  # by their keys in metrics.jsonl
+    tokens: int  # response tokens that were learned from
+    grad_norm: float
+    lr: float
+
+
+def joined(updates: Sequence[UpdateStats], key: str) -> float:
+    """Reduce a statistic over the updates that measured it, of which there must be one."""
+    tallies = [update.tallies[key] for update in updates if key in update.tallies]
+    if tallies[0].reduce is Reduce.MAX:
+        return max(tally.total for tally in tallies)
+    return sum(tally.total for tally in tallies) / sum(tally.count for tally in tallies)
 
 
 class Outcome(IntEnum):
@@ -67,6 +103,16 @@ class Sample:
     reward: float = math.nan  # weighted sum of the scores
     ref_logprobs: np.ndarray | None = None  # float32 [T]
     advantage: float = math.nan
+    # bool [T], tokens that the loss counts: those that the policy drew itself. Default: all of
+    # them.
+    loss_mask: np.ndarray | None = None
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The loss mask, bool [T]."""
+        if self.loss_mask is None:
+            return np.ones(len(self.tokens), dtype=bool)
+        return self.loss_mask
 
     @property
     def failed(self) -> bool:
@@ -88,6 +134,7 @@ class Group:
     position: int
     prompt: Prompt
     samples: list[Sample]
+    trains: bool = True  # False: seen by metrics and samples only
 
     @property
     def rewards(self) -> list[float]:
@@ -133,16 +180,6 @@ class Batch:
 
 
 # -- records of a step ----------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class UpdateStats:
-    """Sums over the response tokens of one minibatch, equal on all train ranks."""
-
-    sums: dict[str, float]  # keys as in algo.loss.STATS
-    mismatch_max: float
-    grad_norm: float
-    lr: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ import torch
 
 from r1zero.algo.advantage import group_advantages, whiten
 from r1zero.algo.kl import KLCoefficient, kl_penalty
-from r1zero.algo.loss import STATS, LossTerms, grpo_loss
+from r1zero.algo.loss import LossTerms, microbatch_loss
+from r1zero.algo.loss_batch import LossBatch
+from r1zero.algo.objective import choose_objective
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig, RopeScaling
 from r1zero.models.rotary import inverse_frequencies
@@ -67,18 +69,23 @@ def penalty_in_loss(logits, drawn_by, ref, estimator):
     """The loss of a response whose tokens are all there are, each as often as `drawn_by` draws it;
     nothing to learn."""
     logprobs, nothing = logits.log_softmax(0), torch.zeros_like(logits)
-    terms = LossTerms(0.2, 0.2, estimator, kl_coefficient=1.0, entropy_coefficient=0.0)
-    return grpo_loss(
-        logprobs,
-        nothing,
-        drawn_by.log_softmax(0),
-        ref.log_softmax(0),
-        nothing,
-        nothing,
-        drawn_by.softmax(0),
-        1,
-        terms,
-    )[0]
+    batch = LossBatch(
+        logprobs=logprobs,
+        entropy=nothing,
+        old_logprobs=drawn_by.log_softmax(0),
+        ref_logprobs=ref.log_softmax(0),
+        rollout_logprobs=nothing,
+        advantages=nothing,
+        mask=drawn_by.softmax(0),
+        cu_seqlens=torch.tensor([0, len(logits)], dtype=torch.int32),
+        num_tokens=1,
+        num_sequences=1,
+    )
+    return microbatch_loss(batch, grpo(0.2, 0.2), LossTerms(estimator, 1.0, 0.0))[0]
+
+
+def grpo(low, high):
+    return choose_objective("grpo", {}, {"clip_low": low, "clip_high": high}, None, "group_norm")
 
 
 ESTIMATORS = ["kl", "abs", "mse", "low_var_kl"]
@@ -149,24 +156,30 @@ def test_adaptive_coefficient_follows_its_target_and_a_fixed_one_stays():
     assert short.value == pytest.approx(0.04)
 
 
-TERMS = LossTerms(
-    clip_low=0.2, clip_high=0.3, kl_estimator="kl", kl_coefficient=0.1, entropy_coefficient=0.01
-)
-
-
 def loss_of(ratio, advantage, mask=1.0, denominator=1):
+    """GRPO clipped to [0.8, 1.3] of one token; returns its log-prob, the loss and the
+    statistics."""
     one = torch.ones(1)
     logprobs = torch.tensor([math.log(ratio) - 2.0], requires_grad=True)
-    return logprobs, *grpo_loss(
+    batch = LossBatch(
+        logprobs=logprobs,
+        entropy=3 * one,
+        old_logprobs=-2 * one,
+        ref_logprobs=-2.5 * one,
+        rollout_logprobs=-2.25 * one,
+        advantages=advantage * one,
+        mask=mask * one,
+        cu_seqlens=torch.tensor([0, 1], dtype=torch.int32),
+        num_tokens=denominator,
+        num_sequences=1,
+    )
+    objective = grpo(0.2, 0.3)
+    loss, sums = microbatch_loss(batch, objective, LossTerms("kl", 0.1, 0.01))
+    tallies = sums.tallies(objective.loss.all_stats)
+    return (
         logprobs,
-        3 * one,
-        -2 * one,
-        -2.5 * one,
-        -2.25 * one,
-        advantage * one,
-        mask * one,
-        denominator,
-        TERMS,
+        loss,
+        {key: tally.total for key, tally in tallies.items()} | {"tokens": sums.tokens},
     )
 
 
@@ -182,18 +195,19 @@ def loss_of(ratio, advantage, mask=1.0, denominator=1):
     ],
 )  # and the lower one only bounds them for bad samples
 def test_loss_clips_each_side_by_hand(ratio, advantage, surrogate, clipped):
-    _, loss, sums = loss_of(ratio, advantage)
+    _, loss, stats = loss_of(ratio, advantage)
     kl = math.log(ratio) - 2.0 + 2.5
     assert loss.item() == pytest.approx(surrogate + 0.1 * kl - 0.01 * 3, rel=1e-5)
-    stats = dict(zip(STATS, sums.tolist()))
-    assert stats["clipped"] == clipped and stats["tokens"] == 1 and stats["entropy"] == 3
-    assert stats["mismatch"] == pytest.approx(0.25) and stats["kl"] == pytest.approx(kl, rel=1e-5)
+    assert stats["clip_fraction"] == clipped and stats["tokens"] == 1 and stats["entropy"] == 3
+    assert stats["mismatch/mean"] == stats["mismatch/max"] == pytest.approx(0.25) and stats[
+        "kl"
+    ] == pytest.approx(kl, rel=1e-5)
 
 
 def test_masked_tokens_have_no_part_and_the_denominator_divides():
-    logprobs, loss, sums = loss_of(1.1, 2.0, mask=0.0)
+    logprobs, loss, stats = loss_of(1.1, 2.0, mask=0.0)
     loss.backward()
-    assert loss.item() == 0 and logprobs.grad.item() == 0 and not sums.any()
+    assert loss.item() == 0 and logprobs.grad.item() == 0 and not any(stats.values())
     assert loss_of(1.1, 2.0, denominator=8)[1].item() == pytest.approx(
         loss_of(1.1, 2.0)[1].item() / 8
     )

@@ -140,6 +140,7 @@ def break_body(rank, size, store, folder):
     def lose_a_token(groups):
         sample = groups[0].samples[0]
         sample.tokens, sample.logprobs = sample.tokens[:-1], sample.logprobs[:-1]
+        sample.loss_mask = sample.loss_mask[:-1]
 
     undo = after(runtime.engine, "collect", lose_a_token)
     step("tokens")

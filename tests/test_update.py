@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,9 +16,10 @@ from r1zero.config.load import load_config
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.policy.actor import Actor
+from r1zero.policy.actor_config import actor_config
 from r1zero.policy.megatron import RoleModel
 from r1zero.step import train_step
-from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score
+from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score, joined
 from r1zero.weight_sync.gather import gather_tensors
 
 TEMPERATURE, KL, ENTROPY, LR, CLIP = 0.9, 0.07, 0.01, 2e-3, 0.1
@@ -25,6 +28,7 @@ TEMPERATURE, KL, ENTROPY, LR, CLIP = 0.9, 0.07, 0.01, 2e-3, 0.1
 # the
 # gradient.
 EPS = 1e-3
+SEQUENCE_CLIP, CAP, DUAL = 0.02, 1.05, 1.15  # narrow enough that they bind in these updates
 OVERRIDES = [
     f"actor_rollout.temperature={TEMPERATURE}",
     f"algorithm.kl_ctrl.kl_coef={KL}",
@@ -41,11 +45,18 @@ OVERRIDES = [
     "actor_rollout.ppo_mini_batch_size=8",
     "training.global_batch_size=6",
 ]
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PROMPT_LENGTHS = [3, 12, 7, 1, 20, 5]
 
 
-def make_groups(vocab: int = 512) -> list[Group]:
-    """Six prompts of four responses with rewards; the third group has equal rewards."""
+def make_groups(
+    vocab: int = 512, masked: bool = False, resting: tuple[int, ...] = ()
+) -> list[Group]:
+    """Six prompts of four responses with rewards; the third group has equal rewards.
+
+    With `masked` the loss leaves out every third token and the whole of one response; groups at the
+    positions `resting` do not train.
+    """
     random = np.random.default_rng(11)
     groups = []
     for position, length in enumerate(PROMPT_LENGTHS):
@@ -63,11 +74,17 @@ def make_groups(vocab: int = 512) -> list[Group]:
             sample.reward = 0.7 if position == 2 else float(random.choice([-0.5, 0.0, 1.0]))
             sample.scores = {"acc": Score(sample.reward, Outcome.RIGHT)}
             group.samples.append(sample)
+        group.trains = position not in resting
         groups.append(group)
+    if masked:
+        for group in groups:
+            for sample in group.samples:
+                sample.loss_mask = np.arange(len(sample.tokens)) % 3 != 1
+        groups[1].samples[2].loss_mask[:] = False
     return groups
 
 
-def update_body(rank, size, store, folder, layout, overrides):
+def update_body(rank, size, store, folder, layout, overrides, chosen=()):
     """Three minibatches of two groups each; returns the stats and, on rank 0, the new weights."""
     cfg, _ = load_config("tiny", [*OVERRIDES, *overrides])
     world = make_world(rank, size, store, layout)
@@ -77,8 +94,8 @@ def update_body(rank, size, store, folder, layout, overrides):
         shape, world.train, DEVICE, torch.float32, 128, cfg.training.sequence_parallel, recompute, 1
     )
     model.load(folder)
-    policy = Actor(model, cfg, total_updates=3 * cfg.actor_rollout.ppo_epochs)
-    groups = make_groups()
+    policy = Actor(model, actor_config(cfg, total_updates=3 * cfg.actor_rollout.ppo_epochs))
+    groups = make_groups(**dict(chosen))
     batch = Batch(1, 0, [group.prompt for group in groups], 4, 8)
     policy.begin(batch)
     stats = []
@@ -89,16 +106,46 @@ def update_body(rank, size, store, folder, layout, overrides):
     weights = {
         t.name: tensor.clone() for t, tensor in gather_tensors(world, shape, model.parameters())
     }
-    losses = [
-        (s.sums["loss"] / s.sums["tokens"], s.sums["kl"] / s.sums["tokens"], s.grad_norm)
-        for s in stats
-    ]
+    losses = [(joined([s], "loss"), joined([s], "kl"), s.grad_norm) for s in stats if s is not None]
     return losses, weights
 
 
-def plain_pytorch(model, epochs=1):
+def grpo_surrogate(logp, old, advantage):
+    ratio = (logp - old).exp()
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
+
+
+def gspo_surrogate(logp, old, advantage):
+    """One number for the whole response, as in eq. 5 of the paper: no token form, no stopped
+    gradient."""
+    ratio = ((logp - old).sum() / len(old)).exp()
+    return torch.minimum(
+        ratio * advantage, ratio.clamp(1 - SEQUENCE_CLIP, 1 + SEQUENCE_CLIP) * advantage
+    )
+
+
+def cispo_surrogate(logp, old, advantage):
+    with torch.no_grad():
+        weight = torch.clamp((logp - old).exp(), max=CAP)
+    return weight * advantage * logp
+
+
+def dual_surrogate(logp, old, advantage):
+    clipped = grpo_surrogate(logp, old, advantage)
+    return clipped.clamp(min=DUAL * advantage) if advantage < 0 else clipped
+
+
+SURROGATES = {
+    "grpo": grpo_surrogate,
+    "gspo": gspo_surrogate,
+    "cispo": cispo_surrogate,
+    "dual_clip": dual_surrogate,
+}
+
+
+def plain_pytorch(model, epochs=1, loss_name="grpo", mean_of="tokens", chosen=()):
     """The same updates with transformers and torch.optim, one sequence at a time, written from the
-    paper."""
+    papers."""
     decay = [p for p in model.parameters() if p.dim() > 1]
     no_decay = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -107,7 +154,7 @@ def plain_pytorch(model, epochs=1):
         betas=(0.9, 0.99),
         eps=EPS,
     )
-    groups = make_groups()
+    groups = make_groups(**dict(chosen))
 
     def look(group, sample):
         tokens = torch.tensor(
@@ -124,35 +171,41 @@ def plain_pytorch(model, epochs=1):
     losses = []
     for _ in range(epochs):
         for m in range(3):
-            part = groups[2 * m : 2 * m + 2]
-            total = sum(len(s.tokens) for g in part for s in g.samples)
-            loss = kl_sum = 0.0
+            part = [group for group in groups[2 * m : 2 * m + 2] if group.trains]
+            if not part:
+                continue
+            total = sum(s.mask.sum() for g in part for s in g.samples)
+            sequences = sum(s.mask.any() for g in part for s in g.samples)
+            loss = kl_sum = told = 0.0
             for group in part:
                 rewards = np.array([s.reward for s in group.samples])
                 spread = rewards.std(ddof=1)
                 for sample, reward in zip(group.samples, rewards):
                     advantage = (reward - rewards.mean()) / (spread + 1e-6) if spread else 0.0
-                    logp, entropy = look(group, sample)
-                    ratio = (logp - old[id(sample)]).exp()
-                    surrogate = torch.minimum(
-                        ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage
-                    )
-                    d = torch.from_numpy(sample.ref_logprobs) - logp
+                    if not sample.mask.any():
+                        continue
+                    mask = torch.from_numpy(sample.mask)
+                    logp, entropy = (values[mask] for values in look(group, sample))
+                    surrogate = SURROGATES[loss_name](logp, old[id(sample)][mask], advantage)
+                    d = torch.from_numpy(sample.ref_logprobs)[mask] - logp
                     # whose gradient is that of the KL; low_var_kl only gives its value
                     held = d.square() / 2
                     kl = held + ((d.exp() - d - 1).clamp(max=10) - held).detach()
                     kl_sum += kl.sum().item()
-                    loss = loss + (-surrogate + KL * kl - ENTROPY * entropy).sum() / total
+                    of_tokens = -surrogate + KL * kl - ENTROPY * entropy
+                    told += of_tokens.sum().item() / total
+                    weight = 1 / total if mean_of == "tokens" else 1 / (sequences * len(logp))
+                    loss = loss + of_tokens.sum() * weight
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
             optimizer.step()
-            losses.append((loss.item(), kl_sum / total, norm.item()))
+            losses.append((told, kl_sum / total, norm.item()))
     return losses
 
 
-def compare(model, found, weights, epochs=1, tolerance=1e-5):
-    expected = plain_pytorch(model, epochs)
+def compare(model, found, weights, epochs=1, tolerance=1e-5, **objective):
+    expected = plain_pytorch(model, epochs, **objective)
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-6)
     shape = ModelConfig.from_config(
         model.config.to_dict() | {"architectures": [type(model).__name__]}
@@ -202,6 +255,66 @@ def test_three_updates_equal_plain_pytorch(tmp_path, size, layout, overrides):
     model = make_model("qwen2", tmp_path)
     (losses, weights), *_ = run_ranks(update_body, size, str(tmp_path), layout, overrides)
     compare(model, losses, weights)
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "overrides"),
+    [
+        (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
+        (2, (1, 1), ["actor_rollout.micro_batch_size=3"]),
+        (4, (2, 2), ["actor_rollout.micro_batch_size=2"]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("loss", "mean_of", "keys"),
+    [
+        ("grpo", "sequences", ["algorithm.loss=grpo", "algorithm.aggregation=sequence_mean"]),
+        (
+            "gspo",
+            "sequences",
+            [
+                "algorithm.loss=gspo",
+                (
+                    f"algorithm.loss_settings={{clip_low: {SEQUENCE_CLIP}, clip_high: "
+                    f"{SEQUENCE_CLIP}}}"
+                ),
+            ],
+        ),
+        ("cispo", "tokens", ["algorithm.loss=cispo", f"algorithm.loss_settings.ratio_cap={CAP}"]),
+        (
+            "dual_clip",
+            "tokens",
+            [
+                f"algorithm.loss={EXAMPLES}/loss_dual_clip.py:dual_clip",
+                f"algorithm.loss_settings.most_cost={DUAL}",
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_each_loss_equals_plain_pytorch(
+    tmp_path, size, layout, overrides, loss, mean_of, keys, masked
+):
+    """Also where the loss leaves tokens out, which then count neither in a ratio nor in a
+    denominator."""
+    model = make_model("qwen2", tmp_path)
+    chosen = {"masked": masked}
+    (losses, weights), *_ = run_ranks(
+        update_body, size, str(tmp_path), layout, [*overrides, *keys], chosen
+    )
+    compare(model, losses, weights, loss_name=loss, mean_of=mean_of, chosen=chosen)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("resting", [(1, 2), (2, 3), (0, 1)])
+def test_groups_that_do_not_train_leave_no_trace_and_a_minibatch_of_them_takes_no_step(
+    tmp_path, size, resting
+):
+    model = make_model("qwen2", tmp_path)
+    chosen = {"resting": resting}
+    (losses, weights), *_ = run_ranks(update_body, size, str(tmp_path), (1, 1), [], chosen)
+    assert len(losses) == (3 if resting == (1, 2) else 2)
+    compare(model, losses, weights, chosen=chosen)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def build(model: str, bf16: str):  # noqa: ANN201
     from r1zero.distributed.groups import World
     from r1zero.models.config import ModelConfig
     from r1zero.policy.actor import Actor
+    from r1zero.policy.actor_config import actor_config
     from r1zero.policy.megatron import RoleModel
 
     cfg, _ = load_config(
@@ -85,7 +86,7 @@ def build(model: str, bf16: str):  # noqa: ANN201
         1,
     )
     role.load(model)
-    policy = Actor(role, cfg, 1000)
+    policy = Actor(role, actor_config(cfg, 1000))
     batch, groups = samples(role.shape.vocab_size)
 
     def update() -> None:

@@ -1,18 +1,35 @@
-"""Group-relative advantages (DeepSeekMath, arXiv:2402.03300, section 4.1.2)."""
+"""Advantages (baselines): from the rewards of groups to a number for each response."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
+from r1zero.algo.registry import Table
 from r1zero.errors import BadInput
+from r1zero.types import Group
+
+# From the rewards of a minibatch's groups, float64 [groups, G], to advantages of the same shape.
+Advantage: TypeAlias = Callable[[np.ndarray], np.ndarray]
+
+ADVANTAGES: Table[Advantage] = Table(
+    "algorithm.advantage",
+    refused={"gae": ": it needs the values of a critic, which GRPO does not have"},
+)
 
 # Keeps the quotient finite; far below the spread that any two different rewards have.
 EPSILON = 1e-6
 
 
-def group_advantages(rewards: Sequence[float]) -> np.ndarray:
+@ADVANTAGES.add
+def group_norm(rewards: np.ndarray) -> np.ndarray:
+    """Less the group's mean, over its deviation (GRPO, arXiv:2402.03300, section 4.1.2)."""
+    return np.stack([group_advantages(group) for group in rewards])
+
+
+def group_advantages(rewards: Sequence[float] | np.ndarray) -> np.ndarray:
     """(r - mean) / (std + 1e-6) within one group, std with n - 1. float64 [G].
 
     Exactly zero where all rewards are equal: rounding must not invent a preference.
@@ -29,9 +46,36 @@ def group_advantages(rewards: Sequence[float]) -> np.ndarray:
     return (values - values.mean()) / (values.std(ddof=1) + EPSILON)
 
 
+def fill_advantages(groups: Sequence[Group], advantage: Advantage) -> None:
+    """Set the advantage of every sample of the groups that train; of the others it is 0.
+
+    BadInput when an own function does not return one finite number a sample.
+    """
+    for group in groups:
+        for sample in group.samples:
+            sample.advantage = 0.0
+    training = [group for group in groups if group.trains]
+    if not training:
+        return
+    rewards = np.array([group.rewards for group in training], dtype=np.float64)
+    values = np.asarray(advantage(rewards), dtype=np.float64)
+    if values.shape != rewards.shape:
+        raise BadInput(
+            f"algorithm.advantage returned the shape {values.shape} for rewards of the shape "
+            f"{rewards.shape}; return one number a sample"
+        )
+    if not np.isfinite(values).all():
+        raise BadInput(
+            f"algorithm.advantage returned {values.tolist()} for the rewards {rewards.tolist()}; "
+            "return finite numbers"
+        )
+    for group, row in zip(training, values, strict=True):
+        for sample, value in zip(group.samples, row, strict=True):
+            sample.advantage = float(value)
+
+
 def whiten(advantages: Sequence[float], lengths: Sequence[int]) -> np.ndarray:
-    """Shift and scale to mean 0 and variance 1 over all response tokens; one value a sample in and
-    out.
+    """Shift and scale to mean 0 and variance 1 over all response tokens; one value a sample.
 
     Long responses weigh more, since each token carries its sample's advantage. float64 [S].
     """

@@ -1,70 +1,110 @@
-"""The GRPO loss of one microbatch (DeepSeekMath, arXiv:2402.03300, eq. 3, token mean over the
-minibatch)."""
+"""The loss of one microbatch: policy loss + KL - entropy, aggregated; sums of its statistics."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from r1zero.algo.kl import kl_penalty
+from r1zero.algo.loss_batch import LossBatch
+from r1zero.algo.objective import Objective
+from r1zero.algo.stats import ENTROPY, FIRST_DRIFT, KL, LOSS, MISMATCH, MISMATCH_MAX, Stat
+from r1zero.types import Reduce, Tally
 
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """What the loss is made of, besides the tokens."""
+    """What is added to the policy loss of each token."""
 
-    clip_low: float  # the ratio is held to [1 - clip_low, 1 + clip_high]
-    clip_high: float
     kl_estimator: str
     kl_coefficient: float
     entropy_coefficient: float
 
 
-# Sums over response tokens that `grpo_loss` returns beside the loss, in this order.
-STATS = ("loss", "kl", "entropy", "clipped", "drift", "mismatch", "tokens")
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Statistics of some response tokens, in a form that adds up over microbatches and ranks."""
+
+    added: (
+        torch.Tensor
+    )  # [2 + means]: tokens, sequences, then the sum of each statistic that is a mean
+    largest: torch.Tensor  # [maxima], at least 0
+
+    @classmethod
+    def zeros(cls, stats: Sequence[Stat]) -> Sums:
+        """Of no tokens at all, fp64 on the CPU."""
+        maxima = sum(stat.reduce is Reduce.MAX for stat in stats)
+        added = torch.zeros(2 + len(stats) - maxima, dtype=torch.float64)
+        return cls(added, torch.zeros(maxima, dtype=torch.float64))
+
+    @classmethod
+    def join(cls, parts: Sequence[Sums]) -> Sums:
+        """Of several microbatches, fp64 on the CPU."""
+        added = torch.stack([part.added for part in parts]).cpu().double().sum(0)
+        largest = torch.stack([part.largest for part in parts]).cpu().double().amax(0)
+        return cls(added, largest)
+
+    def tallies(self, stats: Sequence[Stat]) -> dict[str, Tally]:
+        """Name the statistics by their keys in metrics.jsonl."""
+        tokens, sequences, *sums = self.added.tolist()
+        sums_left = iter(sums)
+        largest_left = iter(self.largest.tolist())
+        found = {}
+        for stat in stats:
+            if stat.reduce is Reduce.MAX:
+                found[stat.key] = Tally(stat.reduce, next(largest_left), 0)
+            else:
+                if stat.reduce is Reduce.TOKEN_MEAN:
+                    count = tokens
+                else:
+                    count = sequences
+                found[stat.key] = Tally(stat.reduce, next(sums_left), round(count))
+        return found
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens that the mask left."""
+        return round(self.added[0].item())
 
 
-def grpo_loss(
-    logprobs: torch.Tensor,
-    entropy: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    ref_logprobs: torch.Tensor,
-    rollout_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    mask: torch.Tensor,
-    denominator: int,
-    terms: LossTerms,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """This microbatch's part of the minibatch loss. All inputs fp32 [R], one entry a response
-    token.
+def microbatch_loss(
+    batch: LossBatch, objective: Objective, terms: LossTerms
+) -> tuple[torch.Tensor, Sums]:
+    """Return this microbatch's part of the minibatch loss, and the sums of all statistics, fp32.
 
-    loss = sum_t mask (max(-A r, -A clip(r)) + kl_coefficient KL - entropy_coefficient H) /
-    denominator with r = exp(log p - old log p). `denominator` counts the response tokens of the
-    whole minibatch over all ranks, so the parts of all microbatches add up to one token mean
-    however they are cut. Returns (loss, sums as in STATS, fp32 [7], detached).
+    loss = aggregate(policy loss + kl_coefficient KL - entropy_coefficient H): the aggregation
+    weighs the three terms of a token alike. The sums are detached.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
-    clipped_ratio = ratio.clamp(1 - terms.clip_low, 1 + terms.clip_high)
-    plain = -advantages * ratio
-    clipped = -advantages * clipped_ratio
-    kl = kl_penalty(logprobs, ref_logprobs, terms.kl_estimator)
-    per_token = (
-        torch.maximum(plain, clipped)
-        + terms.kl_coefficient * kl
-        - terms.entropy_coefficient * entropy
-    )
-    loss = (per_token * mask).sum() / denominator
+    policy, own = objective.loss(batch, **objective.settings)
+    kl = kl_penalty(batch.logprobs, batch.ref_logprobs, terms.kl_estimator)
+    losses = policy + terms.kl_coefficient * kl - terms.entropy_coefficient * batch.entropy
+    loss = objective.aggregation(losses, batch)
     with torch.no_grad():
-        mismatch = (old_logprobs - rollout_logprobs).abs()
-        columns = [
-            per_token,
-            kl,
-            entropy,
-            (clipped > plain).float(),
-            (ratio - 1).abs(),
-            mismatch,
-            torch.ones_like(mask),
-        ]
-        sums = torch.stack([(column * mask).sum() for column in columns])
+        mismatch = (batch.old_logprobs - batch.rollout_logprobs).abs()
+        values = {
+            LOSS.key: losses,
+            KL.key: kl,
+            ENTROPY.key: batch.entropy,
+            FIRST_DRIFT.key: (batch.ratio() - 1).abs(),
+            MISMATCH.key: mismatch,
+            MISMATCH_MAX.key: mismatch,
+        }
+        sums = _sums(batch, objective.loss.all_stats, values | own)
     return loss, sums
+
+
+def _sums(batch: LossBatch, stats: Sequence[Stat], values: Mapping[str, torch.Tensor]) -> Sums:
+    """Reduce the values of the tokens [R] as their statistics say."""
+    added = [batch.mask.sum(), (batch.sequence_tokens() > 0).float().sum()]
+    largest = []
+    for stat in stats:
+        value = values[stat.key].detach()
+        if stat.reduce is Reduce.TOKEN_MEAN:
+            added.append((value * batch.mask).sum())
+        elif stat.reduce is Reduce.SEQUENCE_MEAN:
+            added.append(batch.sequence_mean(value).sum())
+        else:
+            largest.append((value * batch.mask).max())
+    return Sums(torch.stack(added), torch.stack(largest))

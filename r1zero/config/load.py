@@ -454,6 +454,10 @@ def _resolve(cfg: Config, notes: Diagnostics) -> Config:
             clip_ratio_high=_first_given(actor.clip_ratio_high, actor.clip_ratio),
         ),
         ref=dataclasses.replace(ref, load=ref_load or load, model=ref.model or actor.model),
+        algorithm=dataclasses.replace(
+            cfg.algorithm,
+            advantage=_first_given(cfg.algorithm.advantage, cfg.algorithm.adv_estimator),
+        ),
         resource_pool=dataclasses.replace(
             pool, actor_rollout=pool.actor_rollout or [ranks], ref=ref_pool
         ),

@@ -181,6 +181,10 @@ def convert(value: Any, kind: Any, where: str, notes: Diagnostics) -> Any:
             return notes.refuse(f"{where}: {value!r} must be a list, such as [{value}]")
         member = typing.get_args(kind)[0]
         return [convert(item, member, f"{where}[{i}]", notes) for i, item in enumerate(value)]
+    if typing.get_origin(kind) is dict and typing.get_args(kind)[1] is Any:
+        if isinstance(value, dict):
+            return spelled(value)
+        return notes.refuse(f"{where}: {value!r} must be a section with keys")
     if typing.get_origin(kind) is dict:
         return _columns(value, where, notes)
     try:

@@ -227,11 +227,20 @@ class KlCtrl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
-    """GRPO: group-normalised advantages, clipped ratio, KL in the loss."""
+    """The objective: advantages, policy loss and its aggregation, KL in the loss; and the
+    rewards."""
 
     gamma: float = 1.0  # discount of the score per token; must be 1
     lam: float = 0.95
-    adv_estimator: str = "group_norm"
+    adv_estimator: str = "group_norm"  # older name of the next key
+    # From the rewards of a group to the advantages of its responses; your own as module:function or
+    # path.py:function.
+    advantage: str | None = None
+    loss: str = "grpo"  # policy loss: grpo, gspo, cispo or your own
+    loss_settings: dict[str, Any] = field(default_factory=dict)  # of that loss: docs/extending.md
+    # Weights of tokens and responses in the loss: token_mean, sequence_mean or your own. Default:
+    # what goes with the loss, sequence_mean for gspo and else token_mean.
+    aggregation: str | None = None
     advantage_whiten: bool = False  # whiten advantages once more over the tokens of a minibatch
     # What is told as the KL of a token: kl, abs, mse or low_var_kl. All are held by the same
     # gradient, that of the KL.

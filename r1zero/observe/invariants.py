@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from r1zero.types import Batch, Group, RankRecord, UpdateStats
+from r1zero.algo.stats import FIRST_DRIFT, KL, MISMATCH
+from r1zero.types import Batch, Group, RankRecord, UpdateStats, joined
 
 # |p / p_old - 1|, a token mean over the first minibatch: both come from one forward pass, so it is 0.
 RATIO_LIMIT = 1e-3
@@ -45,26 +46,25 @@ class Invariants:
         self,
         batch: Batch,
         groups: Sequence[Group],
-        updates: Sequence[UpdateStats],
+        updates: Sequence[UpdateStats | None],
         records: Sequence[RankRecord],
     ) -> list[str]:
         """Return a sentence for everything that does not hold in this step."""
-        problems = (
-            _versions(batch, groups)
-            + self._ratio(updates[0])
-            + _tokens(batch, groups, updates, records)
-        )
+        problems = _versions(batch, groups)
+        first = updates[0]
+        if first is not None:
+            problems += self._ratio(first)
+        problems += _tokens(batch, groups, updates, records)
         problems += self._drawn(groups)
-        if self.same_start and batch.version == 0:
-            problems += self._start_kl(updates[0])
-        problems += _gradients(updates)
+        if first is not None and self.same_start and batch.version == 0:
+            problems += self._start_kl(first)
+        problems += _gradients([update for update in updates if update is not None])
         return problems + [record.publish_fault for record in records[:1] if record.publish_fault]
 
     def _ratio(self, first: UpdateStats) -> list[str]:
-        tokens = first.sums["tokens"]
         problems = []
-        drift = first.sums["drift"] / tokens
-        mismatch = first.sums["mismatch"] / tokens
+        drift = joined([first], FIRST_DRIFT.key)
+        mismatch = joined([first], MISMATCH.key)
         if not drift <= RATIO_LIMIT:  # a NaN is broken, too
             problems.append(
                 f"the ratio of the first minibatch differs from 1 by {drift:.2g} a token (limit "
@@ -91,7 +91,7 @@ class Invariants:
         ]
 
     def _start_kl(self, first: UpdateStats) -> list[str]:
-        kl = first.sums["kl"] / first.sums["tokens"]
+        kl = joined([first], KL.key)
         if abs(kl) <= self.limits.start_kl:
             return []
         return [
@@ -126,18 +126,32 @@ def _gradients(updates: Sequence[UpdateStats]) -> list[str]:
 def _tokens(
     batch: Batch,
     groups: Sequence[Group],
-    updates: Sequence[UpdateStats],
+    updates: Sequence[UpdateStats | None],
     records: Sequence[RankRecord],
 ) -> list[str]:
-    """All roles must have seen as many response tokens as the samples hold, each of them once."""
-    counts = {}
+    """Each role must have seen as many response tokens as it is given, each of them once.
+
+    Rollout ranks draw all tokens, ref ranks look at those of the groups that train, and of these
+    train ranks count what the loss masks leave.
+    """
+    all_samples = [sample for group in groups for sample in group.samples]
+    training = [sample for group in groups if group.trains for sample in group.samples]
+    held = {
+        "rollout": sum(len(sample.tokens) for sample in all_samples),
+        "ref": sum(len(sample.tokens) for sample in training),
+        "train": sum(int(sample.mask.sum()) for sample in training),
+    }
+    seen = {}
     for role in ("rollout", "ref"):
-        counts[role] = sum(record.tokens.get(role, 0) for record in records)
-    counts["train"] = round(
-        sum(update.sums["tokens"] for update in updates[: batch.num_minibatches])
+        seen[role] = sum(record.tokens.get(role, 0) for record in records)
+    seen["train"] = sum(
+        update.tokens for update in updates[: batch.num_minibatches] if update is not None
     )
-    held = sum(len(sample.tokens) for group in groups for sample in group.samples)
-    if set(counts.values()) == {held}:
+    if seen == held:
         return []
-    told = ", ".join(f"{role} ranks saw {count}" for role, count in counts.items())
-    return [f"the samples hold {held} response tokens, but {told}: some were lost or counted twice"]
+    told = ", ".join(f"{role} ranks saw {count}" for role, count in seen.items())
+    sizes = sorted(set(held.values()), reverse=True)
+    return [
+        f"the samples hold {' or '.join(map(str, sizes))} response tokens, but {told}: some were "
+        "lost or counted twice"
+    ]

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from r1zero.algo.loss import STATS
 from r1zero.distributed.placement import Placement
-from r1zero.types import Batch, Group, Outcome, RankRecord, Sample, UpdateStats
+from r1zero.types import Batch, Group, Outcome, RankRecord, Sample, UpdateStats, joined
 
 # Phases of a step whose time is that of the slowest rank.
 PHASES = ("rollout", "reward", "ref", "update", "publish")
@@ -18,14 +17,15 @@ PHASES = ("rollout", "reward", "ref", "update", "publish")
 def step_metrics(
     batch: Batch,
     groups: Sequence[Group],
-    updates: Sequence[UpdateStats],
+    updates: Sequence[UpdateStats | None],
     records: Sequence[RankRecord],
     placement: Placement,
 ) -> dict[str, float]:
-    """All metrics of a step. Token averages run over all response tokens of all updates."""
+    """All metrics of a step. Means of the loss's statistics run over all its updates; one that had
+    nothing to learn from is None."""
     metrics: dict[str, float] = {"step": batch.step}
     metrics |= sample_metrics(groups)
-    metrics |= _update_metrics(updates)
+    metrics |= _update_metrics([update for update in updates if update is not None])
     metrics |= _time_metrics(records, placement)
     prompt_tokens = sum(len(group.prompt.tokens) * len(group.samples) for group in groups)
     response_tokens = sum(len(sample.tokens) for group in groups for sample in group.samples)
@@ -78,20 +78,18 @@ def _is_copied(sample: Sample) -> bool:
 
 
 def _update_metrics(updates: Sequence[UpdateStats]) -> dict[str, float]:
-    sums = {key: sum(update.sums[key] for update in updates) for key in STATS}
-    tokens = sums["tokens"]
-    return {
-        "loss": sums["loss"] / tokens,
-        "kl": sums["kl"] / tokens,
-        "entropy": sums["entropy"] / tokens,
-        "clip_fraction": sums["clipped"] / tokens,
-        "mismatch/mean": sums["mismatch"] / tokens,
-        "mismatch/max": max(update.mismatch_max for update in updates),
-        "grad_norm": float(np.mean([update.grad_norm for update in updates])),
-        "lr": updates[-1].lr,
-        "ratio/first_drift": updates[0].sums["drift"] / updates[0].sums["tokens"],
-        "updates": len(updates),
-    }
+    """The statistics that the loss declares, and the optimizer's; of no updates only their
+    number."""
+    metrics: dict[str, float] = {"updates": len(updates)}
+    if not updates:
+        return metrics
+    # in order, each once
+    measured = dict.fromkeys(key for update in updates for key in update.tallies)
+    for key in measured:
+        metrics[key] = joined(updates, key)
+    metrics["grad_norm"] = float(np.mean([update.grad_norm for update in updates]))
+    metrics["lr"] = updates[-1].lr
+    return metrics
 
 
 def _time_metrics(records: Sequence[RankRecord], placement: Placement) -> dict[str, float]:

@@ -22,14 +22,16 @@ class Reference:
         model.module.eval()
 
     def add_logprobs(self, groups: list[Group]) -> list[Group]:
-        """Fill `ref_logprobs` of every sample. On stages before the last the groups stay as they
-        are."""
-        items = [
-            TrainSample(number, group.position, group.prompt, sample)
-            for number, (group, sample) in enumerate(
-                (group, sample) for group in groups for sample in group.samples
-            )
-        ]
+        """Fill `ref_logprobs` of every sample that trains. Stages before the last leave the groups
+        as they are."""
+        items: list[TrainSample] = []
+        for group in groups:
+            if group.trains:
+                first = len(items)
+                items += [
+                    TrainSample(first + member, group.position, group.prompt, sample)
+                    for member, sample in enumerate(group.samples)
+                ]
         if not items:
             return groups
         microbatches = cut_microbatches(items, self.max_samples, self.max_tokens)

@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
+from r1zero.algo.advantage import ADVANTAGES
+from r1zero.algo.aggregation import AGGREGATIONS
+from r1zero.algo.losses import LOSSES
 from r1zero.checkpoint.resume import check_resume
 from r1zero.config.schema import Config, nodes, placement
 from r1zero.distributed.detect import check_dtype, uses_npu
@@ -26,6 +29,7 @@ from r1zero.errors import (
     shown,
 )
 from r1zero.observe.trackers import check_loggers
+from r1zero.policy.actor_config import objective_of
 from r1zero.preflight.check_custom import check_custom
 from r1zero.preflight.files import check_inputs
 from r1zero.preflight.model import check_models
@@ -191,12 +195,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "actor_rollout.lr_decay_style": ("constant", "linear", "cosine", "inverse-square-root"),
     "actor_rollout.recompute_granularity": ("full",),
     "reward.accuracy.copied_span": ("wrong", "right"),
-    "algorithm.adv_estimator": ("group_norm",),
     "algorithm.kl_penalty": ("kl", "abs", "mse", "low_var_kl"),
     "algorithm.kl_ctrl.type": ("fixed", "adaptive"),
 }
 REFUSED = {
-    "gae": ": it needs the values of a critic, which GRPO does not have",
     "full": ": it needs all logits of both models, which are never held",
 }
 
@@ -278,7 +280,26 @@ def check_values(cfg: Config) -> list[str]:
 
 def check_algorithm(cfg: Config) -> list[str]:
     """Rules among keys of rewards, KL and schedule."""
-    return check_rewards(cfg) + _check_kl(cfg) + _check_schedule(cfg)
+    return check_rewards(cfg) + check_objective(cfg) + _check_kl(cfg) + _check_schedule(cfg)
+
+
+def check_objective(cfg: Config) -> list[str]:
+    """Names and settings of loss, aggregation and advantage. Own functions are loaded."""
+    algorithm = cfg.algorithm
+    problems = LOSSES.problems(algorithm.loss)
+    if algorithm.aggregation is not None:
+        problems += AGGREGATIONS.problems(algorithm.aggregation)
+    if algorithm.advantage in (None, algorithm.adv_estimator):  # only the older key was given
+        problems += ADVANTAGES.problems(algorithm.adv_estimator, "algorithm.adv_estimator")
+    else:
+        problems += ADVANTAGES.problems(algorithm.advantage)
+    if problems:
+        return problems
+    try:
+        objective_of(algorithm, cfg.actor_rollout)
+    except BadInput as error:
+        return [str(error)]
+    return []
 
 
 def check_rewards(cfg: Config) -> list[str]:

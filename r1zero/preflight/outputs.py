@@ -11,6 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
+from r1zero.algo.registry import own_files
 from r1zero.checkpoint import resume
 from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.config.schema import Config
@@ -110,6 +111,13 @@ def _read(cfg: Config) -> list[tuple[str, str]]:
     for name in cfg.algorithm.verifier_function:
         if is_custom(name):
             named.append(("algorithm.verifier_function", name.rpartition(":")[0]))
+    objective = {
+        "loss": cfg.algorithm.loss,
+        "advantage": cfg.algorithm.advantage,
+        "aggregation": cfg.algorithm.aggregation,
+    }
+    for key, name in objective.items():
+        named += [(f"algorithm.{key}", path) for path in own_files([name or ""])]
     own = os.path.realpath(Path(cfg.output_dir) / "config.yaml")
     if cfg.source is not None and os.path.realpath(cfg.source) != own:  # which is written again
         named.append(("--config", cfg.source))

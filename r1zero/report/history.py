@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from r1zero.algo.losses import stats_of
 from r1zero.report.sample_selection import finite, length_percentiles, pack_step
 
 SPAN_RANKS = 64  # ranks whose spans are kept
@@ -107,6 +108,7 @@ class RunHistory:
             "name": config.get("name") or self.folder.resolve().name,
             "config": text,
             "lastStep": (config.get("training") or {}).get("train_iters"),
+            "stats": [stat.as_json() for stat in stats_of(self._loss(config))],
             "steps": list(self.metrics),
             "series": {
                 key: [metrics.get(key) for metrics in self.metrics.values()] for key in keys
@@ -120,6 +122,16 @@ class RunHistory:
             "packed": self._packed.steps,
             "heldOut": self._held_out.steps,
         }
+
+    @staticmethod
+    def _loss(config: dict[str, Any]) -> str:
+        """Name of the policy loss; of configurations older than the key grpo."""
+        algorithm = config.get("algorithm")
+        if isinstance(algorithm, dict):
+            name = algorithm.get("loss")
+        else:
+            name = None
+        return str(name or "grpo")
 
     def _add_metrics(self, entry: dict[str, Any]) -> None:
         if not isinstance(entry.get("step"), int):

@@ -225,7 +225,8 @@ class Engine:
             sequence.logprobs[:count].copy(),
             bool(truncated),
             self.version,
-        )
+            loss_mask=np.ones(count, dtype=bool),
+        )  # the policy drew every token itself
         self._open[position] -= 1
         if not self._open[position]:
             self._caches.drop(position)

@@ -21,6 +21,21 @@ function waitShare(role) {
     });
 }
 
+// Statistics that the losses of these runs declare (algo/stats.py, algo/losses/): each once, in their order.
+const DECLARED = [...new Map(RUNS.flatMap((run) => run.stats).map((stat) => [stat.key, stat])).values()];
+
+// Their charts: neighbours with the same title share one.
+function declaredCharts() {
+  const charts = new Map();
+  DECLARED.forEach((stat, i) => {
+    const { key, label, title, ...look } = stat;
+    if (!charts.has(title)) charts.set(title, { title, ...look, lines: [] });
+    const { lines } = charts.get(title);
+    lines.push({ key, label, color: COLORS[i % 8], ...(lines.length ? { dash: [4, 3] } : {}) });
+  });
+  return [...charts.values()];
+}
+
 const SECTIONS = [
   {
     id: "learning",
@@ -75,52 +90,13 @@ const SECTIONS = [
     id: "stability",
     title: "Stability",
     charts: [
-      {
-        title: "KL to the reference",
-        kind: "plain",
-        unit: "nats",
-        zero: true,
-        note: "Per token, over the response. A sudden climb means the policy has left its start.",
-        lines: [{ key: "kl", label: "KL", color: "--c1" }],
-      },
-      {
-        title: "Entropy",
-        kind: "plain",
-        unit: "nats",
-        zero: true,
-        note: "Per token. Near zero the samples of a group are all alike and learning stops.",
-        lines: [{ key: "entropy", label: "entropy", color: "--c3" }],
-      },
-      {
-        title: "Clipped tokens",
-        kind: "share",
-        zero: true,
-        note: "Tokens whose ratio to the old policy was clipped.",
-        lines: [{ key: "clip_fraction", label: "clipped", color: "--c2" }],
-      },
-      {
-        title: "Mismatch",
-        kind: "plain",
-        unit: "nats",
-        log: true,
-        note: "Trainer against rollout engine, log-prob of the same token. bf16: a few 1e-2 on average.",
-        lines: [
-          { key: "mismatch/mean", label: "mean", color: "--c4" },
-          { key: "mismatch/max", label: "max", color: "--c7", dash: [4, 3] },
-        ],
-      },
+      ...declaredCharts(),
       {
         title: "Gradient norm",
         kind: "plain",
         zero: true,
         note: "Before clipping, mean over the updates of a step.",
         lines: [{ key: "grad_norm", label: "norm", color: "--c5" }],
-      },
-      {
-        title: "Loss",
-        kind: "plain",
-        note: "Policy, KL and entropy terms together. Its level means little.",
-        lines: [{ key: "loss", label: "loss", color: "--c6" }],
       },
       {
         title: "Learning rate",

@@ -1,0 +1,60 @@
+"""LossBatch: what a policy loss sees of a microbatch, responses laid end to end (cu_seqlens)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossBatch:
+    """The R response tokens of one microbatch, sample after sample. fp32 [R] unless said otherwise.
+
+    The responses [a b c] and [d e] give R = 5 and cu_seqlens [0 3 5]: the tokens of sample i lie at
+    cu_seqlens[i] up to cu_seqlens[i + 1]. Log-probs are at the sampling temperature.
+
+    The denominators belong to the whole minibatch, over all ranks. Both count what the mask leaves;
+    they are fixed before the first forward pass, and the parts of all microbatches add up.
+    """
+
+    logprobs: torch.Tensor  # of the policy that learns, with gradient
+    entropy: torch.Tensor  # of its distribution, with gradient
+    old_logprobs: torch.Tensor  # of the weights that drew the tokens, by the trainer
+    ref_logprobs: torch.Tensor  # of the reference
+    rollout_logprobs: torch.Tensor  # of the weights that drew the tokens, by the rollout engine
+    advantages: torch.Tensor
+    mask: torch.Tensor  # 1 for tokens that the loss counts, else 0
+    cu_seqlens: torch.Tensor  # int32 [samples + 1]
+    num_tokens: int  # that the mask leaves, in the minibatch
+    num_sequences: int  # with at least one such token
+
+    def log_ratio(self) -> torch.Tensor:
+        """log(p / p_old) of each token, with gradient: [R]."""
+        return self.logprobs - self.old_logprobs
+
+    def ratio(self) -> torch.Tensor:
+        """p / p_old of each token, with gradient: [R]."""
+        return torch.exp(self.log_ratio())
+
+    def sequence_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the tokens of each sample that the mask leaves: [R] -> [samples]."""
+        sums = values.new_zeros(len(self.cu_seqlens) - 1)
+        return sums.index_add(0, self._sample_of_token(), values * self.mask)
+
+    def sequence_mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean over the tokens that the mask leaves, 0 if it leaves none: [R] -> [samples]."""
+        return self.sequence_sum(values) / self.sequence_tokens().clamp(min=1)
+
+    def sequence_tokens(self) -> torch.Tensor:
+        """Tokens of each sample that the mask leaves: fp32 [samples]."""
+        return self.sequence_sum(torch.ones_like(self.mask))
+
+    def to_tokens(self, per_sequence: torch.Tensor) -> torch.Tensor:
+        """Repeat the value of a sample at each of its tokens: [samples] -> [R]."""
+        return per_sequence[self._sample_of_token()]
+
+    def _sample_of_token(self) -> torch.Tensor:
+        """Sample that each token belongs to: [0 0 0 1 1] in the example. int64 [R]."""
+        lengths = self.cu_seqlens.diff().long()
+        return torch.repeat_interleave(lengths, output_size=len(self.mask))
