@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import make_model
 from multiproc import DEVICE, run_ranks
 from safetensors.torch import load_file
 from worlds import metrics, run, samples
 
 from r1zero.checkpoint import manager, manifest, train_state
-from r1zero.checkpoint import store as shelf
+from r1zero.checkpoint import store as checkpoint_store
 from r1zero.checkpoint.resume import changes, check_resume, find
 from r1zero.config.load import dump, load_config
 from r1zero.config.schema import placement
@@ -26,6 +27,7 @@ from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.errors import BadInput
+from r1zero.models.config import ModelConfig
 from r1zero.preflight.checks import check
 from r1zero.trainer import prepare, train
 
@@ -126,7 +128,8 @@ def test_resume_is_exact(straight, tmp_path, overrides):
 def test_steps_after_the_checkpoint_are_taken_again_without_duplicates(straight, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
-    (folder / "checkpoints" / shelf.TRACKER).write_text("2\n")  # going back is writing the tracker
+    # going back is writing the tracker
+    (folder / "checkpoints" / checkpoint_store.TRACKER).write_text("2\n")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "rew')  # killed while writing
     before = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -194,6 +197,41 @@ def test_resume_onto_another_layout(straight, tmp_path, first, second):
         ), key
 
 
+def test_norms_that_tp_cuts_resume_onto_another_layout(tiny, tmp_path):
+    """OLMo 2 trains from end to end; its checkpoint of TP 2 goes on at TP 1 as if it had never
+    stopped."""
+    model = tmp_path / "olmo2"
+    vocabulary = ModelConfig.from_folder(tiny / "model").vocab_size
+    make_model("olmo2", model, vocab_size=vocabulary, num_hidden_layers=2)
+    for file in (tiny / "model").glob("*token*"):
+        shutil.copy(file, model)
+    # A random model's rewards are all alike, and Adam would make steps of the noise that is left of
+    # the gradient.
+    whole = [
+        *RUN,
+        f"actor_rollout.load={model}",
+        f"ref.load={model}",
+        "actor_rollout.entropy_coeff=0.1",
+        "actor_rollout.adam_eps=1e-3",
+    ]
+    cut = [
+        "resource_pool.colocate=true",
+        "resource_pool.actor_rollout=[2]",
+        "resource_pool.ref=[]",
+        "actor_rollout.tensor_model_parallel_size=2",
+        "actor_rollout.infer_tensor_parallel_size=2",
+    ]
+    run(tmp_path / "straight", 1, "tiny", whole)
+    run_ranks(until, 2, [*whole, *cut, f"output_dir={tmp_path / 'run'}"], 2)
+    run(tmp_path / "run", 1, "tiny", whole)
+    ours, theirs = numbers(tmp_path / "run"), numbers(tmp_path / "straight")
+    assert len(ours) == 4
+    for key in ("loss", "kl", "grad_norm", "reward/mean", "response_length/mean"):
+        assert [line[key] for line in ours] == pytest.approx(
+            [line[key] for line in theirs], rel=2e-4, abs=2e-6
+        ), key
+
+
 def test_a_checkpoint_named_as_load_keeps_the_reference(straight, tmp_path):
     start = load_config("tiny", [])[0].actor_rollout.load
     for load in (straight / "checkpoints", straight / "checkpoints" / "iter_0000002"):
@@ -232,7 +270,9 @@ WAY_OUT = (
 
 def assert_offers_the_one_before(problem: str, saved: Path) -> None:
     assert (
-        WAY_OUT.format(before=saved.with_name("iter_0000002"), tracker=saved.parent / shelf.TRACKER)
+        WAY_OUT.format(
+            before=saved.with_name("iter_0000002"), tracker=saved.parent / checkpoint_store.TRACKER
+        )
         in problem
     )
 
@@ -278,7 +318,7 @@ def test_another_model_is_refused(saved, tiny, tmp_path):
 
 
 def test_a_tracker_that_points_nowhere_is_refused(saved):
-    (saved.parent / shelf.TRACKER).write_text("9\n")
+    (saved.parent / checkpoint_store.TRACKER).write_text("9\n")
     problem = refusal(saved)
     assert "names iteration 9" in problem and str(saved) in problem and "write 4 into" in problem
 
@@ -286,9 +326,9 @@ def test_a_tracker_that_points_nowhere_is_refused(saved):
 @pytest.mark.parametrize("word", ["iter_0000002", ""])
 def test_a_tracker_that_names_nothing_is_refused(saved, word):
     """Mistyped, or cut off with the power: the run must not begin anew."""
-    (saved.parent / shelf.TRACKER).write_text(word)
+    (saved.parent / checkpoint_store.TRACKER).write_text(word)
     assert f"says {word!r}" in refusal(saved) and "write 4 into" in refusal(saved)
-    (saved.parent / shelf.TRACKER).write_text("release")  # of other programs
+    (saved.parent / checkpoint_store.TRACKER).write_text("release")  # of other programs
     assert check_resume(load_config("tiny", [f"output_dir={saved.parents[1]}"])[0]) == []
 
 
@@ -302,7 +342,7 @@ def test_a_checkpoint_that_lost_its_files_is_refused(saved):
 def test_an_unfinished_checkpoint_is_refused_when_named_and_ignored_when_not(saved):
     (saved / manifest.NAME).unlink()
     assert "never saved to its end" in refusal(saved)
-    (saved.parent / shelf.TRACKER).unlink()
+    (saved.parent / checkpoint_store.TRACKER).unlink()
     assert find(load_config("tiny", [f"output_dir={saved.parents[1]}"])[0]) == saved.with_name(
         "iter_0000002"
     )
@@ -374,7 +414,7 @@ def test_a_failed_save_leaves_the_last_good_one_and_goes_on_or_stops(straight, t
     assert numbers(folder) == numbers(straight)
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
         "iter_0000002",
-        shelf.TRACKER,
+        checkpoint_store.TRACKER,
     ]
     said = (folder / "logs" / "rank_0000.log").read_text()
     assert (
@@ -385,17 +425,21 @@ def test_a_failed_save_leaves_the_last_good_one_and_goes_on_or_stops(straight, t
 def test_the_last_ones_and_every_so_many_are_kept(straight, tmp_path):
     save = tmp_path / "save"
     for iteration in (1, 2, 3, 4, 5, 6):
-        partial = shelf.start(save, iteration)
+        partial = checkpoint_store.start(save, iteration)
         manifest.write(partial, {})
-        shelf.publish(partial, iteration)
+        checkpoint_store.publish(partial, iteration)
     (save / "iter_0000000").mkdir()  # of another program
-    assert [path.name for path in shelf.prune(save, 6, keep_last=2, keep_every=3)] == [
+    assert [path.name for path in checkpoint_store.prune(save, 6, keep_last=2, keep_every=3)] == [
         "iter_0000001",
         "iter_0000002",
         "iter_0000004",
     ]
-    assert [shelf.iteration_of(path) for path in shelf.complete(save)] == [3, 5, 6]
-    assert shelf.find(save).name == "iter_0000006" and (save / "iter_0000000").is_dir()
+    assert [checkpoint_store.iteration_of(path) for path in checkpoint_store.complete(save)] == [
+        3,
+        5,
+        6,
+    ]
+    assert checkpoint_store.find(save).name == "iter_0000006" and (save / "iter_0000000").is_dir()
 
 
 def stuck(rank: int, size: int, store: object, overrides: list[str]) -> str | None:
@@ -418,7 +462,10 @@ def test_what_cannot_be_deleted_does_not_stand_against_saving(tiny, tmp_path):
         1,
         [*RUN, f"output_dir={tmp_path}", "training.save_interval=1", "training.keep_last=1"],
     )
-    assert [shelf.iteration_of(path) for path in shelf.complete(tmp_path / "checkpoints")] == [4]
+    assert [
+        checkpoint_store.iteration_of(path)
+        for path in checkpoint_store.complete(tmp_path / "checkpoints")
+    ] == [4]
 
 
 def slow(rank: int, size: int, store: object, overrides: list[str]) -> float:

@@ -12,6 +12,7 @@ import transformers
 from small_config import MODEL, SHAPE, home, load, only, tokenizer_json, write  # noqa: F401
 from tokenizers import Tokenizer, models
 
+from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig, RopeScaling
 from r1zero.preflight.checks import check
 
@@ -23,6 +24,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 QWEN3, LLAMA = {"architectures": ["Qwen3ForCausalLM"]}, {"architectures": ["LlamaForCausalLM"]}
+MISTRAL = {"architectures": ["MistralForCausalLM"], "max_position_embeddings": 8192}
+OLMO2 = {"architectures": ["Olmo2ForCausalLM"]}
 MISSING = object()
 
 
@@ -91,6 +94,21 @@ MISSING = object()
             {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
             "1.0 must be above low_freq_factor 1.0",
         ),
+        (
+            MISTRAL,
+            (
+                "sliding_window: 4096 is not supported, since it is shorter than "
+                "max_position_embeddings 8192"
+            ),
+        ),
+        (MISTRAL | {"sliding_window": 8191}, "sliding_window: 8191 is not supported"),
+        (MISTRAL | {"sliding_window": "no"}, "sliding_window: no must be a whole number"),
+        (MISTRAL | {"num_key_value_heads": MISSING}, "lacks the key 'num_key_value_heads'"),
+        (OLMO2 | {"attention_bias": True}, "attention_bias: true is not supported"),
+        (
+            OLMO2 | {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+            "rope type 'yarn' is not supported",
+        ),
         ({"rope_theta": 0}, "rope_theta: 0 must be a number above 0"),
         ({"rope_theta": float("nan")}, "rope_theta: nan must be a number above 0"),
     ],
@@ -113,7 +131,14 @@ def test_config_json_that_is_no_json_is_refused(home: Path, content: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "kind", [transformers.Qwen2Config, transformers.Qwen3Config, transformers.LlamaConfig]
+    "kind",
+    [
+        transformers.Qwen2Config,
+        transformers.Qwen3Config,
+        transformers.LlamaConfig,
+        transformers.MistralConfig,
+        transformers.Olmo2Config,
+    ],
 )
 @pytest.mark.parametrize(
     "given",
@@ -130,6 +155,8 @@ def test_config_json_that_is_no_json_is_refused(home: Path, content: str) -> Non
     ],
 )
 def test_defaults_are_those_of_transformers(kind: type, given: dict[str, Any]) -> None:
+    if kind is transformers.MistralConfig and given == {"num_key_value_heads": None}:
+        pytest.skip("transformers has no null there")
     small = {
         "num_hidden_layers": 2,
         "hidden_size": 256,
@@ -140,7 +167,9 @@ def test_defaults_are_those_of_transformers(kind: type, given: dict[str, Any]) -
         "rms_norm_eps": 1e-5,
     } | given
     theirs = kind(**json.loads(json.dumps(small)))
-    if kind is not transformers.LlamaConfig:
+    if kind is transformers.MistralConfig:
+        small |= {"sliding_window": None}
+    if kind not in (transformers.LlamaConfig, transformers.Olmo2Config):
         small = {"num_key_value_heads": theirs.num_key_value_heads} | small
     ours = ModelConfig.from_config(
         small | {"architectures": [kind.__name__.replace("Config", "ForCausalLM")]}
@@ -153,6 +182,23 @@ def test_defaults_are_those_of_transformers(kind: type, given: dict[str, Any]) -
     )
     stretched = RopeScaling(8.0, 1.0, 4.0, 8192) if rope["rope_type"] == "llama3" else None
     assert ours.rope_scaling == stretched
+
+
+@pytest.mark.parametrize(
+    "changes", [MISTRAL | {"sliding_window": None}, MISTRAL | {"sliding_window": 8192}, OLMO2]
+)
+def test_megatrons_names_tell_the_family_and_the_sizes(changes: dict[str, Any]) -> None:
+    ours = ModelConfig.from_config(SHAPE | changes)
+    assert ModelConfig.from_megatron(ours.to_megatron()) == ours
+
+
+def test_a_family_that_is_not_known_is_refused_in_megatrons_names() -> None:
+    keys = ModelConfig.from_config(SHAPE | OLMO2).to_megatron()
+    assert keys["hf_model_type"] == "olmo2"
+    with pytest.raises(
+        BadInput, match="hf_model_type: olmo9 is not supported; supported are qwen2, qwen3"
+    ):
+        ModelConfig.from_megatron(keys | {"hf_model_type": "olmo9"})
 
 
 def test_model_file_that_cannot_stand_in_for_the_folder_is_refused(home: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 from datetime import timedelta
+from math import prod
 
 import numpy as np
 import pytest
@@ -111,6 +112,13 @@ def trainer_body(rank, size, store, folder, layout, sequence_parallel, unused=()
         ("llama", 1, (1, 1), False),
         ("llama", 2, (2, 1), False),
         ("llama", 2, (1, 2), False),
+        ("mistral", 1, (1, 1), False),
+        ("mistral", 2, (2, 1), True),
+        ("olmo2", 1, (1, 1), False),
+        ("olmo2", 2, (2, 1), False),
+        ("olmo2", 2, (2, 1), True),
+        ("olmo2", 2, (1, 2), False),
+        ("olmo2", 4, (2, 2), True),
     ],
 )
 def test_trainer_logprobs_equal_transformers(tmp_path, family, size, layout, sequence_parallel):
@@ -267,7 +275,7 @@ def engine_body(
     }
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen2_tied", "qwen3", "llama"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen2_tied", "qwen3", "llama", "mistral", "olmo2"])
 @pytest.mark.parametrize("native", [True, False])
 def test_engine_logprobs_equal_the_trainers(tmp_path, family, native):
     make_model(family, tmp_path)
@@ -278,6 +286,37 @@ def test_engine_logprobs_equal_the_trainers(tmp_path, family, native):
         ended = tokens[-1] in (2, 9, 40)
         assert truncated == (not ended) and (ended or len(tokens) == 24)
         assert not np.isin(tokens[:-1], (2, 9, 40)).any()
+
+
+@pytest.mark.parametrize("family", ["mistral", "olmo2"])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_greedy_generation_is_that_of_transformers(tmp_path, family, tp):
+    """Every drawn token is the likeliest under transformers, with the same log-prob."""
+    model = make_model(family, tmp_path)
+    greedy = Sampling(1.0, 1.0, 1, seed=5)
+    found, *_ = run_ranks(
+        engine_body, tp, str(tmp_path), tp, EngineLimits(24, 10**6), False, True, (), greedy
+    )
+    random = np.random.default_rng(0)
+    prompts = [random.integers(3, 512, n, dtype=np.int32) for n in (4, 11, 1, 30, 8)]
+    for number, (tokens, *_) in found.items():
+        prompt = prompts[number // 3]
+        ids = torch.tensor(np.concatenate([prompt, tokens]), dtype=torch.int64)
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0, len(prompt) - 1 : -1]
+        assert logits.argmax(-1).tolist() == tokens.tolist()
+
+
+@pytest.mark.parametrize("layout", [(1, 1), (2, 1), (1, 2)])
+def test_olmo2_is_within_rounding_of_transformers(tmp_path, layout):
+    """Tighter than TOLERANCE: a sum of squares of one TP rank alone would be within that at
+    times."""
+    model = make_model("olmo2", tmp_path)
+    found = run_ranks(trainer_body, prod(layout), str(tmp_path), layout, False)[-1]
+    for item in items(512):
+        np.testing.assert_allclose(
+            found[item.number], reference_logprobs(model, item, 0.8), rtol=0, atol=1e-5
+        )
 
 
 def test_samples_do_not_depend_on_rows_blocks_chunks_order_preemption_tp_replicas_or_kernels(

@@ -19,9 +19,9 @@ from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 
 
-def model(tied=True, qk_norm=False):
+def model(tied=True, qk_norm=False, family="qwen2"):
     return ModelConfig(
-        family="qwen2",
+        family=family,
         num_layers=4,
         hidden_size=16,
         ffn_hidden_size=24,
@@ -253,6 +253,20 @@ def test_publishing_brings_every_rollout_rank_its_shard(layout, bystanders, buck
     run_ranks(
         in_world, world_size, publish_twice, model(tied=False), train, rollout, bucket_bytes, dtype
     )
+
+
+def test_norms_that_tp_cuts_are_published_bit_for_bit():
+    shape = model(tied=False, qk_norm=True, family="olmo2")
+    cut = {
+        spec.name
+        for spec in param_table(shape)
+        if "layernorm" in spec.name and spec.axis is not None
+    }
+    assert len(cut) == 2 * shape.num_layers
+    for layout in ((2, 2, 1, 1, 1, False), (1, 1, 1, 2, 1, False), (2, 1, 1, 2, 1, True)):
+        train, rollout = spans(*layout)
+        world_size = max(*train.ranks, *rollout.ranks) + 1
+        run_ranks(in_world, world_size, publish_twice, shape, train, rollout, 700, torch.bfloat16)
 
 
 def damage(rank, shape, train, rollout):

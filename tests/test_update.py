@@ -319,11 +319,30 @@ def test_groups_that_do_not_train_leave_no_trace_and_a_minibatch_of_them_takes_n
 
 @pytest.mark.parametrize(
     ("family", "size", "layout"),
-    [("qwen2_tied", 2, (1, 2)), ("qwen3", 2, (2, 1)), ("llama", 1, (1, 1))],
+    [
+        ("qwen2_tied", 2, (1, 2)),
+        ("qwen3", 2, (2, 1)),
+        ("llama", 1, (1, 1)),
+        ("mistral", 1, (1, 1)),
+        ("olmo2", 1, (1, 1)),
+        ("olmo2", 2, (2, 1)),
+        ("olmo2", 2, (1, 2)),
+    ],
 )
 def test_other_families_learn_the_same(tmp_path, family, size, layout):
     model = make_model(family, tmp_path)
     (losses, weights), *_ = run_ranks(update_body, size, str(tmp_path), layout, [])
+    compare(model, losses, weights)
+
+
+def test_norms_cut_by_tp_learn_the_same_under_sequence_parallelism_and_recomputation(tmp_path):
+    model = make_model("olmo2", tmp_path)
+    overrides = [
+        "actor_rollout.recompute_granularity=full",
+        "actor_rollout.tensor_model_parallel_size=2",
+        "training.sequence_parallel=true",
+    ]
+    (losses, weights), *_ = run_ranks(update_body, 2, str(tmp_path), (2, 1), overrides)
     compare(model, losses, weights)
 
 

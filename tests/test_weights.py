@@ -40,6 +40,8 @@ MODELS = {
     "qwen2_untied": transformers.Qwen2Config(**SIZES, tie_word_embeddings=False),
     "qwen3": transformers.Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True),
     "llama": transformers.LlamaConfig(**SIZES, tie_word_embeddings=False),
+    "mistral": transformers.MistralConfig(**SIZES, sliding_window=None),
+    "olmo2": transformers.Olmo2Config(**SIZES, pad_token_id=None),
 }
 
 
@@ -93,8 +95,14 @@ def by_hand(folder, shape):
         made["output_layer.weight"] = hf["lm_head.weight"]
     for n in range(shape.num_layers):
         ours, theirs = f"decoder.layers.{n}.", f"model.layers.{n}."
-        made[ours + "input_layernorm.weight"] = hf[theirs + "input_layernorm.weight"]
-        made[ours + "pre_mlp_layernorm.weight"] = hf[theirs + "post_attention_layernorm.weight"]
+        after_attention = hf[theirs + "post_attention_layernorm.weight"]
+        if shape.family == "olmo2":
+            made[ours + "self_attention.linear_proj.post_layernorm.weight"] = after_attention
+            after_mlp = hf[theirs + "post_feedforward_layernorm.weight"]
+            made[ours + "mlp.linear_fc2.post_layernorm.weight"] = after_mlp
+        else:
+            made[ours + "input_layernorm.weight"] = hf[theirs + "input_layernorm.weight"]
+            made[ours + "pre_mlp_layernorm.weight"] = after_attention
         made[ours + "self_attention.linear_proj.weight"] = hf[theirs + "self_attn.o_proj.weight"]
         made[ours + "mlp.linear_fc2.weight"] = hf[theirs + "mlp.down_proj.weight"]
         made[ours + "mlp.linear_fc1.weight"] = torch.cat(

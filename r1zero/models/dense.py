@@ -1,6 +1,6 @@
 """The dense decoder block that most families share, and what follows from it.
 
-    h += proj(attention(qkv(norm(h))))          queries, keys: a norm of each head (Qwen3), then RoPE
+    h += proj(attention(qkv(norm(h))))       queries, keys: a norm of each head (Qwen3), then RoPE
     h += down(silu(gate(norm(h))) * up(norm(h)))
 
 Pre-norm with RMSNorm (Zhang & Sennrich 2019), grouped-query attention (Ainslie et al. 2023), rotary
@@ -257,7 +257,8 @@ class DenseBlock:
         return run.all_reduce(self.down(run.operators.silu_mul(self.gate_up(x))))
 
 
-# -- rows of the parameter table that families put together ----------------------------------------
+# -- rows of the parameter table that families put together
+# ------------------------------------------
 
 
 def layer_param(
@@ -271,10 +272,7 @@ def layer_param(
 
 def fused_qkv(config: ModelConfig, layer: int, kind: str) -> ParamSpec:
     """Queries, keys and values as one: `kind` is "weight" [Q + 2 K, H] or "bias" [Q + 2 K]."""
-    if kind == "weight":
-        columns = (config.hidden_size,)
-    else:
-        columns = ()
+    columns = (config.hidden_size,) if kind == "weight" else ()
     query = config.num_heads * config.head_dim
     key = config.num_kv_heads * config.head_dim
     return ParamSpec(
@@ -292,9 +290,8 @@ def fused_qkv(config: ModelConfig, layer: int, kind: str) -> ParamSpec:
 def attention_output(config: ModelConfig, layer: int) -> ParamSpec:
     """The output projection of attention, [H, Q]."""
     view = (config.hidden_size, config.num_heads * config.head_dim)
-    return layer_param(
-        layer, "self_attention.linear_proj.weight", "self_attn.o_proj.weight", view, 1
-    )
+    name = "self_attention.linear_proj.weight"
+    return layer_param(layer, name, "self_attn.o_proj.weight", view, 1)
 
 
 def gated_mlp(config: ModelConfig, layer: int) -> list[ParamSpec]:

@@ -133,8 +133,8 @@ class Attend(Protocol):
     ) -> torch.Tensor:
         """qkv [T, kv heads * (queries per group + 2) * D] -> [T, heads * D].
 
-        `q_norm` and `k_norm` [D], if given, are the weights of an RMSNorm of each query and key
-        head.
+        `q_norm` and `k_norm` [D], if given, are the weights of an RMSNorm of each query and each
+        key head.
         """
 
 
@@ -155,8 +155,8 @@ class DecoderBlock(Protocol):
     ) -> torch.Tensor:
         """Run T tokens. `hidden` [T, H] is the residual stream, which the block may write into.
 
-        `delta` is what the block before has left to be added to it, so that the addition can be one
-        pass with the norm that follows. The block adds it, and returns what it leaves itself.
+        `delta` is what the block before has left to be added to it, so that the addition can be
+        one pass with the norm that follows. The block adds it, and returns what it leaves itself.
         """
 
 
@@ -188,7 +188,8 @@ def by_architecture(architecture: object) -> ModelFamily:
 
 def by_megatron(keys: Mapping[str, Any]) -> ModelFamily:
     """The family of a model in Megatron's names: the one it names, else the one whose traits it
-    has."""
+    has.
+    """
     name = keys.get(MODEL_TYPE)
     for family in _FAMILIES.values():
         if family.name == name or (name is None and family.matches_megatron(keys)):

@@ -88,7 +88,8 @@ def flag(config: Mapping[str, Any], key: str) -> bool:
 
 def kv_heads(config: Mapping[str, Any], heads: int, may_be_missing: bool) -> int:
     """Key and value heads: as many as query heads where the key is null or, in some families,
-    missing."""
+    missing.
+    """
     key = "num_key_value_heads"
     if may_be_missing:
         given = config.get(key)
@@ -108,8 +109,7 @@ def head_dim(
 ) -> int:
     """Columns of a head: the hidden size shared out to the heads, unless it is given.
 
-    `if_missing` is a family's own default, which holds where the key is missing but not where it is
-    null.
+    `if_missing` is a family's own default: it holds where the key is missing, not where it is null.
     """
     if if_missing is not None and "head_dim" not in config:
         return if_missing

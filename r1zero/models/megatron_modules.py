@@ -19,9 +19,11 @@ from r1zero.models.rotary import rotate
 
 
 class RMSNorm(torch.nn.Module):
-    """torch's rms_norm as Megatron builds norms. Under sequence parallelism each rank sees a part
-    of the tokens, so the gradient must be summed over TP ranks: the flag on the weight asks for
-    it."""
+    """torch's rms_norm as Megatron builds norms.
+
+    Under sequence parallelism each rank sees a part of the tokens, so the gradient must be summed
+    over TP ranks: the flag on the weight asks for it.
+    """
 
     def __init__(
         self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object
@@ -32,7 +34,7 @@ class RMSNorm(torch.nn.Module):
         self.weight = torch.nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
         )
-        self.weight.sequence_parallel = config.sequence_parallel
+        setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last axis of x [..., hidden]."""
@@ -41,8 +43,7 @@ class RMSNorm(torch.nn.Module):
 
 @dataclass
 class PackedBatch(PackedSeqParams):
-    """What Megatron hands down to every layer's attention: the segments and the rotary tables of
-    this batch."""
+    """What Megatron hands down to every layer's attention: segments and rotary tables."""
 
     segments: Segments | None = None
     cos: torch.Tensor | None = None  # [T, 1, head_dim]
@@ -50,8 +51,7 @@ class PackedBatch(PackedSeqParams):
 
 
 class PackedAttention(MegatronModule):
-    """Core attention over a packed batch; stands where Megatron puts its own, and turns queries and
-    keys too.
+    """Core attention over a packed batch, RoPE included; stands where Megatron puts its own.
 
     Responses of a group continue one shared prompt, so positions are not those that Megatron would
     count.
@@ -81,6 +81,7 @@ class PackedAttention(MegatronModule):
         """query [T, heads, D], key and value [T, kv heads, D] -> [T, heads * D]."""
         batch = packed_seq_params
         assert isinstance(batch, PackedBatch), "the policy only runs packed batches"
+        assert batch.segments is not None and batch.cos is not None and batch.sin is not None
         query = rotate(query, batch.cos, batch.sin)
         key = rotate(key, batch.cos, batch.sin)
         output = packed_causal_attention(query, key, value, batch.segments, self.scale)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from r1zero.errors import BadInput
+from r1zero.models import hf_config
 from r1zero.models.config import ModelConfig
 from r1zero.models.dense import NEUTRAL, DenseFamily
 
@@ -23,7 +24,7 @@ class Mistral(DenseFamily):
     def read_config(self, config: Mapping[str, Any]) -> ModelConfig:
         """As all dense models. BadInput for a window shorter than the longest sequence."""
         read = super().read_config(config)
-        window = config.get("sliding_window", DEFAULT_WINDOW)
+        window = _window(config)
         if window is not None and window < read.max_positions:
             raise BadInput(
                 f"sliding_window: {window} is not supported, since it is shorter than "
@@ -35,3 +36,12 @@ class Mistral(DenseFamily):
     def hf_from_megatron(self, keys: Mapping[str, Any]) -> dict[str, Any]:
         """Megatron's keys have no window."""
         return super().hf_from_megatron(keys) | {"sliding_window": None}
+
+
+def _window(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a token attends to, itself included; None is all before it."""
+    if "sliding_window" not in config:
+        return DEFAULT_WINDOW
+    if config["sliding_window"] is None:
+        return None
+    return hf_config.count(config, "sliding_window")

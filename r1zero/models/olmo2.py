@@ -1,16 +1,16 @@
 """OLMo 2: norms behind the attention and the MLP, and norms of all queries and all keys.
 
-    h += norm(proj(attention(qkv(h))))          queries, keys: one norm over all their heads, then RoPE
+    h += norm(proj(attention(qkv(h))))       queries, keys: one norm over all their heads, then RoPE
     h += norm(down(silu(gate(h)) * up(h)))
 
-"2 OLMo 2 Furious" (2025), section 3; transformers' Olmo2ForCausalLM. Beside the dense block's table
-(params.py):
+"2 OLMo 2 Furious" (2025), section 3; transformers' Olmo2ForCausalLM. Beside the dense
+block's table (params.py):
 
-    Megatron                                                    Hugging Face                 cut by TP
-      self_attention.q_layernorm.weight         [Q]             q_norm                       rows
-      self_attention.k_layernorm.weight         [K]             k_norm                       rows
-      self_attention.linear_proj.post_layernorm.weight  [H]     post_attention_layernorm     -
-      mlp.linear_fc2.post_layernorm.weight      [H]             post_feedforward_layernorm   -
+    Megatron                                               Hugging Face                cut by TP
+    self_attention.q_layernorm.weight                 [Q]  q_norm                      rows
+    self_attention.k_layernorm.weight                 [K]  k_norm                      rows
+    self_attention.linear_proj.post_layernorm.weight  [H]  post_attention_layernorm    -
+    mlp.linear_fc2.post_layernorm.weight              [H]  post_feedforward_layernorm  -
 
 There is no norm before the attention or the MLP. Heads are cut by TP, so the mean square of all
 queries is an all-reduce, of one number a token, and so is its gradient.
@@ -93,7 +93,8 @@ class Olmo2(DenseFamily):
         from megatron.core.transformer.identity_op import IdentityOp
         from megatron.core.transformer.spec_utils import ModuleSpec
 
-        norm, projection = _megatron_modules()
+        norm = _all_heads_norm()
+        projection = _normed_projection()
         spec = super().layer_spec(config, layer, groups)
         spec.submodules.input_layernorm = IdentityOp
         spec.submodules.pre_mlp_layernorm = IdentityOp
@@ -111,25 +112,23 @@ class Olmo2(DenseFamily):
         return Olmo2Block(config, layer, weights)
 
 
-@functools.cache
-def _megatron_modules() -> tuple[type, type]:
-    """The norm of queries or keys, and an output projection with a norm behind it.
+# Modules of Megatron's layer spec. Functions make them, since their base classes need Megatron.
 
-    Made here, since their base classes need Megatron.
-    """
+
+@functools.cache
+def _all_heads_norm() -> type[torch.nn.Module]:
+    """The norm of all queries, or of all keys."""
     import torch
-    from megatron.core.tensor_parallel.layers import RowParallelLinear
     from megatron.core.tensor_parallel.mappings import (
         copy_to_tensor_model_parallel_region,
         reduce_from_tensor_model_parallel_region,
     )
     from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
-    from r1zero.models.megatron_modules import RMSNorm
-
     class AllHeadsNorm(torch.nn.Module):
         """RMSNorm over the heads of all TP ranks together, each of which has its part of the
-        weight."""
+        weight.
+        """
 
         def __init__(
             self,
@@ -176,6 +175,16 @@ def _megatron_modules() -> tuple[type, type]:
                 dp_cp_group=metadata["dp_cp_group"],
             )
 
+    return AllHeadsNorm
+
+
+@functools.cache
+def _normed_projection() -> type[torch.nn.Module]:
+    """An output projection with a norm behind it."""
+    from megatron.core.tensor_parallel.layers import RowParallelLinear
+
+    from r1zero.models.megatron_modules import RMSNorm
+
     class NormedProjection(RowParallelLinear):
         """An output projection whose result, summed over TP, is normalised."""
 
@@ -189,7 +198,7 @@ def _megatron_modules() -> tuple[type, type]:
             assert bias is None
             return self.post_layernorm(output), None
 
-    return AllHeadsNorm, NormedProjection
+    return NormedProjection
 
 
 class Olmo2Block:
@@ -222,7 +231,8 @@ class Olmo2Block:
 
     def _normalised(self, qkv: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """Normalise the queries and keys of the product [T, kv heads * (per group + 2) * D] in
-        place."""
+        place.
+        """
         size = self.config.head_dim
         per_group = self.config.num_heads // self.config.num_kv_heads
         groups = qkv.view(len(qkv), -1, per_group + 2, size)  # of this rank: queries, key, value

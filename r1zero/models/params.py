@@ -1,18 +1,18 @@
 """ParamSpec and the parameter table: what each weight is called, where it lives and how TP cuts it.
 
-    Megatron (local spec, layers numbered globally)             Hugging Face               cut by TP
-    embedding.word_embeddings.weight            [V, H]          embed_tokens               rows
+    Megatron (local spec, layers numbered globally)       Hugging Face              cut by TP
+    embedding.word_embeddings.weight          [V, H]      embed_tokens              rows
     decoder.layers.N.
-      input_layernorm.weight                    [H]             input_layernorm            -
-      self_attention.linear_qkv.weight          [Q + 2K, H]     q_proj, k_proj, v_proj     rows
-      self_attention.linear_qkv.bias            [Q + 2K]        their biases (qwen2)       rows
-      self_attention.{q,k}_layernorm.weight     [head]          {q,k}_norm (qwen3)         -
-      self_attention.linear_proj.weight         [H, Q]          o_proj                     columns
-      pre_mlp_layernorm.weight                  [H]             post_attention_layernorm   -
-      mlp.linear_fc1.weight                     [2 F, H]        gate_proj, up_proj         rows of each half
-      mlp.linear_fc2.weight                     [H, F]          down_proj                  columns
-    decoder.final_layernorm.weight              [H]             norm                       -
-    output_layer.weight                         [V, H]          lm_head (untied only)      rows
+      input_layernorm.weight                  [H]         input_layernorm           -
+      self_attention.linear_qkv.weight        [Q + 2K, H] q_proj, k_proj, v_proj    rows
+      self_attention.linear_qkv.bias          [Q + 2K]    their biases (qwen2)      rows
+      self_attention.{q,k}_layernorm.weight   [head]      {q,k}_norm (qwen3)        -
+      self_attention.linear_proj.weight       [H, Q]      o_proj                    columns
+      pre_mlp_layernorm.weight                [H]         post_attention_layernorm  -
+      mlp.linear_fc1.weight                   [2 F, H]    gate_proj, up_proj        each's rows
+      mlp.linear_fc2.weight                   [H, F]      down_proj                 columns
+    decoder.final_layernorm.weight            [H]         norm                      -
+    output_layer.weight                       [V, H]      lm_head (untied only)     rows
 
 Axes: V vocabulary, H hidden, F feed-forward, Q query rows, K key (and value) rows, all global. The
 rows of linear_qkv run by key-value group: the group's query heads, its key head, its value head.
@@ -76,7 +76,8 @@ def whole_param(
 
 def param_table(config: ModelConfig) -> list[ParamSpec]:
     """List every parameter of the model once, in a fixed order; tied, the embedding is the output
-    layer."""
+    layer.
+    """
     return family_of(config).params(config)
 
 
@@ -103,7 +104,8 @@ def stage_params(config: ModelConfig, stage: int, pp: int) -> list[ParamSpec]:
 
 def stage_of(spec: ParamSpec, num_layers: int, pp: int) -> int:
     """Return the pipeline stage of a parameter, layers being spread evenly. BadInput if they cannot
-    be."""
+    be.
+    """
     if num_layers % pp:
         raise BadInput(
             f"num_hidden_layers {num_layers} cannot be spread evenly over {pp} pipeline stages; "
@@ -118,7 +120,8 @@ def stage_of(spec: ParamSpec, num_layers: int, pp: int) -> int:
 
 def name_on_stage(spec: ParamSpec, num_layers: int, pp: int) -> str:
     """Return the parameter's name as its stage's module has it: layers are counted from the stage's
-    first."""
+    first.
+    """
     if spec.layer is None:
         return spec.name
     head, _, tail = spec.name.split(".", 3)[1:]
@@ -133,10 +136,10 @@ def local_shape(spec: ParamSpec, tp: int) -> tuple[int, ...]:
 
 def local_view(spec: ParamSpec, param: torch.Tensor, tp: int) -> torch.Tensor:
     """View a rank's parameter, in place, as its part of `spec.view`: writing there writes the
-    parameter."""
-    assert tuple(param.shape) == local_shape(spec, tp), (
-        f"{spec.name} has the shape {tuple(param.shape)}"
-    )
+    parameter.
+    """
+    shape = tuple(param.shape)
+    assert shape == local_shape(spec, tp), f"{spec.name} has the shape {shape}"
     return param.detach().view(_local_view_shape(spec, tp))
 
 
@@ -164,10 +167,10 @@ def _local_view_shape(spec: ParamSpec, tp: int) -> tuple[int, ...]:
     size = spec.view[spec.axis]
     if size % tp:
         raise BadInput(
-            f"{spec.name} has {size} slices along its cut axis, which tensor parallel size {tp} "
-            "does not divide; choose a size that does"
+            f"{spec.name} has {size} slices along its cut axis, which tensor parallel size "
+            f"{tp} does not divide; choose a size that does"
         )
-    return spec.view[: spec.axis] + (size // tp,) + spec.view[spec.axis + 1 :]
+    return (*spec.view[: spec.axis], size // tp, *spec.view[spec.axis + 1 :])
 
 
 def _fold(view: tuple[int, ...]) -> tuple[int, ...]:

@@ -38,6 +38,7 @@ def rotary_tables(
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn x [..., D] by its position: halves (a, b) -> (a cos - b sin, b cos + a sin); tables
-    broadcast."""
+    broadcast.
+    """
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-b, a], dim=-1) * sin

@@ -31,7 +31,7 @@ from r1zero.rollout.npu_graphs import DecodeGraphs
 from r1zero.rollout.operators import Heads
 
 
-class LayerWeights:
+class LayerShards:
     """A rank's weights of one layer, as its family's block takes them (models/family.py)."""
 
     def __init__(
@@ -217,7 +217,7 @@ class Decoder:
         return partial
 
     def _block(self, layer: int) -> DecoderBlock:
-        weights = LayerWeights(self.weights, layer, self._linears)
+        weights = LayerShards(self.weights, layer, self._linears)
         return family_of(self.shape).decoder_block(self.shape, layer, weights)
 
 
