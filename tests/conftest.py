@@ -1,20 +1,44 @@
 """One thread a process: several ranks share the cores, and a forked child cannot inherit a thread
 pool."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pytest
-import torch
+import pytest  # noqa: E402 - the variables must be set first
+import torch  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+from support.markers import marks_of  # noqa: E402
 
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark what starts processes, what needs a browser, and the rest as fast
+    (support/markers.py)."""
+    for item in items:
+        fixtures = [
+            definitions[-1].func
+            for definitions in item._fixtureinfo.name2fixturedefs.values()
+            if Path(definitions[-1].func.__code__.co_filename) != Path(__file__)
+        ]
+        own = [mark.name for mark in item.iter_markers()]
+        for mark in sorted(marks_of(item.function, fixtures, item.fixturenames, own)):
+            item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +50,19 @@ def tiny() -> Path:
         stdout=subprocess.DEVNULL,
     )
     return ROOT / ".cache" / "tiny"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A small complete configuration: a folder with a model, its model file, data and base.yaml."""
+    from support.small_config import make_home
+
+    return make_home(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium; fails with one sentence when the machine has none."""
+    from support.browser import start_chromium
+
+    yield from start_chromium()

@@ -147,6 +147,7 @@ def test_fault_of_ours_is_a_wrong_answer_and_logged(
     assert len(caplog.records) == 2
 
 
+@pytest.mark.slow
 def test_no_odd_value_is_an_exception() -> None:
     """Poles, complex numbers, zeros and infinities wherever a value may stand."""
     odd = [

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import make_model
-from multiproc import DEVICE, run_ranks
 from safetensors.torch import load_file
-from worlds import metrics, run, samples
+from support.models import make_model
+from support.multiproc import DEVICE, run_ranks
+from support.worlds import metrics, run, samples
 
 from r1zero.checkpoint import manager, manifest, train_state
 from r1zero.checkpoint import store as checkpoint_store

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from small_config import MODEL, SHAPE, home, load, only  # noqa: F401
+from support.small_config import MODEL, SHAPE, load, only
 
 from r1zero.config.load import load_config
 from r1zero.config.schema import nodes, placement

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from multiproc import DEVICE
+from support.multiproc import DEVICE
 
 from r1zero.checkpoint import manifest, progress, store
 from r1zero.checkpoint.progress import CheckpointInfo, TrainerState

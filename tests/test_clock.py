@@ -8,8 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from multiproc import DEVICE, run_ranks
-from test_observe import make_runtime
+from support.multiproc import DEVICE, run_ranks
 
 from r1zero.distributed import device
 from r1zero.distributed.device import EventTimer

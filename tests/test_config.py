@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_config import MODEL, home, load, write  # noqa: F401
+from support.small_config import MODEL, load, write
 
 from r1zero.config.load import CONFIGS, dump, load_config
 from r1zero.config.schema import ROOT

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from models import make_model
-from multiproc import DEVICE, run_ranks
-from test_update import compare, update_body
+from support.models import make_model
+from support.multiproc import DEVICE, run_ranks
+from support.updates import compare, update_body
 
 from r1zero.distributed import device
 from r1zero.distributed.collectives import all_max, all_sum, gather_objects

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from megatron_checkpoints import TOKENS, read_body
-from models import FAMILIES, make_model
-from multiproc import run_ranks
 from safetensors.torch import load_file, save_file
+from support.megatron_checkpoints import TOKENS, read_body
+from support.models import FAMILIES, make_model
+from support.multiproc import run_ranks
 
 from r1zero.config.load import load_config
 from r1zero.preflight.checks import check

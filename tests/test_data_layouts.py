@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_config import home, load, only  # noqa: F401
+from support.small_config import load, only
 
 from r1zero.data.files import data_files
 from r1zero.data.layout import ColumnLayout

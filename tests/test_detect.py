@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tool import functions
+from support.tool import functions
 
 from r1zero.config.load import dump, load_config
 from r1zero.distributed.detect import uses_npu

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from multiproc import run_ranks
-from small_config import home, load  # noqa: F401
+from support.multiproc import run_ranks
+from support.small_config import load
 
 from r1zero.config.schema import placement
 from r1zero.distributed.launch import Launch

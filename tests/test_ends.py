@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from model_folders import base, llama_like, variant
-from small_config import home, load, only, tokenizer_json  # noqa: F401
-from tool import functions
-from worlds import metrics, run, samples
+from support.model_folders import base, llama_like, variant
+from support.small_config import load, only
+from support.tool import functions
+from support.worlds import metrics, run, samples
 
 from r1zero.data.ends import find_ends, split_marks
 from r1zero.data.preprocess import Recipe, preprocess

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from model_folders import base
-from multiproc import DEVICE, run_ranks
-from tool import TOOLS, functions
-from worlds import run, samples
+from support.model_folders import base
+from support.multiproc import DEVICE, run_ranks
+from support.tool import TOOLS, functions
+from support.worlds import run, samples
 
 from r1zero.data.layout import ColumnLayout
 from r1zero.data.preprocess import Recipe, preprocess

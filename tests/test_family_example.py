@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from multiproc import DEVICE, run_ranks
+from support.multiproc import DEVICE, run_ranks
 from transformers import SeedOssConfig, SeedOssForCausalLM
 
 from r1zero.algo.packing import TrainSample

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_config import home, load, only  # noqa: F401
-from tool import TOOLS, functions, run_here
+from support.small_config import load, only
+from support.tool import TOOLS, functions, run_here
 
 from r1zero.data.layout import ColumnLayout
 from r1zero.data.prompts import Prompts, load_tokenizer

@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from megatron_checkpoints import TOKENS, write_body
-from multiproc import DEVICE, run_ranks
-from test_parity import make_world
+from support.megatron_checkpoints import TOKENS, write_body
+from support.multiproc import DEVICE, run_ranks
+from support.worlds import make_world
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from r1zero.algo.packing import TrainSample, pack

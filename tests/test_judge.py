@@ -22,6 +22,9 @@ from r1zero.reward.pool import ITEMS_AT_WORKER
 from r1zero.reward.types import RewardInput
 from r1zero.types import Group, Outcome, Prompt, Sample, Score
 
+# Its worker processes are started by the package.
+pytestmark = pytest.mark.ranks
+
 GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"
 HOSTILE = r"\boxed{\prod_{n=1}^{9999} n^n}"  # sympy works it out in C, and never ends
 ONE = Reward(workers=1, deadline_seconds=1.5)

@@ -3,27 +3,12 @@ up."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.launch_sh import launch
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def launch(*arguments: str, **variables: str) -> tuple[int, str, str]:
-    """Run it without its set-up; exit code, standard output, standard error."""
-    environment = os.environ | {"R1ZERO_SETUP": "0", "R1ZERO_PYTHON": sys.executable} | variables
-    done = subprocess.run(
-        ["bash", str(ROOT / "launch.sh"), *arguments],
-        text=True,
-        capture_output=True,
-        timeout=60,
-        env=environment,
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import make_model
-from worlds import metrics, run, samples, spans
+from support.models import make_model
+from support.worlds import metrics, run, samples, spans
 
 from r1zero.config.load import load_config
 from r1zero.models.config import ModelConfig

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from multiproc import run_ranks
+from support.multiproc import run_ranks
 
 from r1zero import main
-from r1zero.checkpoint import store as shelf
+from r1zero.checkpoint import store as checkpoint_store
 from r1zero.distributed import watchdog
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.rendezvous import open_store, own_part
@@ -212,7 +212,7 @@ def steps(folder: Path) -> list[int]:
         json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
     assert found == list(range(1, len(found) + 1))
-    assert shelf.iteration_of(shelf.find(folder / "checkpoints")) == found[-1]
+    assert checkpoint_store.iteration_of(checkpoint_store.find(folder / "checkpoints")) == found[-1]
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import transformers
-from small_config import MODEL, SHAPE, home, load, only, tokenizer_json, write  # noqa: F401
+from support.small_config import MODEL, SHAPE, load, only, tokenizer_json, write
 from tokenizers import Tokenizer, models
 
 from r1zero.errors import BadInput

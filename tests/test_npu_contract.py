@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from multiproc import DEVICE
-from test_packing import random_items
+from support.items import random_items
+from support.multiproc import DEVICE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1zero.algo.packing import pack

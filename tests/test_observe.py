@@ -12,21 +12,17 @@ import struct
 import subprocess
 import sys
 import termios
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from multiproc import DEVICE, run_ranks
-from small_config import home, load  # noqa: F401
-from worlds import metrics
+from support.multiproc import DEVICE, run_ranks
+from support.small_config import load
+from support.worlds import metrics, make_runtime
 
-from r1zero.config.load import load_config
 from r1zero.config.schema import placement
 from r1zero.distributed.board import Board
-from r1zero.distributed.groups import World
-from r1zero.distributed.launch import Launch
 from r1zero.observe import alarms, live
 from r1zero.observe.alarms import Alarms
 from r1zero.observe.console import step_line
@@ -35,7 +31,7 @@ from r1zero.observe.metrics import sample_metrics
 from r1zero.preflight.advice import faster_split
 from r1zero.run_folder.folder import append_line
 from r1zero.step import train_step
-from r1zero.trainer import prepare, train
+from r1zero.trainer import train
 from r1zero.types import Group, Outcome, Prompt, Sample, Score
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,19 +66,6 @@ def run_limited(path):
 
 
 # -- invariants ---------------------------------------------------------------------------------
-
-QUICK = [
-    "training.train_iters=20",
-    "training.eval_data_path=null",
-    "training.report_interval=0",
-    "training.publish_check_interval=1",
-]
-
-
-def make_runtime(store, folder, *overrides, rank=0, size=1):
-    cfg, _ = load_config("tiny", [*QUICK, f"output_dir={folder}", *overrides])
-    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    return prepare(cfg, World(launch, placement(cfg, size), DEVICE, timedelta(seconds=60), store))
 
 
 def scale(parameters, factor):

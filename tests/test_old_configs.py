@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_config import only, write
+from support.small_config import only, write
 
 from r1zero.config.load import load_config
 from r1zero.errors import BadInput

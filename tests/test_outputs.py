@@ -10,12 +10,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from multiproc import DEVICE, run_ranks
-from worlds import metrics, run, train_body
+from support.multiproc import DEVICE, run_ranks
+from support.worlds import metrics, run, train_body
 
 from r1zero.checkpoint import export as exporting
 from r1zero.checkpoint import manager
-from r1zero.checkpoint import store as shelf
+from r1zero.checkpoint import store as checkpoint_store
 from r1zero.config.load import load_config
 from r1zero.config.schema import placement
 from r1zero.distributed import shared
@@ -130,9 +130,9 @@ def test_a_config_file_there_is_refused_but_for_the_one_that_the_run_writes(insi
 
 
 def test_a_checkpoint_there_is_refused_when_this_run_saves_elsewhere(inside, tmp_path):
-    partial = shelf.start(inside / "checkpoints", 3)
-    shelf.manifest.write(partial, {})
-    shelf.publish(partial, 3)
+    partial = checkpoint_store.start(inside / "checkpoints", 3)
+    checkpoint_store.manifest.write(partial, {})
+    checkpoint_store.publish(partial, 3)
     cfg = load_config(
         "tiny",
         [

@@ -5,29 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.items import item, random_items
 from torch.nn.functional import scaled_dot_product_attention
 
-from r1zero.algo.packing import (
-    TrainSample,
-    balance_over_replicas,
-    cut_microbatches,
-    num_tokens,
-    pack,
-)
+from r1zero.algo.packing import balance_over_replicas, cut_microbatches, num_tokens, pack
 from r1zero.distributed.device import packed_causal_attention
-from r1zero.types import Batch, Prompt, Sample
+from r1zero.types import Batch
 
 CPU = torch.device("cpu")
-
-
-def item(number, position, prompt, response):
-    tokens = np.array(response, dtype=np.int32)
-    return TrainSample(
-        number,
-        position,
-        Prompt(position, "", np.array(prompt, dtype=np.int32), ""),
-        Sample(tokens, np.zeros(len(tokens), np.float32), False, 0),
-    )
 
 
 def test_the_example_of_the_docstring():
@@ -51,19 +36,6 @@ def test_filling_up_adds_a_segment_that_nobody_sees():
     assert len(batch.tokens) == 4 and batch.segments.cu_seqlens_q == [2, 4]
     batch = pack([item(0, 0, [7, 8], [1, 2, 3, 4])], CPU, multiple_of=4)
     assert len(batch.tokens) == 8 and batch.segments.cu_seqlens_q == [2, 5, 8]
-
-
-def random_items(count=9, seed=0):
-    random = np.random.default_rng(seed)
-    return [
-        item(
-            i,
-            i // 3,
-            random.integers(1, 99, [5, 1, 12][i // 3]),
-            random.integers(1, 99, random.integers(1, 9)),
-        )
-        for i in range(count)
-    ]
 
 
 def test_attention_in_a_pack_equals_each_sequence_alone():

@@ -4,19 +4,16 @@ engine's."""
 from __future__ import annotations
 
 import heapq
-from datetime import timedelta
 from math import prod
 
 import numpy as np
 import pytest
 import torch
-from models import make_model
-from multiproc import DEVICE, run_ranks
+from support.models import make_model
+from support.multiproc import DEVICE, run_ranks
+from support.worlds import make_world
 
 from r1zero.algo.packing import TrainSample, pack
-from r1zero.distributed.groups import World
-from r1zero.distributed.launch import Launch
-from r1zero.distributed.placement import RoleSize, place
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.policy.megatron import RoleModel
@@ -32,20 +29,6 @@ from r1zero.weights.open import open_weights
 # fp32 sums in another order differ by a few units in the last place; logits here reach about 10.
 TOLERANCE = 1e-4
 LENGTHS = [(5, 7), (17, 3), (1, 20), (9, 1)]  # (prompt, response)
-
-
-def make_world(rank, size, store, train, rollout=None, ref=None):
-    """A colocated world: `train` is (TP, PP); rollout and ref follow with TP only."""
-    placement = place(
-        {
-            "train": RoleSize(size, *train),
-            "rollout": RoleSize(size, rollout or 1),
-            "ref": RoleSize(size, ref or 1),
-        },
-        colocate=True,
-    )
-    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    return World(launch, placement, DEVICE, timedelta(seconds=60), store)
 
 
 def items(vocab, seed=3, unused=()):

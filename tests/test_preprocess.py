@@ -17,8 +17,8 @@ import pytest
 import torch
 from megatron.core.datasets import helpers
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
-from small_config import home, load, only  # noqa: F401
-from tool import TOOLS, run_here
+from support.small_config import load, only
+from support.tool import TOOLS, run_here
 from transformers import PreTrainedTokenizerBase
 
 from r1zero.data.blend import Blend, split_blend

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from report_runs import append, plain, samples_path, write_run, write_step
+from support.report_runs import append, plain, samples_path, write_run, write_step
 
 from r1zero.report import page as report
 from r1zero.report.history import RunHistory

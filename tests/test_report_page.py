@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import worlds
 from axe_playwright_python.sync_playwright import Axe
-from browser import DESKTOP, PHONE, browser, opened  # noqa: F401 - a fixture
-from report_runs import append, samples_path, write_run, write_step
+from support import worlds
+from support.browser import DESKTOP, PHONE, opened
+from support.report_runs import append, samples_path, write_run, write_step
 
 from r1zero.report.page import open_runs, write_report
 

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 import torch.distributed as dist
-from multiproc import run_ranks
+from support.multiproc import run_ranks
 
 from r1zero.distributed.placement import RankGrid
 from r1zero.errors import BadInput
@@ -74,6 +74,7 @@ LAYOUTS += [
 ]
 
 
+@pytest.mark.slow
 # smaller than a matrix; several layers
 @pytest.mark.parametrize("bucket_bytes", [4 * 37, 4 * 5000])
 def test_every_layout_receives_each_element_of_its_shard_once(bucket_bytes):

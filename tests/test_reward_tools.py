@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tool import TOOLS, functions, run_here
+from support.tool import TOOLS, functions, run_here
 
 from r1zero.config.schema import Reward
 from r1zero.reward.executor import RewardExecutor
@@ -200,6 +200,7 @@ def test_rescore_names_what_is_wrong(samples: Path, rescore: Rescore) -> None:
 # -- fuzz_judge.py ---
 
 
+@pytest.mark.slow
 def test_hostile_answers_are_never_right_and_never_late() -> None:
     fuzz = functions("fuzz_judge.py")
     chosen = {kind.__name__: [] for kind in fuzz["KINDS"]}

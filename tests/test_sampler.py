@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from multiproc import run_ranks
+from support.multiproc import run_ranks
 
 from r1zero.rollout import sampler
 from r1zero.rollout.sampler import Sampling, sample, uniforms

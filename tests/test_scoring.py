@@ -9,8 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from multiproc import DEVICE, run_ranks
-from worlds import metrics, samples
+from support.multiproc import DEVICE, run_ranks
+from support.worlds import metrics, samples
 
 from r1zero.config.load import load_config
 from r1zero.config.schema import placement

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from small_config import home, load  # noqa: F401
+from support.small_config import load
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from r1zero.observe import trackers

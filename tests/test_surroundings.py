@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 import yaml
-from small_config import home, load, write  # noqa: F401
-from test_launch_sh import launch
-from tool import functions
+from support.launch_sh import launch
+from support.small_config import load, write
+from support.tool import functions
 
 from r1zero.config.load import load_config
 from r1zero.config.paths import expand

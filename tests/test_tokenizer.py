@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model_folders import keep_digits_together, variant
+from support.model_folders import keep_digits_together, variant
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from model_folders import holed, padded, read_rows
-from multiproc import run_ranks
+from support.model_folders import holed, padded, read_rows
+from support.multiproc import run_ranks
+from support.worlds import metrics, run, samples
 from tokenizers import AddedToken, Tokenizer, models
-from worlds import metrics, run, samples
 
 from r1zero.data.vocabulary import Vocabulary
 from r1zero.errors import BadInput

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from multiproc import DEVICE, run_ranks
+from support.multiproc import DEVICE, run_ranks
 
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch, read_launch

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import yaml
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
@@ -63,9 +62,8 @@ def tokenizer_json(*texts: str) -> str:
     return tokenizer.to_str()
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A folder with a model, its model file, data and base.yaml."""
+def make_home(tmp_path: Path) -> Path:
+    """Fill a folder with a model, its model file, data and base.yaml."""
     folder = tmp_path / "net"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPE))

@@ -34,9 +34,8 @@ class Opened:
     complaints: list[str] = field(default_factory=list)
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Headless Chromium; fails with one sentence when the machine has none."""
+def start_chromium() -> Iterator[Browser]:
+    """Yield headless Chromium; fail with one sentence when the machine has none."""
     found = next((path for path in map(shutil.which, PROGRAMS) if path), None)
     if found is None:
         pytest.fail(

@@ -1,4 +1,4 @@
-"""Whole training runs on forked ranks, for tests that compare them."""
+"""Worlds of forked ranks: whole training runs for tests that compare them, and the parts of one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from multiproc import DEVICE, run_ranks
+from support.multiproc import DEVICE, run_ranks
 
 from r1zero.config.load import load_config
 from r1zero.config.schema import placement
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
+from r1zero.distributed.placement import RoleSize, place
 from r1zero.preflight.checks import check
 from r1zero.trainer import prepare, train
 
@@ -57,3 +58,32 @@ def spans(folder: Path, step: int) -> list[tuple[int, str, float, float]]:
     """(rank, name, start, end) of everything recorded in a step."""
     lines = (folder / "logs" / "spans.jsonl").read_text().splitlines()
     return [tuple(span) for span in json.loads(lines[step - 1])["spans"]]
+
+
+QUICK = [
+    "training.train_iters=20",
+    "training.eval_data_path=null",
+    "training.report_interval=0",
+    "training.publish_check_interval=1",
+]
+
+
+def make_runtime(store, folder, *overrides, rank=0, size=1):
+    """What a rank of a run of the tiny model is made of, before its first step."""
+    cfg, _ = load_config("tiny", [*QUICK, f"output_dir={folder}", *overrides])
+    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
+    return prepare(cfg, World(launch, placement(cfg, size), DEVICE, timedelta(seconds=60), store))
+
+
+def make_world(rank, size, store, train, rollout=None, ref=None):
+    """A colocated world: `train` is (TP, PP); rollout and ref follow with TP only."""
+    placement = place(
+        {
+            "train": RoleSize(size, *train),
+            "rollout": RoleSize(size, rollout or 1),
+            "ref": RoleSize(size, ref or 1),
+        },
+        colocate=True,
+    )
+    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
+    return World(launch, placement, DEVICE, timedelta(seconds=60), store)

@@ -1,0 +1,221 @@
+"""A GRPO update by the policy, and the same by a plain PyTorch step on transformers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from support.multiproc import DEVICE
+from support.worlds import make_world
+
+from r1zero.config.load import load_config
+from r1zero.models.config import ModelConfig
+from r1zero.models.params import param_table
+from r1zero.policy.actor import Actor
+from r1zero.policy.actor_config import actor_config
+from r1zero.policy.megatron import RoleModel
+from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score, joined
+from r1zero.weight_sync.gather import gather_tensors
+
+TEMPERATURE, KL, ENTROPY, LR, CLIP = 0.9, 0.07, 0.01, 2e-3, 0.1
+# Adam divides by sqrt(v): with the usual eps, elements whose gradient is rounding noise would move
+# by a full learning rate in a random direction. A large eps makes the update a smooth function of
+# the
+# gradient.
+EPS = 1e-3
+SEQUENCE_CLIP, CAP, DUAL = 0.02, 1.05, 1.15  # narrow enough that they bind in these updates
+OVERRIDES = [
+    f"actor_rollout.temperature={TEMPERATURE}",
+    f"algorithm.kl_ctrl.kl_coef={KL}",
+    f"actor_rollout.entropy_coeff={ENTROPY}",
+    f"actor_rollout.lr={LR}",
+    f"actor_rollout.clip_ratio={CLIP}",
+    f"actor_rollout.adam_eps={EPS}",
+    "actor_rollout.lr_decay_style=constant",
+    "actor_rollout.clip_grad=0.05",
+    "actor_rollout.weight_decay=0.01",
+    "actor_rollout.adam_beta2=0.99",
+    "training.distributed_backend=gloo",
+    "actor_rollout.n_samples_per_prompt=4",
+    "actor_rollout.ppo_mini_batch_size=8",
+    "training.global_batch_size=6",
+]
+PROMPT_LENGTHS = [3, 12, 7, 1, 20, 5]
+
+
+def make_groups(
+    vocab: int = 512, masked: bool = False, resting: tuple[int, ...] = ()
+) -> list[Group]:
+    """Six prompts of four responses with rewards; the third group has equal rewards.
+
+    With `masked` the loss leaves out every third token and the whole of one response; groups at the
+    positions `resting` do not train.
+    """
+    random = np.random.default_rng(11)
+    groups = []
+    for position, length in enumerate(PROMPT_LENGTHS):
+        prompt = Prompt(position, "", random.integers(3, vocab, length, dtype=np.int32), "")
+        group = Group(position, prompt, [])
+        for member in range(4):
+            count = int(random.integers(1, 25))
+            sample = Sample(
+                random.integers(3, vocab, count, dtype=np.int32),
+                random.normal(-3, 1, count).astype(np.float32),
+                False,
+                version=0,
+            )
+            sample.ref_logprobs = random.normal(-6, 0.5, count).astype(np.float32)
+            sample.reward = 0.7 if position == 2 else float(random.choice([-0.5, 0.0, 1.0]))
+            sample.scores = {"acc": Score(sample.reward, Outcome.RIGHT)}
+            group.samples.append(sample)
+        group.trains = position not in resting
+        groups.append(group)
+    if masked:
+        for group in groups:
+            for sample in group.samples:
+                sample.loss_mask = np.arange(len(sample.tokens)) % 3 != 1
+        groups[1].samples[2].loss_mask[:] = False
+    return groups
+
+
+def update_body(rank, size, store, folder, layout, overrides, chosen=()):
+    """Three minibatches of two groups each; returns the stats and, on rank 0, the new weights."""
+    cfg, _ = load_config("tiny", [*OVERRIDES, *overrides])
+    world = make_world(rank, size, store, layout)
+    shape = ModelConfig.from_folder(folder)
+    recompute = cfg.actor_rollout.recompute_granularity == "full"
+    model = RoleModel(
+        shape, world.train, DEVICE, torch.float32, 128, cfg.training.sequence_parallel, recompute, 1
+    )
+    model.load(folder)
+    policy = Actor(model, actor_config(cfg, total_updates=3 * cfg.actor_rollout.ppo_epochs))
+    groups = make_groups(**dict(chosen))
+    batch = Batch(1, 0, [group.prompt for group in groups], 4, 8)
+    policy.begin(batch)
+    stats = []
+    for epoch in range(cfg.actor_rollout.ppo_epochs):
+        for m in range(3):
+            arrived = [groups[p] for p in batch.arrivals(m)] if epoch == 0 else []
+            stats.append(policy.update(batch, m, arrived, epoch))
+    weights = {
+        t.name: tensor.clone() for t, tensor in gather_tensors(world, shape, model.parameters())
+    }
+    losses = [(joined([s], "loss"), joined([s], "kl"), s.grad_norm) for s in stats if s is not None]
+    return losses, weights
+
+
+def grpo_surrogate(logp, old, advantage):
+    ratio = (logp - old).exp()
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
+
+
+def gspo_surrogate(logp, old, advantage):
+    """One number for the whole response, as in eq. 5 of the paper: no token form, no stopped
+    gradient."""
+    ratio = ((logp - old).sum() / len(old)).exp()
+    return torch.minimum(
+        ratio * advantage, ratio.clamp(1 - SEQUENCE_CLIP, 1 + SEQUENCE_CLIP) * advantage
+    )
+
+
+def cispo_surrogate(logp, old, advantage):
+    with torch.no_grad():
+        weight = torch.clamp((logp - old).exp(), max=CAP)
+    return weight * advantage * logp
+
+
+def dual_surrogate(logp, old, advantage):
+    clipped = grpo_surrogate(logp, old, advantage)
+    return clipped.clamp(min=DUAL * advantage) if advantage < 0 else clipped
+
+
+SURROGATES = {
+    "grpo": grpo_surrogate,
+    "gspo": gspo_surrogate,
+    "cispo": cispo_surrogate,
+    "dual_clip": dual_surrogate,
+}
+
+
+def plain_pytorch(model, epochs=1, loss_name="grpo", mean_of="tokens", chosen=()):
+    """The same updates with transformers and torch.optim, one sequence at a time, written from the
+    papers."""
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    no_decay = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [dict(params=decay, weight_decay=0.01), dict(params=no_decay, weight_decay=0.0)],
+        lr=LR,
+        betas=(0.9, 0.99),
+        eps=EPS,
+    )
+    groups = make_groups(**dict(chosen))
+
+    def look(group, sample):
+        tokens = torch.tensor(
+            np.concatenate([group.prompt.tokens, sample.tokens]), dtype=torch.int64
+        )
+        logits = model(tokens[None]).logits[0, len(group.prompt.tokens) - 1 : -1] / TEMPERATURE
+        logp = torch.log_softmax(logits, -1)
+        return logp.gather(1, tokens[len(group.prompt.tokens) :, None])[:, 0], -(
+            logp.exp() * logp
+        ).sum(-1)
+
+    with torch.no_grad():
+        old = {id(s): look(g, s)[0] for g in groups for s in g.samples}
+    losses = []
+    for _ in range(epochs):
+        for m in range(3):
+            part = [group for group in groups[2 * m : 2 * m + 2] if group.trains]
+            if not part:
+                continue
+            total = sum(s.mask.sum() for g in part for s in g.samples)
+            sequences = sum(s.mask.any() for g in part for s in g.samples)
+            loss = kl_sum = told = 0.0
+            for group in part:
+                rewards = np.array([s.reward for s in group.samples])
+                spread = rewards.std(ddof=1)
+                for sample, reward in zip(group.samples, rewards):
+                    advantage = (reward - rewards.mean()) / (spread + 1e-6) if spread else 0.0
+                    if not sample.mask.any():
+                        continue
+                    mask = torch.from_numpy(sample.mask)
+                    logp, entropy = (values[mask] for values in look(group, sample))
+                    surrogate = SURROGATES[loss_name](logp, old[id(sample)][mask], advantage)
+                    d = torch.from_numpy(sample.ref_logprobs)[mask] - logp
+                    # whose gradient is that of the KL; low_var_kl only gives its value
+                    held = d.square() / 2
+                    kl = held + ((d.exp() - d - 1).clamp(max=10) - held).detach()
+                    kl_sum += kl.sum().item()
+                    of_tokens = -surrogate + KL * kl - ENTROPY * entropy
+                    told += of_tokens.sum().item() / total
+                    weight = 1 / total if mean_of == "tokens" else 1 / (sequences * len(logp))
+                    loss = loss + of_tokens.sum() * weight
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            optimizer.step()
+            losses.append((told, kl_sum / total, norm.item()))
+    return losses
+
+
+def compare(model, found, weights, epochs=1, tolerance=1e-5, **objective):
+    expected = plain_pytorch(model, epochs, **objective)
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-6)
+    shape = ModelConfig.from_config(
+        model.config.to_dict() | {"architectures": [type(model).__name__]}
+    )
+    state = model.state_dict()
+    for tensor in param_table(shape):
+        new = to_hf(tensor, weights[tensor.name])
+        for name, value in zip(tensor.hf, new, strict=True):
+            error = (value - state[name]).norm() / state[name].norm()
+            assert error < tolerance, f"{name} differs by {error:.1e} of its norm"
+
+
+def to_hf(tensor, merged):
+    """Undo Megatron's fusion by hand: the check must not go through the table's own inverse."""
+    if tensor.kv_groups:
+        heads = merged.view(tensor.kv_groups, -1, *merged.shape[1:])
+        size = tensor.hf_shape[1][0] // tensor.kv_groups
+        parts = heads.split([heads.shape[1] - 2 * size, size, size], dim=1)
+        return [part.reshape(-1, *merged.shape[1:]) for part in parts]
+    return merged.chunk(len(tensor.hf), dim=0)
