@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from support.worlds import make_runtime
 from support.multiproc import DEVICE, run_ranks
 
 from r1zero.distributed import device
