@@ -166,11 +166,11 @@ class Actor:
             logprobs=logprobs,
             entropy=entropy,
             old_logprobs=self._old(packed, logprobs),
-            ref_logprobs=packed.join([values for values in ref_logprobs if values is not None]),
-            rollout_logprobs=packed.join([sample.logprobs for sample in samples]),
-            advantages=packed.spread(advantages),
-            mask=packed.join([sample.mask for sample in samples]) * weight,
-            cu_seqlens=torch.tensor(packed.starts, dtype=torch.int32, device=logprobs.device),
+            ref_logprobs=packed.concat([values for values in ref_logprobs if values is not None]),
+            rollout_logprobs=packed.concat([sample.logprobs for sample in samples]),
+            advantages=packed.per_token(advantages),
+            mask=packed.concat([sample.mask for sample in samples]) * weight,
+            cu_seqlens=torch.tensor(packed.response_cu_seqlens, dtype=torch.int32, device=logprobs.device),
             num_tokens=part.num_tokens,
             num_sequences=part.num_sequences,
         )
@@ -179,10 +179,10 @@ class Actor:
         """Log-probs under the weights that drew the samples: [R], no gradient."""
         numbers = [item.number for item in packed.items]
         if all(number in self._old_logprobs for number in numbers):
-            return packed.join([self._old_logprobs[number] for number in numbers])
+            return packed.concat([self._old_logprobs[number] for number in numbers])
         # The first update on these samples: the weights are still those that drew them.
         old = logprobs.detach()
-        self._old_logprobs |= zip(numbers, packed.cut(old), strict=True)
+        self._old_logprobs |= zip(numbers, packed.split(old), strict=True)
         return old
 
     def _reduce(self, parts: list[Sums], grad_norm: float, is_first: bool) -> UpdateStats:

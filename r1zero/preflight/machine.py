@@ -41,7 +41,7 @@ def needed_gigabytes(cfg: Config, placed: Placement) -> list[float] | None:
     if policy is None or reference is None:
         return None
     by_role = memory(cfg, placed, policy, reference)
-    result: list[float] | None = []
+    result = []
     for rank in range(placed.world_size):
         result.append(sum(by_role[role].total for role in placed.roles_of(rank)) / 1e9)
     return result

@@ -100,10 +100,9 @@ def config_folder(load: str | Path, fallback: str | Path) -> Path:
     load = Path(load)
     if not is_megatron(load):
         return load
+    around = [load]
     if _is_iteration(load):
-        around = (load, load.parent)
-    else:
-        around = (load,)
+        around.append(load.parent)
     return next((folder for folder in around if (folder / CONFIG).is_file()), Path(fallback))
 
 
