@@ -29,7 +29,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from r1zero.config.command_line import CommandLine
-from r1zero.config.load import load_config
 from r1zero.config.schema import Config, nodes, placement
 from r1zero.distributed.launch import Launch, announced_world_size, check_interfaces, read_launch
 from r1zero.distributed.process import end, is_first, refuse, run_rank
@@ -40,6 +39,7 @@ from r1zero.preflight import (
     dry_run,
 )
 from r1zero.preflight.datasets import look_at_data
+from r1zero.preflight.resolve import load_config
 
 if TYPE_CHECKING:
     from r1zero.distributed.groups import World

@@ -37,6 +37,7 @@ from r1zero.run_folder.claim import Hold
 from r1zero.types import Batch, RankRecord
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
+from r1zero.weights.detect import model_folder
 
 
 @dataclass
@@ -137,7 +138,7 @@ class Runtime:
 
 def build_runtime(cfg: Config, world: World) -> Runtime:
     """Build what this rank's roles need. Collective. BadInput for bad models, data or templates."""
-    folder = cfg.model_folder("actor_rollout")
+    folder = model_folder(cfg, "actor_rollout")
     shape = ModelConfig.from_folder(folder)
     tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
     vocabulary = vocabulary_of(tokenizer)
@@ -208,7 +209,7 @@ def response_ends(cfg: Config, vocabulary: Vocabulary) -> Ends:
     """What ends a response. BadInput when nothing does."""
     template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path)
     return find_ends(
-        cfg.model_folder("actor_rollout"), vocabulary, template, cfg.actor_rollout.stop
+        model_folder(cfg, "actor_rollout"), vocabulary, template, cfg.actor_rollout.stop
     )
 
 
@@ -245,7 +246,7 @@ def _policy(
 
 
 def _reference(cfg: Config, world: World, dtype: torch.dtype, unused: Sequence[range]) -> Reference:
-    shape = ModelConfig.from_folder(cfg.model_folder("ref"))
+    shape = ModelConfig.from_folder(model_folder(cfg, "ref"))
     model = RoleModel(
         shape,
         world.ref,

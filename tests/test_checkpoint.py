@@ -21,7 +21,7 @@ from support.worlds import metrics, run, samples
 from r1zero.checkpoint import manager, manifest, train_state
 from r1zero.checkpoint import store as checkpoint_store
 from r1zero.checkpoint.resume import changes, check_resume, find
-from r1zero.config.load import dump, load_config
+from r1zero.config.load import dump
 from r1zero.config.schema import placement
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
@@ -29,6 +29,7 @@ from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 from r1zero.trainer import prepare, train
 
 # An adaptive KL coefficient, a decaying rate with warm-up and weight decay: all the state there is.

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from support.small_config import MODEL, SHAPE, load, only
+from support.small_config import MODEL, SHAPE, load, only, told
 
-from r1zero.config.load import load_config
 from r1zero.config.schema import nodes, placement
 from r1zero.data.indexed import IndexedWriter
 from r1zero.data.preprocessed import stem
@@ -22,6 +21,7 @@ from r1zero.data.prompts import load_tokenizer
 from r1zero.errors import BadInput
 from r1zero.preflight.check_custom import check_custom
 from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 
 RULES = [
     # Each key by itself.
@@ -311,7 +311,7 @@ RULES = [
     "overrides, pieces", RULES, ids=[" ".join(overrides) for overrides, _ in RULES]
 )
 def test_rule(home: Path, overrides: list[str], pieces: list[str]) -> None:
-    problems = check(load(home, *overrides))
+    problems = told(home, *overrides)
     assert any(all(piece in problem for piece in pieces) for problem in problems), problems
     assert all("\n" not in problem for problem in problems)
 

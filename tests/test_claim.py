@@ -23,7 +23,6 @@ from support.multiproc import DEVICE
 
 from r1zero.checkpoint import manifest, progress, store
 from r1zero.checkpoint.progress import CheckpointInfo, TrainerState
-from r1zero.config.load import load_config
 from r1zero.config.schema import Config, placement
 from r1zero.distributed import identity
 from r1zero.distributed.groups import World
@@ -31,6 +30,7 @@ from r1zero.distributed.identity import Identity
 from r1zero.distributed.launch import Launch
 from r1zero.errors import BadInput
 from r1zero.preflight.opening import open_run
+from r1zero.preflight.resolve import load_config
 from r1zero.run_folder import claim, owner
 from r1zero.run_folder.claim import take
 from r1zero.run_folder.folder import append_line

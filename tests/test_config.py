@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -11,10 +13,12 @@ import pytest
 import yaml
 from support.small_config import MODEL, load, write
 
-from r1zero.config.load import CONFIGS, dump, load_config
+from r1zero.config.load import CONFIGS, SECTIONS, dump
 from r1zero.config.schema import ROOT
-from r1zero.errors import BadInput
+from r1zero.config.validate import key_types, value_of
+from r1zero.errors import BadInput, Diagnostics
 from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 
 
 def refusal(home: Path, text: str, *overrides: str) -> str:
@@ -237,7 +241,7 @@ def test_dump_of_unusual_values_loads_back_equal(home: Path) -> None:
 def test_loading_and_checking_import_no_torch() -> None:
     code = (
         "import sys, r1zero.preflight.dry_run;"
-        "from r1zero.config.load import load_config; from r1zero.preflight.checks import check;"
+        "from r1zero.preflight.resolve import load_config; from r1zero.preflight.checks import check;"
         "check(load_config('qwen25_7b')[0]);"
         "print([name for name in ('torch', 'transformers', 'sympy') if name in sys.modules])"
     )
@@ -367,8 +371,161 @@ def test_a_key_given_twice_with_one_value_is_accepted(home: Path) -> None:
 
 
 def test_all_mistakes_are_told_at_once(home: Path) -> None:
-    sentences = refusal(home, "", "training.train_itres=3", "actor_rollout.lr=fast").splitlines()
-    assert len(sentences) == 2
+    """Of every kind: unknown, no number, out of bounds, no choice, and a rule among keys that are right."""
+    sentences = refusal(
+        home,
+        "",
+        "training.train_itres=3",
+        "actor_rollout.lr=fast",
+        "actor_rollout.top_p=2",
+        "algorithm.kl_ctrl.type=linear",
+        "reward.accuracy.rihgt=1",
+        "resource_pool.ranks_per_node=2",
+    ).splitlines()
+    assert len(sentences) == 6, sentences
+    for piece in (
+        "train_itres is unknown; did you mean train_iters?",
+        "lr: 'fast' must be a number",
+        "top_p: 2.0",
+        "kl_ctrl.type: linear is not one of fixed, adaptive",
+        "accuracy.rihgt is unknown; did you mean right?",
+        "ranks_per_node: 2 is less than the 3 ranks",
+    ):
+        assert any(piece in sentence for sentence in sentences), piece
+
+
+def test_rules_that_need_a_wrong_key_are_not_told(home: Path) -> None:
+    assert "\n" not in refusal(home, "", "actor_rollout.min_lr=1", "actor_rollout.lr=2")
+    assert "\n" not in refusal(
+        home, "", "training.train_iters=0", "actor_rollout.lr_warmup_iters=10"
+    )
+    both = refusal(home, "", "training.seq_length=0", "actor_rollout.min_lr=1").splitlines()
+    assert len(both) == 2 and "actor_rollout.min_lr: 1.0 must not be above lr" in both[1]
+
+
+@pytest.mark.parametrize("word", ["None", "none", "nil", "undefined"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "training.resume",
+        "training.save_interval",
+        "training.bf16",
+        "algorithm.kl_ctrl.horizon",
+        "training.eval_map_keys",
+        "actor_rollout.recompute_granularity",
+    ],
+)
+def test_words_of_other_languages_for_null_are_refused(home: Path, key: str, word: str) -> None:
+    assert (
+        refusal(home, "", f"{key}={word}")
+        == f"{key}: {word} is a word to YAML; write null for no value"
+    )
+
+
+def test_null_means_the_default_at_every_depth(home: Path) -> None:
+    nulls = [
+        "reward.accuracy={right: null}",
+        "reward.cosine=null",
+        "actor_rollout.lr=null",
+        "training.bf16=null",
+    ]
+    assert load(home, *nulls) == load(home)
+
+
+def test_a_list_in_quotes_is_a_list(home: Path) -> None:
+    cfg = load(
+        home,
+        "algorithm.verifier_function='[acc, format]'",
+        "algorithm.verifier_weight='[0.25, 0.75]'",
+    )
+    assert (cfg.algorithm.verifier_function, cfg.algorithm.verifier_weight) == (
+        ["acc", "format"],
+        [0.25, 0.75],
+    )
+
+
+SECTION_KEYS = [
+    (section, entry) for section, kind in SECTIONS.items() for entry in dataclasses.fields(kind)
+]
+
+
+@pytest.mark.parametrize(
+    ("section", "entry"),
+    SECTION_KEYS,
+    ids=[f"{section}.{entry.name}" for section, entry in SECTION_KEYS],
+)
+def test_every_default_meets_what_its_key_asks(section: str, entry: dataclasses.Field) -> None:
+    if entry.default is not dataclasses.MISSING:
+        default = entry.default
+    elif entry.default_factory is not dataclasses.MISSING:
+        default = entry.default_factory()
+    else:
+        return  # such a key must be given
+    if dataclasses.is_dataclass(default):
+        default = dataclasses.asdict(default)
+    notes = Diagnostics()
+    value = value_of(key_types(SECTIONS[section])[entry.name], default, entry.name, notes)
+    assert notes.problems == []
+    assert (
+        dataclasses.asdict(value) == default
+        if dataclasses.is_dataclass(value)
+        else value == default
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "entry"),
+    SECTION_KEYS,
+    ids=[f"{section}.{entry.name}" for section, entry in SECTION_KEYS],
+)
+def test_every_key_refuses_what_is_none_of_its_values(
+    home: Path, section: str, entry: dataclasses.Field
+) -> None:
+    sentence = refusal(home, "", f"{section}.{entry.name}=!!set {{a, b}}")
+    assert f"{section}.{entry.name}: " in sentence and "Traceback" not in sentence
+
+
+READS_ONLY_FILES = """
+import os
+import r1zero.config.load as load
+load.read_config({path!r})  # what is imported on the way has been, then
+looked = []
+def watched(function):
+    def look(path, *rest, **options):
+        looked.append(os.fspath(path))
+        return function(path, *rest, **options)
+    return look
+for name in ("stat", "lstat", "listdir", "scandir", "open"):
+    setattr(os, name, watched(getattr(os, name)))
+cfg, _ = load.read_config({path!r}, ["actor_rollout.load=~/model", "training.resume=$HOME/old"])
+assert cfg.actor_rollout.load == "~/model" and cfg.training.bf16 is None
+assert cfg.ref.load is None and cfg.training.tokenizer_name_or_path is None
+print(sorted(set(looked)))
+"""
+
+
+def test_reading_looks_at_no_file_but_yaml(home: Path) -> None:
+    path = str(home / "base.yaml")
+    done = subprocess.run(
+        [sys.executable, "-c", READS_ONLY_FILES.format(path=path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    looked = ast.literal_eval(done.stdout)
+    assert path in looked and all(name.endswith(".yaml") for name in looked), looked
+
+
+def test_reading_imports_neither_torch_nor_weights() -> None:
+    code = (
+        "import sys, r1zero.config.load;"
+        "print([name for name in sys.modules if name.split('.')[0] == 'torch' or name.startswith('r1zero.weights')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_missing_configs_and_model_files_are_named(home: Path) -> None:

@@ -12,11 +12,12 @@ import pytest
 import yaml
 from support.tool import functions
 
-from r1zero.config.load import dump, load_config
+from r1zero.config.load import dump
 from r1zero.distributed.detect import uses_npu
 from r1zero.errors import BadInput
 from r1zero.preflight import dry_run
 from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 HAS_NPUS = "class npu:\n    is_available = staticmethod(lambda: True)\n"
@@ -139,7 +140,7 @@ def test_the_program_says_so_before_it_starts_anything(tiny, tmp_path, flag):
 
 def test_no_npu_can_be_asked_for_without_importing_torch():
     code = (
-        "import sys; from r1zero.config.load import load_config; load_config('tiny'); assert "
+        "import sys; from r1zero.preflight.resolve import load_config; load_config('tiny'); assert "
         "'torch' not in sys.modules"
     )
     assert not uses_npu(None)

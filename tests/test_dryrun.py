@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from r1zero.checkpoint import manager
-from r1zero.config.load import CONFIGS, load_config
+from r1zero.config.load import CONFIGS
 from r1zero.config.schema import ROOT, placement
 from r1zero.models.config import ModelConfig
 from r1zero.policy import logprobs
@@ -27,6 +27,7 @@ from r1zero.preflight.dry_run import (
     stage_parameters,
 )
 from r1zero.preflight.model import model_shape
+from r1zero.preflight.resolve import load_config
 from r1zero.rollout import kv_cache
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import Engine, EngineLimits

@@ -152,7 +152,7 @@ def test_a_stop_that_is_no_token_is_refused(home: Path, stop: str, sentence: str
 def test_a_template_with_marks_of_another_family_is_refused(tiny: Path, tmp_path: Path) -> None:
     folder = llama_like(tiny, tmp_path / "llama")
     tokenizer = load_tokenizer(folder)
-    config = functions("../r1zero/config/load.py")["load_config"]
+    config = functions("../r1zero/preflight/resolve.py")["load_config"]
 
     def problems(*overrides: str) -> list[str]:
         return check(

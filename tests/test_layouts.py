@@ -10,9 +10,9 @@ import pytest
 from support.models import make_model
 from support.worlds import metrics, run, samples, spans
 
-from r1zero.config.load import load_config
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import local_shape, param_table
+from r1zero.preflight.resolve import load_config
 
 # fp32 sums in another order; three updates carry the difference on.
 TOLERANCE = 2e-4

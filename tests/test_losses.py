@@ -18,9 +18,10 @@ from r1zero.algo.loss_batch import LossBatch
 from r1zero.algo.losses import LOSSES, policy_loss, stats_of
 from r1zero.algo.objective import choose_objective
 from r1zero.algo.registry import load_own
-from r1zero.config.load import dump, load_config
+from r1zero.config.load import dump
 from r1zero.errors import BadInput
 from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 from r1zero.types import Group, Prompt, Reduce, Sample, UpdateStats, joined
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -8,9 +8,9 @@ import pytest
 import yaml
 from support.small_config import only, write
 
-from r1zero.config.load import load_config
 from r1zero.errors import BadInput
 from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 
 OLD_MODEL = """
 qwen25-7b:
@@ -303,9 +303,11 @@ llama32-1b:
     config["reward"] = {"model": "llama32-1b", "micro_batch_size": 4, "load": "./ckpt"}
     del config["algorithm"]["verifier_function"], config["algorithm"]["verifier_weight"]
     config["resource_pool"] = {"actor_rollout": [2], "ref": [1], "reward": [1]}
-    cfg, warnings = load_config(write(old, "grpo_trainer_llama32_1b", yaml.safe_dump(config)))
+    path = write(old, "grpo_trainer_llama32_1b", yaml.safe_dump(config))
+    with pytest.raises(BadInput) as refused:
+        load_config(path)
+    assert "resource_pool.reward: [1] must be []" in only(str(refused.value).splitlines())
+    cfg, warnings = load_config(path, ["resource_pool.reward=[]"])
     assert cfg.actor_rollout.lr == 1e-7 and cfg.algorithm.verifier_function == ["acc"]
     assert any("pad_to_multiple_of" in warning for warning in warnings)
-    assert "resource_pool.reward: [1] must be []" in only(check(cfg, absent_ok=True))
-    cfg, _ = load_config(str(old / "grpo_trainer_llama32_1b.yaml"), ["resource_pool.reward=[]"])
     assert check(cfg, absent_ok=True) == []

@@ -16,7 +16,6 @@ from support.worlds import metrics, run, train_body
 from r1zero.checkpoint import export as exporting
 from r1zero.checkpoint import manager
 from r1zero.checkpoint import store as checkpoint_store
-from r1zero.config.load import load_config
 from r1zero.config.schema import placement
 from r1zero.distributed import shared
 from r1zero.distributed.groups import World
@@ -24,6 +23,7 @@ from r1zero.distributed.launch import Launch
 from r1zero.errors import BadInput
 from r1zero.preflight import outputs
 from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 from r1zero.report.page import open_runs
 from r1zero.run_folder import folder as folders
 from r1zero.run_folder.claim import take

@@ -12,11 +12,11 @@ import pytest
 from support.multiproc import DEVICE, run_ranks
 from support.worlds import metrics, samples
 
-from r1zero.config.load import load_config
 from r1zero.config.schema import placement
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 from r1zero.trainer import prepare, train
 from r1zero.types import Group
 

@@ -18,7 +18,6 @@ from support.launch_sh import launch
 from support.small_config import load, write
 from support.tool import functions
 
-from r1zero.config.load import load_config
 from r1zero.config.paths import expand
 from r1zero.distributed.launch import Launch, check_interfaces, read_launch
 from r1zero.distributed.rendezvous import open_store
@@ -28,6 +27,7 @@ from r1zero.distributed.spawn import main as spawn
 from r1zero.distributed.watchdog import is_lost_connection
 from r1zero.errors import BadInput
 from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TP2 = [

@@ -22,10 +22,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.config.load import load_config
 from r1zero.config.schema import placement
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.log import hush_libraries
+from r1zero.preflight.resolve import load_config
 
 BLOCK = 64 << 20
 

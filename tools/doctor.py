@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero.config.command_line import CommandLine
-from r1zero.config.load import load_config
+from r1zero.config.rules import check_pool
 from r1zero.config.schema import Config, nodes, placement
 from r1zero.distributed.detect import device_kind
 from r1zero.distributed.launch import (
@@ -49,9 +49,10 @@ from r1zero.preflight import (
     machine,
 )
 from r1zero.preflight.datasets import look_at_data
-from r1zero.preflight.files import absent, check_inputs
+from r1zero.preflight.files import absent
 from r1zero.preflight.machine import NodeReport
 from r1zero.preflight.outputs import check_outputs, existing
+from r1zero.preflight.resolve import load_config
 from r1zero.preflight.versions import check_versions, installed
 from r1zero.run_folder.folder import check_writable
 
@@ -187,9 +188,6 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
         else:
             size = announced_world_size() or cfg.world_size
         problems = checks.check(cfg, size, launch.node_of_rank if job.started else None)
-        values = checks.check_values(cfg)
-        if values:
-            problems += check_inputs(cfg)  # which `check` leaves out then
         problems += check_outputs(cfg)
     except BadInput as error:
         findings.tell("config", str(error).splitlines())
@@ -204,7 +202,7 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
     if not problems and launch.is_first:
         for line in look_at_data(cfg):
             findings.note("data", line)
-    if values or checks.check_pool(cfg):
+    if check_pool(cfg):
         return replace(job, cfg=cfg)
     try:
         placed = placement(cfg, size)

@@ -49,7 +49,7 @@ from r1zero.preflight import (
 )
 from r1zero.preflight.datasets import check_data, compares
 from r1zero.run_folder.folder import check_writable
-from r1zero.weights.detect import config_folder
+from r1zero.weights.detect import config_folder, model_folder
 
 
 def main(arguments: list[str]) -> int:
@@ -279,7 +279,7 @@ def check(args: argparse.Namespace, cfg: Config, launch: Launch) -> list[str]:
 
 def check_files(args: argparse.Namespace, cfg: Config) -> list[str]:
     """Look at model, tokenizer, template and data."""
-    folder = cfg.model_folder("actor_rollout")
+    folder = model_folder(cfg, "actor_rollout")
     problems = files.check_weights("--model", Path(args.model), folder)
     if problems:
         vocab_size = files.LARGEST

@@ -22,10 +22,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1zero.config.command_line import CommandLine
-from r1zero.config.load import load_config
 from r1zero.config.paths import user_path
 from r1zero.config.schema import Reward
 from r1zero.errors import BadInput
+from r1zero.preflight.resolve import load_config
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.math.gold import judge, read_gold
 from r1zero.reward.rules import NEED_TOKENS, VERDICTS, check_names

@@ -16,6 +16,7 @@ from r1zero.errors import BadInput
 from r1zero.run_folder.exported import MARK, MODEL, in_the_way, mark
 from r1zero.run_folder.owner import plain
 from r1zero.weight_sync.gather import gather_tensors
+from r1zero.weights.detect import model_folder
 from r1zero.weights.huggingface import save_hf
 
 log = logging.getLogger("r1zero")
@@ -50,7 +51,7 @@ def export(runtime: RunState, manager: CheckpointManager) -> None:
 def _obstacle(runtime: RunState) -> str | None:
     """What lies where the model belongs: the look before the start may be days ago."""
     runtime.hold.check()
-    source = runtime.cfg.model_folder("actor_rollout")
+    source = model_folder(runtime.cfg, "actor_rollout")
     return in_the_way(Path(runtime.cfg.output_dir) / MODEL, source, may_replace=True)
 
 
@@ -70,7 +71,7 @@ def _write(runtime: RunState, folder: Path) -> str | None:
     stream = gather_tensors(runtime.world, runtime.shape, parameters)
     problem = None
     if runtime.world.is_controller:
-        source = runtime.cfg.model_folder("actor_rollout")
+        source = model_folder(runtime.cfg, "actor_rollout")
         dtype = "bfloat16" if runtime.cfg.training.bf16 else "float32"
         beside = {MARK: mark(runtime.progress.step)}
         try:

@@ -115,7 +115,9 @@ def _check(cfg: Config, folder: Path) -> None:
         record = CheckpointInfo.read(folder)
     except BadInput as error:
         raise BadInput(f"{error}{store.way_out(folder)}") from None
-    shape = _flat(dataclasses.asdict(ModelConfig.from_folder(cfg.model_folder("actor_rollout"))))
+    shape = _flat(
+        dataclasses.asdict(ModelConfig.from_folder(detect.model_folder(cfg, "actor_rollout")))
+    )
     saved = {FORMER_NAMES.get(key, key): value for key, value in _flat(record.shape).items()}
     for key in sorted(shape.keys() | saved.keys()):
         if shape.get(key) != saved.get(key):

@@ -1,283 +1,441 @@
-"""The configuration of a run: every key once, with its default and its meaning.
+"""The configuration of a run: every key once, with its type, bounds, default and meaning.
 
 YAML section and key give the path in the tree: `training.train_iters`, `actor_rollout.lr` (in the
 file under `actor_rollout_ref`), `algorithm.kl_ctrl.kl_coef`. A key without a default must be given.
-`r1zero/config/load.py` reads it, `r1zero/preflight/checks.py` holds its rules. Keys are spelled
-with dashes or underscores.
+Keys are spelled with dashes or underscores. `r1zero/config/load.py` reads them; rules among several
+keys are in `r1zero/config/rules.py`. A comment stands above its key, or behind it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import ConfigDict, with_config
+
+from r1zero.config.keys import (
+    BELOW_1,
+    MAP_KEYS,
+    NOT_NEGATIVE,
+    ROOT,
+    Choice,
+    Columns,
+    Count,
+    FilePath,
+    Flag,
+    Listed,
+    Number,
+    OneOf,
+    OrNull,
+    Section,
+    Settings,
+    Text,
+    Whole,
+    always,
+    between,
+    embedded,
+    readable_as,
+    rule,
+)
 from r1zero.distributed.placement import Placement, RoleSize, place
+from r1zero.distributed.shutdown import parse_moment
 from r1zero.errors import BadInput
-from r1zero.weights.detect import config_folder
 
-ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
 CHECKPOINTS = "checkpoints"  # their folder in the run folder
+MOST_RANKS = 2**16  # that an entry of the pool may have
 
-MAP_KEYS = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
+# Types that several keys share.
+ModelPath = Annotated[FilePath, embedded("model")]
+TrainData = Annotated[FilePath, embedded("train")]
+EvalData = Annotated[FilePath, embedded("eval")]
+Moment = Annotated[Text, readable_as(lambda text: parse_moment(text, 0.0))]
+FromZero = Annotated[Whole, NOT_NEGATIVE]
+Decay = Annotated[Number, BELOW_1]
+TopP = Annotated[
+    Number,
+    rule(lambda value: 1e-6 <= value <= 1, "must be at least 1e-06, at most 1; 1.0 turns it off"),
+]
+TopK = Annotated[
+    Whole, rule(lambda value: value >= -1, "must be at least 1, or 0 or -1 to turn it off")
+]
+# What lies far outside leaves no digits of the other scores.
+Score = Annotated[Number, between(-(10**6), 10**6, 1)]
+ScoreWeights = Annotated[
+    Listed[Number],
+    rule(
+        lambda weights: all(-(10**6) <= weight <= 10**6 for weight in weights),
+        "must be from -1000000 to 1000000, such as 1, each of them",
+    ),
+]
+Ranks = Annotated[
+    Listed[Whole],
+    rule(
+        lambda entries: all(1 <= entry <= MOST_RANKS for entry in entries),
+        "must list numbers of ranks, such as [8, 6]",
+    ),
+]
 
-# What a model file under configs/model/ may say about the network. It is compared with the model
-# folder's config.json, which rules; without the folder (a dry run elsewhere) it stands in for it.
-SHAPE_KEYS: dict[str, type] = {
-    "num_layers": int,
-    "hidden_size": int,
-    "ffn_hidden_size": int,
-    "num_attention_heads": int,
-    "num_query_groups": int,
-    "kv_channels": int,
-    "padded_vocab_size": int,
-    "max_position_embeddings": int,
-    "norm_epsilon": float,
-    "rotary_base": float,
-    "untie_embeddings_and_output_weights": bool,
-    "add_qkv_bias": bool,
-    "qk_layernorm": bool,
-    "hf_model_type": str,
-}
+
+def _is_temperature(value: float) -> bool:
+    """Logits divided by it stay finite."""
+    return 0.01 <= value <= 100
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """What holds for the whole run."""
 
-    global_batch_size: int  # prompts between two publishes of the weights
-    seq_length: int  # longest prompt plus longest response, in tokens
-    train_iters: int  # steps: global batches drawn
+    # Prompts between two publishes of the weights.
+    global_batch_size: Annotated[Whole, between(1, 10**6, 120)]
+    seq_length: Count  # longest prompt plus longest response, in tokens
+    train_iters: Count  # steps: global batches drawn
     # bf16 weights with fp32 master weights and gradients; else all fp32. Default: true on NPUs,
     # whose attention for generation has no fp32, and false elsewhere.
-    bf16: bool | None = None
-    # cut activations along the sequence between TP ranks; off at TP 1
-    sequence_parallel: bool = False
-    seed: int = 1234  # of data order and sampling
-    no_shuffle: bool = False  # take the prompts in file order
-    # folder, with config.json if load has none; default load's
-    tokenizer_name_or_path: str | None = None
-    prompt_type: str = "qwen_r1"  # name of a prompt template
-    prompt_type_path: str | None = None  # templates file; default configs/templates.json
+    bf16: OrNull[Flag] = None
+    # Cut activations along the sequence between TP ranks; off at TP 1.
+    sequence_parallel: Flag = False
+    seed: FromZero = 1234  # of data order and sampling
+    no_shuffle: Flag = False  # take the prompts in file order
+    # Folder, with config.json if load has none; default load's.
+    tokenizer_name_or_path: OrNull[ModelPath] = None
+    prompt_type: Text = "qwen_r1"  # name of a prompt template
+    prompt_type_path: OrNull[FilePath] = None  # templates file; default configs/templates.json
     # Column of each part, "" = none; dots reach into structs: reward_model.ground_truth. The prompt
     # may be a list of chat messages (docs/data.md).
-    map_keys: dict[str, str] = field(default_factory=lambda: dict(MAP_KEYS))
-    eval_map_keys: dict[str, str] | None = None  # of eval_data_path, where they differ
-    skip_bad_rows: bool = False  # leave rows out that have no question or answer; they are counted
-    # steps between checkpoints, one at the end; default only on early leave
-    save_interval: int | None = None
-    keep_last: int | None = None  # newest checkpoints that are kept; default all
-    keep_every: int | None = None  # and those of every so many steps
-    # write checkpoints beside the next steps; takes host memory for a copy
-    async_save: bool = False
-    on_save_failure: str = "go_on"  # or stop
-    # checkpoint, or folder of them, to go on from while this run has none
-    resume: str | None = None
-    # save and leave before: HH:MM:SS or minutes after the start, or a date
-    exit_before: str | None = None
-    deterministic: bool = False  # ask the device for bit-equal repeats, at some cost in speed
-    # of tensors; default hccl, nccl or gloo, as the device is
-    distributed_backend: str | None = None
-    distributed_timeout_minutes: int = 45  # how long ranks wait for one another
-    publish_bucket_megabytes: int = 64  # size of one broadcast of weights
-    eval_data_path: str | None = None  # problems answered before the first step and after the last
-    eval_interval: int | None = None  # also after every so many steps
-    # responses for each of them: k of avg@k and of the largest pass@k
-    eval_samples_per_prompt: int = 1
-    # 0 = the most likely token; default actor_rollout's, as below
-    eval_temperature: float | None = None
-    eval_top_p: float | None = None
-    eval_top_k: int | None = None
-    # metrics also go to tensorboard, wandb, swanlab, trackio
-    logger: list[str] = field(default_factory=list)
-    # steps traced by the profiler into profile/
-    profile_steps: list[int] = field(default_factory=list)
-    # or warn: what must hold in every step (docs/observing.md) does not
-    on_broken_invariant: str = "stop"
-    # publishes between two compared by checksums; 0 = only the first
-    publish_check_interval: int = 10
-    # steps between writings of report.html (1% of the time at most); 0 = at the end
-    report_interval: int = 5
+    map_keys: Columns = field(default_factory=lambda: dict(MAP_KEYS))
+    eval_map_keys: OrNull[Columns] = None  # of eval_data_path, where they differ
+    skip_bad_rows: Flag = False  # leave rows out that have no question or answer; they are counted
+    # Steps between checkpoints, one at the end; default only on early leave.
+    save_interval: OrNull[Count] = None
+    keep_last: OrNull[Count] = None  # newest checkpoints that are kept; default all
+    keep_every: OrNull[Count] = None  # and those of every so many steps
+    # Write checkpoints beside the next steps; takes host memory for a copy.
+    async_save: Flag = False
+    on_save_failure: OneOf[Literal["go_on", "stop"]] = "go_on"
+    # Checkpoint, or folder of them, to go on from while this run has none.
+    resume: OrNull[FilePath] = None
+    # Save and leave before: HH:MM:SS or minutes after the start, or a date.
+    exit_before: OrNull[Moment] = None
+    deterministic: Flag = False  # ask the device for bit-equal repeats, at some cost in speed
+    # Of tensors; default hccl, nccl or gloo, as the device is.
+    distributed_backend: OrNull[OneOf[Literal["hccl", "nccl", "gloo"]]] = None
+    # How long ranks wait for one another.
+    distributed_timeout_minutes: Annotated[Whole, between(1, 10**5, 45)] = 45
+    # Size of one broadcast of weights.
+    publish_bucket_megabytes: Annotated[Whole, between(1, 4096, 64)] = 64
+    # Problems answered before the first step and after the last.
+    eval_data_path: OrNull[EvalData] = None
+    eval_interval: OrNull[Count] = None  # also after every so many steps
+    # Responses for each of them: k of avg@k and of the largest pass@k.
+    eval_samples_per_prompt: Annotated[Whole, between(1, 10**6, 4)] = 1
+    # 0 = the most likely token; default actor_rollout's, as for the two below.
+    eval_temperature: OrNull[
+        Annotated[
+            Number,
+            rule(
+                lambda value: value == 0 or _is_temperature(value),
+                "must be from 0.01 to 100, such as 1.0, or 0 for the most likely token",
+            ),
+        ]
+    ] = None
+    eval_top_p: OrNull[TopP] = None
+    eval_top_k: OrNull[TopK] = None
+    # Metrics also go to tensorboard, wandb, swanlab, trackio.
+    logger: Listed[Text] = field(default_factory=list)
+    # Steps traced by the profiler into profile/.
+    profile_steps: Annotated[
+        Listed[Whole],
+        rule(lambda steps: all(step >= 1 for step in steps), "must list steps from 1 on"),
+    ] = field(default_factory=list)
+    # What happens when something is not so that must hold in every step (docs/observing.md).
+    on_broken_invariant: OneOf[Literal["stop", "warn"]] = "stop"
+    # Publishes between two compared by checksums; 0 = only the first.
+    publish_check_interval: FromZero = 10
+    # Steps between writings of report.html (1% of the time at most); 0 = at the end.
+    report_interval: FromZero = 5
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorRollout:
     """The model that learns: how it is trained, and how it generates."""
 
-    load: str  # start weights: Hugging Face folder or Megatron checkpoint (docs/checkpoints.md)
+    # Start weights: Hugging Face folder or Megatron checkpoint (docs/checkpoints.md).
+    load: ModelPath
     # Prompts: a .parquet, .arrow, .jsonl, .json, .csv or .tsv file, a folder of such files, without
     # those of test or validation sets, the prefix of preprocessed .bin/.idx files, or a blend of
     # these by weights: 0.7,data/math,0.3,data/gsm8k.parquet
-    data_path: str
-    ppo_mini_batch_size: int  # responses between two optimizer steps
-    n_samples_per_prompt: int  # responses of a prompt: a group
-    model: str | None = None  # name of a model file listed in `defaults`
-    # folder of checkpoints, of one run at a time; default checkpoints/ in the run folder
-    save: str | None = None
+    data_path: TrainData
+    ppo_mini_batch_size: Count  # responses between two optimizer steps
+    # Responses of a prompt: a group.
+    n_samples_per_prompt: Annotated[
+        Whole,
+        rule(
+            lambda value: 2 <= value <= 10**6,
+            "must be at least 2, at most 1000000: group_norm compares the responses of a prompt",
+        ),
+    ]
+    model: OrNull[Text] = None  # name of a model file listed in `defaults`
+    # Folder of checkpoints, of one run at a time; default checkpoints/ in the run folder.
+    save: OrNull[FilePath] = None
     # Generation.
-    num_samples_per_step: int = 1  # takes part in the divisibility rule of ppo_mini_batch_size only
-    do_sample: bool = True  # must be on: greedy responses of a group are all equal
-    temperature: float = 1.0
-    top_p: float = 1.0  # 1 = off
-    top_k: int = 0  # 0 or -1 = off
+    # Takes part in the divisibility rule of ppo_mini_batch_size only.
+    num_samples_per_step: Count = 1
+    do_sample: Annotated[Flag, always(True, "greedy responses of a group are all equal")] = True
+    temperature: Annotated[
+        Number, rule(_is_temperature, "must be from 0.01 to 100, such as 1.0")
+    ] = 1.0
+    top_p: TopP = 1.0  # 1 = off
+    top_k: TopK = 0  # 0 or -1 = off
     # More tokens that end a response, as texts or ids: ["</answer>", 151645]. Those that model,
     # tokenizer and prompt template name always do (docs/rollout.md); the run says at its start
     # which these are.
-    stop: list[str] = field(default_factory=list)
-    # longer prompts are dropped; the response gets the rest of seq_length
-    max_prompt_length: int = 512
-    max_tokens_to_oom: int = 12000  # tokens that a rollout replica may hold in its KV cache
-    # decoded together in a replica; default all that fit there
-    max_running_samples: int | None = None
-    decode_graphs: bool = False  # NPUs: capture decoding steps as graphs (not yet run on hardware)
+    stop: Listed[Text] = field(default_factory=list)
+    # Longer prompts are dropped; the response gets the rest of seq_length.
+    max_prompt_length: Count = 512
+    # Tokens that a rollout replica may hold in its KV cache.
+    max_tokens_to_oom: Whole = 12000
+    # Decoded together in a replica; default all that fit there.
+    max_running_samples: OrNull[Count] = None
+    # NPUs: capture decoding steps as graphs (not yet run on hardware).
+    decode_graphs: Flag = False
     # Learning.
-    micro_batch_size: int = 1  # responses in one forward and backward pass of a replica
-    max_tokens_per_microbatch: int | None = None  # if given, this many tokens at most instead
-    # full: keep only each layer's input for the backward pass
-    recompute_granularity: str | None = None
-    ppo_epochs: int = 1  # passes over a global batch
-    # must be off: minibatches are composed before generation starts
-    shuffle_minibatch: bool = False
-    clip_ratio: float = 0.2
-    # ratio is clipped to [1 - low, 1 + high]; default clip_ratio
-    clip_ratio_low: float | None = None
-    clip_ratio_high: float | None = None
-    entropy_coeff: float = 0.0  # weight of the entropy bonus in the loss
-    lr: float = 1e-6
-    min_lr: float = 0.0
-    lr_decay_style: str = "constant"
-    lr_warmup_fraction: float | None = None  # of all updates of the run
-    lr_warmup_iters: int = 0  # in updates; or this
-    weight_decay: float = 0.01
-    clip_grad: float = 1.0  # limit of the global gradient norm; 0 = off
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_eps: float = 1e-8
+    micro_batch_size: Count = 1  # responses in one forward and backward pass of a replica
+    # If given, this many tokens at most instead.
+    max_tokens_per_microbatch: OrNull[Whole] = None
+    # full: keep only each layer's input for the backward pass.
+    recompute_granularity: OrNull[OneOf[Literal["full"]]] = None
+    ppo_epochs: Count = 1  # passes over a global batch
+    shuffle_minibatch: Annotated[
+        Flag,
+        always(
+            False,
+            "minibatches are composed before generation starts, and prompts are shuffled anyway "
+            "unless training.no_shuffle is set",
+        ),
+    ] = False
+    clip_ratio: Annotated[
+        Number, rule(lambda value: 0 < value < 1, "must be between 0 and 1, such as 0.2")
+    ] = 0.2
+    # The ratio is clipped to [1 - low, 1 + high]; default of both clip_ratio.
+    clip_ratio_low: OrNull[
+        Annotated[
+            Number, rule(lambda value: 0 < value <= 1, "must be above 0, at most 1, such as 0.2")
+        ]
+    ] = None
+    clip_ratio_high: OrNull[
+        Annotated[
+            Number,
+            rule(lambda value: 0 < value <= 100, "must be above 0, at most 100, such as 0.28"),
+        ]
+    ] = None
+    # Weight of the entropy bonus in the loss.
+    entropy_coeff: Annotated[Number, between(0, 1, 0.001)] = 0.0
+    lr: Annotated[Number, between(0, 1, 1e-6)] = 1e-6
+    min_lr: Annotated[Number, between(0, 1, 0)] = 0.0
+    lr_decay_style: OneOf[Literal["constant", "linear", "cosine", "inverse-square-root"]] = (
+        "constant"
+    )
+    lr_warmup_fraction: OrNull[Decay] = None  # of all updates of the run
+    lr_warmup_iters: FromZero = 0  # in updates; or this
+    weight_decay: Annotated[Number, between(0, 1, 0.01)] = 0.01
+    # Limit of the global gradient norm; 0 = off.
+    clip_grad: Annotated[Number, NOT_NEGATIVE] = 1.0
+    adam_beta1: Decay = 0.9
+    adam_beta2: Decay = 0.999
+    # 0 in fp32 would divide 0 by 0 where no gradient was.
+    adam_eps: Annotated[Number, between(1e-20, 1, 1e-8)] = 1e-8
     # Layout.
-    num_gpus_for_train: int = 1  # ranks; they come first
-    num_gpus_for_infer: int = 1
-    tensor_model_parallel_size: int = 1  # of train
-    pipeline_model_parallel_size: int = 1  # of train
-    infer_tensor_parallel_size: int | None = None  # default that of train
+    num_gpus_for_train: Count = 1  # ranks; they come first
+    num_gpus_for_infer: Count = 1
+    tensor_model_parallel_size: Count = 1  # of train
+    pipeline_model_parallel_size: Count = 1  # of train
+    infer_tensor_parallel_size: OrNull[Count] = None  # default that of train
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ref:
     """The frozen model that the KL term looks back to."""
 
-    model: str | None = None  # default that of actor_rollout
-    load: str | None = None  # default actor_rollout.load
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    micro_batch_size: int = 1  # responses in one forward pass
-    max_tokens_per_microbatch: int | None = None  # if given, this many tokens at most instead
+    model: OrNull[Text] = None  # default that of actor_rollout
+    load: OrNull[ModelPath] = None  # default actor_rollout.load
+    tensor_model_parallel_size: Count = 1
+    pipeline_model_parallel_size: Count = 1
+    micro_batch_size: Count = 1  # responses in one forward pass
+    # If given, this many tokens at most instead.
+    max_tokens_per_microbatch: OrNull[Whole] = None
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """What the scorer acc gives. MindSpeed-LLM's three levels are right 1, wrong -0.5, missing
-    -1."""
+    """What the scorer acc gives.
 
-    right: float = 1.0
-    wrong: float = -1.0
-    missing: float = -1.0  # a response without an answer
-    copied_span: str = "wrong"  # or right: an answer that is but a piece of the question
+    MindSpeed-LLM's three levels are right 1, wrong -0.5, missing -1.
+    """
+
+    right: Score = 1.0
+    wrong: Score = -1.0
+    missing: Score = -1.0  # a response without an answer
+    # What an answer is that is but a piece of the question.
+    copied_span: OneOf[Literal["wrong", "right"]] = "wrong"
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cosine:
-    """What the scorer cosine gives at length 0 (short) and just below the limit (long), as in the
-    paper."""
+    """What the scorer cosine gives, as in its paper.
 
-    right_short: float = 2.0
-    right_long: float = 1.0
-    wrong_short: float = -10.0
-    wrong_long: float = 0.0
-    exceeded: float = -10.0  # at the limit
+    Short is length 0, long just below the limit.
+    """
+
+    right_short: Score = 2.0
+    right_long: Score = 1.0
+    wrong_short: Score = -10.0
+    wrong_long: Score = 0.0
+    exceeded: Score = -10.0  # at the limit
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """Rules score the responses; there is no reward model. `docs/rewards.md` describes the
-    scorers."""
+    """Rules score the responses; there is no reward model. docs/rewards.md describes them."""
 
-    model: str | None = None
-    verifier: bool = True  # must be on
-    accuracy: Accuracy = field(default_factory=Accuracy)
-    cosine: Cosine = field(default_factory=Cosine)
-    # tokens before the limit that overlong punishes; default a fifth of it
-    overlong_cache: int | None = None
-    repetition_ngram: int = 40  # words that must repeat to count for the scorer repetition
-    workers: int = 2  # processes that score, beside each rollout replica
-    deadline_seconds: float = 10.0  # for one call of one scorer; then its worker is killed
-    worker_memory_megabytes: int = 1024  # that a worker may grow by after its start
-    # share of responses whose scoring may fail; beyond it the run stops
-    max_failure_rate: float = 0.05
+    model: OrNull[Text] = None
+    verifier: Annotated[
+        Flag, always(True, "responses are scored by rules, there is no reward model")
+    ] = True
+    accuracy: Section[Accuracy] = field(default_factory=Accuracy)
+    cosine: Section[Cosine] = field(default_factory=Cosine)
+    # Tokens before the limit that overlong punishes; default a fifth of it.
+    overlong_cache: OrNull[Count] = None
+    # Words that must repeat to count for the scorer repetition.
+    repetition_ngram: Count = 40
+    # Processes that score, beside each rollout replica.
+    workers: Annotated[Whole, between(1, 1024, 2)] = 2
+    # For one call of one scorer; then its worker is killed.
+    deadline_seconds: Annotated[Number, between(0.01, 86400, 10)] = 10.0
+    # That a worker may grow by after its start.
+    worker_memory_megabytes: Annotated[
+        Whole, rule(lambda value: value >= 64, "must be at least 64, such as 1024")
+    ] = 1024
+    # Share of responses whose scoring may fail; beyond it the run stops.
+    max_failure_rate: Annotated[
+        Number,
+        rule(lambda value: 0 <= value <= 1, "must be from 0 to 1, such as 0.05; 1 never stops"),
+    ] = 0.05
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KlCtrl:
     """The coefficient of the KL term."""
 
-    type: str = "fixed"  # or adaptive: steered so that the KL stays near target_kl
-    kl_coef: float = 0.05
-    target_kl: float | None = None
-    horizon: int | None = None  # responses within which an adaptive coefficient follows
+    # adaptive: steered so that the KL stays near target_kl.
+    type: OneOf[Literal["fixed", "adaptive"]] = "fixed"
+    kl_coef: Annotated[Number, between(0, 100, 0.05)] = 0.05
+    target_kl: OrNull[Number] = None
+    horizon: OrNull[Whole] = None  # responses within which an adaptive coefficient follows
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
     """The objective: advantages, policy loss and its aggregation, KL in the loss; and the
     rewards."""
 
-    gamma: float = 1.0  # discount of the score per token; must be 1
-    lam: float = 0.95
-    adv_estimator: str = "group_norm"  # older name of the next key
+    # Discount of the score per token.
+    gamma: Annotated[
+        Number, always(1.0, "group_norm gives all tokens of a response one advantage")
+    ] = 1.0
+    lam: Number = 0.95
+    adv_estimator: Text = "group_norm"  # older name of the next key
     # From the rewards of a group to the advantages of its responses; your own as module:function or
     # path.py:function.
-    advantage: str | None = None
-    loss: str = "grpo"  # policy loss: grpo, gspo, cispo or your own
-    loss_settings: dict[str, Any] = field(default_factory=dict)  # of that loss: docs/extending.md
+    advantage: OrNull[Text] = None
+    loss: Text = "grpo"  # policy loss: grpo, gspo, cispo or your own
+    loss_settings: Settings = field(default_factory=dict)  # of that loss: docs/extending.md
     # Weights of tokens and responses in the loss: token_mean, sequence_mean or your own. Default:
     # what goes with the loss, sequence_mean for gspo and else token_mean.
-    aggregation: str | None = None
-    advantage_whiten: bool = False  # whiten advantages once more over the tokens of a minibatch
-    # What is told as the KL of a token: kl, abs, mse or low_var_kl. All are held by the same
-    # gradient, that of the KL.
-    kl_penalty: str = "low_var_kl"
-    kl_ctrl: KlCtrl = field(default_factory=KlCtrl)
-    missing_eos_penalty: float = 0.0
-    # scorers; yours as module:function
-    verifier_function: list[str] = field(default_factory=lambda: ["acc"])
-    # the reward is their weighted sum
-    verifier_weight: list[float] = field(default_factory=lambda: [1.0])
+    aggregation: OrNull[Text] = None
+    # Whiten advantages once more over the tokens of a minibatch.
+    advantage_whiten: Flag = False
+    # What is told as the KL of a token. All are held by the same gradient, that of the KL.
+    kl_penalty: Annotated[
+        Literal["kl", "abs", "mse", "low_var_kl"],
+        Choice(full="it needs all logits of both models, which are never held"),
+    ] = "low_var_kl"
+    kl_ctrl: Section[KlCtrl] = field(default_factory=KlCtrl)
+    missing_eos_penalty: Number = 0.0
+    # Scorers; yours as module:function.
+    verifier_function: Listed[FilePath] = field(default_factory=lambda: ["acc"])
+    # The reward is their weighted sum.
+    verifier_weight: ScoreWeights = field(default_factory=lambda: [1.0])
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourcePool:
-    """Ranks of each role. They fill the nodes in the launcher's order, so only sums of the lists
-    count."""
+    """Ranks of each role.
 
-    actor_rollout: list[int] = field(default_factory=list)  # default [train + infer ranks]
-    ref: list[int] = field(default_factory=list)  # default one replica, or none more if colocated
-    reward: list[int] = field(default_factory=list)  # must be empty: rules need no device
-    colocate: bool = False  # every rank of the pool has every role; num_gpus_* then do not matter
-    ranks_per_node: int | None = None  # where the nodes end, if the launcher does not tell
+    They fill the nodes in the launcher's order, so only sums of the lists count.
+    """
+
+    actor_rollout: Ranks = field(default_factory=list)  # default [train + infer ranks]
+    ref: Ranks = field(default_factory=list)  # default one replica, or none more if colocated
+    reward: Annotated[
+        Listed[Whole],
+        rule(
+            lambda entries: not any(entries),
+            "must be []: rules score on CPUs, there is no reward model",
+        ),
+    ] = field(default_factory=list)
+    # Every rank of the pool has every role; num_gpus_* then do not matter.
+    colocate: Flag = False
+    ranks_per_node: OrNull[Count] = None  # where the nodes end, if the launcher does not tell
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What a model file under configs/model/ may say about the network.
+
+    It is compared with the model folder's config.json, which rules; without the folder (a dry run
+    elsewhere) it stands in for it.
+    """
+
+    num_layers: OrNull[Whole] = None
+    hidden_size: OrNull[Whole] = None
+    ffn_hidden_size: OrNull[Whole] = None
+    num_attention_heads: OrNull[Whole] = None
+    num_query_groups: OrNull[Whole] = None
+    kv_channels: OrNull[Whole] = None
+    padded_vocab_size: OrNull[Whole] = None
+    max_position_embeddings: OrNull[Whole] = None
+    norm_epsilon: OrNull[Number] = None
+    rotary_base: OrNull[Number] = None
+    untie_embeddings_and_output_weights: OrNull[Flag] = None
+    add_qkv_bias: OrNull[Flag] = None
+    qk_layernorm: OrNull[Flag] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """A run. Paths are relative to the current directory."""
 
-    name: str
-    output_dir: str  # the run folder: one run at a time writes into it (docs/checkpoints.md)
+    name: Text
+    output_dir: FilePath  # the run folder: one run at a time writes into it (docs/checkpoints.md)
     training: Training
     actor_rollout: ActorRollout
     ref: Ref
     reward: Reward
     algorithm: Algorithm
     resource_pool: ResourcePool
-    model: dict[str, dict[str, Any]]  # SHAPE_KEYS given by the model files, by model name
+    model: dict[str, dict[str, Any]]  # keys of Network that the model files give, by model name
     source: str | None = field(default=None, compare=False)  # file that it was read from; no key
 
     @property
@@ -297,11 +455,9 @@ class Config:
 
     @property
     def updates_per_step(self) -> int:
-        return (
-            self.num_samples
-            // self.actor_rollout.ppo_mini_batch_size
-            * self.actor_rollout.ppo_epochs
-        )
+        """Optimizer steps in a global batch."""
+        minibatches = self.num_samples // self.actor_rollout.ppo_mini_batch_size
+        return minibatches * self.actor_rollout.ppo_epochs
 
     @property
     def world_size(self) -> int:
@@ -310,21 +466,8 @@ class Config:
 
     def model_keys(self, role: str) -> dict[str, Any]:
         """What the model file says about the network of `role`; empty when it names none."""
-        if role == "ref":
-            name = self.ref.model
-        else:
-            name = self.actor_rollout.model
-        if name:
-            return self.model.get(name, {})
-        return {}
-
-    def model_folder(self, role: str) -> Path:
-        """The folder whose config.json describes the model of `role`, actor_rollout or ref."""
-        if role == "ref":
-            load = self.ref.load
-        else:
-            load = self.actor_rollout.load
-        return config_folder(load or "", self.training.tokenizer_name_or_path or "")
+        name = self.ref.model if role == "ref" else self.actor_rollout.model
+        return self.model.get(name, {}) if name else {}
 
 
 def placement(cfg: Config, world_size: int) -> Placement:

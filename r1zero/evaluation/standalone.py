@@ -32,6 +32,7 @@ from r1zero.reward.manager import RewardManager
 from r1zero.rollout.engine import Engine
 from r1zero.runtime import build_engine, build_reward_manager, response_ends
 from r1zero.types import Group
+from r1zero.weights.detect import model_folder
 from r1zero.weights.open import open_weights
 
 ANY_LENGTH = 2**31
@@ -67,7 +68,7 @@ def prepare(
     """
     move = RoleTransfer(world)
     load = cfg.actor_rollout.load
-    folder = cfg.model_folder("actor_rollout")
+    folder = model_folder(cfg, "actor_rollout")
     shape = ModelConfig.from_folder(folder)
     tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
     trainings = [

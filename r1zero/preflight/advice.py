@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from r1zero.config.rules import check_pool
 from r1zero.config.schema import Config, placement
 from r1zero.distributed.placement import Placement, RankGrid
-from r1zero.preflight.checks import check_batches, check_pool
+from r1zero.preflight.checks import check_batches
 
 GAIN = 0.1  # less of the step's time is not worth a new start
 LOOKED_AT = 50  # candidates, fastest first: most fit the batch sizes

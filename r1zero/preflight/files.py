@@ -21,7 +21,7 @@ from r1zero.errors import BadInput, nearest
 from r1zero.models.config import ModelConfig
 from r1zero.preflight.datasets import EVAL_DATA, check_data, compares, data_sets
 from r1zero.preflight.model import model_shape
-from r1zero.weights.detect import CONFIG, INDEX, SINGLE, check_files, detect
+from r1zero.weights.detect import CONFIG, INDEX, SINGLE, check_files, detect, model_folder
 
 TINY = "tiny"
 
@@ -51,7 +51,7 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
     for role in "actor_rollout", "ref":
         load = cfg.ref.load if role == "ref" else cfg.actor_rollout.load
         if load not in missing and not (role == "ref" and load == cfg.actor_rollout.load):
-            folder = cfg.model_folder(role)
+            folder = model_folder(cfg, role)
             found = check_weights(f"{role}.load", Path(load or ""), folder)
             problems += found
             if found and not (folder / CONFIG).is_file():
@@ -66,7 +66,7 @@ def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
         )
     if shape is not None and cfg.actor_rollout.load not in missing:
         of_tokens += check_end_of_text(
-            "actor_rollout.load", cfg.model_folder("actor_rollout"), vocab_size
+            "actor_rollout.load", model_folder(cfg, "actor_rollout"), vocab_size
         )
     names = cfg.training.prompt_type, cfg.training.prompt_type_path or ""
     wrong = check_template("training.prompt_type", *names)
@@ -263,7 +263,7 @@ def check_ends(
         key = stop_key
         stop_ends(cfg.actor_rollout.stop, vocabulary)
         key = load_key
-        find_ends(cfg.model_folder("actor_rollout"), vocabulary, template, cfg.actor_rollout.stop)
+        find_ends(model_folder(cfg, "actor_rollout"), vocabulary, template, cfg.actor_rollout.stop)
     except BadInput as error:
         return [f"{key}: {error}"]
     return []

@@ -9,11 +9,12 @@ from r1zero.config.schema import Config
 from r1zero.errors import BadInput, neighbours, shown
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
+from r1zero.weights.detect import model_folder
 
 
 def model_shape(cfg: Config, role: str) -> ModelConfig | None:
     """Shape of a role's model: from its folder, else from the model file, else None."""
-    folder = cfg.model_folder(role)
+    folder = model_folder(cfg, role)
     if folder.is_dir():
         try:
             return ModelConfig.from_folder(folder)
@@ -100,7 +101,7 @@ def _check_model_keys(cfg: Config, role: str, shape: ModelConfig) -> list[str]:
     truth = shape.to_megatron()
     del truth["max_position_embeddings"]  # fewer may be asked for
     name = attrgetter(f"{role}.model")(cfg)
-    load = cfg.model_folder(role)
+    load = model_folder(cfg, role)
     given = cfg.model_keys(role)
     problems = [
         f"model {name}: {key}: {shown(value)} is not what {load}/config.json says; "

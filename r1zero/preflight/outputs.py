@@ -24,6 +24,7 @@ from r1zero.reward.custom import is_custom
 from r1zero.run_folder.exported import MODEL, exported_step, in_the_way
 from r1zero.run_folder.folder import aside_of, check_aside, check_writable, holds_run
 from r1zero.run_folder.owner import check_free
+from r1zero.weights.detect import model_folder
 
 
 def check_outputs(cfg: Config) -> list[str]:
@@ -53,7 +54,7 @@ def check_content(cfg: Config, checkpoint: Path | None) -> list[str]:
     anew = starts_anew(cfg, checkpoint)
     if anew and holds_run(Path(cfg.output_dir)):
         return check_moved(cfg)
-    source = cfg.model_folder("actor_rollout")
+    source = model_folder(cfg, "actor_rollout")
     problem = in_the_way(Path(cfg.output_dir) / MODEL, source, may_replace=not anew)
     if problem is not None:
         return [f"output_dir: {problem}, or name another output_dir"]

@@ -13,8 +13,10 @@ import yaml
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from r1zero.config.load import load_config
 from r1zero.config.schema import Config
+from r1zero.errors import BadInput
+from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 
 SHAPE = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -90,6 +92,14 @@ def write(home: Path, name: str, text: str) -> str:
 
 def load(home: Path, *overrides: str) -> Config:
     return load_config(str(home / "base.yaml"), overrides)[0]
+
+
+def told(home: Path, *overrides: str) -> list[str]:
+    """Everything that is said against base.yaml with these overrides, by reading or by the checks."""
+    try:
+        return check(load(home, *overrides))
+    except BadInput as error:
+        return str(error).splitlines()
 
 
 def only(problems: list[str]) -> str:

@@ -7,12 +7,12 @@ import torch
 from support.multiproc import DEVICE
 from support.worlds import make_world
 
-from r1zero.config.load import load_config
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.policy.actor import Actor
 from r1zero.policy.actor_config import actor_config
 from r1zero.policy.megatron import RoleModel
+from r1zero.preflight.resolve import load_config
 from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score, joined
 from r1zero.weight_sync.gather import gather_tensors
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from support.multiproc import DEVICE, run_ranks
 
-from r1zero.config.load import load_config
 from r1zero.config.schema import placement
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.placement import RoleSize, place
 from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 from r1zero.trainer import prepare, train
 
 

@@ -1,0 +1,185 @@
+"""Rules among the keys of a configuration, with a sentence for each that is broken.
+
+They look at nothing but the keys: what concerns files, models or the world of ranks is checked
+before a run starts.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from r1zero.config.schema import Config
+from r1zero.errors import multiple, shown
+
+
+def check_keys(cfg: Config) -> list[str]:
+    """Return a sentence for every rule among keys that is broken."""
+    return [sentence for rule in RULES for sentence in rule(cfg)]
+
+
+def check_sound_keys(cfg: Config) -> list[str]:
+    """The same for a configuration without its wrong keys; rules that need one are left out."""
+    problems = []
+    for rule in RULES:
+        try:
+            problems += rule(cfg)
+        except AttributeError:  # of a key that is not there, and that enough was said about
+            continue
+    return problems
+
+
+# -- rewards, KL and schedule ---------------------------------------------------------------------
+
+
+def check_weights(cfg: Config) -> list[str]:
+    """One weight for each reward function."""
+    rules = cfg.algorithm.verifier_function
+    weights = cfg.algorithm.verifier_weight
+    if len(rules) == len(weights):
+        return []
+    even = [round(1 / max(1, len(rules)), 2)] * len(rules)
+    return [
+        f"algorithm.verifier_weight: {weights} has {len(weights)} weights for the "
+        f"{len(rules)} rules of verifier_function {rules}; give as many, such as {even}"
+    ]
+
+
+def check_kl(cfg: Config) -> list[str]:
+    """An adaptive coefficient needs to know where to, and how fast."""
+    control = cfg.algorithm.kl_ctrl
+    if control.type != "adaptive":
+        return []
+    needed = (("target_kl", control.target_kl, 0.1), ("horizon", control.horizon, 10000))
+    return [
+        f"algorithm.kl_ctrl.{key}: {shown(value)} must be above 0 with type adaptive, "
+        f"such as {example}"
+        for key, value, example in needed
+        if value is None or value <= 0
+    ]
+
+
+def check_min_lr(cfg: Config) -> list[str]:
+    actor = cfg.actor_rollout
+    if actor.min_lr <= actor.lr:
+        return []
+    return [
+        f"actor_rollout.min_lr: {actor.min_lr} must not be above lr {actor.lr}; 0.0 works",
+    ]
+
+
+def check_warmup(cfg: Config) -> list[str]:
+    """The warm-up is given once, and ends before the run does."""
+    actor = cfg.actor_rollout
+    problems = []
+    if actor.lr_warmup_iters and actor.lr_warmup_fraction:
+        problems.append(
+            f"actor_rollout.lr_warmup_iters: {actor.lr_warmup_iters} and lr_warmup_fraction "
+            f"{actor.lr_warmup_fraction} exclude each other; set one of them to 0"
+        )
+    updates = cfg.training.train_iters * cfg.updates_per_step
+    if actor.lr_warmup_iters >= max(1, updates):
+        problems.append(
+            f"actor_rollout.lr_warmup_iters: {actor.lr_warmup_iters} must be below the {updates} "
+            f"updates of the run; {max(0, updates - 1)} is the most"
+        )
+    return problems
+
+
+# -- ranks ----------------------------------------------------------------------------------------
+
+
+def check_pool(cfg: Config) -> list[str]:
+    """The counts of ranks against each other and against the grids. Colocated roles need none."""
+    if cfg.resource_pool.colocate:
+        return []
+    return check_total(cfg) + check_grids(cfg) + check_nodes(cfg)
+
+
+def check_total(cfg: Config) -> list[str]:
+    """The pool of the actor holds its ranks for training and for generation."""
+    actor = cfg.actor_rollout
+    entries = cfg.resource_pool.actor_rollout
+    total = actor.num_gpus_for_train + actor.num_gpus_for_infer
+    if sum(entries) in (total, 0):  # an empty list has its default, the total
+        return []
+    return [
+        f"resource_pool.actor_rollout: {entries} adds up to {sum(entries)}, but num_gpus_for_train "
+        f"{actor.num_gpus_for_train} + num_gpus_for_infer {actor.num_gpus_for_infer} = {total}; "
+        f"[{total}] would work"
+    ]
+
+
+def check_grids(cfg: Config) -> list[str]:
+    """Each role has whole replicas."""
+    actor = cfg.actor_rollout
+    ref = cfg.ref
+    tp = actor.tensor_model_parallel_size
+    train = [
+        ("tensor_model_parallel_size", tp),
+        ("pipeline_model_parallel_size", actor.pipeline_model_parallel_size),
+    ]
+    infer = [("infer_tensor_parallel_size", actor.infer_tensor_parallel_size or tp)]
+    reference = [
+        ("ref.tensor_model_parallel_size", ref.tensor_model_parallel_size),
+        ("ref.pipeline_model_parallel_size", ref.pipeline_model_parallel_size),
+    ]
+    return [
+        *multiple("actor_rollout.num_gpus_for_train", actor.num_gpus_for_train, train),
+        *multiple("actor_rollout.num_gpus_for_infer", actor.num_gpus_for_infer, infer),
+        *multiple("resource_pool.ref", sum(cfg.resource_pool.ref), reference),
+    ]
+
+
+def check_nodes(cfg: Config) -> list[str]:
+    """An entry of the pool lies on one node."""
+    pool = cfg.resource_pool
+    largest = max(pool.actor_rollout + pool.ref, default=0)
+    if pool.ranks_per_node is None or largest <= pool.ranks_per_node:
+        return []
+    return [
+        f"resource_pool.ranks_per_node: {pool.ranks_per_node} is less than the {largest} "
+        f"ranks that an entry of the pool puts on one node; {largest} would work"
+    ]
+
+
+# -- lengths --------------------------------------------------------------------------------------
+
+
+def check_prompt_length(cfg: Config) -> list[str]:
+    """A response has room behind the longest prompt."""
+    length = cfg.training.seq_length
+    longest = cfg.actor_rollout.max_prompt_length
+    if longest < length:
+        return []
+    return [
+        f"actor_rollout.max_prompt_length: {longest} leaves no room for a response in seq_length "
+        f"{length}; {length - 1} is the most"
+    ]
+
+
+def check_token_limits(cfg: Config) -> list[str]:
+    """What is counted in tokens must hold one sequence."""
+    length = cfg.training.seq_length
+    keys = (
+        "actor_rollout.max_tokens_to_oom",
+        "actor_rollout.max_tokens_per_microbatch",
+        "ref.max_tokens_per_microbatch",
+    )
+    values = {key: attrgetter(key)(cfg) for key in keys}
+    return [
+        f"{key}: {value} is less than one sequence of seq_length {length} tokens; "
+        f"{length} is the least"
+        for key, value in values.items()
+        if value is not None and value < length
+    ]
+
+
+RULES = (
+    check_weights,
+    check_kl,
+    check_min_lr,
+    check_warmup,
+    check_pool,
+    check_prompt_length,
+    check_token_limits,
+)
