@@ -7,6 +7,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/../tools/setup_env.sh"
 set_up test lint
 cd "$root"
 "$python" -m ruff check .
-# To be taken in with the commit that formats the tree:
-# "$python" -m ruff format --check .
+"$python" -m ruff format --check .
 "$python" -m mypy

@@ -421,6 +421,7 @@ class Network:
     untie_embeddings_and_output_weights: OrNull[Flag] = None
     add_qkv_bias: OrNull[Flag] = None
     qk_layernorm: OrNull[Flag] = None
+    hf_model_type: OrNull[Text] = None  # where the other keys do not tell the family
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

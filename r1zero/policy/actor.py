@@ -170,7 +170,9 @@ class Actor:
             rollout_logprobs=packed.concat([sample.logprobs for sample in samples]),
             advantages=packed.per_token(advantages),
             mask=packed.concat([sample.mask for sample in samples]) * weight,
-            cu_seqlens=torch.tensor(packed.response_cu_seqlens, dtype=torch.int32, device=logprobs.device),
+            cu_seqlens=torch.tensor(
+                packed.response_cu_seqlens, dtype=torch.int32, device=logprobs.device
+            ),
             num_tokens=part.num_tokens,
             num_sequences=part.num_sequences,
         )
