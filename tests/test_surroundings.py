@@ -358,7 +358,7 @@ sys.exit(main.main())
     [
         (
             "trainer",
-            "build_crew",
+            "build_runtime",
             "ValueError('shapes (3,) (4,)')",
             1,
             "rank 0 (train+rollout+ref) failed: ValueError: shapes",
@@ -371,7 +371,7 @@ sys.exit(main.main())
             "failed: OSError: no such device",
         ),
         ("distributed.groups", "_join_everyone", "main.BadInput('no way')", 2, "r1zero: no way"),
-        ("trainer", "build_crew", "main.BadInput('no data')", 2, "r1zero: no data"),
+        ("trainer", "build_runtime", "main.BadInput('no data')", 2, "r1zero: no data"),
     ],
     ids=["a ValueError", "a fault while joining", "bad input while joining", "bad input"],
 )
