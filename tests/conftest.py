@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pytest  # noqa: E402 - the variables must be set first
-import torch  # noqa: E402
+import pytest
+import torch
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-from support.markers import marks_of  # noqa: E402
+from support.markers import marks_of
 
 torch.set_num_threads(1)
 

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 import pytest
-from support.worlds import make_runtime
 from support.multiproc import DEVICE, run_ranks
+from support.worlds import make_runtime
 
 from r1zero.distributed import device
 from r1zero.distributed.device import EventTimer

@@ -19,7 +19,7 @@ import pytest
 import torch
 from support.multiproc import DEVICE, run_ranks
 from support.small_config import load
-from support.worlds import metrics, make_runtime
+from support.worlds import make_runtime, metrics
 
 from r1zero.config.schema import placement
 from r1zero.distributed.board import Board

@@ -1,4 +1,4 @@
-"""A GRPO update by the policy, and the same by a plain PyTorch step on transformers."""
+"""A policy update by the actor, and the same by a plain PyTorch step on transformers."""
 
 from __future__ import annotations
 
