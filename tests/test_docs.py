@@ -43,6 +43,20 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert not missing
 
 
+def test_the_floors_are_those_of_the_import_graph() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    drawn = text.split("From the top:")[1].split("Four rules")[0]
+    shown = [set(re.findall(r"\w+", floor)) for floor in drawn.split(">")]
+    tree = ast.parse((ROOT / "tests" / "test_import_graph.py").read_text())
+    values = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    floors = ast.literal_eval(values["FLOORS"])
+    assert shown == [set(floor) for floor in reversed(floors)]
+
+
 def test_every_folder_of_the_package_stands_in_the_tree() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     tree = text.split("## The tree")[1].split("## The floors")[0]
