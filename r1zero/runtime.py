@@ -19,7 +19,7 @@ from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import Vocabulary
 from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import NotOnThisRank, RoleTransfer
+from r1zero.distributed.transfer import RoleTransfer, not_on_this_rank
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.observe.clock import Clock
@@ -51,14 +51,14 @@ class Runtime:
     shape: ModelConfig
     tokenizer: PreTrainedTokenizerBase
     ends: Ends  # of a response
-    prompts: Prompts | NotOnThisRank  # controller
+    prompts: Prompts  # controller
     # controller, when the configuration names eval data
-    eval_prompts: Prompts | NotOnThisRank | None
-    engine: Engine | NotOnThisRank  # rollout
-    reward_manager: RewardManager | NotOnThisRank  # rollout
+    eval_prompts: Prompts | None
+    engine: Engine  # rollout
+    reward_manager: RewardManager  # rollout
     selector: GroupSelector  # which groups train
-    reference: Reference | NotOnThisRank  # ref
-    policy: Actor | NotOnThisRank  # train
+    reference: Reference  # ref
+    policy: Actor  # train
     publisher: Publisher
     invariants: Invariants
     folder: Path  # the run folder, and that of its checkpoints: see Opening
@@ -145,7 +145,7 @@ def build_runtime(cfg: Config, world: World) -> Runtime:
     unused = vocabulary.unused(shape.vocab_size)
     ends = response_ends(cfg, vocabulary)
     dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
-    prompts = eval_prompts = NotOnThisRank("controller")
+    prompts = eval_prompts = not_on_this_rank("controller")
     if world.is_controller:
         prompts = _prompts(cfg, tokenizer, cfg.actor_rollout.data_path, held_out=False)
     if cfg.training.eval_data_path is None:
@@ -155,12 +155,12 @@ def build_runtime(cfg: Config, world: World) -> Runtime:
     if world.train.member:
         policy = _policy(cfg, world, shape, dtype, unused)
     else:
-        policy = NotOnThisRank("train")
+        policy = not_on_this_rank("train")
     if world.ref.member:
         reference = _reference(cfg, world, dtype, unused)
     else:
-        reference = NotOnThisRank("ref")
-    engine = reward_manager = NotOnThisRank("rollout")
+        reference = not_on_this_rank("ref")
+    engine = reward_manager = not_on_this_rank("rollout")
     if world.rollout.member:
         reward_manager = build_reward_manager(cfg, world, tokenizer)
         engine = build_engine(cfg, world, shape, dtype, ends.ids, unused, reward_manager)

@@ -43,25 +43,33 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
     # come.
     updates = []
     for m in range(batch.num_minibatches):
-        groups = clock.time("rollout", on, rollout, runtime.engine.collect, m)
-        groups = clock.time("reward", on, rollout, runtime.reward_manager.score, groups)
-        groups = on(rollout, runtime.selector.select, groups)
-        groups = clock.time("wait", move.send_to_replicas, groups, batch.arrivals(m), rollout, ref)
-        groups = clock.time("ref", on, ref, runtime.reference.add_logprobs, groups)
-        groups = clock.time("wait", move.broadcast_groups, groups, batch.arrivals(m), ref, train)
-        updates.append(clock.time("update", on, train, runtime.policy.update, batch, m, groups))
+        arrivals = batch.arrivals(m)
+        with clock.span("rollout"):
+            groups = on(rollout, runtime.engine.collect, m)
+        with clock.span("reward"):
+            groups = on(rollout, runtime.reward_manager.score, groups)
+            groups = on(rollout, runtime.selector.select, groups)
+        with clock.span("wait"):
+            groups = move.send_to_replicas(groups, arrivals, rollout, ref)
+        with clock.span("ref"):
+            groups = on(ref, runtime.reference.add_logprobs, groups)
+        with clock.span("wait"):
+            groups = move.broadcast_groups(groups, arrivals, ref, train)
+        with clock.span("update"):
+            updates.append(on(train, runtime.policy.update, batch, m, groups))
 
     # Learn again from the same samples, if asked to.
     for epoch in range(1, runtime.cfg.actor_rollout.ppo_epochs):
         for m in range(batch.num_minibatches):
-            updates.append(
-                clock.time("update", on, train, runtime.policy.update, batch, m, [], epoch)
-            )
+            with clock.span("update"):
+                updates.append(on(train, runtime.policy.update, batch, m, [], epoch))
 
     # Publish. All wait on the control plane first, and then enter the device collectives together.
-    clock.time("wait", move.flush)
-    clock.time("publish", runtime.publish)
-    fault = clock.time("publish", runtime.prove_publish)
+    with clock.span("wait"):
+        move.flush()
+    with clock.span("publish"):
+        runtime.publish()
+        fault = runtime.prove_publish()
 
     # Report. Rank 0 trains, so it holds every group with its scores and advantages.
     records = move.to_controller(runtime.record(fault))

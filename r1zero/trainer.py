@@ -20,7 +20,7 @@ from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
 from r1zero.distributed.log import start_logging
 from r1zero.distributed.shutdown import PreemptionNotice
-from r1zero.distributed.transfer import NotOnThisRank
+from r1zero.distributed.transfer import not_on_this_rank
 from r1zero.evaluation.evaluate import evaluate
 from r1zero.evaluation.scores import table
 from r1zero.observe.live import Poster
@@ -123,7 +123,7 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
         runtime.hold.release()
 
 
-def _build_observer(runtime: Runtime) -> Observer | NotOnThisRank:
+def _build_observer(runtime: Runtime) -> Observer:
     """The controller's observer. Collective.
 
     If it has a terminal, rollout replicas post their progress from now on.
@@ -135,7 +135,7 @@ def _build_observer(runtime: Runtime) -> Observer | NotOnThisRank:
             runtime.engine, partial(Board(runtime.world.store).post, f"rollout/{rollout.replica}")
         )
     if not runtime.world.is_controller:
-        return NotOnThisRank("controller")
+        return not_on_this_rank("controller")
     return Observer(
         runtime.cfg,
         runtime.world,
@@ -223,9 +223,7 @@ def _announce_tokens(runtime: Runtime) -> None:
         )
 
 
-def _evaluate(
-    runtime: Runtime, observer: Observer | NotOnThisRank, step: int
-) -> dict[str, float] | None:
+def _evaluate(runtime: Runtime, observer: Observer, step: int) -> dict[str, float] | None:
     """Evaluate before the first step, after the last, and when it is due. Returns the controller's
     scores."""
     training = runtime.cfg.training

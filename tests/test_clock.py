@@ -63,10 +63,12 @@ def fake(monkeypatch):
 
 def test_spans_tell_what_the_device_did_and_the_host_goes_on(fake):
     clock, began = Clock(EventTimer(fake)), fake.synchronised
-    clock.time("update", fake.queue, 5.0)
+    with clock.span("update"):
+        fake.queue(5.0)
     with clock.span("wait"):
         fake.host += 2.0  # the host waits for others, the device still updates
-    clock.time("publish", fake.queue, 1.5)
+    with clock.span("publish"):
+        fake.queue(1.5)
     assert fake.synchronised == began and fake.host == 1002.0
     spans = {span.name: (span.start, span.end) for span in clock.take()}
     assert fake.synchronised == began + 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, cast, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from r1zero.distributed.groups import Grid, World
 from r1zero.types import Group
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class NotOnThisRank:
@@ -41,11 +42,21 @@ class NotOnThisRank:
         raise AssertionError(f"this object lives on {self._role} ranks only")
 
 
-def on(grid: Grid, function: Callable[..., T], *args: Any) -> T | None:
-    """Call `function` on the ranks of a role; None elsewhere."""
+def not_on_this_rank(role: str) -> Any:
+    """What stands on other ranks where an object of `role` would be; it has that object's type to
+    the reader and to the type checker."""
+    return NotOnThisRank(role)
+
+
+def on(grid: Grid, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `function` on the ranks of a role.
+
+    Elsewhere nothing is called, and None stands for a value that lives on other ranks: only a line
+    of the same role, or a move between roles, may be handed it.
+    """
     if grid.member:
-        return function(*args)
-    return None
+        return function(*args, **kwargs)
+    return cast(T, None)
 
 
 class RoleTransfer:
@@ -56,20 +67,20 @@ class RoleTransfer:
         self._pending: list[tuple[dist.Work, torch.Tensor]] = []
         self._to_myself: deque[bytes] = deque()
 
-    def from_controller(self, function: Callable[..., T], *args: Any) -> T:
+    def from_controller(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` on the controller and give its value to every rank."""
-        value = self.at_controller(function, *args)
+        value = self.at_controller(function, *args, **kwargs)
         return collectives.broadcast_object(value, 0, self.world.control)
 
-    def at_controller(self, function: Callable[..., T], *args: Any) -> T | None:
-        """Call `function` on the controller; None elsewhere."""
+    def at_controller(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function` on the controller; elsewhere None stands for the value, as in `on`."""
         if self.world.is_controller:
-            return function(*args)
-        return None
+            return function(*args, **kwargs)
+        return cast(T, None)
 
     def send_to_replicas(
         self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid
-    ) -> list[Group] | None:
+    ) -> list[Group]:
         """Move the groups at these batch positions from one role to the replicas of another.
 
         Position p lives on replica p % DP of either role. The giver's speakers send; the taker's
@@ -82,7 +93,7 @@ class RoleTransfer:
                 if share:
                     self._send(share, taker.span.input_rank(replica))
         if not taker.member:
-            return None
+            return cast("list[Group]", None)
         arrived: list[Group] = []
         if taker.is_input_rank:
             mine = [p for p in positions if p % taker.span.dp == taker.replica]
@@ -94,14 +105,14 @@ class RoleTransfer:
 
     def broadcast_groups(
         self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid
-    ) -> list[Group] | None:
+    ) -> list[Group]:
         """Move groups from the replicas of one role to every rank of another, in order of
         position."""
         first = taker.span.first
         if giver.member and giver.is_output_rank and groups:
             self._send(groups, first)
         if not taker.member:
-            return None
+            return cast("list[Group]", None)
         arrived: list[Group] = []
         if self.world.rank == first:
             for sender in sorted({giver.span.output_rank(p % giver.span.dp) for p in positions}):
@@ -113,7 +124,7 @@ class RoleTransfer:
         """Collect one value from every rank, in rank order, on every rank."""
         return collectives.broadcast_object(self.to_controller(value), 0, self.world.control)
 
-    def to_controller(self, value: T) -> list[T] | None:
+    def to_controller(self, value: T) -> list[T]:
         """Collect one value from every rank, in rank order, on the controller; None elsewhere."""
         return collectives.gather_objects(value, self.world.control)
 

@@ -20,7 +20,7 @@ from r1zero.data.problems import read_tags
 from r1zero.data.prompts import Prompts
 from r1zero.data.template import Template
 from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import NotOnThisRank, RoleTransfer, on
+from r1zero.distributed.transfer import RoleTransfer, on
 from r1zero.evaluation.scores import EvalProtocol, extractor_version, report, write_report
 from r1zero.reward.manager import RewardManager
 from r1zero.rollout.engine import Engine
@@ -41,9 +41,9 @@ class EvalContext(Protocol):
     move: RoleTransfer
     tokenizer: PreTrainedTokenizerBase
     ends: Ends
-    eval_prompts: Prompts | NotOnThisRank | None
-    engine: Engine | NotOnThisRank
-    reward_manager: RewardManager | NotOnThisRank
+    eval_prompts: Prompts | None
+    engine: Engine
+    reward_manager: RewardManager
 
 
 def evaluate(

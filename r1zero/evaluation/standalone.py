@@ -21,7 +21,7 @@ from r1zero.data.layout import layout_of
 from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
 from r1zero.data.template import Template
 from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import NotOnThisRank, RoleTransfer
+from r1zero.distributed.transfer import RoleTransfer, not_on_this_rank
 from r1zero.errors import BadInput
 from r1zero.evaluation.evaluate import evaluate
 from r1zero.evaluation.scores import table
@@ -47,7 +47,7 @@ class Evaluator:
     move: RoleTransfer
     tokenizer: PreTrainedTokenizerBase
     ends: Ends
-    eval_prompts: Prompts | NotOnThisRank
+    eval_prompts: Prompts
     engine: Engine
     reward_manager: RewardManager
 
@@ -75,7 +75,7 @@ def prepare(
         replace(cfg.training, eval_data_path=path, eval_map_keys=keys)
         for path, keys in data.items()
     ]
-    read = [NotOnThisRank("controller")] * len(trainings)
+    read = [not_on_this_rank("controller")] * len(trainings)
     if world.is_controller:
         read = [_prompts(cfg, training, tokenizer, first) for training in trainings]
     longest = move.from_controller(_longest, read)

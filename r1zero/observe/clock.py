@@ -42,11 +42,6 @@ class Clock:
         self._names.append(name)
         self._marks += [start, self._timer.mark()]
 
-    def time(self, name: str, function: Callable[..., T], *args: Any) -> T:
-        """Time one call."""
-        with self.span(name):
-            return function(*args)
-
     def take(self) -> list[TimeSpan]:
         """Hand out the spans so far and start anew; the one time of a step that the device is
         waited for."""
