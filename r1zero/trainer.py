@@ -115,6 +115,7 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
         runtime.move.at_controller(observer.finish)
         return None
     except Exception as error:
+        # whatever fails may come of a folder that was taken away; if so that is told, else `error`
         _check_folders(runtime.cfg, runtime.hold, runtime, error)
         raise
     finally:

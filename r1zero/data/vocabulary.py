@@ -108,6 +108,7 @@ def read_backend(folder: Path) -> Tokenizer:
     try:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:
+        # tokenizers raises the bare class, and no other, for every file that it cannot read
         if type(error) is not Exception:  # a fault of another kind is not the file's
             raise
         raise BadInput(

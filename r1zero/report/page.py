@@ -119,6 +119,7 @@ class LiveReport:
             self._history.read(most_files)
             write_report(self._path, [self._history])
         except Exception as error:
+            # nothing that a report can run into is worth the run; told, with its cause in the log
             log.warning(
                 "warning: %s was not written: %s; training goes on", plain(self._path), plain(error)
             )
