@@ -17,8 +17,8 @@ from r1zero.algo.loss import LossTerms, microbatch_loss
 from r1zero.algo.loss_batch import LossBatch
 from r1zero.algo.losses import LOSSES, policy_loss, stats_of
 from r1zero.algo.objective import choose_objective
-from r1zero.algo.registry import load_own
 from r1zero.config.load import dump
+from r1zero.config.own_code import load_own
 from r1zero.errors import BadInput
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from r1zero.config.own_code import load_own
 from r1zero.config.schema import Accuracy, Cosine, Reward
 from r1zero.errors import BadInput
 from r1zero.reward import custom
@@ -365,7 +366,7 @@ def test_bad_return_values_are_named(
 )
 def test_scorers_that_cannot_be_loaded_are_named(module: str, name: str, sentence: str) -> None:
     with pytest.raises(BadInput, match=re.escape(sentence)):
-        custom.load(name)
+        load_own(custom.KEY, name)
 
 
 def test_names_that_cannot_be_custom_scorers_are_named(module: str) -> None:

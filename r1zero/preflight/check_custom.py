@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from r1zero.config.own_code import is_own
 from r1zero.config.schema import Config
 from r1zero.data.blend import split_blend
 from r1zero.data.layout import layout_of
 from r1zero.data.preprocessed import is_preprocessed, read_preprocessed
 from r1zero.data.problems import read_problems
 from r1zero.data.template import Template
-from r1zero.reward.custom import is_custom
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.math.gold import read_gold
 from r1zero.reward.types import RewardInput
@@ -23,7 +23,7 @@ def check_custom(cfg: Config) -> list[str]:
     problem."""
     key = "algorithm.verifier_function"
     names = cfg.algorithm.verifier_function
-    if not any(map(is_custom, names)):
+    if not any(map(is_own, names)):
         return []
     prompt, answer = _first_problem(cfg)
     responses = [f"<think>I know it.</think><answer>\\boxed{{{answer}}}</answer>", "I do not know."]
@@ -39,7 +39,7 @@ def check_custom(cfg: Config) -> list[str]:
                 executor.submit("trial", member, len(responses), case)
             scores = executor.collect(["trial"])["trial"][0]
     except RuntimeError as error:
-        return [f"{key}: {error}"]
+        return [f"{key}: {str(error).removeprefix(f'{key}: ')}"]
     return [
         f"{key}: {name} fails on the first problem of {cfg.actor_rollout.data_path}: {score.why}"
         for name, score in scores.items()

@@ -11,16 +11,15 @@ import os
 import shutil
 from pathlib import Path
 
-from r1zero.algo.registry import own_files
 from r1zero.checkpoint import resume
 from r1zero.checkpoint.progress import CheckpointInfo
+from r1zero.config.own_code import own_files
 from r1zero.config.schema import Config
 from r1zero.data.blend import split_blend
 from r1zero.errors import BadInput
 from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.preflight.files import check_weights
 from r1zero.preflight.model import model_shape
-from r1zero.reward.custom import is_custom
 from r1zero.run_folder.exported import MODEL, exported_step, in_the_way
 from r1zero.run_folder.folder import aside_of, check_aside, check_writable, holds_run
 from r1zero.run_folder.owner import check_free
@@ -109,9 +108,8 @@ def _read(cfg: Config) -> list[tuple[str, str]]:
     ):
         if text is not None:
             named += [(key, path) for _, path in split_blend(text)]
-    for name in cfg.algorithm.verifier_function:
-        if is_custom(name):
-            named.append(("algorithm.verifier_function", name.rpartition(":")[0]))
+    rewards = own_files(cfg.algorithm.verifier_function)
+    named += [("algorithm.verifier_function", path) for path in rewards]
     objective = {
         "loss": cfg.algorithm.loss,
         "advantage": cfg.algorithm.advantage,

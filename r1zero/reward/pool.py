@@ -188,7 +188,7 @@ class Pool:
             message = json.loads(body)
             if not worker.ready:
                 if message["broken"]:
-                    raise RuntimeError(f"the scorers cannot work: {message['broken']}")
+                    raise RuntimeError(message["broken"])
                 worker.ready = True
                 self._failed_starts = 0
             elif "crash" in message:

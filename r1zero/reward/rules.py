@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from r1zero.config.own_code import is_own, place_problems, short_name
 from r1zero.config.schema import Accuracy, Reward
 from r1zero.errors import BadInput, nearest
 from r1zero.reward import custom, shaping
@@ -123,8 +124,8 @@ NEED_TOKENS = ("length", "cosine", "overlong")
 
 def shown_name(name: str) -> str:
     """Return what metrics and samples call a scorer."""
-    if custom.is_custom(name):
-        return custom.short_name(name)
+    if is_own(name):
+        return short_name(name)
     return name
 
 
@@ -132,8 +133,8 @@ def check_names(names: Sequence[str]) -> list[str]:
     """Return a sentence for everything that is wrong with a list of scorers."""
     problems = []
     for name in names:
-        if custom.is_custom(name):
-            problems += custom.check_name(name)
+        if is_own(name):
+            problems += place_problems(name)
         elif name not in REWARD_FUNCTIONS:
             problems.append(
                 f"{name} is not one of "
@@ -154,7 +155,7 @@ def select(names: Sequence[str], reward: Reward) -> dict[str, RewardFunction]:
         raise BadInput(problem)
     return {
         shown_name(name): _grade_group(partial(custom.grade, name))
-        if custom.is_custom(name)
+        if is_own(name)
         else REWARD_FUNCTIONS[name](reward)
         for name in names
     }

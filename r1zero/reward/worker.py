@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 import psutil
 
+from r1zero.config.own_code import is_own, load_own
 from r1zero.config.schema import Reward
 from r1zero.errors import BadInput
 from r1zero.reward import custom
@@ -105,8 +106,8 @@ def _prepare(names: Sequence[str]) -> str:
     """Load custom scorers and compare known answers; return "" or a sentence about what is
     wrong."""
     try:
-        for name in filter(custom.is_custom, names):
-            custom.load(name)
+        for name in filter(is_own, names):
+            load_own(custom.KEY, name)
     except BadInput as error:
         return str(error)
     if not set(VERDICTS) & set(names):
