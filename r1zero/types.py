@@ -136,6 +136,13 @@ class Group:
     samples: list[Sample]
     trains: bool = True  # False: seen by metrics and samples only
 
+    @classmethod
+    def begun(cls, position: int, prompt: Prompt, size: int) -> Group:
+        """A group whose samples are still to be drawn: empty ones keep their places."""
+        tokens = np.zeros(0, np.int32)
+        logprobs = np.zeros(0, np.float32)
+        return cls(position, prompt, [Sample(tokens, logprobs, False, -1)] * size)
+
     @property
     def rewards(self) -> list[float]:
         """Of the samples, in order. AssertionError while one is not scored."""

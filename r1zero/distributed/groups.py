@@ -63,6 +63,13 @@ class Grid:
         """True on the rank where its replica's results appear."""
         return self.member and self.tp_index == 0 and self.is_last_stage
 
+    def share(self, count: int) -> range:
+        """The positions, out of `count`, that this rank's replica works on: p lives on replica
+        p % DP. None of them outside the role."""
+        if not self.member:
+            return range(0)
+        return range(self.replica, count, self.span.dp)
+
     @contextlib.contextmanager
     def as_default_group(self) -> Iterator[None]:
         """Let the role's gloo group stand as torch's default group.

@@ -10,48 +10,36 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from tqdm import tqdm
 
+from r1zero.rollout.interface import EngineListener, RolloutEngine
+
 SECONDS = 1.0  # between two looks
-
-
-class Decoding(Protocol):
-    """An engine while it decodes."""
-
-    on_step: Callable[[], None]  # called after each decoding step
-    decoded_tokens: int  # of the batch under way
-
-    def progress(self) -> tuple[int, int, int]:
-        """Samples that are done, all samples, tokens of the longest one that runs."""
 
 
 class Poster:
     """Posts a replica's progress every second while it decodes."""
 
-    def __init__(self, engine: Decoding, post: Callable[[str], None]) -> None:
-        """Hook into the engine's `on_step`, before what is there already."""
+    def __init__(self, engine: RolloutEngine, post: Callable[[str], None]) -> None:
+        """Listen to the engine, after those who listen already."""
         self._engine = engine
         self._post = post
-        self._next = engine.on_step
         self._at = time.monotonic()
         self._tokens = 0
-        engine.on_step = self._on_step
+        engine.listeners.append(EngineListener(on_step=self._on_step))
 
     def _on_step(self) -> None:
-        self._next()
-        done, total, longest = self._engine.progress()
+        progress = self._engine.progress()
         now = time.monotonic()
-        tokens = self._engine.decoded_tokens
-        if now - self._at < SECONDS and done < total:
+        if now - self._at < SECONDS and progress.done < progress.total:
             return
-        if tokens < self._tokens:  # another batch
+        if progress.tokens < self._tokens:  # another batch
             self._tokens = 0
-        rate = (tokens - self._tokens) / max(now - self._at, 1e-3)
+        rate = (progress.tokens - self._tokens) / max(now - self._at, 1e-3)
         self._at = now
-        self._tokens = tokens
-        self._post(json.dumps([done, total, rate, longest]))
+        self._tokens = progress.tokens
+        self._post(json.dumps([progress.done, progress.total, rate, progress.longest]))
 
 
 class LiveBar:

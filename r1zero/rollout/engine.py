@@ -1,4 +1,4 @@
-"""The rollout engine of one replica: continuous batching over all samples of a step.
+"""The native rollout engine: continuous batching over all samples of a step, one replica.
 
 `submit` takes the replica's share of a batch; `collect` decodes until the groups of one minibatch
 are complete, keeping every row busy with later samples meanwhile. Every rank of the replica runs
@@ -7,24 +7,27 @@ the same scheduler on the same tokens, so tensor parallelism needs no commands b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
+from r1zero.models.layout import WeightLayout, WeightTarget
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.decoder import Chunk, Decoder
+from r1zero.rollout.interface import EngineListener, EngineSetup, RolloutProgress, Sampling
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 from r1zero.rollout.prompts import PromptCache, PromptCaches
-from r1zero.rollout.sampler import Sampling, uniforms
+from r1zero.rollout.sampler import uniforms
 from r1zero.rollout.scheduler import Queue, RunningBatch, SampleId, Sequence
 from r1zero.types import Batch, Group, Sample
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """How much an engine may hold and do at once."""
+    """How much the native engine may hold and do at once."""
 
     budget: int  # response tokens of a sample
     max_tokens: int  # of KV cache, in tokens
@@ -34,31 +37,48 @@ class EngineLimits:
     block: int | None = None  # tokens of a cache block; None: what suits the device
 
 
-class Engine:
-    """Samples responses. `on_sample(group, member)` is called as each sample is finished,
-    `on_step()` after each decoding step, so that others can work while generation goes on.
-    `length_of(position, member)` replaces the budget of single samples, for benchmarks."""
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is being generated."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        sampling: Sampling,
-        end_ids: tuple[int, ...],
-        limits: EngineLimits,
-        replica: int = 0,
-        num_replicas: int = 1,
-    ) -> None:
+    batch: Batch
+    sampling: Sampling
+    budgets: np.ndarray  # int [P, G], response tokens of each sample at most
+
+
+# Of an engine that was asked for nothing yet.
+_NOTHING = _Request(Batch(0, -1, [], 1, 1), Sampling(1.0, 1.0, 0, 0), np.zeros((0, 1), int))
+
+
+class NativeEngine:
+    """A `RolloutEngine` in Megatron's weight layout, cut by the rollout role's TP."""
+
+    layout: ClassVar[WeightLayout] = WeightLayout(names="megatron", cut=True)
+
+    @classmethod
+    def build(cls, setup: EngineSetup) -> NativeEngine:
+        """Make an engine without weights. BadInput when TP does not divide the model."""
+        decoder = Decoder(
+            setup.shape,
+            setup.grid.span.tp,
+            setup.grid.groups["tp"],
+            setup.dtype,
+            setup.device,
+            setup.max_length,
+            graphs=setup.graphs,
+            unused=setup.unused,
+        )
+        limits = EngineLimits(setup.max_response, setup.max_cache_tokens, setup.max_running)
+        return cls(decoder, setup.end_ids, limits)
+
+    def __init__(self, decoder: Decoder, end_ids: tuple[int, ...], limits: EngineLimits) -> None:
         self.decoder = decoder
-        self.sampling = sampling
         self.limits = limits
-        self.replica = replica
-        self.num_replicas = num_replicas
         self.version = -1  # of the weights in the decoder, as they came; it signs every sample
+        self.listeners: list[EngineListener] = []
         self.preemptions = 0
-        self.decoded_tokens = 0  # response tokens of this batch, as drawn
-        self.on_sample: Callable[[Group, int], None] = lambda group, member: None
-        self.on_step: Callable[[], None] = lambda: None
-        self.length_of: Callable[[int, int], int] = lambda position, member: limits.budget
+        self._tokens = 0  # response tokens of this request, as drawn
+        self._target = WeightTarget(self.layout, decoder.weights, self._commit)
         self._end_ids = np.asarray(sorted(end_ids))
         self._pool = BlockPool(
             decoder.shape, decoder.kv_heads, decoder.dtype, decoder.device, limits.block
@@ -67,55 +87,65 @@ class Engine:
         self._queue = Queue()
         self._rows = RunningBatch(0)
         self._layout: DecodeLayout | None = None  # None: rows or blocks have changed since
-        self._batch: Batch | None = None
+        self._request = _NOTHING
         self._groups: dict[int, Group] = {}
         self._open: dict[int, int] = {}  # members of a group that are not finished
 
-    def accept(self, version: int) -> None:
+    def submit(
+        self,
+        batch: Batch,
+        positions: Seq[int],
+        sampling: Sampling,
+        budgets: np.ndarray | None = None,
+    ) -> None:
+        """Queue the samples of the prompts at these positions; see `RolloutEngine`."""
+        assert not any(self._open.values()), "the request before is not collected yet"
+        size = batch.samples_per_prompt
+        if budgets is None:
+            budgets = np.full((len(batch.prompts), size), self.limits.budget)
+        assert budgets.min() > 0 and budgets.max() <= self.limits.budget, "budgets out of bounds"
+        self._request = _Request(batch, sampling, budgets)
+        self._tokens = 0
+        self._groups = {p: Group.begun(p, batch.prompts[p], size) for p in positions}
+        self._open = dict.fromkeys(positions, size)
+        for position in positions:
+            for member in range(size):
+                self._queue.put(SampleId(position, member))
+        self._reserve(len(positions), size)
+
+    @torch.inference_mode()
+    def collect(self, minibatch: int) -> list[Group]:
+        """Decode until the groups of the minibatch are complete, keeping rows busy with later
+        samples."""
+        arrivals = self._request.batch.arrivals(minibatch)
+        positions = [p for p in arrivals if p in self._groups]
+        while any(self._open[p] for p in positions):
+            self._admit()
+            if self._rows.count:
+                self._append_block()
+                self._decode()
+            for listener in self.listeners:
+                listener.on_step()
+        return [self._groups[p] for p in positions]
+
+    def progress(self) -> RolloutProgress:
+        """How far the request is."""
+        total = len(self._groups) * self._request.batch.samples_per_prompt
+        done = total - sum(self._open.values())
+        longest = max((sequence.count for sequence in self._rows.sequences), default=0)
+        return RolloutProgress(done, total, longest, self._tokens)
+
+    def weights(self) -> WeightTarget:
+        """The decoder's weights."""
+        return self._target
+
+    def _commit(self, version: int) -> None:
         """Take note that weights of this version were written to the decoder."""
         assert not any(self._open.values()), (
             "weights may not change while samples are drawn with them"
         )
         self.decoder.prepare()
         self.version = version
-
-    def submit(self, batch: Batch, positions: Collection[int] | None = None) -> None:
-        """Queue this replica's share of a batch: prompts at `positions`; default p % replicas ==
-        replica."""
-        assert not any(self._open.values()), "the last batch is not collected yet"
-        self._batch = batch
-        size = batch.samples_per_prompt
-        self.decoded_tokens = 0
-        if positions is None:
-            mine = range(self.replica, len(batch.prompts), self.num_replicas)
-        else:
-            mine = positions
-        self._groups = {p: Group(p, batch.prompts[p], [None] * size) for p in mine}
-        self._open = dict.fromkeys(mine, size)
-        for position in mine:
-            for member in range(size):
-                self._queue.put(SampleId(position, member))
-        self._reserve(len(mine), size)
-
-    @torch.inference_mode()
-    def collect(self, minibatch: int) -> list[Group]:
-        """Decode until this replica's groups of the minibatch are complete, and hand them out."""
-        assert self._batch is not None
-        positions = [p for p in self._batch.arrivals(minibatch) if p in self._groups]
-        while any(self._open[p] for p in positions):
-            self._admit()
-            if self._rows.count:
-                self._append_block()
-                self._decode()
-            self.on_step()
-        return [self._groups[p] for p in positions]
-
-    def progress(self) -> tuple[int, int, int]:
-        """Samples of the batch that are finished, all of them, and the tokens of the longest that
-        runs."""
-        total = len(self._groups) * (self._batch.samples_per_prompt if self._batch else 0)
-        longest = max((sequence.count for sequence in self._rows.sequences), default=0)
-        return total - sum(self._open.values()), total, longest
 
     # -- one step -------------------------------------------------------------------------------
 
@@ -145,7 +175,7 @@ class Engine:
             self._layout = None
         if fresh:
             logits = [
-                self._caches.get(rows.sequences[row].sample_id.position).logits for row in fresh
+                self._prompt(row).logits for row in fresh
             ]
             self._sample(fresh, torch.stack(logits))
 
@@ -187,7 +217,7 @@ class Engine:
             self._layout = DecodeLayout(
                 where,
                 self._pool,
-                self._batch.samples_per_prompt,
+                self._request.batch.samples_per_prompt,
                 self.decoder.heads,
                 self.decoder.device,
             )
@@ -201,11 +231,11 @@ class Engine:
         rows = self._rows
         uniform = torch.from_numpy(rows.uniforms(numbers)).to(logits.device)
         drawn, logprobs = self.decoder.operators.sample(
-            logits, uniform, self.sampling, self.decoder.group
+            logits, uniform, self._request.sampling, self.decoder.group
         )
         tokens = drawn.cpu().numpy()
         rows.record(numbers, tokens, logprobs.cpu().numpy())
-        self.decoded_tokens += len(numbers)
+        self._tokens += len(numbers)
         ended = np.isin(tokens, self._end_ids)
         # from the back: freeing a row moves the last one into it
         for at in range(len(numbers) - 1, -1, -1):
@@ -230,7 +260,8 @@ class Engine:
         self._open[position] -= 1
         if not self._open[position]:
             self._caches.drop(position)
-        self.on_sample(self._groups[position], member)
+        for listener in self.listeners:
+            listener.on_sample(self._groups[position], member)
 
     def _preempt(self, row: int) -> None:
         """Let a sample wait again with the tokens it has; its keys are computed anew when its turn
@@ -302,13 +333,13 @@ class Engine:
         self._layout = None
 
     def _prompt(self, row: int) -> PromptCache:
-        return self._caches.get(self._rows.sequences[row].sample_id.position)
+        prompt = self._caches.get(self._rows.sequences[row].sample_id.position)
+        assert prompt is not None, "a sample runs while its prompt is not in the cache"
+        return prompt
 
     def _uniforms(self, sample_id: SampleId) -> np.ndarray:
-        return uniforms(
-            self.sampling.seed,
-            self._batch.step,
-            sample_id.position,
-            sample_id.member,
-            self.length_of(sample_id.position, sample_id.member),
-        )
+        position = sample_id.position
+        member = sample_id.member
+        budget = int(self._request.budgets[position, member])
+        request = self._request
+        return uniforms(request.sampling.seed, request.batch.step, position, member, budget)

@@ -6,11 +6,11 @@ generates a sample, and beside whom, does not change it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from r1zero.rollout.interface import Sampling
 
 # Tokens summed at once before the search narrows to one block.
 MAX_BLOCK = 128
@@ -19,16 +19,6 @@ MAX_BLOCK = 128
 CANDIDATES = 256
 # Largest float32 below 1: keeps a scaled uniform strictly below the total it is scaled by.
 BELOW_ONE = 1.0 - 2.0**-23
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn. `top_k` 0 and `top_p` 1 mean the whole distribution."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
 
 
 def uniforms(seed: int, step: int, position: int, member: int, count: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 import torch.distributed as dist
 
+from r1zero.models.layout import Index, WeightTarget
 from r1zero.models.params import local_view
 from r1zero.models.sizes import BUCKETS_IN_FLIGHT
 from r1zero.weight_sync.plan import Bucket, Piece, Plan
@@ -40,25 +41,25 @@ class Publisher:
         plan: Plan,
         rank: int,
         group_for: Callable[[tuple[int, ...]], dist.ProcessGroup | None],
-        source: LocalParameters | None,
-        target: LocalParameters | None,
+        source: LocalParameters,
+        target: WeightTarget,
         dtype: torch.dtype,
         device: torch.device | str,
         in_flight: int = BUCKETS_IN_FLIGHT,
     ) -> None:
         """Allocate the buckets and get the groups.
 
-        `group_for` is called on every rank for every group, in one order. `source` is given on
-        train ranks, `target` on rollout ranks, and both hold `dtype`. At most `in_flight` buckets
-        are under way at a time.
+        `group_for` is called on every rank for every group, in one order. `source` has the tensors
+        of train ranks, `target` those of rollout ranks; elsewhere they are empty. All hold `dtype`.
+        At most `in_flight` buckets are under way at a time.
         """
         self.plan = plan
         self.rank = rank
         self._dtype = dtype
         self._device = device
-        self.source = source or {}
-        self.target = target or {}
-        for name, param in (*self.source.items(), *self.target.items()):
+        self.source = source
+        self.target = target
+        for name, param in (*source.items(), *target.tensors.items()):
             assert param.dtype == dtype, (
                 f"{name} is {param.dtype}, but weights are published as {dtype}"
             )
@@ -82,7 +83,8 @@ class Publisher:
     def publish(self, version: int) -> int | None:
         """Bring the target up to date with the source, whose weights are of this version there.
 
-        Returns the version that arrived; None where nothing did, as on ranks without a target.
+        Commits to the target the version that arrived, and returns it; None where nothing did, as
+        on ranks without a target.
         """
         self._versions.clear()
         flying: deque[tuple[dist.Work, Bucket, torch.Tensor]] = deque()
@@ -103,7 +105,9 @@ class Publisher:
         assert len(arrived) == 1, (
             f"one publication brought weights of several versions: {sorted(arrived)}"
         )
-        return arrived.pop()
+        [version] = arrived
+        self.target.commit(version)
+        return version
 
     @torch.no_grad()
     def checksums(self) -> Checksums:
@@ -115,7 +119,7 @@ class Publisher:
                 if self.rank == bucket.source:
                     found["sent", number, index] = _checksum(self._source_view(piece))
                 if self.rank in bucket.receivers:
-                    found["received", number, index] = _checksum(self._target_view(piece))
+                    found["received", number, index] = _checksum(self._received(piece))
         if not found:
             return {}
         sums = torch.stack(list(found.values())).tolist()  # one trip to the host
@@ -160,22 +164,34 @@ class Publisher:
         if self.rank in bucket.receivers:
             self._versions.append(_version_in(buffer).clone())
             for piece, flat in _laid_out(bucket, buffer[self._header :]):
-                self._target_view(piece).copy_(flat)
+                self._write(piece, flat)
         return buffer
 
     def _copy(self, bucket: Bucket, version: int) -> None:
         """Copy a bucket that stays on this rank."""
         self._versions.append(torch.tensor(version, device=self._device))
         for piece in bucket.pieces:
-            self._target_view(piece).copy_(self._source_view(piece))
+            self._write(piece, self._source_view(piece))
 
     def _source_view(self, piece: Piece) -> torch.Tensor:
         tensor = self.plan.tensors[piece.tensor]
         return local_view(tensor, self.source[tensor.name], self.plan.train_tp)[piece.source]
 
-    def _target_view(self, piece: Piece) -> torch.Tensor:
+    def _write(self, piece: Piece, values: torch.Tensor) -> None:
+        """Write a piece, of its shape, to where the target keeps it."""
+        for index, place in self._places(piece):
+            place.copy_(values[index])
+
+    def _received(self, piece: Piece) -> torch.Tensor:
+        """A piece as the target holds it, in the piece's shape."""
+        values = torch.empty(piece.shape, dtype=self._dtype, device=self._device)
+        for index, place in self._places(piece):
+            values[index] = place
+        return values
+
+    def _places(self, piece: Piece) -> Iterator[tuple[Index, torch.Tensor]]:
         tensor = self.plan.tensors[piece.tensor]
-        return local_view(tensor, self.target[tensor.name], self.plan.rollout_tp)[piece.target]
+        return self.target.regions(tensor, piece.target, self.plan.rollout_tp)
 
 
 def _version_in(buffer: torch.Tensor) -> torch.Tensor:

@@ -22,9 +22,9 @@ from itertools import zip_longest
 from math import lcm, prod
 
 from r1zero.distributed.placement import RankGrid
+from r1zero.models.layout import Box
 from r1zero.models.params import ParamSpec, local_shape, stage_of
 
-Box = tuple[slice, ...]  # a region of a tensor's view, one slice an axis
 Route = tuple[int, tuple[int, ...]]  # source and receivers, global ranks
 
 

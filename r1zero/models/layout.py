@@ -1,0 +1,106 @@
+"""Weight layout: the tensors that published weights are written into, as an engine names them.
+
+Weights travel as boxes of `ParamSpec.view`, in Megatron's fused tensors. Where an engine holds Hugging
+Face's tensors, a box is cut into regions that lie in one of them each. The rows of linear_qkv with
+two groups of two query heads (each name stands for the rows of one head):
+
+    linear_qkv                q0 q1 k0 v0   q2 q3 k1 v1        q_proj  q0 q1 q2 q3
+    a box of it                  |----------------|            k_proj  k0 k1
+    its regions                  q1 k0 v0   q2 q3              v_proj  v0 v1
+
+so that box is written to rows 1 of q_proj, 0 of k_proj, 0 of v_proj, and 2 to 3 of q_proj.
+
+Needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from r1zero.distributed.placement import RankGrid
+from r1zero.models.params import ParamSpec, local_view
+
+if TYPE_CHECKING:
+    import torch
+
+Box = tuple[slice, ...]  # a region of a tensor, one slice an axis
+Index = tuple[slice | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightLayout:
+    """Which tensors each rank of an engine holds. Known to all ranks of the world, by the engine's
+    class."""
+
+    names: Literal["megatron", "hf"]  # ParamSpec.name, or ParamSpec.hf
+    cut: bool  # True: a rank holds its TP part of every tensor; False: all of it
+
+    def grid(self, rollout: RankGrid) -> RankGrid:
+        """The rollout ranks as this layout cuts tensors over them: uncut, each is a replica."""
+        if self.cut:
+            return rollout
+        return RankGrid.of(rollout.role, rollout.first, rollout.size)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightTarget:
+    """Where a rank's engine takes its weights: the tensors to write into, in place.
+
+    `commit(version)` says that all of them were written, and with which version of the weights.
+    """
+
+    layout: WeightLayout
+    tensors: Mapping[str, torch.Tensor]  # by the layout's names; all of one dtype
+    commit: Callable[[int], None]
+
+    def regions(
+        self, spec: ParamSpec, box: Box, tp: int
+    ) -> Iterator[tuple[Index, torch.Tensor]]:
+        """Where a box of a rank's part of `spec.view` lies, `tp` being that of the layout's grid.
+
+        Yields (index into the box's values, the view that takes them).
+        """
+        if self.layout.names == "megatron":
+            yield (...,), local_view(spec, self.tensors[spec.name], tp)[box]
+            return
+        for index, name, region in hf_regions(spec, box, tp):
+            yield index, self.tensors[name].detach()[region]
+
+
+def hf_regions(spec: ParamSpec, box: Box, tp: int = 1) -> Iterator[tuple[Index, str, Box]]:
+    """Cut a box of a TP rank's part of `spec.view` where it passes from one Hugging Face tensor to
+    the next.
+
+    Yields (index into the box's values, name, region of the rank's part of that tensor).
+    """
+    if spec.kv_groups is not None:
+        assert spec.kv_groups % tp == 0, f"{spec.name}: TP {tp} cuts a group of heads"
+        yield from _qkv_regions(spec, spec.kv_groups, box)
+    elif len(spec.hf) > 1:  # one lies behind the other along the view's first axis
+        for number in range(box[0].start, box[0].stop):
+            yield (number - box[0].start,), spec.hf[number], box[1:]
+    else:
+        yield tuple(slice(None) for _ in box), spec.hf[0], box
+
+
+def _qkv_regions(spec: ParamSpec, groups: int, box: Box) -> Iterator[tuple[Index, str, Box]]:
+    """The same for a fused projection; see the drawing at the top."""
+    rows = spec.view[0] // groups  # of one group: its queries, its key, its value
+    first = box[0].start
+    last = box[0].stop
+    row = first
+    while row < last:
+        group = row // rows
+        begin = group * rows  # of the rows that one source has in this group
+        for name, size in zip(spec.hf, spec.hf_shape, strict=True):
+            share = size[0] // groups
+            if row < begin + share:
+                break
+            begin += share
+        stop = min(last, begin + share)
+        start = group * share + row - begin
+        region = (slice(start, start + stop - row), *box[1:])
+        yield (slice(row - first, stop - first),), name, region
+        row = stop

@@ -1,0 +1,48 @@
+"""Idle role objects: the actor and the reference of ranks that do not have these roles.
+
+They take the same calls as those that work and do nothing, so that every rank runs the same step.
+What they return is what such a rank has: no groups, no tokens, no update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from r1zero.policy.actor import Actor
+from r1zero.policy.reference import Reference
+from r1zero.types import Batch, Group, UpdateStats
+
+
+class IdleActor:
+    """The actor of a rank that does not train."""
+
+    def begin(self, batch: Batch) -> None:
+        pass
+
+    def update(
+        self, batch: Batch, minibatch: int, arrived: list[Group], epoch: int = 0
+    ) -> UpdateStats | None:
+        return None
+
+    def finish(self, updates: list[UpdateStats | None], batch: Batch) -> list[Group]:
+        return []
+
+    def parameters(self) -> Mapping[str, torch.Tensor]:
+        return {}
+
+
+class IdleReference:
+    """The reference of a rank that does not look back."""
+
+    def add_logprobs(self, groups: list[Group]) -> list[Group]:
+        return groups
+
+    def take_tokens(self) -> int:
+        return 0
+
+
+# The types of what a rank has of a role.
+AnyActor = Actor | IdleActor
+AnyReference = Reference | IdleReference

@@ -1,0 +1,46 @@
+"""The table of rollout engines, `actor_rollout.engine`: where the class of each is.
+
+Nothing is imported before an engine is asked for, so one may need packages that others do not.
+"""
+
+from __future__ import annotations
+
+from r1zero.config.own_code import is_own, load_own, place_problems
+from r1zero.errors import BadInput, nearest
+from r1zero.models.layout import WeightLayout
+from r1zero.rollout.interface import EngineKind
+
+KEY = "actor_rollout.engine"
+ENGINES = {
+    "native": "r1zero.rollout.engine:NativeEngine",
+}
+
+
+def engine_problems(name: str) -> list[str]:
+    """Return a sentence if there is no such engine. A class of the user's is loaded, ours is not:
+    it needs torch."""
+    if not is_own(name):
+        if name in ENGINES:
+            return []
+        hint = nearest(name, ENGINES) or "; your own is module:class or path.py:class"
+        return [f"{KEY}: {name} is not one of {', '.join(ENGINES)}{hint}"]
+    problems = place_problems(name, "class")
+    if problems:
+        return [f"{KEY}: {problem}" for problem in problems]
+    try:
+        choose_engine(name)
+    except BadInput as error:
+        return [str(error)]
+    return []
+
+
+def choose_engine(name: str) -> EngineKind:
+    """Import the class of an engine. BadInput when that fails, or when it is no class of engines."""
+    kind = load_own(KEY, ENGINES.get(name, name), "class")
+    is_engine = isinstance(getattr(kind, "layout", None), WeightLayout)
+    if not is_engine or not callable(getattr(kind, "build", None)):
+        raise BadInput(
+            f"{KEY}: {name} is no rollout engine: it needs a `layout` and a class method `build` "
+            "(EngineKind in r1zero/rollout/interface.py)"
+        )
+    return kind
