@@ -19,20 +19,27 @@ from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import Vocabulary
 from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import RoleTransfer, not_on_this_rank
+from r1zero.distributed.transfer import RoleTransfer
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.observe.clock import Clock
 from r1zero.observe.invariants import BF16, FP32, Invariants
 from r1zero.policy.actor import Actor
 from r1zero.policy.actor_config import actor_config
+from r1zero.policy.idle import AnyActor, AnyReference, IdleActor, IdleReference
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.reference import Reference
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.manager import RewardManager
-from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.engine import Engine, EngineLimits
-from r1zero.rollout.sampler import Sampling
+from r1zero.rollout.engines import choose_engine
+from r1zero.rollout.interface import (
+    EngineKind,
+    EngineListener,
+    EngineSetup,
+    IdleEngine,
+    RolloutEngine,
+    Sampling,
+)
 from r1zero.run_folder.claim import Hold
 from r1zero.types import Batch, RankRecord
 from r1zero.weight_sync.broadcast import Publisher
@@ -42,7 +49,8 @@ from r1zero.weights.detect import model_folder
 
 @dataclass
 class Runtime:
-    """Everything that a step works with on this rank."""
+    """Everything that a step works with on this rank; idle objects for roles that it does not
+    have."""
 
     cfg: Config
     world: World
@@ -51,14 +59,15 @@ class Runtime:
     shape: ModelConfig
     tokenizer: PreTrainedTokenizerBase
     ends: Ends  # of a response
-    prompts: Prompts  # controller
+    prompts: Prompts | None  # controller
     # controller, when the configuration names eval data
     eval_prompts: Prompts | None
-    engine: Engine  # rollout
+    engine: RolloutEngine  # rollout
+    sampling: Sampling  # of the samples to train on
     reward_manager: RewardManager  # rollout
     selector: GroupSelector  # which groups train
-    reference: Reference  # ref
-    policy: Actor  # train
+    reference: AnyReference  # ref
+    policy: AnyActor  # train
     publisher: Publisher
     invariants: Invariants
     folder: Path  # the run folder, and that of its checkpoints: see Opening
@@ -71,6 +80,7 @@ class Runtime:
         step."""
         actor = self.cfg.actor_rollout
         done = self.progress
+        assert self.prompts is not None, "the controller draws"
         prompts = self.prompts.draw(done.prompts_drawn, self.cfg.training.global_batch_size)
         return Batch(
             step,
@@ -108,7 +118,7 @@ class Runtime:
         ref = self.world.ref
         tokens = {}
         if rollout.is_output_rank:
-            tokens["rollout"] = self.engine.decoded_tokens
+            tokens["rollout"] = self.engine.progress().tokens
         if ref.is_output_rank:
             tokens["ref"] = self.reference.take_tokens()
         return RankRecord(
@@ -120,10 +130,8 @@ class Runtime:
         )
 
     def _bring(self) -> None:
-        """Publish the weights of this version; an engine takes note of what arrived."""
-        arrived = self.publisher.publish(self.progress.weights_version)
-        if arrived is not None:
-            self.engine.accept(arrived)
+        """Publish the weights of this version."""
+        self.publisher.publish(self.progress.weights_version)
 
     def _publish_fault(self) -> str | None:
         """What the controller finds in the checksums of all ranks."""
@@ -132,8 +140,7 @@ class Runtime:
 
     def close(self) -> None:
         """End the processes beside this rank."""
-        if self.world.rollout.member:
-            self.reward_manager.close()
+        self.reward_manager.close()
 
 
 def build_runtime(cfg: Config, world: World) -> Runtime:
@@ -145,30 +152,27 @@ def build_runtime(cfg: Config, world: World) -> Runtime:
     unused = vocabulary.unused(shape.vocab_size)
     ends = response_ends(cfg, vocabulary)
     dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
-    prompts = eval_prompts = not_on_this_rank("controller")
+    prompts = eval_prompts = None
     if world.is_controller:
         prompts = _prompts(cfg, tokenizer, cfg.actor_rollout.data_path, held_out=False)
-    if cfg.training.eval_data_path is None:
-        eval_prompts = None
-    elif world.is_controller:
+    if world.is_controller and cfg.training.eval_data_path is not None:
         eval_prompts = _prompts(cfg, tokenizer, cfg.training.eval_data_path, held_out=True)
+    policy: AnyActor = IdleActor()
     if world.train.member:
         policy = _policy(cfg, world, shape, dtype, unused)
-    else:
-        policy = not_on_this_rank("train")
+    reference: AnyReference = IdleReference()
     if world.ref.member:
         reference = _reference(cfg, world, dtype, unused)
-    else:
-        reference = not_on_this_rank("ref")
-    engine = reward_manager = not_on_this_rank("rollout")
+    reward_manager = build_reward_manager(cfg, world, tokenizer)
+    kind = choose_engine(cfg.actor_rollout.engine)
+    engine: RolloutEngine = IdleEngine(kind.layout)
     if world.rollout.member:
-        reward_manager = build_reward_manager(cfg, world, tokenizer)
-        engine = build_engine(cfg, world, shape, dtype, ends.ids, unused, reward_manager)
+        engine = build_engine(kind, cfg, world, shape, dtype, ends.ids, unused, reward_manager)
     reshard = plan(
         param_table(shape),
         shape.num_layers,
         world.train.span,
-        world.rollout.span,
+        kind.layout.grid(world.rollout.span),
         dtype.itemsize,
         cfg.training.publish_bucket_megabytes * 2**20,
     )
@@ -176,8 +180,8 @@ def build_runtime(cfg: Config, world: World) -> Runtime:
         reshard,
         world.rank,
         partial(world.tensor_group, buffer_megabytes=cfg.training.publish_bucket_megabytes),
-        policy.model.parameters() if world.train.member else None,
-        engine.decoder.weights if world.rollout.member else None,
+        policy.parameters(),
+        engine.weights(),
         dtype,
         world.device.torch,
     )
@@ -192,6 +196,7 @@ def build_runtime(cfg: Config, world: World) -> Runtime:
         prompts,
         eval_prompts,
         engine,
+        train_sampling(cfg),
         reward_manager,
         AllGroups(),
         reference,
@@ -281,7 +286,14 @@ def build_reward_manager(
     )
 
 
+def train_sampling(cfg: Config) -> Sampling:
+    """How the samples to train on are drawn."""
+    actor = cfg.actor_rollout
+    return Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)
+
+
 def build_engine(
+    kind: EngineKind,
     cfg: Config,
     world: World,
     shape: ModelConfig,
@@ -289,22 +301,23 @@ def build_engine(
     end_ids: tuple[int, ...],
     unused: Sequence[range],
     reward_manager: RewardManager,
-) -> Engine:
+) -> RolloutEngine:
+    """Build the engine of a rollout rank; samples are scored while others are generated."""
     actor = cfg.actor_rollout
-    grid = world.rollout
-    decoder = Decoder(
-        shape,
-        grid.span.tp,
-        grid.groups["tp"],
-        dtype,
-        world.device.torch,
-        cfg.training.seq_length,
-        graphs=actor.decode_graphs,
+    setup = EngineSetup(
+        model_folder=Path(model_folder(cfg, "actor_rollout")),
+        shape=shape,
+        grid=world.rollout,
+        dtype=dtype,
+        device=world.device.torch,
+        end_ids=end_ids,
         unused=unused,
+        max_length=cfg.training.seq_length,
+        max_response=cfg.response_budget,
+        max_cache_tokens=actor.max_tokens_to_oom,
+        max_running=actor.max_running_samples,
+        graphs=actor.decode_graphs,
     )
-    sampling = Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)
-    limits = EngineLimits(cfg.response_budget, actor.max_tokens_to_oom, actor.max_running_samples)
-    engine = Engine(decoder, sampling, end_ids, limits, grid.replica, grid.span.dp)
-    engine.on_sample = reward_manager.submit
-    engine.on_step = reward_manager.poll
+    engine = kind.build(setup)
+    engine.listeners.append(EngineListener(reward_manager.submit, reward_manager.poll))
     return engine

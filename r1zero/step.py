@@ -2,9 +2,9 @@
 
     rank 0 draws -> [rollout] samples -> scores -> [ref] looks back -> [train] learns -> publishes -> [rollout]
 
-A line that names a role does its work on that role's ranks and is skipped elsewhere. A move is an
-asynchronous send for the giver and a blocking receive for the taker. So the pipeline needs no
-threads and no scheduler: rollout ranks decode minibatch m + 1 while ref ranks look back at m and
+A line that names a role's object does its work on that role's ranks. Elsewhere the object is an idle
+one, which does nothing and has no groups. A move is an asynchronous send for the giver and a
+blocking receive for the taker. So the pipeline needs no threads and no scheduler: rollout ranks decode minibatch m + 1 while ref ranks look back at m and
 train ranks learn from m - 1. What each role waits for, and who ends the wait:
 
     rollout  the weights of the last step         train, by publishing
@@ -18,7 +18,6 @@ ranks hold.
 
 from __future__ import annotations
 
-from r1zero.distributed.transfer import on
 from r1zero.observe.metrics import step_metrics
 from r1zero.runtime import Runtime
 from r1zero.types import StepOutcome
@@ -36,8 +35,9 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
     # Draw. The plan is the same object on every rank: who generates what, and in which minibatch.
     with clock.span("draw"):
         batch = move.from_controller(runtime.draw, step)
-        on(rollout, runtime.engine.submit, batch)
-        on(train, runtime.policy.begin, batch)
+        mine = rollout.share(len(batch.prompts))
+        runtime.engine.submit(batch, mine, runtime.sampling)
+        runtime.policy.begin(batch)
 
     # Sample, score, look back, learn: minibatch by minibatch, each role as far as its input has
     # come.
@@ -45,24 +45,24 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
     for m in range(batch.num_minibatches):
         arrivals = batch.arrivals(m)
         with clock.span("rollout"):
-            groups = on(rollout, runtime.engine.collect, m)
+            groups = runtime.engine.collect(m)
         with clock.span("reward"):
-            groups = on(rollout, runtime.reward_manager.score, groups)
-            groups = on(rollout, runtime.selector.select, groups)
+            groups = runtime.reward_manager.score(groups)
+            groups = runtime.selector.select(groups)
         with clock.span("wait"):
             groups = move.send_to_replicas(groups, arrivals, rollout, ref)
         with clock.span("ref"):
-            groups = on(ref, runtime.reference.add_logprobs, groups)
+            groups = runtime.reference.add_logprobs(groups)
         with clock.span("wait"):
             groups = move.broadcast_groups(groups, arrivals, ref, train)
         with clock.span("update"):
-            updates.append(on(train, runtime.policy.update, batch, m, groups))
+            updates.append(runtime.policy.update(batch, m, groups))
 
     # Learn again from the same samples, if asked to.
     for epoch in range(1, runtime.cfg.actor_rollout.ppo_epochs):
         for m in range(batch.num_minibatches):
             with clock.span("update"):
-                updates.append(on(train, runtime.policy.update, batch, m, [], epoch))
+                updates.append(runtime.policy.update(batch, m, [], epoch))
 
     # Publish. All wait on the control plane first, and then enter the device collectives together.
     with clock.span("wait"):
@@ -73,7 +73,9 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
 
     # Report. Rank 0 trains, so it holds every group with its scores and advantages.
     records = move.to_controller(runtime.record(fault))
-    groups = on(train, runtime.policy.finish, updates, batch)
-    metrics = move.at_controller(step_metrics, batch, groups, updates, records, world.placement)
-    broken = move.at_controller(runtime.invariants.broken, batch, groups, updates, records)
-    return move.at_controller(StepOutcome, metrics, broken, groups, records)
+    groups = runtime.policy.finish(updates, batch)
+    if not world.is_controller:
+        return None
+    metrics = step_metrics(batch, groups, updates, records, world.placement)
+    broken = runtime.invariants.broken(batch, groups, updates, records)
+    return StepOutcome(metrics, broken, groups, records)

@@ -20,11 +20,10 @@ from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
 from r1zero.distributed.log import start_logging
 from r1zero.distributed.shutdown import PreemptionNotice
-from r1zero.distributed.transfer import not_on_this_rank
 from r1zero.evaluation.evaluate import evaluate
 from r1zero.evaluation.scores import table
 from r1zero.observe.live import Poster
-from r1zero.observe.observer import Observer
+from r1zero.observe.observer import IdleObserver, Observer
 from r1zero.preflight.advice import faster_split
 from r1zero.preflight.datasets import look_at_prompts
 from r1zero.preflight.dry_run import banner
@@ -99,7 +98,8 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
         while done.step < last:
             with _traced(runtime, done.step + 1):
                 outcome = train_step(done.step + 1, runtime)
-            runtime.move.at_controller(observer.after_step, outcome)
+            if outcome is not None:
+                observer.after_step(outcome)
             done.advance(runtime.cfg.training.global_batch_size)
             after = _evaluate(runtime, observer, done.step)
             if reason := manager.after_step():
@@ -112,20 +112,20 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
                 return reason
         export(runtime, manager)
         runtime.move.at_controller(_conclude, runtime, done.evaluation, after)
-        runtime.move.at_controller(observer.finish)
+        observer.finish()
         return None
     except Exception as error:
         # whatever fails may come of a folder that was taken away; if so that is told, else `error`
         _check_folders(runtime.cfg, runtime.hold, runtime, error)
         raise
     finally:
-        runtime.move.at_controller(observer.close)
+        observer.close()
         runtime.close()
         runtime.hold.release()
 
 
-def _build_observer(runtime: Runtime) -> Observer:
-    """The controller's observer. Collective.
+def _build_observer(runtime: Runtime) -> Observer | IdleObserver:
+    """The controller's observer, an idle one elsewhere. Collective.
 
     If it has a terminal, rollout replicas post their progress from now on.
     """
@@ -136,7 +136,7 @@ def _build_observer(runtime: Runtime) -> Observer:
             runtime.engine, partial(Board(runtime.world.store).post, f"rollout/{rollout.replica}")
         )
     if not runtime.world.is_controller:
-        return not_on_this_rank("controller")
+        return IdleObserver()
     return Observer(
         runtime.cfg,
         runtime.world,
@@ -224,7 +224,9 @@ def _announce_tokens(runtime: Runtime) -> None:
         )
 
 
-def _evaluate(runtime: Runtime, observer: Observer, step: int) -> dict[str, float] | None:
+def _evaluate(
+    runtime: Runtime, observer: Observer | IdleObserver, step: int
+) -> dict[str, float] | None:
     """Evaluate before the first step, after the last, and when it is due. Returns the controller's
     scores."""
     training = runtime.cfg.training

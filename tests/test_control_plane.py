@@ -27,7 +27,7 @@ from r1zero.distributed.collectives import all_max, all_sum, gather_objects
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.placement import RoleSize, place
-from r1zero.distributed.transfer import RoleTransfer, on
+from r1zero.distributed.transfer import RoleTransfer
 from r1zero.types import Group, Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,12 +117,11 @@ def moves_body(rank, size, store, folder, text):
     if world.train.member:
         told["role"] = all_sum(third.clone(), world.train.role_control).item()
         told["first"] = gather_objects(rank, world.train.role_control)
-    groups = on(
-        world.rollout, lambda: [Group(p, Prompt(p, "", np.arange(p), ""), []) for p in range(3)]
-    )
+    mine = world.rollout.share(3)
+    groups = [Group(p, Prompt(p, "", np.arange(p), ""), []) for p in mine]
     groups = move.send_to_replicas(groups, range(3), world.rollout, world.ref)
     groups = move.broadcast_groups(groups, range(3), world.ref, world.train)
-    told["groups"] = groups and [group.prompt.tokens.tolist() for group in groups]
+    told["groups"] = [group.prompt.tokens.tolist() for group in groups]
     told["plan"] = move.from_controller(lambda: world.rank + 7)
     told["all"] = move.all_gather(rank)
     told["controller"] = move.to_controller(rank)
@@ -141,9 +140,9 @@ def test_the_control_plane_uses_torchs_own_functions(tmp_path, text):
         assert told["sum"] == pytest.approx(total, rel=1e-15) and told["max"] == 3 + 1 / 3
         assert told.get("role") == (pytest.approx(5 / 3, rel=1e-15) if trains else None)
         assert told.get("first") == ([0, 1] if rank == 0 else None)
-        assert told["groups"] == ([[], [0], [0, 1]] if trains else None)
+        assert told["groups"] == ([[], [0], [0, 1]] if trains else [])
         assert told["plan"] == 7 and told["all"] == [0, 1, 2, 3]
-        assert told["controller"] == ([0, 1, 2, 3] if rank == 0 else None)
+        assert told["controller"] == ([0, 1, 2, 3] if rank == 0 else [])
 
 
 def adapted_update_body(rank, size, store, folder, *args):

@@ -30,8 +30,8 @@ from r1zero.preflight.model import model_shape
 from r1zero.preflight.resolve import load_config
 from r1zero.rollout import kv_cache
 from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.engine import Engine, EngineLimits
-from r1zero.rollout.sampler import Sampling
+from r1zero.rollout.engine import EngineLimits, NativeEngine
+from r1zero.rollout.interface import Sampling
 from r1zero.types import Batch, Prompt
 from r1zero.weight_sync.broadcast import Publisher
 
@@ -177,9 +177,8 @@ def test_the_engine_makes_room_for_no_more_than_the_estimate(overrides: list[str
         qkv_bias=True,
         qk_norm=False,
     )
-    engine = Engine(
+    engine = NativeEngine(
         Decoder(shape, 1, None, torch.float32, torch.device("cpu"), cfg.training.seq_length),
-        Sampling(1.0, 1.0, 0, 0),
         (2,),
         EngineLimits(
             cfg.response_budget,
@@ -187,14 +186,13 @@ def test_the_engine_makes_room_for_no_more_than_the_estimate(overrides: list[str
             cfg.actor_rollout.max_running_samples,
             block=CACHE_BLOCK,
         ),
-        num_replicas=2,
     )
     engine.version = 0
     prompts = [
         Prompt(index, "", np.zeros(cfg.actor_rollout.max_prompt_length, np.int32), "")
         for index in range(16)
     ]
-    engine.submit(Batch(1, 0, prompts, 8, 64))
+    engine.submit(Batch(1, 0, prompts, 8, 64), range(0, 16, 2), Sampling(1.0, 1.0, 0, 0))
     held = 2 * engine._pool.keys.nbytes
     estimate = memory(cfg, placement(cfg, 4), shape, shape)["rollout"].kv_cache
     # one block in any case

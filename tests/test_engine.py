@@ -14,8 +14,8 @@ import torch
 
 from r1zero.models.config import ModelConfig
 from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.engine import Engine, EngineLimits
-from r1zero.rollout.sampler import Sampling
+from r1zero.rollout.engine import EngineLimits, NativeEngine
+from r1zero.rollout.interface import Sampling
 from r1zero.types import Batch, Prompt
 
 SHAPE = ModelConfig(
@@ -36,6 +36,7 @@ SHAPE = ModelConfig(
     qk_norm=True,
 )
 CPU = torch.device("cpu")
+SAMPLING = Sampling(1.0, 1.0, 0, 7)
 
 
 def generate(limits, prompt_length, group_size, prompts):
@@ -45,11 +46,12 @@ def generate(limits, prompt_length, group_size, prompts):
     torch.manual_seed(0)
     for weight in decoder.weights.values():
         weight.normal_(0, 0.3)
-    engine = Engine(decoder, Sampling(1.0, 1.0, 0, 7), (), limits)
-    engine.accept(0)
+    engine = NativeEngine(decoder, (), limits)
+    engine.weights().commit(0)
     tokens = np.arange(1, 1 + prompt_length, dtype=np.int32)
     texts = [Prompt(i, "", tokens + i, "") for i in range(prompts)]
-    engine.submit(Batch(1, 0, texts, group_size, group_size * prompts))
+    batch = Batch(1, 0, texts, group_size, group_size * prompts)
+    engine.submit(batch, range(prompts), SAMPLING)
     return [
         sample.tokens.tolist() for group in engine.collect(0) for sample in group.samples
     ], engine
@@ -67,16 +69,18 @@ def test_samples_that_need_their_next_block_together_in_a_cache_for_one():
 def test_samples_are_signed_by_the_weights_and_not_by_the_plan():
     """An engine that missed a publication draws on, and its samples say with what."""
     _, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
-    engine.accept(5)
-    engine.submit(Batch(2, 6, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3))
+    engine.weights().commit(5)
+    batch = Batch(2, 6, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3)
+    engine.submit(batch, [0], SAMPLING)
     assert {sample.version for group in engine.collect(0) for sample in group.samples} == {5}
 
 
 def test_weights_do_not_change_under_samples_that_are_being_drawn():
     _, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
-    engine.submit(Batch(2, 0, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3))
+    batch = Batch(2, 0, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3)
+    engine.submit(batch, [0], SAMPLING)
     with pytest.raises(AssertionError, match="while samples are drawn"):
-        engine.accept(1)
+        engine.weights().commit(1)
 
 
 def test_bf16_on_a_processor_that_onednn_has_no_bf16_for():

@@ -24,10 +24,10 @@ from r1zero.models.config import ModelConfig
 from r1zero.rollout import npu_graphs
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.engine import Engine, EngineLimits
+from r1zero.rollout.engine import EngineLimits, NativeEngine
+from r1zero.rollout.interface import Sampling
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 from r1zero.rollout.operators import Operators
-from r1zero.rollout.sampler import Sampling
 from r1zero.types import Batch, Prompt
 
 SIGNATURE = (
@@ -295,18 +295,15 @@ def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
         torch.manual_seed(5)
         for weight in decoder.weights.values():
             weight.normal_(0, 0.2)
-        engine = Engine(
-            decoder,
-            Sampling(1.0, 1.0, 0, 7),
-            (3,),
-            EngineLimits(48, 10**6, max_running=5, block=16),
-        )
-        engine.accept(0)
+        limits = EngineLimits(48, 10**6, max_running=5, block=16)
+        engine = NativeEngine(decoder, (3,), limits)
+        engine.weights().commit(0)
         for step, count in ((1, 3), (2, 6), (3, 6)):
             prompts = [
                 Prompt(i, "", np.arange(4, 9 + 5 * i, dtype=np.int32), "") for i in range(count)
             ]
-            engine.submit(Batch(step, 0, prompts, 3, 3 * count))
+            batch = Batch(step, 0, prompts, 3, 3 * count)
+            engine.submit(batch, range(count), Sampling(1.0, 1.0, 0, 7))
             drawn[captured, step] = [
                 s.tokens.tolist() for g in engine.collect(0) for s in g.samples
             ]

@@ -94,7 +94,7 @@ def break_body(rank, size, store, folder):
     the progress that was posted during the first step with its longest answer."""
     runtime, found, posted = make_runtime(store, folder), {}, []
     live.SECONDS = 0.0
-    board, undo = Board(runtime.world.store), runtime.engine.on_step
+    board = Board(runtime.world.store)
     live.Poster(
         runtime.engine,
         lambda text: (board.post("rollout/0", text), posted.append(board.read("rollout/0"))),
@@ -110,7 +110,7 @@ def break_body(rank, size, store, folder):
     reference = list(runtime.reference.model.module.parameters())
     scale(reference, 1.02)
     longest = step("start_kl")
-    runtime.engine.on_step = undo
+    runtime.engine.listeners.pop()  # the poster
     scale(reference, 1 / 1.02)
     step("nothing")
 
@@ -143,9 +143,11 @@ def break_body(rank, size, store, folder):
     step("ratio")
     runtime.policy.update = learn
 
-    undo = after(
-        runtime.publisher, "publish", lambda _: scale(runtime.engine.decoder.weights.values(), 1.1)
-    )
+    def spoil(version):
+        scale(runtime.engine.weights().tensors.values(), 1.1)
+        runtime.engine.weights().commit(version)
+
+    undo = after(runtime.publisher, "publish", spoil)
     step("publish")
     undo()
     step("mismatch")  # drawn with the weights that arrived spoiled

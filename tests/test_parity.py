@@ -19,9 +19,9 @@ from r1zero.models.params import param_table
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import compute_logprobs
 from r1zero.rollout.decoder import Decoder
-from r1zero.rollout.engine import Engine, EngineLimits
+from r1zero.rollout.engine import EngineLimits, NativeEngine
+from r1zero.rollout.interface import Sampling
 from r1zero.rollout.operators import Operators
-from r1zero.rollout.sampler import Sampling
 from r1zero.rollout.scheduler import Queue
 from r1zero.types import Batch, Prompt, Sample
 from r1zero.weights.open import open_weights
@@ -216,17 +216,17 @@ def engine_body(
         decoder.weights[tensor.name].copy_(shard)
     if not native:
         decoder.operators = Operators(decoder.operators.heads)
-    engine = Engine(decoder, sampling, (2, 9, 40), limits, grid.replica, grid.span.dp)
+    engine = NativeEngine(decoder, (2, 9, 40), limits)
     if backwards:
         engine._queue = Backwards()
-    engine.accept(4)
+    engine.weights().commit(4)
     random = np.random.default_rng(0)
     prompts = [
         Prompt(i, "", random.integers(3, 512, n, dtype=np.int32), "")
         for i, n in enumerate([4, 11, 1, 30, 8])
     ]
     batch = Batch(step=2, version=4, prompts=prompts, samples_per_prompt=3, minibatch_size=15)
-    engine.submit(batch)
+    engine.submit(batch, grid.share(len(prompts)), sampling)
     groups = engine.collect(0)
     model = RoleModel(
         shape,

@@ -13,6 +13,7 @@ from support.multiproc import run_ranks
 from r1zero.distributed.placement import RankGrid
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
+from r1zero.models.layout import WeightLayout, WeightTarget
 from r1zero.models.params import local_shape, local_view, merge, param_table, shard, stage_of
 from r1zero.weight_sync import broadcast
 from r1zero.weight_sync.broadcast import Publisher
@@ -57,6 +58,11 @@ def held_by(rank, span, shape, full):
         for tensor in param_table(shape)
         if stage_of(tensor, shape.num_layers, span.pp) == stage
     }
+
+
+def target_of(tensors):
+    """A target in Megatron's layout, as the native engine has it."""
+    return WeightTarget(WeightLayout("megatron", cut=True), tensors, lambda version: None)
 
 
 def spans(train_tp, pp, dp, rollout_tp, rollout_dp, colocated):
@@ -192,7 +198,7 @@ def in_world(rank, world_size, store, body, *args):
 
 def publisher_of(rank, shape, train, rollout, bucket_bytes, dtype, full):
     """This rank's publisher, its rollout weights full of NaN, and what they should become."""
-    source = held_by(rank, train, shape, full) if rank in train.ranks else None
+    source = held_by(rank, train, shape, full) if rank in train.ranks else {}
     expected = held_by(rank, rollout, shape, full) if rank in rollout.ranks else {}
     target = {
         name: torch.nn.Parameter(torch.full_like(part, math.nan)) for name, part in expected.items()
@@ -203,7 +209,7 @@ def publisher_of(rank, shape, train, rollout, bucket_bytes, dtype, full):
         rank,
         lambda ranks: dist.new_group(list(ranks)),
         source,
-        target or None,
+        target_of(target),
         dtype,
         "cpu",
         in_flight=3,
@@ -321,7 +327,7 @@ def test_weights_of_another_dtype_are_refused():
     laid = plan(param_table(shape), shape.num_layers, train, rollout, 2, 1000)
     weights = random_model(shape, torch.float32)
     with pytest.raises(AssertionError, match="float32.*published as torch.bfloat16"):
-        Publisher(laid, 0, lambda ranks: None, weights, weights, torch.bfloat16, "cpu")
+        Publisher(laid, 0, lambda ranks: None, weights, target_of(weights), torch.bfloat16, "cpu")
 
 
 def test_checksum_of_many_elements_does_not_depend_on_the_chunks(monkeypatch):

@@ -17,6 +17,7 @@ from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
+from r1zero.rollout.interface import EngineListener
 from r1zero.trainer import prepare, train
 from r1zero.types import Group
 
@@ -57,7 +58,8 @@ def train_and_kill(rank: int, size: int, store: object, overrides: list[str]) ->
                 os.kill(pid, signal.SIGKILL)
             count += 1
 
-        runtime.engine.on_sample = submit_and_kill
+        poll = runtime.reward_manager.poll
+        runtime.engine.listeners[0] = EngineListener(submit_and_kill, poll)
     train(runtime)
     return count
 

@@ -256,8 +256,8 @@ class Ours:
 
         from r1zero.models.params import param_table
         from r1zero.rollout.decoder import Decoder
-        from r1zero.rollout.engine import Engine, EngineLimits
-        from r1zero.rollout.sampler import Sampling
+        from r1zero.rollout.engine import EngineLimits, NativeEngine
+        from r1zero.rollout.interface import EngineListener, Sampling
         from r1zero.types import Batch, Prompt
         from r1zero.weights.open import open_weights
 
@@ -265,20 +265,20 @@ class Ours:
         decoder = Decoder(
             model.shape, 1, None, model.dtype, torch.device("cpu"), args.prompt_len + budget
         )
+        limits = EngineLimits(budget, args.max_tokens, args.max_running)
+        self.engine = NativeEngine(decoder, (), limits)
+        self.engine.listeners.append(EngineListener(on_step=self._count))
+        self.target = self.engine.weights()
         with tempfile.TemporaryDirectory() as folder:
             model.theirs.save_pretrained(folder)
             weights = open_weights(folder, model.shape)
             for tensor, shard in weights.stream(param_table(model.shape), 0, 1, model.dtype):
-                decoder.weights[tensor.name].copy_(shard)
-        limits = EngineLimits(budget, args.max_tokens, args.max_running)
-        self.engine = Engine(decoder, Sampling(1.0, 1.0, 0, seed=0), (), limits)
-        self.engine.length_of = lambda position, member: int(
-            lengths[position * args.samples + member]
-        )
-        self.engine.accept(0)
+                self.target.write(tensor, shard, 1)
+        self.sampling = Sampling(1.0, 1.0, 0, seed=0)
         texts = [Prompt(i, "", tokens, "") for i, tokens in enumerate(prompts)]
         self.batch = Batch(1, 0, texts, args.samples, args.prompts * args.samples)
         self.lengths = lengths
+        self.budgets = lengths.reshape(args.prompts, args.samples)
         self.steps = 0
 
     def run(self) -> dict[str, float]:
@@ -296,11 +296,10 @@ class Ours:
             return found
 
         engine.decoder.extend = timed_extend
-        engine.on_step = self._count
         began = time.perf_counter()
-        engine.accept(0)
+        self.target.commit(0)
         prepared = time.perf_counter()
-        engine.submit(self.batch)
+        engine.submit(self.batch, range(len(self.batch.prompts)), self.sampling, self.budgets)
         groups = engine.collect(0)
         seconds = time.perf_counter() - began
         engine.decoder.extend = extend

@@ -64,11 +64,7 @@ def _refuges(name: str, step: int) -> list[Path]:
 
 def _write(runtime: RunState, folder: Path) -> str | None:
     """Write the model to `folder`, tensor by tensor; returns what stood against it. Collective."""
-    if runtime.world.train.member:
-        parameters = runtime.policy.model.parameters()
-    else:
-        parameters = None
-    stream = gather_tensors(runtime.world, runtime.shape, parameters)
+    stream = gather_tensors(runtime.world, runtime.shape, runtime.policy.parameters())
     problem = None
     if runtime.world.is_controller:
         source = model_folder(runtime.cfg, "actor_rollout")

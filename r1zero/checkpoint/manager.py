@@ -25,6 +25,7 @@ from r1zero.checkpoint.train_state import Writing, rng_states
 from r1zero.config.load import dump
 from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.models.sizes import OPTIMIZER_BYTES
+from r1zero.policy.actor import Actor
 from r1zero.run_folder.durable import sync
 from r1zero.run_folder.owner import plain
 
@@ -115,13 +116,14 @@ class CheckpointManager:
         if problem is not None:
             self._fail(step, problem)
             return
-        if runtime.world.train.member:
-            self._pending = self._record()
-            self._rng = rng_states(runtime.policy)
+        policy = runtime.policy
+        if isinstance(policy, Actor):
+            self._pending = self._record(policy)
+            self._rng = rng_states(policy)
             # NFS may not show yet what is there;
             for folder in (runtime.shelf.parent, runtime.shelf):
                 os.listdir(folder)  # this lets it ask
-            self._writing = Writing(runtime.policy, self._partial, step)
+            self._writing = Writing(policy, self._partial, step)
             if self.training.async_save:
                 self._writing.start()
             else:
@@ -204,11 +206,10 @@ class CheckpointManager:
     @property
     def _bytes(self) -> int:
         """About the size of a checkpoint."""
-        return (
-            self.runtime.shape.num_parameters
-            * (self.runtime.policy.model.dtype.itemsize + OPTIMIZER_BYTES)
-            + RESERVE_BYTES
-        )
+        policy = self.runtime.policy
+        assert isinstance(policy, Actor), "the controller trains"
+        of_parameter = policy.model.dtype.itemsize + OPTIMIZER_BYTES
+        return self.runtime.shape.num_parameters * of_parameter + RESERVE_BYTES
 
     @property
     def _reserve(self) -> Path:
@@ -261,9 +262,8 @@ class CheckpointManager:
             log.warning("an old checkpoint could not be deleted: %s", plain(error))
         return None
 
-    def _record(self) -> CheckpointInfo:
+    def _record(self, policy: Actor) -> CheckpointInfo:
         runtime = self.runtime
-        policy = self.runtime.policy
         span = policy.grid.span
         cfg = runtime.cfg
         return CheckpointInfo(

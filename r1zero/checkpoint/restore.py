@@ -16,6 +16,7 @@ from r1zero.config.load import dump
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
+from r1zero.policy.actor import Actor
 
 log = logging.getLogger("r1zero")
 
@@ -42,11 +43,12 @@ def restore(runtime: RunState, folder: Path) -> None:
     span = runtime.world.train.span
     layout = {"tp": span.tp, "pp": span.pp, "dp": span.dp}
     same_layout = layout == record.layout
-    if runtime.world.train.member:
-        load_policy(runtime.policy, folder, record.updates)
-        runtime.policy.kl.value = record.kl_coefficient
+    policy = runtime.policy
+    if isinstance(policy, Actor):
+        load_policy(policy, folder, record.updates)
+        policy.kl.value = record.kl_coefficient
         if same_layout:
-            set_rng_states(runtime.policy, load_file(folder / "rng.safetensors"))
+            set_rng_states(policy, load_file(folder / "rng.safetensors"))
     runtime.move.flush()
     if runtime.world.is_controller:
         log.info(_line(runtime, folder, record, layout))

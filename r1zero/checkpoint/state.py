@@ -11,7 +11,7 @@ from r1zero.data.ends import Ends
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.models.config import ModelConfig
-from r1zero.policy.actor import Actor
+from r1zero.policy.idle import AnyActor
 from r1zero.run_folder.claim import Hold
 
 
@@ -23,7 +23,7 @@ class RunState(Protocol):
     move: RoleTransfer
     shape: ModelConfig
     ends: Ends  # of a response
-    policy: Actor  # train
+    policy: AnyActor  # train
     progress: TrainerState
     hold: Hold  # on the run's folders; empty but on the controller
     folder: Path  # the run folder, and that of its checkpoints, by the paths to write by: Hold.way

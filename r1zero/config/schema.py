@@ -182,6 +182,8 @@ class ActorRollout:
     # Folder of checkpoints, of one run at a time; default checkpoints/ in the run folder.
     save: OrNull[FilePath] = None
     # Generation.
+    # Rollout engine: native or your own as module:class or path.py:class (docs/extending.md).
+    engine: Text = "native"
     # Takes part in the divisibility rule of ppo_mini_batch_size only.
     num_samples_per_step: Count = 1
     do_sample: Annotated[Flag, always(True, "greedy responses of a group are all equal")] = True

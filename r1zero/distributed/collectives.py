@@ -12,7 +12,7 @@ Tensors are on the CPU, ranks are global.
 from __future__ import annotations
 
 import pickle
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -75,9 +75,9 @@ def recv_object(rank: int, group: dist.ProcessGroup) -> Any:
 
 
 def broadcast_object(value: T | None, source: int, group: dist.ProcessGroup) -> T:
-    """Give what rank `source` holds to every rank of a group."""
+    """Give what rank `source` holds, a T, to every rank of a group."""
     if dist.get_world_size(group) == 1:
-        return value
+        return cast(T, value)
     gives = dist.get_rank() == source
     if gives:
         payload = _packed(value)
@@ -89,7 +89,7 @@ def broadcast_object(value: T | None, source: int, group: dist.ProcessGroup) -> 
         payload = torch.empty(int(size), dtype=torch.uint8)
     _OWN["broadcast"](payload, source, group=group)
     if gives:
-        return value
+        return cast(T, value)
     return _unpacked(payload)
 
 

@@ -116,7 +116,9 @@ class World:
         _join_everyone(launch, timeout, store or join(launch, timeout.total_seconds()))
         self.store = c10d._get_default_store()
         everyone = list(range(self.size))
-        self.control = dist.group.WORLD
+        everyone_control = dist.group.WORLD
+        assert everyone_control is not None, "the default group was just made"
+        self.control = everyone_control
         self._groups["gloo", tuple(everyone)] = self.control
         self.roles = {role: self._build(span) for role, span in placement.roles.items()}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,42 +21,6 @@ from r1zero.types import Group
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-
-class NotOnThisRank:
-    """Stands for an object that lives on other ranks: its attributes exist, using them is our
-    mistake."""
-
-    def __init__(self, role: str) -> None:
-        self._role = role
-
-    def __getattr__(self, name: str) -> NotOnThisRank:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __call__(self, *args: object, **kwargs: object) -> None:
-        raise AssertionError(f"this object lives on {self._role} ranks only")
-
-    def __bool__(self) -> bool:
-        raise AssertionError(f"this object lives on {self._role} ranks only")
-
-
-def not_on_this_rank(role: str) -> Any:
-    """What stands on other ranks where an object of `role` would be; it has that object's type to
-    the reader and to the type checker."""
-    return NotOnThisRank(role)
-
-
-def on(grid: Grid, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `function` on the ranks of a role.
-
-    Elsewhere nothing is called, and None stands for a value that lives on other ranks: only a line
-    of the same role, or a move between roles, may be handed it.
-    """
-    if grid.member:
-        return function(*args, **kwargs)
-    return cast(T, None)
 
 
 class RoleTransfer:
@@ -72,47 +36,50 @@ class RoleTransfer:
         value = self.at_controller(function, *args, **kwargs)
         return collectives.broadcast_object(value, 0, self.world.control)
 
-    def at_controller(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` on the controller; elsewhere None stands for the value, as in `on`."""
+    def at_controller(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
+        """Call `function` on the controller; None elsewhere."""
         if self.world.is_controller:
             return function(*args, **kwargs)
-        return cast(T, None)
+        return None
 
     def send_to_replicas(
-        self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid
+        self, groups: list[Group], positions: range, giver: Grid, taker: Grid
     ) -> list[Group]:
         """Move the groups at these batch positions from one role to the replicas of another.
 
         Position p lives on replica p % DP of either role. The giver's speakers send; the taker's
-        leaders receive and tell their replica. Returns the taker's groups in order, None elsewhere.
+        leaders receive and tell their replica. Returns the taker's groups in order, none elsewhere.
         """
-        if giver.member and giver.is_output_rank:
-            assert groups is not None
+        if giver.is_output_rank:
             for replica in range(taker.span.dp):
                 share = [group for group in groups if group.position % taker.span.dp == replica]
                 if share:
                     self._send(share, taker.span.input_rank(replica))
         if not taker.member:
-            return cast("list[Group]", None)
+            return []
         arrived: list[Group] = []
         if taker.is_input_rank:
             mine = [p for p in positions if p % taker.span.dp == taker.replica]
             for sender in sorted({giver.span.output_rank(p % giver.span.dp) for p in mine}):
                 arrived += self._receive(sender)
             arrived.sort(key=lambda group: group.position)
+        assert taker.replica_control is not None
         leader = taker.span.input_rank(taker.replica)
         return collectives.broadcast_object(arrived, leader, taker.replica_control)
 
     def broadcast_groups(
-        self, groups: list[Group] | None, positions: range, giver: Grid, taker: Grid
+        self, groups: list[Group], positions: range, giver: Grid, taker: Grid
     ) -> list[Group]:
         """Move groups from the replicas of one role to every rank of another, in order of
-        position."""
+        position; none elsewhere."""
         first = taker.span.first
-        if giver.member and giver.is_output_rank and groups:
+        if giver.is_output_rank and groups:
             self._send(groups, first)
         if not taker.member:
-            return cast("list[Group]", None)
+            return []
+        assert taker.role_control is not None
         arrived: list[Group] = []
         if self.world.rank == first:
             for sender in sorted({giver.span.output_rank(p % giver.span.dp) for p in positions}):
@@ -125,8 +92,8 @@ class RoleTransfer:
         return collectives.broadcast_object(self.to_controller(value), 0, self.world.control)
 
     def to_controller(self, value: T) -> list[T]:
-        """Collect one value from every rank, in rank order, on the controller; None elsewhere."""
-        return collectives.gather_objects(value, self.world.control)
+        """Collect one value from every rank, in rank order, on the controller; [] elsewhere."""
+        return collectives.gather_objects(value, self.world.control) or []
 
     def flush(self) -> None:
         """Wait until everything sent has been taken, and until all ranks have come this far."""

@@ -20,11 +20,10 @@ from r1zero.data.problems import read_tags
 from r1zero.data.prompts import Prompts
 from r1zero.data.template import Template
 from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import RoleTransfer, on
+from r1zero.distributed.transfer import RoleTransfer
 from r1zero.evaluation.scores import EvalProtocol, extractor_version, report, write_report
 from r1zero.reward.manager import RewardManager
-from r1zero.rollout.engine import Engine
-from r1zero.rollout.sampler import Sampling
+from r1zero.rollout.interface import RolloutEngine, Sampling
 from r1zero.types import Batch, Group
 
 # In place of the step in the key of the sampler: evaluation draws other numbers than training, and
@@ -42,7 +41,7 @@ class EvalContext(Protocol):
     tokenizer: PreTrainedTokenizerBase
     ends: Ends
     eval_prompts: Prompts | None
-    engine: Engine
+    engine: RolloutEngine
     reward_manager: RewardManager
 
 
@@ -57,9 +56,7 @@ def evaluate(
     the report on the controller.
     """
     batch = context.move.from_controller(_plan, context, version)
-    shares = context.move.to_controller(
-        on(context.world.rollout, _answer, context, batch, round_samples)
-    )
+    shares = context.move.to_controller(_answer(context, batch, round_samples))
     return context.move.at_controller(_conclude, context, batch, shares, model, place)
 
 
@@ -71,15 +68,14 @@ def _plan(context: EvalContext, version: int) -> Batch:
 
 def _answer(context: EvalContext, batch: Batch, round_samples: int | None) -> list[Group]:
     """Answer and score this replica's share; empty on ranks that do not speak for one."""
-    engine = context.engine
     grid = context.world.rollout
+    if not grid.member:
+        return []
     groups = []
-    of_training = engine.sampling
-    engine.sampling = eval_sampling(context.cfg)
+    sampling = eval_sampling(context.cfg)
     for positions in shares(batch, round_samples, grid.replica, grid.span.dp):
-        engine.submit(batch, positions)
-        groups += engine.collect(0)
-    engine.sampling = of_training
+        context.engine.submit(batch, positions, sampling)
+        groups += context.engine.collect(0)
     groups = context.reward_manager.score(groups)
     if grid.is_output_rank:
         return groups
@@ -110,12 +106,10 @@ def eval_sampling(cfg: Config) -> Sampling:
 
 
 def _conclude(
-    context: EvalContext, batch: Batch, found: Sequence[list[Group] | None], model: str, place: Path
+    context: EvalContext, batch: Batch, found: Sequence[list[Group]], model: str, place: Path
 ) -> dict[str, Any]:
     """Score all answers, and write them and the report."""
-    groups = sorted(
-        (group for share in found for group in share or []), key=lambda group: group.position
-    )
+    groups = sorted((group for share in found for group in share), key=lambda group: group.position)
     versions = {sample.version for group in groups for sample in group.samples}
     assert versions == {batch.version}, (
         f"version {batch.version} was to be evaluated, but {versions} answered"

@@ -5,13 +5,14 @@ The ranks are rollout replicas; weights come from a model folder instead of trai
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import bfloat16, float32
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -21,19 +22,22 @@ from r1zero.data.layout import layout_of
 from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
 from r1zero.data.template import Template
 from r1zero.distributed.groups import World
-from r1zero.distributed.transfer import RoleTransfer, not_on_this_rank
+from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
 from r1zero.evaluation.evaluate import evaluate
 from r1zero.evaluation.scores import table
 from r1zero.models.config import ModelConfig
+from r1zero.models.layout import WeightTarget
 from r1zero.models.params import param_table
 from r1zero.preflight.datasets import look_at_prompts
 from r1zero.reward.manager import RewardManager
-from r1zero.rollout.engine import Engine
+from r1zero.rollout.engines import choose_engine
+from r1zero.rollout.interface import EngineListener, RolloutEngine
 from r1zero.runtime import build_engine, build_reward_manager, response_ends
 from r1zero.types import Group
 from r1zero.weights.detect import model_folder
 from r1zero.weights.open import open_weights
+from r1zero.weights.source import Weights
 
 ANY_LENGTH = 2**31
 
@@ -47,8 +51,8 @@ class Evaluator:
     move: RoleTransfer
     tokenizer: PreTrainedTokenizerBase
     ends: Ends
-    eval_prompts: Prompts
-    engine: Engine
+    eval_prompts: Prompts | None  # controller
+    engine: RolloutEngine
     reward_manager: RewardManager
 
 
@@ -75,7 +79,7 @@ def prepare(
         replace(cfg.training, eval_data_path=path, eval_map_keys=keys)
         for path, keys in data.items()
     ]
-    read = [not_on_this_rank("controller")] * len(trainings)
+    read: list[Prompts | None] = [None] * len(trainings)
     if world.is_controller:
         read = [_prompts(cfg, training, tokenizer, first) for training in trainings]
     longest = move.from_controller(_longest, read)
@@ -91,17 +95,14 @@ def prepare(
         max_tokens_to_oom=max(length, cfg.actor_rollout.max_tokens_to_oom),
     )
     cfg = replace(cfg, training=replace(cfg.training, seq_length=length), actor_rollout=actor)
-    dtype = bfloat16 if cfg.training.bf16 else float32
+    dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
     reward_manager = build_reward_manager(cfg, world, tokenizer)
     vocabulary = vocabulary_of(tokenizer)
     ends = response_ends(cfg, vocabulary)
     unused = vocabulary.unused(shape.vocab_size)
-    engine = build_engine(cfg, world, shape, dtype, ends.ids, unused, reward_manager)
-    grid = world.rollout
-    weights = open_weights(load, shape)
-    for tensor, shard in weights.stream(param_table(shape), grid.tp_index, grid.span.tp, dtype):
-        engine.decoder.weights[tensor.name].copy_(shard)
-    engine.accept(0)
+    kind = choose_engine(cfg.actor_rollout.engine)
+    engine = build_engine(kind, cfg, world, shape, dtype, ends.ids, unused, reward_manager)
+    _load(engine.weights(), open_weights(load, shape), world, dtype)
     configs = [
         replace(cfg, training=replace(training, seq_length=length)) for training in trainings
     ]
@@ -109,6 +110,15 @@ def prepare(
         Evaluator(own, world, move, tokenizer, ends, prompts, engine, reward_manager)
         for own, prompts in zip(configs, read, strict=True)
     ]
+
+
+def _load(target: WeightTarget, weights: Weights, world: World, dtype: torch.dtype) -> None:
+    """Fill a rank's target from a model folder; the version is 0."""
+    grid = target.layout.grid(world.rollout.span)
+    tp_index = grid.index_of(world.rank)["tp"]
+    for spec, part in weights.stream(param_table(weights.shape), tp_index, grid.tp, dtype):
+        target.write(spec, part, grid.tp)
+    target.commit(0)
 
 
 def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None) -> None:
@@ -157,20 +167,23 @@ def _prompts(
     return prompts
 
 
-def _longest(read: Sequence[Prompts]) -> int:
-    return max(len(prompt.tokens) for prompts in read for prompt in prompts.prompts)
+def _longest(read: Sequence[Prompts | None]) -> int:
+    found = [prompts.prompts for prompts in read if prompts is not None]
+    return max(len(prompt.tokens) for prompts in found for prompt in prompts)
 
 
-def _progress(evaluator: Evaluator) -> tqdm:
+@contextlib.contextmanager
+def _progress(evaluator: Evaluator) -> Iterator[None]:
     """Count the answers of the controller's replica on its terminal."""
-    world = evaluator.world
-    engine = evaluator.engine
-    silent = not world.is_controller or not sys.stderr.isatty()
-    bar = tqdm(unit="answer", disable=silent)
+    silent = not evaluator.world.is_controller or not sys.stderr.isatty()
+    with tqdm(unit="answer", disable=silent) as bar:
 
-    def on_sample(group: Group, member: int) -> None:
-        evaluator.reward_manager.submit(group, member)
-        bar.update()
+        def count(group: Group, member: int) -> None:
+            bar.update()
 
-    engine.on_sample = on_sample
-    return bar
+        listener = EngineListener(on_sample=count)
+        evaluator.engine.listeners.append(listener)
+        try:
+            yield
+        finally:
+            evaluator.engine.listeners.remove(listener)

@@ -55,18 +55,23 @@ class WeightTarget:
     tensors: Mapping[str, torch.Tensor]  # by the layout's names; all of one dtype
     commit: Callable[[int], None]
 
-    def regions(
-        self, spec: ParamSpec, box: Box, tp: int
-    ) -> Iterator[tuple[Index, torch.Tensor]]:
+    def regions(self, spec: ParamSpec, box: Box, tp: int) -> Iterator[tuple[Index, torch.Tensor]]:
         """Where a box of a rank's part of `spec.view` lies, `tp` being that of the layout's grid.
 
         Yields (index into the box's values, the view that takes them).
         """
         if self.layout.names == "megatron":
-            yield (...,), local_view(spec, self.tensors[spec.name], tp)[box]
+            yield _everything(box), local_view(spec, self.tensors[spec.name], tp)[box]
             return
         for index, name, region in hf_regions(spec, box, tp):
             yield index, self.tensors[name].detach()[region]
+
+    def write(self, spec: ParamSpec, param: torch.Tensor, tp: int) -> None:
+        """Write a rank's parameter in Megatron's layout for TP `tp`, that of the layout's grid."""
+        values = local_view(spec, param, tp)
+        whole = tuple(slice(0, size) for size in values.shape)
+        for index, place in self.regions(spec, whole, tp):
+            place.copy_(values[index])
 
 
 def hf_regions(spec: ParamSpec, box: Box, tp: int = 1) -> Iterator[tuple[Index, str, Box]]:
@@ -82,7 +87,11 @@ def hf_regions(spec: ParamSpec, box: Box, tp: int = 1) -> Iterator[tuple[Index, 
         for number in range(box[0].start, box[0].stop):
             yield (number - box[0].start,), spec.hf[number], box[1:]
     else:
-        yield tuple(slice(None) for _ in box), spec.hf[0], box
+        yield _everything(box), spec.hf[0], box
+
+
+def _everything(box: Box) -> Index:
+    return (slice(None),) * len(box)
 
 
 def _qkv_regions(spec: ParamSpec, groups: int, box: Box) -> Iterator[tuple[Index, str, Box]]:

@@ -35,6 +35,22 @@ from r1zero.types import StepOutcome
 log = logging.getLogger("r1zero")
 
 
+class IdleObserver:
+    """The observer of a rank that is not the controller: sees nothing, shows nothing."""
+
+    def after_step(self, outcome: StepOutcome) -> None:
+        pass
+
+    def after_evaluation(self, step: int, scores: dict[str, float]) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class Observer:
     """Sees every step of a run. Lives on the controller."""
 

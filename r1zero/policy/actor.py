@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,10 @@ class Actor:
             kl = joined(taken, KL.key)
             self.kl.update(kl, batch.num_samples)
         return [self._groups[position] for position in sorted(self._groups)]
+
+    def parameters(self) -> Mapping[str, torch.Tensor]:
+        """This rank's parameters by Megatron name with global layer numbers."""
+        return self.model.parameters()
 
     # -- inside one update ----------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from r1zero.preflight.files import check_inputs
 from r1zero.preflight.model import check_models
 from r1zero.preflight.outputs import check_outputs
 from r1zero.reward.rules import check_names
+from r1zero.rollout.engines import engine_problems
 
 
 def check(
@@ -62,6 +63,7 @@ def _check(
         problems += found
     if placed is not None:
         problems += check_batches(cfg, placed)
+    problems += engine_problems(cfg.actor_rollout.engine)
     problems += check_models(cfg) + check_inputs(cfg, absent_ok)
     problems += check_loggers(cfg.training.logger, installed=not absent_ok) + check_device(
         cfg, absent_ok

@@ -174,9 +174,7 @@ class NativeEngine:
             prompt.users += 1
             self._layout = None
         if fresh:
-            logits = [
-                self._prompt(row).logits for row in fresh
-            ]
+            logits = [self._prompt(row).logits for row in fresh]
             self._sample(fresh, torch.stack(logits))
 
     def _append_block(self) -> None:

@@ -13,12 +13,12 @@ from r1zero.models.params import ParamSpec, local_shape, merge, param_table, sta
 
 
 def gather_tensors(
-    world: World, shape: ModelConfig, parameters: Mapping[str, torch.Tensor] | None
+    world: World, shape: ModelConfig, parameters: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[ParamSpec, torch.Tensor]]:
     """Yield (entry, whole tensor on the CPU) on the controller; nothing elsewhere.
 
-    All train ranks iterate together; `parameters` are this rank's, by name. The first replica
-    sends.
+    All train ranks iterate together; `parameters` are this rank's, by name, none
+    where it does not train. The first replica sends.
     """
     span = world.train.span
     for tensor in param_table(shape):
