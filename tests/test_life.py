@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from support.multiproc import run_ranks
 
@@ -24,7 +25,7 @@ from r1zero.checkpoint import store as checkpoint_store
 from r1zero.distributed import watchdog
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.rendezvous import open_store, own_part
-from r1zero.distributed.shutdown import BAD_INPUT, EXIT_REQUEUE, INTERRUPTED
+from r1zero.distributed.shutdown import BAD_INPUT, EXIT_REQUEUE, INTERRUPTED, PreemptionNotice
 from r1zero.distributed.watchdog import FailureWatch
 from r1zero.errors import BadInput
 from r1zero.preflight import opening
@@ -153,11 +154,70 @@ def test_the_signals_that_people_send_finish_the_step_save_and_leave(tiny, tmp_p
     ) in said
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_ctrl_c_ends_at_once_whatever_asked_first(tiny, tmp_path, first):
+@pytest.mark.parametrize(
+    ("first", "second", "launcher"),
+    [
+        (signal.SIGINT, signal.SIGINT, {}),
+        (signal.SIGTERM, signal.SIGINT, {}),
+        (signal.SIGINT, signal.SIGTERM, {"TORCHELASTIC_RUN_ID": "what torchrun answers with"}),
+    ],
+)
+def test_a_second_ctrl_c_ends_at_once_whatever_asked_first(
+    tiny, tmp_path, monkeypatch, first, second, launcher
+):
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
     words = [f"output_dir={tmp_path}", *SMALL_STEPS]
     with pytest.raises(AssertionError, match=f"died with exit code {INTERRUPTED}"):
-        run_ranks(as_program, 1, words, tmp_path / "metrics.jsonl", [first, signal.SIGINT])
+        run_ranks(as_program, 1, words, tmp_path / "metrics.jsonl", [first, second])
+
+
+def test_what_asked_first_is_told(tiny, tmp_path):
+    """A terminal that is closed sends SIGHUP, and a scheduler may add SIGTERM while it saves."""
+    words = [f"output_dir={tmp_path}", *SMALL_STEPS]
+    signals = [signal.SIGHUP, signal.SIGTERM]
+    assert run_ranks(as_program, 1, words, tmp_path / "metrics.jsonl", signals) == [EXIT_REQUEUE]
+    assert ": SIGHUP asks to leave" in (tmp_path / "logs" / "rank_0000.log").read_text()
+
+
+def waits_for_another(rank: int, size: int, store: dist.Store) -> None:
+    """Rank 0 waits in a collective, where Python runs no handlers, and is told to leave twice."""
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    if rank > 0:
+        time.sleep(60)
+    notice = PreemptionNotice()
+    notice.listen()
+    notice.begin()
+
+    def ask() -> None:
+        for _ in range(2):
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=ask, daemon=True).start()
+    dist.recv(torch.zeros(1), src=1)
+
+
+def test_a_second_ctrl_c_ends_a_rank_that_waits_for_others():
+    with pytest.raises(AssertionError, match=f"rank 0 died with exit code {INTERRUPTED}"):
+        run_ranks(waits_for_another, 2)
+
+
+def test_a_forked_process_has_signals_of_its_own():
+    """Such as one that a library starts, which Ctrl-C of a terminal reaches as well."""
+
+    def parent(_rank: int, _size: int, _store: dist.Store) -> str | None:
+        notice = PreemptionNotice()
+        notice.listen()
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+        os.waitpid(child, 0)
+        time.sleep(0.3)
+        return notice.asked_by
+
+    assert run_ranks(parent, 1) == [None]
 
 
 def test_ctrl_c_before_there_is_anything_to_save_ends_at_once(tiny, tmp_path):

@@ -4,6 +4,10 @@ SIGTERM comes from schedulers and from torchrun, SIGUSR1 from Slurm's --signal, 
 SIGHUP from a terminal that is closed. While the run trains they only leave a note; the loop looks
 at it between two steps. A second Ctrl-C ends at once, and so does one while there is nothing to
 save yet. Slurm's end of a job and `training.exit_before` are moments to be gone by.
+
+Python runs a signal's handler in the main thread, between two instructions: not while that thread
+waits in a collective for the others. So a thread of its own takes the notes: the interpreter writes
+the number of each signal into a pipe at the moment that it comes.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from datetime import datetime
 from types import FrameType
@@ -41,9 +46,15 @@ class PreemptionNotice:
 
         One that is ignored stays so: `nohup` and a script's background jobs ask for that.
         """
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True).start()
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        # what this process forks has signals of its own
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._note)
+                signal.signal(number, _do_nothing)
 
     def begin(self) -> None:
         """From now on there is something to save: Ctrl-C waits for the end of the step."""
@@ -54,10 +65,27 @@ class PreemptionNotice:
             return float("inf")
         return self.deadline - time.time()
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _listen(self, reader: int) -> None:
+        while True:
+            for number in os.read(reader, 64):  # a byte a signal
+                if number in SIGNALS:
+                    self._note(number)
+
+    def _note(self, number: int) -> None:
         if number == signal.SIGINT and (self.asked_by or not self._training):
             os._exit(INTERRUPTED)
-        self.asked_by = signal.Signals(number).name
+        if number == signal.SIGTERM and self.asked_by == "SIGINT" and _has_agent():
+            os._exit(INTERRUPTED)
+        self.asked_by = self.asked_by or signal.Signals(number).name
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    """The handler: that there is one keeps the signal from ending the process."""
+
+
+def _has_agent() -> bool:
+    """Whether torchrun's agent started this rank: it answers a second Ctrl-C with SIGTERM."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def deadline(exit_before: str | None) -> float | None:
