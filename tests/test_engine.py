@@ -15,7 +15,7 @@ import torch
 from r1zero.models.config import ModelConfig
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import EngineLimits, NativeEngine
-from r1zero.rollout.interface import Sampling
+from r1zero.rollout.interface import EngineListener, RolloutProgress, Sampling
 from r1zero.types import Batch, Prompt
 
 SHAPE = ModelConfig(
@@ -64,6 +64,62 @@ def test_samples_that_need_their_next_block_together_in_a_cache_for_one():
     found, engine = generate(EngineLimits(8, 1, block=4), 8, 3, 2)
     assert found == expected and engine.preemptions
     assert engine._pool.num_free == engine._pool.num_blocks
+
+
+def test_a_request_may_give_each_sample_its_own_budget():
+    """Shorter samples are the beginnings of the longer ones: a budget changes no draw."""
+    whole, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
+    batch = Batch(1, 0, [group.prompt for group in engine.collect(0)], 3, 6)
+    budgets = np.array([[8, 1, 3], [2, 5, 8]])
+    engine.submit(batch, [0, 1], SAMPLING, budgets)
+    found = [sample for group in engine.collect(0) for sample in group.samples]
+    assert [sample.tokens.tolist() for sample in found] == [
+        tokens[:budget] for tokens, budget in zip(whole, budgets.flatten(), strict=True)
+    ]
+    assert all(sample.truncated for sample in found)
+    with pytest.raises(AssertionError, match="budgets out of bounds"):
+        engine.submit(batch, [0, 1], SAMPLING, budgets + 1)
+
+
+def test_sampling_is_that_of_the_request():
+    """A greedy request between two others leaves no trace in them."""
+    whole, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
+    batch = Batch(1, 0, [group.prompt for group in engine.collect(0)], 3, 6)
+
+    def ask(sampling):
+        engine.submit(batch, [0, 1], sampling)
+        return [sample.tokens.tolist() for group in engine.collect(0) for sample in group.samples]
+
+    greedy = ask(Sampling(1.0, 1.0, 1, 7))
+    assert greedy[0] == greedy[1] == greedy[2] != whole[0]
+    assert ask(SAMPLING) == whole
+
+
+def test_listeners_are_told_in_their_order_and_until_they_are_removed():
+    _, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
+    batch = Batch(1, 0, [group.prompt for group in engine.collect(0)], 3, 6)
+    told = []
+
+    def listener(name):
+        return EngineListener(
+            lambda group, member: told.append((name, group.position, member)),
+            lambda: told.append((name, "step")),
+        )
+
+    first = listener("first")
+    engine.listeners += [first, listener("second")]
+    engine.submit(batch, [0, 1], SAMPLING)
+    engine.collect(0)
+    names = [name for name, *_ in told]
+    assert names == ["first", "second"] * (len(told) // 2)
+    samples = {tuple(what) for _, *what in told if what != ["step"]}
+    assert samples == {(position, member) for position in (0, 1) for member in (0, 1, 2)}
+    assert engine.progress() == RolloutProgress(done=6, total=6, longest=0, tokens=48)
+    engine.listeners.remove(first)
+    told.clear()
+    engine.submit(batch, [0], SAMPLING)
+    engine.collect(0)
+    assert {name for name, *_ in told} == {"second"}
 
 
 def test_samples_are_signed_by_the_weights_and_not_by_the_plan():

@@ -7,7 +7,7 @@ count in each parameter group; so does this one, and checkpoints have one layout
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import megatron.core.optimizer as optimizers
 import torch
@@ -32,8 +32,9 @@ class GroupStepAdamW(torch.optim.Optimizer):
         assert adam_w_mode, "weight decay is always decoupled"
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, betas=betas, eps=eps))
 
+    # torch's may also be given a function that computes the loss; Megatron never does.
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient."""
         assert closure is None
         for group in self.param_groups:

@@ -9,7 +9,7 @@ with one all-reduce per block half; logits stay cut over the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,14 +56,34 @@ class LayerShards:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyValues:
+    """Keys and values of tokens that follow each other, each [layers, kv heads, T, D]."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def length(self) -> int:
+        return self.keys.shape[2]
+
+    def then(self, more: KeyValues) -> KeyValues:
+        """These, and those of the tokens behind them."""
+        keys = torch.cat([self.keys, more.keys], dim=2)
+        return KeyValues(keys, torch.cat([self.values, more.values], dim=2))
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
-    """New tokens of one sequence, and what is cached of it already."""
+    """New tokens of one sequence, and what is cached of the tokens before them."""
 
     tokens: np.ndarray  # int [T], T > 0
-    start: int = 0  # tokens before these
-    # [layers, kv heads, start, D] of those; None when there are none
-    keys: torch.Tensor | None = None
-    values: torch.Tensor | None = None
+    before: KeyValues | None = None  # None: these are the first
+
+    @property
+    def start(self) -> int:
+        if self.before is None:
+            return 0
+        return self.before.length
 
     @property
     def end(self) -> int:
@@ -74,8 +94,7 @@ class Chunk:
 class Extended:
     """What a chunk added."""
 
-    keys: torch.Tensor  # [layers, kv heads, T, D] of the new tokens
-    values: torch.Tensor
+    new: KeyValues  # of its tokens
     logits: torch.Tensor  # [V / TP] after the last one
 
 
@@ -124,10 +143,9 @@ class Decoder:
             self.embedding if shape.tie_word_embeddings else self.weights["output_layer.weight"]
         )
         self._unused = local_columns(unused, self._first_row(), len(self.head.weight))
+        self._step: Callable[[torch.Tensor, DecodeStep], torch.Tensor] = self._decode
         if graphs:
             self._step = DecodeGraphs(self._decode, max_positions)
-        else:
-            self._step = self._decode
 
     def prepare(self) -> None:
         """Lay out the weights for the processor; call after they were written."""
@@ -154,8 +172,7 @@ class Decoder:
             query, key, value = self.operators.split_qkv_rope(qkv, q_norm, k_norm, positions)
             keys.append(key)
             values.append(value)
-            key = _after(chunks, layer, 0, key, ends)
-            value = _after(chunks, layer, 1, value, ends)
+            key, value = _after(chunks, layer, key, value, ends)
             found = packed_causal_attention(query, key, value, segments, self.shape.head_dim**-0.5)
             return found.reshape(len(tokens), -1)
 
@@ -163,7 +180,7 @@ class Decoder:
         all_keys = torch.stack(keys).transpose(1, 2)
         all_values = torch.stack(values).transpose(1, 2)
         return [
-            Extended(all_keys[:, :, first:end], all_values[:, :, first:end], last)
+            Extended(KeyValues(all_keys[:, :, first:end], all_values[:, :, first:end]), last)
             for first, end, last in zip([0, *ends], ends, logits)
         ]
 
@@ -222,17 +239,27 @@ class Decoder:
 
 
 def _after(
-    chunks: Sequence[Chunk], layer: int, which: int, new: torch.Tensor, ends: list[int]
-) -> torch.Tensor:
-    """Lay each sequence's cached keys (values: `which` 1) before its new ones: [all tokens, kv
-    heads, D]."""
-    if all(chunk.start == 0 for chunk in chunks):
-        return new
-    parts = []
+    chunks: Sequence[Chunk],
+    layer: int,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    ends: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lay what is cached of each sequence before its new rows: keys, values [all tokens, kv heads, D].
+
+    With 2 tokens cached of sequence a (small letters) and none of b, new rows A A B, which end at 2
+    and 3, become a a A A B.
+    """
+    if all(chunk.before is None for chunk in chunks):
+        return keys, values
+    all_keys = []
+    all_values = []
     first = 0
     for chunk, end in zip(chunks, ends, strict=True):
-        if chunk.start:
-            parts.append((chunk.values if which else chunk.keys)[layer].transpose(0, 1))
-        parts.append(new[first:end])
+        if chunk.before is not None:
+            all_keys.append(chunk.before.keys[layer].transpose(0, 1))
+            all_values.append(chunk.before.values[layer].transpose(0, 1))
+        all_keys.append(keys[first:end])
+        all_values.append(values[first:end])
         first = end
-    return torch.cat(parts)
+    return torch.cat(all_keys), torch.cat(all_values)

@@ -7,7 +7,7 @@ the same scheduler on the same tokens, so tensor parallelism needs no commands b
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from r1zero.rollout.interface import EngineListener, EngineSetup, RolloutProgres
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 from r1zero.rollout.prompts import PromptCache, PromptCaches
 from r1zero.rollout.sampler import uniforms
-from r1zero.rollout.scheduler import Queue, RunningBatch, SampleId, Sequence
+from r1zero.rollout.scheduler import PartialSample, Queue, RunningBatch, SampleId
 from r1zero.types import Batch, Group, Sample
 
 
@@ -94,7 +94,7 @@ class NativeEngine:
     def submit(
         self,
         batch: Batch,
-        positions: Seq[int],
+        positions: Sequence[int],
         sampling: Sampling,
         budgets: np.ndarray | None = None,
     ) -> None:
@@ -167,7 +167,7 @@ class NativeEngine:
             _, begun = self._queue.take()
             blocks = self._pool.take_own(self._blocks_to_start(sample_id, begun))
             if begun is None:
-                begun = Sequence.fresh(sample_id, self._uniforms(sample_id))
+                begun = PartialSample.fresh(sample_id, self._uniforms(sample_id))
                 fresh.append(rows.count)
             self._restore(begun, prompt, blocks)
             rows.add(begun, prompt.length + max(begun.count - 1, 0), blocks)
@@ -268,26 +268,22 @@ class NativeEngine:
         self._queue.put(sequence.sample_id, sequence)
         self.preemptions += 1
 
-    def _release(self, row: int) -> Sequence:
+    def _release(self, row: int) -> PartialSample:
         self._prompt(row).users -= 1
         sequence, blocks = self._rows.remove(row)
         self._pool.give_back(blocks)
         self._layout = None
         return sequence
 
-    def _restore(self, sequence: Sequence, prompt: PromptCache, blocks: list[int]) -> None:
+    def _restore(self, sequence: PartialSample, prompt: PromptCache, blocks: list[int]) -> None:
         """Fill a new row's own blocks: the rest of its prompt, and what it drew before its newest
         token."""
-        keys = prompt.tail_keys
-        values = prompt.tail_values
+        own = prompt.tail
         if sequence.count > 1:
-            drawn = Chunk(
-                sequence.tokens[: sequence.count - 1], prompt.length, *self._caches.read(prompt)
-            )
+            drawn = Chunk(sequence.tokens[: sequence.count - 1], self._caches.read(prompt))
             [again] = self.decoder.extend([drawn])
-            keys = torch.cat([keys, again.keys], dim=2)
-            values = torch.cat([values, again.values], dim=2)
-        self._pool.write(blocks, keys, values)
+            own = own.then(again.new)
+        self._pool.write(blocks, own.keys, own.values)
 
     def _affordable(self, wanted: list[SampleId]) -> list[SampleId]:
         """Those of the first that wait for which there are blocks, leaving some for the growth of
@@ -308,7 +304,7 @@ class NativeEngine:
         while not self._affordable([sample_id]) and self._caches.drop_idle(but=sample_id.position):
             pass
 
-    def _blocks_to_start(self, sample_id: SampleId, begun: Sequence | None) -> int:
+    def _blocks_to_start(self, sample_id: SampleId, begun: PartialSample | None) -> int:
         """Own blocks for the rest of the prompt, what was drawn before, and the next token."""
         tail = len(self._groups[sample_id.position].prompt.tokens) % self._pool.block
         return (tail + (begun.count - 1 if begun else 0)) // self._pool.block + 1

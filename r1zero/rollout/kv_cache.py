@@ -113,9 +113,9 @@ class BlockPool:
 
     def read(self, blocks: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of whole blocks, each [layers, kv heads, T, D]."""
-        return tuple(
-            pool[:, blocks].transpose(1, 2).flatten(2, 3) for pool in (self.keys, self.values)
-        )
+        keys = self.keys[:, blocks].transpose(1, 2).flatten(2, 3)
+        values = self.values[:, blocks].transpose(1, 2).flatten(2, 3)
+        return keys, values
 
     def _take(self, heap: list[int], sign: int) -> int:
         """Pop the nearest free block; entries of blocks that the other end took since are passed

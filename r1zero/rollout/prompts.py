@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from r1zero.rollout.decoder import Chunk, Decoder
+from r1zero.rollout.decoder import Chunk, Decoder, KeyValues
 from r1zero.rollout.kv_cache import BlockPool
 
 
@@ -18,23 +18,9 @@ class PromptCache:
 
     length: int
     shared: list[int]
-    # [layers, kv heads, length % block, D], copied into each member's first block
-    tail_keys: torch.Tensor
-    tail_values: torch.Tensor
+    tail: KeyValues  # of the last length % block tokens, copied into each member's first block
     logits: torch.Tensor  # [V / TP]
     users: int = 0  # running samples
-
-
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """A long prompt of which some pieces have run."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    @property
-    def length(self) -> int:
-        return self.keys.shape[2]
 
 
 class PromptCaches:
@@ -46,7 +32,7 @@ class PromptCaches:
         self._pool = pool
         self._max_tokens = max_tokens
         self._ready: dict[int, PromptCache] = {}
-        self._begun: dict[int, _Begun] = {}
+        self._begun: dict[int, KeyValues] = {}  # of a long prompt, the pieces that have run
 
     def get(self, position: int) -> PromptCache | None:
         """The cache of a prompt that has run whole."""
@@ -66,33 +52,29 @@ class PromptCaches:
             begun = self._begun.get(position)
             done = begun.length if begun else 0
             piece = tokens[done : done + room]
-            chunks.append(Chunk(piece, done, begun and begun.keys, begun and begun.values))
+            chunks.append(Chunk(piece, begun))
             taken.append((position, len(tokens)))
             room -= len(piece)
         if not chunks:
             return
-        for (position, length), chunk, new in zip(
+        for (position, length), chunk, extended in zip(
             taken, chunks, self._decoder.extend(chunks), strict=True
         ):
-            keys = new.keys
-            values = new.values
-            if chunk.start:
-                keys = torch.cat([chunk.keys, keys], dim=2)
-                values = torch.cat([chunk.values, values], dim=2)
-            if keys.shape[2] < length:
-                self._begun[position] = _Begun(keys, values)
+            whole = extended.new
+            if chunk.before is not None:
+                whole = chunk.before.then(whole)
+            if whole.length < length:
+                self._begun[position] = whole
             else:
                 self._begun.pop(position, None)
-                self._ready[position] = self._keep(keys, values, new.logits)
+                self._ready[position] = self._keep(whole, extended.logits)
 
-    def read(self, prompt: PromptCache) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values of a prompt, each [layers, kv heads, length, D]."""
+    def read(self, prompt: PromptCache) -> KeyValues:
+        """All keys and values of a prompt."""
         if not prompt.shared:
-            return prompt.tail_keys, prompt.tail_values
-        keys, values = self._pool.read(prompt.shared)
-        return torch.cat([keys, prompt.tail_keys], dim=2), torch.cat(
-            [values, prompt.tail_values], dim=2
-        )
+            return prompt.tail
+        shared = KeyValues(*self._pool.read(prompt.shared))
+        return shared.then(prompt.tail)
 
     def drop(self, position: int) -> None:
         """Forget a prompt and free its blocks; it will run anew if it is wanted again."""
@@ -110,11 +92,11 @@ class PromptCaches:
             self.drop(max(idle))
         return bool(idle)
 
-    def _keep(self, keys: torch.Tensor, values: torch.Tensor, logits: torch.Tensor) -> PromptCache:
-        length = keys.shape[2]
-        whole = length // self._pool.block * self._pool.block
-        shared = self._pool.take_shared(whole // self._pool.block)
-        self._pool.write(shared, keys[:, :, :whole], values[:, :, :whole])
-        tail_keys = keys[:, :, whole:].clone()
-        tail_values = values[:, :, whole:].clone()
-        return PromptCache(length, shared, tail_keys, tail_values, logits.clone())
+    def _keep(self, prompt: KeyValues, logits: torch.Tensor) -> PromptCache:
+        """Write the whole blocks of a prompt; with blocks of 16, 37 tokens make 2 and a tail of 5."""
+        block = self._pool.block
+        whole = prompt.length // block * block
+        shared = self._pool.take_shared(whole // block)
+        self._pool.write(shared, prompt.keys[:, :, :whole], prompt.values[:, :, :whole])
+        tail = KeyValues(prompt.keys[:, :, whole:].clone(), prompt.values[:, :, whole:].clone())
+        return PromptCache(prompt.length, shared, tail, logits.clone())

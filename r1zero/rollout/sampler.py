@@ -71,14 +71,16 @@ def _invert(
         parts = [torch.empty_like(sums) for _ in range(dist.get_world_size(group))]
         dist.all_gather(parts, sums, group=group)
         sums = torch.cat(parts, dim=1)
-    index, rest, total = _search(sums, uniform)
+    running = sums.cumsum(dim=1)
+    total = running[:, -1]
+    index, rest = _search(running, uniform * total)
     if group is None:
         first = 0
     else:
         first = dist.get_rank(group) * local.shape[1]
     here = (index >= first) & (index < first + local.shape[1])
     mine = local[torch.arange(count, device=index.device), torch.where(here, index - first, 0)]
-    inner, _, inner_total = _search(mine, None, rest)
+    inner, _ = _search(mine.cumsum(dim=1), rest)
     chosen = mine.gather(1, inner[:, None])[:, 0]
     tokens = index * block + inner
     if group is not None:
@@ -89,24 +91,18 @@ def _invert(
     return tokens, chosen, total
 
 
-def _search(
-    weights: torch.Tensor, uniform: torch.Tensor | None, target: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """First column where the running sum exceeds the target; what of the target is left; the total.
+def _search(running: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First column where a running sum [n, columns] exceeds the target [n]; what of it is left.
+
+        running 0.1 0.1 0.4 1.0, target 0.3: column 2, of which 0.2 is left (0.3 - 0.1)
 
     The target is kept below the total, so the column found always has a positive weight.
     """
-    running = weights.cumsum(dim=1)
-    total = running[:, -1]
-    if target is None:
-        wanted = uniform * total
-    else:
-        wanted = target
-    wanted = torch.minimum(wanted, total * BELOW_ONE)
+    wanted = torch.minimum(target, running[:, -1] * BELOW_ONE)
     index = (running <= wanted[:, None]).sum(dim=1)
-    index = index.clamp_(max=weights.shape[1] - 1)
+    index = index.clamp_(max=running.shape[1] - 1)
     before = torch.where(index > 0, running.gather(1, (index - 1).clamp(min=0)[:, None])[:, 0], 0.0)
-    return index, wanted - before, total
+    return index, wanted - before
 
 
 def _block_size(width: int, group: dist.ProcessGroup | None) -> int:
@@ -151,7 +147,7 @@ def _choose(
         ordered, places = logprobs.gather(1, ids).sort(dim=-1, descending=True, stable=True)
         ids = ids.gather(1, places)
     weights = ordered.exp()
-    held = 1.0
+    held = torch.ones_like(weights[:, :1])
     if sampling.top_k > 0:
         weights[:, sampling.top_k :] = 0.0
         held = weights.cumsum(dim=-1)[:, -1:]

@@ -22,7 +22,7 @@ class SampleId:
 
 
 @dataclass(slots=True)
-class Sequence:
+class PartialSample:
     """What is known of one sample: the tokens drawn, their log-probs, and the numbers that draw
     them."""
 
@@ -33,7 +33,7 @@ class Sequence:
     count: int = 0
 
     @classmethod
-    def fresh(cls, sample_id: SampleId, uniforms: np.ndarray) -> Sequence:
+    def fresh(cls, sample_id: SampleId, uniforms: np.ndarray) -> PartialSample:
         """A sample without tokens; its budget is the number of uniforms."""
         budget = len(uniforms)
         return cls(sample_id, uniforms, np.zeros(budget, np.int32), np.zeros(budget, np.float32))
@@ -45,7 +45,7 @@ class RunningBatch:
 
     size: int
     count: int = 0
-    sequences: list[Sequence] = field(default_factory=list)
+    sequences: list[PartialSample] = field(default_factory=list)
     blocks: list[list[int]] = field(default_factory=list)  # each row's own
     lengths: np.ndarray = field(init=False)  # tokens in the cache, prompt included
     newest: np.ndarray = field(init=False)  # int64, the token drawn last: the next input
@@ -54,7 +54,7 @@ class RunningBatch:
         self.lengths = np.zeros(self.size, dtype=np.int64)
         self.newest = np.zeros(self.size, dtype=np.int64)
 
-    def add(self, sequence: Sequence, length: int, blocks: list[int]) -> int:
+    def add(self, sequence: PartialSample, length: int, blocks: list[int]) -> int:
         """Give a sample the next free row and return it."""
         row = self.count
         assert row < self.size
@@ -66,7 +66,7 @@ class RunningBatch:
         self.count += 1
         return row
 
-    def remove(self, row: int) -> tuple[Sequence, list[int]]:
+    def remove(self, row: int) -> tuple[PartialSample, list[int]]:
         """Take a sample out; the last running one moves into its row."""
         self.count -= 1
         gone = self.sequences[row], self.blocks[row]
@@ -104,12 +104,12 @@ class Queue:
 
     def __init__(self) -> None:
         self._waiting: list[SampleId] = []
-        self._begun: dict[SampleId, Sequence] = {}
+        self._begun: dict[SampleId, PartialSample] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, sample_id: SampleId, begun: Sequence | None = None) -> None:
+    def put(self, sample_id: SampleId, begun: PartialSample | None = None) -> None:
         """Let a sample wait."""
         heapq.heappush(self._waiting, sample_id)
         if begun is not None:
@@ -119,11 +119,11 @@ class Queue:
         """Look at the next `count` samples."""
         return heapq.nsmallest(count, self._waiting)
 
-    def begun(self, sample_id: SampleId) -> Sequence | None:
+    def begun(self, sample_id: SampleId) -> PartialSample | None:
         """What a waiting sample has drawn already, if anything."""
         return self._begun.get(sample_id)
 
-    def take(self) -> tuple[SampleId, Sequence | None]:
+    def take(self) -> tuple[SampleId, PartialSample | None]:
         """Take the next sample out."""
         sample_id = heapq.heappop(self._waiting)
         return sample_id, self._begun.pop(sample_id, None)

@@ -131,12 +131,15 @@ def _overlaps(
     """Yield the regions that make up the shard of rollout TP index `needy`.
 
     Each comes as (train TP indices that hold it, those that should send it, source box, target
-    box).
+    box). Boxes count from the start of the rank's own part: of 12 columns, train TP 2 and rollout
+    TP 3, r1 needs columns 4 to 7, which are
+
+        from t0's 4:6 to r1's 0:2, and from t1's 0:2 to r1's 2:4.
     """
     whole = tuple(slice(0, size) for size in tensor.view)
     if tensor.axis is None:
         # All hold it. It rides along with the cut tensors, so that it needs no process groups of
-        # its own.
+        # its own: in the drawing at the top r1 gets its norms from t0, r2 from t1.
         size = lcm(train_tp, rollout_tp)
         partners = [holder for holder, _, _ in _intervals(size, train_tp, rollout_tp, needy)]
         yield range(train_tp), partners, whole, whole
@@ -159,7 +162,10 @@ def _intervals(
     size: int, train_tp: int, rollout_tp: int, needy: int
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (train TP index, start, stop), in global indices, of the overlaps with one rollout
-    shard."""
+    shard.
+
+    12 columns, train TP 2 (0:6, 6:12), rollout TP 3, needy 1 (4:8): (0, 4, 6), (1, 6, 8).
+    """
     held = size // train_tp
     needed = size // rollout_tp
     begin = needy * needed
@@ -177,7 +183,10 @@ def _routes(
     held: list[int], able: list[int], receivers: list[int], sent: dict[int, int], numel: int
 ) -> Iterator[Route]:
     """Yield the moves of one region: local ones, and one broadcast to the receivers that do not
-    hold it."""
+    hold it.
+
+    Held by ranks 0 and 2, needed by 2 and 5, 2 having sent more: 2 -> (2,), a copy, and 0 -> (5,).
+    """
     for rank in receivers:
         if rank in held:
             yield rank, (rank,)
@@ -189,7 +198,11 @@ def _routes(
 
 
 def _cut(box: Box, limit: int) -> list[Box]:
-    """Cut a box along its first axes until no part has more than `limit` elements."""
+    """Cut a box along its first axes until no part has more than `limit` elements.
+
+    10 rows of 4 columns, limit 12: rows 0:3, 3:6, 6:9 and 9:10. Limit 3: each row in columns 0:3
+    and 3:4.
+    """
     shape = _shape(box)
     if prod(shape) <= limit:
         return [box]
@@ -206,7 +219,10 @@ def _cut(box: Box, limit: int) -> list[Box]:
 
 
 def _fill(route: Route, pieces: list[tuple[int, Box, Box]], limit: int) -> list[Bucket]:
-    """Lay the pieces of a route into buckets, in their order."""
+    """Lay the pieces of a route into buckets, in their order.
+
+    Pieces of 5, 4 and 3 elements, limit 10: one bucket with offsets 0 and 5, another with offset 0.
+    """
     buckets: list[list[Piece]] = []
     offset = limit + 1  # of no bucket: the first piece opens one
     for index, source, target in pieces:
