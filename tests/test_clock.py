@@ -11,8 +11,8 @@ import pytest
 from support.multiproc import DEVICE, run_ranks
 from support.worlds import make_runtime
 
-from r1zero.distributed import device
-from r1zero.distributed.device import EventTimer
+from r1zero.distributed import device_timer
+from r1zero.distributed.device_timer import EventTimer
 from r1zero.observe.clock import Clock
 from r1zero.observe.samples import sample_rows
 from r1zero.step import train_step
@@ -56,8 +56,8 @@ class FakeDevice:
 @pytest.fixture
 def fake(monkeypatch):
     made = FakeDevice()
-    monkeypatch.setattr(device.time, "time", lambda: made.host)
-    monkeypatch.setattr(device.time, "perf_counter", lambda: made.host)
+    monkeypatch.setattr(device_timer.time, "time", lambda: made.host)
+    monkeypatch.setattr(device_timer.time, "perf_counter", lambda: made.host)
     return made
 
 
@@ -110,7 +110,7 @@ def test_a_span_that_fails_is_none():
 def test_setting_the_hosts_clock_does_not_bend_a_span(monkeypatch):
     clock, now = Clock(DEVICE.timer()), time.time()
     with clock.span("rollout"):
-        monkeypatch.setattr(device.time, "time", lambda: now + 3600)
+        monkeypatch.setattr(device_timer.time, "time", lambda: now + 3600)
         time.sleep(0.02)
     [span] = clock.take()
     assert 0.02 <= span.seconds < 5 and abs(span.start - now) < 5

@@ -22,10 +22,10 @@ from support.models import make_model
 from support.multiproc import DEVICE, run_ranks
 from support.updates import compare, update_body
 
-from r1zero.distributed import device
 from r1zero.distributed.collectives import all_max, all_sum, gather_objects
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
+from r1zero.distributed.megatron_on_npu import import_mindspeed
 from r1zero.distributed.placement import RoleSize, place
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.types import Group, Prompt
@@ -96,7 +96,7 @@ def adapt(folder, text):
     sys.path.insert(0, str(folder))
     sys.modules["torch_npu"] = types.SimpleNamespace()
     own = dist.all_reduce
-    device._import_mindspeed()
+    import_mindspeed()
     assert dist.all_reduce is not own and dist.distributed_c10d.all_reduce is not own, (
         "Megatron gets the adaptor's"
     )

@@ -19,8 +19,11 @@ from support.multiproc import DEVICE
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1zero.algo.packing import pack
-from r1zero.distributed import device
+from r1zero.distributed.device import Device
+from r1zero.distributed.megatron_on_npu import import_mindspeed
 from r1zero.models.config import ModelConfig
+from r1zero.ops import npu
+from r1zero.ops.attention import packed_causal_attention
 from r1zero.rollout import npu_graphs
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.decoder import Decoder
@@ -156,9 +159,12 @@ def test_the_attention_call_keeps_the_published_contract(library, monkeypatch):
     batch = pack(random_items(), torch.device("cpu"))
     torch.manual_seed(1)
     query, key, value = (torch.randn(len(batch.tokens), heads, 8) for heads in (4, 2, 2))
-    expected = device.packed_causal_attention(query, key, value, batch.segments, 0.25)
+    expected = packed_causal_attention(query, key, value, batch.segments, 0.25)
     rows = batch.segments.key_rows
-    found = device.npu_attention(query, key[rows], value[rows], batch.segments, 0.25)
+    segments = batch.segments
+    found = npu.varlen_attention(
+        query, key[rows], value[rows], segments.cu_seqlens_q, segments.cu_seqlens_k, 0.25
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -203,7 +209,7 @@ def test_the_decode_attention_call_keeps_the_published_contract(library, monkeyp
     step = DecodeStep(DecodeLayout(rows, pool, 3, 4, torch.device("cpu")), positions)
     query = torch.randn(5, 4, 16)
     expected = step.layout.products.attend(query, pool.keys[0], pool.values[0], step.mask_bias)
-    found = device.npu_paged_attention(
+    found = npu.paged_attention(
         query, pool.keys[0], pool.values[0], step.layout.table, step.lengths
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -249,7 +255,7 @@ class PagedOperators(Operators):
         keys, values = step.layout.pool.keys[layer], step.layout.pool.values[layer]
         keys[step.block, :, step.offset] = key
         values[step.block, :, step.offset] = value
-        return device.npu_paged_attention(query, keys, values, step.layout.table, step.lengths)
+        return npu.paged_attention(query, keys, values, step.layout.table, step.lengths)
 
 
 def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
@@ -368,7 +374,7 @@ def test_mindspeed_does_not_see_our_command_line(monkeypatch):
     argv = ["main.py", "--config", "qwen25_7b", "training.train_iters=3"]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(ModuleNotFoundError):
-        device._import_mindspeed()
+        import_mindspeed()
     assert seen == [["main.py", "--use-flash-attn"]] and sys.argv == argv
 
 
@@ -380,8 +386,8 @@ def test_hccl_groups_have_bounded_buffers(monkeypatch):
         "torch_npu",
         types.SimpleNamespace(_C=types.SimpleNamespace(_distributed_c10d=group)),
     )
-    npu = device.Device("npu", torch.device("cpu"), "hccl")
-    assert npu.group_options(200).hccl_config == {"hccl_buffer_size": 200}
+    on_npu = Device("npu", torch.device("cpu"), "hccl")
+    assert on_npu.group_options(200).hccl_config == {"hccl_buffer_size": 200}
     assert DEVICE.group_options(200) is None
 
 
@@ -425,6 +431,6 @@ def test_steps_are_traced_with_the_npu_profiler(tmp_path, monkeypatch):
         tensorboard_trace_handler=tensorboard_trace_handler,
     )
     monkeypatch.setitem(sys.modules, "torch_npu", types.SimpleNamespace(profiler=profiler))
-    with device.Device("npu", torch.device("cpu"), "hccl").trace(tmp_path, "train_rank_0000"):
+    with Device("npu", torch.device("cpu"), "hccl").trace(tmp_path, "train_rank_0000"):
         seen.append("step")
     assert seen == [["cpu", "npu"], "step", (str(tmp_path), "train_rank_0000")]

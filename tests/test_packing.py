@@ -9,7 +9,7 @@ from support.items import item, random_items
 from torch.nn.functional import scaled_dot_product_attention
 
 from r1zero.algo.packing import balance_over_replicas, cut_microbatches, num_tokens, pack
-from r1zero.distributed.device import packed_causal_attention
+from r1zero.ops.attention import packed_causal_attention
 from r1zero.types import Batch
 
 CPU = torch.device("cpu")

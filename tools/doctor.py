@@ -32,7 +32,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from r1zero.config.command_line import CommandLine
 from r1zero.config.rules import check_pool
 from r1zero.config.schema import Config, nodes, placement
-from r1zero.distributed.detect import device_kind
+from r1zero.distributed.detect import cann_version, device_kind
 from r1zero.distributed.launch import (
     ALONE,
     Launch,
@@ -275,7 +275,7 @@ def inspect(job: Job, sees_token: bool) -> NodeReport:
         devices,
         os.cpu_count() or 1,
         device.free_gigabytes(kind, [index for index in local if index < devices]),
-        installed(kind, device.cann_version()),
+        installed(kind, cann_version()),
         sees_token,
         inputs,
         native.load()[1] if kind == "cpu" else "",

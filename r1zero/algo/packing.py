@@ -13,7 +13,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from r1zero.distributed.device import Segments
+from r1zero.ops.attention import Segments
 from r1zero.types import Prompt, Sample
 
 

@@ -1,8 +1,11 @@
-"""Which accelerator a run will use, decided before it starts; imports torch only if needed."""
+"""Which accelerator a run will use and which CANN toolkit is here; imports torch only if needed."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
+from pathlib import Path
 
 from r1zero.distributed.launch import hush_torch
 from r1zero.errors import BadInput
@@ -44,3 +47,13 @@ def check_dtype(given: str, bf16: bool, backend: str | None) -> list[str]:
         f"{given} cannot run on NPUs: their fused attention for generation has no fp32; ask for "
         "bf16, or leave it out, which means bf16 there"
     ]
+
+
+def cann_version() -> str | None:
+    """The version of the CANN toolkit whose set_env.sh was sourced."""
+    home = os.environ.get("ASCEND_HOME_PATH")
+    for info in sorted(Path(home).glob("*/ascend_toolkit_install.info")) if home else ():
+        match = re.search(r"^version=(\S+)", info.read_text(), re.MULTILINE)
+        if match:
+            return match[1]
+    return None

@@ -14,8 +14,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 
-from r1zero.distributed.device import Segments, packed_causal_attention
 from r1zero.models.rotary import rotate
+from r1zero.ops.attention import Segments, packed_causal_attention
 
 
 class RMSNorm(torch.nn.Module):

@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from r1zero.distributed.device import Segments, packed_causal_attention
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import Attend, DecoderBlock, ForwardPass, family_of
 from r1zero.models.params import local_shape, param_table
 from r1zero.models.rotary import rotary_tables
 from r1zero.models.unused import blank, local_columns
+from r1zero.ops.attention import Segments, packed_causal_attention
 from r1zero.rollout.block_attention import DecodeStep
 from r1zero.rollout.linear import Linear
 from r1zero.rollout.native import operators

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from r1zero.distributed.device import capture_graph, replay_graph
+from r1zero.ops.npu_graph import capture_graph, replay_graph
 from r1zero.rollout.block_attention import DecodeStep
 
 # Decoding steps with the same number of rows that make it worth capturing, which costs about as

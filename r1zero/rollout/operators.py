@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from r1zero.distributed.device import npu_paged_attention
 from r1zero.models.rotary import rotate
+from r1zero.ops import npu
 from r1zero.rollout import sampler
 from r1zero.rollout.block_attention import DecodeStep
 
@@ -92,7 +92,7 @@ class Operators:
         keys[step.block, :, step.offset] = key
         values[step.block, :, step.offset] = value
         if query.device.type == "npu":
-            return npu_paged_attention(query, keys, values, step.layout.table, step.lengths)
+            return npu.paged_attention(query, keys, values, step.layout.table, step.lengths)
         return step.layout.products.attend(query, keys, values, step.mask_bias)
 
     def sample(

@@ -1,0 +1,91 @@
+"""Megatron-core on CPUs (gloo): the torch.cuda calls that it makes unasked answer for the CPU.
+
+megatron-core 0.16.1 has no CPU platform of its own. This is the measured minimum for dense models
+with TP, PP, DP and sequence parallelism.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.utils._device
+
+Factory = Callable[..., torch.Tensor]
+
+
+class _NoStream:
+    """Stands for torch.cuda.Stream, which must stay a class: libraries annotate with it."""
+
+    def wait_stream(self, stream: object) -> None:
+        """A CPU runs in order."""
+
+
+def _cpu_device() -> torch.device:
+    return torch.device("cpu")
+
+
+def _seed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+
+
+# What stands for the functions of torch.cuda of these names.
+CUDA_ON_CPU: Mapping[str, object] = {
+    "current_device": _cpu_device,
+    "synchronize": lambda *_: None,
+    "get_rng_state": lambda *_: torch.get_rng_state(),
+    "manual_seed": _seed,
+    "Stream": _NoStream,
+    "current_stream": lambda *_: _NoStream(),
+    "stream": lambda _: contextlib.nullcontext(),
+}
+
+
+def answer_cuda_with_cpu() -> None:
+    """Patch torch and Megatron for the CPU, before Megatron is imported. A second call does
+    nothing."""
+    if torch.cuda.current_device is CUDA_ON_CPU["current_device"]:
+        return
+    _replace(torch.cuda, CUDA_ON_CPU)
+    # remembers the true factories: `with torch.device("meta")` needs them
+    torch.utils._device._device_constructors()
+    _replace(torch, {"tensor": _on_cpu(torch.tensor), "zeros": _on_cpu(torch.zeros)})
+    _replace(torch.Tensor, {"cuda": _stay, "type": _type_as_on_cuda(torch.Tensor.type)})
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+
+
+def _replace(owner: object, replacements: Mapping[str, object]) -> None:
+    for name, replacement in replacements.items():
+        setattr(owner, name, replacement)
+
+
+def _stay(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    """Stands for torch.Tensor.cuda."""
+    return tensor
+
+
+def _on_cpu(factory: Factory) -> Factory:
+    """The same factory; what it is told to make on CUDA it makes on the CPU."""
+
+    def make(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        if device is not None and torch.device(device).type == "cuda":
+            device = "cpu"
+        return factory(*args, device=device, **kwargs)
+
+    return make
+
+
+def _type_as_on_cuda(original: Callable[..., Any]) -> Callable[..., Any]:
+    """megatron-core's distributed optimizer sorts parameters by the string `tensor.type()`."""
+
+    def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return original(self, *args, **kwargs)
+        return original(self).replace("torch.", "torch.cuda.")
+
+    return type_

@@ -1,0 +1,49 @@
+"""Profiler traces: a Chrome trace of torch.profiler, on an NPU what torch_npu's profiler writes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from r1zero.distributed.torch_modules import torch_npu_module
+
+log = logging.getLogger("r1zero")
+
+
+@contextlib.contextmanager
+def trace(kind: str, folder: Path, name: str) -> Iterator[None]:
+    """Record what runs meanwhile on the host and on a device of this kind.
+
+    Written as folder/name.json.gz, or by the NPU's profiler into a folder of that name. A trace
+    that cannot be written is a warning, since training goes on without it.
+    """
+    profiler: Any = torch.profiler
+    if kind == "npu":
+        profiler = torch_npu_module().profiler
+    activities = [profiler.ProfilerActivity.CPU]
+    write: Any = partial(_write_trace, folder / f"{name}.json.gz")
+    if kind == "cuda":
+        activities.append(profiler.ProfilerActivity.CUDA)
+    if kind == "npu":
+        activities.append(profiler.ProfilerActivity.NPU)
+        write = profiler.tensorboard_trace_handler(str(folder), worker_name=name)
+    with profiler.profile(activities=activities, on_trace_ready=write):
+        yield
+
+
+def _write_trace(path: Path, recorded: torch.profiler.profile) -> None:
+    """Write a Chrome trace; where that fails, as on a full disk, a warning is all."""
+    try:
+        for folder in (path.parent.parent, path.parent):  # owner.py says why not with all around
+            folder.mkdir(exist_ok=True)
+        recorded.export_chrome_trace(str(path))
+    except OSError as error:
+        log.warning(
+            "warning: %s could not be written: %s; training goes on without it", path, error
+        )

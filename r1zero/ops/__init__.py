@@ -1,0 +1,1 @@
+"""Operators that a device has fused kernels for, each behind one function."""
