@@ -20,6 +20,7 @@ from r1zero.data.template import Template
 from r1zero.data.vocabulary import Vocabulary
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
+from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.observe.clock import Clock
@@ -319,5 +320,12 @@ def build_engine(
         graphs=actor.decode_graphs,
     )
     engine = kind.build(setup)
+    target = engine.weights()
+    problems = target.problems(param_table(shape), kind.layout.grid(world.rollout.span).tp)
+    if problems:
+        raise BadInput(
+            f"actor_rollout.engine: {actor.engine} has no place for weights of this model: "
+            f"{problems[0]}"
+        )
     engine.listeners.append(EngineListener(reward_manager.submit, reward_manager.poll))
     return engine

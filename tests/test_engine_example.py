@@ -143,6 +143,27 @@ def parts_of(
     return found
 
 
+def test_an_engine_without_a_place_for_a_parameter_is_told(tmp_path: Path) -> None:
+    shape, whole = whole_model(tmp_path, "llama")
+    table = param_table(shape)
+
+    def problems(tensors: dict[str, torch.Tensor], tp: int = 1) -> list[str]:
+        layout = WeightLayout("hf", cut=True)
+        return WeightTarget(layout, tensors, lambda version: None).problems(table, tp)
+
+    assert problems(whole) == []
+    assert problems(parts_of(table, whole, 1, 2), tp=2) == []
+    name = "model.layers.1.self_attn.k_proj.weight"
+    assert problems({key: value for key, value in whole.items() if key != name}) == [
+        f"{name} is missing"
+    ]
+    gate = "model.layers.0.mlp.gate_proj.weight"
+    [problem] = problems(whole | {gate: whole[gate][1:]})
+    assert problem.startswith(f"{gate} and model.layers.0.mlp.up_proj.weight: ")
+    with pytest.raises(BadInput, match="as megatron or hf, not huggingface"):
+        WeightLayout("huggingface", cut=True)  # type: ignore[arg-type]
+
+
 # -- the table -------------------------------------------------------------------------------------
 
 

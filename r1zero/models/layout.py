@@ -15,12 +15,13 @@ Needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from r1zero.distributed.placement import RankGrid
-from r1zero.models.params import ParamSpec, local_view
+from r1zero.errors import BadInput
+from r1zero.models.params import ParamSpec, local_view, num_elements
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,10 @@ class WeightLayout:
 
     names: Literal["megatron", "hf"]  # ParamSpec.name, or ParamSpec.hf
     cut: bool  # True: a rank holds its TP part of every tensor; False: all of it
+
+    def __post_init__(self) -> None:
+        if self.names not in ("megatron", "hf"):
+            raise BadInput(f"a weight layout names tensors as megatron or hf, not {self.names}")
 
     def grid(self, rollout: RankGrid) -> RankGrid:
         """The rollout ranks as this layout cuts tensors over them: uncut, each is a replica."""
@@ -54,6 +59,22 @@ class WeightTarget:
     layout: WeightLayout
     tensors: Mapping[str, torch.Tensor]  # by the layout's names; all of one dtype
     commit: Callable[[int], None]
+
+    def problems(self, specs: Sequence[ParamSpec], tp: int) -> list[str]:
+        """Say of each parameter that has no place here what is wrong; `tp` as in `regions`."""
+        found = []
+        for spec in specs:
+            names = spec.hf
+            if self.layout.names == "megatron":
+                names = (spec.name,)
+            missing = [name for name in names if name not in self.tensors]
+            held = sum(self.tensors[name].numel() for name in names if name in self.tensors)
+            wanted = num_elements(spec, tp)
+            if missing:
+                found.append(f"{missing[0]} is missing")
+            elif held != wanted:
+                found.append(f"{' and '.join(names)}: {held} elements instead of {wanted}")
+        return found
 
     def regions(self, spec: ParamSpec, box: Box, tp: int) -> Iterator[tuple[Index, torch.Tensor]]:
         """Where a box of a rank's part of `spec.view` lies, `tp` being that of the layout's grid.

@@ -13,12 +13,12 @@ import torch
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
+from r1zero.models.layout import Box
 from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, local_shape
 from r1zero.weights.detect import WeightsOnDisk
 
 log = logging.getLogger("r1zero")
 
-Box = tuple[slice, ...]  # a region of a tensor's view (names.py), one slice an axis
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 # rows: Megatron pads the vocabulary to a multiple of 128 times TP, which is at most 64

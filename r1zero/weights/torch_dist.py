@@ -26,10 +26,10 @@ from torch.distributed.checkpoint.metadata import (
 
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
+from r1zero.models.layout import Box
 from r1zero.models.params import OUTPUT_LAYER, ParamSpec, param_table
 from r1zero.weights.detect import WeightsOnDisk
 from r1zero.weights.source import (
-    Box,
     MegatronWeights,
     StoredPiece,
     canonical,
