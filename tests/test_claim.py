@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import multiprocessing
@@ -326,10 +327,8 @@ class Contender:
         theirs.close()
 
     def order(self, word: str) -> None:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it was refused, or is over
             self.orders.send(word)
-        except BrokenPipeError:
-            pass  # it was refused, or is over
 
     def listen(self) -> None:
         """Take in what it has answered."""
@@ -363,7 +362,7 @@ def test_random_interleavings_lose_and_mix_nothing(tiny, tmp_path, seed):
     running: list[Contender] = []
     everyone: list[Contender] = []
     for _ in range(30):
-        if not running or len(running) < 3 and chance.random() < 0.3:
+        if not running or (len(running) < 3 and chance.random() < 0.3):
             running.append(Contender(len(everyone), chance.choice(configs), tmp_path / "oracle"))
             everyone.append(running[-1])
         else:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.boxed import boxed
 from support.small_config import load, only
 from support.tool import TOOLS, functions, run_here
 
@@ -113,7 +114,7 @@ def test_preprocessed_files_of_others_are_read_alike(tmp_path: Path, tiny: Path)
 
 def test_score_reads_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = [
-        {"gold": gold, "response": r"\boxed{%s}" % given}
+        {"gold": gold, "response": boxed(given)}
         for gold, given in (
             ("#### 72", "72"),
             (SOLUTION, "72"),
@@ -140,7 +141,7 @@ def test_rescore_reads_it_too(
     told = {"prompt": "48/2+48?", "response_length": 9, "truncated": False, "reward": -1.0}
     saved = {"score/acc": -1.0, "outcome/acc": "wrong"}
     samples = [
-        {"position": n, "member": 0, "response": r"\boxed{%s}" % given, "ground_truth": gold}
+        {"position": n, "member": 0, "response": boxed(given), "ground_truth": gold}
         for n, (gold, given) in enumerate([(SOLUTION, "72"), (SOLUTION, "24"), ("['22']", "22")])
     ]
     path = tmp_path / "step_000001.parquet"

@@ -177,9 +177,10 @@ def test_only_the_folder_of_ranks_compares_ranks_with_numbers() -> None:
         if room_of(name) == "distributed":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Compare) and _is_rank(node.left):
-                if any(isinstance(other, ast.Constant) for other in node.comparators):
-                    found.append(f"{name}:{node.lineno}")
+            if not isinstance(node, ast.Compare) or not _is_rank(node.left):
+                continue
+            if any(isinstance(other, ast.Constant) for other in node.comparators):
+                found.append(f"{name}:{node.lineno}")
     assert found == []
 
 

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from support.boxed import boxed
 
 from r1zero.config.schema import Accuracy, Reward
 from r1zero.reward import pool as pool_module
@@ -115,7 +116,7 @@ def test_time_not_polled_does_not_count_against_waiting_items(executor: RewardEx
     wait_until_ready(executor)
     for number in range(ITEMS_AT_WORKER):
         # more than a pipe holds
-        submit(executor, number, r"\boxed{%d}" % number + " " * 50_000, "7")
+        submit(executor, number, boxed(number) + " " * 50_000, "7")
     time.sleep(2 * executor.pool.deadline_seconds + 1.5)  # the engine decodes, nobody looks
     scores = collect(executor, range(ITEMS_AT_WORKER))
     assert {each["acc"].outcome for each in scores.values()} == {Outcome.RIGHT, Outcome.WRONG}
@@ -177,7 +178,7 @@ def test_order_and_number_of_workers_do_not_change_scores(executor: RewardExecut
 def test_work_goes_on_between_polls(executor: RewardExecutor) -> None:
     wait_until_ready(executor)
     for number in range(100):
-        submit(executor, number, r"\boxed{%d}" % number, "7")
+        submit(executor, number, boxed(number), "7")
     assert not executor.is_done(99), "submitting waits for verdicts"
     limit = time.monotonic() + 30
     while not all(executor.is_done(number) for number in range(100)) and time.monotonic() < limit:
@@ -320,7 +321,7 @@ def shaped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardExecutor]
 def test_scorers_of_a_group_see_all_of_it_with_the_verdicts(shaped: RewardExecutor) -> None:
     answers = [("5", 10), ("6", 30), ("5", 50)]
     for member in (2, 0, 1):  # they end in any order
-        submit(shaped, "g", r"\boxed{%s}" % answers[member][0], "5", member, 3, answers[member][1])
+        submit(shaped, "g", boxed(answers[member][0]), "5", member, 3, answers[member][1])
     members = shaped.collect(["g"])["g"]
     assert [list(scores) for scores in members] == [
         ["mine.behave", "acc", "length", "overlong"]
@@ -344,9 +345,7 @@ def test_custom_scorer_that_fails_fails_alone(
     shaped: RewardExecutor, response: str, outcome: Outcome, why: str
 ) -> None:
     for member, answer in enumerate("56"):
-        submit(
-            shaped, response, response + r" \boxed{%s}" % answer, "5", member, 2, tokens=10 + member
-        )
+        submit(shaped, response, f"{response} {boxed(answer)}", "5", member, 2, tokens=10 + member)
     members = shaped.collect([response])[response]
     for scores in members:
         assert scores["mine.behave"].value == 0 and scores["mine.behave"].outcome is outcome

@@ -125,7 +125,7 @@ def documented(
         and actual_seq_qlen[0] > 0
     )
     output, q, k = torch.empty_like(query), 0, 0
-    for q_end, k_end in zip(actual_seq_qlen, actual_seq_kvlen):
+    for q_end, k_end in zip(actual_seq_qlen, actual_seq_kvlen, strict=True):
         rows, columns = q_end - q, k_end - k
         for head in range(query.shape[1]):
             shared = head // (query.shape[1] // key.shape[1])
@@ -364,7 +364,7 @@ def test_mindspeed_does_not_see_our_command_line(monkeypatch):
         def find_spec(self, name, path=None, target=None):
             if name == "mindspeed.megatron_adaptor":
                 seen.append(list(sys.argv))
-            return None
+            return
 
     monkeypatch.setitem(sys.modules, "torch_npu", types.SimpleNamespace())
     package = types.ModuleType("mindspeed")

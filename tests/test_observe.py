@@ -248,7 +248,10 @@ def test_a_trace_that_cannot_be_written_is_only_said(tmp_path, caplog, monkeypat
 
 def test_answers_that_are_pieces_of_the_question_are_counted():
     def sample(*outcomes):
-        scores = {name: Score(0.0, outcome) for name, outcome in zip(("acc", "base_acc"), outcomes)}
+        scores = {
+            name: Score(0.0, outcome)
+            for name, outcome in zip(("acc", "base_acc"), outcomes, strict=True)
+        }
         return Sample(np.zeros(3, np.int32), np.zeros(3, np.float32), False, 0, scores, reward=0.0)
 
     samples = [
@@ -425,7 +428,7 @@ def test_progress_of_all_replicas_is_added_up():
 
 def test_rollout_ranks_post_samples_done_and_the_longest_running_answer(broken):
     _, posted, longest = broken
-    done, total, rates, running = zip(*map(json.loads, posted))
+    done, total, rates, running = zip(*map(json.loads, posted), strict=True)
     assert done[-1] == 128 and set(total) == {128} and list(done) == sorted(done)
     assert min(rates) >= 0 and max(rates) > 0
     assert longest - 1 <= max(running) <= longest

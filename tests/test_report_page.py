@@ -223,7 +223,7 @@ def test_filters_and_search_find_what_the_files_hold(page, run):
     page.get_by_label("acc", exact=True).select_option("right")
     page.get_by_label("Reward from", exact=True).fill("0.1")
     right = [row for row in samples if row["outcome/acc"] == "right" and row["reward"] >= 0.1]
-    assert 0 < len(right) and count(page).startswith(f"{len(right)} of ")
+    assert len(right) > 0 and count(page).startswith(f"{len(right)} of ")
     page.get_by_role("searchbox").fill("nothing says this")
     assert count(page).startswith("0 of ") and "No sample passes" in page.inner_text(".list")
 

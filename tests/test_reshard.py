@@ -277,7 +277,7 @@ def test_norms_that_tp_cuts_are_published_bit_for_bit():
 
 
 def damage(rank, shape, train, rollout):
-    maker, source, target, _ = publisher_of(
+    maker, _, target, _ = publisher_of(
         rank, shape, train, rollout, 700, torch.bfloat16, random_model(shape)
     )
     name = "decoder.layers.2.mlp.linear_fc1.weight"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.boxed import boxed
 from support.tool import TOOLS, functions, run_here
 
 from r1zero.config.schema import Reward
@@ -35,11 +36,11 @@ def run(tool: str, *arguments: str) -> tuple[int, str, str]:
 def test_score_answers_line_by_line_in_order(tmp_path: Path) -> None:
     rows = [
         {"gold": "1/2", "response": GOOD % "0.5"},
-        {"gold": 7, "response": r"\boxed{%d}" % 8, "note": "ignored"},
+        {"gold": 7, "response": boxed(8), "note": "ignored"},
         {"gold": "7", "response": "seven"},
         {"gold": "7", "response": "\u0000" * 9},
     ]
-    rows += [{"gold": str(n), "response": r"\boxed{%d}" % (n + n % 2)} for n in range(600)]
+    rows += [{"gold": str(n), "response": boxed(n + n % 2)} for n in range(600)]
     path = tmp_path / "cases.jsonl"
     path.write_text(
         "\n".join(map(json.dumps, rows[:3])) + "\n\n" + "\n".join(map(json.dumps, rows[3:]))

@@ -45,7 +45,7 @@ def test_unused_ids_are_those_of_no_token() -> None:
     assert vocabulary({"a": 0, "b": 1}).unused(2) == ()
     assert vocabulary({"a": 0, "b": 1}, "<x>").unused(6) == (range(3, 6),)
     assert vocabulary({"a": 2, "b": 3, "c": 7}).unused(10) == (
-        range(0, 2),
+        range(2),
         range(4, 7),
         range(8, 10),
     )
@@ -103,7 +103,7 @@ def test_gradients_are_those_of_a_masked_softmax(size: int, unused: tuple[range,
     chosen = logp.gather(1, torch.from_numpy(np.searchsorted(kept, targets.numpy()))[:, None])[:, 0]
     entropy = -(logp.exp() * logp).sum(-1)
     (chosen.sum() + 0.3 * entropy.sum()).backward()
-    for found, expected in zip(results[0][:3], (chosen, entropy, h.grad)):
+    for found, expected in zip(results[0][:3], (chosen, entropy, h.grad), strict=True):
         torch.testing.assert_close(found.double(), expected.detach(), rtol=1e-5, atol=1e-5)
     grad = torch.cat([result[3] for result in results])
     torch.testing.assert_close(grad.double(), w.grad, rtol=1e-5, atol=1e-5)

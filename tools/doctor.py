@@ -21,7 +21,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -218,19 +218,25 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
 # -- nodes ----------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def token_file(job: Job, folder: Path) -> Iterator[str]:
+    """Make a file in the run's folder for the time being; its name, which tells others what to look
+    for. Only the first process makes one, where it can; "" elsewhere."""
+    if not job.launch.is_first or check_writable("output_dir", str(folder)):
+        yield ""
+        return
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as token:
+        yield token.name
+
+
 def look_at_nodes(job: Job, roll: RollCall, findings: Findings) -> None:
     """What each node has, and whether they are alike."""
     folder = existing(Path(job.cfg.output_dir if job.cfg is not None else tempfile.gettempdir()))
-    token = None
-    if job.launch.is_first and not check_writable("output_dir", str(folder)):
-        token = tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-")
-    name = roll.gather("token", token.name if token else "")[0]
-    node = inspect(job, sees_token=not name or Path(name).exists())
-    everyone = [
-        NodeReport(**json.loads(text)) for text in roll.gather("node", json.dumps(asdict(node)))
-    ]
-    if token is not None:
-        token.close()
+    with token_file(job, folder) as token:
+        name = roll.gather("token", token)[0]
+        node = inspect(job, sees_token=not name or Path(name).exists())
+        texts = roll.gather("node", json.dumps(asdict(node)))
+    everyone = [NodeReport(**json.loads(text)) for text in texts]
     for number, rank in job.nodes:
         tell_node(job.cfg, everyone[rank], len(job.ranks_on(number)), findings)
     if len(job.nodes) > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class Microbatch:
     def split(self, values: torch.Tensor) -> list[np.ndarray]:
         """Cut [R] into one fp32 array per sample: the inverse of `concat`."""
         array = values.detach().float().cpu().numpy()
-        return [array[a:b] for a, b in zip(self.response_cu_seqlens, self.response_cu_seqlens[1:])]
+        return [array[a:b] for a, b in pairwise(self.response_cu_seqlens)]
 
 
 def pack(items: list[TrainSample], device: torch.device, multiple_of: int = 1) -> Microbatch:

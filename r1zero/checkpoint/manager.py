@@ -95,7 +95,7 @@ class CheckpointManager:
             reason = None
         else:
             reason = next((sign.leave for sign in signs if sign.leave), None)
-        if reason or training.save_interval and (last or step % training.save_interval == 0):
+        if reason or (training.save_interval and (last or step % training.save_interval == 0)):
             self.save()
         if reason or last:
             self.finish()

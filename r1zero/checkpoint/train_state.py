@@ -263,7 +263,7 @@ def _whole_state(optimizer: DistributedOptimizer, **_: object) -> dict:
         for parameter, (start, _, _) in buffer.param_index_map.items():
             for key, tensor in optimizer._get_main_param_and_optimizer_states(parameter).items():
                 world.setdefault(key, _Parts())[start] = tensor.detach().flatten()
-        state[number] = {dtype: world for dtype in ranges}
+        state[number] = dict.fromkeys(ranges, world)
     return state
 
 

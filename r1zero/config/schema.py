@@ -480,7 +480,7 @@ def placement(cfg: Config, world_size: int) -> Placement:
     """
     colocate = cfg.resource_pool.colocate or world_size == 1
     if colocate:
-        ranks = {role: world_size for role in ("train", "rollout", "ref")}
+        ranks = dict.fromkeys(("train", "rollout", "ref"), world_size)
     else:
         ranks = _split_ranks(cfg)
     if not colocate and sum(ranks.values()) != world_size:

@@ -6,7 +6,6 @@ see them, too?), and what all questions say (an instruction may contradict the p
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,8 +76,8 @@ def _about_instructions(data: DataSet) -> list[str]:
     """Tell of a long text that all questions begin or end with."""
     if len(set(data.questions)) < _FEWEST:
         return []
-    start = os.path.commonprefix(list(data.questions)).strip()
-    end = os.path.commonprefix([question[::-1] for question in data.questions])[::-1].strip()
+    start = _common_start(data.questions).strip()
+    end = _common_start([question[::-1] for question in data.questions])[::-1].strip()
     found = []
     if len(start) >= _SHORTEST:
         found.append(f"begin with {start[:_SHOWN]!r}")
@@ -91,6 +90,16 @@ def _about_instructions(data: DataSet) -> list[str]:
         "instruction, look whether it contradicts the prompt template, and \\boxed{}, in which "
         "answers are looked for"
     ]
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """What all texts begin with: as far as the first and the last of them in order agree."""
+    first = min(texts)
+    last = max(texts)
+    length = 0
+    while length < len(first) and first[length] == last[length]:
+        length += 1
+    return first[:length]
 
 
 def _about_leaks(train: Sequence[DataSet], held_out: DataSet) -> list[str]:

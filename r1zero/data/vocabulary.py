@@ -71,7 +71,9 @@ class Vocabulary:
         known[0] = known[-1] = True  # so that every range begins and ends between two entries
         known[np.fromiter(self.ids, np.int64, len(self.ids)) + 1] = True
         edges = np.flatnonzero(np.diff(known)).tolist()
-        return tuple(range(start, stop) for start, stop in zip(edges[::2], edges[1::2]))
+        return tuple(
+            range(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)
+        )
 
     def split(self, text: str) -> list[str]:
         """Return the tokens that a text is read as, as the tokenizer spells them."""

@@ -68,7 +68,7 @@ def launched() -> bool:
     other meanings, and they stay behind in shells. Launchers of ranks set LOCAL_RANK, too.
     """
     by_torchrun = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
-    return by_torchrun or _in_slurm_step() and os.environ["SLURM_STEP_NUM_TASKS"] != "1"
+    return by_torchrun or (_in_slurm_step() and os.environ["SLURM_STEP_NUM_TASKS"] != "1")
 
 
 def _in_slurm_step() -> bool:

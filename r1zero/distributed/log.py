@@ -33,7 +33,8 @@ class _Console(logging.StreamHandler):
         """Be silent from now on when nobody reads any more, as behind `| head`; the run and its log
         go on."""
         if isinstance(sys.exc_info()[1], BrokenPipeError):
-            self.setStream(open(os.devnull, "w"))
+            nowhere = open(os.devnull, "w")  # noqa: SIM115 - to the end of the process
+            self.setStream(nowhere)
         else:
             super().handleError(record)
 

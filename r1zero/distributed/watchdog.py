@@ -97,7 +97,7 @@ class FailureWatch:
         if exit_code == BAD_INPUT:
             log.error("refused: %s", error)
         elif log.handlers:
-            log.exception("failed")
+            log.error("failed", exc_info=error)
         else:  # before there is a log, the traceback must not be lost
             traceback.print_exception(error)
         cause = self._claim(error, exit_code)

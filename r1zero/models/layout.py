@@ -123,14 +123,21 @@ def _qkv_regions(spec: ParamSpec, groups: int, box: Box) -> Iterator[tuple[Index
     row = first
     while row < last:
         group = row // rows
-        begin = group * rows  # of the rows that one source has in this group
-        for name, size in zip(spec.hf, spec.hf_shape, strict=True):
-            share = size[0] // groups
-            if row < begin + share:
-                break
-            begin += share
+        name, share, begin = _source_of(spec, groups, row - group * rows)
+        begin += group * rows
         stop = min(last, begin + share)
         start = group * share + row - begin
         region = (slice(start, start + stop - row), *box[1:])
         yield (slice(row - first, stop - first),), name, region
         row = stop
+
+
+def _source_of(spec: ParamSpec, groups: int, row: int) -> tuple[str, int, int]:
+    """Which source has this row of a group, how many rows it has there, and the first of them."""
+    begin = 0
+    for name, size in zip(spec.hf, spec.hf_shape, strict=True):
+        share = size[0] // groups
+        if row < begin + share:
+            return name, share, begin
+        begin += share
+    raise AssertionError(f"a group of {spec.name} has {begin} rows, so there is no row {row}")

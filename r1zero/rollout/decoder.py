@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -181,7 +182,7 @@ class Decoder:
         all_values = torch.stack(values).transpose(1, 2)
         return [
             Extended(KeyValues(all_keys[:, :, first:end], all_values[:, :, first:end]), last)
-            for first, end, last in zip([0, *ends], ends, logits)
+            for (first, end), last in zip(pairwise([0, *ends]), logits, strict=True)
         ]
 
     @torch.inference_mode()

@@ -30,7 +30,7 @@ def in_the_way(folder: Path, source: str | Path, may_replace: bool) -> str | Non
     """
     if os.path.realpath(folder) == os.path.realpath(source):
         return f"{folder} is the model to start from, and the trained one belongs there; move it"
-    if not os.path.lexists(folder) or may_replace and exported_step(folder) is not None:
+    if not os.path.lexists(folder) or (may_replace and exported_step(folder) is not None):
         return None
     if not folder.is_dir():
         return f"{folder} is in the way of the trained model, which is a folder; move it"

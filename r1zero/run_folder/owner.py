@@ -108,7 +108,7 @@ def living(entries: Iterable[Entry], seconds: float) -> Entry | None:
         for entry, first in list(watched.items()):
             alive = entry.is_alive()
             sign = entry.sign()
-            if alive or alive is None and sign not in (first, None):
+            if alive or (alive is None and sign not in (first, None)):
                 return entry
             if alive is not None or sign is None:  # dead, or given back
                 del watched[entry]

@@ -75,7 +75,7 @@ def detect(path: str | Path) -> WeightsOnDisk:
             )
         return _tracked(path)
     others = _iterations(path)
-    if is_hf or (path / CONFIG).is_file() and not others:
+    if is_hf or ((path / CONFIG).is_file() and not others):
         return WeightsOnDisk("hf", path)
     if snapshots := sorted((path / "snapshots").glob("*/")):
         raise BadInput(

@@ -205,7 +205,7 @@ def _random_states() -> list[dict]:
     return [
         {
             "random_rng_state": random.getstate(),
-            "np_rng_state": np.random.get_state(),
+            "np_rng_state": np.random.get_state(),  # noqa: NPY002 - what Megatron stores
             "torch_rng_state": torch.get_rng_state(),
             "rng_tracker_states": {"model-parallel-rng": os.urandom(8)},
         }

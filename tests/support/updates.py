@@ -55,7 +55,7 @@ def make_groups(
     for position, length in enumerate(PROMPT_LENGTHS):
         prompt = Prompt(position, "", random.integers(3, vocab, length, dtype=np.int32), "")
         group = Group(position, prompt, [])
-        for member in range(4):
+        for _ in range(4):
             count = int(random.integers(1, 25))
             sample = Sample(
                 random.integers(3, vocab, count, dtype=np.int32),
@@ -173,7 +173,7 @@ def plain_pytorch(model, epochs=1, loss_name="grpo", mean_of="tokens", chosen=()
             for group in part:
                 rewards = np.array([s.reward for s in group.samples])
                 spread = rewards.std(ddof=1)
-                for sample, reward in zip(group.samples, rewards):
+                for sample, reward in zip(group.samples, rewards, strict=True):
                     advantage = (reward - rewards.mean()) / (spread + 1e-6) if spread else 0.0
                     if not sample.mask.any():
                         continue

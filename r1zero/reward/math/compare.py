@@ -137,9 +137,10 @@ def _same_group(gold: AnswerGroup, given: AnswerGroup) -> bool | None:
     Values with names go by name: `y=2,x=1` is the point (1, 2), and 1, 2. A set is never a point or
     interval.
     """
-    if gold.brackets != given.brackets or gold.unordered:
-        if any(isinstance(item, Relation | Sets) for item in gold.items + given.items):
-            return _same_condition(gold, given)
+    if (gold.brackets != given.brackets or gold.unordered) and any(
+        isinstance(item, Relation | Sets) for item in gold.items + given.items
+    ):
+        return _same_condition(gold, given)
     if ":" in (gold.brackets, given.brackets):
         return gold.brackets == given.brackets and _same_ratio(gold, given)
     if gold.unordered and given.unordered:

@@ -8,6 +8,8 @@ guessed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from r1zero.reward.math.normalize import DEGREE, INFINITY, MP, PI, PM, SET_CLOSE, SET_OPEN
 from r1zero.reward.math.tokens import (
     CONSTANTS,
@@ -167,12 +169,9 @@ class _Parser:
             fraction = self._primary()
             if all(map(is_whole, fraction.parts)):
                 return Node("add", (whole, fraction))
-        elif len(behind) == 3 and behind[0].spaced and behind[0].kind == behind[2].kind == "number":
-            if behind[1].text == "/" and is_whole(behind[0].node) and is_whole(behind[2].node):
-                self._place += 4
-                return Node(
-                    "add", (tokens[start].node, Node("div", (behind[0].node, behind[2].node)))
-                )
+        elif _is_fraction(behind) and behind[0].spaced:
+            self._place += 4
+            return Node("add", (tokens[start].node, Node("div", (behind[0].node, behind[2].node))))
         self._place = start
         return None
 
@@ -357,6 +356,15 @@ class _Parser:
         if negative:
             return Node("neg", (argument,))
         return argument
+
+
+def _is_fraction(tokens: Sequence[Token]) -> bool:
+    """Whether these are a whole number, a slash and a whole number."""
+    if len(tokens) != 3:
+        return False
+    above, slash, below = tokens
+    numbers = above.kind == below.kind == "number"
+    return numbers and slash.text == "/" and is_whole(above.node) and is_whole(below.node)
 
 
 def _product_of(factors: list[Node]) -> Node:

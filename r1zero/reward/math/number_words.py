@@ -11,14 +11,23 @@ _SMALL = dict(
         "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
         "fifteen sixteen seventeen eighteen nineteen".split(),
         range(20),
+        strict=True,
     )
 )
 _TENS = dict(
-    zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10))
+    zip(
+        "twenty thirty forty fifty sixty seventy eighty ninety".split(),
+        range(20, 100, 10),
+        strict=True,
+    )
 )
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 _PARTS = dict(
-    zip("half third quarter fifth sixth seventh eighth ninth tenth".split(), range(2, 11))
+    zip(
+        "half third quarter fifth sixth seventh eighth ninth tenth".split(),
+        range(2, 11),
+        strict=True,
+    )
 )
 _PARTS |= {f"{word}s": size for word, size in _PARTS.items()} | {
     "halves": 2,

@@ -114,7 +114,7 @@ def _name(name: str, point: int) -> Value:
     process."""
     if name in CONSTANTS:
         return +CONSTANTS[name]  # with as many digits as there are
-    share = REAL.mpf(crc32(f"{name}{point}".encode("utf-8"))) / 2**32
+    share = REAL.mpf(crc32(f"{name}{point}".encode())) / 2**32
     low, high = ((0.1, 0.9), (1.1, 2.9), (0.2, 3.0), (-3.0, 3.0), (-3.0, 3.0), (-0.9, -0.1))[point]
     return low + (high - low) * share
 

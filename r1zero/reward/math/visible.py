@@ -37,16 +37,17 @@ _BLANK = frozenset("$~\u115f\u1160\u2800\u3164\uffa0")  # a tie, letters without
 
 def is_visible(text: str) -> bool:
     """Tell whether a letter, a digit or a sign of mathematics can be seen."""
-    for token in _TOKEN.finditer(text):
-        if token["command"]:
-            if token["command"] not in _FRAMES:
-                return True
-        elif token["entity"]:
-            if any(map(_is_inked, html.unescape(token["entity"]))):
-                return True
-        elif token["sign"]:
-            if token["sign"] in (r"\{", r"\}", r"\$") or _is_inked(token["sign"][-1]):
-                return True
+    return any(map(_shows, _TOKEN.finditer(text)))
+
+
+def _shows(token: re.Match[str]) -> bool:
+    """Tell whether one of `_TOKEN` can be seen."""
+    if token["command"]:
+        return token["command"] not in _FRAMES
+    if token["entity"]:
+        return any(map(_is_inked, html.unescape(token["entity"])))
+    if token["sign"]:
+        return token["sign"] in (r"\{", r"\}", r"\$") or _is_inked(token["sign"][-1])
     return False
 
 
