@@ -29,7 +29,7 @@ from r1zero.data.problems import read_problems, read_tags
 from r1zero.data.template import TEMPLATES
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
-from r1zero.distributed.placement import RoleSize, place
+from r1zero.distributed.placement import RankGrid, RoleSize, place
 from r1zero.evaluation.evaluate import shares
 from r1zero.evaluation.pass_at_k import bootstrap_interval, pass_at_k
 from r1zero.evaluation.scores import EvalProtocol, attempts, report, table
@@ -180,15 +180,17 @@ def test_all_problems_are_answered_once_and_rounds_do_not_depend_on_the_ranks(
     problems: int, k: int, round_samples: int | None
 ) -> None:
     batch = Batch(0, 0, [None] * problems, k, problems * k)
+    alone = RankGrid.of("rollout", 0, 1)
     for replicas in (1, 2, 5):
+        span = RankGrid.of("rollout", 0, replicas)
         rounds = [
             part
             for replica in range(replicas)
-            for part in shares(batch, round_samples, replica, replicas)
+            for part in shares(batch, round_samples, span, replica)
         ]
         assert sorted(position for part in rounds for position in part) == list(range(problems))
         if round_samples is not None:
-            assert sorted(rounds, key=min) == shares(batch, round_samples, 0, 1)
+            assert sorted(rounds, key=min) == shares(batch, round_samples, alone, 0)
             assert all(len(part) * k <= max(round_samples, k) for part in rounds)
 
 

@@ -38,8 +38,22 @@ class TrainSample:
 class Microbatch:
     """Prompts and responses laid end to end: T tokens, and R response tokens to be predicted.
 
-    One prompt [7 8] with the responses [1 2 3] and [4 5]: tokens [7 8 1 2 4], positions [0 1 2 3
-    2], logit_positions [1 2 3 1 4] predict the targets [1 2 3 4 5], response_cu_seqlens [0 3 5].
+    One prompt [7 8] with the responses [1 2 3] and [4 5], whose last tokens predict nothing:
+
+        place        0  1    |  2  3  |  4
+        token        7  8    |  1  2  |  4
+        position     0  1    |  2  3  |  2
+        predicts        1 4  |  2  3  |  5
+
+    >>> prompt = Prompt(0, "", np.array([7, 8]), "")
+    >>> responses = [np.array([1, 2, 3]), np.array([4, 5])]
+    >>> samples = [Sample(tokens, np.zeros(len(tokens)), False, 0) for tokens in responses]
+    >>> items = [TrainSample(number, 0, prompt, sample) for number, sample in enumerate(samples)]
+    >>> batch = pack(items, torch.device("cpu"))
+    >>> batch.tokens.tolist(), batch.positions.tolist()
+    ([7, 8, 1, 2, 4], [0, 1, 2, 3, 2])
+    >>> batch.logit_positions.tolist(), batch.targets.tolist(), batch.response_cu_seqlens
+    ([1, 2, 3, 1, 4], [1, 2, 3, 4, 5], [0, 3, 5])
     """
 
     items: list[TrainSample]
@@ -154,6 +168,8 @@ def balance_over_replicas(items: Sequence[TrainSample], replicas: int) -> list[l
     there are enough.
 
     Longest first to the least loaded replica (Graham 1969: at most 4/3 of the best possible).
+    Groups of 9, 7, 5 and 4 tokens on two replicas: 9 to the first, 7 and 5 to the second (7 < 9), 4
+    to the first again (9 < 12), so 13 and 12.
     """
     shares: list[list[TrainSample]] = [[] for _ in range(replicas)]
     loads = [0] * replicas
@@ -178,7 +194,8 @@ def cut_microbatches(
     """Cut a replica's share into microbatches: by tokens when a budget is given, else by samples.
 
     With a budget, pieces of prompt groups go longest first into the first microbatch with room; an
-    item longer than the budget gets a microbatch of its own.
+    item longer than the budget gets a microbatch of its own. Pieces of 6, 5, 4 and 3 tokens with a
+    budget of 10: [6 4] [5 3].
     """
     if max_tokens is None:
         return [list(items[i : i + max_samples]) for i in range(0, len(items), max_samples)]

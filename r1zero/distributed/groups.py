@@ -64,11 +64,11 @@ class Grid:
         return self.member and self.tp_index == 0 and self.is_last_stage
 
     def share(self, count: int) -> range:
-        """The positions, out of `count`, that this rank's replica works on: p lives on replica
-        p % DP. None of them outside the role."""
+        """The positions, out of `count`, that this rank's replica works on: see RankGrid.share.
+        None of them outside the role."""
         if not self.member:
             return range(0)
-        return range(self.replica, count, self.span.dp)
+        return self.span.share(self.replica, range(count))
 
     @contextlib.contextmanager
     def as_default_group(self) -> Iterator[None]:

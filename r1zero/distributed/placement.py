@@ -112,6 +112,23 @@ class RankGrid:
         """The rank of a replica where results appear: TP index 0 of the last stage."""
         return self.rank_at(dp=replica, pp=self.pp - 1)
 
+    def replica_of(self, position: int) -> int:
+        """The replica on which a position of a batch lives; positions are dealt in turn.
+
+        With dp 3 the positions 0 1 2 3 4 5 6 live on the replicas 0 1 2 0 1 2 0.
+        """
+        return position % self.dp
+
+    def share(self, replica: int, positions: range) -> range:
+        """Those of some consecutive positions of a batch that live on a replica.
+
+        >>> RankGrid.of("ref", first=4, size=3).share(1, range(2, 8))
+        range(4, 8, 3)
+        """
+        assert positions.step == 1, "positions that follow each other"
+        wait = (replica - positions.start) % self.dp  # from the first position to the first of its
+        return range(positions.start + wait, positions.stop, self.dp)
+
     def _indices(self, axes: Sequence[str]) -> Iterator[dict[str, int]]:
         """Every combination of indices along these axes, the first of them running fastest."""
         slowest_first = list(reversed(axes))

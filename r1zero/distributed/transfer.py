@@ -49,20 +49,28 @@ class RoleTransfer:
     ) -> list[Group]:
         """Move the groups at these batch positions from one role to the replicas of another.
 
-        Position p lives on replica p % DP of either role. The giver's speakers send; the taker's
-        leaders receive and tell their replica. Returns the taker's groups in order, none elsewhere.
+        A position lives on one replica of either role (RankGrid.replica_of). The giver's output
+        ranks send; the taker's input ranks receive and tell their replica. From DP 2 to DP 3, the
+        positions 0 to 5:
+
+            rollout replica 0   holds 0 2 4    sends 0 to ref 0, 4 to ref 1, 2 to ref 2
+            rollout replica 1   holds 1 3 5    sends 3 to ref 0, 1 to ref 1, 5 to ref 2
+
+        so ref replica 0 waits for both, the lower rank first, and has 0 3; 1 has 1 4, 2 has 2 5.
+        Returns the taker's groups in order, none elsewhere.
         """
         if giver.is_output_rank:
             for replica in range(taker.span.dp):
-                share = [group for group in groups if group.position % taker.span.dp == replica]
+                share = [
+                    group for group in groups if taker.span.replica_of(group.position) == replica
+                ]
                 if share:
                     self._send(share, taker.span.input_rank(replica))
         if not taker.member:
             return []
         arrived: list[Group] = []
         if taker.is_input_rank:
-            mine = [p for p in positions if p % taker.span.dp == taker.replica]
-            for sender in sorted({giver.span.output_rank(p % giver.span.dp) for p in mine}):
+            for sender in _senders(giver, taker.span.share(taker.replica, positions)):
                 arrived += self._receive(sender)
             arrived.sort(key=lambda group: group.position)
         assert taker.replica_control is not None
@@ -82,7 +90,7 @@ class RoleTransfer:
         assert taker.role_control is not None
         arrived: list[Group] = []
         if self.world.rank == first:
-            for sender in sorted({giver.span.output_rank(p % giver.span.dp) for p in positions}):
+            for sender in _senders(giver, positions):
                 arrived += self._receive(sender)
             arrived.sort(key=lambda group: group.position)
         return collectives.broadcast_object(arrived, first, taker.role_control)
@@ -112,3 +120,9 @@ class RoleTransfer:
         if rank == self.world.rank:
             return pickle.loads(self._to_myself.popleft())
         return collectives.recv_object(rank, self.world.control)
+
+
+def _senders(giver: Grid, positions: range) -> list[int]:
+    """The ranks of a role that send the groups at these positions, in ascending order."""
+    span = giver.span
+    return sorted({span.output_rank(span.replica_of(position)) for position in positions})

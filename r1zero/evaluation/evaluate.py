@@ -20,6 +20,7 @@ from r1zero.data.problems import read_tags
 from r1zero.data.prompts import Prompts
 from r1zero.data.template import Template
 from r1zero.distributed.groups import World
+from r1zero.distributed.placement import RankGrid
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.evaluation.scores import EvalProtocol, extractor_version, report, write_report
 from r1zero.reward.manager import RewardManager
@@ -73,7 +74,7 @@ def _answer(context: EvalContext, batch: Batch, round_samples: int | None) -> li
         return []
     groups = []
     sampling = eval_sampling(context.cfg)
-    for positions in shares(batch, round_samples, grid.replica, grid.span.dp):
+    for positions in shares(batch, round_samples, grid.span, grid.replica):
         context.engine.submit(batch, positions, sampling)
         groups += context.engine.collect(0)
     groups = context.reward_manager.score(groups)
@@ -82,16 +83,20 @@ def _answer(context: EvalContext, batch: Batch, round_samples: int | None) -> li
     return []
 
 
-def shares(batch: Batch, round_samples: int | None, replica: int, replicas: int) -> list[range]:
-    """Return the positions of the problems that a replica answers, round by round."""
+def shares(batch: Batch, round_samples: int | None, span: RankGrid, replica: int) -> list[range]:
+    """Return the positions of the problems that a replica answers, round by round.
+
+    Ten problems in four rounds are 0 1 | 2 3 4 | 5 6 | 7 8 9; of two replicas the first answers the
+    first and the third, the second the others.
+    """
     size = len(batch.prompts)
     if round_samples is None:
-        rounds = [range(replica, size, replicas)]
+        rounds = [span.share(replica, range(size))]
     else:
         count = -(-batch.num_samples // round_samples)
         rounds = [
             range(size * i // count, size * (i + 1) // count)
-            for i in range(replica, count, replicas)
+            for i in span.share(replica, range(count))
         ]
     return [positions for positions in rounds if positions]
 

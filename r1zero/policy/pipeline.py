@@ -1,8 +1,18 @@
-"""Pipeline parallelism: run microbatches through a role's stages, forward only or with backward."""
+"""Pipeline parallelism (1F1B): run microbatches through a role's stages, forward or with backward.
+
+Megatron's schedule for two stages and three microbatches, F forward and B backward:
+
+    stage 0    F0  F1      B0  F2  B1      B2
+    stage 1        F0  B0  F1  B1  F2  B2
+
+Packed microbatches differ in length, so every stage packs each one itself and the hidden states
+that come from the stage before have its shape.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,25 +38,23 @@ def run_pipeline(
     loss: LossFunction,
     backward: bool,
 ) -> list[Any]:
-    """Feed the microbatches through this replica. Returns what `loss` handed back, last stage
-    only."""
+    """Feed the microbatches through this replica. Returns what `loss` handed back, one for each
+    microbatch, on the last stage; nothing on the others."""
     assert microbatches, "a pipeline needs at least one microbatch"
+    sequence_multiple = 1
     if model.config.sequence_parallel:
         sequence_multiple = model.grid.span.tp
-    else:
-        sequence_multiple = 1
 
     def forward_step(batches: Any, stage: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
         batch = pack(next(batches), model.device.torch, sequence_multiple)
-        return model.hidden(batch, stage), lambda hidden: _loss_step(
-            model, batch, hidden, temperature, loss
-        )
+        last_step = partial(_loss_step, model, batch, temperature=temperature, loss=loss)
+        return model.hidden(batch, stage), last_step
 
-    pipelined = model.grid.span.pp > 1
-    if pipelined:
+    schedule = forward_backward_no_pipelining
+    communicator = None
+    if model.grid.span.pp > 1:
         schedule = forward_backward_pipelining_without_interleaving
-    else:
-        schedule = forward_backward_no_pipelining
+        communicator = P2PCommunicator(pp_group=model.groups.pp, config=model.config)
     with model.active(), torch.set_grad_enabled(backward):
         return schedule(
             forward_step_func=forward_step,
@@ -56,9 +64,7 @@ def run_pipeline(
             seq_length=1,
             micro_batch_size=1,
             forward_only=not backward,
-            p2p_communicator=P2PCommunicator(pp_group=model.groups.pp, config=model.config)
-            if pipelined
-            else None,
+            p2p_communicator=communicator,
             pg_collection=model.groups,
         )
 
@@ -70,6 +76,8 @@ def _loss_step(
     temperature: float,
     loss: LossFunction,
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """From the last stage's hidden states [T, 1, H] to what Megatron's schedule takes: the loss, a
+    token count that is not used, and what `loss` handed back."""
     rows = model.full_hidden(hidden)[batch.logit_positions]
     logprobs, entropy = token_logprobs(
         rows, model.module.head_weight(), batch.targets, temperature, model.groups.tp, model.unused

@@ -46,7 +46,20 @@ class DecodeLayout:
 
 class DecodeStep:
     """What all layers of a decoding step share. SampleBlocks i's new token stands at `positions[i]`
-    of its tokens."""
+    of its tokens.
+
+    With blocks of 4, a sample with two blocks of its prompt and block 7 is about to write its tenth
+    token, so to place 1 of block 7; another one its third, to place 2 of block 6:
+
+    >>> from types import SimpleNamespace
+    >>> samples = [SampleBlocks(0, [0, 1], [7]), SampleBlocks(1, [], [6])]
+    >>> pool = SimpleNamespace(block=4)
+    >>> step = DecodeStep(DecodeLayout(samples, pool, 1, 1, torch.device("cpu")), np.array([9, 2]))
+    >>> step.layout.table.tolist()
+    [[0, 1, 7], [6, 0, 0]]
+    >>> step.lengths, step.block.tolist(), step.offset.tolist()
+    ([10, 3], [7, 6], [1, 2])
+    """
 
     def __init__(self, layout: DecodeLayout, positions: np.ndarray) -> None:
         self.layout = layout
