@@ -368,6 +368,13 @@ def test_a_waiting_role_is_told_with_the_split_that_would_be_faster():
     assert not any(watch([{"time/wait/ref": 8.0}] * 6))  # no faster split, nothing to say
 
 
+def test_a_role_more_is_told_of_like_the_others():
+    asked = []
+    said = watch([{"time/wait/critic": 9.0}] * 6, lambda working: asked.append(working) or "so")
+    assert said[4] == ["critic ranks wait 90% of the step for others; so"]
+    assert asked[0]["critic"] == pytest.approx(1.0) and len(asked[0]) == 4
+
+
 def test_faster_split_moves_ranks_to_the_busy_role(home):
     cfg = load(
         home,

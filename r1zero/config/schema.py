@@ -8,7 +8,8 @@ keys are in `r1zero/config/rules.py`. A comment stands above its key, or behind 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -478,37 +479,48 @@ def placement(cfg: Config, world_size: int) -> Placement:
 
     A world of one rank holds all roles, whatever the counts.
     """
-    colocate = cfg.resource_pool.colocate or world_size == 1
-    if colocate:
-        ranks = dict.fromkeys(("train", "rollout", "ref"), world_size)
-    else:
-        ranks = _split_ranks(cfg)
-    if not colocate and sum(ranks.values()) != world_size:
-        needed = " + ".join(f"{count} {role}" for role, count in ranks.items())
+    sizes = role_sizes(cfg)
+    if cfg.resource_pool.colocate or world_size == 1:
+        everywhere = {role: replace(size, ranks=world_size) for role, size in sizes.items()}
+        return place(everywhere, colocate=True)
+    total = sum(size.ranks for size in sizes.values())
+    if total != world_size:
+        needed = " + ".join(f"{size.ranks} {role}" for role, size in sizes.items())
         raise BadInput(
             f"the world has {world_size} ranks, but num_gpus_for_train, num_gpus_for_infer and "
-            f"resource_pool.ref need {sum(ranks.values())} ({needed}): start that many processes, "
-            "or 1 for a world that holds all roles"
+            f"resource_pool.ref need {total} ({needed}): start that many processes, or 1 for a "
+            "world that holds all roles"
         )
+    return place(sizes, colocate=False)
+
+
+def role_sizes(cfg: Config) -> dict[str, RoleSize]:
+    """The roles in the order of their ranks, with ranks of their own; see `with_ranks`."""
     actor = cfg.actor_rollout
+    ref = cfg.ref
     train_tp = actor.tensor_model_parallel_size
-    sizes = {
-        "train": RoleSize(ranks["train"], train_tp, actor.pipeline_model_parallel_size),
-        "rollout": RoleSize(ranks["rollout"], actor.infer_tensor_parallel_size or train_tp),
+    return {
+        "train": RoleSize(actor.num_gpus_for_train, train_tp, actor.pipeline_model_parallel_size),
+        "rollout": RoleSize(actor.num_gpus_for_infer, actor.infer_tensor_parallel_size or train_tp),
         "ref": RoleSize(
-            ranks["ref"], cfg.ref.tensor_model_parallel_size, cfg.ref.pipeline_model_parallel_size
+            sum(cfg.resource_pool.ref),
+            ref.tensor_model_parallel_size,
+            ref.pipeline_model_parallel_size,
         ),
     }
-    return place(sizes, colocate)
 
 
-def _split_ranks(cfg: Config) -> dict[str, int]:
-    """How many ranks each role gets where every role has ranks of its own."""
-    return {
-        "train": cfg.actor_rollout.num_gpus_for_train,
-        "rollout": cfg.actor_rollout.num_gpus_for_infer,
-        "ref": sum(cfg.resource_pool.ref),
-    }
+def with_ranks(cfg: Config, ranks: Mapping[str, int]) -> tuple[Config, str]:
+    """Give each role of `role_sizes` so many ranks; the configuration, and its keys in words."""
+    train = ranks["train"]
+    rollout = ranks["rollout"]
+    ref = ranks["ref"]
+    actor = replace(cfg.actor_rollout, num_gpus_for_train=train, num_gpus_for_infer=rollout)
+    pool = replace(
+        cfg.resource_pool, actor_rollout=[train + rollout], ref=[ref], ranks_per_node=None
+    )
+    told = f"num_gpus_for_train {train}, num_gpus_for_infer {rollout} and resource_pool.ref [{ref}]"
+    return replace(cfg, actor_rollout=actor, resource_pool=pool), told
 
 
 def nodes(cfg: Config, world_size: int) -> list[int]:

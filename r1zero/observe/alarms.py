@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from r1zero.observe.metrics import WAIT_KEY
+
 Metrics = Mapping[str, float]
 
 REPEAT = 20  # steps
@@ -160,16 +162,16 @@ class Alarms:
         """Judge by the mean of a full window, so that one slow step does not count."""
         if len(self._recent) < WINDOW:
             return None
-        roles = ("train", "rollout", "ref")
-        mean = {}
-        for key in ("time/step", *(f"time/wait/{role}" for role in roles)):
-            mean[key] = float(np.mean([m[key] for m in self._recent]))
-        step = mean["time/step"]
-        wait = {role: mean[f"time/wait/{role}"] / step for role in roles}
-        most = max(wait, key=wait.get)
+        step = float(np.mean([m["time/step"] for m in self._recent]))
+        wait = {}  # share of the step, by role
+        for key in self._recent[-1]:
+            if key.startswith(WAIT_KEY):
+                seconds = float(np.mean([m[key] for m in self._recent]))
+                wait[key.removeprefix(WAIT_KEY)] = seconds / step
+        most = max(wait, key=lambda role: wait[role])
         if wait[most] <= WAIT:
             return None
-        split = self._faster_split({role: step * (1 - wait[role]) for role in roles})
+        split = self._faster_split({role: step * (1 - share) for role, share in wait.items()})
         return split and f"{most} ranks wait {wait[most]:.0%} of the step for others; {split}"
 
 

@@ -8,7 +8,8 @@ in every step.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,30 +124,45 @@ def _gradients(updates: Sequence[UpdateStats]) -> list[str]:
     ][:1]
 
 
+def _drawn(groups: Sequence[Group]) -> int:
+    """All response tokens."""
+    return sum(len(sample.tokens) for group in groups for sample in group.samples)
+
+
+def _training(groups: Sequence[Group]) -> int:
+    """Those of the groups that train."""
+    return _drawn([group for group in groups if group.trains])
+
+
+def _unmasked(groups: Sequence[Group]) -> int:
+    """Those of the groups that train, as far as the loss masks leave them."""
+    training = [group for group in groups if group.trains]
+    return sum(int(sample.mask.sum()) for group in training for sample in group.samples)
+
+
+# Response tokens that a role is given, by its name. Any other role that counts tokens works, as ref,
+# behind the selection of the groups that train.
+GIVEN: Mapping[str, Callable[[Sequence[Group]], int]] = {
+    "rollout": _drawn,
+    "ref": _training,
+    "train": _unmasked,
+}
+
+
 def _tokens(
     batch: Batch,
     groups: Sequence[Group],
     updates: Sequence[UpdateStats | None],
     records: Sequence[RankRecord],
 ) -> list[str]:
-    """Each role must have seen as many response tokens as it is given, each of them once.
-
-    Rollout ranks draw all tokens, ref ranks look at those of the groups that train, and of these
-    train ranks count what the loss masks leave.
-    """
-    all_samples = [sample for group in groups for sample in group.samples]
-    training = [sample for group in groups if group.trains for sample in group.samples]
-    held = {
-        "rollout": sum(len(sample.tokens) for sample in all_samples),
-        "ref": sum(len(sample.tokens) for sample in training),
-        "train": sum(int(sample.mask.sum()) for sample in training),
-    }
-    seen = {}
-    for role in ("rollout", "ref"):
-        seen[role] = sum(record.tokens.get(role, 0) for record in records)
-    seen["train"] = sum(
-        update.tokens for update in updates[: batch.num_minibatches] if update is not None
-    )
+    """Each role must have seen as many response tokens as it is given, each of them once."""
+    counted = Counter(dict.fromkeys(GIVEN, 0))
+    for record in records:
+        counted.update(record.tokens)
+    learned = [update for update in updates[: batch.num_minibatches] if update is not None]
+    counted["train"] = sum(update.tokens for update in learned)
+    seen = dict(counted)
+    held = {role: GIVEN.get(role, _training)(groups) for role in seen}
     if seen == held:
         return []
     told = ", ".join(f"{role} ranks saw {count}" for role, count in seen.items())

@@ -10,8 +10,10 @@ import numpy as np
 from r1zero.distributed.placement import Placement
 from r1zero.types import Batch, Group, Outcome, RankRecord, Sample, UpdateStats, joined
 
-# Phases of a step whose time is that of the slowest rank.
+# Phases of a step whose time is that of the slowest rank: spans of step.py.
 PHASES = ("rollout", "reward", "ref", "update", "publish")
+# Before the name of a role: seconds that its ranks waited for others.
+WAIT_KEY = "time/wait/"
 
 
 def step_metrics(
@@ -103,11 +105,9 @@ def _time_metrics(records: Sequence[RankRecord], placement: Placement) -> dict[s
     metrics = {"time/step": max(span.end for span in spans) - min(span.start for span in spans)}
     for phase in PHASES:
         metrics[f"time/{phase}"] = max(seconds(rank, phase) for rank in range(len(records)))
-    for role in placement.grids:
-        metrics[f"time/wait/{role.role}"] = float(
-            np.mean([seconds(rank, "wait") for rank in role.ranks])
-        )
-        metrics[f"memory/peak_gigabytes/{role.role}"] = max(
-            records[rank].peak_gigabytes for rank in role.ranks
-        )
+    for role, grid in placement.roles.items():
+        waits = [seconds(rank, "wait") for rank in grid.ranks]
+        peaks = [records[rank].peak_gigabytes for rank in grid.ranks]
+        metrics[WAIT_KEY + role] = float(np.mean(waits))
+        metrics[f"memory/peak_gigabytes/{role}"] = max(peaks)
     return metrics

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from operator import mul
 
 from r1zero.config.rules import check_pool
-from r1zero.config.schema import Config, placement
-from r1zero.distributed.placement import Placement, RankGrid
+from r1zero.config.schema import Config, placement, with_ranks
+from r1zero.distributed.placement import Placement
 from r1zero.preflight.checks import check_batches
 
 GAIN = 0.1  # less of the step's time is not worth a new start
@@ -26,49 +26,45 @@ def faster_split(cfg: Config, placed: Placement, working: Mapping[str, float]) -
         return None
     minibatches = cfg.num_samples // cfg.actor_rollout.ppo_mini_batch_size
 
-    def seconds(replicas: tuple[int, int, int]) -> float:
+    def seconds(replicas: Sequence[int]) -> float:
         busy = [
-            working[span.role] * span.dp / count
-            for span, count in zip(placed.grids, replicas, strict=True)
+            working[role] * span.dp / count
+            for (role, span), count in zip(placed.roles.items(), replicas, strict=True)
         ]
         return max(busy) + (sum(busy) - max(busy)) / minibatches
 
     now = seconds(tuple(span.dp for span in placed.grids))
-    for candidate in sorted(_candidates(placed.grids), key=seconds)[:LOOKED_AT]:
+    ranks_of_replica = [span.size // span.dp for span in placed.grids]
+    candidates = _splits(placed.world_size, ranks_of_replica)
+    for candidate in sorted(candidates, key=seconds)[:LOOKED_AT]:
         saved = 1 - seconds(candidate) / now
         if saved < GAIN:
             return None
-        train, rollout, ref = (
-            count * span.tp * span.pp for span, count in zip(placed.grids, candidate, strict=True)
-        )
-        changed = replace(
-            cfg,
-            actor_rollout=replace(
-                cfg.actor_rollout, num_gpus_for_train=train, num_gpus_for_infer=rollout
-            ),
-            resource_pool=replace(
-                cfg.resource_pool, actor_rollout=[train + rollout], ref=[ref], ranks_per_node=None
-            ),
-        )
+        ranks = map(mul, candidate, ranks_of_replica)
+        changed, keys = with_ranks(cfg, dict(zip(placed.roles, ranks, strict=True)))
         if not check_pool(changed) and not check_batches(
             changed, placement(changed, placed.world_size)
         ):
             return (
-                f"num_gpus_for_train {train}, num_gpus_for_infer {rollout} and resource_pool.ref "
-                f"[{ref}] on the same {placed.world_size} ranks would take about {saved:.0%} less "
+                f"{keys} on the same {placed.world_size} ranks would take about {saved:.0%} less "
                 "time"
             )
     return None
 
 
-def _candidates(spans: tuple[RankGrid, RankGrid, RankGrid]) -> list[tuple[int, int, int]]:
-    """All (train, rollout, ref) replicas that fill the same ranks."""
-    size = sum(span.size for span in spans)
-    train, rollout, ref = (span.tp * span.pp for span in spans)
-    found = []
-    for trainers in range(1, size // train + 1):
-        for referees in range(1, (size - trainers * train) // ref + 1):
-            left = size - trainers * train - referees * ref
-            if left and left % rollout == 0:
-                found.append((trainers, left // rollout, referees))
-    return found
+def _splits(ranks: int, ranks_of_replica: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Every way to fill `ranks` with at least one replica of each role.
+
+    Six ranks, for roles whose replicas take 2 and 1:
+
+    >>> list(_splits(6, [2, 1]))
+    [(1, 4), (2, 2)]
+    """
+    first, *others = ranks_of_replica
+    if not others:
+        if ranks > 0 and ranks % first == 0:
+            yield (ranks // first,)
+        return
+    for replicas in range(1, ranks // first + 1):
+        for rest in _splits(ranks - replicas * first, others):
+            yield (replicas, *rest)

@@ -24,7 +24,7 @@ Ascend 2 x HCCL_BUFFSIZE megabytes for each group in use).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from r1zero.config.load import dump
@@ -161,15 +161,13 @@ def memory(
     cfg: Config, placed: Placement, policy: ModelConfig, reference: ModelConfig
 ) -> dict[str, Memory]:
     """Estimate the memory of the fullest rank of each role."""
-    train = max(
-        (_train_memory(cfg, policy, placed.train, stage) for stage in range(placed.train.pp)),
-        key=lambda item: item.total,
-    )
-    ref = max(
-        (_ref_memory(cfg, reference, placed.ref, stage) for stage in range(placed.ref.pp)),
-        key=lambda item: item.total,
-    )
-    return {"train": train, "rollout": _rollout_memory(cfg, policy, placed.rollout), "ref": ref}
+    models = {"ref": reference}  # of any other role that of the policy
+    found = {}
+    for role, span in placed.roles.items():
+        shape = models.get(role, policy)
+        stages = [ESTIMATES[role](cfg, shape, span, stage) for stage in range(span.pp)]
+        found[role] = max(stages, key=lambda item: item.total)
+    return found
 
 
 def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
@@ -200,7 +198,7 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
     )
 
 
-def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid) -> Memory:
+def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     actor = cfg.actor_rollout
     size = _parameter_bytes(cfg)
     prompts = -(-cfg.training.global_batch_size // span.dp)
@@ -215,7 +213,7 @@ def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid) -> Memory:
     running = min(samples, actor.max_running_samples or samples)
     logits = 2 * running * shape.vocab_size * 4  # of all vocabulary shards, and the probabilities
     return Memory(
-        weights=stage_parameters(shape, span.tp, 1, 0) * size,
+        weights=stage_parameters(shape, span.tp, span.pp, stage) * size,
         activations=prefill + logits,
         kv_cache=token * tokens,
         buckets=_bucket_bytes(cfg),
@@ -233,6 +231,14 @@ def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> 
         weights=stage_parameters(shape, span.tp, span.pp, stage) * size,
         activations=layer_activations(shape, span.tp, tokens, size, False) + logits,
     )
+
+
+# How the memory of a rank on a stage is estimated, by the name of its role.
+ESTIMATES: Mapping[str, Callable[[Config, ModelConfig, RankGrid, int], Memory]] = {
+    "train": _train_memory,
+    "rollout": _rollout_memory,
+    "ref": _ref_memory,
+}
 
 
 def stage_parameters(shape: ModelConfig, tp: int, pp: int, stage: int) -> int:

@@ -2,12 +2,15 @@
 // A line has `key`, a metric, or `of`, a function of a run that returns its values.
 
 const PHASES = ["draw", "rollout", "reward", "ref", "update", "publish"];
-const ROLES = ["rollout", "ref", "train"];
 const COLORS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
 const phaseColor = (name) => `--phase-${name}`;
 
 const keysOf = (run) => Object.keys(run.series);
 const ALL_KEYS = [...new Set(RUNS.flatMap(keysOf))].sort();
+
+// Roles of these runs: the usual ones as samples flow through them, then any other.
+const waitKeys = ALL_KEYS.filter((key) => key.startsWith("time/wait/"));
+const ROLES = [...new Set(["rollout", "ref", "train", ...waitKeys.map((key) => key.slice("time/wait/".length))])];
 
 // Names of the rules: those with metrics of their own, reward/<rule>/<metric>.
 const RULES = [...new Set(ALL_KEYS.map((key) => key.match(/^reward\/(.+)\/[^/]+$/)?.[1]).filter(Boolean))];
@@ -118,7 +121,7 @@ const SECTIONS = [
         stacked: true,
         note: "Slowest rank of each phase. A stack higher than the step: roles worked at the same time.",
         lines: [
-          ...["rollout", "reward", "ref", "update", "publish"].map((phase) => ({
+          ...PHASES.map((phase) => ({
             key: `time/${phase}`,
             label: phase,
             color: phaseColor(phase),
@@ -142,7 +145,7 @@ const SECTIONS = [
           of: waitShare(role),
           key: `time/wait/${role}`,
           label: role,
-          color: COLORS[i],
+          color: COLORS[i % 8],
         })),
       },
       {
@@ -153,8 +156,8 @@ const SECTIONS = [
         lines: ROLES.map((role, i) => ({
           key: `memory/peak_gigabytes/${role}`,
           label: role,
-          color: COLORS[i],
-          dash: [[], [6, 3], [2, 3]][i],
+          color: COLORS[i % 8],
+          dash: [[], [6, 3], [2, 3]][i % 3],
         })),
       },
     ],
