@@ -34,6 +34,7 @@ from r1zero.distributed.launch import Launch, announced_world_size, check_interf
 from r1zero.distributed.process import end, is_first, refuse, run_rank
 from r1zero.distributed.shutdown import EXIT_REQUEUE, PreemptionNotice, deadline
 from r1zero.errors import BadInput
+from r1zero.policy.actor_config import unread_by_loss
 from r1zero.preflight import (
     checks,
     dry_run,
@@ -68,6 +69,7 @@ def main() -> int:
         return refuse(str(error).splitlines(), looks or is_first())
     if problems:
         return refuse(problems, launch.is_first, launch.other_node)
+    warnings += unread_by_loss(cfg.algorithm, cfg.actor_rollout)
     return _run(cfg, warnings, launch)
 
 
@@ -115,7 +117,7 @@ def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:
         return refuse(problems, True)
     if report:
         print(dry_run.report(cfg, size, nodes(cfg, size)))
-        for warning in warnings:
+        for warning in warnings + unread_by_loss(cfg.algorithm, cfg.actor_rollout):
             print(f"warning: {warning}")
     for line in look_at_data(cfg):
         print(line)

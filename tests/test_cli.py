@@ -142,6 +142,13 @@ def test_check_and_print_world_size_speak_for_the_launcher(tiny):
     assert code == 2 and "3 ranks" in errors
 
 
+def test_a_dry_run_tells_what_the_loss_does_not_read(tiny):
+    keys = ["algorithm.loss=gspo", "actor_rollout.clip_ratio=0.2"]
+    code, out, _, _ = main("--config", "tiny", "--dry-run", *keys)
+    assert code == 0
+    assert "warning: actor_rollout.clip_ratio: accepted, no effect: the loss gspo takes" in out
+
+
 @pytest.mark.parametrize(
     "config", ["tiny", "smollm2_135m_gsm8k", "qwen25_7b", "qwen25_7b_one_node"]
 )

@@ -13,10 +13,11 @@ import pytest
 import yaml
 from support.small_config import MODEL, load, write
 
-from r1zero.config.load import CONFIGS, SECTIONS, dump
+from r1zero.config.load import CONFIGS, SECTIONS, dump, read_config
 from r1zero.config.schema import ROOT
 from r1zero.config.validate import key_types, value_of
 from r1zero.errors import BadInput, Diagnostics
+from r1zero.policy.actor_config import objective_of, unread_by_loss
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
 
@@ -194,11 +195,8 @@ def test_defaults_that_follow_from_other_keys(home: Path) -> None:
         cfg.training.tokenizer_name_or_path == cfg.ref.load == actor.load
         and cfg.ref.model == "small"
     )
-    assert (actor.infer_tensor_parallel_size, actor.clip_ratio_low, actor.clip_ratio_high) == (
-        2,
-        0.2,
-        0.28,
-    )
+    assert actor.infer_tensor_parallel_size == 2 and cfg.algorithm.advantage == "group_norm"
+    assert objective_of(cfg.algorithm, actor).settings == {"clip_low": 0.2, "clip_high": 0.28}
     assert cfg.resource_pool.actor_rollout == [3] and cfg.resource_pool.ref == [1]
 
 
@@ -539,3 +537,112 @@ def test_missing_configs_and_model_files_are_named(home: Path) -> None:
         load(home)
     with pytest.raises(BadInput, match="must hold sections"):
         load_config(write(home, "list", "[1, 2]"))
+
+
+# -- keys that nothing reads --------------------------------------------------------------------
+
+ADAPTIVE = ("algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.target_kl=0.1")
+HORIZON = "algorithm.kl_ctrl.horizon=1000"
+EVAL = "training.eval_data_path=embedded:tiny"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "reason"),
+    [
+        (["algorithm.kl_ctrl.target_kl=0.1"], "algorithm.kl_ctrl.target_kl", "type fixed"),
+        ([HORIZON], "algorithm.kl_ctrl.horizon", "type fixed"),
+        (
+            [*ADAPTIVE, HORIZON, "algorithm.kl_ctrl.kl_coef=0"],
+            "algorithm.kl_ctrl.target_kl",
+            "0 stays 0",
+        ),
+        (["actor_rollout.min_lr=1e-8"], "actor_rollout.min_lr", "constant"),
+        (
+            ["ref.max_tokens_per_microbatch=4096", "ref.micro_batch_size=2"],
+            "ref.micro_batch_size",
+            "max_tokens_per_microbatch",
+        ),
+        (
+            ["algorithm.advantage=group_norm", "algorithm.adv_estimator=mine.py:f"],
+            "algorithm.adv_estimator",
+            "algorithm.advantage says group_norm",
+        ),
+        (
+            ["resource_pool.colocate=true", "actor_rollout.num_gpus_for_infer=2"],
+            "actor_rollout.num_gpus_for_infer",
+            "every rank has every role",
+        ),
+        (["training.sequence_parallel=true"], "training.sequence_parallel", "nothing is cut"),
+        (["training.keep_every=10"], "training.keep_every", "all checkpoints are kept"),
+        (["training.eval_interval=5"], "training.eval_interval", "no eval_data_path"),
+        (["training.eval_samples_per_prompt=8"], "training.eval_samples_per_prompt", "no eval"),
+        (["training.eval_top_p=0.5"], "training.eval_top_p", "no eval_data_path"),
+        (
+            [EVAL, "training.eval_temperature=0", "training.eval_top_k=5"],
+            "training.eval_top_k",
+            "most likely",
+        ),
+    ],
+)
+def test_a_key_that_another_key_makes_idle_is_told(
+    home: Path, overrides: list[str], key: str, reason: str
+) -> None:
+    before = read_config(str(home / "base.yaml"))[1]
+    _, warnings = read_config(str(home / "base.yaml"), overrides)
+    [warning] = [each for each in warnings if each not in before and key in each]
+    assert ": accepted, no effect: " in warning and reason in warning
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*ADAPTIVE, HORIZON],
+        ["actor_rollout.lr_decay_style=linear", "actor_rollout.min_lr=1e-8"],
+        ["training.keep_last=2", "training.keep_every=10"],
+        [EVAL, "training.eval_temperature=0.5", "training.eval_top_k=5"],
+        # what holds anyway is not worth a word
+        ["training.eval_top_p=1.0", "algorithm.adv_estimator=group_norm"],
+    ],
+)
+def test_keys_that_are_read_are_not_told(home: Path, overrides: list[str]) -> None:
+    before = read_config(str(home / "base.yaml"))[1]
+    cfg, warnings = read_config(str(home / "base.yaml"), overrides)
+    assert warnings == before
+    assert read_config(write(home, "again", dump(cfg)))[1] == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["actor_rollout.clip_ratio=0.3"], {}),
+        (["actor_rollout.clip_ratio=0.3", "actor_rollout.clip_ratio_high=0.4"], {}),
+        (
+            ["algorithm.loss=gspo", "actor_rollout.clip_ratio=0.2"],
+            {"clip_ratio": "the loss gspo takes its bounds from algorithm.loss_settings"},
+        ),
+        (
+            ["algorithm.loss=cispo", "actor_rollout.clip_ratio_high=0.28"],
+            {"clip_ratio_high": "the loss cispo takes"},
+        ),
+        (
+            ["algorithm.loss_settings.clip_low=0.1", "actor_rollout.clip_ratio_low=0.2"],
+            {"clip_ratio_low": "the loss grpo takes its bounds from algorithm.loss_settings"},
+        ),
+        (
+            [
+                "actor_rollout.clip_ratio=0.3",
+                "actor_rollout.clip_ratio_low=0.1",
+                "actor_rollout.clip_ratio_high=0.2",
+            ],
+            {"clip_ratio": "clip_ratio_low and clip_ratio_high say it"},
+        ),
+    ],
+)
+def test_bounds_that_the_loss_does_not_read_are_told(
+    home: Path, overrides: list[str], expected: dict[str, str]
+) -> None:
+    cfg = load(home, *overrides)
+    warnings = unread_by_loss(cfg.algorithm, cfg.actor_rollout)
+    assert len(warnings) == len(expected)
+    for key, reason in expected.items():
+        assert warnings[0].startswith(f"actor_rollout.{key}: accepted, no effect: {reason}")

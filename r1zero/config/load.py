@@ -22,7 +22,8 @@ from r1zero.config.keys import MAP_KEYS, FilePath, Text
 from r1zero.config.parse import SourcedValue, parse, read_yaml, spelled
 from r1zero.config.paths import expand
 from r1zero.config.rules import check_sound_keys
-from r1zero.config.schema import CONFIGS, Config
+from r1zero.config.schema import ADVANTAGE, CONFIGS, Config
+from r1zero.config.unread import note_unread
 from r1zero.config.validate import build, field_names, value_of
 from r1zero.errors import BadInput, Diagnostics, nearest, readable
 
@@ -377,31 +378,24 @@ def _refuse_two_values(
 
 def _with_defaults(cfg: Config, notes: Diagnostics) -> Config:
     """Fill in the defaults that depend on other keys alone."""
+    note_unread(cfg, notes)
     return dataclasses.replace(
         cfg,
-        training=_training(cfg, notes),
+        training=_training(cfg),
         actor_rollout=_actor(cfg),
         ref=dataclasses.replace(cfg.ref, model=cfg.ref.model or cfg.actor_rollout.model),
         algorithm=dataclasses.replace(
             cfg.algorithm,
-            advantage=_first_given(cfg.algorithm.advantage, cfg.algorithm.adv_estimator),
+            advantage=cfg.algorithm.advantage or cfg.algorithm.adv_estimator or ADVANTAGE,
         ),
         resource_pool=_pool(cfg),
     )
 
 
-def _training(cfg: Config, notes: Diagnostics) -> schema.Training:
+def _training(cfg: Config) -> schema.Training:
     training = cfg.training
     actor = cfg.actor_rollout
     cuts_nothing = actor.tensor_model_parallel_size == 1
-    if training.sequence_parallel and cuts_nothing:
-        notes.ignore(
-            "training.sequence_parallel", "tensor_model_parallel_size is 1, so nothing is cut"
-        )
-    if training.eval_data_path is None:
-        for key in ("eval_interval", "eval_map_keys"):
-            if getattr(training, key) is not None:
-                notes.ignore(f"training.{key}", "there is no eval_data_path to evaluate on")
     return dataclasses.replace(
         training,
         map_keys=MAP_KEYS | training.map_keys,
@@ -416,12 +410,7 @@ def _training(cfg: Config, notes: Diagnostics) -> schema.Training:
 def _actor(cfg: Config) -> schema.ActorRollout:
     actor = cfg.actor_rollout
     infer_tp = _first_given(actor.infer_tensor_parallel_size, actor.tensor_model_parallel_size)
-    return dataclasses.replace(
-        actor,
-        infer_tensor_parallel_size=infer_tp,
-        clip_ratio_low=_first_given(actor.clip_ratio_low, actor.clip_ratio),
-        clip_ratio_high=_first_given(actor.clip_ratio_high, actor.clip_ratio),
-    )
+    return dataclasses.replace(actor, infer_tensor_parallel_size=infer_tp)
 
 
 def _pool(cfg: Config) -> schema.ResourcePool:

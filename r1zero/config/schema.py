@@ -45,6 +45,7 @@ from r1zero.errors import BadInput
 
 CONFIGS = ROOT / "configs"
 CHECKPOINTS = "checkpoints"  # their folder in the run folder
+ADVANTAGE = "group_norm"  # default of algorithm.advantage
 MOST_RANKS = 2**16  # that an entry of the pool may have
 
 # Types that several keys share.
@@ -220,9 +221,10 @@ class ActorRollout:
             "unless training.no_shuffle is set",
         ),
     ] = False
-    clip_ratio: Annotated[
-        Number, rule(lambda value: 0 < value < 1, "must be between 0 and 1, such as 0.2")
-    ] = 0.2
+    # Where the loss takes its bounds from here, as grpo does; default 0.2.
+    clip_ratio: OrNull[
+        Annotated[Number, rule(lambda value: 0 < value < 1, "must be between 0 and 1, such as 0.2")]
+    ] = None
     # The ratio is clipped to [1 - low, 1 + high]; default of both clip_ratio.
     clip_ratio_low: OrNull[
         Annotated[
@@ -356,9 +358,9 @@ class Algorithm:
         Number, always(1.0, "group_norm gives all tokens of a response one advantage")
     ] = 1.0
     lam: Number = 0.95
-    adv_estimator: Text = "group_norm"  # older name of the next key
+    adv_estimator: OrNull[Text] = None  # older name of the next key
     # From the rewards of a group to the advantages of its responses; your own as module:function or
-    # path.py:function.
+    # path.py:function. Default group_norm.
     advantage: OrNull[Text] = None
     loss: Text = "grpo"  # policy loss: grpo, gspo, cispo or your own
     loss_settings: Settings = field(default_factory=dict)  # of that loss: docs/extending.md

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from r1zero.algo.losses import LOSSES
 from r1zero.algo.objective import Objective, choose_objective
-from r1zero.config.schema import ActorRollout, Algorithm, Config, KlCtrl
+from r1zero.config.schema import ADVANTAGE, ActorRollout, Algorithm, Config, KlCtrl
+from r1zero.errors import Diagnostics
+
+CLIP_RATIO = 0.2  # where no key gives a bound
+# Settings of a loss that come from older keys, the first one given, unless it has defaults for them.
+INHERITED = {
+    "clip_low": ("clip_ratio_low", "clip_ratio"),
+    "clip_high": ("clip_ratio_high", "clip_ratio"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,18 +83,40 @@ def actor_config(cfg: Config, total_updates: int) -> ActorConfig:
 
 def objective_of(algorithm: Algorithm, actor: ActorRollout) -> Objective:
     """Look up loss, aggregation and advantage. BadInput, naming the key, for what does not fit."""
-    if actor.clip_ratio_low is None:
-        low = actor.clip_ratio
-    else:
-        low = actor.clip_ratio_low
-    if actor.clip_ratio_high is None:
-        high = actor.clip_ratio
-    else:
-        high = actor.clip_ratio_high
+    inherited = dict.fromkeys(INHERITED, CLIP_RATIO)
+    for setting, keys in INHERITED.items():
+        key = _first_given(actor, keys)
+        if key is not None:
+            inherited[setting] = getattr(actor, key)
     return choose_objective(
         algorithm.loss,
         algorithm.loss_settings,
-        {"clip_low": low, "clip_high": high},
+        inherited,
         algorithm.aggregation,
-        algorithm.advantage or algorithm.adv_estimator,
+        algorithm.advantage or algorithm.adv_estimator or ADVANTAGE,
     )
+
+
+def unread_by_loss(algorithm: Algorithm, actor: ActorRollout) -> list[str]:
+    """A warning for the keys of INHERITED that are given though the chosen loss reads others."""
+    loss = LOSSES[algorithm.loss]
+    read: dict[str, str | None] = {}  # by setting, the key that it comes from
+    for setting, keys in INHERITED.items():
+        if loss.inherits(setting) and setting not in algorithm.loss_settings:
+            read[setting] = _first_given(actor, keys)
+    values_read = [getattr(actor, key) for key in read.values() if key is not None]
+    notes = Diagnostics()
+    for key in ("clip_ratio", "clip_ratio_low", "clip_ratio_high"):
+        value = getattr(actor, key)
+        if value is None or key in read.values():
+            continue
+        if not any(key in INHERITED[setting] for setting in read):
+            reason = f"the loss {algorithm.loss} takes its bounds from algorithm.loss_settings"
+            notes.ignore(f"actor_rollout.{key}", reason)
+        elif value not in values_read:
+            notes.ignore(f"actor_rollout.{key}", "clip_ratio_low and clip_ratio_high say it")
+    return notes.warnings
+
+
+def _first_given(actor: ActorRollout, keys: Sequence[str]) -> str | None:
+    return next((key for key in keys if getattr(actor, key) is not None), None)

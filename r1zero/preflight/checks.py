@@ -14,7 +14,7 @@ from r1zero.algo.aggregation import AGGREGATIONS
 from r1zero.algo.losses import LOSSES
 from r1zero.checkpoint.resume import check_resume
 from r1zero.config.rules import check_keys, check_pool
-from r1zero.config.schema import Config, nodes, placement
+from r1zero.config.schema import ADVANTAGE, Config, nodes, placement
 from r1zero.distributed.detect import check_dtype, uses_npu
 from r1zero.distributed.placement import Placement
 from r1zero.errors import (
@@ -95,10 +95,11 @@ def check_objective(cfg: Config) -> list[str]:
     problems = LOSSES.problems(algorithm.loss)
     if algorithm.aggregation is not None:
         problems += AGGREGATIONS.problems(algorithm.aggregation)
-    if algorithm.advantage in (None, algorithm.adv_estimator):  # only the older key was given
-        problems += ADVANTAGES.problems(algorithm.adv_estimator, "algorithm.adv_estimator")
+    advantage = algorithm.advantage or ADVANTAGE
+    if advantage == algorithm.adv_estimator:  # only the older key was given
+        problems += ADVANTAGES.problems(advantage, "algorithm.adv_estimator")
     else:
-        problems += ADVANTAGES.problems(algorithm.advantage)
+        problems += ADVANTAGES.problems(advantage)
     if problems:
         return problems
     try:

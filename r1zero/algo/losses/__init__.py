@@ -7,8 +7,9 @@ response token, before aggregation, and a value for each token of every statisti
     def grpo(batch: LossBatch, *, clip_low: float, clip_high: float) -> TokenLoss: ...
 
 Its keyword arguments are its settings, `algorithm.loss_settings`. One named clip_low or clip_high
-without a default is `actor_rollout.clip_ratio_low` or `clip_ratio_high`. The files here import
-torch for type checkers only: a configuration is checked without it.
+without a default is `actor_rollout.clip_ratio_low` or `clip_ratio_high`; where a loss reads neither,
+to give them is told as a warning. The files here import torch for type checkers only: a
+configuration is checked without it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,117 @@
+"""Keys that are set and that nothing reads, because of what other keys chose: a warning for each.
+
+A value that says what holds anyway is not worth a word. Keys that never have an effect are in
+legacy.py; those that the policy loss does not read are told by policy/actor_config.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from r1zero.config.schema import Config
+from r1zero.errors import Diagnostics
+
+Unread = Iterator[tuple[str, str]]  # key, and why nothing reads it
+
+
+def note_unread(cfg: Config, notes: Diagnostics) -> None:
+    """Note what has no effect in a configuration as it was written, before defaults that follow from
+    other keys are filled in."""
+    for rule in RULES:
+        for key, reason in rule(cfg):
+            notes.ignore(key, reason)
+
+
+def _is_set(section: Any, key: str) -> bool:
+    """Whether a key has another value than its default."""
+    [default] = [entry.default for entry in fields(section) if entry.name == key]
+    return getattr(section, key) != default
+
+
+def _advantage(cfg: Config) -> Unread:
+    algorithm = cfg.algorithm
+    if algorithm.advantage is None or algorithm.adv_estimator in (None, algorithm.advantage):
+        return
+    yield "algorithm.adv_estimator", f"algorithm.advantage says {algorithm.advantage}"
+
+
+def _kl(cfg: Config) -> Unread:
+    control = cfg.algorithm.kl_ctrl
+    if control.type == "fixed":
+        for key in ("target_kl", "horizon"):
+            if _is_set(control, key):
+                yield f"algorithm.kl_ctrl.{key}", "type fixed keeps kl_coef; adaptive steers it"
+    elif control.kl_coef == 0:
+        reason = "adaptive multiplies kl_coef, and 0 stays 0"
+        for key in ("type", "target_kl", "horizon"):
+            yield f"algorithm.kl_ctrl.{key}", reason
+
+
+def _schedule(cfg: Config) -> Unread:
+    actor = cfg.actor_rollout
+    if actor.lr_decay_style == "constant" and _is_set(actor, "min_lr"):
+        yield "actor_rollout.min_lr", "lr_decay_style constant stays at lr"
+
+
+def _microbatches(cfg: Config) -> Unread:
+    for name in ("actor_rollout", "ref"):
+        section = getattr(cfg, name)
+        if section.max_tokens_per_microbatch is not None and _is_set(section, "micro_batch_size"):
+            yield f"{name}.micro_batch_size", "max_tokens_per_microbatch cuts microbatches instead"
+
+
+def _sequence_parallel(cfg: Config) -> Unread:
+    if cfg.training.sequence_parallel and cfg.actor_rollout.tensor_model_parallel_size == 1:
+        reason = "tensor_model_parallel_size is 1, so nothing is cut"
+        yield "training.sequence_parallel", reason
+
+
+def _colocated(cfg: Config) -> Unread:
+    if not cfg.resource_pool.colocate:
+        return
+    for key in ("num_gpus_for_train", "num_gpus_for_infer"):
+        if _is_set(cfg.actor_rollout, key):
+            yield f"actor_rollout.{key}", "colocated, every rank has every role"
+
+
+def _checkpoints(cfg: Config) -> Unread:
+    if cfg.training.keep_last is None and _is_set(cfg.training, "keep_every"):
+        yield "training.keep_every", "without keep_last all checkpoints are kept"
+
+
+def _evaluation(cfg: Config) -> Unread:
+    training = cfg.training
+    if training.eval_data_path is None:
+        reason = "there is no eval_data_path to evaluate on"
+        for key in ("eval_interval", "eval_map_keys", "eval_samples_per_prompt"):
+            if _is_set(training, key):
+                yield f"training.{key}", reason
+        if _differs_from_training(cfg, "temperature"):
+            yield "training.eval_temperature", reason
+    elif training.eval_temperature == 0:
+        reason = "eval_temperature 0 takes the most likely token"
+    else:
+        return
+    for key in ("top_p", "top_k"):
+        if _differs_from_training(cfg, key):
+            yield f"training.eval_{key}", reason
+
+
+def _differs_from_training(cfg: Config, key: str) -> bool:
+    """Whether held-out problems are to be answered in another way than those trained on."""
+    asked = getattr(cfg.training, f"eval_{key}")
+    return asked is not None and asked != getattr(cfg.actor_rollout, key)
+
+
+RULES = (
+    _advantage,
+    _kl,
+    _schedule,
+    _microbatches,
+    _sequence_parallel,
+    _colocated,
+    _checkpoints,
+    _evaluation,
+)
