@@ -1,11 +1,14 @@
 """One GRPO training step, the page: every rank runs every line of it.
 
-    rank 0 draws -> [rollout] samples -> scores -> [ref] looks back -> [train] learns -> publishes -> [rollout]
+    rank 0 draws -> [rollout] samples, scores -> [ref] log-probs -> [train] learns, publishes -+
+                         ^                                                                    |
+                         +--------------------------------------------------------------------+
 
 A line that names a role's object does its work on that role's ranks. Elsewhere the object is an idle
 one, which does nothing and has no groups. A move is an asynchronous send for the giver and a
-blocking receive for the taker. So the pipeline needs no threads and no scheduler: rollout ranks decode minibatch m + 1 while ref ranks look back at m and
-train ranks learn from m - 1. What each role waits for, and who ends the wait:
+blocking receive for the taker. So the pipeline needs no threads and no scheduler: rollout ranks
+decode minibatch m + 1 while ref ranks compute log-probs of m and train ranks learn from m - 1. What
+each role waits for, and who ends the wait:
 
     rollout  the weights of the last step         train, by publishing
     ref      the groups of minibatch m            rollout, by handing over
@@ -39,7 +42,7 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
         runtime.engine.submit(batch, mine, runtime.sampling)
         runtime.policy.begin(batch)
 
-    # Sample, score, look back, learn: minibatch by minibatch, each role as far as its input has
+    # Sample, score, reference, learn: minibatch by minibatch, each role as far as its input has
     # come.
     updates = []
     for m in range(batch.num_minibatches):

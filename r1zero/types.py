@@ -120,7 +120,7 @@ class Sample:
 
     @property
     def failure(self) -> str:
-        """Name the first scorer that failed and why; "" when none did."""
+        """Name the first reward function that failed and why; "" when none did."""
         failed = (
             f"{name}: {score.why}" for name, score in self.scores.items() if score.outcome.failed
         )

@@ -91,11 +91,11 @@ class Job:
 
 
 class Findings:
-    """What was found, printed as it comes; only one rank of the job speaks."""
+    """What was found, printed as it comes; only one rank of the job prints."""
 
-    def __init__(self, speaks: bool) -> None:
+    def __init__(self, prints: bool) -> None:
         self.problems = 0
-        self._speaks = speaks
+        self._prints = prints
 
     def tell(self, what: str, problems: Sequence[str], fine: str = "") -> None:
         """Print the problems of one check, or that it is fine."""
@@ -108,7 +108,7 @@ class Findings:
         self._say("note", what, text)
 
     def _say(self, verdict: str, what: str, line: str) -> None:
-        if self._speaks:
+        if self._prints:
             with contextlib.suppress(BrokenPipeError):  # nobody reads any more, as behind `| head`
                 print(f"{verdict:8} {what:12} {line}", flush=True)
 
@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
     try:
         store = open_store(launch, args.seconds)
     except BadInput as error:
-        return refuse([str(error)], speak=True)
+        return refuse([str(error)], prints=True)
     roll = RollCall(store, launch, args.seconds, give_up)
     if missing := roll.call():
         findings.tell(

@@ -40,7 +40,7 @@ STYLE = """
 # Role: left edge of its box, what it does, what it waits for.
 BOXES = {
     "rollout": (40, "samples groups of answers;", "rules score them beside it"),
-    "ref": (340, "looks back with the", "frozen start weights"),
+    "ref": (340, "log-probs under the", "frozen start weights"),
     "train": (640, "advantages, loss, one", "optimizer step a minibatch"),
 }
 BOX_WIDTH = 220

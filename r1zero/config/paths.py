@@ -13,8 +13,8 @@ _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\}?)")
 
 
 def expand(text: str) -> str:
-    """Expand `~`, `$NAME` and `${NAME}` in a path, or in each part of a blend or scorer that holds
-    paths.
+    """Expand `~`, `$NAME` and `${NAME}` in a path, or in each part of a blend or of a reward
+    function that holds paths.
 
     A path that exists as it is written stays as it is. BadInput for a variable that is not set, a
     user who is not known, and for `${oc.env:NAME}`, which is OmegaConf's.

@@ -264,7 +264,7 @@ class ActorRollout:
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ref:
-    """The frozen model that the KL term looks back to."""
+    """The frozen reference model of the KL term."""
 
     model: OrNull[Text] = None  # default that of actor_rollout
     load: OrNull[ModelPath] = None  # default actor_rollout.load

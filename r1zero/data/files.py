@@ -26,7 +26,7 @@ class Sources:
 def data_files(path: str | Path, held_out: bool = False) -> Sources:
     """Return the files that a path stands for, in the order of their names.
 
-    A folder stands for its files of one kind; those whose names speak of another split than the one
+    A folder stands for its files of one kind; those whose names stand for another split than the one
     asked for (`held_out`: evaluation, else training) are left out. A folder that only holds one
     folder with data stands for that. BadInput when nothing is left, or files of several kinds.
     """

@@ -1,4 +1,4 @@
-"""Which part of a data set a name speaks of: what is trained on, or what is held out.
+"""Which split of a data set a name stands for: what is trained on, or what is held out.
 
 Snapshots of hub data sets hold train-00000-of-00001.parquet beside test-00000-of-00001.parquet.
 """
@@ -20,7 +20,7 @@ _SHOWN = 3  # names in a sentence
 
 
 def is_of_other_split(name: str, held_out: bool) -> bool:
-    """Whether a name speaks of the other split than the one asked for, and not of both."""
+    """Whether a name stands for the other split than the one asked for, and not of both."""
     words = set(_WORD.findall(name.lower()))
     trains = bool(words & _TRAINING)
     tests = bool(words & _HELD_OUT)

@@ -30,7 +30,7 @@ class Launch:
 
     @property
     def is_first(self) -> bool:
-        """True in the process that speaks for the job."""
+        """True in the process that prints for the job."""
         return self.rank == 0
 
     @property

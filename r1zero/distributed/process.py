@@ -20,25 +20,26 @@ if TYPE_CHECKING:
     from r1zero.distributed.groups import World
 
 T = TypeVar("T")
-LET_FIRST_SPEAK_SECONDS = 3.0
+LET_FIRST_PRINT_SECONDS = 3.0
 
 
-def refuse(problems: list[str], speak: bool, node: str = "") -> int:
+def refuse(problems: list[str], prints: bool, node: str = "") -> int:
     """Say what is wrong, once for the whole job; returns the exit code.
 
-    `node` names the node in the process that speaks for one: a file may be missing there alone.
+    `prints` in the process that prints for all; `node` names the node in the one that prints for a
+    node: a file may be missing there alone.
     """
-    # a launcher ends the job with its first process: let the one that speaks be heard
-    if not speak:
-        time.sleep(LET_FIRST_SPEAK_SECONDS)
-    for problem in problems if speak or node else ():
+    # a launcher ends the job with its first process: let the one that prints do so
+    if not prints:
+        time.sleep(LET_FIRST_PRINT_SECONDS)
+    for problem in problems if prints or node else ():
         print(f"r1zero: {node}{problem}", file=sys.stderr)
     return BAD_INPUT
 
 
 def is_first() -> bool:
-    """Whether this process should speak for the job, as far as can be told; a broken environment
-    speaks up."""
+    """Whether this process prints for the job, as far as can be told; each does where the environment
+    is broken."""
     try:
         return not launched() or read_launch().is_first
     except BadInput:

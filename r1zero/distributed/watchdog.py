@@ -71,9 +71,9 @@ class FailureWatch:
         self._rank = rank
         self._size = len(node_of_rank)
         self._name = f"rank {rank} ({roles})"
-        # Who speaks when the store is gone, and with it perhaps all of rank 0's node.
+        # Who tells the cause when the store is gone, and with it perhaps all of rank 0's node.
         elsewhere = (other for other, node in enumerate(node_of_rank) if node != node_of_rank[0])
-        self._speaks_last = rank == next(elsewhere, 1)
+        self._tells_last = rank == next(elsewhere, 1)
         store.set(NAME.format(rank), self._name)
         self._missed = 0  # polls since the store last answered
         self._failing = threading.Event()
@@ -164,7 +164,7 @@ class FailureWatch:
         """What one of those left must say when the store went down with rank 0; None on the
         others."""
         cause = "rank 0 or its node ended without a word (killed, or out of memory?)"
-        if self._speaks_last:
+        if self._tells_last:
             return f"{cause}: {self._name} says {said}"
         return None
 

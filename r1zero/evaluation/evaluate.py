@@ -68,7 +68,7 @@ def _plan(context: EvalContext, version: int) -> Batch:
 
 
 def _answer(context: EvalContext, batch: Batch, round_samples: int | None) -> list[Group]:
-    """Answer and score this replica's share; empty on ranks that do not speak for one."""
+    """Answer and score this replica's share; empty but on its output rank."""
     grid = context.world.rollout
     if not grid.member:
         return []

@@ -41,7 +41,7 @@ class EvalProtocol:
     max_new_tokens: int
     seed: int
     dtype: str
-    # scorers; acc or base_acc decides what is right, or else the first (a grade: nothing)
+    # reward functions; acc or base_acc decides what is right, or else the first (a grade: nothing)
     rules: list[str]
     extractor: str
     ends: list[str] = field(default_factory=list)  # tokens that end a response

@@ -24,7 +24,7 @@ ENTROPY_LOW = 0.1  # nats a token: nine tokens in ten are as good as certain
 # of the responses right by every rule: equal rewards and low entropy are then what success looks
 # like
 LEARNED = 0.9
-TRUNCATED = 0.5  # of the responses: the reward then judges the length limit
+TRUNCATED = 0.5  # of the responses: the reward then measures the length limit
 # of the responses have a score that failed: worth a look long before max_failure_rate stops the run
 FAILED = 0.01
 NEVER_RIGHT = 10  # steps without a right response
@@ -143,7 +143,7 @@ class Alarms:
         )
 
     def _never_right(self, m: Metrics) -> str | None:
-        """Judge by what compares answers; a format that is always wrong is no riddle."""
+        """Only what compares answers counts; a format that is always wrong is no riddle."""
         rights = [m[key] for key in ("reward/acc/right", "reward/base_acc/right") if key in m]
         if rights and not any(rights):
             self._steps_never_right = self._steps_never_right + 1
@@ -159,7 +159,7 @@ class Alarms:
         )
 
     def _waiting(self) -> str | None:
-        """Judge by the mean of a full window, so that one slow step does not count."""
+        """The mean of a full window counts, so that one slow step does not."""
         if len(self._recent) < WINDOW:
             return None
         step = float(np.mean([m["time/step"] for m in self._recent]))

@@ -102,7 +102,7 @@ class Observer:
         self._seconds = 0.0
 
     def after_step(self, outcome: StepOutcome) -> None:
-        """Keep, show and judge a step.
+        """Keep, show and check a step.
 
         RuntimeError if it must be the last one; BadInput if the run folder was taken away.
         """

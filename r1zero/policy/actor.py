@@ -192,7 +192,8 @@ class Actor:
         return old
 
     def _reduce(self, parts: list[Sums], grad_norm: float, is_first: bool) -> UpdateStats:
-        """Add up the sums of all replicas; only speakers count, so TP and PP do not count twice."""
+        """Add up the sums of all replicas; only output ranks count, so TP and PP do not count
+        twice."""
         assert self.grid.role_control is not None
         if self.grid.is_output_rank:
             sums = Sums.join(parts)

@@ -34,7 +34,7 @@ class IdleActor:
 
 
 class IdleReference:
-    """The reference of a rank that does not look back."""
+    """The reference of a rank outside the role."""
 
     def add_logprobs(self, groups: list[Group]) -> list[Group]:
         return groups

@@ -1,7 +1,7 @@
 """Hugging Face folders: read a rank's shards out of one, and write one.
 
 Reading maps the safetensors files and copies only the slices that a shard is made of. Writing puts
-each tensor at its place in the files as it comes. Both follow the table in names.py.
+each tensor at its place in the files as it comes. Both follow the table in models/params.py.
 """
 
 from __future__ import annotations
@@ -223,7 +223,13 @@ def _read(files: dict[str, safe_open], tensor: ParamSpec, tp_rank: int, tp: int)
 
 def _read_qkv(sources: list, tensor: ParamSpec, start: int, stop: int) -> torch.Tensor:
     """Return the rows start..stop of the fused projection, reading only the key-value groups they
-    touch."""
+    touch.
+
+    Two groups of two query heads (each name stands for the rows of one head), rank 1 of TP 2:
+
+        linear_qkv     q0 q1 k0 v0 | q2 q3 k1 v1       rows 4 to 7: group 1 alone
+        read           q_proj  2 3    k_proj  1    v_proj  1
+    """
     groups = tensor.kv_groups
     rows = tensor.view[0] // groups  # of one group: its queries, its key, its value
     first = start // rows

@@ -140,7 +140,8 @@ def _chunks(content: dict) -> list[str]:
 
 
 def _join(stages: list[dict[str, object]]) -> State:
-    """Name the tensors of one TP rank's stages, in the order of the layers, as names.py does."""
+    """Name the tensors of one TP rank's stages as models/params.py does, in the order of the
+    layers."""
     state: State = {}
     offset = 0
     for number, stage in enumerate(stages):

@@ -32,7 +32,7 @@ FUSED_NORMS = {
 
 
 class Weights(ABC):
-    """The weights of a whole model. Tensors are named as in names.py and come in Megatron's
+    """The weights of a whole model. Tensors are named as in models/params.py and come in Megatron's
     layout."""
 
     def __init__(self, found: WeightsOnDisk, shape: ModelConfig) -> None:
@@ -90,7 +90,15 @@ class MegatronWeights(Weights):
         return part
 
     def _assemble(self, tensor: ParamSpec, tp_rank: int, tp: int) -> torch.Tensor:
-        """Put a rank's parameter together from the pieces that touch it."""
+        """Put a rank's parameter together from the pieces that touch it.
+
+        Columns of linear_proj that were stored at TP 2, for rank 1 of TP 3 (8 of 24 columns):
+
+            stored    |-------- piece 0 --------|-------- piece 1 --------|     0:12    12:24
+            wanted                      |---------------|                           8:16
+            common                      |-------|-------|                     8:12    12:16
+            in the piece, in the part                                8:12 -> 0:4,  0:4 -> 4:8
+        """
         wanted = wanted_box(tensor, tp_rank, tp)
         shard = None
         for piece in self.pieces(tensor):
@@ -112,7 +120,13 @@ class MegatronWeights(Weights):
 
 
 def wanted_box(tensor: ParamSpec, tp_rank: int, tp: int) -> Box:
-    """The region of `tensor.view` that one TP rank holds."""
+    """The region of `tensor.view` that one TP rank holds.
+
+    >>> from r1zero.models.params import whole_param
+    >>> linear_proj = whole_param("linear_proj", "o_proj", view=(16, 24), axis=1)
+    >>> wanted_box(linear_proj, tp_rank=1, tp=3)
+    (slice(0, 16, None), slice(8, 16, None))
+    """
     local_shape(tensor, tp)  # refuses a TP that does not divide
     box = [slice(0, size) for size in tensor.view]
     if tensor.axis is not None:
@@ -122,7 +136,7 @@ def wanted_box(tensor: ParamSpec, tp_rank: int, tp: int) -> Box:
 
 
 def canonical(name: str) -> str | None:
-    """Name a stored model tensor as names.py does; None for what holds no weights."""
+    """Name a stored model tensor as models/params.py does; None for what holds no weights."""
     if name.endswith(("_extra_state", ".inv_freq")) or "._extra_state/" in name:
         return None
     name = name.removeprefix("module.").removeprefix("model.")
@@ -205,7 +219,11 @@ def refuse_untied(found: WeightsOnDisk, embedding: torch.Tensor, head: torch.Ten
 
 
 def _within(box: Box, outer: Box) -> Box:
-    """Count a box from the corner of another one."""
+    """Count a box from the corner of another one.
+
+    >>> _within((slice(12, 16),), (slice(12, 24),))
+    (slice(0, 4, None),)
+    """
     return tuple(
         slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, outer, strict=True)
     )

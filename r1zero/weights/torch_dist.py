@@ -208,7 +208,8 @@ def read_args(found: WeightsOnDisk) -> Namespace | None:
 
 
 def _names(key: str, entry: object) -> Iterator[tuple[str, Stored]]:
-    """Name each layer of a stored tensor as names.py does; nothing for what is not of the model."""
+    """Name each layer of a stored tensor as models/params.py does; nothing for what is not of the
+    model."""
     if isinstance(entry, TensorStorageMetadata):
         name = canonical(key)
     else:
@@ -227,7 +228,16 @@ def _halves(
     rows_box: Box, load: Callable[[], torch.Tensor], half: int, ffn: int
 ) -> Iterator[StoredPiece]:
     """Turn rows of [gate; up], counted from the start of `half`, into regions of the view (2, F,
-    H)."""
+    H).
+
+    With F 4, the rows 2 to 5 are the last two of gate and the first two of up:
+
+    >>> rows = torch.arange(2, 6)[:, None]
+    >>> for piece in _halves((slice(2, 6), slice(0, 1)), lambda: rows, half=0, ffn=4):
+    ...     print(piece.box[:2], piece.load().flatten().tolist())
+    (slice(0, 1, None), slice(2, 4, None)) [2, 3]
+    (slice(1, 2, None), slice(0, 2, None)) [4, 5]
+    """
     rows, columns = rows_box
     begin = rows.start + half * ffn
     end = rows.stop + half * ffn

@@ -1,7 +1,7 @@
 // One axis of steps for all runs, and values on it.
 
 const STEPS = [...new Set(RUNS.flatMap((run) => run.steps))].sort((a, b) => a - b);
-const SPANS = { off: 0, light: 5, strong: 20 }; // steps over which smoothing looks back
+const SPANS = { off: 0, light: 5, strong: 20 }; // steps over which lines are smoothed
 
 // A run's values on the common axis: undefined where the run has no such step, null where it has no number.
 function onAxis(run, values) {
