@@ -33,27 +33,8 @@ from r1zero.rollout.kv_cache import SampleBlocks
 class BlockTables:
     """Numbers of rows, int64, in flat [rows, x] views: so a rearrangement is one copy of rows.
 
-    Queries are rows [n * heads]; weights, those of the softmax, are rows [n * heads * W].
-    """
-
-    own_queries: np.ndarray  # [own blocks, K, m]: the query that meets the block
-    own_weights: np.ndarray  # [own blocks, K, m]: the weights that meet it, those of this entry
-    shared_queries: np.ndarray  # [shared blocks, K, G, m]
-    shared_weights: np.ndarray  # [shared blocks, K, G, m]
-    entries: np.ndarray  # [n, K, m, W]: the rows that blocks found
-
-
-def block_tables(
-    rows: Sequence[SampleBlocks],
-    num_blocks: int,
-    own_start: int,
-    shared_range: int,
-    group_size: int,
-    kv_heads: int,
-    heads: int,
-) -> BlockTables:
-    """The tables for n running samples whose blocks lie in [own_start, num_blocks) and [0,
-    shared_range). The example above:
+    Queries are rows [n * heads]; weights, those of the softmax, are rows [n * heads * W]. The
+    example above:
 
     >>> a = SampleBlocks(position=0, shared=[0], own=[5])
     >>> b = SampleBlocks(position=0, shared=[0], own=[4])
@@ -73,6 +54,25 @@ def block_tables(
     >>> tables.shared_queries.reshape(2, 2).tolist(), tables.shared_weights.reshape(2, 2).tolist()
     ([[0, 1], [2, 0]], [[0, 2], [4, 0]])
     """
+
+    own_queries: np.ndarray  # [own blocks, K, m]: the query that meets the block
+    own_weights: np.ndarray  # [own blocks, K, m]: the weights that meet it, those of this entry
+    shared_queries: np.ndarray  # [shared blocks, K, G, m]
+    shared_weights: np.ndarray  # [shared blocks, K, G, m]
+    entries: np.ndarray  # [n, K, m, W]: the rows that blocks found
+
+
+def block_tables(
+    rows: Sequence[SampleBlocks],
+    num_blocks: int,
+    own_start: int,
+    shared_range: int,
+    group_size: int,
+    kv_heads: int,
+    heads: int,
+) -> BlockTables:
+    """The tables for n running samples whose blocks lie in [own_start, num_blocks) and [0,
+    shared_range)."""
     per_kv_head = heads // kv_heads
     num_own = num_blocks - own_start
     width = max(len(row.shared) + len(row.own) for row in rows)
