@@ -99,7 +99,25 @@ def hf_regions(spec: ParamSpec, box: Box, tp: int = 1) -> Iterator[tuple[Index, 
     """Cut a box of a TP rank's part of `spec.view` where it passes from one Hugging Face tensor to
     the next.
 
-    Yields (index into the box's values, name, region of the rank's part of that tensor).
+    Yields (index into the box's values, name, region of the rank's part of that tensor). The box of
+    the drawing at the top, rows 1 to 5 of 8, in one column:
+
+    >>> qkv = ParamSpec(
+    ...     name="qkv",
+    ...     hf=("q", "k", "v"),
+    ...     hf_shape=((4, 1), (2, 1), (2, 1)),
+    ...     view=(8, 1),
+    ...     axis=0,
+    ...     layer=0,
+    ...     place="layer",
+    ...     kv_groups=2,
+    ... )
+    >>> for index, name, region in hf_regions(qkv, (slice(1, 6), slice(0, 1))):
+    ...     print(index[0].start, index[0].stop, "->", name, region[0].start, region[0].stop)
+    0 1 -> q 1 2
+    1 2 -> k 0 1
+    2 3 -> v 0 1
+    3 5 -> q 2 4
     """
     if spec.kv_groups is not None:
         assert spec.kv_groups % tp == 0, f"{spec.name}: TP {tp} cuts a group of heads"

@@ -94,7 +94,8 @@ def _invert(
 def _search(running: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """First column where a running sum [n, columns] exceeds the target [n]; what of it is left.
 
-        running 0.1 0.1 0.4 1.0, target 0.3: column 2, of which 0.2 is left (0.3 - 0.1)
+    >>> _search(torch.tensor([[1.0, 1.0, 4.0, 9.0]]), torch.tensor([3.0]))
+    (tensor([2]), tensor([2.]))
 
     The target is kept below the total, so the column found always has a positive weight.
     """

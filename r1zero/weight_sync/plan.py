@@ -164,7 +164,10 @@ def _intervals(
     """Yield (train TP index, start, stop), in global indices, of the overlaps with one rollout
     shard.
 
-    12 columns, train TP 2 (0:6, 6:12), rollout TP 3, needy 1 (4:8): (0, 4, 6), (1, 6, 8).
+    12 columns, train TP 2 (0:6 and 6:12), rollout TP 3, of which 1 needs 4:8:
+
+    >>> list(_intervals(12, 2, 3, needy=1))
+    [(0, 4, 6), (1, 6, 8)]
     """
     held = size // train_tp
     needed = size // rollout_tp
@@ -185,7 +188,10 @@ def _routes(
     """Yield the moves of one region: local ones, and one broadcast to the receivers that do not
     hold it.
 
-    Held by ranks 0 and 2, needed by 2 and 5, 2 having sent more: 2 -> (2,), a copy, and 0 -> (5,).
+    Held by ranks 0 and 2, of which 2 has sent more, and needed by 2 and 5: 2 copies, 0 sends to 5.
+
+    >>> list(_routes([0, 2], [0, 2], receivers=[2, 5], sent={0: 100, 2: 900}, numel=3))
+    [(2, (2,)), (0, (5,))]
     """
     for rank in receivers:
         if rank in held:
@@ -200,8 +206,11 @@ def _routes(
 def _cut(box: Box, limit: int) -> list[Box]:
     """Cut a box along its first axes until no part has more than `limit` elements.
 
-    10 rows of 4 columns, limit 12: rows 0:3, 3:6, 6:9 and 9:10. Limit 3: each row in columns 0:3
-    and 3:4.
+    >>> rows_and_columns = (slice(0, 10), slice(0, 4))
+    >>> [(rows.start, rows.stop) for rows, columns in _cut(rows_and_columns, limit=12)]
+    [(0, 3), (3, 6), (6, 9), (9, 10)]
+
+    A limit of 3 cuts each row, too, into columns 0:3 and 3:4.
     """
     shape = _shape(box)
     if prod(shape) <= limit:
@@ -221,7 +230,12 @@ def _cut(box: Box, limit: int) -> list[Box]:
 def _fill(route: Route, pieces: list[tuple[int, Box, Box]], limit: int) -> list[Bucket]:
     """Lay the pieces of a route into buckets, in their order.
 
-    Pieces of 5, 4 and 3 elements, limit 10: one bucket with offsets 0 and 5, another with offset 0.
+    >>> pieces = [
+    ...     (index, (slice(0, size),), (slice(0, size),)) for index, size in enumerate((5, 4, 3))
+    ... ]
+    >>> buckets = _fill((0, (8,)), pieces, limit=10)
+    >>> [[piece.offset for piece in bucket.pieces] for bucket in buckets]
+    [[0, 5], [0]]
     """
     buckets: list[list[Piece]] = []
     offset = limit + 1  # of no bucket: the first piece opens one
