@@ -1,6 +1,7 @@
-"""An own rollout engine: transformers generates, one group at a time, with whole weights on each rank.
+"""An own rollout engine: transformers generates, one group at a time.
 
-Slow, and simple enough to check a fast engine with: it draws the same tokens.
+Every rank holds whole weights. Slow, and simple enough to check a fast engine with: it draws the
+same tokens.
 
 actor_rollout:
   engine: examples/engine_transformers.py:TransformersEngine
@@ -23,8 +24,8 @@ from r1zero.types import Batch, Group, Sample
 
 
 class TransformersEngine:
-    """A `RolloutEngine` on a model of transformers. With tensor parallelism, every rank of a replica
-    computes all of it."""
+    """A `RolloutEngine` on a model of transformers. With tensor parallelism, every rank of a
+    replica computes all of it."""
 
     layout: ClassVar[WeightLayout] = WeightLayout(names="hf", cut=False)
 

@@ -1,5 +1,7 @@
-"""examples/engine_transformers.py: an engine from outside draws what the native one does, on weights
-that publishing wrote into Hugging Face's tensors."""
+"""examples/engine_transformers.py: an engine from outside draws what the native one does.
+
+Its weights are those that publishing wrote into Hugging Face's tensors.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,7 @@ def whole_model(folder: Path, family: str) -> tuple[ModelConfig, dict[str, torch
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen2_tied", "qwen3", "llama", "olmo2"])
 def test_megatron_parameters_are_written_to_their_places(tmp_path: Path, family: str) -> None:
-    """Whole tensors: what the loader reads in Megatron's layout arrives as transformers loads it."""
+    """What the loader reads in Megatron's layout arrives as transformers loads it."""
     shape, expected = whole_model(tmp_path, family)
     tensors = {name: torch.full_like(value, -1.0) for name, value in expected.items()}
     target = WeightTarget(WeightLayout("hf", cut=False), tensors, lambda version: None)
@@ -100,7 +102,7 @@ def test_megatron_parameters_are_written_to_their_places(tmp_path: Path, family:
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("elements", [1, 37, 500, 10**6])
 def test_boxes_that_cross_tensors_are_cut_there(tmp_path: Path, tp: int, elements: int) -> None:
-    """Buckets of any size fill a TP rank's part of each of Hugging Face's tensors, each element once."""
+    """Buckets of any size fill a TP rank's part of each tensor, each element once."""
     shape, whole = whole_model(tmp_path, "qwen3")
     table = param_table(shape)
     train = RankGrid.of("train", 0, 1)
@@ -131,7 +133,7 @@ def test_boxes_that_cross_tensors_are_cut_there(tmp_path: Path, tp: int, element
 def parts_of(
     table: list[ParamSpec], whole: dict[str, torch.Tensor], index: int, tp: int
 ) -> dict[str, torch.Tensor]:
-    """What a TP rank holds of Hugging Face's tensors: columns of what takes a cut input, else rows."""
+    """What a TP rank holds of each tensor: columns of what takes a cut input, else rows."""
     found = {}
     for spec in table:
         for name in spec.hf:

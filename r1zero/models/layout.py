@@ -1,8 +1,8 @@
 """Weight layout: the tensors that published weights are written into, as an engine names them.
 
-Weights travel as boxes of `ParamSpec.view`, in Megatron's fused tensors. Where an engine holds Hugging
-Face's tensors, a box is cut into regions that lie in one of them each. The rows of linear_qkv with
-two groups of two query heads (each name stands for the rows of one head):
+Weights travel as boxes of `ParamSpec.view`, in Megatron's fused tensors. Where an engine holds
+Hugging Face's tensors, a box is cut into regions that lie in one of them each. The rows of
+linear_qkv with two groups of two query heads (each name stands for the rows of one head):
 
     linear_qkv                q0 q1 k0 v0   q2 q3 k1 v1        q_proj  q0 q1 q2 q3
     a box of it                  |----------------|            k_proj  k0 k1

@@ -246,10 +246,10 @@ def _after(
     values: torch.Tensor,
     ends: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lay what is cached of each sequence before its new rows: keys, values [all tokens, kv heads, D].
+    """Lay what is cached of each sequence before its new rows.
 
-    With 2 tokens cached of sequence a (small letters) and none of b, new rows A A B, which end at 2
-    and 3, become a a A A B.
+    Returns keys and values, each [all tokens, kv heads, D]. With 2 tokens cached of sequence a
+    (small letters) and none of b, new rows A A B, which end at 2 and 3, become a a A A B.
     """
     if all(chunk.before is None for chunk in chunks):
         return keys, values

@@ -35,7 +35,7 @@ def engine_problems(name: str) -> list[str]:
 
 
 def choose_engine(name: str) -> EngineKind:
-    """Import the class of an engine. BadInput when that fails, or when it is no class of engines."""
+    """Import the class of an engine. BadInput when that fails, or when it is no such class."""
     kind = load_own(KEY, ENGINES.get(name, name), "class")
     is_engine = isinstance(getattr(kind, "layout", None), WeightLayout)
     if not is_engine or not callable(getattr(kind, "build", None)):

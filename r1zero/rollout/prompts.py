@@ -93,7 +93,7 @@ class PromptCaches:
         return bool(idle)
 
     def _keep(self, prompt: KeyValues, logits: torch.Tensor) -> PromptCache:
-        """Write the whole blocks of a prompt; with blocks of 16, 37 tokens make 2 and a tail of 5."""
+        """Write the whole blocks of a prompt: with blocks of 16, 37 tokens make 2, tail 5."""
         block = self._pool.block
         whole = prompt.length // block * block
         shared = self._pool.take_shared(whole // block)
