@@ -443,6 +443,25 @@ def test_the_last_ones_and_every_so_many_are_kept(straight, tmp_path):
     assert checkpoint_store.find(save).name == "iter_0000006" and (save / "iter_0000000").is_dir()
 
 
+def test_a_kill_while_one_that_is_replaced_is_deleted_leaves_a_whole_one(tmp_path, monkeypatch):
+    save = tmp_path / "save"
+    for text in ("first", "second"):
+        partial = checkpoint_store.start(save, 2)
+        (partial / "text").write_text(text)
+        manifest.write(partial, {})
+        if text == "first":
+            checkpoint_store.publish(partial, 2)
+
+    def killed(path, ignore_errors=False):
+        if path.is_dir():
+            raise SystemExit
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(SystemExit):
+        checkpoint_store.publish(partial, 2)
+    assert (checkpoint_store.find(save) / "text").read_text() == "second"
+
+
 def stuck(rank: int, size: int, store: object, overrides: list[str]) -> str | None:
     """Train where no checkpoint can be deleted, as when somebody has a file of it open on a network
     disk."""

@@ -23,7 +23,7 @@ from support.worlds import make_runtime, metrics
 
 from r1zero.config.schema import placement
 from r1zero.distributed.board import Board
-from r1zero.observe import alarms, live
+from r1zero.observe import alarms, invariants, live
 from r1zero.observe.alarms import Alarms
 from r1zero.observe.console import step_line
 from r1zero.observe.live import progress_text
@@ -32,7 +32,7 @@ from r1zero.preflight.advice import faster_split
 from r1zero.run_folder.folder import append_line
 from r1zero.step import train_step
 from r1zero.trainer import train
-from r1zero.types import Group, Outcome, Prompt, Sample, Score
+from r1zero.types import Batch, Group, Outcome, Prompt, RankRecord, Sample, Score, UpdateStats
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -262,6 +262,24 @@ def test_answers_that_are_pieces_of_the_question_are_counted():
     found = sample_metrics([Group(0, Prompt(0, "1+1?", np.zeros(2, np.int32), "2"), samples)])
     assert found["reward/copied"] == 2
     assert found["reward/acc/right"] == found["reward/base_acc/right"] == pytest.approx(1 / 3)
+
+
+def test_a_role_more_must_have_seen_the_tokens_of_what_trains():
+    def group(position, tokens):
+        drawn = Sample(np.zeros(tokens, np.int32), np.zeros(tokens, np.float32), False, 0)
+        return Group(position, Prompt(position, "", np.zeros(1, np.int32), ""), [drawn])
+
+    groups = [group(0, 3), group(1, 5)]
+    groups[1].trains = False
+    batch = Batch(1, 0, [each.prompt for each in groups], 1, 2)
+    updates = [UpdateStats({}, 3, 0.0, 0.0)]
+
+    def told(critic):
+        records = [RankRecord([], 0, 0.0, {"rollout": 8, "ref": 3, "critic": critic})]
+        return invariants._tokens(batch, groups, updates, records)
+
+    assert told(3) == []
+    assert "critic ranks saw 2" in told(2)[0]
 
 
 # -- warnings -----------------------------------------------------------------------------------

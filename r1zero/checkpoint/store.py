@@ -122,16 +122,23 @@ def start(save: Path, iteration: int) -> Path:
 
 def publish(partial: Path, iteration: int) -> Path:
     """Give a written and completed checkpoint its name, and let the tracker name it. OSError when
-    that fails."""
+    that fails.
+
+    One of this name, of a future that was given up or saved twice, is deleted only when the new one
+    is in its place: to delete takes long, and a kill meanwhile would leave the tracker with nothing.
+    """
     save = partial.parent
     folder = folder_of(save, iteration)
+    replaced = None
     if folder.exists():
         if not (folder / manifest.NAME).is_file():
             raise FileExistsError(f"{folder} is there already and was not written by this program")
-        discard(folder)  # of a future that was given up
+        replaced = _hide(folder)
     partial.rename(folder)
     sync_folder(save)
     replace_synced(save / TRACKER, f"{iteration}\n")
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
     return folder
 
 
@@ -158,7 +165,12 @@ def discard(folder: Path) -> None:
 
     What a file system keeps of it, because somebody has it open, is deleted by a later save.
     """
+    shutil.rmtree(_hide(folder), ignore_errors=True)
+
+
+def _hide(folder: Path) -> Path:
+    """Give a checkpoint the hidden name under which it is deleted."""
     hidden = folder.with_name(f".{folder.name}.deleted")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    return hidden
