@@ -30,7 +30,8 @@ from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import EngineLimits, NativeEngine
 from r1zero.rollout.interface import Sampling
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
-from r1zero.rollout.operators import Operators
+from r1zero.rollout.native import operators
+from r1zero.rollout.npu_operators import NpuOperators
 from r1zero.types import Batch, Prompt
 
 SIGNATURE = (
@@ -247,15 +248,9 @@ class FakeGraph(TorchDispatchMode):
                     old.copy_(new)
 
 
-class PagedOperators(Operators):
-    """The NPU's way through a decoding step, wherever it runs."""
-
-    def attend(self, step, layer, qkv, q_norm, k_norm):
-        query, key, value = self.split_qkv_rope(qkv, q_norm, k_norm, step.positions)
-        keys, values = step.layout.pool.keys[layer], step.layout.pool.values[layer]
-        keys[step.block, :, step.offset] = key
-        values[step.block, :, step.offset] = value
-        return npu.paged_attention(query, keys, values, step.layout.table, step.lengths)
+def test_decoding_on_npus_takes_the_fused_kernels():
+    on_npu = types.SimpleNamespace(device=types.SimpleNamespace(type="npu"))
+    assert type(operators(types.SimpleNamespace(cos=on_npu))) is NpuOperators
 
 
 def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
@@ -297,7 +292,7 @@ def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
     drawn = {}
     for captured in (False, True):
         decoder = Decoder(shape, 1, None, torch.float32, torch.device("cpu"), 96, graphs=captured)
-        decoder.operators = PagedOperators(decoder.operators.heads)
+        decoder.operators = NpuOperators(decoder.operators.heads)
         torch.manual_seed(5)
         for weight in decoder.weights.values():
             weight.normal_(0, 0.2)

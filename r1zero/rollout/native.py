@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from r1zero.rollout.block_attention import DecodeStep
+from r1zero.rollout.npu_operators import NpuOperators
 from r1zero.rollout.operators import Heads, Operators
 from r1zero.rollout.sampler import Sampling
 
@@ -66,7 +67,10 @@ class _DecodeStepStruct(ctypes.Structure):
 
 def operators(heads: Heads) -> Operators:
     """Choose the fastest operators for these tensors."""
-    if heads.cos.device.type != "cpu":
+    kind = heads.cos.device.type
+    if kind == "npu":
+        return NpuOperators(heads)
+    if kind != "cpu":
         return Operators(heads)
     library, reason = load()
     if library is None:

@@ -1,6 +1,7 @@
 """Operators of the decoder (RMSNorm, RoPE, SwiGLU, attention) by PyTorch on any device.
 
-`native.py` does the same on a CPU in one pass over the data each; these are its reference.
+`native.py` does the same on a CPU in one pass over the data each, `npu_operators.py` by fused kernels
+of NPUs; these are their reference.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from r1zero.models.rotary import rotate
-from r1zero.ops import npu
 from r1zero.rollout import sampler
 from r1zero.rollout.block_attention import DecodeStep
 
@@ -86,14 +86,27 @@ class Operators:
     ) -> torch.Tensor:
         """Write the new token's keys and values of every row into the cache and attend: -> [n,
         heads * D]."""
+        query, keys, values = self.write_cache(step, layer, qkv, q_norm, k_norm)
+        return step.layout.products.attend(query, keys, values, step.mask_bias)
+
+    def write_cache(
+        self,
+        step: DecodeStep,
+        layer: int,
+        qkv: torch.Tensor,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Write the new tokens' keys and values into this layer's cache.
+
+        Returns queries [n, heads, D] and the cache's keys and values [blocks, kv heads, block, D].
+        """
         query, key, value = self.split_qkv_rope(qkv, q_norm, k_norm, step.positions)
         keys = step.layout.pool.keys[layer]
         values = step.layout.pool.values[layer]
         keys[step.block, :, step.offset] = key
         values[step.block, :, step.offset] = value
-        if query.device.type == "npu":
-            return npu.paged_attention(query, keys, values, step.layout.table, step.lengths)
-        return step.layout.products.attend(query, keys, values, step.mask_bias)
+        return query, keys, values
 
     def sample(
         self,
