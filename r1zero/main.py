@@ -29,18 +29,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from r1zero.config.command_line import CommandLine
-from r1zero.config.schema import Config, nodes, placement
+from r1zero.config.schema import Config
 from r1zero.distributed.launch import Launch, announced_world_size, check_interfaces, read_launch
 from r1zero.distributed.process import end, is_first, refuse, run_rank
 from r1zero.distributed.shutdown import EXIT_REQUEUE, PreemptionNotice, deadline
 from r1zero.errors import BadInput
 from r1zero.policy.actor_config import unread_by_loss
-from r1zero.preflight import (
-    checks,
-    dry_run,
-)
+from r1zero.preflight import checks, dry_run
 from r1zero.preflight.datasets import look_at_data
+from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
+from r1zero.preflight.run import Run, complete
 
 if TYPE_CHECKING:
     from r1zero.distributed.groups import World
@@ -58,19 +57,15 @@ def main() -> int:
             print(cfg.world_size)
             return 0
         if looks:
-            return _look(cfg, warnings, announced_world_size() or cfg.world_size, args.dry_run)
+            return _look(cfg, warnings, args.dry_run)
         launch = read_launch()
-        if launch.launcher != "single":
-            node_of_rank = launch.node_of_rank
-        else:
-            node_of_rank = None
-        problems = check_interfaces() + checks.check(cfg, launch.world_size, node_of_rank)
+        found = look(cfg, launch.world_size, launch.known_nodes)
+        problems = check_interfaces() + checks.check_found(found)
     except BadInput as error:
         return refuse(str(error).splitlines(), looks or is_first())
     if problems:
         return refuse(problems, launch.is_first, launch.other_node)
-    warnings += unread_by_loss(cfg.algorithm, cfg.actor_rollout)
-    return _run(cfg, warnings, launch)
+    return _run(complete(found, warnings), launch)
 
 
 def _parse() -> argparse.Namespace:
@@ -107,16 +102,17 @@ def _parse() -> argparse.Namespace:
     return args
 
 
-def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:
+def _look(cfg: Config, warnings: list[str], report: bool) -> int:
     """Check without a world; with `report` also print what would run. Files of another machine may
     be missing then."""
-    problems = ([] if report else check_interfaces()) + checks.check(
-        cfg, size, None, absent_ok=report
-    )
+    found = look(cfg, announced_world_size() or cfg.world_size)
+    problems = checks.check_found(found, absent_ok=report)
+    if not report:
+        problems = check_interfaces() + problems
     if problems:
         return refuse(problems, True)
     if report:
-        print(dry_run.report(cfg, size, nodes(cfg, size)))
+        print(dry_run.report(found))
         for warning in warnings + unread_by_loss(cfg.algorithm, cfg.actor_rollout):
             print(f"warning: {warning}")
     for line in look_at_data(cfg):
@@ -124,31 +120,30 @@ def _look(cfg: Config, warnings: list[str], size: int, report: bool) -> int:
     return 0
 
 
-def _run(cfg: Config, warnings: list[str], launch: Launch) -> int:
+def _run(run: Run, launch: Launch) -> int:
     """Join the world and train."""
 
-    def start(world: World) -> Runtime:
+    def start(world: World) -> Runtime | None:
         from r1zero.trainer import prepare
 
-        return prepare(cfg, world, warnings)
+        return prepare(run, world)
 
-    def work(runtime: Runtime) -> int:
+    def work(runtime: Runtime | None) -> int:
         from r1zero.trainer import train
 
         if train(runtime, notice):
             return EXIT_REQUEUE
         return 0
 
-    notice = PreemptionNotice(deadline(cfg.training.exit_before))
+    training = run.config.training
+    notice = PreemptionNotice(deadline(training.exit_before))
     notice.listen()
-    timeout = timedelta(minutes=cfg.training.distributed_timeout_minutes)
-    on_cpu = cfg.training.distributed_backend == "gloo"
     return run_rank(
         launch,
-        placement(cfg, launch.world_size),
-        timeout,
-        on_cpu,
-        cfg.training.deterministic,
+        run.placement,
+        timedelta(minutes=training.distributed_timeout_minutes),
+        training.distributed_backend == "gloo",
+        training.deterministic,
         start,
         work,
     )

@@ -7,34 +7,33 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from r1zero.algo.selection import AllGroups, GroupSelector
+from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
-from r1zero.config.schema import Config
+from r1zero.config.schema import Reward
 from r1zero.data.ends import Ends, find_ends
-from r1zero.data.layout import layout_of
-from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
-from r1zero.data.template import Template
-from r1zero.data.vocabulary import Vocabulary
+from r1zero.data.layout import DataSource
+from r1zero.data.prompts import Prompts, decode, load_tokenizer, vocabulary_of
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
+from r1zero.models.dtype import Dtype
 from r1zero.models.params import param_table
 from r1zero.observe.clock import Clock
 from r1zero.observe.invariants import BF16, FP32, Invariants
 from r1zero.policy.actor import Actor
-from r1zero.policy.actor_config import actor_config
 from r1zero.policy.idle import AnyActor, AnyReference, IdleActor, IdleReference
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.reference import Reference
+from r1zero.preflight.run import ModelFiles, Run
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.manager import RewardManager
 from r1zero.rollout.engines import choose_engine
 from r1zero.rollout.interface import (
-    EngineKind,
+    EngineConfig,
     EngineListener,
     EngineSetup,
     IdleEngine,
@@ -45,7 +44,6 @@ from r1zero.run_folder.claim import Hold
 from r1zero.types import Batch, RankRecord
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
-from r1zero.weights.detect import model_folder
 
 
 @dataclass
@@ -53,7 +51,7 @@ class Runtime:
     """Everything that a step works with on this rank; idle objects for roles that it does not
     have."""
 
-    cfg: Config
+    run: Run
     world: World
     move: RoleTransfer
     clock: Clock
@@ -72,23 +70,25 @@ class Runtime:
     publisher: Publisher
     invariants: Invariants
     folder: Path  # the run folder, and that of its checkpoints: see Opening
-    store: Path
+    checkpoints: Path
+    checkpoint_config: CheckpointConfig
     progress: TrainerState = field(default_factory=TrainerState)
     hold: Hold = field(default_factory=Hold)  # on the run's folders; empty but on the controller
 
     def draw(self, step: int) -> Batch:
         """Plan the global batch of step 1, 2, ...; the weights were published once before each
         step."""
-        actor = self.cfg.actor_rollout
+        actor = self.run.config.actor_rollout
         done = self.progress
         assert self.prompts is not None, "the controller draws"
-        prompts = self.prompts.draw(done.prompts_drawn, self.cfg.training.global_batch_size)
+        size = self.run.config.training.global_batch_size
         return Batch(
             step,
             done.weights_version,
-            prompts,
+            self.prompts.draw(done.prompts_drawn, size),
             actor.n_samples_per_prompt,
             actor.ppo_mini_batch_size,
+            actor.ppo_epochs,
         )
 
     def publish(self) -> None:
@@ -108,7 +108,7 @@ class Runtime:
     def prove_publish(self) -> str | None:
         """Compare the checksums of what was sent and received, if this version is one of every so
         many. Collective."""
-        interval = self.cfg.training.publish_check_interval
+        interval = self.run.config.training.publish_check_interval
         if interval and self.progress.weights_version % interval == 0:
             return self._publish_fault()
         return None
@@ -144,187 +144,198 @@ class Runtime:
         self.reward_manager.close()
 
 
-def build_runtime(cfg: Config, world: World) -> Runtime:
+def build_runtime(run: Run, world: World) -> Runtime:
     """Build what this rank's roles need. Collective. BadInput for bad models, data or templates."""
-    folder = model_folder(cfg, "actor_rollout")
-    shape = ModelConfig.from_folder(folder)
-    tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
-    vocabulary = vocabulary_of(tokenizer)
-    unused = vocabulary.unused(shape.vocab_size)
-    ends = response_ends(cfg, vocabulary)
-    dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
-    prompts = eval_prompts = None
+    tokens = read_tokens(run)
+    prompts = None
+    eval_prompts = None
     if world.is_controller:
-        prompts = _prompts(cfg, tokenizer, cfg.actor_rollout.data_path, held_out=False)
-    if world.is_controller and cfg.training.eval_data_path is not None:
-        eval_prompts = _prompts(cfg, tokenizer, cfg.training.eval_data_path, held_out=True)
-    policy: AnyActor = IdleActor()
-    if world.train.member:
-        policy = _policy(cfg, world, shape, dtype, unused)
-    reference: AnyReference = IdleReference()
-    if world.ref.member:
-        reference = _reference(cfg, world, dtype, unused)
-    reward_manager = build_reward_manager(cfg, world, tokenizer)
-    kind = choose_engine(cfg.actor_rollout.engine)
-    engine: RolloutEngine = IdleEngine(kind.layout)
-    if world.rollout.member:
-        engine = build_engine(kind, cfg, world, shape, dtype, ends.ids, unused, reward_manager)
-    reshard = plan(
-        param_table(shape),
-        shape.num_layers,
-        world.train.span,
-        kind.layout.grid(world.rollout.span),
-        dtype.itemsize,
-        cfg.training.publish_bucket_megabytes * 2**20,
+        prompts = _prompts(run, run.train_data, tokens.tokenizer)
+        if run.eval_data is not None:
+            eval_prompts = _prompts(run, run.eval_data, tokens.tokenizer)
+    policy = _policy(run, world, tokens.unused)
+    reference = _reference(run, world, tokens.unused)
+    algorithm = run.config.algorithm
+    reward_manager = build_reward_manager(
+        algorithm.verifier_function,
+        algorithm.verifier_weight,
+        run.config.reward,
+        run.config.response_budget,
+        world,
+        tokens.tokenizer,
     )
-    publisher = Publisher(
-        reshard,
-        world.rank,
-        partial(world.tensor_group, buffer_megabytes=cfg.training.publish_bucket_megabytes),
-        policy.parameters(),
-        engine.weights(),
-        dtype,
-        world.device.torch,
+    engine = build_engine(
+        run.engine_config, run.actor, run.dtype, world, tokens.ends, tokens.unused, reward_manager
     )
     return Runtime(
-        cfg,
-        world,
-        RoleTransfer(world),
-        Clock(world.device.timer()),
-        shape,
-        tokenizer,
-        ends,
-        prompts,
-        eval_prompts,
-        engine,
-        train_sampling(cfg),
-        reward_manager,
-        AllGroups(),
-        reference,
-        policy,
-        publisher,
-        Invariants(
-            BF16 if cfg.training.bf16 else FP32, cfg.actor_rollout.load == cfg.ref.load, unused
+        run=run,
+        world=world,
+        move=RoleTransfer(world),
+        clock=Clock(world.device.timer()),
+        shape=run.actor.shape,
+        tokenizer=tokens.tokenizer,
+        ends=tokens.ends,
+        prompts=prompts,
+        eval_prompts=eval_prompts,
+        engine=engine,
+        sampling=run.sampling,
+        reward_manager=reward_manager,
+        selector=AllGroups(),
+        reference=reference,
+        policy=policy,
+        publisher=_publisher(run, world, policy, engine),
+        invariants=Invariants(
+            BF16 if run.dtype is Dtype.BF16 else FP32,
+            run.actor.load == run.reference.load,
+            tokens.unused,
         ),
-        Path(cfg.output_dir),
-        cfg.checkpoints,
+        folder=run.output_dir,
+        checkpoints=run.checkpoints,
+        checkpoint_config=run.checkpoint_config,
     )
 
 
-def response_ends(cfg: Config, vocabulary: Vocabulary) -> Ends:
-    """What ends a response. BadInput when nothing does."""
-    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path)
-    return find_ends(
-        model_folder(cfg, "actor_rollout"), vocabulary, template, cfg.actor_rollout.stop
-    )
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What is to be known of a model's tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    ends: Ends  # of a response
+    unused: Sequence[range]  # rows of the model's vocabulary that are no tokens
 
 
-def _prompts(cfg: Config, tokenizer: PreTrainedTokenizerBase, path: str, held_out: bool) -> Prompts:
-    training = cfg.training
-    template = Template(training.prompt_type, training.prompt_type_path)
+def read_tokens(run: Run) -> Tokens:
+    """Load the tokenizer. BadInput when nothing ends a response."""
+    stop = run.config.actor_rollout.stop
+    tokenizer = load_tokenizer(run.tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
+    ends = find_ends(run.actor.folder, vocabulary, run.template, stop)
+    return Tokens(tokenizer, ends, vocabulary.unused(run.actor.shape.vocab_size))
+
+
+def _prompts(run: Run, source: DataSource, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    training = run.config.training
     return Prompts(
-        path,
-        layout_of(training, held_out),
-        template,
+        source.path,
+        source.layout,
+        run.template,
         tokenizer,
-        cfg.actor_rollout.max_prompt_length,
+        run.config.actor_rollout.max_prompt_length,
         training.seed,
         shuffle=not training.no_shuffle,
     )
 
 
-def _policy(
-    cfg: Config, world: World, shape: ModelConfig, dtype: torch.dtype, unused: Sequence[range]
-) -> Actor:
+def _policy(run: Run, world: World, unused: Sequence[range]) -> AnyActor:
+    if not world.train.member:
+        return IdleActor()
+    training = run.config.training
     model = RoleModel(
-        shape,
+        run.actor.shape,
         world.train,
         world.device,
-        dtype,
-        cfg.training.seq_length,
-        cfg.training.sequence_parallel,
-        cfg.actor_rollout.recompute_granularity == "full",
-        cfg.training.seed,
+        run.dtype.torch,
+        training.seq_length,
+        training.sequence_parallel,
+        run.config.actor_rollout.recompute_granularity == "full",
+        training.seed,
         unused,
     )
-    model.load(cfg.actor_rollout.load)
-    return Actor(model, actor_config(cfg, cfg.training.train_iters * cfg.updates_per_step))
+    model.load(run.actor.load)
+    return Actor(model, run.actor_config)
 
 
-def _reference(cfg: Config, world: World, dtype: torch.dtype, unused: Sequence[range]) -> Reference:
-    shape = ModelConfig.from_folder(model_folder(cfg, "ref"))
+def _reference(run: Run, world: World, unused: Sequence[range]) -> AnyReference:
+    if not world.ref.member:
+        return IdleReference()
+    training = run.config.training
     model = RoleModel(
-        shape,
+        run.reference.shape,
         world.ref,
         world.device,
-        dtype,
-        cfg.training.seq_length,
+        run.dtype.torch,
+        training.seq_length,
         sequence_parallel=False,
         recompute=False,
-        seed=cfg.training.seed,
+        seed=training.seed,
         unused=unused,
     )
-    model.load(cfg.ref.load)
+    model.load(run.reference.load)
     model.module.requires_grad_(False)
+    ref = run.config.ref
     return Reference(
-        model,
-        cfg.actor_rollout.temperature,
-        cfg.ref.micro_batch_size,
-        cfg.ref.max_tokens_per_microbatch,
+        model, run.sampling.temperature, ref.micro_batch_size, ref.max_tokens_per_microbatch
+    )
+
+
+def _publisher(run: Run, world: World, policy: AnyActor, engine: RolloutEngine) -> Publisher:
+    """What brings the weights of the train ranks to the engines."""
+    target = engine.weights()
+    megabytes = run.config.training.publish_bucket_megabytes
+    reshard = plan(
+        param_table(run.actor.shape),
+        run.actor.shape.num_layers,
+        world.train.span,
+        target.layout.grid(world.rollout.span),
+        run.dtype.itemsize,
+        megabytes * 2**20,
+    )
+    return Publisher(
+        reshard,
+        world.rank,
+        partial(world.tensor_group, buffer_megabytes=megabytes),
+        policy.parameters(),
+        target,
+        run.dtype.torch,
+        world.device.torch,
     )
 
 
 def build_reward_manager(
-    cfg: Config, world: World, tokenizer: PreTrainedTokenizerBase
+    functions: Sequence[str],
+    weights: Sequence[float],
+    reward: Reward,
+    limit: int,
+    world: World,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> RewardManager:
+    """Build what scores the samples of a replica, of at most `limit` tokens, on the rank that hands
+    them on; it does nothing elsewhere."""
     executor = None
     if world.rollout.is_output_rank:
-        executor = RewardExecutor(
-            cfg.algorithm.verifier_function, cfg.algorithm.verifier_weight, cfg.reward
-        )
-    return RewardManager(
-        executor, partial(tokenizer.decode, skip_special_tokens=True), cfg.response_budget
-    )
-
-
-def train_sampling(cfg: Config) -> Sampling:
-    """How the samples to train on are drawn."""
-    actor = cfg.actor_rollout
-    return Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), cfg.training.seed)
+        executor = RewardExecutor(functions, weights, reward)
+    return RewardManager(executor, partial(decode, tokenizer, special=False), limit)
 
 
 def build_engine(
-    kind: EngineKind,
-    cfg: Config,
+    config: EngineConfig,
+    model: ModelFiles,
+    dtype: Dtype,
     world: World,
-    shape: ModelConfig,
-    dtype: torch.dtype,
-    end_ids: tuple[int, ...],
+    ends: Ends,
     unused: Sequence[range],
     reward_manager: RewardManager,
 ) -> RolloutEngine:
     """Build the engine of a rollout rank; samples are scored while others are generated."""
-    actor = cfg.actor_rollout
+    kind = choose_engine(config.name)
+    if not world.rollout.member:
+        return IdleEngine(kind.layout)
     setup = EngineSetup(
-        model_folder=Path(model_folder(cfg, "actor_rollout")),
-        shape=shape,
+        model_folder=model.folder,
+        shape=model.shape,
         grid=world.rollout,
-        dtype=dtype,
+        dtype=dtype.torch,
         device=world.device.torch,
-        end_ids=end_ids,
+        end_ids=ends.ids,
         unused=unused,
-        max_length=cfg.training.seq_length,
-        max_response=cfg.response_budget,
-        max_cache_tokens=actor.max_tokens_to_oom,
-        max_running=actor.max_running_samples,
-        graphs=actor.decode_graphs,
+        config=config,
     )
     engine = kind.build(setup)
     target = engine.weights()
-    problems = target.problems(param_table(shape), kind.layout.grid(world.rollout.span).tp)
+    problems = target.problems(param_table(model.shape), kind.layout.grid(world.rollout.span).tp)
     if problems:
         raise BadInput(
-            f"actor_rollout.engine: {actor.engine} has no place for weights of this model: "
+            f"actor_rollout.engine: {config.name} has no place for weights of this model: "
             f"{problems[0]}"
         )
     engine.listeners.append(EngineListener(reward_manager.submit, reward_manager.poll))

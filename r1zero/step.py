@@ -62,7 +62,7 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
             updates.append(runtime.policy.update(batch, m, groups))
 
     # Learn again from the same samples, if asked to.
-    for epoch in range(1, runtime.cfg.actor_rollout.ppo_epochs):
+    for epoch in range(1, batch.epochs):
         for m in range(batch.num_minibatches):
             with clock.span("update"):
                 updates.append(runtime.policy.update(batch, m, [], epoch))

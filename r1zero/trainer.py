@@ -5,29 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from r1zero.checkpoint.export import export
 from r1zero.checkpoint.manager import CheckpointManager
 from r1zero.checkpoint.restore import restore, verify
-from r1zero.config.schema import Config
+from r1zero.config.load import dump
 from r1zero.data.ends import split_marks
 from r1zero.data.prompts import vocabulary_of
-from r1zero.data.template import Template
 from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
 from r1zero.distributed.log import start_logging
 from r1zero.distributed.shutdown import PreemptionNotice
+from r1zero.evaluation.config import eval_config
 from r1zero.evaluation.evaluate import evaluate
 from r1zero.evaluation.scores import table
 from r1zero.observe.live import Poster
-from r1zero.observe.observer import IdleObserver, Observer
+from r1zero.observe.observer import IdleObserver, Observer, ObserverConfig
 from r1zero.preflight.advice import faster_split
 from r1zero.preflight.datasets import look_at_prompts
 from r1zero.preflight.dry_run import banner
 from r1zero.preflight.opening import Opening, open_run
+from r1zero.preflight.run import Run
 from r1zero.run_folder.claim import Hold, check_ways
 from r1zero.run_folder.exported import MODEL
 from r1zero.runtime import Runtime, build_runtime
@@ -37,39 +36,39 @@ from r1zero.weights.detect import detect
 log = logging.getLogger("r1zero")
 
 
-def prepare(cfg: Config, world: World, warnings: Sequence[str] = ()) -> Runtime | None:
+def prepare(run: Run, world: World) -> Runtime | None:
     """Take the run's folders, start or continue them, and build the runtime. Collective.
 
     None when nothing is left to do. BadInput for input that turns out to be bad.
     """
-    hold, opening = open_run(cfg, world, warnings)
+    hold, opening = open_run(run, world)
     with contextlib.ExitStack() as unless_it_trains:
         unless_it_trains.callback(hold.release)
 
         @unless_it_trains.push
         def tell_of_a_move(_kind: object, error: BaseException | None, _trace: object) -> None:
             if error is not None:
-                _check_folders(cfg, hold, opening, error)
+                _check_folders(run, hold, opening, error)
 
         start_logging(opening.folder / "logs", world.rank, to_console=world.is_controller)
         for line in opening.said:
             log.info(line)
         if opening.is_done:
             return None
-        runtime = _build(cfg, world, opening, hold)
+        runtime = _build(run, world, opening, hold)
         unless_it_trains.pop_all()
     return runtime
 
 
-def _build(cfg: Config, world: World, opening: Opening, hold: Hold) -> Runtime:
+def _build(run: Run, world: World, opening: Opening, hold: Hold) -> Runtime:
     """Build the runtime, and bring it to where the checkpoint was."""
     checkpoint = opening.checkpoint
     if checkpoint is not None:
         verify(world, checkpoint)
-    runtime = build_runtime(cfg, world)
+    runtime = build_runtime(run, world)
     runtime.hold = hold
     runtime.folder = opening.folder
-    runtime.shelf = opening.shelf
+    runtime.checkpoints = opening.checkpoints
     _announce(runtime)
     if checkpoint is not None:
         restore(runtime, checkpoint)
@@ -85,7 +84,8 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
     if runtime is None:
         return None
     done = runtime.progress
-    last = runtime.cfg.training.train_iters
+    training = runtime.run.config.training
+    last = training.train_iters
     notice = notice or PreemptionNotice()
     notice.begin()
     manager = CheckpointManager(runtime, notice)
@@ -100,7 +100,7 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
                 outcome = train_step(done.step + 1, runtime)
             if outcome is not None:
                 observer.after_step(outcome)
-            done.advance(runtime.cfg.training.global_batch_size)
+            done.advance(training.global_batch_size)
             after = _evaluate(runtime, observer, done.step)
             if reason := manager.after_step():
                 log.info(
@@ -116,7 +116,7 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
         return None
     except Exception as error:
         # whatever fails may come of a folder that was taken away; if so that is told, else `error`
-        _check_folders(runtime.cfg, runtime.hold, runtime, error)
+        _check_folders(runtime.run, runtime.hold, runtime, error)
         raise
     finally:
         observer.close()
@@ -138,27 +138,38 @@ def _build_observer(runtime: Runtime) -> Observer | IdleObserver:
     if not runtime.world.is_controller:
         return IdleObserver()
     return Observer(
-        runtime.cfg,
+        _observer_config(runtime.run),
         runtime.world,
         runtime.tokenizer,
         runtime.hold,
         folder=runtime.folder,
         steps_done=runtime.progress.step,
         mismatch_limit=runtime.invariants.limits.mismatch,
-        faster_split=partial(faster_split, runtime.cfg, runtime.world.placement),
+        faster_split=partial(faster_split, runtime.run.config, runtime.world.placement),
         live=live,
     )
 
 
-def _check_folders(
-    cfg: Config, hold: Hold, places: Opening | Runtime, error: BaseException
-) -> None:
+def _observer_config(run: Run) -> ObserverConfig:
+    training = run.config.training
+    return ObserverConfig(
+        run_name=run.config.name,
+        total_steps=training.train_iters,
+        report_interval=training.report_interval,
+        trackers=training.logger,
+        max_failure_rate=run.config.reward.max_failure_rate,
+        stop_on_broken_invariant=training.on_broken_invariant == "stop",
+        config_text=dump(run.config),
+    )
+
+
+def _check_folders(run: Run, hold: Hold, places: Opening | Runtime, error: BaseException) -> None:
     """BadInput when the run's folders are not its own any more: then that is why something
     failed."""
     hold.check()
     # what fails everywhere may have made the controller give them back
     if isinstance(error, OSError):
-        check_ways({Path(cfg.output_dir): places.folder, cfg.checkpoints: places.shelf.parent})
+        check_ways({run.output_dir: places.folder, run.checkpoints: places.checkpoints.parent})
 
 
 def _traced(runtime: Runtime, step: int) -> contextlib.AbstractContextManager:
@@ -168,7 +179,7 @@ def _traced(runtime: Runtime, step: int) -> contextlib.AbstractContextManager:
         for grid in runtime.world.roles.values()
         if grid.is_input_rank and grid.replica == 0
     ]
-    if step not in runtime.cfg.training.profile_steps or not firsts:
+    if step not in runtime.run.config.training.profile_steps or not firsts:
         return contextlib.nullcontext()
     folder = runtime.folder / "profile" / f"step_{step:06d}"
     return runtime.world.device.trace(folder, f"{'_'.join(firsts)}_rank_{runtime.world.rank:04d}")
@@ -180,18 +191,21 @@ def _announce(runtime: Runtime) -> None:
         "%s (%s) on %s", f"rank {world.rank} of {world.size}", world.role_names, world.device.torch
     )
     if world.is_controller:
-        log.info(banner(runtime.cfg, world.placement, world.launch.node_of_rank))
+        run = runtime.run
+        log.info(banner(run, world.launch.node_of_rank))
+        assert runtime.prompts is not None, "the controller draws"
         dropped = runtime.prompts.num_dropped
         kept = len(runtime.prompts)
-        for path in dict.fromkeys((runtime.cfg.actor_rollout.load, runtime.cfg.ref.load)):
+        for path in dict.fromkeys((run.actor.load, run.reference.load)):
             log.info("start weights: %s", detect(path))
         log.info(
             "%d prompts; %d dropped, longer than max_prompt_length=%d tokens",
             kept,
             dropped,
-            runtime.cfg.actor_rollout.max_prompt_length,
+            run.config.actor_rollout.max_prompt_length,
         )
-        for line in look_at_prompts(runtime.cfg, runtime.prompts, runtime.eval_prompts):
+        functions = run.config.algorithm.verifier_function
+        for line in look_at_prompts(run.template, functions, runtime.prompts, runtime.eval_prompts):
             log.info(line)
         _announce_tokens(runtime)
 
@@ -199,7 +213,7 @@ def _announce(runtime: Runtime) -> None:
 def _announce_tokens(runtime: Runtime) -> None:
     """Say what ends a response, which rows of the model are no tokens, and which marks are read as
     text."""
-    training = runtime.cfg.training
+    template = runtime.run.template
     vocabulary = vocabulary_of(runtime.tokenizer)
     log.info("a response ends with %s", runtime.ends)
     unused = sum(map(len, vocabulary.unused(runtime.shape.vocab_size)))
@@ -212,13 +226,13 @@ def _announce_tokens(runtime: Runtime) -> None:
             unused,
             runtime.shape.vocab_size,
         )
-    for mark in split_marks(Template(training.prompt_type, training.prompt_type_path), vocabulary):
+    for mark in split_marks(template, vocabulary):
         log.warning(
             (
                 "warning: template %s marks turns with %s, which this tokenizer reads as ordinary "
                 "text: %s"
             ),
-            training.prompt_type,
+            template.name,
             mark,
             " ".join(vocabulary.split(mark)),
         )
@@ -229,16 +243,17 @@ def _evaluate(
 ) -> dict[str, float] | None:
     """Evaluate before the first step, after the last, and when it is due. Returns the controller's
     scores."""
-    training = runtime.cfg.training
+    training = runtime.run.config.training
     due = step in (0, training.train_iters) or (
         training.eval_interval and step % training.eval_interval == 0
     )
-    if training.eval_data_path is None or not due:
+    config = eval_config(runtime.run)
+    if config is None or not due:
         return None
-    model = f"{runtime.cfg.actor_rollout.load} after {step} steps"
+    model = f"{runtime.run.actor.load} after {step} steps"
     runtime.hold.check()
     place = runtime.folder / "evaluation" / f"step_{step:06d}"
-    found = evaluate(runtime, runtime.progress.weights_version, model, place)
+    found = evaluate(runtime, config, runtime.progress.weights_version, model, place)
     if found is None:
         return None
     observer.after_evaluation(step, found["scores"])
@@ -250,19 +265,20 @@ def _conclude(
     runtime: Runtime, before: dict[str, float] | None, after: dict[str, float] | None
 ) -> None:
     """Show what training did, and where everything is."""
-    if before is not None and after is not None:
-        training = runtime.cfg.training
+    problems = runtime.eval_prompts
+    if before is not None and after is not None and problems is not None:
+        training = runtime.run.config.training
         log.info(
             "\nheld-out problems: %s, %d problems x %d, temperature %g",
             training.eval_data_path,
-            len(runtime.eval_prompts),
+            len(problems),
             training.eval_samples_per_prompt,
             training.eval_temperature,
         )
         log.info("%-24s %8s %8s", "", "before", "after")
         for key, label in _rows([key for key in before if key in after]):
             log.info("%-24s %8s %8s", label, _shown(key, before[key]), _shown(key, after[key]))
-    folder = Path(runtime.cfg.output_dir)
+    folder = runtime.run.output_dir
     log.info(
         "\nrun folder: %s\nmodel:      %s\nreport:     %s",
         folder,

@@ -162,6 +162,7 @@ class Batch:
     prompts: list[Prompt]  # [P]
     samples_per_prompt: int  # G
     minibatch_size: int  # B, in samples
+    epochs: int = 1  # times that each minibatch is learnt from
 
     @property
     def num_samples(self) -> int:

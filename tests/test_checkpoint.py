@@ -8,27 +8,23 @@ import pickle
 import shutil
 import time
 import zipfile
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.models import make_model
-from support.multiproc import DEVICE, run_ranks
-from support.worlds import metrics, run, samples
+from support.multiproc import run_ranks
+from support.worlds import metrics, resolved_run, run, samples
 
 from r1zero.checkpoint import manager, manifest, train_state
 from r1zero.checkpoint import store as checkpoint_store
 from r1zero.checkpoint.resume import changes, check_resume, find
 from r1zero.config.load import dump
-from r1zero.config.schema import placement
-from r1zero.distributed.groups import World
-from r1zero.distributed.launch import Launch
 from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.preflight.checks import check
+from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
 from r1zero.trainer import prepare, train
 
@@ -72,17 +68,7 @@ def until(
     rank: int, size: int, store: object, overrides: list[str], step: int | None
 ) -> str | None:
     """Train as main.py does, leaving early after `step`."""
-    cfg, _ = load_config("tiny", overrides)
-    problems = check(cfg, size, [0] * size)
-    assert not problems, problems
-    world = World(
-        Launch("single", rank, size, 0, (0,) * size, "", 0),
-        placement(cfg, size),
-        DEVICE,
-        timedelta(seconds=120),
-        store,
-    )
-    runtime = prepare(cfg, world)
+    runtime = prepare(*resolved_run(rank, size, store, "tiny", overrides))
     return train(runtime, NoticeAfter(runtime, step, size - 1) if step else None)
 
 
@@ -114,7 +100,7 @@ def stop_after(folder: Path, step: int, *overrides: str) -> None:
 def test_resume_is_exact(straight, tmp_path, overrides):
     folder = tmp_path / "run"
     stop_after(folder, 2, *overrides)
-    assert find(load_config("tiny", [f"output_dir={folder}"])[0]).name == "iter_0000002"
+    assert find(folder / "checkpoints", None).name == "iter_0000002"
     run(folder, 4, "tiny", [*RUN, *overrides])
     assert numbers(folder) == numbers(straight)
     assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4]
@@ -238,7 +224,7 @@ def test_a_checkpoint_named_as_load_keeps_the_reference(straight, tmp_path):
     for load in (straight / "checkpoints", straight / "checkpoints" / "iter_0000002"):
         cfg, _ = load_config("tiny", [f"actor_rollout.load={load}", f"output_dir={tmp_path}"])
         assert (cfg.actor_rollout.load, cfg.ref.load) == (start, start)
-    assert find(cfg) == straight / "checkpoints" / "iter_0000002"
+    assert find(cfg.checkpoints, cfg.training.resume) == straight / "checkpoints" / "iter_0000002"
     folder = tmp_path / "other"
     run(folder, 4, "tiny", [*RUN, f"actor_rollout.load={load}", f"ref.load={load}"])
     assert numbers(folder) == numbers(straight)[2:]
@@ -258,10 +244,14 @@ def saved(straight, tmp_path) -> Path:
 
 def refusal(saved: Path, *overrides: str) -> str:
     """What a run that would go on from there says."""
-    [problem] = check_resume(
-        load_config("tiny", [*RUN, f"output_dir={saved.parents[1]}", *overrides])[0]
-    )
+    [problem] = resume_problems(*RUN, f"output_dir={saved.parents[1]}", *overrides)
     return problem
+
+
+def resume_problems(*overrides: str) -> list[str]:
+    cfg = load_config("tiny", list(overrides))[0]
+    actor = look(cfg).actor
+    return check_resume(cfg.checkpoints, cfg.training.resume, actor.load, actor.shape)
 
 
 WAY_OUT = (
@@ -330,7 +320,7 @@ def test_a_tracker_that_names_nothing_is_refused(saved, word):
     (saved.parent / checkpoint_store.TRACKER).write_text(word)
     assert f"says {word!r}" in refusal(saved) and "write 4 into" in refusal(saved)
     (saved.parent / checkpoint_store.TRACKER).write_text("release")  # of other programs
-    assert check_resume(load_config("tiny", [f"output_dir={saved.parents[1]}"])[0]) == []
+    assert resume_problems(f"output_dir={saved.parents[1]}") == []
 
 
 def test_a_checkpoint_that_lost_its_files_is_refused(saved):
@@ -344,9 +334,7 @@ def test_an_unfinished_checkpoint_is_refused_when_named_and_ignored_when_not(sav
     (saved / manifest.NAME).unlink()
     assert "never saved to its end" in refusal(saved)
     (saved.parent / checkpoint_store.TRACKER).unlink()
-    assert find(load_config("tiny", [f"output_dir={saved.parents[1]}"])[0]) == saved.with_name(
-        "iter_0000002"
-    )
+    assert find(saved.parent, None) == saved.with_name("iter_0000002")
 
 
 class Malicious:
@@ -493,15 +481,7 @@ def slow(rank: int, size: int, store: object, overrides: list[str]) -> float:
     train_state.describe = lambda path: time.sleep(60)
     began = time.monotonic()
     with pytest.raises(ZeroDivisionError):
-        cfg, _ = load_config("tiny", overrides)
-        world = World(
-            Launch("single", 0, 1, 0, (0,), "", 0),
-            placement(cfg, 1),
-            DEVICE,
-            timedelta(seconds=120),
-            store,
-        )
-        runtime = prepare(cfg, world)
+        runtime = prepare(*resolved_run(rank, size, store, "tiny", overrides))
         draw = runtime.draw
         runtime.draw = lambda step: draw(step) if step == 1 else 1 / 0
         train(runtime)

@@ -30,8 +30,10 @@ from r1zero.distributed.groups import World
 from r1zero.distributed.identity import Identity
 from r1zero.distributed.launch import Launch
 from r1zero.errors import BadInput
+from r1zero.preflight.found import look
 from r1zero.preflight.opening import open_run
 from r1zero.preflight.resolve import load_config
+from r1zero.preflight.run import complete
 from r1zero.run_folder import claim, owner
 from r1zero.run_folder.claim import take
 from r1zero.run_folder.folder import append_line
@@ -271,7 +273,7 @@ def contend(number: int, cfg: Config, oracle: Path, orders: Connection) -> None:
         dist.HashStore(),
     )
     try:
-        hold, opening = open_run(cfg, world, ())
+        hold, opening = open_run(complete(look(cfg, 1)), world)
     except BadInput as error:
         orders.send(("refused", str(error)))
         os._exit(2)

@@ -15,8 +15,10 @@ from support.tool import functions
 from r1zero.config.load import dump
 from r1zero.distributed.detect import uses_npu
 from r1zero.errors import BadInput
+from r1zero.models.dtype import Dtype
 from r1zero.preflight import dry_run
 from r1zero.preflight.checks import check
+from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,9 +113,9 @@ def test_evaluation_takes_bf16_on_npus_and_refuses_fp32(tiny, torch_npu, monkeyp
     torch_npu(HAS_NPUS)
     tool = functions("evaluate.py")
     words = ["--model", str(tiny / "model"), "--data", str(tiny / "eval.parquet")]
-    assert tool["config"](tool["parse"](words)).training.bf16, "though the model is in fp32"
+    assert tool["dtype_of"](tool["parse"](words)) is Dtype.BF16, "though the model is in fp32"
     args = tool["parse"]([*words, "--dtype", "fp32"])
-    problems = tool["check"](args, tool["config"](args), tool["read_launch"]())
+    problems = tool["check"](args, tool["read_launch"]())
     assert problems == [f"--dtype: fp32 {NO_FP32}, which means bf16 there"]
 
 
@@ -155,7 +157,9 @@ def test_no_npu_can_be_asked_for_without_importing_torch():
 def test_the_dry_run_counts_with_the_type_that_the_device_takes(tiny, torch_npu):
     def weights():
         cfg, _ = load_config("tiny", [])
-        return next(line for line in dry_run.report(cfg).splitlines() if "bf16" in line).strip()
+        return next(
+            line for line in dry_run.report(look(cfg)).splitlines() if "bf16" in line
+        ).strip()
 
     assert weights() == "bf16: false"
     torch_npu(HAS_NPUS)

@@ -14,10 +14,10 @@ import pytest
 from support.multiproc import run_ranks
 from support.small_config import load
 
-from r1zero.config.schema import placement
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.rendezvous import RollCall
 from r1zero.preflight import machine
+from r1zero.preflight.found import look
 from r1zero.preflight.machine import NodeReport
 from r1zero.preflight.versions import TESTED, check_versions
 
@@ -222,7 +222,7 @@ def test_versions_are_compared_with_the_table():
 
 def test_memory_devices_and_nodes_that_do_not_suffice_are_named_with_a_way_out(home):
     cfg = load(home)
-    needed = machine.needed_gigabytes(cfg, placement(cfg, 4))
+    needed = machine.needed_gigabytes(look(cfg, 4))
     assert len(needed) == 4 and max(needed) == needed[0], "train ranks need most"
     assert machine.check_memory(NODE, dict(enumerate(needed))) == []
     [short] = machine.check_memory(replace(NODE, free_gigabytes=[0.5]), dict(enumerate(needed)))

@@ -12,6 +12,7 @@ import torch
 from r1zero.checkpoint import manager
 from r1zero.config.load import CONFIGS
 from r1zero.config.schema import ROOT, placement
+from r1zero.models import dtype
 from r1zero.models.config import ModelConfig
 from r1zero.policy import logprobs
 from r1zero.preflight import dry_run, outputs
@@ -26,7 +27,7 @@ from r1zero.preflight.dry_run import (
     report,
     stage_parameters,
 )
-from r1zero.preflight.model import model_shape
+from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
 from r1zero.rollout import kv_cache
 from r1zero.rollout.decoder import Decoder
@@ -39,7 +40,7 @@ QWEN_7B = 7_615_616_512  # parameters that the model's card and its index file s
 
 
 def shape_7b() -> ModelConfig:
-    shape = model_shape(load_config("qwen25_7b")[0], "actor_rollout")
+    shape = look(load_config("qwen25_7b")[0]).actor.shape
     assert shape is not None
     return shape
 
@@ -239,7 +240,7 @@ def test_placement_table_of_7b() -> None:
 def test_report_of_7b_works_without_its_weights() -> None:
     cfg, _ = load_config("qwen25_7b", ["actor_rollout.load=/nowhere/Qwen2.5-7B-Instruct"])
     assert check(cfg, absent_ok=True) == []
-    text = report(cfg)
+    text = report(look(cfg))
     assert "global_batch_size: 120" in text and "8 updates of 60" in text and "GB per rank" in text
     assert "not checked: /nowhere/Qwen2.5-7B-Instruct is not on this machine" in text
     assert text.count("/nowhere/Qwen2.5-7B-Instruct is taken from the model file qwen25-7b") == 1
@@ -248,11 +249,10 @@ def test_report_of_7b_works_without_its_weights() -> None:
 
 def test_report_in_a_world_of_one_shows_all_roles_and_their_sum() -> None:
     cfg, _ = load_config("smollm2_135m_gsm8k", ["actor_rollout.load=/nowhere/smol"])
-    text = report(cfg, 1, [0])
+    there = look(cfg, 1, [0])
+    text = report(there)
     assert all(f"0        0  {role.rjust(7)}" in text for role in ("train", "rollout", "ref"))
-    found = memory(
-        cfg, placement(cfg, 1), model_shape(cfg, "actor_rollout"), model_shape(cfg, "ref")
-    )
+    found = memory(cfg, placement(cfg, 1), there.actor.shape, there.reference.shape)
     assert (
         f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB" in text
     )
@@ -260,7 +260,7 @@ def test_report_in_a_world_of_one_shows_all_roles_and_their_sum() -> None:
 
 def test_memory_without_any_shape_says_so() -> None:
     cfg, _ = load_config("tiny", ["actor_rollout.load=/nowhere"])
-    assert "not known here" in memory_table(cfg, placement(cfg, 4))
+    assert "not known here" in memory_table(cfg, placement(cfg, 4), None, None)
 
 
 # -- one place for each size -----------------------------------------------------------------------
@@ -287,5 +287,5 @@ def test_the_estimate_follows_what_the_parts_use(monkeypatch: pytest.MonkeyPatch
     assert signature(Publisher).parameters["in_flight"].default == dry_run.BUCKETS_IN_FLIGHT
     assert logprobs.LOGIT_CHUNK_ELEMENTS == dry_run.LOGIT_CHUNK_ELEMENTS
     assert max(kv_cache.CPU_CACHE_BLOCK, kv_cache.NPU_CACHE_BLOCK) == dry_run.CACHE_BLOCK
-    assert outputs.OPTIMIZER_BYTES == manager.OPTIMIZER_BYTES == dry_run.OPTIMIZER_BYTES
-    assert dry_run.OPTIMIZER_BYTES == dry_run.MOMENT_BYTES + 4
+    assert outputs.OPTIMIZER_BYTES == manager.OPTIMIZER_BYTES == dtype.OPTIMIZER_BYTES
+    assert dtype.OPTIMIZER_BYTES == dtype.MOMENT_BYTES + 4

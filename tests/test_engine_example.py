@@ -42,7 +42,7 @@ def samples_body(
         runtime.start()
         for step in range(1, STEPS + 1):
             outcome = train_step(step, runtime)
-            runtime.progress.advance(runtime.cfg.training.global_batch_size)
+            runtime.progress.advance(runtime.run.config.training.global_batch_size)
             if outcome is None:
                 continue
             assert outcome.broken == []

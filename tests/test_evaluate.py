@@ -200,9 +200,9 @@ def evaluate_body(rank: int, size: int, store: object, arguments: list[str]) -> 
 
     tool = functions("evaluate.py")
     args = tool["parse"](arguments)
-    cfg, tp = tool["config"](args), args.tensor_model_parallel_size
+    tp = args.tensor_model_parallel_size
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    assert not tool["check"](args, cfg, launch)
+    assert not tool["check"](args, launch)
     world = World(
         launch,
         place({"rollout": RoleSize(size, tp)}, colocate=True),
@@ -211,8 +211,8 @@ def evaluate_body(rank: int, size: int, store: object, arguments: list[str]) -> 
         store,
     )
     run(
-        prepare(cfg, world, tool["map_keys"](args), args.problems, args.max_new_tokens),
-        Path(cfg.output_dir),
+        prepare(tool["request"](args), world),
+        tool["output_folder"](args),
         args.round_samples or None,
     )
 

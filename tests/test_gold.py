@@ -339,14 +339,12 @@ def test_evaluate_takes_columns_for_each_data_set(
     args = tool["parse"](
         [*flags, "--map-keys", '{"prompt": "problem", "response": "answer"}', "{}"]
     )
-    assert not tool["check_files"](args, tool["config"](args))
+    assert not tool["check_files"](args)
     keys = tool["map_keys"](args)
     assert keys[str(tmp_path / "a.jsonl")]["prompt"] == "problem"
     assert keys[str(tmp_path / "b.jsonl")]["prompt"] == "question"
     args = tool["parse"]([*flags, "--map-keys", '{"prompt": "problem", "response": "answer"}'])
-    assert "b.jsonl has no column 'problem'" in only(
-        tool["check_files"](args, tool["config"](args))
-    )
+    assert "b.jsonl has no column 'problem'" in only(tool["check_files"](args))
 
 
 # -- training on what is held out -----------------------------------------------------------------
@@ -427,7 +425,7 @@ def test_preprocessed_data_is_looked_at_as_raw_data_is(
         )
         for path in (tmp_path / "made", data)
     ]
-    assert look_at_prompts(cfg, *read) == told, "a run says the same"
+    assert look_at_prompts(Template("qwen_r1"), ["acc"], *read) == told, "a run says the same"
 
 
 def test_an_instruction_in_all_questions_is_told() -> None:

@@ -104,7 +104,7 @@ def break_body(rank, size, store, folder):
     def step(name):
         outcome = train_step(runtime.progress.step + 1, runtime)
         found[name] = outcome.broken
-        runtime.progress.advance(runtime.cfg.training.global_batch_size)
+        runtime.progress.advance(runtime.run.config.training.global_batch_size)
         return max(len(sample.tokens) for group in outcome.groups for sample in group.samples)
 
     reference = list(runtime.reference.model.module.parameters())

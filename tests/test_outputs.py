@@ -23,7 +23,9 @@ from r1zero.distributed.launch import Launch
 from r1zero.errors import BadInput
 from r1zero.preflight import outputs
 from r1zero.preflight.checks import check
+from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
+from r1zero.preflight.run import complete
 from r1zero.report.page import open_runs
 from r1zero.run_folder import folder as folders
 from r1zero.run_folder.claim import take
@@ -162,7 +164,7 @@ def refused(rank: int, size: int, store: object, words: list[str]) -> str:
     launch = Launch("single", rank, size, 0, tuple(range(size)), "", 0)
     world = World(launch, placement(cfg, size), DEVICE, timedelta(seconds=60), store)
     with pytest.raises(BadInput) as error:
-        prepare(cfg, world)
+        prepare(complete(look(cfg, size)), world)
     return str(error.value)
 
 
@@ -261,7 +263,7 @@ def test_what_is_in_the_way_of_the_model_is_told_before_the_first_step(tiny, tmp
 
 
 def test_room_for_the_model_and_a_checkpoint_is_looked_for(tmp_path, monkeypatch):
-    parameters = outputs.model_shape(load_config("tiny")[0], "actor_rollout").num_parameters
+    parameters = look(load_config("tiny")[0]).actor.shape.num_parameters
 
     def with_room(free: int) -> None:
         usage = shutil.disk_usage(tmp_path)._replace(free=free)
@@ -304,7 +306,7 @@ def spoiled(rank: int, size: int, store: object, words: list[str], way: str) -> 
         timedelta(seconds=60),
         store,
     )
-    runtime = prepare(cfg, world)
+    runtime = prepare(complete(look(cfg, size)), world)
     with pytest.raises(RuntimeError) as error:
         train(runtime)
     return str(error.value)

@@ -5,18 +5,12 @@ from __future__ import annotations
 
 import os
 import signal
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support.multiproc import DEVICE, run_ranks
-from support.worlds import metrics, samples
+from support.multiproc import run_ranks
+from support.worlds import metrics, resolved_run, samples
 
-from r1zero.config.schema import placement
-from r1zero.distributed.groups import World
-from r1zero.distributed.launch import Launch
-from r1zero.preflight.checks import check
-from r1zero.preflight.resolve import load_config
 from r1zero.rollout.interface import EngineListener
 from r1zero.trainer import prepare, train
 from r1zero.types import Group
@@ -35,13 +29,7 @@ WEIGHTS = [1, 0.5, 0.25, 1, 1, 0.125]
 def train_and_kill(rank: int, size: int, store: object, overrides: list[str]) -> int:
     """Train; kill the worker of each rollout rank's reward executor right after it was given the
     first sample."""
-    cfg, _ = load_config("tiny", overrides)
-    problems = check(cfg, size, [0] * size)
-    assert not problems, problems
-    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    runtime = prepare(
-        cfg, World(launch, placement(cfg, size), DEVICE, timedelta(seconds=120), store)
-    )
+    runtime = prepare(*resolved_run(rank, size, store, "tiny", overrides))
     count = 0
     if runtime.world.rollout.member:
         executor, submit = runtime.reward_manager._executor, runtime.reward_manager.submit

@@ -159,7 +159,7 @@ def held_body(rank, size, store, folder, *overrides):
         samples = [sample for group in train_step(step, runtime).groups for sample in group.samples]
         d = np.concatenate([sample.logprobs - sample.ref_logprobs for sample in samples])
         found.append(float(np.mean(d**2) / 2))
-        runtime.progress.advance(runtime.cfg.training.global_batch_size)
+        runtime.progress.advance(runtime.run.config.training.global_batch_size)
     return np.mean(found[4:])
 
 

@@ -62,6 +62,7 @@ def build(model: str, bf16: str):  # noqa: ANN201
     device = devices.prepare(devices.detect(), 0)
     from r1zero.distributed.groups import World
     from r1zero.models.config import ModelConfig
+    from r1zero.models.dtype import Dtype
     from r1zero.policy.actor import Actor
     from r1zero.policy.actor_config import actor_config
     from r1zero.policy.megatron import RoleModel
@@ -72,9 +73,7 @@ def build(model: str, bf16: str):  # noqa: ANN201
     world = World(
         Launch("single", 0, 1, 0, (0,), "", 0), placement(cfg, 1), device, timedelta(minutes=10)
     )
-    import torch
-
-    dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
+    dtype = Dtype.of(bool(cfg.training.bf16)).torch
     role = RoleModel(
         ModelConfig.from_folder(model),
         world.train,
@@ -86,7 +85,7 @@ def build(model: str, bf16: str):  # noqa: ANN201
         1,
     )
     role.load(model)
-    policy = Actor(role, actor_config(cfg, 1000))
+    policy = Actor(role, actor_config(cfg.actor_rollout, cfg.algorithm, 1000))
     batch, groups = samples(role.shape.vocab_size)
 
     def update() -> None:

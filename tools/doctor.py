@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero.config.command_line import CommandLine
-from r1zero.config.rules import check_pool
-from r1zero.config.schema import Config, nodes, placement
+from r1zero.config.schema import Config
 from r1zero.distributed.detect import cann_version, device_kind
 from r1zero.distributed.launch import (
     ALONE,
@@ -50,6 +49,7 @@ from r1zero.preflight import (
 )
 from r1zero.preflight.datasets import look_at_data
 from r1zero.preflight.files import absent
+from r1zero.preflight.found import Found, look
 from r1zero.preflight.machine import NodeReport
 from r1zero.preflight.outputs import check_outputs, existing
 from r1zero.preflight.resolve import load_config
@@ -71,8 +71,16 @@ class Job:
 
     launch: Launch
     node_of_rank: Sequence[int]  # [world]
-    cfg: Config | None = None  # None when it cannot be read
-    placed: Placement | None = None  # None when the roles do not fit the ranks
+    found: Found | None = None  # None when the configuration cannot be read
+
+    @property
+    def cfg(self) -> Config | None:
+        return None if self.found is None else self.found.config
+
+    @property
+    def placed(self) -> Placement | None:
+        """None when the roles do not fit the ranks, too."""
+        return None if self.found is None else self.found.placement
 
     @property
     def started(self) -> bool:
@@ -187,8 +195,8 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
             size = launch.world_size
         else:
             size = announced_world_size() or cfg.world_size
-        problems = checks.check(cfg, size, launch.node_of_rank if job.started else None)
-        problems += check_outputs(cfg)
+        found = look(cfg, size, launch.known_nodes)
+        problems = checks.check_found(found) + check_outputs(found)
     except BadInput as error:
         findings.tell("config", str(error).splitlines())
         return job
@@ -202,17 +210,7 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
     if not problems and launch.is_first:
         for line in look_at_data(cfg):
             findings.note("data", line)
-    if check_pool(cfg):
-        return replace(job, cfg=cfg)
-    try:
-        placed = placement(cfg, size)
-    except BadInput:
-        return replace(job, cfg=cfg)  # told above
-    if job.started:
-        node_of_rank = launch.node_of_rank
-    else:
-        node_of_rank = nodes(cfg, size)
-    return Job(launch, node_of_rank, cfg, placed)
+    return Job(launch, found.node_of_rank or launch.node_of_rank, found)
 
 
 # -- nodes ----------------------------------------------------------------------------------------
@@ -271,10 +269,7 @@ def inspect(job: Job, sees_token: bool) -> NodeReport:
             if path and path not in missing
         }
     devices = device.count(kind)
-    if job.started:
-        local = [launch.local_rank]
-    else:
-        local = range(len(job.ranks_on(0)))
+    local = [launch.local_rank] if job.started else list(range(len(job.ranks_on(0))))
     return NodeReport(
         socket.gethostname(),
         kind,
@@ -315,9 +310,9 @@ def tell_node(cfg: Config | None, node: NodeReport, local_ranks: int, findings: 
 
 def tell_memory(job: Job, everyone: list[NodeReport], findings: Findings) -> None:
     """Free memory of each node against the estimate of its ranks, where that can be made."""
-    if job.cfg is None or job.placed is None:
+    if job.found is None:
         return
-    needed = machine.needed_gigabytes(job.cfg, job.placed)
+    needed = machine.needed_gigabytes(job.found)
     if needed is None:
         return
     for number, rank in job.nodes:
@@ -402,6 +397,7 @@ def each_group(
     add_up("world", world.control, torch.device("cpu"))
     for grid in world.roles.values():
         if grid.member:
+            assert grid.role_control is not None, "members have it"
             add_up(f"{grid.span.role} control", grid.role_control, torch.device("cpu"))
             for axis, group in sorted(grid.groups.items()):
                 add_up(f"{grid.span.role} {axis}", group, world.device.torch)

@@ -19,22 +19,15 @@ import sys
 from datetime import timedelta
 from math import inf
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero.config.command_line import CommandLine
 from r1zero.config.paths import expand, user_path
-from r1zero.config.schema import (
-    MAP_KEYS,
-    ActorRollout,
-    Algorithm,
-    Config,
-    Ref,
-    ResourcePool,
-    Reward,
-    Training,
-)
+from r1zero.config.schema import MAP_KEYS, Reward
 from r1zero.data.layout import ColumnLayout
+from r1zero.data.preprocessed import is_preprocessed
 from r1zero.data.problems import parse_json
 from r1zero.data.template import TEMPLATES, Template
 from r1zero.distributed.detect import check_dtype, uses_npu
@@ -43,13 +36,20 @@ from r1zero.distributed.placement import RoleSize, place
 from r1zero.distributed.process import is_first, refuse, run_rank
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.preflight import (
-    checks,
-    files,
-)
+from r1zero.models.dtype import Dtype
+from r1zero.preflight import files
 from r1zero.preflight.datasets import check_data, compares
+from r1zero.preflight.run import ModelFiles
+from r1zero.reward.rules import check_names
+from r1zero.rollout.engines import engine_problems
 from r1zero.run_folder.folder import check_writable
-from r1zero.weights.detect import config_folder, model_folder
+from r1zero.weights.detect import config_folder
+
+if TYPE_CHECKING:  # these need torch
+    from r1zero.distributed.groups import World
+    from r1zero.evaluation.standalone import EvalRequest, Evaluator
+
+END_KEYS = files.EndKeys("--model", "--prompt-type", "--stop")
 
 
 def main(arguments: list[str]) -> int:
@@ -57,13 +57,12 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     try:
         launch = read_launch()
-        cfg = config(args)
-        problems = check(args, cfg, launch)
+        problems = check(args, launch)
     except BadInput as error:
         return refuse([str(error)], is_first())
     if problems:
         return refuse(problems, launch.is_first, launch.other_node)
-    return run(args, cfg, launch)
+    return run(args, launch)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -118,6 +117,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="default: that of the model's config.json; bf16 on NPUs",
     )
     add("--seed", type=int, default=1234)
+    add("--engine", default="native", help="rollout engine, as in actor_rollout.engine")
     add("--tensor-model-parallel-size", type=int, default=1)
     add(
         "--max-tokens-to-oom",
@@ -144,51 +144,54 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def config(args: argparse.Namespace) -> Config:
-    """Write the arguments as the configuration of a run. BadInput for malformed ones."""
-    tokenizer = args.tokenizer_name_or_path or args.model
-    dtype = args.dtype or (
-        "bf16" if uses_npu(None) else model_dtype(config_folder(args.model, tokenizer))
-    )
-    training = Training(
-        global_batch_size=1,
-        seq_length=args.max_new_tokens + 1,
-        train_iters=1,
-        seed=args.seed,
-        bf16=dtype == "bf16",
-        prompt_type=args.prompt_type,
-        prompt_type_path=args.prompt_type_path,
-        eval_data_path=args.data[0],
-        tokenizer_name_or_path=tokenizer,
-        eval_samples_per_prompt=args.k,
-        eval_temperature=args.temperature,
-        eval_top_p=args.top_p,
-        eval_top_k=args.top_k,
-    )
-    actor = ActorRollout(
-        load=args.model,
-        data_path=args.data[0],
-        ppo_mini_batch_size=2,
-        n_samples_per_prompt=2,
-        max_prompt_length=1,
-        max_tokens_to_oom=args.max_tokens_to_oom,
+def output_folder(args: argparse.Namespace) -> Path:
+    """Where the reports go."""
+    return args.output or Path("runs/evaluation") / Path(args.model).name
+
+
+def tokenizer_folder(args: argparse.Namespace) -> str:
+    """Where the tokenizer is."""
+    return args.tokenizer_name_or_path or args.model
+
+
+def model_folder(args: argparse.Namespace) -> Path:
+    """Whose config.json describes the network."""
+    return config_folder(args.model, tokenizer_folder(args))
+
+
+def dtype_of(args: argparse.Namespace) -> Dtype:
+    """The dtype to answer in. BadInput when config.json is no JSON."""
+    if args.dtype is not None:
+        return Dtype(args.dtype)
+    if uses_npu(None):
+        return Dtype.BF16
+    return model_dtype(model_folder(args))
+
+
+def request(args: argparse.Namespace) -> EvalRequest:
+    """Say what is to be evaluated. BadInput for malformed arguments."""
+    from r1zero.evaluation.standalone import EvalRequest
+
+    folder = model_folder(args)
+    shape = ModelConfig.from_folder(folder)
+    return EvalRequest(
+        model=ModelFiles(load=args.model, folder=folder, shape=shape),
+        tokenizer=tokenizer_folder(args),
+        dtype=dtype_of(args),
+        engine=args.engine,
+        max_cache_tokens=args.max_tokens_to_oom,
         stop=args.stop,
-        infer_tensor_parallel_size=args.tensor_model_parallel_size,
-    )
-    output = args.output or Path("runs/evaluation") / Path(args.model).name
-    return Config(
-        name="evaluate",
-        output_dir=str(output),
-        training=training,
-        actor_rollout=actor,
-        ref=Ref(load=args.model),
+        template=Template(args.prompt_type, args.prompt_type_path),
+        data={path: layout(keys) for path, keys in map_keys(args).items()},
+        problems=args.problems,
+        samples_per_problem=args.k,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        max_new_tokens=args.max_new_tokens,
+        reward_functions=tuple(args.verifier),
         reward=Reward(workers=args.workers, deadline_seconds=args.deadline_seconds),
-        algorithm=Algorithm(
-            verifier_function=args.verifier,
-            verifier_weight=[1 / len(args.verifier)] * len(args.verifier),
-        ),
-        resource_pool=ResourcePool(colocate=True),
-        model={},
     )
 
 
@@ -220,7 +223,7 @@ def layout(keys: dict[str, str]) -> ColumnLayout:
     return ColumnLayout(keys, held_out=True, columns_key="--map-keys", skip_key="")
 
 
-def model_dtype(folder: Path) -> str:
+def model_dtype(folder: Path) -> Dtype:
     """Return the dtype that a model folder's config.json names; fp32 when it is neither of the
     two."""
     path = folder / "config.json"
@@ -228,12 +231,10 @@ def model_dtype(folder: Path) -> str:
         entries = parse_json(str(path), path.read_text())
     else:
         entries = {}
-    if "bfloat16" in (entries.get("dtype"), entries.get("torch_dtype")):
-        return "bf16"
-    return "fp32"
+    return Dtype.of("bfloat16" in (entries.get("dtype"), entries.get("torch_dtype")))
 
 
-def check(args: argparse.Namespace, cfg: Config, launch: Launch) -> list[str]:
+def check(args: argparse.Namespace, launch: Launch) -> list[str]:
     """Return a sentence for everything that is wrong, found before torch is imported."""
     wrong = [
         (flag, value, "must be at least 1")
@@ -272,50 +273,51 @@ def check(args: argparse.Namespace, cfg: Config, launch: Launch) -> list[str]:
             f"--tensor-model-parallel-size: {args.tensor_model_parallel_size} does not divide the "
             f"{launch.world_size} ranks of this job"
         )
-    problems += check_dtype(f"--dtype: {args.dtype}", cfg.training.bf16, None)
-    problems += checks.check_rewards(cfg) + check_writable("--output", cfg.output_dir)
-    return problems or check_files(args, cfg)
+    problems += check_dtype(f"--dtype: {args.dtype}", dtype_of(args) is Dtype.BF16, None)
+    problems += [f"--verifier: {problem}" for problem in check_names(args.verifier)]
+    problems += [f"--engine: {problem}" for problem in engine_problems(args.engine)]
+    problems += check_writable("--output", str(output_folder(args)))
+    return problems or check_files(args)
 
 
-def check_files(args: argparse.Namespace, cfg: Config) -> list[str]:
+def check_files(args: argparse.Namespace) -> list[str]:
     """Look at model, tokenizer, template and data."""
-    folder = model_folder(cfg, "actor_rollout")
+    folder = model_folder(args)
     problems = files.check_weights("--model", Path(args.model), folder)
     if problems:
         vocab_size = files.LARGEST
     else:
         vocab_size = ModelConfig.from_folder(folder).vocab_size
-    if not problems:
         problems += files.check_end_of_text("--model", folder, vocab_size)
-    tokenizer = Path(cfg.training.tokenizer_name_or_path)
+    tokenizer = Path(tokenizer_folder(args))
     problems += files.check_tokenizer("--tokenizer-name-or-path", tokenizer, vocab_size)
     wrong = files.check_template("--prompt-type", args.prompt_type, args.prompt_type_path)
-    if wrong:
-        template = None
-    else:
-        template = Template(args.prompt_type, args.prompt_type_path)
+    template = None if wrong else Template(args.prompt_type, args.prompt_type_path)
+    compared = compares(args.verifier)
     for path, keys in map_keys(args).items():
-        problems += check_data("--data", path, layout(keys), template, compares(cfg), vocab_size)
+        problems += check_data("--data", path, layout(keys), template, compared, vocab_size)
     problems += wrong
-    return problems or files.check_ends(cfg, args.data, "--model", "--prompt-type", "--stop")
+    if problems or template is None:
+        return problems
+    renders = not all(is_preprocessed(path) for path in args.data)
+    return files.check_ends(folder, tokenizer, template, args.stop, renders, END_KEYS)
 
 
-def run(args: argparse.Namespace, cfg: Config, launch: Launch) -> int:
+def run(args: argparse.Namespace, launch: Launch) -> int:
     """Join the world and answer."""
 
-    def prepare(world):  # noqa: ANN001, ANN202 - types of modules that are imported late
+    def prepare(world: World) -> list[Evaluator]:
         from r1zero.evaluation.standalone import prepare
 
-        return prepare(cfg, world, map_keys(args), args.problems, args.max_new_tokens)
+        return prepare(request(args), world)
 
-    def work(evaluators) -> None:  # noqa: ANN001
+    def work(evaluators: list[Evaluator]) -> None:
         from r1zero.evaluation.standalone import run
 
-        run(evaluators, Path(cfg.output_dir), args.round_samples or None)
+        run(evaluators, output_folder(args), args.round_samples or None)
 
-    tp = args.tensor_model_parallel_size
-    size = launch.world_size
-    placement = place({"rollout": RoleSize(size, tp)}, colocate=True)
+    sizes = {"rollout": RoleSize(launch.world_size, args.tensor_model_parallel_size)}
+    placement = place(sizes, colocate=True)
     return run_rank(launch, placement, timedelta(minutes=45), False, False, prepare, work)
 
 

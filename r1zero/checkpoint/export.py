@@ -16,7 +16,6 @@ from r1zero.errors import BadInput
 from r1zero.run_folder.exported import MARK, MODEL, in_the_way, mark
 from r1zero.run_folder.owner import plain
 from r1zero.weight_sync.gather import gather_tensors
-from r1zero.weights.detect import model_folder
 from r1zero.weights.huggingface import save_hf
 
 log = logging.getLogger("r1zero")
@@ -27,7 +26,7 @@ def export(runtime: RunState, manager: CheckpointManager) -> None:
 
     RuntimeError when that fails: it names the checkpoint or the other folder with the weights.
     """
-    folder = Path(runtime.cfg.output_dir) / MODEL
+    folder = runtime.checkpoint_config.model
     problem = runtime.move.from_controller(_obstacle, runtime) or _write(
         runtime, runtime.folder / MODEL
     )
@@ -40,8 +39,9 @@ def export(runtime: RunState, manager: CheckpointManager) -> None:
             f"{told}; its weights are in {checkpoint}: when there is room and "
             "nothing in the way, the same command writes the model without training"
         )
-    told += f", nor a checkpoint to {runtime.cfg.checkpoints}"
-    refuges = runtime.move.from_controller(_refuges, runtime.cfg.name, runtime.progress.step)
+    told += f", nor a checkpoint to {runtime.checkpoint_config.folder}"
+    name = runtime.checkpoint_config.run_name
+    refuges = runtime.move.from_controller(_refuges, name, runtime.progress.step)
     for refuge in refuges:
         if _write(runtime, refuge) is None:
             raise RuntimeError(f"{told}; it is in {refuge} now: move it to a safe place")
@@ -51,8 +51,8 @@ def export(runtime: RunState, manager: CheckpointManager) -> None:
 def _obstacle(runtime: RunState) -> str | None:
     """What lies where the model belongs: the look before the start may be days ago."""
     runtime.hold.check()
-    source = model_folder(runtime.cfg, "actor_rollout")
-    return in_the_way(Path(runtime.cfg.output_dir) / MODEL, source, may_replace=True)
+    config = runtime.checkpoint_config
+    return in_the_way(config.model, config.model_source, may_replace=True)
 
 
 def _refuges(name: str, step: int) -> list[Path]:
@@ -67,16 +67,15 @@ def _write(runtime: RunState, folder: Path) -> str | None:
     stream = gather_tensors(runtime.world, runtime.shape, runtime.policy.parameters())
     problem = None
     if runtime.world.is_controller:
-        source = model_folder(runtime.cfg, "actor_rollout")
-        dtype = "bfloat16" if runtime.cfg.training.bf16 else "float32"
+        config = runtime.checkpoint_config
         beside = {MARK: mark(runtime.progress.step)}
         try:
             save_hf(
                 folder,
                 runtime.shape,
                 stream,
-                source,
-                dtype,
+                config.model_source,
+                config.model_dtype,
                 beside=beside,
                 end_ids=runtime.ends.ids,
             )

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from safetensors.torch import save as save_tensors
 
 from r1zero.checkpoint import manifest, progress, store
 from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.state import RunState
 from r1zero.checkpoint.train_state import Writing, rng_states
-from r1zero.config.load import dump
 from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.policy.actor import Actor
@@ -55,6 +55,20 @@ class _Written:
     error: str | None
 
 
+@dataclass(slots=True)
+class _Save:
+    """The save under way."""
+
+    folder: Path  # that it is written into
+    info: CheckpointInfo | None = None  # on train ranks
+    writing: Writing | None = None  # on train ranks
+    rng: dict[str, torch.Tensor] | None = None  # on the controller
+
+    @property
+    def reserve(self) -> Path:
+        return self.folder / RESERVE
+
+
 def _first_error(reports: Sequence[_Written]) -> str | None:
     return next((report.error for report in reports if report.error), None)
 
@@ -65,15 +79,10 @@ class CheckpointManager:
     def __init__(self, runtime: RunState, notice: PreemptionNotice) -> None:
         self.runtime = runtime
         self.notice = notice
-        self.training = runtime.cfg.training
-        self.store = runtime.cfg.checkpoints
+        self.config = runtime.checkpoint_config
         # the last step whose state is on disk, or on its way there
         self._saved = runtime.progress.step
-        self._pending: CheckpointInfo | None = None  # of the save under way
-        self._partial: Path | None = None  # the folder that it is written into
-        self._writing: Writing | None = None  # on train ranks
-        self._rng: dict | None = None  # on the controller
-        self._under_way = False
+        self._save: _Save | None = None  # under way
         self._began = self._looked = time.monotonic()
         self._held = 0.0  # seconds that the save under way kept the step waiting
         self._longest_step = 0.0
@@ -82,20 +91,18 @@ class CheckpointManager:
     def after_step(self) -> str | None:
         """Save if it is due, and say why the run should end early, if it should. Collective."""
         runtime = self.runtime
-        training = self.training
+        config = self.config
         self._longest_step = max(self._longest_step, time.monotonic() - self._looked)
-        signs = runtime.move.all_gather(
-            _Sign(self._wish(), self._writing is None or self._writing.done)
-        )
+        signs = runtime.move.all_gather(_Sign(self._wish(), self._is_written))
         if all(sign.written for sign in signs):
             self.finish()
         step = runtime.progress.step
-        last = runtime.progress.step >= training.train_iters
+        last = runtime.progress.step >= config.total_steps
         if last:
             reason = None
         else:
             reason = next((sign.leave for sign in signs if sign.leave), None)
-        if reason or (training.save_interval and (last or step % training.save_interval == 0)):
+        if reason or (config.save_interval and (last or step % config.save_interval == 0)):
             self.save()
         if reason or last:
             self.finish()
@@ -112,56 +119,56 @@ class CheckpointManager:
         if step == self._saved:
             return
         self._began = time.monotonic()
-        self._partial, problem = runtime.move.from_controller(self._make_room)
-        if problem is not None:
-            self._fail(step, problem)
+        room = runtime.move.from_controller(self._make_room)
+        if isinstance(room, str):
+            self._fail(step, room)
             return
+        save = self._save = _Save(room)
         policy = runtime.policy
         if isinstance(policy, Actor):
-            self._pending = self._record(policy)
-            self._rng = rng_states(policy)
+            save.info = self._info(policy)
+            save.rng = rng_states(policy)
             # NFS may not show yet what is there;
-            for folder in (runtime.shelf.parent, runtime.shelf):
+            for folder in (runtime.checkpoints.parent, runtime.checkpoints):
                 os.listdir(folder)  # this lets it ask
-            self._writing = Writing(policy, self._partial, step)
-            if self.training.async_save:
-                self._writing.start()
+            save.writing = Writing(policy, save.folder, step)
+            if self.config.async_save:
+                save.writing.start()
             else:
-                self._writing.run()
+                save.writing.run()
         self._saved = step
-        self._under_way = True
         self._held = time.monotonic() - self._began
-        if not self.training.async_save:
+        if not self.config.async_save:
             self.finish()
 
     def finish(self) -> None:
         """Bring the save under way to its end, if there is one. Collective."""
-        if not self._under_way:
+        if self._save is None:
             return
-        self._under_way = False
+        save = self._save
+        self._save = None
         runtime = self.runtime
         waited = time.monotonic()
         written = _Written({}, None)
-        if self._writing is not None:
-            self._writing.join()
-            written = _Written(self._writing.files, self._writing.error)
+        if save.writing is not None:
+            save.writing.join()
+            written = _Written(save.writing.files, save.writing.error)
         reports = runtime.move.to_controller(written)
         problem = runtime.move.from_controller(_first_error, reports)
         if problem is None:
-            runtime.move.at_controller(self._reserve.unlink)
-            if self._writing is not None:
-                self._writing.finalize()
-            problem = runtime.move.from_controller(self._seal, reports)
-        self._writing = self._rng = None
+            runtime.move.at_controller(save.reserve.unlink)
+            if save.writing is not None:
+                save.writing.finalize()
+            problem = runtime.move.from_controller(self._seal, save, reports)
         self._longest_save = max(self._longest_save or 0.0, time.monotonic() - self._began)
         if problem is not None:
-            runtime.move.at_controller(shutil.rmtree, self._partial, True)
+            runtime.move.at_controller(shutil.rmtree, save.folder, True)
             self._fail(self._saved, problem)
         elif runtime.world.is_controller:
-            held = self._held + (time.monotonic() - waited if self.training.async_save else 0.0)
+            held = self._held + (time.monotonic() - waited if self.config.async_save else 0.0)
             log.info(
                 "checkpoint %s saved in %.1f s, of which training waited %.1f s",
-                store.folder_of(self.store, self._saved),
+                store.folder_of(self.config.folder, self._saved),
                 time.monotonic() - self._began,
                 held,
             )
@@ -177,6 +184,11 @@ class CheckpointManager:
         except RuntimeError as error:  # on_save_failure: stop
             log.warning("%s", error)
         return self.runtime.move.from_controller(self._current)
+
+    @property
+    def _is_written(self) -> bool:
+        """Nothing is being written on this rank."""
+        return self._save is None or self._save.writing is None or self._save.writing.done
 
     # -- why to leave ---------------------------------------------------------------------------
 
@@ -198,7 +210,7 @@ class CheckpointManager:
     def _current(self) -> Path | None:
         """The complete checkpoint of the current step, if there is one."""
         step = self.runtime.progress.step
-        folder = store.folder_of(self.store, step)
+        folder = store.folder_of(self.config.folder, step)
         if self._saved == step and (folder / manifest.NAME).is_file():
             return folder
         return None
@@ -211,61 +223,57 @@ class CheckpointManager:
         of_parameter = policy.model.dtype.itemsize + OPTIMIZER_BYTES
         return self.runtime.shape.num_parameters * of_parameter + RESERVE_BYTES
 
-    @property
-    def _reserve(self) -> Path:
-        return self._partial / RESERVE
-
-    def _make_room(self) -> tuple[Path | None, str | None]:
+    def _make_room(self) -> Path | str:
         """Make the folder to write into; returns it, or what stands against it."""
         self.runtime.hold.check()
         try:
-            folder = store.start(self.runtime.shelf, self.runtime.progress.step)
+            folder = store.start(self.runtime.checkpoints, self.runtime.progress.step)
             free = shutil.disk_usage(folder).free
             if free < self._bytes:
                 shutil.rmtree(folder)
-                needed = self._bytes / 1e9
-                free = free / 1e9
-                return None, f"it needs {needed:.3g} GB, and {self.store} has {free:.3g} GB free"
+                return (
+                    f"it needs {self._bytes / 1e9:.3g} GB, and {self.config.folder} has "
+                    f"{free / 1e9:.3g} GB free"
+                )
             (folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
         except OSError as error:
-            return None, str(error)
-        return folder, None
+            return str(error)
+        return folder
 
-    def _seal(self, reports: Sequence[_Written]) -> str | None:
+    def _seal(self, save: _Save, reports: Sequence[_Written]) -> str | None:
         """Complete the checkpoint and give it its name; returns what stands against it."""
         files = {}
         for report in reports:
             for name, file in report.files.items():
                 files[name] = file
         self.runtime.hold.check()
-        step = self._pending.progress.step
-        training = self.training
-        folder = self._partial
+        config = self.config
+        assert save.info is not None and save.rng is not None, "the controller trains"
+        step = save.info.progress.step
         try:
-            (folder / RNG).write_bytes(save_tensors(self._rng))
-            (folder / "config.yaml").write_text(dump(self.runtime.cfg))
-            (folder / progress.NAME).write_text(self._pending.text())
-            for path in sorted(folder.iterdir()):
+            (save.folder / RNG).write_bytes(save_tensors(save.rng))
+            (save.folder / "config.yaml").write_text(config.config_text)
+            (save.folder / progress.NAME).write_text(save.info.text())
+            for path in sorted(save.folder.iterdir()):
                 if path.name not in files:
                     files[path.name] = manifest.describe(path)
                     sync(path)
-            manifest.write(folder, files)
-            store.publish(folder, step)
+            manifest.write(save.folder, files)
+            store.publish(save.folder, step)
         except OSError as error:
             return str(error)
         try:
             for old in store.prune(
-                self.runtime.shelf, step, training.keep_last, training.keep_every
+                self.runtime.checkpoints, step, config.keep_last, config.keep_every
             ):
                 log.info("checkpoint %s deleted (keep_last, keep_every)", plain(old))
         except OSError as error:  # the new one is safe all the same
             log.warning("an old checkpoint could not be deleted: %s", plain(error))
         return None
 
-    def _record(self, policy: Actor) -> CheckpointInfo:
+    def _info(self, policy: Actor) -> CheckpointInfo:
         runtime = self.runtime
         span = policy.grid.span
-        cfg = runtime.cfg
         return CheckpointInfo(
             replace(runtime.progress),
             policy.scheduler.num_steps,
@@ -273,7 +281,7 @@ class CheckpointManager:
             asdict(runtime.shape),
             str(policy.model.dtype).removeprefix("torch."),
             {"tp": span.tp, "pp": span.pp, "dp": span.dp},
-            {"actor_rollout": cfg.actor_rollout.load, "ref": cfg.ref.load},
+            dict(self.config.start),
             versions={name: version(name) for name in ("torch", "megatron-core", "transformers")},
         )
 
@@ -283,13 +291,13 @@ class CheckpointManager:
         BadInput if the folder was taken away. Collective.
         """
         self.runtime.move.from_controller(self.runtime.hold.check)
-        kept = store.complete(self.store)
+        kept = store.complete(self.config.folder)
         said = (
             f"the checkpoint of step {step} could not be saved: {plain(problem)}; "
             f"{f'the last good one is {kept[-1]}' if kept else 'there is none yet'}"
         )
         self._saved = -1
-        if self.training.on_save_failure == "stop":
+        if self.config.stop_on_failure:
             raise RuntimeError(said)
         if self.runtime.world.is_controller:
             log.warning("%s; training goes on (training.on_save_failure: go_on)", said)

@@ -12,7 +12,6 @@ from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.resume import changes
 from r1zero.checkpoint.state import RunState
 from r1zero.checkpoint.train_state import load_policy, set_rng_states
-from r1zero.config.load import dump
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
@@ -52,7 +51,7 @@ def restore(runtime: RunState, folder: Path) -> None:
     runtime.move.flush()
     if runtime.world.is_controller:
         log.info(_line(runtime, folder, record, layout))
-        for change in changes(dump(runtime.cfg), folder):
+        for change in changes(runtime.checkpoint_config.config_text, folder):
             log.info("changed since then: %s", change)
 
 
@@ -63,7 +62,7 @@ def _line(runtime: RunState, folder: Path, record: CheckpointInfo, layout: dict[
         return " ".join(f"{axis.upper()}{size}" for axis, size in grid.items())
 
     done = record.progress
-    control = runtime.cfg.algorithm.kl_ctrl
+    config = runtime.checkpoint_config
     if layout == record.layout:
         where = shown(layout)
         rng = "random states"
@@ -71,9 +70,9 @@ def _line(runtime: RunState, folder: Path, record: CheckpointInfo, layout: dict[
         where = f"saved at {shown(record.layout)}, now {shown(layout)}"
         rng = "random states begun anew (they belong to a layout)"
     return (
-        f"resumed from {folder}: step {done.step} of {runtime.cfg.training.train_iters}; model "
+        f"resumed from {folder}: step {done.step} of {config.total_steps}; model "
         f"and optimizer ({where}), learning-rate schedule at update {record.updates}, KL "
-        f"coefficient {record.kl_coefficient:g} ({control.type}), {rng}, data at prompt "
+        f"coefficient {record.kl_coefficient:g} ({config.kl_control}), {rng}, data at prompt "
         f"{done.prompts_drawn}, weights version {done.weights_version}; the reference stays "
-        f"{runtime.cfg.ref.load}"
+        f"{config.start['ref']}"
     )

@@ -11,7 +11,7 @@ import yaml
 
 from r1zero.checkpoint import manifest, store
 from r1zero.checkpoint.progress import CheckpointInfo
-from r1zero.config.schema import CHECKPOINTS, Config
+from r1zero.config.schema import CHECKPOINTS
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.weights import detect
@@ -73,57 +73,55 @@ def pinned(load: str) -> str:
         return load  # the checks will say what is wrong with it
 
 
-def find(cfg: Config) -> Path | None:
-    """The checkpoint to go on from: this run's own newest one, else the one that training.resume
-    names.
+def find(checkpoints: Path, resume: str | None) -> Path | None:
+    """The checkpoint to go on from: the newest one of the run's own folder, else the one that
+    training.resume names.
 
     BadInput when it is named and not there.
     """
-    own = store.find(cfg.checkpoints)
-    if own is not None or cfg.training.resume is None:
+    own = store.find(checkpoints)
+    if own is not None or resume is None:
         return own
-    named = locate(cfg.training.resume)
+    named = locate(resume)
     if named is None:
-        below = Path(cfg.training.resume) / CHECKPOINTS
+        below = Path(resume) / CHECKPOINTS
         if store.complete(below):
             way_out = f"those of this run folder are in {below}: name that"
         else:
             way_out = "give one, or leave the key out to start anew"
         raise BadInput(
-            f"training.resume: {cfg.training.resume} is not a complete checkpoint of this "
+            f"training.resume: {resume} is not a complete checkpoint of this "
             f"program, nor a folder of them with {store.TRACKER}; {way_out}"
         )
     return named
 
 
-def check_resume(cfg: Config) -> list[str]:
+def check_resume(checkpoints: Path, resume: str | None, load: str, shape: ModelConfig) -> list[str]:
     """Return a sentence if the run would go on from a checkpoint that is damaged or of another
-    model."""
+    model than `load`, whose shape is given."""
     try:
-        folder = find(cfg)
+        folder = find(checkpoints, resume)
         if folder is not None:
-            _check(cfg, folder)
+            _check(folder, load, shape)
     except BadInput as error:
         return [f"resume: {error}"]
     return []
 
 
-def _check(cfg: Config, folder: Path) -> None:
+def _check(folder: Path, load: str, model: ModelConfig) -> None:
     try:
         manifest.check_sizes(folder)
         check_pickles(folder)
         record = CheckpointInfo.read(folder)
     except BadInput as error:
         raise BadInput(f"{error}{store.way_out(folder)}") from None
-    shape = _flat(
-        dataclasses.asdict(ModelConfig.from_folder(detect.model_folder(cfg, "actor_rollout")))
-    )
+    shape = _flat(dataclasses.asdict(model))
     saved = {FORMER_NAMES.get(key, key): value for key, value in _flat(record.shape).items()}
     for key in sorted(shape.keys() | saved.keys()):
         if shape.get(key) != saved.get(key):
             raise BadInput(
                 f"{folder} holds a model with {key} {saved.get(key)}, but "
-                f"{cfg.actor_rollout.load} has {shape.get(key)}; name the model that was trained, "
+                f"{load} has {shape.get(key)}; name the model that was trained, "
                 "or another output_dir"
             )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
-from r1zero.config.schema import Config
 from r1zero.data.ends import Ends
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
@@ -18,7 +18,7 @@ from r1zero.run_folder.claim import Hold
 class RunState(Protocol):
     """The state of a run on one rank."""
 
-    cfg: Config
+    checkpoint_config: CheckpointConfig
     world: World
     move: RoleTransfer
     shape: ModelConfig
@@ -27,4 +27,4 @@ class RunState(Protocol):
     progress: TrainerState
     hold: Hold  # on the run's folders; empty but on the controller
     folder: Path  # the run folder, and that of its checkpoints, by the paths to write by: Hold.way
-    shelf: Path
+    checkpoints: Path

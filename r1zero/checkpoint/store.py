@@ -90,9 +90,7 @@ def way_out(damaged: Path) -> str:
     from it."""
     save = damaged.parent
     iteration = iteration_of(damaged)
-    before = [
-        path for path in complete(save) if iteration is None or iteration_of(path) < iteration
-    ]
+    before = [path for path in complete(save) if iteration is None or _number(path) < iteration]
     if iteration is None:
         which = "complete checkpoint"
     else:
@@ -150,13 +148,20 @@ def prune(save: Path, newest: int, keep_last: int | None, keep_every: int | None
     """
     if keep_last is None:
         return []
-    until_now = [path for path in complete(save) if iteration_of(path) <= newest]
+    until_now = [path for path in complete(save) if _number(path) <= newest]
     spare = [
-        path for path in until_now[:-keep_last] if not keep_every or iteration_of(path) % keep_every
+        path for path in until_now[:-keep_last] if not keep_every or _number(path) % keep_every
     ]
     for path in spare:
         discard(path)
     return spare
+
+
+def _number(folder: Path) -> int:
+    """The iteration of a checkpoint that is complete."""
+    iteration = iteration_of(folder)
+    assert iteration is not None, "complete checkpoints have numbers"
+    return iteration
 
 
 def discard(folder: Path) -> None:

@@ -14,6 +14,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -103,8 +104,8 @@ class Writing:
         _, _, results = self._request.async_fn_args
         written = {}
         for number, bucket in enumerate(self._buckets):
-            answer = queue.SimpleQueue()
-            counter = queue.Queue()
+            answer: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+            counter: queue.Queue[int] = queue.Queue()
             counter.put(number)
             filesystem_async.FileSystemWriterAsync.write_preloaded_data(
                 transforms, number, bucket, answer, counter, use_fsync=True
@@ -180,12 +181,12 @@ def rng_states(policy: Actor) -> dict[str, torch.Tensor] | None:
             for name, state in random.get_cuda_rng_tracker().get_states().items()
         },
     }
-    everyone = gather_objects(
-        {name: state.cpu() for name, state in mine.items()}, policy.grid.role_control
-    )
+    control = policy.grid.role_control
+    assert control is not None, "train ranks have it"
+    everyone = gather_objects({name: state.cpu() for name, state in mine.items()}, control)
     if everyone is None:
         return None
-    result: dict[str, torch.Tensor] | None = {}
+    result: dict[str, torch.Tensor] = {}
     for rank, states in enumerate(everyone):
         for name, state in states.items():
             result[f"{rank}/{name}"] = state
@@ -268,7 +269,7 @@ def _whole_state(optimizer: DistributedOptimizer, **_: object) -> dict:
 
 
 # Megatron's save strategies have no common public type
-def _strategy(policy: Actor):  # noqa: ANN202
+def _strategy(policy: Actor) -> Any:
     """One file a train rank; data-parallel replicas share the work."""
     strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
     if policy.grid.span.dp > 1:

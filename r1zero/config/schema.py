@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, with_config
 
@@ -427,6 +427,15 @@ class Network:
     add_qkv_bias: OrNull[Flag] = None
     qk_layernorm: OrNull[Flag] = None
     hf_model_type: OrNull[Text] = None  # where the other keys do not tell the family
+
+
+T = TypeVar("T")
+
+
+def filled(value: T | None) -> T:
+    """A key that stands open until loading or resolving fills in its default."""
+    assert value is not None, "the default is filled in by config/load.py or preflight/resolve.py"
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from r1zero.config.schema import Training
+from r1zero.config.schema import ActorRollout, Training
 from r1zero.data.template import Template
 
 PARTS = ("prompt", "query", "response", "system")
@@ -25,6 +25,26 @@ class ColumnLayout:
     def fitting(self, template: Template) -> ColumnLayout:
         """Return the layout for a template, which may have no place for a message's system text."""
         return replace(self, keep_chat_system=self.keep_chat_system and template.takes_system)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """A data set, or a blend of several, and how its rows are to be read."""
+
+    path: str  # a file, a folder, the prefix of preprocessed files, or a blend of these
+    layout: ColumnLayout
+
+
+def train_source(actor: ActorRollout, training: Training) -> DataSource:
+    """The problems to train on."""
+    return DataSource(actor.data_path, layout_of(training, held_out=False))
+
+
+def eval_source(training: Training) -> DataSource | None:
+    """The held-out problems, if the configuration names any."""
+    if training.eval_data_path is None:
+        return None
+    return DataSource(training.eval_data_path, layout_of(training, held_out=True))
 
 
 def layout_of(training: Training, held_out: bool) -> ColumnLayout:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from r1zero.data.bad_rows import BadRow, NoAnswer, Tally
 from r1zero.data.files import data_files
@@ -111,7 +112,7 @@ def _tag(values: Values, column: str) -> str:
     return str(values.get(column) if isinstance(values, dict) else None)
 
 
-def parse_json(place: str, text: str) -> object:
+def parse_json(place: str, text: str) -> Any:
     """Parse JSON text found at `place`. BadInput naming it."""
     try:
         return json.loads(text)

@@ -178,12 +178,21 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
 
 
 def detokenize(
-    tokenizer: PreTrainedTokenizerBase, sequences: Sequence[Sequence[int]], special: bool
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: Sequence[Sequence[int] | np.ndarray],
+    special: bool,
 ) -> list[str]:
     """Return the texts of token ids; `special` tokens are written out or left out."""
     return tokenizer.batch_decode(
         sequences, skip_special_tokens=not special, clean_up_tokenization_spaces=False
     )
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray, special: bool) -> str:
+    """Return the text of the token ids [T]; `special` tokens are written out or left out."""
+    text = tokenizer.decode(tokens, skip_special_tokens=not special)
+    assert isinstance(text, str), "one sequence has one text"
+    return text
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

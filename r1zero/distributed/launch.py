@@ -29,6 +29,13 @@ class Launch:
     port: int
 
     @property
+    def known_nodes(self) -> tuple[int, ...] | None:
+        """Node of each rank, if there is a launcher that knows."""
+        if self.launcher == "single":
+            return None
+        return self.node_of_rank
+
+    @property
     def is_first(self) -> bool:
         """True in the process that prints for the job."""
         return self.rank == 0

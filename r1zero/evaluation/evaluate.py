@@ -11,20 +11,19 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from r1zero.config.schema import Config
 from r1zero.data.ends import Ends
 from r1zero.data.files import data_files
 from r1zero.data.indexed import index_path, values_path
 from r1zero.data.preprocessed import is_preprocessed, stem
 from r1zero.data.problems import read_tags
-from r1zero.data.prompts import Prompts
-from r1zero.data.template import Template
+from r1zero.data.prompts import Prompts, decode
 from r1zero.distributed.groups import World
 from r1zero.distributed.placement import RankGrid
 from r1zero.distributed.transfer import RoleTransfer
+from r1zero.evaluation.config import EvalConfig
 from r1zero.evaluation.scores import EvalProtocol, extractor_version, report, write_report
 from r1zero.reward.manager import RewardManager
-from r1zero.rollout.interface import RolloutEngine, Sampling
+from r1zero.rollout.interface import RolloutEngine
 from r1zero.types import Batch, Group
 
 # In place of the step in the key of the sampler: evaluation draws other numbers than training, and
@@ -36,7 +35,6 @@ TAGS = ("level", "subject")  # columns by which scores are also told, when the d
 class EvalContext(Protocol):
     """What answers: the runtime of a run, or that of tools/evaluate.py."""
 
-    cfg: Config
     world: World
     move: RoleTransfer
     tokenizer: PreTrainedTokenizerBase
@@ -47,35 +45,42 @@ class EvalContext(Protocol):
 
 
 def evaluate(
-    context: EvalContext, version: int, model: str, place: Path, round_samples: int | None = None
+    context: EvalContext,
+    config: EvalConfig,
+    version: int,
+    model: str,
+    place: Path,
+    round_samples: int | None = None,
 ) -> dict[str, Any] | None:
-    """Answer all problems of `eval_data_path`; write `place`.json and `place`.parquet. Collective.
+    """Answer all held-out problems; write `place`.json and `place`.parquet. Collective.
 
     `version` is that of the engine's weights, `model` their name. With `round_samples`, about that
     many answers at a time are decoded together, always the same ones, so that not even rounding
     depends on the number of ranks; without it each replica decodes its whole share at once. Returns
     the report on the controller.
     """
-    batch = context.move.from_controller(_plan, context, version)
-    shares = context.move.to_controller(_answer(context, batch, round_samples))
-    return context.move.at_controller(_conclude, context, batch, shares, model, place)
+    batch = context.move.from_controller(_plan, context, config, version)
+    shares = context.move.to_controller(_answer(context, config, batch, round_samples))
+    return context.move.at_controller(_conclude, context, config, batch, shares, model, place)
 
 
-def _plan(context: EvalContext, version: int) -> Batch:
+def _plan(context: EvalContext, config: EvalConfig, version: int) -> Batch:
+    assert context.eval_prompts is not None, "the controller has the problems"
     prompts = context.eval_prompts.prompts
-    samples = context.cfg.training.eval_samples_per_prompt
+    samples = config.samples_per_problem
     return Batch(EVALUATION, version, prompts, samples, len(prompts) * samples)
 
 
-def _answer(context: EvalContext, batch: Batch, round_samples: int | None) -> list[Group]:
+def _answer(
+    context: EvalContext, config: EvalConfig, batch: Batch, round_samples: int | None
+) -> list[Group]:
     """Answer and score this replica's share; empty but on its output rank."""
     grid = context.world.rollout
     if not grid.member:
         return []
     groups = []
-    sampling = eval_sampling(context.cfg)
     for positions in shares(batch, round_samples, grid.span, grid.replica):
-        context.engine.submit(batch, positions, sampling)
+        context.engine.submit(batch, positions, config.sampling)
         groups += context.engine.collect(0)
     groups = context.reward_manager.score(groups)
     if grid.is_output_rank:
@@ -101,17 +106,13 @@ def shares(batch: Batch, round_samples: int | None, span: RankGrid, replica: int
     return [positions for positions in rounds if positions]
 
 
-def eval_sampling(cfg: Config) -> Sampling:
-    """How answers are drawn; temperature 0 takes the most likely token."""
-    training = cfg.training
-    if training.eval_temperature == 0:
-        return Sampling(1.0, 1.0, 1, training.seed)
-    top_k = max(training.eval_top_k, 0)
-    return Sampling(training.eval_temperature, training.eval_top_p, top_k, training.seed)
-
-
 def _conclude(
-    context: EvalContext, batch: Batch, found: Sequence[list[Group]], model: str, place: Path
+    context: EvalContext,
+    config: EvalConfig,
+    batch: Batch,
+    found: Sequence[list[Group]],
+    model: str,
+    place: Path,
 ) -> dict[str, Any]:
     """Score all answers, and write them and the report."""
     groups = sorted((group for share in found for group in share), key=lambda group: group.position)
@@ -119,44 +120,38 @@ def _conclude(
     assert versions == {batch.version}, (
         f"version {batch.version} was to be evaluated, but {versions} answered"
     )
-    data = context.cfg.training.eval_data_path
-    if is_preprocessed(data):
-        tags = {}
-    else:
-        tags = read_tags(data, TAGS)
-    content = report(
-        groups, tags, eval_protocol(context.cfg, model, context.eval_prompts, context.ends)
-    )
-    write_report(
-        place, content, groups, tags, partial(context.tokenizer.decode, skip_special_tokens=False)
-    )
+    tags = {}
+    if not is_preprocessed(config.data):
+        tags = read_tags(config.data, TAGS)
+    assert context.eval_prompts is not None, "the controller has the problems"
+    protocol = eval_protocol(config, model, context.eval_prompts, context.ends)
+    content = report(groups, tags, protocol)
+    write_report(place, content, groups, tags, partial(decode, context.tokenizer, special=True))
     return content
 
 
-def eval_protocol(cfg: Config, model: str, prompts: Prompts, ends: Ends) -> EvalProtocol:
+def eval_protocol(config: EvalConfig, model: str, prompts: Prompts, ends: Ends) -> EvalProtocol:
     """Name all that the scores depend on."""
-    training = cfg.training
-    template = Template(training.prompt_type, training.prompt_type_path)
+    template = config.template
     text = json.dumps([template.text, template.default_system])
-    sampling = eval_sampling(cfg)
     return EvalProtocol(
         model=model,
-        data=training.eval_data_path,
-        data_sha256=data_sha256(training.eval_data_path),
+        data=config.data,
+        data_sha256=data_sha256(config.data),
         rows=prompts.num_rows,
         problems=len(prompts),
         dropped=prompts.num_dropped,
-        template=training.prompt_type,
+        template=template.name,
         template_sha256=hashlib.sha256(text.encode()).hexdigest(),
-        samples_per_problem=training.eval_samples_per_prompt,
-        temperature=training.eval_temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_new_tokens=cfg.response_budget,
+        samples_per_problem=config.samples_per_problem,
+        temperature=config.temperature,
+        top_p=config.sampling.top_p,
+        top_k=config.sampling.top_k,
+        max_new_tokens=config.max_new_tokens,
         ends=[f"{ends.texts[number]} ({number})" for number in ends.ids],
-        seed=training.seed,
-        dtype="bf16" if training.bf16 else "fp32",
-        rules=list(cfg.algorithm.verifier_function),
+        seed=config.seed,
+        dtype=config.dtype.value,
+        rules=list(config.reward_functions),
         extractor=extractor_version(),
     )
 

@@ -114,8 +114,9 @@ def write_report(
 ) -> None:
     """Write `stem`.json, and every answer to `stem`.parquet."""
     rows = sample_rows(groups, decode)
-    for row in rows:
-        row |= {kind: values[row["prompt_index"]] for kind, values in tags.items()}
+    samples = (group for group in groups for _ in group.samples)
+    for row, group in zip(rows, samples, strict=True):
+        row |= {kind: values[group.prompt.index] for kind, values in tags.items()}
     write_rows(stem.with_name(stem.name + ".parquet"), rows)
     partial = stem.with_name(stem.name + ".json.partial")
     partial.write_text(json.dumps(content, indent=1) + "\n")

@@ -9,44 +9,68 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from r1zero.config.schema import Config, Training
-from r1zero.data.ends import Ends
-from r1zero.data.layout import layout_of
+from r1zero.config.schema import Reward
+from r1zero.data.ends import Ends, find_ends
+from r1zero.data.layout import ColumnLayout
 from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
 from r1zero.data.template import Template
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
+from r1zero.evaluation.config import EvalConfig
 from r1zero.evaluation.evaluate import evaluate
 from r1zero.evaluation.scores import table
-from r1zero.models.config import ModelConfig
+from r1zero.models.dtype import Dtype
 from r1zero.models.layout import WeightTarget
 from r1zero.models.params import param_table
 from r1zero.preflight.datasets import look_at_prompts
+from r1zero.preflight.run import ModelFiles
 from r1zero.reward.manager import RewardManager
-from r1zero.rollout.engines import choose_engine
-from r1zero.rollout.interface import EngineListener, RolloutEngine
-from r1zero.runtime import build_engine, build_reward_manager, response_ends
+from r1zero.rollout.interface import EngineConfig, EngineListener, RolloutEngine
+from r1zero.runtime import build_engine, build_reward_manager
 from r1zero.types import Group
-from r1zero.weights.detect import model_folder
 from r1zero.weights.open import open_weights
 from r1zero.weights.source import Weights
 
 ANY_LENGTH = 2**31
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRequest:
+    """What is to be evaluated. Lengths that depend on the prompts are settled when these are read."""
+
+    model: ModelFiles
+    tokenizer: str  # folder
+    dtype: Dtype
+    engine: str  # name
+    max_cache_tokens: int  # in a replica's KV cache; more if the longest answer needs it
+    stop: Sequence[str]  # more tokens that end an answer
+    template: Template
+    data: Mapping[str, ColumnLayout]  # the columns of each data set, by path
+    problems: int | None  # of each data set the first so many; None: all
+    samples_per_problem: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    max_new_tokens: int
+    reward_functions: tuple[str, ...]
+    reward: Reward
+
+
 @dataclass
 class Evaluator:
     """What a rank works with; the fields that evaluate() uses have the names of a Runtime's."""
 
-    cfg: Config
+    config: EvalConfig
+    model: str
     world: World
     move: RoleTransfer
     tokenizer: PreTrainedTokenizerBase
@@ -56,60 +80,90 @@ class Evaluator:
     reward_manager: RewardManager
 
 
-def prepare(
-    cfg: Config,
-    world: World,
-    data: Mapping[str, dict[str, str]],
-    first: int | None,
-    max_new_tokens: int,
-) -> list[Evaluator]:
-    """Read data sets, or their `first` problems, and load the model; return what answers each.
-    Collective.
-
-    `data` maps their paths to the columns of each, see config.MAP_KEYS.
+def prepare(request: EvalRequest, world: World) -> list[Evaluator]:
+    """Read the data sets and load the model; return what answers each. Collective.
 
     BadInput for bad data or models, or when a prompt and its answer would not fit into the model.
     """
     move = RoleTransfer(world)
-    load = cfg.actor_rollout.load
-    folder = model_folder(cfg, "actor_rollout")
-    shape = ModelConfig.from_folder(folder)
-    tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
-    trainings = [
-        replace(cfg.training, eval_data_path=path, eval_map_keys=keys)
-        for path, keys in data.items()
-    ]
-    read: list[Prompts | None] = [None] * len(trainings)
-    if world.is_controller:
-        read = [_prompts(cfg, training, tokenizer, first) for training in trainings]
-    longest = move.from_controller(_longest, read)
-    length = longest + max_new_tokens
-    if length > shape.max_positions:
-        raise BadInput(
-            f"--max-new-tokens {max_new_tokens}: the longest prompt has {longest} tokens, and the "
-            f"model {shape.max_positions} positions; {shape.max_positions - longest} is the most"
-        )
-    actor = replace(
-        cfg.actor_rollout,
-        max_prompt_length=longest,
-        max_tokens_to_oom=max(length, cfg.actor_rollout.max_tokens_to_oom),
-    )
-    cfg = replace(cfg, training=replace(cfg.training, seq_length=length), actor_rollout=actor)
-    dtype = torch.bfloat16 if cfg.training.bf16 else torch.float32
-    reward_manager = build_reward_manager(cfg, world, tokenizer)
+    tokenizer = load_tokenizer(request.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
-    ends = response_ends(cfg, vocabulary)
-    unused = vocabulary.unused(shape.vocab_size)
-    kind = choose_engine(cfg.actor_rollout.engine)
-    engine = build_engine(kind, cfg, world, shape, dtype, ends.ids, unused, reward_manager)
-    _load(engine.weights(), open_weights(load, shape), world, dtype)
-    configs = [
-        replace(cfg, training=replace(training, seq_length=length)) for training in trainings
-    ]
+    ends = find_ends(request.model.folder, vocabulary, request.template, request.stop)
+    read: list[Prompts | None] = [None] * len(request.data)
+    if world.is_controller:
+        read = [_prompts(request, path, tokenizer) for path in request.data]
+    longest = move.from_controller(_longest, read)
+    reward_manager = _reward_manager(request, world, tokenizer)
+    engine = build_engine(
+        _engine_config(request, longest),
+        request.model,
+        request.dtype,
+        world,
+        ends,
+        vocabulary.unused(request.model.shape.vocab_size),
+        reward_manager,
+    )
+    weights = open_weights(request.model.load, request.model.shape)
+    _load(engine.weights(), weights, world, request.dtype.torch)
     return [
-        Evaluator(own, world, move, tokenizer, ends, prompts, engine, reward_manager)
-        for own, prompts in zip(configs, read, strict=True)
+        Evaluator(
+            config=_eval_config(request, path),
+            model=request.model.load,
+            world=world,
+            move=move,
+            tokenizer=tokenizer,
+            ends=ends,
+            eval_prompts=prompts,
+            engine=engine,
+            reward_manager=reward_manager,
+        )
+        for path, prompts in zip(request.data, read, strict=True)
     ]
+
+
+def _engine_config(request: EvalRequest, longest: int) -> EngineConfig:
+    """The engine for prompts of `longest` tokens at most. BadInput when the model has too few
+    positions."""
+    length = longest + request.max_new_tokens
+    positions = request.model.shape.max_positions
+    if length > positions:
+        raise BadInput(
+            f"--max-new-tokens {request.max_new_tokens}: the longest prompt has {longest} tokens, "
+            f"and the model {positions} positions; {positions - longest} is the most"
+        )
+    return EngineConfig(
+        name=request.engine,
+        max_length=length,
+        max_response=request.max_new_tokens,
+        max_cache_tokens=max(length, request.max_cache_tokens),
+        max_running=None,
+        graphs=False,
+    )
+
+
+def _eval_config(request: EvalRequest, path: str) -> EvalConfig:
+    return EvalConfig(
+        data=path,
+        template=request.template,
+        samples_per_problem=request.samples_per_problem,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        seed=request.seed,
+        max_new_tokens=request.max_new_tokens,
+        dtype=request.dtype,
+        reward_functions=request.reward_functions,
+    )
+
+
+def _reward_manager(
+    request: EvalRequest, world: World, tokenizer: PreTrainedTokenizerBase
+) -> RewardManager:
+    """Each reward function counts the same in the reward, which only the report's mean shows."""
+    weights = [1 / len(request.reward_functions)] * len(request.reward_functions)
+    return build_reward_manager(
+        request.reward_functions, weights, request.reward, request.max_new_tokens, world, tokenizer
+    )
 
 
 def _load(target: WeightTarget, weights: Weights, world: World, dtype: torch.dtype) -> None:
@@ -128,12 +182,13 @@ def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None
     try:
         for each in evaluators:
             began = time.monotonic()
-            path = Path(each.cfg.training.eval_data_path)
+            path = Path(each.config.data)
             with _progress(each):
                 found = evaluate(
                     each,
+                    each.config,
                     each.engine.version,
-                    each.cfg.actor_rollout.load,
+                    each.model,
                     output / path.stem,
                     round_samples,
                 )
@@ -148,21 +203,14 @@ def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None
         evaluators[0].reward_manager.close()
 
 
-def _prompts(
-    cfg: Config, training: Training, tokenizer: PreTrainedTokenizerBase, first: int | None
-) -> Prompts:
+def _prompts(request: EvalRequest, path: str, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """Read the problems that one data set holds, and say what is worth knowing about them."""
-    template = Template(training.prompt_type, training.prompt_type_path)
     prompts = Prompts(
-        training.eval_data_path,
-        layout_of(training, held_out=True),
-        template,
-        tokenizer,
-        ANY_LENGTH,
-        training.seed,
+        path, request.data[path], request.template, tokenizer, ANY_LENGTH, request.seed
     )
-    prompts.prompts = prompts.prompts[:first]
-    for line in look_at_prompts(cfg, None, prompts, "--data"):
+    prompts.prompts = prompts.prompts[: request.problems]
+    said = look_at_prompts(request.template, request.reward_functions, None, prompts, "--data")
+    for line in said:
         print(line, file=sys.stderr)
     return prompts
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from r1zero.config.load import dump
-from r1zero.config.schema import Config
+from r1zero.data.prompts import decode
 from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
 from r1zero.observe.alarms import Alarms
@@ -33,6 +33,19 @@ from r1zero.run_folder.owner import plain
 from r1zero.types import StepOutcome
 
 log = logging.getLogger("r1zero")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserverConfig:
+    """What the observer needs of a run."""
+
+    run_name: str
+    total_steps: int
+    report_interval: int  # in steps; 0: only at the end
+    trackers: Sequence[str]
+    max_failure_rate: float  # of scores
+    stop_on_broken_invariant: bool
+    config_text: str  # the whole configuration, for the trackers
 
 
 class IdleObserver:
@@ -56,7 +69,7 @@ class Observer:
 
     def __init__(
         self,
-        cfg: Config,
+        config: ObserverConfig,
         world: World,
         tokenizer: PreTrainedTokenizerBase,
         hold: Hold,
@@ -73,20 +86,20 @@ class Observer:
         (Hold.way). `mismatch_limit` and `faster_split` as in Alarms. With `live`
         a bar is shown on the terminal.
         """
-        self._cfg = cfg
+        self._config = config
         self._world = world
         self._tokenizer = tokenizer
         self._hold = hold
         self._folder = folder
-        self._total = cfg.training.train_iters
-        self._report = LiveReport(self._folder, cfg.training.report_interval)
-        self._guard = FailureGuard(cfg.reward.max_failure_rate)
-        self._alarms = Alarms(mismatch_limit, cfg.reward.max_failure_rate, faster_split)
-        config = yaml.safe_load(dump(cfg))
+        self._total = config.total_steps
+        self._report = LiveReport(self._folder, config.report_interval)
+        self._guard = FailureGuard(config.max_failure_rate)
+        self._alarms = Alarms(mismatch_limit, config.max_failure_rate, faster_split)
+        keys = yaml.safe_load(config.config_text)
         self._sinks = Sinks(
             {
-                kind: partial(open_tracker, kind, self._folder, cfg.name, config)
-                for kind in cfg.training.logger
+                kind: partial(open_tracker, kind, self._folder, config.run_name, keys)
+                for kind in config.trackers
             }
         )
         board = Board(world.store)
@@ -143,7 +156,7 @@ class Observer:
 
     def _keep(self, step: int, metrics: dict[str, float], outcome: StepOutcome) -> None:
         world = self._world
-        decode = partial(self._tokenizer.decode, skip_special_tokens=False)
+        text_of = partial(decode, self._tokenizer, special=True)
         spans = []
         for rank, record in enumerate(outcome.records):
             for span in record.spans:
@@ -151,7 +164,7 @@ class Observer:
         roles = [world.placement.roles_of(rank) for rank in range(world.size)]
         self._write("metrics.jsonl", append_line, metrics)
         self._write("logs/spans.jsonl", append_line, {"step": step, "roles": roles, "spans": spans})
-        self._write(f"samples/step_{step:06d}.parquet", write_samples, outcome.groups, decode)
+        self._write(f"samples/step_{step:06d}.parquet", write_samples, outcome.groups, text_of)
 
     def _write(self, name: str, write: Callable[..., None], *args: Any) -> None:
         """Write a file of the run folder; trouble is told once for each kind of file.
@@ -174,7 +187,7 @@ class Observer:
     def _judge(self, step: int, outcome: StepOutcome) -> None:
         if outcome.broken:
             told = f"step {step}: invariant broken: {'; '.join(outcome.broken)}"
-            if self._cfg.training.on_broken_invariant == "stop":
+            if self._config.stop_on_broken_invariant:
                 raise RuntimeError(f"{told} (training.on_broken_invariant: warn would go on)")
             log.warning("warning: %s", told)
         self._guard.check(outcome.groups)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from r1zero.algo.losses import LOSSES
 from r1zero.algo.objective import Objective, choose_objective
-from r1zero.config.schema import ADVANTAGE, ActorRollout, Algorithm, Config, KlCtrl
+from r1zero.config.schema import ADVANTAGE, ActorRollout, Algorithm, KlCtrl
 from r1zero.errors import Diagnostics
 
 CLIP_RATIO = 0.2  # where no key gives a bound
@@ -50,10 +50,8 @@ class ActorConfig:
     optimizer: OptimizerConfig
 
 
-def actor_config(cfg: Config, total_updates: int) -> ActorConfig:
+def actor_config(actor: ActorRollout, algorithm: Algorithm, total_updates: int) -> ActorConfig:
     """Take what the policy needs; `total_updates` are those of the whole run."""
-    actor = cfg.actor_rollout
-    algorithm = cfg.algorithm
     warmup = actor.lr_warmup_iters or round(total_updates * (actor.lr_warmup_fraction or 0.0))
     optimizer = OptimizerConfig(
         lr=actor.lr,

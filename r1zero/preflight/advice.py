@@ -33,7 +33,7 @@ def faster_split(cfg: Config, placed: Placement, working: Mapping[str, float]) -
         ]
         return max(busy) + (sum(busy) - max(busy)) / minibatches
 
-    now = seconds(tuple(span.dp for span in placed.grids))
+    now = seconds([span.dp for span in placed.grids])
     ranks_of_replica = [span.size // span.dp for span in placed.grids]
     candidates = _splits(placed.world_size, ranks_of_replica)
     for candidate in sorted(candidates, key=seconds)[:LOOKED_AT]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from r1zero.config.own_code import is_own
-from r1zero.config.schema import Config
+from r1zero.config.schema import Config, filled
 from r1zero.data.blend import split_blend
 from r1zero.data.layout import layout_of
 from r1zero.data.preprocessed import is_preprocessed, read_preprocessed
@@ -54,12 +54,12 @@ def _first_problem(cfg: Config) -> tuple[str, str]:
         # Heavy, and needed only here: a check takes a moment otherwise.
         from r1zero.data.prompts import detokenize, load_tokenizer, vocabulary_of
 
-        tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
+        tokenizer = load_tokenizer(filled(cfg.training.tokenizer_name_or_path))
         row = next(read_preprocessed(path, vocabulary_of(tokenizer).size))
         [prompt] = detokenize(tokenizer, [row.prompt], special=True)
         [answer] = detokenize(tokenizer, [row.answer], special=False)
         return prompt, read_gold(answer)
-    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path)
+    template = Template(cfg.training.prompt_type, filled(cfg.training.prompt_type_path))
     layout = layout_of(cfg.training, held_out=False).fitting(template)
     problem = read_problems(path, layout).problems[0]
     return template.render(problem.question, problem.system), problem.answer

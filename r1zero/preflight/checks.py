@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from operator import attrgetter
 
 from r1zero.algo.advantage import ADVANTAGES
 from r1zero.algo.aggregation import AGGREGATIONS
 from r1zero.algo.losses import LOSSES
 from r1zero.checkpoint.resume import check_resume
-from r1zero.config.rules import check_keys, check_pool
-from r1zero.config.schema import ADVANTAGE, Config, nodes, placement
+from r1zero.config.rules import check_keys
+from r1zero.config.schema import ADVANTAGE, Config
 from r1zero.distributed.detect import check_dtype, uses_npu
 from r1zero.distributed.placement import Placement
 from r1zero.errors import (
@@ -29,6 +28,7 @@ from r1zero.observe.trackers import check_loggers
 from r1zero.policy.actor_config import objective_of
 from r1zero.preflight.check_custom import check_custom
 from r1zero.preflight.files import check_inputs
+from r1zero.preflight.found import Found, look
 from r1zero.preflight.model import check_models
 from r1zero.preflight.outputs import check_outputs
 from r1zero.reward.rules import check_names
@@ -41,37 +41,42 @@ def check(
     node_of_rank: Sequence[int] | None = None,
     absent_ok: bool = False,
 ) -> list[str]:
-    """Return a sentence for every rule that `cfg` breaks in this world (default: what its pool asks
-    for).
+    """Look at what a configuration needs, and check it: see check_found."""
+    with readable():
+        return check_found(look(cfg, world_size, node_of_rank), absent_ok)
+
+
+def check_found(found: Found, absent_ok: bool = False) -> list[str]:
+    """Return a sentence for every rule that is broken by what was found.
 
     With `absent_ok`, model folders and data files that are not on this machine pass.
     """
     with readable():
-        return _check(cfg, world_size, node_of_rank, absent_ok)
+        return _check(found, absent_ok)
 
 
-def _check(
-    cfg: Config, world_size: int | None, node_of_rank: Sequence[int] | None, absent_ok: bool
-) -> list[str]:
+def _check(found: Found, absent_ok: bool) -> list[str]:
     """What keys say together, and the files; single values are right."""
+    cfg = found.config
     problems = check_keys(cfg) + check_rewards(cfg) + check_objective(cfg)
-    if world_size is None:
-        world_size = cfg.world_size
-    placed = None
-    if not check_pool(cfg):
-        found, placed = check_placement(cfg, world_size, node_of_rank or nodes(cfg, world_size))
-        problems += found
-    if placed is not None:
-        problems += check_batches(cfg, placed)
+    problems += found.misplaced
+    if found.placement is not None:
+        problems += check_batches(cfg, found.placement)
     problems += engine_problems(cfg.actor_rollout.engine)
-    problems += check_models(cfg) + check_inputs(cfg, absent_ok)
-    problems += check_loggers(cfg.training.logger, installed=not absent_ok) + check_device(
-        cfg, absent_ok
-    )
+    problems += check_models(found)
+    problems += check_inputs(found, absent_ok)
+    problems += check_loggers(cfg.training.logger, installed=not absent_ok)
+    problems += check_device(cfg, absent_ok)
     if problems or absent_ok:
         return problems
+    actor = found.actor
+    assert actor.shape is not None, "else check_inputs had found its folder wanting"
     # The last two make a folder, for a moment, and start a process.
-    return check_resume(cfg) or check_outputs(cfg) or check_custom(cfg)
+    return (
+        check_resume(cfg.checkpoints, cfg.training.resume, actor.load, actor.shape)
+        or check_outputs(found)
+        or check_custom(cfg)
+    )
 
 
 def check_device(cfg: Config, elsewhere: bool) -> list[str]:
@@ -113,35 +118,6 @@ def check_rewards(cfg: Config) -> list[str]:
     """The reward functions: each is known, or can be looked up."""
     names = cfg.algorithm.verifier_function
     return [f"algorithm.verifier_function: {problem}" for problem in check_names(names)]
-
-
-def check_placement(
-    cfg: Config, world_size: int, node_of_rank: Sequence[int]
-) -> tuple[list[str], Placement | None]:
-    """The pool against the world and its nodes. The placement is None when there is none."""
-    if world_size == 1:
-        keys = [
-            "actor_rollout.tensor_model_parallel_size",
-            "actor_rollout.pipeline_model_parallel_size",
-            "actor_rollout.infer_tensor_parallel_size",
-            "ref.tensor_model_parallel_size",
-            "ref.pipeline_model_parallel_size",
-        ]
-        wrong = [
-            f"{key}: {attrgetter(key)(cfg)} must be 1 in a world of one rank; start "
-            f"{cfg.world_size} processes or set it to 1"
-            for key in keys
-            if attrgetter(key)(cfg) != 1
-        ]
-        if wrong:
-            return (wrong, None)
-        return ([], placement(cfg, 1))
-    try:
-        placed = placement(cfg, world_size)
-    except BadInput as error:
-        return [f"resource_pool: {error}"], None
-    crossed = placed.nodes_crossed(list(node_of_rank))
-    return [f"resource_pool: {sentence}" for sentence in crossed], placed
 
 
 def check_batches(cfg: Config, placed: Placement) -> list[str]:

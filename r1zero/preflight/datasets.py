@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1zero.config.schema import Config
+from r1zero.config.schema import Config, filled
 from r1zero.data.blend import split_blend
 from r1zero.data.layout import ColumnLayout, layout_of
 from r1zero.data.preprocessed import is_preprocessed, read_preprocessed
@@ -41,9 +42,9 @@ def data_sets(cfg: Config) -> tuple[list[tuple[str, str]], list[str]]:
     return found, problems
 
 
-def compares(cfg: Config) -> bool:
-    """Whether a scorer of ours compares responses with the right answers."""
-    return bool(set(VERDICTS) & set(cfg.algorithm.verifier_function))
+def compares(reward_functions: Sequence[str]) -> bool:
+    """Whether one of ours compares responses with the right answers."""
+    return bool(set(VERDICTS) & set(reward_functions))
 
 
 def check_data(
@@ -90,7 +91,7 @@ def look_at_data(cfg: Config) -> list[str]:
     template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
     has_tokenizer = Path(cfg.training.tokenizer_name_or_path or "").exists()
     found = []
-    notes = []
+    notes: list[str] = []
     for key, path in data_sets(cfg)[0]:
         if is_preprocessed(path):
             is_here = has_tokenizer
@@ -98,14 +99,17 @@ def look_at_data(cfg: Config) -> list[str]:
             is_here = Path(path).exists()
         if is_here:
             found.append(_read(cfg, key, path, template, notes))
-    return notes + _survey(cfg, found)
+    return notes + _survey(cfg.algorithm.verifier_function, found)
 
 
 def look_at_prompts(
-    cfg: Config, prompts: Prompts | None, eval_prompts: Prompts | None, eval_key: str = EVAL_DATA
+    template: Template,
+    reward_functions: Sequence[str],
+    prompts: Prompts | None,
+    eval_prompts: Prompts | None,
+    eval_key: str = EVAL_DATA,
 ) -> list[str]:
     """Return the same about data that has been read; `eval_key` is what names the held-out data."""
-    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
     found = []
     notes = []
     for key, read in ((TRAIN_DATA, prompts), (eval_key, eval_prompts)):
@@ -122,13 +126,13 @@ def look_at_prompts(
                     [prompt.answer for prompt in mine],
                 )
             )
-    return notes + _survey(cfg, found)
+    return notes + _survey(reward_functions, found)
 
 
-def _survey(cfg: Config, found: list[DataSet]) -> list[str]:
+def _survey(reward_functions: Sequence[str], found: list[DataSet]) -> list[str]:
     train = [data for data in found if data.key == TRAIN_DATA]
     held_out = [data for data in found if data.key != TRAIN_DATA]
-    return survey(train, held_out, compares(cfg))
+    return survey(train, held_out, compares(reward_functions))
 
 
 def _read(cfg: Config, key: str, path: str, template: Template, notes: list[str]) -> DataSet:
@@ -138,7 +142,7 @@ def _read(cfg: Config, key: str, path: str, template: Template, notes: list[str]
         # Heavy, and needed only here: other data is looked at in a moment.
         from r1zero.data.prompts import load_tokenizer, read_prompts
 
-        tokenizer = load_tokenizer(cfg.training.tokenizer_name_or_path)
+        tokenizer = load_tokenizer(filled(cfg.training.tokenizer_name_or_path))
         read = read_prompts(path, 0, layout, template, tokenizer)
         questions = [question_in(template, prompt.text) for prompt in read.prompts]
         answers = [prompt.answer for prompt in read.prompts]

@@ -28,21 +28,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from r1zero.config.load import dump
-from r1zero.config.schema import Config, nodes, placement
+from r1zero.config.schema import Config
 from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.models.config import ModelConfig
+from r1zero.models.dtype import Dtype
 from r1zero.models.family import family_of
 from r1zero.models.params import num_elements, param_table
 from r1zero.models.sizes import (
     BUCKETS_IN_FLIGHT,
     CPU_CACHE_BLOCK,
     LOGIT_CHUNK_ELEMENTS,
-    MOMENT_BYTES,
     NPU_CACHE_BLOCK,
-    OPTIMIZER_BYTES,
 )
 from r1zero.preflight.files import absent
-from r1zero.preflight.model import model_shape
+from r1zero.preflight.found import Found
+from r1zero.preflight.run import Run
 
 CACHE_BLOCK = max(CPU_CACHE_BLOCK, NPU_CACHE_BLOCK)
 
@@ -63,26 +63,27 @@ class Memory:
         return sum(getattr(self, entry.name) for entry in fields(self))
 
 
-def report(
-    cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int] | None = None
-) -> str:
+def report(found: Found) -> str:
     """Describe the run: configuration, placement, batches, memory, and what could not be looked
     at."""
-    if world_size is None:
-        world_size = cfg.world_size
-    placed = placement(cfg, world_size)
-    table = placement_table(placed, node_of_rank or nodes(cfg, world_size))
-    parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed), memory_table(cfg, placed)]
+    cfg = found.config
+    placed = found.placement
+    assert placed is not None, "checked before"
+    table = placement_table(placed, found.node_of_rank)
+    parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed)]
+    parts.append(memory_table(cfg, placed, found.actor.shape, found.reference.shape))
     missing = absent(cfg)
     parts.append("\n".join(f"not checked: {path} is not on this machine" for path in missing))
     return "\n\n".join(part for part in parts if part)
 
 
-def banner(cfg: Config, placed: Placement, node_of_rank: Sequence[int]) -> str:
-    """What a run is about to do: roles, batches, memory."""
-    return "\n".join(
-        (roles_table(placed, node_of_rank), batch_line(cfg, placed), memory_table(cfg, placed))
-    )
+def banner(run: Run, node_of_rank: Sequence[int]) -> str:
+    """What a run is about to do, on the nodes that its ranks found themselves on: roles, batches,
+    memory."""
+    cfg = run.config
+    parts = [roles_table(run.placement, node_of_rank), batch_line(cfg, run.placement)]
+    parts.append(memory_table(cfg, run.placement, run.actor.shape, run.reference.shape))
+    return "\n".join(parts)
 
 
 def roles_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
@@ -131,15 +132,16 @@ def batch_line(cfg: Config, placed: Placement) -> str:
     )
 
 
-def memory_table(cfg: Config, placed: Placement) -> str:
+def memory_table(
+    cfg: Config, placed: Placement, policy: ModelConfig | None, reference: ModelConfig | None
+) -> str:
     """Gigabytes of the fullest rank of each role."""
-    shapes = {role: model_shape(cfg, role) for role in ("actor_rollout", "ref")}
-    if None in shapes.values():
+    if policy is None or reference is None:
         return (
             "memory: the shape of the model is not known here (neither its folder nor a model file)"
         )
     rows = [["GB per rank", *(entry.name.replace("_", " ") for entry in fields(Memory)), "total"]]
-    found = memory(cfg, placed, shapes["actor_rollout"], shapes["ref"])
+    found = memory(cfg, placed, policy, reference)
     for role, item in found.items():
         values = [getattr(item, entry.name) for entry in fields(item)]
         rows.append([role, *(f"{value / 1e9:.2f}" for value in (*values, item.total))])
@@ -172,7 +174,7 @@ def memory(
 
 def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     actor = cfg.actor_rollout
-    size = _parameter_bytes(cfg)
+    size = _dtype(cfg).itemsize
     parameters = stage_parameters(shape, span.tp, span.pp, stage)
     tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
     layers = _stage_layers(shape, span.pp, stage)
@@ -192,7 +194,7 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
     return Memory(
         weights=parameters * size * (2 if cfg.updates_per_step > 1 else 1),
         gradients=parameters * 4,
-        optimizer=parameters * (OPTIMIZER_BYTES if cfg.training.bf16 else MOMENT_BYTES) / span.dp,
+        optimizer=parameters * _dtype(cfg).optimizer_bytes / span.dp,
         activations=activations,
         buckets=_bucket_bytes(cfg),
     )
@@ -200,7 +202,7 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
 
 def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     actor = cfg.actor_rollout
-    size = _parameter_bytes(cfg)
+    size = _dtype(cfg).itemsize
     prompts = -(-cfg.training.global_batch_size // span.dp)
     samples = prompts * actor.n_samples_per_prompt
     token = family_of(shape).kv_cache_elements(shape, span.tp) * size
@@ -221,7 +223,7 @@ def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int)
 
 
 def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
-    size = _parameter_bytes(cfg)
+    size = _dtype(cfg).itemsize
     tokens = cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
     if stage == span.pp - 1:
         logits = logits_bytes(shape, span.tp, tokens)
@@ -274,10 +276,8 @@ def logits_bytes(shape: ModelConfig, tp: int, tokens: int) -> float:
     return 3 * 4 * min(LOGIT_CHUNK_ELEMENTS, tokens * shape.vocab_size / tp)
 
 
-def _parameter_bytes(cfg: Config) -> int:
-    if cfg.training.bf16:
-        return 2
-    return 4
+def _dtype(cfg: Config) -> Dtype:
+    return Dtype.of(bool(cfg.training.bf16))
 
 
 def _bucket_bytes(cfg: Config) -> float:

@@ -7,7 +7,8 @@ Of weights only headers are read, so even a large model takes a moment; data is 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 
 from r1zero.config.parse import LARGEST, read_json
@@ -20,10 +21,22 @@ from r1zero.data.vocabulary import TOKENIZER, Vocabulary
 from r1zero.errors import BadInput, nearest
 from r1zero.models.config import ModelConfig
 from r1zero.preflight.datasets import EVAL_DATA, check_data, compares, data_sets
-from r1zero.preflight.model import model_shape
-from r1zero.weights.detect import CONFIG, INDEX, SINGLE, check_files, detect, model_folder
+from r1zero.preflight.found import Found, ModelFound
+from r1zero.weights.detect import CONFIG, INDEX, SINGLE, check_files, detect
 
 TINY = "tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class EndKeys:
+    """What the user sets the tokens with that end a response."""
+
+    load: str
+    template: str
+    stop: str
+
+
+END_KEYS = EndKeys("actor_rollout.load", "training.prompt_type", "actor_rollout.stop")
 
 
 def absent(cfg: Config) -> dict[str, str]:
@@ -41,54 +54,75 @@ def absent(cfg: Config) -> dict[str, str]:
     }
 
 
-def check_inputs(cfg: Config, absent_ok: bool = False) -> list[str]:
+def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:
     """Return a sentence for every file that is missing (unless `absent_ok`), damaged or of a wrong
     kind."""
+    cfg = found.config
     missing = absent(cfg)
     named, problems = data_sets(cfg)
-    problems += [] if absent_ok else _missing_sentences(missing)
+    if not absent_ok:
+        problems += _missing_sentences(missing)
     no_models = set()
-    for role in "actor_rollout", "ref":
-        load = cfg.ref.load if role == "ref" else cfg.actor_rollout.load
-        if load not in missing and not (role == "ref" and load == cfg.actor_rollout.load):
-            folder = model_folder(cfg, role)
-            found = check_weights(f"{role}.load", Path(load or ""), folder)
-            problems += found
-            if found and not (folder / CONFIG).is_file():
-                no_models.add(load)
-    shape = model_shape(cfg, "actor_rollout")
-    tokenizer = cfg.training.tokenizer_name_or_path
-    vocab_size = shape.vocab_size if shape is not None else LARGEST
-    of_tokens: list[str] = []
-    if tokenizer not in missing and tokenizer not in no_models:  # of which enough was said
-        of_tokens += check_tokenizer(
-            "training.tokenizer_name_or_path", Path(tokenizer or ""), vocab_size
-        )
-    if shape is not None and cfg.actor_rollout.load not in missing:
-        of_tokens += check_end_of_text(
-            "actor_rollout.load", model_folder(cfg, "actor_rollout"), vocab_size
-        )
-    names = cfg.training.prompt_type, cfg.training.prompt_type_path or ""
-    wrong = check_template("training.prompt_type", *names)
-    of_tokens += wrong
-    if (
-        not of_tokens
-        and shape is not None
-        and not {tokenizer, cfg.actor_rollout.load} & set(missing)
-    ):
-        paths = [path for _, path in named]
-        of_tokens += check_ends(
-            cfg, paths, "actor_rollout.load", "training.prompt_type", "actor_rollout.stop"
-        )
-    if wrong:
-        template = None
-    else:
-        template = Template(*names)
+    for model in _different(found.actor, found.reference):
+        if model.load in missing:
+            continue
+        sentences = _check_model(f"{model.role}.load", model)
+        problems += sentences
+        if sentences and not (model.folder / CONFIG).is_file():
+            no_models.add(model.load)  # of which enough was said
+    template, wrong = _template(cfg)
+    of_tokens = _check_tokens(found, missing.keys() | no_models) + wrong
+    shape = found.actor.shape
+    tokens_are_here = not {cfg.training.tokenizer_name_or_path, found.actor.load} & missing.keys()
+    if template is not None and not of_tokens and shape is not None and tokens_are_here:
+        tokenizer = Path(cfg.training.tokenizer_name_or_path or "")
+        renders = not all(is_preprocessed(path) for _, path in named)
+        stop = cfg.actor_rollout.stop
+        of_tokens += check_ends(found.actor.folder, tokenizer, template, stop, renders, END_KEYS)
     for key, path in named:
         if path not in missing:
             layout = layout_of(cfg.training, held_out=key == EVAL_DATA)
-            problems += check_data(key, path, layout, template, compares(cfg), vocab_size)
+            rows = _vocabulary_rows(found)
+            problems += check_data(
+                key, path, layout, template, compares(cfg.algorithm.verifier_function), rows
+            )
     return problems + of_tokens
+
+
+def _different(actor: ModelFound, reference: ModelFound) -> list[ModelFound]:
+    """The models that are to be looked at, each once."""
+    if reference.load == actor.load:
+        return [actor]
+    return [actor, reference]
+
+
+def _vocabulary_rows(found: Found) -> int:
+    """Rows of the embedding, beyond which no id may lie."""
+    if found.actor.shape is None:
+        return LARGEST
+    return found.actor.shape.vocab_size
+
+
+def _template(cfg: Config) -> tuple[Template | None, list[str]]:
+    """The prompt template, or what is wrong with it."""
+    name = cfg.training.prompt_type
+    path = cfg.training.prompt_type_path or ""
+    problems = check_template("training.prompt_type", name, path)
+    if problems:
+        return None, problems
+    return Template(name, path), []
+
+
+def _check_tokens(found: Found, unknown: Set[str]) -> list[str]:
+    """The tokenizer and what ends a response, unless their folders are among the `unknown`."""
+    tokenizer = found.config.training.tokenizer_name_or_path or ""
+    rows = _vocabulary_rows(found)
+    problems = []
+    if tokenizer not in unknown:
+        problems += check_tokenizer("training.tokenizer_name_or_path", Path(tokenizer), rows)
+    if found.actor.shape is not None and found.actor.load not in unknown:
+        problems += check_end_of_text("actor_rollout.load", found.actor.folder, rows)
+    return problems
 
 
 def _missing_sentences(missing: dict[str, str]) -> list[str]:
@@ -118,6 +152,21 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
 def check_weights(key: str, path: Path, folder: Path) -> list[str]:
     """A Hugging Face folder of whole safetensors files or a Megatron checkpoint; `folder` has
     config.json."""
+    problem = None
+    try:
+        ModelConfig.from_folder(folder)
+    except BadInput as error:
+        problem = str(error)
+    return _check_files(key, path, folder, problem)
+
+
+def _check_model(key: str, model: ModelFound) -> list[str]:
+    """The same of a model whose config.json was read already."""
+    return _check_files(key, Path(model.load), model.folder, model.problem)
+
+
+def _check_files(key: str, path: Path, folder: Path, problem: str | None) -> list[str]:
+    """The files at `path`; `problem` is why config.json in `folder` describes no network."""
     try:
         found = detect(path)
         if found.kind != "hf" and not (folder / CONFIG).is_file():
@@ -126,7 +175,8 @@ def check_weights(key: str, path: Path, folder: Path) -> list[str]:
                 "shape; put the model's beside it, or set training.tokenizer_name_or_path to a "
                 "folder that has one"
             ]
-        ModelConfig.from_folder(folder)
+        if problem is not None:
+            return [f"{key}: {problem}"]
         if found.kind != "hf":
             return [f"{key}: {problem}" for problem in check_files(found)]
         shards = _shards(path)
@@ -244,26 +294,30 @@ def check_end_of_text(key: str, folder: Path, vocab_size: int) -> list[str]:
 
 
 def check_ends(
-    cfg: Config, paths: Sequence[str], load_key: str, template_key: str, stop_key: str
+    folder: Path,
+    tokenizer: Path,
+    template: Template,
+    stop: Sequence[str],
+    renders: bool,
+    keys: EndKeys,
 ) -> list[str]:
-    """Model, tokenizer, configuration, and the template, if raw data is rendered with it, must
-    agree on tokens that end a response.
+    """The model in `folder`, tokenizer, configuration, and the template, if raw data is rendered
+    with it, must agree on tokens that end a response.
 
     Without a tokenizer.json only its own library knows the tokens: then the run looks when it
     starts.
     """
-    vocabulary = Vocabulary.from_folder(Path(cfg.training.tokenizer_name_or_path or ""))
+    vocabulary = Vocabulary.from_folder(tokenizer)
     if vocabulary is None:
         return []
-    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
-    key = template_key
+    key = keys.template
     try:
-        if not all(map(is_preprocessed, paths)):
+        if renders:
             refuse_split_ends(template, vocabulary)
-        key = stop_key
-        stop_ends(cfg.actor_rollout.stop, vocabulary)
-        key = load_key
-        find_ends(model_folder(cfg, "actor_rollout"), vocabulary, template, cfg.actor_rollout.stop)
+        key = keys.stop
+        stop_ends(stop, vocabulary)
+        key = keys.load
+        find_ends(folder, vocabulary, template, stop)
     except BadInput as error:
         return [f"{key}: {error}"]
     return []

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1zero.config.schema import Config
-from r1zero.distributed.placement import Placement
 from r1zero.preflight.dry_run import memory
-from r1zero.preflight.model import model_shape
+from r1zero.preflight.found import Found
 
 # resident in a process with torch, Megatron and transformers loaded, without a model
 PROCESS_GIGABYTES = 0.6
@@ -33,14 +32,15 @@ class NodeReport:
     kernels: str  # why the CPU kernels are missing; "" if they are there
 
 
-def needed_gigabytes(cfg: Config, placed: Placement) -> list[float] | None:
-    """The estimate of each rank, all its roles together; None when the model's shape is not
-    known."""
-    policy = model_shape(cfg, "actor_rollout")
-    reference = model_shape(cfg, "ref")
-    if policy is None or reference is None:
+def needed_gigabytes(found: Found) -> list[float] | None:
+    """The estimate of each rank, all its roles together; None when the roles do not fit the world
+    or a model's shape is not known."""
+    placed = found.placement
+    policy = found.actor.shape
+    reference = found.reference.shape
+    if placed is None or policy is None or reference is None:
         return None
-    by_role = memory(cfg, placed, policy, reference)
+    by_role = memory(found.config, placed, policy, reference)
     result = []
     for rank in range(placed.world_size):
         result.append(sum(by_role[role].total for role in placed.roles_of(rank)) / 1e9)

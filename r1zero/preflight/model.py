@@ -9,38 +9,25 @@ from r1zero.config.schema import Config
 from r1zero.errors import BadInput, neighbours, shown
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
-from r1zero.weights.detect import model_folder
+from r1zero.preflight.found import Found, ModelFound
 
 
-def model_shape(cfg: Config, role: str) -> ModelConfig | None:
-    """Shape of a role's model: from its folder, else from the model file, else None."""
-    folder = model_folder(cfg, role)
-    if folder.is_dir():
-        try:
-            return ModelConfig.from_folder(folder)
-        except BadInput:
-            return None  # check_inputs says what is wrong with it
-    try:
-        return ModelConfig.from_megatron(cfg.model_keys(role))
-    except (KeyError, BadInput):
-        return None  # too little is said, or check_models says what is wrong
-
-
-def check_models(cfg: Config) -> list[str]:
-    """The network against lengths, grids and the model file; nothing when its shape cannot be known
-    here."""
-    policy = model_shape(cfg, "actor_rollout")
-    reference = model_shape(cfg, "ref")
+def check_models(found: Found) -> list[str]:
+    """The networks against lengths, grids and model files; nothing when their shapes cannot be
+    known here."""
+    cfg = found.config
+    policy = found.actor.shape
+    reference = found.reference.shape
     problems = []
     for role in ("actor_rollout", "ref"):
         for sentence in _check_model_file(cfg, role):
             problems.append(sentence)
     if policy is not None:
-        problems += _check_model_keys(cfg, "actor_rollout", policy) + _check_positions(cfg, policy)
+        problems += _check_model_keys(cfg, found.actor, policy) + _check_positions(cfg, policy)
         for axis in ("tensor_model", "pipeline_model", "infer_tensor"):
             problems += _check_grid(cfg, f"actor_rollout.{axis}_parallel_size", policy)
     if reference is not None:
-        problems += _check_model_keys(cfg, "ref", reference)
+        problems += _check_model_keys(cfg, found.reference, reference)
         for axis in ("tensor_model", "pipeline_model"):
             problems += _check_grid(cfg, f"ref.{axis}_parallel_size", reference)
     if policy is not None and reference is not None and policy.vocab_size != reference.vocab_size:
@@ -96,15 +83,14 @@ def _check_grid(cfg: Config, key: str, shape: ModelConfig) -> list[str]:
     ]
 
 
-def _check_model_keys(cfg: Config, role: str, shape: ModelConfig) -> list[str]:
+def _check_model_keys(cfg: Config, model: ModelFound, shape: ModelConfig) -> list[str]:
     """What the model file says about the network must agree with its config.json."""
     truth = shape.to_megatron()
     del truth["max_position_embeddings"]  # fewer may be asked for
-    name = attrgetter(f"{role}.model")(cfg)
-    load = model_folder(cfg, role)
-    given = cfg.model_keys(role)
+    name = attrgetter(f"{model.role}.model")(cfg)
+    given = cfg.model_keys(model.role)
     problems = [
-        f"model {name}: {key}: {shown(value)} is not what {load}/config.json says; "
+        f"model {name}: {key}: {shown(value)} is not what {model.folder}/config.json says; "
         f"{shown(truth[key])} would work, or leave the key out"
         for key, value in given.items()
         if key in truth and value != truth[key]
@@ -112,7 +98,7 @@ def _check_model_keys(cfg: Config, role: str, shape: ModelConfig) -> list[str]:
     positions = given.get("max_position_embeddings", 0)
     if positions > shape.max_positions:
         problems.append(
-            f"model {name}: max_position_embeddings: {positions} is more than {load}/config.json "
+            f"model {name}: max_position_embeddings: {positions} is more than {model.folder}/config.json "
             f"says; {shape.max_positions} is the most"
         )
     return problems

@@ -8,7 +8,6 @@ start      an earlier run is moved aside, or the files are brought to the step o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from r1zero.distributed.shutdown import BAD_INPUT
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
 from r1zero.preflight.outputs import MODEL, check_content, claimed, is_done, starts_anew
+from r1zero.preflight.run import Run
 from r1zero.run_folder.claim import Hold, take
 from r1zero.run_folder.folder import continue_folder, start_folder
 
@@ -34,10 +34,10 @@ class Opening:
     said: list[str]  # to be told
     is_done: bool  # nothing is left to do
     folder: Path  # the run folder, and that of its checkpoints, by the paths to write by: Hold.way
-    shelf: Path
+    checkpoints: Path
 
 
-def open_run(cfg: Config, world: World, warnings: Sequence[str]) -> tuple[Hold, Opening]:
+def open_run(run: Run, world: World) -> tuple[Hold, Opening]:
     """Take the folders of a run and open them. Collective.
 
     The hold, which must be released, is empty but on the controller. BadInput when another run has
@@ -45,12 +45,12 @@ def open_run(cfg: Config, world: World, warnings: Sequence[str]) -> tuple[Hold, 
     """
     move = RoleTransfer(world)
     if world.is_controller:
-        hold = _take(cfg, world)
+        hold = _take(run.config, world)
     else:
         hold = Hold()
     try:
         check_shared(world, move.from_controller(_proofs, hold))
-        return hold, move.from_controller(_open, cfg, hold, warnings)
+        return hold, move.from_controller(_open, run, hold)
     except BaseException:
         hold.release()
         raise
@@ -74,11 +74,12 @@ def _proofs(hold: Hold) -> dict[str, tuple[Path, Path, str]]:
     return {claim.key: (claim.folder, claim.path, claim.path.read_text()) for claim in hold.claims}
 
 
-def _open(cfg: Config, hold: Hold, warnings: Sequence[str]) -> Opening:
+def _open(run: Run, hold: Hold) -> Opening:
     """Start or continue the run folder, unless there is nothing to do."""
-    folder = Path(cfg.output_dir)
-    checkpoint = resume.find(cfg)
-    said = [*(f"warning: {warning}" for warning in warnings), *hold.said]
+    cfg = run.config
+    folder = run.output_dir
+    checkpoint = resume.find(run.checkpoints, cfg.training.resume)
+    said = [*(f"warning: {warning}" for warning in run.warnings), *hold.said]
     if checkpoint is not None:
         step = CheckpointInfo.read(checkpoint).progress.step
     else:
@@ -89,8 +90,10 @@ def _open(cfg: Config, hold: Hold, warnings: Sequence[str]) -> Opening:
             f"nothing left to do: {progress}, and its model is in {folder / MODEL}; "
             "raise training.train_iters to go on"
         )
-        return Opening(checkpoint, said, True, hold.way(folder), hold.way(cfg.checkpoints))
-    if problems := check_content(cfg, checkpoint):  # once more, since now nobody else changes it
+        return Opening(checkpoint, said, True, hold.way(folder), hold.way(run.checkpoints))
+    if problems := check_content(
+        cfg, checkpoint, run.actor.folder
+    ):  # once more, since now nobody else changes it
         raise BadInput("\n".join(problems))
     if starts_anew(cfg, checkpoint):
         said += start_folder(folder, dump(cfg))
@@ -98,5 +101,5 @@ def _open(cfg: Config, hold: Hold, warnings: Sequence[str]) -> Opening:
         said += continue_folder(folder, dump(cfg), step)
     if step >= cfg.training.train_iters:
         said.append(f"nothing left to train: {progress}; only the model is still to be written")
-    cfg.checkpoints.parent.mkdir(parents=True, exist_ok=True)  # a save makes none around its own
-    return Opening(checkpoint, said, False, hold.way(folder), hold.way(cfg.checkpoints))
+    run.checkpoints.parent.mkdir(parents=True, exist_ok=True)  # a save makes none around its own
+    return Opening(checkpoint, said, False, hold.way(folder), hold.way(run.checkpoints))

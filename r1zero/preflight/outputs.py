@@ -17,17 +17,18 @@ from r1zero.config.own_code import own_files
 from r1zero.config.schema import Config
 from r1zero.data.blend import split_blend
 from r1zero.errors import BadInput
+from r1zero.models.dtype import Dtype
 from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.preflight.files import check_weights
-from r1zero.preflight.model import model_shape
+from r1zero.preflight.found import Found
 from r1zero.run_folder.exported import MODEL, exported_step, in_the_way
 from r1zero.run_folder.folder import aside_of, check_aside, check_writable, holds_run
 from r1zero.run_folder.owner import check_free
-from r1zero.weights.detect import model_folder
 
 
-def check_outputs(cfg: Config) -> list[str]:
+def check_outputs(found: Found) -> list[str]:
     """Return a sentence for everything that stands against writing where the run is to write."""
+    cfg = found.config
     folder = Path(cfg.output_dir)
     if Path.cwd().is_relative_to(os.path.realpath(folder)):  # an earlier run there is moved aside
         return [
@@ -40,20 +41,20 @@ def check_outputs(cfg: Config) -> list[str]:
     problems = problems or check_free("output_dir", folder)
     problems = problems or check_free("actor_rollout.save", cfg.checkpoints)
     try:
-        checkpoint = resume.find(cfg)
+        checkpoint = resume.find(cfg.checkpoints, cfg.training.resume)
         if problems or is_done(cfg, checkpoint):
             return problems
-        return check_content(cfg, checkpoint) or check_disk(cfg)
+        return check_content(cfg, checkpoint, found.actor.folder) or check_disk(found)
     except BadInput:
         return problems  # the checks of what the run reads say what is wrong
 
 
-def check_content(cfg: Config, checkpoint: Path | None) -> list[str]:
-    """What lies in the run folder already, for a run that goes on from `checkpoint`."""
+def check_content(cfg: Config, checkpoint: Path | None, source: Path) -> list[str]:
+    """What lies in the run folder already, for a run that goes on from `checkpoint` and whose model
+    is described in the folder `source`."""
     anew = starts_anew(cfg, checkpoint)
     if anew and holds_run(Path(cfg.output_dir)):
         return check_moved(cfg)
-    source = model_folder(cfg, "actor_rollout")
     problem = in_the_way(Path(cfg.output_dir) / MODEL, source, may_replace=not anew)
     if problem is not None:
         return [f"output_dir: {problem}, or name another output_dir"]
@@ -141,18 +142,20 @@ def is_done(cfg: Config, checkpoint: Path | None) -> bool:
     """
     if starts_anew(cfg, checkpoint):
         return False
+    assert checkpoint is not None, "else the run starts anew"
     step = CheckpointInfo.read(checkpoint).progress.step
     folder = Path(cfg.output_dir) / MODEL
     is_exported = exported_step(folder) == step and not check_weights("", folder, folder)
     return step >= cfg.training.train_iters and is_exported
 
 
-def check_disk(cfg: Config) -> list[str]:
+def check_disk(found: Found) -> list[str]:
     """Room for the trained model, and for one checkpoint where they are saved."""
-    shape = model_shape(cfg, "actor_rollout")
+    cfg = found.config
+    shape = found.actor.shape
     if shape is None:
         return []
-    weights = shape.num_parameters * (2 if cfg.training.bf16 else 4)
+    weights = shape.num_parameters * Dtype.of(bool(cfg.training.bf16)).itemsize
     problems = _check_room("output_dir", Path(cfg.output_dir), weights, "the trained model")
     if not cfg.training.save_interval or problems:
         return problems

@@ -54,7 +54,7 @@ def check_versions(kind: str, found: Mapping[str, str | None]) -> list[str]:
                 f"{name} {have} is not what was tested on this device ({tested}); {fix}"
             )
     if kind == "npu" and found["torch"] and found["torch-npu"]:
-        pair = [re.sub(r"(\+|\.post).*", "", found[name]) for name in ("torch", "torch-npu")]
+        pair = [_release(found["torch"]), _release(found["torch-npu"])]
         if pair[0] != pair[1]:
             problems.append(
                 f"torch {found['torch']} and torch-npu {found['torch-npu']} must be of one "
@@ -75,3 +75,8 @@ def _inside(have: str, tested: str) -> bool:
         return SpecifierSet(tested, prereleases=True).contains(Version(have).public)
     except InvalidVersion:
         return not tested
+
+
+def _release(version: str | None) -> str:
+    """A version without what a build adds: 2.7.1 of 2.7.1+cpu and 2.7.1.post2."""
+    return re.sub(r"(\+|\.post).*", "", version or "")

@@ -64,11 +64,13 @@ class NativeEngine:
             setup.grid.groups["tp"],
             setup.dtype,
             setup.device,
-            setup.max_length,
-            graphs=setup.graphs,
+            setup.config.max_length,
+            graphs=setup.config.graphs,
             unused=setup.unused,
         )
-        limits = EngineLimits(setup.max_response, setup.max_cache_tokens, setup.max_running)
+        limits = EngineLimits(
+            setup.config.max_response, setup.config.max_cache_tokens, setup.config.max_running
+        )
         return cls(decoder, setup.end_ids, limits)
 
     def __init__(self, decoder: Decoder, end_ids: tuple[int, ...], limits: EngineLimits) -> None:

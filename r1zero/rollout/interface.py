@@ -79,7 +79,7 @@ class RolloutEngine(Protocol):
     ) -> None:
         """Take a request: all samples of the prompts at these positions of the batch.
 
-        A sample has at most `EngineSetup.max_response` tokens; `budgets`, int [P, G], sets lower
+        A sample has at most `EngineConfig.max_response` tokens; `budgets`, int [P, G], sets lower
         limits for each. The uniform number of a token is that of `sampler.uniforms`. The request
         before must have been collected whole.
         """
@@ -100,6 +100,18 @@ class RolloutEngine(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the user decides about an engine."""
+
+    name: str  # in the table of engines, or module:class
+    max_length: int  # tokens of a prompt and its response
+    max_response: int  # tokens of a response
+    max_cache_tokens: int  # in the KV cache of a replica
+    max_running: int | None  # samples decoded together; None: as many as the cache can hold
+    graphs: bool  # NPUs: capture decoding steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSetup:
     """What an engine is built from."""
 
@@ -110,11 +122,7 @@ class EngineSetup:
     device: torch.device
     end_ids: tuple[int, ...]  # tokens that end a response, and belong to it
     unused: Sequence[range]  # rows of the vocabulary that are no tokens: never drawn
-    max_length: int  # tokens of a prompt and its response
-    max_response: int  # tokens of a response
-    max_cache_tokens: int  # in the KV cache of the replica
-    max_running: int | None  # samples decoded together; None: as many as the cache can hold
-    graphs: bool  # NPUs: capture decoding steps
+    config: EngineConfig
 
 
 class EngineKind(Protocol):

@@ -17,7 +17,6 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from r1zero.config.schema import Config
 from r1zero.errors import BadInput
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -105,12 +104,6 @@ def config_folder(load: str | Path, fallback: str | Path) -> Path:
     if _is_iteration(load):
         around.append(load.parent)
     return next((folder for folder in around if (folder / CONFIG).is_file()), Path(fallback))
-
-
-def model_folder(cfg: Config, role: str) -> Path:
-    """The folder whose config.json describes the model of `role`, actor_rollout or ref."""
-    load = cfg.ref.load if role == "ref" else cfg.actor_rollout.load
-    return config_folder(load or "", cfg.training.tokenizer_name_or_path or "")
 
 
 def is_megatron(path: Path) -> bool:

@@ -87,7 +87,9 @@ def update_body(rank, size, store, folder, layout, overrides, chosen=()):
         shape, world.train, DEVICE, torch.float32, 128, cfg.training.sequence_parallel, recompute, 1
     )
     model.load(folder)
-    policy = Actor(model, actor_config(cfg, total_updates=3 * cfg.actor_rollout.ppo_epochs))
+    policy = Actor(
+        model, actor_config(cfg.actor_rollout, cfg.algorithm, 3 * cfg.actor_rollout.ppo_epochs)
+    )
     groups = make_groups(**dict(chosen))
     batch = Batch(1, 0, [group.prompt for group in groups], 4, 8)
     policy.begin(batch)

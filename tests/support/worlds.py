@@ -9,24 +9,30 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from support.multiproc import DEVICE, run_ranks
 
-from r1zero.config.schema import placement
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.placement import RoleSize, place
-from r1zero.preflight.checks import check
+from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
+from r1zero.preflight.run import Run, complete, resolve
 from r1zero.trainer import prepare, train
 
 
 def train_body(rank: int, size: int, store: object, config: str, overrides: list[str]) -> dict:
     """Train as main.py does; returns what tests want to know of this rank."""
-    cfg, _ = load_config(config, overrides)
-    problems = check(cfg, size, [0] * size)
-    assert not problems, problems
-    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    world = World(launch, placement(cfg, size), DEVICE, timedelta(seconds=120), store)
-    train(prepare(cfg, world))
+    run, world = resolved_run(rank, size, store, config, overrides)
+    train(prepare(run, world))
     return {"roles": world.role_names}
+
+
+def resolved_run(
+    rank: int, size: int, store: object, config: str, overrides: list[str]
+) -> tuple[Run, World]:
+    """A run as main.py resolves and checks it, and its world on one node."""
+    cfg, warnings = load_config(config, overrides)
+    run = resolve(cfg, warnings, size, [0] * size)
+    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
+    return run, World(launch, run.placement, DEVICE, timedelta(seconds=120), store)
 
 
 def run(
@@ -72,7 +78,8 @@ def make_runtime(store, folder, *overrides, rank=0, size=1):
     """What a rank of a run of the tiny model is made of, before its first step."""
     cfg, _ = load_config("tiny", [*QUICK, f"output_dir={folder}", *overrides])
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    return prepare(cfg, World(launch, placement(cfg, size), DEVICE, timedelta(seconds=60), store))
+    run = complete(look(cfg, size))
+    return prepare(run, World(launch, run.placement, DEVICE, timedelta(seconds=60), store))
 
 
 def make_world(rank, size, store, train, rollout=None, ref=None):

@@ -1,0 +1,27 @@
+"""CheckpointConfig: what checkpoints and the export of the model need of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """When state is saved, where, and what is kept beside it."""
+
+    run_name: str
+    folder: Path  # of the checkpoints, as the user calls it
+    start: Mapping[str, str]  # weights that training and its reference began with, by section
+    total_steps: int
+    save_interval: int | None  # in steps; None: only when the run leaves early
+    async_save: bool
+    keep_last: int | None
+    keep_every: int | None
+    stop_on_failure: bool  # else training goes on when a save fails
+    config_text: str  # the whole configuration, kept beside the state
+    kl_control: str  # fixed or adaptive
+    model: Path  # where the trained model goes, as the user calls it
+    model_source: Path  # whose config.json and tokenizer go beside it
+    model_dtype: str  # bfloat16 or float32

@@ -1,0 +1,123 @@
+"""What this machine has for a configuration, looked at once: its models and the place of each rank.
+
+The checks and the dry run ask here and read nothing again; a run is made of it (run.py). A laptop
+need not have the models of a cluster, so much may be missing here that a run must have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+
+from r1zero.config.rules import check_pool
+from r1zero.config.schema import Config, nodes, placement
+from r1zero.distributed.placement import Placement
+from r1zero.errors import BadInput
+from r1zero.models.config import ModelConfig
+from r1zero.weights.detect import config_folder
+
+SIZES = (
+    "actor_rollout.tensor_model_parallel_size",
+    "actor_rollout.pipeline_model_parallel_size",
+    "actor_rollout.infer_tensor_parallel_size",
+    "ref.tensor_model_parallel_size",
+    "ref.pipeline_model_parallel_size",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFound:
+    """What is known of a role's model."""
+
+    role: str  # section of the configuration: actor_rollout or ref
+    load: str  # its weights
+    folder: Path  # whose config.json describes the network; it may be elsewhere
+    shape: ModelConfig | None  # from config.json, else from the model file; None: neither tells
+    problem: str | None  # why config.json describes no network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What is known of a configuration in a world of so many ranks."""
+
+    config: Config
+    world_size: int
+    node_of_rank: tuple[int, ...]
+    placement: Placement | None  # None: the roles do not fit the world
+    misplaced: tuple[str, ...]  # why, or why the nodes do not suit
+    actor: ModelFound
+    reference: ModelFound
+
+
+def look(
+    cfg: Config, world_size: int | None = None, node_of_rank: Sequence[int] | None = None
+) -> Found:
+    """Look at the models, and lay out a world: by default the one that the pool asks for, on nodes
+    as `config.schema.nodes` takes them to be."""
+    if world_size is None:
+        world_size = cfg.world_size
+    placed: Placement | None = None
+    misplaced: list[str] = []
+    if not check_pool(cfg):  # else that is said
+        node_of_rank = node_of_rank or nodes(cfg, world_size)
+        placed, misplaced = _place(cfg, world_size, node_of_rank)
+    actor = _find_model(cfg, "actor_rollout")
+    return Found(
+        config=cfg,
+        world_size=world_size,
+        node_of_rank=tuple(node_of_rank or ()),
+        placement=placed,
+        misplaced=tuple(misplaced),
+        actor=actor,
+        reference=_find_reference(cfg, actor),
+    )
+
+
+def _find_model(cfg: Config, role: str) -> ModelFound:
+    """Read the shape of a role's model from its folder, or take the model file's word for it."""
+    load = (cfg.ref.load if role == "ref" else cfg.actor_rollout.load) or ""
+    folder = config_folder(load, cfg.training.tokenizer_name_or_path or "")
+    shape = None
+    problem = None
+    try:
+        if folder.is_dir():
+            shape = ModelConfig.from_folder(folder)
+    except BadInput as error:
+        problem = str(error)
+    if shape is None and problem is None:
+        with contextlib.suppress(KeyError, BadInput):  # KeyError: the model file says too little
+            shape = ModelConfig.from_megatron(cfg.model_keys(role))  # else check_models says it
+    return ModelFound(role=role, load=load, folder=folder, shape=shape, problem=problem)
+
+
+def _find_reference(cfg: Config, actor: ModelFound) -> ModelFound:
+    """The reference is the actor's own start, as a rule: its folder is not read again."""
+    if actor.folder.is_dir() and cfg.ref.load == cfg.actor_rollout.load:
+        return replace(actor, role="ref")
+    return _find_model(cfg, "ref")
+
+
+def _place(
+    cfg: Config, world_size: int, node_of_rank: Sequence[int]
+) -> tuple[Placement | None, list[str]]:
+    """The roles' grids in the world, and a sentence for each reason why they or the nodes do not
+    fit."""
+    if world_size == 1:
+        wrong = [
+            f"{key}: {attrgetter(key)(cfg)} must be 1 in a world of one rank; start "
+            f"{cfg.world_size} processes or set it to 1"
+            for key in SIZES
+            if attrgetter(key)(cfg) != 1
+        ]
+        if wrong:
+            return None, wrong
+        return placement(cfg, 1), []
+    try:
+        placed = placement(cfg, world_size)
+    except BadInput as error:
+        return None, [f"resource_pool: {error}"]
+    crossed = placed.nodes_crossed(list(node_of_rank))
+    return placed, [f"resource_pool: {sentence}" for sentence in crossed]

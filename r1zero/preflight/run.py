@@ -1,0 +1,151 @@
+"""The resolved run: what a configuration means on this machine, decided once.
+
+    load_config   the text of the configuration, and what the environment fills in    -> Config
+    look          models and placement, as far as they are here                       -> Found
+    check         a sentence for everything that is wrong with them
+    complete      nothing is missing any more                                         -> Run
+
+Whatever is built later is built from the Run, and each component takes its own small part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from r1zero.checkpoint.config import CheckpointConfig
+from r1zero.config.load import dump
+from r1zero.config.schema import Config, filled
+from r1zero.data.layout import DataSource, eval_source, train_source
+from r1zero.data.template import Template
+from r1zero.distributed.placement import Placement
+from r1zero.errors import BadInput
+from r1zero.models.config import ModelConfig
+from r1zero.models.dtype import Dtype
+from r1zero.policy.actor_config import ActorConfig, actor_config, unread_by_loss
+from r1zero.preflight.checks import check_found
+from r1zero.preflight.found import Found, ModelFound, look
+from r1zero.rollout.interface import EngineConfig, Sampling
+from r1zero.run_folder.exported import MODEL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """A model on disk."""
+
+    load: str  # its weights: a Hugging Face folder or a Megatron checkpoint
+    folder: Path  # that holds config.json
+    shape: ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run, resolved. Only `eval_data` may be absent: a run need not evaluate."""
+
+    config: Config
+    placement: Placement
+    node_of_rank: tuple[int, ...]
+    actor: ModelFiles
+    reference: ModelFiles
+    dtype: Dtype
+    template: Template
+    tokenizer: str  # folder
+    train_data: DataSource
+    eval_data: DataSource | None
+    output_dir: Path  # the run folder
+    checkpoints: Path  # the folder of its checkpoints
+    warnings: tuple[str, ...]
+
+    @property
+    def total_updates(self) -> int:
+        """Optimizer steps from the first step to the last."""
+        return self.config.training.train_iters * self.config.updates_per_step
+
+    @property
+    def actor_config(self) -> ActorConfig:
+        """What the policy needs."""
+        return actor_config(
+            self.config.actor_rollout, self.config.algorithm, total_updates=self.total_updates
+        )
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        """What the rollout engine needs."""
+        actor = self.config.actor_rollout
+        return EngineConfig(
+            name=actor.engine,
+            max_length=self.config.training.seq_length,
+            max_response=self.config.response_budget,
+            max_cache_tokens=actor.max_tokens_to_oom,
+            max_running=actor.max_running_samples,
+            graphs=actor.decode_graphs,
+        )
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the samples to train on are drawn."""
+        actor = self.config.actor_rollout
+        seed = self.config.training.seed
+        return Sampling(actor.temperature, actor.top_p, max(actor.top_k, 0), seed)
+
+    @property
+    def checkpoint_config(self) -> CheckpointConfig:
+        """What saving, restoring and the export of the model need."""
+        training = self.config.training
+        return CheckpointConfig(
+            run_name=self.config.name,
+            folder=self.checkpoints,
+            start={"actor_rollout": self.actor.load, "ref": self.reference.load},
+            total_steps=training.train_iters,
+            save_interval=training.save_interval,
+            async_save=training.async_save,
+            keep_last=training.keep_last,
+            keep_every=training.keep_every,
+            stop_on_failure=training.on_save_failure == "stop",
+            config_text=dump(self.config),
+            kl_control=self.config.algorithm.kl_ctrl.type,
+            model=self.output_dir / MODEL,
+            model_source=self.actor.folder,
+            model_dtype=self.dtype.full_name,
+        )
+
+
+def resolve(
+    cfg: Config,
+    warnings: Sequence[str] = (),
+    world_size: int | None = None,
+    node_of_rank: Sequence[int] | None = None,
+) -> Run:
+    """Look, check and complete. BadInput with a sentence for everything that is wrong."""
+    found = look(cfg, world_size, node_of_rank)
+    problems = check_found(found)
+    if problems:
+        raise BadInput("\n".join(problems))
+    return complete(found, warnings)
+
+
+def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
+    """Make a run of what was found and checked."""
+    cfg = found.config
+    assert found.placement is not None, "checked before"
+    return Run(
+        config=cfg,
+        placement=found.placement,
+        node_of_rank=found.node_of_rank,
+        actor=_complete_model(found.actor),
+        reference=_complete_model(found.reference),
+        dtype=Dtype.of(bool(cfg.training.bf16)),
+        template=Template(cfg.training.prompt_type, filled(cfg.training.prompt_type_path)),
+        tokenizer=filled(cfg.training.tokenizer_name_or_path),
+        train_data=train_source(cfg.actor_rollout, cfg.training),
+        eval_data=eval_source(cfg.training),
+        output_dir=Path(cfg.output_dir),
+        checkpoints=cfg.checkpoints,
+        warnings=(*warnings, *unread_by_loss(cfg.algorithm, cfg.actor_rollout)),
+    )
+
+
+def _complete_model(found: ModelFound) -> ModelFiles:
+    assert found.shape is not None, "checked before"
+    return ModelFiles(load=found.load, folder=found.folder, shape=found.shape)
