@@ -493,7 +493,7 @@ def test_evaluation_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> 
         (["--prompt-type", "qwen_r2"], "--prompt-type: .*qwen_r1"),
         (["--stop", "the end"], "--stop: 'the end' is not one token"),
         (["--stop", "271"], "--stop: 271 is no id of this tokenizer, whose ids go up to 270"),
-        (["--verifier", "accuracy"], "verifier_function: .*acc"),
+        (["--verifier", "accuracy"], "--verifier: accuracy .*did you mean acc"),
         (["--tensor-model-parallel-size", "2"], "2 does not divide the 1 ranks"),
         (
             ["--tensor-model-parallel-size", "0"],
