@@ -39,6 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         own = [mark.name for mark in item.iter_markers()]
         for mark in sorted(marks_of(item.function, fixtures, item.fixturenames, own)):
             item.add_marker(mark)
+    # what is told soon comes first
+    items.sort(key=lambda item: item.get_closest_marker("fast") is None)
 
 
 @pytest.fixture(scope="session")

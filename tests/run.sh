@@ -21,4 +21,4 @@ set_up test
 locked get_chromium
 make_tiny
 cd "$root"
-exec "$python" -m pytest -q "$@"
+exec "$python" -m pytest -q --durations=15 "$@"

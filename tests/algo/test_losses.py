@@ -1,0 +1,293 @@
+"""Policy losses, aggregations, own advantages: values by hand; what a configuration may say."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from r1zero.algo.advantage import fill_advantages
+from r1zero.algo.aggregation import AGGREGATIONS
+from r1zero.algo.loss import LossTerms, microbatch_loss
+from r1zero.algo.loss_batch import LossBatch
+from r1zero.algo.losses import LOSSES, policy_loss, stats_of
+from r1zero.algo.objective import choose_objective
+from r1zero.config.load import dump
+from r1zero.config.own_code import load_own
+from r1zero.errors import BadInput
+from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
+from r1zero.types import Group, Prompt, Reduce, Sample, UpdateStats, joined
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+CLIP = {"clip_low": 0.2, "clip_high": 0.2}
+
+
+def make_batch(logprobs, old, advantages, lengths, mask=None, **counts):
+    """Fields that a loss of the policy alone looks at; the others are zero."""
+    logprobs = torch.tensor(logprobs, requires_grad=True)
+    mask = torch.ones(len(logprobs)) if mask is None else torch.tensor(mask)
+    zeros = torch.zeros(len(logprobs))
+    cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    counts = {"num_tokens": int(mask.sum()), "num_sequences": len(lengths)} | counts
+    return LossBatch(
+        logprobs=logprobs,
+        entropy=zeros,
+        old_logprobs=torch.tensor(old),
+        ref_logprobs=zeros,
+        rollout_logprobs=torch.tensor(old),
+        advantages=torch.tensor(advantages),
+        mask=mask,
+        cu_seqlens=cu_seqlens,
+        **counts,
+    )
+
+
+# Two tokens, ratios e^0.2 = 1.221403 and e^-0.4 = 0.670320; of the sequence e^-0.1 = 0.904837.
+@pytest.mark.parametrize(
+    ("loss", "settings", "good", "good_gradient", "bad", "bad_gradient"),
+    [
+        ("grpo", CLIP, [-1.2, -0.670320], [0, -0.670320], [1.221403, 0.8], [1.221403, 0]),
+        (
+            "grpo",
+            {"clip_low": 0.2, "clip_high": 0.28},
+            [-1.221403, -0.670320],
+            [-1.221403, -0.670320],
+            [1.221403, 0.8],
+            [1.221403, 0],
+        ),
+        ("gspo", {}, [-0.904837] * 2, [-0.904837] * 2, [0.9997] * 2, [0, 0]),
+        (
+            "cispo",
+            {},
+            [0.977122, 1.608768],
+            [-1.221403, -0.670320],
+            [-0.977122, -1.608768],
+            [1.221403, 0.670320],
+        ),
+        (
+            "cispo",
+            {"ratio_cap": 1.2},
+            [0.96, 1.608768],
+            [-1.2, -0.670320],
+            [-0.96, -1.608768],
+            [1.2, 0.670320],
+        ),
+        (
+            f"{EXAMPLES}/loss_dual_clip.py:dual_clip",
+            CLIP | {"most_cost": 1.1},
+            [-1.2, -0.670320],
+            [0, -0.670320],
+            [1.1, 0.8],
+            [0, 0],
+        ),
+    ],
+)
+def test_losses_and_gradients_by_hand(loss, settings, good, good_gradient, bad, bad_gradient):
+    found = LOSSES[loss]
+    settings = found.settings(settings, {})
+    for advantage, values, gradient in ((1.0, good, good_gradient), (-1.0, bad, bad_gradient)):
+        batch = make_batch([-0.8, -2.4], [-1.0, -2.0], [advantage] * 2, [2])
+        losses, _ = found(batch, **settings)
+        [slope] = torch.autograd.grad(losses.sum(), batch.logprobs)
+        torch.testing.assert_close(losses.detach(), torch.tensor(values), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            slope, torch.tensor(gradient, dtype=torch.float32), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("loss", LOSSES.names())
+def test_before_the_weights_have_moved_every_loss_is_reinforce(loss):
+    old = [-1.0, -2.0, -0.5]
+    advantages = [2.0, 2.0, -1.0]
+    batch = make_batch(old, old, advantages, [2, 1])
+    losses, _ = LOSSES[loss](batch, **LOSSES[loss].settings({}, CLIP))
+    [gradient] = torch.autograd.grad(losses.sum(), batch.logprobs)
+    torch.testing.assert_close(gradient, -torch.tensor(advantages))
+
+
+def test_the_share_of_clipped_sequences_is_a_mean_over_sequences():
+    """A response of three tokens above the bound, and one of one token within it."""
+    batch = make_batch([-0.5, -0.5, -0.5, -1.0], [-1.0] * 4, [1.0] * 4, [3, 1])
+    found = {}
+    for loss, inherited in (("gspo", {}), ("grpo", CLIP)):
+        objective = choose_objective(loss, {}, inherited, None, "group_norm")
+        _, sums = microbatch_loss(batch, objective, LossTerms("kl", 0.0, 0.0))
+        update = UpdateStats(sums.tallies(objective.loss.all_stats), sums.tokens, 0.0, 0.0)
+        found[loss] = joined([update], "clip_fraction")
+    assert found == {"gspo": 0.5, "grpo": 0.75}
+
+
+# Lengths 2 4 1 3 and losses 1 2 3 5 a token: 28 / 10, and (1 + 2 + 3 + 5) / 4.
+LENGTHS = [2, 4, 1, 3]
+LOSS_OF_TOKENS = torch.tensor(np.repeat([1.0, 2.0, 3.0, 5.0], LENGTHS))
+
+
+def of_tokens(mask=None, **counts):
+    return make_batch([0.0] * 10, [0.0] * 10, [0.0] * 10, LENGTHS, mask, **counts)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "masked"),
+    [
+        ("token_mean", 2.8, 20 / 6),
+        ("sequence_mean", 2.75, 3.0),
+        (f"{EXAMPLES}/aggregation_constant.py:constant", 28 / 4 / 1024, 20 / 3 / 1024),
+    ],
+)
+def test_aggregations_by_hand_and_without_the_tokens_of_a_response(name, expected, masked):
+    assert AGGREGATIONS[name](LOSS_OF_TOKENS, of_tokens()).item() == pytest.approx(expected)
+    mask = np.repeat(np.float32([1, 0, 1, 1]), LENGTHS)
+    batch = of_tokens(mask, num_sequences=3)
+    assert AGGREGATIONS[name](LOSS_OF_TOKENS, batch).item() == pytest.approx(masked)
+
+
+def groups_of(rewards):
+    tokens = np.zeros(2, np.int32)
+    return [
+        Group(
+            position,
+            Prompt(position, "", tokens, ""),
+            [Sample(tokens, np.zeros(2, np.float32), False, 0, reward=reward) for reward in row],
+        )
+        for position, row in enumerate(rewards)
+    ]
+
+
+def test_an_own_advantage_by_hand_and_groups_that_rest_have_none():
+    own = load_own("algorithm.advantage", f"{EXAMPLES}/advantage_leave_one_out.py:leave_one_out")
+    groups = groups_of([[1.0, 0.0, 0.0], [3.0, 1.0, 2.0]])
+    groups[0].trains = False
+    fill_advantages(groups, own)
+    assert [sample.advantage for group in groups for sample in group.samples] == [
+        0,
+        0,
+        0,
+        1.5,
+        -1.5,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (lambda rewards: rewards[0], "the shape (2,) for rewards of the shape (1, 2)"),
+        (lambda rewards: rewards * math.nan, "return finite numbers"),
+    ],
+)
+def test_an_own_advantage_that_returns_something_else_is_told(own, said):
+    with pytest.raises(BadInput) as caught:
+        fill_advantages(groups_of([[1.0, 0.0]]), own)
+    assert said in str(caught.value)
+
+
+def test_a_loss_must_return_the_statistics_that_it_declares():
+    @policy_loss()
+    def careless(batch):
+        return batch.logprobs, {"extra": batch.logprobs}
+
+    with pytest.raises(
+        BadInput, match=r"the loss careless declares the statistics \[\] but returns \['extra'\]"
+    ):
+        careless(make_batch([0.0], [0.0], [0.0], [1]))
+
+
+def test_a_statistic_joins_over_updates_as_it_is_reduced():
+    stats = stats_of("gspo")
+    assert {stat.reduce for stat in stats} == set(Reduce)
+    assert [stat.key for stat in stats_of("moved.py:own")] == [
+        s.key for s in stats if s.key != "clip_fraction"
+    ]
+
+
+# -- what a configuration may say -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["loss=gpso"],
+            ["algorithm.loss: gpso is not one of cispo, grpo, gspo; did you mean gspo?"],
+        ),
+        (
+            ["loss=gspo", "aggregation=token_mean"],
+            ["token_mean does not go with the loss gspo; set it to sequence_mean"],
+        ),
+        (
+            ["loss=cispo", "loss_settings.ratio_cup=2"],
+            ["ratio_cup is no setting of the loss cispo; did you mean ratio_cap?"],
+        ),
+        (
+            ["loss=gspo", "loss_settings.clip_low=2"],
+            ["algorithm.loss_settings.clip_low: 2 must be a number from 0 to 1"],
+        ),
+        (
+            ["loss_settings.clip_low=wide"],
+            ["algorithm.loss_settings.clip_low: wide must be a number from 0 to 1"],
+        ),
+        (["loss_settings=3"], ["algorithm.loss_settings: 3 must be a section with keys"]),
+        (
+            ["aggregation=tokens"],
+            ["algorithm.aggregation: tokens is not one of sequence_mean, token_mean"],
+        ),
+        (["advantage=group_mean"], ["algorithm.advantage: group_mean is not one of group_norm"]),
+        (
+            ["adv_estimator=gae"],
+            ["algorithm.adv_estimator: gae is not one of group_norm", "critic"],
+        ),
+        (["loss=nowhere.py:f"], ["there is no file nowhere.py"]),
+        (["loss=os.path:join"], ["os.path:join is no policy loss: put @policy_loss()"]),
+        (["loss=no.such.module:f"], ["no.such.module:f cannot be loaded: ModuleNotFoundError"]),
+        (["advantage=math:pi"], ["pi in math is no function"]),
+        (
+            [f"loss={EXAMPLES}/loss_dual_clip.py:dual_clap"],
+            ["has no dual_clap; did you mean dual_clip?"],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_key(tiny, overrides, said):
+    try:
+        cfg, _ = load_config("tiny", [f"algorithm.{override}" for override in overrides])
+        [problem] = check(cfg)
+    except BadInput as error:
+        problem = str(error)
+    assert all(part in problem for part in said), problem
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss=gspo", "loss_settings={clip_low: 3e-4, clip-high: 4e-4}"],
+        ["loss=cispo"],
+        [
+            f"loss={EXAMPLES}/loss_dual_clip.py:dual_clip",
+            f"advantage={EXAMPLES}/advantage_leave_one_out.py:leave_one_out",
+            f"aggregation={EXAMPLES}/aggregation_constant.py:constant",
+        ],
+    ],
+)
+def test_what_fits_breaks_no_rule_and_comes_back_from_a_dump(tiny, tmp_path, overrides):
+    cfg, _ = load_config("tiny", [f"algorithm.{override}" for override in overrides])
+    assert check(cfg) == []
+    (tmp_path / "dumped.yaml").write_text(dump(cfg))
+    assert load_config(str(tmp_path / "dumped.yaml"))[0].algorithm == cfg.algorithm
+
+
+def test_the_losses_of_a_configuration_are_checked_without_torch():
+    code = (
+        "import sys\n"
+        "from r1zero.algo.losses import LOSSES\n"
+        "from r1zero.algo.objective import choose_objective\n"
+        "clip = {'clip_low': 0.2, 'clip_high': 0.2}\n"
+        "for name in LOSSES.names():\n"
+        "    choose_objective(name, {}, clip, None, 'group_norm')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,249 @@
+"""Launch variables, placement, moves, and what happens when a rank fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.multiproc import DEVICE, run_ranks
+
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch, read_launch
+from r1zero.distributed.placement import RoleSize, place
+from r1zero.distributed.transfer import RoleTransfer
+from r1zero.errors import BadInput
+from r1zero.types import Group, Prompt, Sample
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = dict(
+    RANK="3",
+    WORLD_SIZE="4",
+    LOCAL_RANK="1",
+    LOCAL_WORLD_SIZE="2",
+    MASTER_ADDR="host",
+    MASTER_PORT="1234",
+)
+SLURM = dict(
+    SLURM_PROCID="4",
+    SLURM_STEP_NUM_TASKS="5",
+    SLURM_LOCALID="0",
+    SLURM_STEP_TASKS_PER_NODE="2(x2),1",
+    SLURM_JOB_ID="77",
+    SLURM_STEP_ID="3",
+    MASTER_ADDR="first",
+)
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in [n for n in os.environ if n.startswith("SLURM_") or n in TORCHRUN]:
+        monkeypatch.delenv(name)
+    return lambda values: [monkeypatch.setenv(name, value) for name, value in values.items()]
+
+
+def test_torchrun_variables_are_read_and_win_over_slurms(environment):
+    environment(SLURM | TORCHRUN)
+    assert read_launch() == Launch("torchrun", 3, 4, 1, (0, 0, 1, 1), "host", 1234)
+
+
+def test_slurm_variables_are_read(environment):
+    environment(SLURM)
+    found = read_launch()
+    assert (found.launcher, found.rank, found.world_size, found.node_of_rank) == (
+        "slurm",
+        4,
+        5,
+        (0, 0, 1, 1, 2),
+    )
+    assert found.address == "first" and 20000 <= found.port < 40000
+    environment({"SLURM_STEP_ID": "4"})
+    assert read_launch().port != found.port, "two steps of a job must not meet on one port"
+
+
+def test_nothing_set_means_a_world_of_one_even_in_a_batch_script(environment):
+    environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"})  # a batch script runs before srun
+    assert read_launch().launcher == "single"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE=x must be a whole number"),
+        ({"LOCAL_WORLD_SIZE": "3"}, "WORLD_SIZE=4 is not a multiple of LOCAL_WORLD_SIZE=3"),
+        (SLURM | {"SLURM_DISTRIBUTION": "cyclic"}, "--distribution=cyclic"),
+    ],
+)
+def test_a_broken_environment_is_refused(environment, change, sentence):
+    environment(change if "SLURM_PROCID" in change else TORCHRUN | change)
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        read_launch()
+
+
+def test_ranks_of_the_7b_placement():
+    placed = place(
+        {"train": RoleSize(8, 2, 4), "rollout": RoleSize(6, 2), "ref": RoleSize(2, 2)},
+        colocate=False,
+    )
+    assert placed.world_size == 16
+    assert placed.train.rank_groups("tp") == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert (
+        placed.train.rank_groups("pp") == [[0, 2, 4, 6], [1, 3, 5, 7]]
+        and placed.train.output_rank(0) == 6
+    )
+    assert placed.rollout.rank_groups("tp") == [[8, 9], [10, 11], [12, 13]]
+    assert placed.rollout.rank_groups("dp") == [[8, 10, 12], [9, 11, 13]]
+    assert placed.nodes_crossed([rank // 8 for rank in range(16)]) == []
+    assert "rollout ranks [8, 9]" in placed.nodes_crossed([rank // 9 for rank in range(16)])[0]
+    for span in placed.grids:
+        for rank in span.ranks:
+            assert span.rank_at(**span.index_of(rank)) == rank
+
+
+def move_body(rank, size, store):
+    """7 ranks: 2 train (TP2), 3 rollout, 2 ref: groups cross twice, each role marking them."""
+    placement = place(
+        {"train": RoleSize(2, 2), "rollout": RoleSize(3), "ref": RoleSize(2)}, colocate=False
+    )
+    world = World(
+        Launch("single", rank, size, 0, (0,) * size, "", 0),
+        placement,
+        DEVICE,
+        timedelta(seconds=60),
+        store,
+    )
+    move, positions = RoleTransfer(world), range(2, 9)
+
+    def roll():
+        mine = [p for p in positions if p in world.rollout.share(9)]
+        return [Group(p, Prompt(p, f"q{p}", np.arange(p, dtype=np.int32), ""), []) for p in mine]
+
+    def look(groups):
+        for group in groups:
+            group.samples.append(Sample(np.full(3, world.rank), np.zeros(3), False, 0))
+        return groups
+
+    groups = roll()  # nothing outside the role
+    groups = move.send_to_replicas(groups, positions, world.rollout, world.ref)
+    if world.ref.member:
+        groups = look(groups)
+    groups = move.broadcast_groups(groups, positions, world.ref, world.train)
+    nothing = move.send_to_replicas([], range(0), world.rollout, world.ref)
+    told = move.from_controller(lambda: {"from": world.rank})
+    move.flush()
+    return (
+        world.role_names,
+        [(g.position, g.prompt.text, g.samples[0].tokens.tolist()) for g in groups],
+        nothing,
+        told,
+    )
+
+
+def test_groups_move_between_roles():
+    results = run_ranks(move_body, 7)
+    expected = [(p, f"q{p}", [5 + p % 2] * 3) for p in range(2, 9)]
+    for rank, (roles, groups, nothing, told) in enumerate(results):
+        assert roles == ("train" if rank < 2 else "rollout" if rank < 5 else "ref")
+        assert groups == (expected if rank < 2 else [])
+        assert nothing == [] and told == {"from": 0}
+
+
+# -- failures: real processes, joined without torchrun, so that nobody else cleans up --------------
+
+FAILING = """
+import sys
+sys.path.insert(0, {root!r})
+import r1zero.step as step
+from r1zero import main
+if {rank} == {bad}:
+    learn = step.train_step
+    def broken(number, runtime):
+        if number == 3:
+            raise ValueError("the moon is in the way")
+        return learn(number, runtime)
+    import r1zero.trainer
+    r1zero.trainer.train_step = broken
+sys.argv = ["main.py", "--config", "tiny", "training.train_iters=100000", "training.eval_data_path=null", "output_dir={out}"]
+sys.exit(main.main())
+"""
+
+
+def start(out: Path, bad: int) -> list[subprocess.Popen]:
+    """Start the tiny job as four processes with Slurm's variables; rank `bad` fails in step 3."""
+    port = str(20000 + os.getpid() % 20000)
+    processes = []
+    for rank in range(4):
+        # Megatron must not be imported before the device is set, so the step is imported after it.
+        code = FAILING.format(root=str(ROOT), rank=rank, bad=bad, out=out).replace(
+            "import r1zero.step as step\n",
+            "from r1zero.distributed.device import prepare; prepare('cpu', 0)\n"
+            "import r1zero.step as step\n",
+        )
+        environment = os.environ | dict(
+            SLURM_PROCID=str(rank),
+            SLURM_STEP_NUM_TASKS="4",
+            SLURM_LOCALID=str(rank),
+            SLURM_JOB_ID="1",
+            SLURM_STEP_TASKS_PER_NODE="4",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+            OMP_NUM_THREADS="1",
+        )
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=environment,
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen]) -> tuple[list[int], str, float]:
+    """Wait for the end; exit codes, all of standard error, seconds since the first process
+    ended."""
+    while all(process.poll() is None for process in processes):
+        time.sleep(0.1)
+    began = time.monotonic()
+    errors = "".join(process.communicate(timeout=60)[1] for process in processes)
+    return [process.returncode for process in processes], errors, time.monotonic() - began
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_failing_rank_ends_the_job_with_one_cause(tiny, tmp_path, bad):
+    codes, errors, seconds = finish(start(tmp_path / "run", bad))
+    assert codes == [1, 1, 1, 1] and seconds < 30
+    said = [line for line in errors.splitlines() if line.startswith("r1zero:")]
+    role = {0: "train", 3: "ref"}[bad]
+    assert said == [f"r1zero: rank {bad} ({role}) failed: ValueError: the moon is in the way"]
+    assert "Traceback" not in errors
+    assert (
+        "the moon is in the way" in (tmp_path / "run" / "logs" / f"rank_{bad:04d}.log").read_text()
+    )
+
+
+@pytest.mark.parametrize("killed", [0, 2])
+def test_a_killed_rank_ends_the_job(tiny, tmp_path, killed):
+    processes = start(tmp_path / "run", bad=-1)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.2)
+    os.kill(processes[killed].pid, signal.SIGKILL)
+    codes, errors, seconds = finish(processes)
+    assert codes == [-signal.SIGKILL if rank == killed else 1 for rank in range(4)] and seconds < 30
+    assert len([line for line in errors.splitlines() if line.startswith("r1zero:")]) == 1, errors
+    assert (
+        "rank 0 or its node" if killed == 0 else f"rank {killed} (rollout)"
+    ) + " ended without a word" in errors
+    assert "Traceback" not in errors

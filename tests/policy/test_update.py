@@ -1,0 +1,178 @@
+"""Whole GRPO updates against a plain PyTorch step on transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.models import make_model
+from support.multiproc import run_ranks
+from support.updates import CAP, DUAL, SEQUENCE_CLIP, compare, update_body
+from support.worlds import make_runtime
+
+from r1zero.step import train_step
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "overrides"),
+    [
+        (1, (1, 1), []),
+        (1, (1, 1), ["actor_rollout.micro_batch_size=3"]),
+        (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
+        (1, (1, 1), ["actor_rollout.recompute_granularity=full"]),
+        (
+            2,
+            (2, 1),
+            ["actor_rollout.recompute_granularity=full", "training.sequence_parallel=true"],
+        ),
+        (
+            2,
+            (2, 1),
+            ["actor_rollout.tensor_model_parallel_size=2", "training.sequence_parallel=true"],
+        ),
+        (2, (1, 2), ["actor_rollout.micro_batch_size=2"]),
+        (2, (1, 1), ["actor_rollout.micro_batch_size=1"]),
+        (4, (2, 1), ["actor_rollout.micro_batch_size=2"]),
+        (8, (2, 2), ["actor_rollout.max_tokens_per_microbatch=64"]),
+    ],
+)
+def test_three_updates_equal_plain_pytorch(tmp_path, size, layout, overrides):
+    model = make_model("qwen2", tmp_path)
+    (losses, weights), *_ = run_ranks(update_body, size, str(tmp_path), layout, overrides)
+    compare(model, losses, weights)
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "overrides"),
+    [
+        (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
+        (2, (1, 1), ["actor_rollout.micro_batch_size=3"]),
+        (4, (2, 2), ["actor_rollout.micro_batch_size=2"]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("loss", "mean_of", "keys"),
+    [
+        ("grpo", "sequences", ["algorithm.loss=grpo", "algorithm.aggregation=sequence_mean"]),
+        (
+            "gspo",
+            "sequences",
+            [
+                "algorithm.loss=gspo",
+                (
+                    f"algorithm.loss_settings={{clip_low: {SEQUENCE_CLIP}, clip_high: "
+                    f"{SEQUENCE_CLIP}}}"
+                ),
+            ],
+        ),
+        ("cispo", "tokens", ["algorithm.loss=cispo", f"algorithm.loss_settings.ratio_cap={CAP}"]),
+        (
+            "dual_clip",
+            "tokens",
+            [
+                f"algorithm.loss={EXAMPLES}/loss_dual_clip.py:dual_clip",
+                f"algorithm.loss_settings.most_cost={DUAL}",
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_each_loss_equals_plain_pytorch(
+    tmp_path, size, layout, overrides, loss, mean_of, keys, masked
+):
+    """Also where the loss leaves tokens out, which then count neither in a ratio nor in a
+    denominator."""
+    model = make_model("qwen2", tmp_path)
+    chosen = {"masked": masked}
+    (losses, weights), *_ = run_ranks(
+        update_body, size, str(tmp_path), layout, [*overrides, *keys], chosen
+    )
+    compare(model, losses, weights, loss_name=loss, mean_of=mean_of, chosen=chosen)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("resting", [(1, 2), (2, 3), (0, 1)])
+def test_groups_that_do_not_train_leave_no_trace_and_a_minibatch_of_them_takes_no_step(
+    tmp_path, size, resting
+):
+    model = make_model("qwen2", tmp_path)
+    chosen = {"resting": resting}
+    (losses, weights), *_ = run_ranks(update_body, size, str(tmp_path), (1, 1), [], chosen)
+    assert len(losses) == (3 if resting == (1, 2) else 2)
+    compare(model, losses, weights, chosen=chosen)
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "layout"),
+    [
+        ("qwen2_tied", 2, (1, 2)),
+        ("qwen3", 2, (2, 1)),
+        ("llama", 1, (1, 1)),
+        ("mistral", 1, (1, 1)),
+        ("olmo2", 1, (1, 1)),
+        ("olmo2", 2, (2, 1)),
+        ("olmo2", 2, (1, 2)),
+    ],
+)
+def test_other_families_learn_the_same(tmp_path, family, size, layout):
+    model = make_model(family, tmp_path)
+    (losses, weights), *_ = run_ranks(update_body, size, str(tmp_path), layout, [])
+    compare(model, losses, weights)
+
+
+def test_norms_cut_by_tp_learn_the_same_under_sequence_parallelism_and_recomputation(tmp_path):
+    model = make_model("olmo2", tmp_path)
+    overrides = [
+        "actor_rollout.recompute_granularity=full",
+        "actor_rollout.tensor_model_parallel_size=2",
+        "training.sequence_parallel=true",
+    ]
+    (losses, weights), *_ = run_ranks(update_body, 2, str(tmp_path), (2, 1), overrides)
+    compare(model, losses, weights)
+
+
+def test_two_epochs_equal_plain_pytorch(tmp_path):
+    model = make_model("qwen2", tmp_path)
+    [(losses, weights)] = run_ranks(
+        update_body, 1, str(tmp_path), (1, 1), ["actor_rollout.ppo_epochs=2"]
+    )
+    # Six updates amplify rounding: each starts from weights that already differ in the last place.
+    compare(model, losses, weights, epochs=2, tolerance=2e-5)
+
+
+def held_body(rank, size, store, folder, *overrides):
+    """Eight steps of one update each; returns the KL of the last four by d^2 / 2, whatever
+    estimator is told."""
+    runtime = make_runtime(
+        store,
+        folder,
+        "training.global_batch_size=8",
+        "actor_rollout.lr_decay_style=constant",
+        *overrides,
+    )
+    runtime.start()
+    found = []
+    for step in range(1, 9):
+        samples = [sample for group in train_step(step, runtime).groups for sample in group.samples]
+        d = np.concatenate([sample.logprobs - sample.ref_logprobs for sample in samples])
+        found.append(float(np.mean(d**2) / 2))
+        runtime.progress.advance(runtime.run.config.training.global_batch_size)
+    return np.mean(found[4:])
+
+
+@pytest.mark.parametrize("estimator", ["kl", "abs"])
+def test_a_large_coefficient_holds_the_kl_of_a_run(tiny, tmp_path, estimator):
+    free, held = (
+        run_ranks(
+            held_body,
+            1,
+            str(tmp_path / weight),
+            f"algorithm.kl_penalty={estimator}",
+            f"algorithm.kl_ctrl.kl_coef={weight}",
+        )[0]
+        for weight in ("0", "5")
+    )
+    assert free > 0.01 and held < 0.25 * free, (free, held)

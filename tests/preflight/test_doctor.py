@@ -1,0 +1,256 @@
+"""The doctor: fine here, eight mistakes named with their way out, and ranks that do not answer."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.multiproc import run_ranks
+from support.small_config import load
+
+from r1zero.distributed.launch import Launch
+from r1zero.distributed.rendezvous import RollCall
+from r1zero.preflight import machine
+from r1zero.preflight.found import look
+from r1zero.preflight.machine import NodeReport
+from r1zero.preflight.versions import TESTED, check_versions
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCTOR = str(ROOT / "tools" / "doctor.py")
+
+
+def doctor(*arguments: str, launcher: tuple[str, ...] = ()) -> tuple[int, list[str], str]:
+    """Run it; exit code, lines of standard output, standard error."""
+    done = subprocess.run(
+        [sys.executable, *launcher, DOCTOR, *arguments],
+        text=True,
+        capture_output=True,
+        timeout=120,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def test_this_machine_is_fine_and_nothing_is_left_behind(tiny, tmp_path):
+    code, lines, errors = doctor(f"output_dir={tmp_path}/run")
+    assert code == 0 and not errors, (lines, errors)
+    assert [line.split()[1] for line in lines] == [
+        "config",
+        "versions",
+        "devices",
+        "kernels",
+        "memory",
+        "groups",
+    ]
+    assert not any(line.startswith("PROBLEM") for line in lines) and not list(tmp_path.iterdir())
+
+
+def test_under_torchrun_every_planned_group_adds_up(tiny, tmp_path):
+    code, lines, errors = doctor(
+        f"output_dir={tmp_path}/run",
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"),
+    )
+    assert code == 0, (lines, errors)
+    assert lines[-1].startswith("ok       groups       4 ranks:"), lines
+
+
+def test_a_config_wrong_in_eight_ways_gets_eight_ways_out(tiny):
+    wrong = {
+        "algorithm.verifier_weight=[1]": (
+            "algorithm.verifier_weight: [1.0] has 1 weights",
+            "give as many, such as [0.5, 0.5]",
+        ),
+        "actor_rollout.ppo_mini_batch_size=60": (
+            "ppo_mini_batch_size: 60",
+            "32 and 64 are the nearest that would work",
+        ),
+        "ref.load=models/nowhere": (
+            "models/nowhere does not exist",
+            "must be a Hugging Face model folder",
+        ),
+        "actor_rollout.data_path=nowhere.parquet": (
+            "nowhere.parquet does not exist",
+            "must be a file of prompts",
+        ),
+        "training.prompt_type=qwen_r2": ("'qwen_r2' is not in", "the nearest are qwen_r1"),
+        "training.logger=[tensorbord]": ("tensorbord is not one of", "did you mean tensorboard?"),
+        "output_dir=/proc/nowhere": (
+            "output_dir: /proc/nowhere cannot be written",
+            "name another folder",
+        ),
+        "training.distributed_backend=hccl": (
+            "hccl needs NPUs",
+            "training.distributed_backend=gloo runs on CPUs",
+        ),
+    }
+    code, lines, errors = doctor(*wrong)
+    problems = [line for line in lines if line.startswith("PROBLEM")]
+    assert code == 2 and not errors, errors
+    for what, way_out in wrong.values():
+        assert any(what in line and way_out in line for line in problems), (what, problems)
+    assert len({line.split(maxsplit=2)[2].split(";")[0] for line in problems}) >= 8
+    assert lines[-1] == f"{len(problems)} problems"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            ["actor_rollout.tensor_model_parallel_size=0", "resource_pool.ranks_per_node=0"],
+            "size: 0 must be at least 1",
+        ),
+        ([f"output_dir={'x' * 300}"], "File name too long"),
+    ],
+)
+def test_impossible_values_do_not_end_the_doctor(tiny, wrong, said):
+    code, lines, errors = doctor(*wrong)
+    assert code == 2 and not errors and "PROBLEM  config" in lines[0] and said in lines[0], (
+        lines,
+        errors,
+    )
+    assert any(line.startswith("ok       versions") for line in lines)
+
+
+def test_an_unreadable_config_still_gets_the_machine_looked_at(tiny):
+    code, lines, _ = doctor("training.train_itrs=6")
+    assert code == 2 and "did you mean train_iters?" in lines[0]
+    assert any(line.startswith("ok       versions") for line in lines)
+
+
+def test_a_rank_that_does_not_come_is_named_in_time(tiny):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, DOCTOR, "--seconds", "8"],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env=os.environ
+            | dict(
+                RANK=str(rank),
+                WORLD_SIZE="4",
+                LOCAL_RANK=str(rank % 2),
+                LOCAL_WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            ),
+        )
+        for rank in (0, 1, 3)
+    ]
+    told = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2, 2], told
+    problems = [line for out, _ in told for line in out.splitlines() if line.startswith("PROBLEM")]
+    assert len(problems) == 1 and "rank 2 (node 1) did not come within 8 s" in problems[0]
+    assert not any("Traceback" in errors for _, errors in told)
+    assert time.monotonic() - began < 40
+
+
+def silent_body(rank, size, store, silent):
+    """Enter a stage with a time limit, in which `silent` does not take part or does not get
+    through."""
+    told = []
+    roll = RollCall(
+        store, Launch("torchrun", rank, size, rank % 2, (0, 0, 1), "", 0), 1.0, told.append
+    )
+    assert roll.call() == []
+    if silent != "missing" or rank != 1:
+        with roll.stage("train tp [0, 1, 2]", range(size)):
+            time.sleep(3.0 if silent == "missing" or rank == 2 else 0.0)
+    time.sleep(3.0 if silent == "stuck" else 0.0)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("silent", "said"),
+    [
+        ("missing", "train tp [0, 1, 2]: no answer within 1 s from rank 1 (node 0)"),
+        ("stuck", "rank 2 (node 1) did not get through within 1 s"),
+    ],
+)
+def test_a_silent_rank_of_a_group_is_named_once(silent, said):
+    told = run_ranks(silent_body, 3, silent, timeout_seconds=30)
+    everything = [sentence for sentences in told for sentence in sentences]
+    assert len(everything) == 1 and said in everything[0]
+
+
+NODE = NodeReport(
+    "first",
+    "cpu",
+    0,
+    8,
+    [16.0],
+    {"torch": "2.13.0"},
+    True,
+    {"ref.load": "3 files of 100 bytes"},
+    "",
+)
+
+
+def test_versions_are_compared_with_the_table():
+    fine = {
+        "torch": "2.13.0+cpu",
+        "megatron-core": "0.16.1",
+        "transformers": TESTED["cpu"]["transformers"][2:],
+    }
+    assert check_versions("cpu", fine) == []
+    old, missing = check_versions("cpu", fine | {"torch": "2.6.0", "transformers": None})
+    assert "torch 2.6.0 is not what was tested" in old and "`pip install 'torch==2.13.0'`" in old
+    assert missing.startswith("transformers is not installed; `pip install 'transformers==")
+    npu = fine | {
+        "torch": "2.7.1+cpu",
+        "torch-npu": "2.7.1.post4",
+        "mindspeed": "0.16.0",
+        "CANN": "8.3.RC1",
+    }
+    assert check_versions("npu", npu) == []
+    [pair] = check_versions("npu", npu | {"torch-npu": "2.9.0"})
+    assert "must be of one version" in pair and "torch-npu==2.7.1.*" in pair
+    cann, speed = sorted(check_versions("npu", npu | {"CANN": "8.0.1", "mindspeed": None}))
+    assert "set_env.sh" in cann and "core_r0.16.0" in speed
+
+
+def test_memory_devices_and_nodes_that_do_not_suffice_are_named_with_a_way_out(home):
+    cfg = load(home)
+    needed = machine.needed_gigabytes(look(cfg, 4))
+    assert len(needed) == 4 and max(needed) == needed[0], "train ranks need most"
+    assert machine.check_memory(NODE, dict(enumerate(needed))) == []
+    [short] = machine.check_memory(replace(NODE, free_gigabytes=[0.5]), dict(enumerate(needed)))
+    assert (
+        "4 ranks need about" in short
+        and "0.5 GB are free; lower actor_rollout.max_tokens_to_oom" in short
+    )
+    npus = replace(NODE, kind="npu", devices=2, free_gigabytes=[60.0, 1.0])
+    [second] = machine.check_memory(npus, {8: 20.0, 9: 20.0})
+    assert "rank 9 needs about 20.0 GB, and its NPU has 1.0 GB free" in second
+    # as MindSpeed-LLM's files for NPUs have it
+    nccl = load(home, "training.distributed_backend=nccl")
+    assert (
+        machine.check_devices(nccl, npus, 2) == []
+        and "nccl needs CUDAs" in machine.check_devices(nccl, NODE, 2)[0]
+    )
+    [few] = machine.check_devices(cfg, npus, 4)
+    assert "first has 2 NPUs for 4 ranks; start at most 2 a node" in few
+    other = replace(
+        NODE,
+        host="second",
+        sees_token=False,
+        versions={"torch": "2.12.0"},
+        inputs={"ref.load": "missing"},
+    )
+    version, folder, model = machine.check_alike([NODE, NODE, other])
+    assert "torch is 2.12.0 on second and 2.13.0 on first" in version
+    assert (
+        "second does not see what first writes" in folder
+        and "ref.load: looks different on second" in model
+    )

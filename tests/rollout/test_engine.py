@@ -1,0 +1,167 @@
+"""The engine where memory is short, its products on processors without bf16, and its benchmark's
+input."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from r1zero.models.config import ModelConfig
+from r1zero.rollout.decoder import Decoder
+from r1zero.rollout.engine import EngineLimits, NativeEngine
+from r1zero.rollout.interface import EngineListener, RolloutProgress, Sampling
+from r1zero.types import Batch, Prompt
+
+SHAPE = ModelConfig(
+    family="qwen3",
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=48,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=64,
+    max_positions=512,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-6,
+    tie_word_embeddings=True,
+    qkv_bias=False,
+    qk_norm=True,
+)
+CPU = torch.device("cpu")
+SAMPLING = Sampling(1.0, 1.0, 0, 7)
+
+
+def generate(limits, prompt_length, group_size, prompts):
+    """Samples without end, so that all need their whole budget; returns their tokens and the
+    engine."""
+    decoder = Decoder(SHAPE, 1, None, torch.float32, CPU, 512)
+    torch.manual_seed(0)
+    for weight in decoder.weights.values():
+        weight.normal_(0, 0.3)
+    engine = NativeEngine(decoder, (), limits)
+    engine.weights().commit(0)
+    tokens = np.arange(1, 1 + prompt_length, dtype=np.int32)
+    texts = [Prompt(i, "", tokens + i, "") for i in range(prompts)]
+    batch = Batch(1, 0, texts, group_size, group_size * prompts)
+    engine.submit(batch, range(prompts), SAMPLING)
+    return [
+        sample.tokens.tolist() for group in engine.collect(0) for sample in group.samples
+    ], engine
+
+
+def test_samples_that_need_their_next_block_together_in_a_cache_for_one():
+    """The last ones make way, the first goes on: nobody makes way for a sample that has itself made
+    way."""
+    expected, _ = generate(EngineLimits(8, 10**6), 8, 3, 2)
+    found, engine = generate(EngineLimits(8, 1, block=4), 8, 3, 2)
+    assert found == expected and engine.preemptions
+    assert engine._pool.num_free == engine._pool.num_blocks
+
+
+def test_a_request_may_give_each_sample_its_own_budget():
+    """Shorter samples are the beginnings of the longer ones: a budget changes no draw."""
+    whole, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
+    batch = Batch(1, 0, [group.prompt for group in engine.collect(0)], 3, 6)
+    budgets = np.array([[8, 1, 3], [2, 5, 8]])
+    engine.submit(batch, [0, 1], SAMPLING, budgets)
+    found = [sample for group in engine.collect(0) for sample in group.samples]
+    assert [sample.tokens.tolist() for sample in found] == [
+        tokens[:budget] for tokens, budget in zip(whole, budgets.flatten(), strict=True)
+    ]
+    assert all(sample.truncated for sample in found)
+    with pytest.raises(AssertionError, match="budgets out of bounds"):
+        engine.submit(batch, [0, 1], SAMPLING, budgets + 1)
+
+
+def test_sampling_is_that_of_the_request():
+    """A greedy request between two others leaves no trace in them."""
+    whole, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
+    batch = Batch(1, 0, [group.prompt for group in engine.collect(0)], 3, 6)
+
+    def ask(sampling):
+        engine.submit(batch, [0, 1], sampling)
+        return [sample.tokens.tolist() for group in engine.collect(0) for sample in group.samples]
+
+    greedy = ask(Sampling(1.0, 1.0, 1, 7))
+    assert greedy[0] == greedy[1] == greedy[2] != whole[0]
+    assert ask(SAMPLING) == whole
+
+
+def test_listeners_are_told_in_their_order_and_until_they_are_removed():
+    _, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
+    batch = Batch(1, 0, [group.prompt for group in engine.collect(0)], 3, 6)
+    told = []
+
+    def listener(name):
+        return EngineListener(
+            lambda group, member: told.append((name, group.position, member)),
+            lambda: told.append((name, "step")),
+        )
+
+    first = listener("first")
+    engine.listeners += [first, listener("second")]
+    engine.submit(batch, [0, 1], SAMPLING)
+    engine.collect(0)
+    names = [name for name, *_ in told]
+    assert names == ["first", "second"] * (len(told) // 2)
+    samples = {tuple(what) for _, *what in told if what != ["step"]}
+    assert samples == {(position, member) for position in (0, 1) for member in (0, 1, 2)}
+    assert engine.progress() == RolloutProgress(done=6, total=6, longest=0, tokens=48)
+    engine.listeners.remove(first)
+    told.clear()
+    engine.submit(batch, [0], SAMPLING)
+    engine.collect(0)
+    assert {name for name, *_ in told} == {"second"}
+
+
+def test_samples_are_signed_by_the_weights_and_not_by_the_plan():
+    """An engine that missed a publication draws on, and its samples say with what."""
+    _, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
+    engine.weights().commit(5)
+    batch = Batch(2, 6, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3)
+    engine.submit(batch, [0], SAMPLING)
+    assert {sample.version for group in engine.collect(0) for sample in group.samples} == {5}
+
+
+def test_weights_do_not_change_under_samples_that_are_being_drawn():
+    _, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
+    batch = Batch(2, 0, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3)
+    engine.submit(batch, [0], SAMPLING)
+    with pytest.raises(AssertionError, match="while samples are drawn"):
+        engine.weights().commit(1)
+
+
+def test_bf16_on_a_processor_that_onednn_has_no_bf16_for():
+    code = (
+        "import torch; from r1zero.rollout.linear import Linear; x = torch.eye(3).bfloat16(); "
+        "linear = Linear(x); linear.prepare(); assert torch.equal(linear(x), x)"
+    )
+    environment = {
+        **os.environ,
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sentence"),
+    [
+        ("fixed:0", "fixed:0 must give lengths of at least 1"),
+        ("absent.txt", "absent.txt is neither fixed:N"),
+    ],
+)
+def test_the_benchmark_refuses_lengths_that_are_none(lengths, sentence):
+    tool = Path(__file__).parents[2] / "tools" / "bench_rollout.py"
+    done = subprocess.run(
+        [sys.executable, str(tool), "--lengths", lengths], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
