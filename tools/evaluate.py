@@ -275,7 +275,7 @@ def check(args: argparse.Namespace, launch: Launch) -> list[str]:
         )
     problems += check_dtype(f"--dtype: {args.dtype}", dtype_of(args) is Dtype.BF16, None)
     problems += [f"--verifier: {problem}" for problem in check_names(args.verifier)]
-    problems += [f"--engine: {problem}" for problem in engine_problems(args.engine)]
+    problems += engine_problems(args.engine, "--engine")
     problems += check_writable("--output", str(output_folder(args)))
     return problems or check_files(args)
 

@@ -16,31 +16,31 @@ ENGINES = {
 }
 
 
-def engine_problems(name: str) -> list[str]:
-    """Return a sentence if there is no such engine. A class of the user's is loaded, ours is not:
-    it needs torch."""
+def engine_problems(name: str, key: str = KEY) -> list[str]:
+    """Return a sentence, which begins with `key`, if there is no such engine. A class of the
+    user's is loaded, ours is not: it needs torch."""
     if not is_own(name):
         if name in ENGINES:
             return []
         hint = nearest(name, ENGINES) or "; your own is module:class or path.py:class"
-        return [f"{KEY}: {name} is not one of {', '.join(ENGINES)}{hint}"]
+        return [f"{key}: {name} is not one of {', '.join(ENGINES)}{hint}"]
     problems = place_problems(name, "class")
     if problems:
-        return [f"{KEY}: {problem}" for problem in problems]
+        return [f"{key}: {problem}" for problem in problems]
     try:
-        choose_engine(name)
+        choose_engine(name, key)
     except BadInput as error:
         return [str(error)]
     return []
 
 
-def choose_engine(name: str) -> EngineKind:
+def choose_engine(name: str, key: str = KEY) -> EngineKind:
     """Import the class of an engine. BadInput when that fails, or when it is no such class."""
-    kind = load_own(KEY, ENGINES.get(name, name), "class")
+    kind = load_own(key, ENGINES.get(name, name), "class")
     is_engine = isinstance(getattr(kind, "layout", None), WeightLayout)
     if not is_engine or not callable(getattr(kind, "build", None)):
         raise BadInput(
-            f"{KEY}: {name} is no rollout engine: it needs a `layout` and a class method `build` "
+            f"{key}: {name} is no rollout engine: it needs a `layout` and a class method `build` "
             "(EngineKind in r1zero/rollout/interface.py)"
         )
     return kind
