@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -26,6 +27,11 @@ from r1zero.config.schema import placement
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.log import hush_libraries
 from r1zero.preflight.resolve import load_config
+
+if TYPE_CHECKING:  # these are imported once the device is set
+    from r1zero.checkpoint.train_state import Writing
+    from r1zero.policy.actor import Actor
+    from r1zero.types import Batch, Group
 
 BLOCK = 64 << 20
 
@@ -54,8 +60,7 @@ def main() -> int:
     return 0
 
 
-# the classes are imported here, after the device is set
-def build(model: str, bf16: str):  # noqa: ANN201
+def build(model: str, bf16: str) -> tuple[Actor, Callable[[], None]]:
     """A policy in a world of one, and a function that updates it once on random samples."""
     from r1zero.distributed import device as devices
 
@@ -95,7 +100,7 @@ def build(model: str, bf16: str):  # noqa: ANN201
     return policy, update
 
 
-def samples(vocab: int):  # noqa: ANN201 - as above
+def samples(vocab: int) -> tuple[Batch, list[Group]]:
     """A batch of two prompts with four random responses each."""
     import numpy as np
 
@@ -118,7 +123,9 @@ def samples(vocab: int):  # noqa: ANN201 - as above
     return Batch(1, 0, [group.prompt for group in groups], 4, 8), groups
 
 
-def measure(policy, update: Callable[[], None], folder: Path, updates: int) -> dict[str, float]:  # noqa: ANN001
+def measure(
+    policy: Actor, update: Callable[[], None], folder: Path, updates: int
+) -> dict[str, float]:
     """Time everything; the raw disk twice, around the saves."""
     from r1zero.checkpoint.train_state import Writing, load_policy
 

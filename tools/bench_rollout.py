@@ -21,11 +21,18 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from r1zero.errors import BadInput
+
+if TYPE_CHECKING:  # torch is imported when the arguments are known to be good
+    import torch
+
+    from r1zero.rollout.decoder import Chunk, Extended
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -135,7 +142,7 @@ def main() -> int:
     torch.manual_seed(0)
     try:
         lengths = draw_lengths(args.lengths, args.prompts * args.samples, args.cap)
-        model = Model(args, torch)
+        model = Model(args)
     except BadInput as error:
         print(f"bench_rollout.py: {error}", file=sys.stderr)
         return 2
@@ -150,7 +157,7 @@ def main() -> int:
         theirs = None
     runs: dict[str, list[dict]] = {"ours": [], "theirs": []}
     if args.roofline:
-        limits = [machine_limits(model.dtype, torch)]
+        limits = [machine_limits(model.dtype)]
     else:
         limits = []
     ours.run()
@@ -161,7 +168,7 @@ def main() -> int:
         if theirs:
             runs["theirs"].append(theirs.run())
         if args.roofline:
-            limits.append(machine_limits(model.dtype, torch))
+            limits.append(machine_limits(model.dtype))
     result = {
         key: getattr(args, key)
         for key in (
@@ -213,7 +220,8 @@ def median(runs: list[dict], prefix: str) -> dict[str, float]:
 class Model:
     """The weights both systems run: a transformers model, and its shape."""
 
-    def __init__(self, args: argparse.Namespace, torch) -> None:  # noqa: ANN001 - imported late
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
         from transformers import (
             AutoModelForCausalLM,
             LlamaConfig,
@@ -289,20 +297,21 @@ class Ours:
         self.steps = 0
         preempted = engine.preemptions
 
-        def timed_extend(chunks):  # noqa: ANN001, ANN202
+        def timed_extend(chunks: Sequence[Chunk]) -> list[Extended]:
             began = time.perf_counter()
             found = extend(chunks)
             spent[0] += time.perf_counter() - began
             return found
 
-        engine.decoder.extend = timed_extend
+        # the clock goes around one method of this object
+        engine.decoder.extend = timed_extend  # type: ignore[method-assign]
         began = time.perf_counter()
         self.target.commit(0)
         prepared = time.perf_counter()
         engine.submit(self.batch, range(len(self.batch.prompts)), self.sampling, self.budgets)
         groups = engine.collect(0)
         seconds = time.perf_counter() - began
-        engine.decoder.extend = extend
+        engine.decoder.extend = extend  # type: ignore[method-assign]
         assert [len(s.tokens) for g in groups for s in g.samples] == self.lengths.tolist()
         return {
             "seconds": seconds,
@@ -409,7 +418,7 @@ def in_flight(
 ) -> list[tuple[int, int]]:
     """(rows, live tokens, shared prompts counted once) of each decoding step."""
     waiting = list(enumerate(lengths))
-    rows = []
+    rows: list[list[int]] = []
     steps = []
     while waiting or rows:
         while waiting and len(rows) < running:
@@ -425,14 +434,16 @@ def in_flight(
     return steps
 
 
-def machine_limits(dtype, torch) -> tuple[float, float]:  # noqa: ANN001
+def machine_limits(dtype: torch.dtype) -> tuple[float, float]:
     """Bytes a second of summing a large array, flops a second of a large square product."""
+    import torch
+
     array = torch.ones(64 * 2**20, dtype=torch.float32)
     a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     return array.numel() * 4 / best(array.sum), 2 * 2048**3 / best(lambda: a @ b)
 
 
-def best(call) -> float:  # noqa: ANN001
+def best(call: Callable[[], object]) -> float:
     """Least seconds of several calls."""
     seconds = []
     for _ in range(8):

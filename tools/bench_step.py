@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Measure a whole GRPO step on this CPU beside TRL's GRPOTrainer. Prints one JSON line.
+"""Measure a whole GRPO step on this CPU, alone or beside TRL's GRPOTrainer. Prints one JSON line.
 
     pip install -e '.[cpu,bench]'
     python tools/bench_step.py --model models/SmolLM2-135M-Instruct --data data/mawps_train.parquet
+    python tools/bench_step.py --model ... --data ... --vs none      ours alone; needs no TRL
 
 The same model, prompts, number of samples, longest response, temperature, KL term with a reference
 model, one update a step, two cores. Ours is the program itself as it would be used: two ranks with
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -51,19 +53,19 @@ def main() -> int:
     theirs = []
     for _ in range(args.rounds):
         ours += our_steps(args)
-        theirs += in_process_of_its_own(sys.argv[1:] + ["--trl-only"], args.threads)
+        if args.vs == "trl":
+            theirs += in_process_of_its_own([*sys.argv[1:], "--trl-only"], args.threads)
     result = {
         key: getattr(args, key)
         for key in ("prompts", "samples", "max_new_tokens", "threads", "steps", "rounds")
     }
     result |= {"model": args.model.name, "data": args.data.name, "dtype": "bf16"}
     result |= {f"ours_{name.split('/')[-1]}_seconds": median(ours, name) for name in PHASES}
-    result |= {"trl_step_seconds": median(theirs, "time/step")}
-    result |= {
-        "ours_mean_length": median(ours, "response_length/mean"),
-        "trl_mean_length": median(theirs, "response_length/mean"),
-    }
-    result["ratio"] = result["trl_step_seconds"] / result["ours_step_seconds"]
+    result["ours_mean_length"] = median(ours, "response_length/mean")
+    if theirs:
+        result["trl_step_seconds"] = median(theirs, "time/step")
+        result["trl_mean_length"] = median(theirs, "response_length/mean")
+        result["ratio"] = result["trl_step_seconds"] / result["ours_step_seconds"]
     print(
         json.dumps(
             {
@@ -90,6 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3, help="of a round; the first is not counted")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--vs", choices=("trl", "none"), default="trl", help="beside what")
     parser.add_argument("--trl-batch", type=int, default=8, help="responses in TRL's microbatch")
     parser.add_argument("--trl-only", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -120,8 +123,8 @@ def check(args: argparse.Namespace) -> list[str]:
         problems.append(
             f"--trl-batch: {args.trl_batch} must divide the {args.prompts * args.samples} responses"
         )
-    if importlib.util.find_spec("trl") is None:
-        problems.append("TRL is not installed; `pip install -e '.[bench]'`")
+    if args.vs == "trl" and importlib.util.find_spec("trl") is None:
+        problems.append("TRL is not installed; `pip install -e '.[bench]'`, or --vs none")
     return problems
 
 
@@ -206,9 +209,9 @@ def trl_steps(args: argparse.Namespace) -> list[dict[str, float]]:
         def on_step_end(self, *_: object, **__: object) -> None:
             steps.append({"time/step": time.perf_counter() - self.began})
 
-        def on_log(self, *_: object, logs: dict[str, float], **__: object) -> None:
-            if "completions/mean_length" in logs:
-                steps[-1]["response_length/mean"] = logs["completions/mean_length"]
+        def on_log(self, *_: object, **told: Any) -> None:
+            if "completions/mean_length" in told["logs"]:
+                steps[-1]["response_length/mean"] = told["logs"]["completions/mean_length"]
 
     with tempfile.TemporaryDirectory() as folder:
         batch = args.prompts * args.samples

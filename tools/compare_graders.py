@@ -99,8 +99,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true")
     arguments = parser.parse_args()
-    asked = Counter()
-    agreed = Counter()
+    asked: Counter[str] = Counter()
+    agreed: Counter[str] = Counter()
     for path in arguments.data:
         column = pq.read_table(path, columns=["ground_truth_answer"])[
             "ground_truth_answer"

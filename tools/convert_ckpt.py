@@ -163,6 +163,7 @@ def convert(args: argparse.Namespace) -> None:
     name, dtype = type_to_write(args, weights)
     print(f"from: {found}", flush=True)
     if kind == "hf":
+        assert beside is not None, "folders() asks for it"
         target.parent.mkdir(parents=True, exist_ok=True)
         save_hf(
             target,

@@ -51,10 +51,11 @@ def main() -> int:
         if found is None:  # it was over before the moment came
             shutil.rmtree(folder)
             continue
-        found["same"] = numbers(folder) == expected
-        same &= found["same"]
+        is_same = numbers(folder) == expected
+        found["same"] = is_same
+        same = same and is_same
         print(json.dumps({"point": point, "rank": rank, "role": ROLES[rank], **found}), flush=True)
-        if found["same"]:
+        if is_same:
             shutil.rmtree(folder)
         point += 1
     if same:

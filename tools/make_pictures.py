@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -25,7 +25,7 @@ from r1zero.report.page import open_runs, write_report
 
 DOCS = ROOT / "docs"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-VIEW = {"width": 1400, "height": 1000}
+VIEW: ViewportSize = {"width": 1400, "height": 1000}
 MARGIN = 20
 
 STYLE = """

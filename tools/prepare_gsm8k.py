@@ -48,13 +48,11 @@ def main() -> int:
         columns = {"prompt": "question", "response": "answer"}
         read_problems(args.input, ColumnLayout(columns, skip_key=""))  # refuses bad rows
         table = open_table(args.input, held_out=False, notes=[]).rows(list(columns.values()))
-        rows = [
-            {
-                "question": row["question"],
-                "ground_truth_answer": final_answer(row["answer"], f"{args.input}, row {number}"),
-            }
-            for number, (_, row) in enumerate(table, 1)
-        ]
+        rows = []
+        for number, (_, row) in enumerate(table, 1):
+            assert isinstance(row, dict), "unreadable rows were refused above"
+            answer = final_answer(row["answer"], f"{args.input}, row {number}")
+            rows.append({"question": row["question"], "ground_truth_answer": answer})
         check_writable(args.output)
     except BadInput as error:
         print(f"prepare_gsm8k: {error}", file=sys.stderr)

@@ -127,7 +127,7 @@ def response(pair: Pair, random: np.random.Generator, mixed: bool) -> str:
     text = FULL_FORMAT
     if mixed and random.random() < GUESS_SHARE:
         thought = "I guess"
-        result = random.integers(20, 199)
+        result = int(random.integers(20, 199))
     if mixed and random.random() < BROKEN_SHARE:
         text = BROKEN_FORMATS[random.integers(len(BROKEN_FORMATS))]
     return text.format(thought=thought, box=f"\\boxed{{{result}}}")

@@ -127,11 +127,11 @@ class _MicrobatchBuilder:
     """The parts of a microbatch while it grows."""
 
     def __init__(self) -> None:
-        self.tokens = []
-        self.positions = []
-        self.logit_positions = []
-        self.targets = []
-        self.key_rows = []
+        self.tokens: list[np.ndarray] = []
+        self.positions: list[np.ndarray] = []
+        self.logit_positions: list[np.ndarray] = []
+        self.targets: list[np.ndarray] = []
+        self.key_rows: list[np.ndarray] = []
         self.cu_seqlens_q: list[int] = []
         self.cu_seqlens_k: list[int] = []
         self.total = 0

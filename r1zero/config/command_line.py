@@ -27,28 +27,28 @@ class CommandLine(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         sys.exit(refuse([f"{message}; {self.prog} --help shows the flags"], is_first()))
 
-    def parse_args(
-        self, arguments: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    # its overloads are for namespaces of other classes, which nobody gives here
+    def parse_args(  # type: ignore[override]
+        self, arguments: Sequence[str] | None = None
     ) -> argparse.Namespace:
         """Parse flags and declared words; what is left is refused."""
-        args, left = self._parsed(arguments, namespace)
+        args, left = self._parsed(arguments)
         if left:
             self.error(self._unknown(left[0]))
         return args
 
     def parse_with_overrides(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse flags; all other words, wherever they stand, are `overrides`."""
-        args, args.overrides = self._parsed(arguments)
-        for word in args.overrides:
+        args, words = self._parsed(arguments)
+        args.overrides = words
+        for word in words:
             if word.startswith("-"):
                 self.error(self._unknown(word))
         return args
 
-    def _parsed(
-        self, arguments: Sequence[str] | None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
+    def _parsed(self, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         try:
-            return self.parse_known_args(arguments, namespace)
+            return self.parse_known_args(arguments)
         except BadInput as error:  # of a path that cannot be expanded
             self.error(str(error))
 

@@ -68,7 +68,7 @@ class Tally:
                 f"and are left out: {words}"
             )
         if bad:
-            place, fault = self._first
+            place, fault = self._first_bad()
             said.append(
                 f"{self._path}: {bad} of {total} rows are bad and left out; the first is "
                 f"{place}: {fault.found}"
@@ -82,9 +82,14 @@ class Tally:
             )
         return said
 
+    def _first_bad(self) -> tuple[str, BadRow]:
+        """Where the first bad row is, and its fault."""
+        assert self._first is not None, "a bad row was counted"
+        return self._first
+
     def _fault(self, total: int) -> str:
         """Tell of the first bad row, or of the file where all rows have the same fault."""
-        place, fault = self._first
+        place, fault = self._first_bad()
         bad = self._bad.total()
         if total > 1 and self._bad[fault.kind] == total:
             where = place.removeprefix(f"{self._path}, ")

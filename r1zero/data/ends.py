@@ -48,7 +48,8 @@ def find_ends(
     Ids that stand for no token are never drawn, so they end nothing and are left out.
     """
     named = [(number, name) for name in FILES for number in file_ends(folder / name)]
-    named += [(vocabulary.end_of_text, "tokenizer")]
+    if vocabulary.end_of_text is not None:
+        named.append((vocabulary.end_of_text, "tokenizer"))
     named += [
         (number, f"template {template.name}") for number in template_ends(template, vocabulary)
     ]
@@ -117,10 +118,7 @@ def stop_ends(stop: Sequence[str], vocabulary: Vocabulary) -> list[int]:
     others."""
     ids = []
     for text in stop:
-        if text.isdecimal():
-            number = int(text)
-        else:
-            number = vocabulary.single(text)
+        number = int(text) if text.isdecimal() else vocabulary.single(text)
         if number is None:
             raise BadInput(
                 f"{text!r} is not one token of this tokenizer but "

@@ -112,10 +112,9 @@ def read_indexed(stem: Path) -> Indexed:
             f"{data} has {size} bytes, but its index describes {starts[-1] * kind.itemsize}: "
             f"damaged or cut off; {MAKE_AGAIN}"
         )
+    values: np.ndarray = np.empty(0, kind)
     if size:
         values = np.memmap(data, kind, "r")
-    else:
-        values = np.empty(0, kind)
     return Indexed(data, values, starts[documents])
 
 
@@ -159,7 +158,7 @@ class IndexedWriter:
         empty ones."""
         if sequences is not None:
             for stem, sequence in zip(self._stems, sequences, strict=True):
-                self._files[stem].write(np.ascontiguousarray(sequence, "<i4"))
+                self._files[stem].write(np.ascontiguousarray(sequence, "<i4").data)
                 self._lengths[stem].append(len(sequence))
         for stem in self._stems:
             self._documents[stem].append(len(self._lengths[stem]))

@@ -30,8 +30,8 @@ def question_and_system(messages: list[dict[str, Any]]) -> tuple[str, str]:
     """Return the user's text and the system's, "" for none. NoQuestion for another dialogue."""
     texts: dict[str, list[str]] = {"user": [], "system": []}
     for message in messages:
-        role = message.get("role", message.get("from"))
-        role = _ROLES.get(role, role)
+        said_by = message.get("role", message.get("from"))
+        role = _ROLES.get(said_by, said_by) if isinstance(said_by, str) else said_by
         if role not in texts:
             raise NoQuestion(
                 f"it has one of the role {role!r}; read is one of the user, and what "
@@ -49,7 +49,10 @@ def _text(content: Any) -> str:
         parts = content
     else:
         parts = [content]
-    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise NoQuestion(f"one of them holds {content!r:.60}, not a text")
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            raise NoQuestion(f"one of them holds {content!r:.60}, not a text")
+        texts.append(text)
     return "".join(texts)

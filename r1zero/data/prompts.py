@@ -184,7 +184,9 @@ def detokenize(
 ) -> list[str]:
     """Return the texts of token ids; `special` tokens are written out or left out."""
     return tokenizer.batch_decode(
-        sequences, skip_special_tokens=not special, clean_up_tokenization_spaces=False
+        [list(sequence) for sequence in sequences],
+        skip_special_tokens=not special,
+        clean_up_tokenization_spaces=False,
     )
 
 

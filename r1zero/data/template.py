@@ -56,7 +56,7 @@ class Template:
                 f"template {self.name!r} has no {{system}}, so the data's system text would be "
                 'lost; choose another prompt_type or set map_keys.system to ""'
             )
-        filling = {"question": question, "system": system or self.default_system}
+        filling = {"question": question, "system": system or self.default_system or ""}
         return _PLACES.sub(lambda place: filling[place[1]], self.text)
 
 

@@ -93,7 +93,7 @@ class TensorBoard:
 
         folder.mkdir(exist_ok=True)  # before the first row, so that trouble is told at once
         self._folder = folder
-        self._writer = None
+        self._writer: SummaryWriter | None = None
         self._open = partial(SummaryWriter, str(folder))
 
     def write(self, step: int, row: MetricRow) -> None:
@@ -120,7 +120,7 @@ class Service:
         self._module = importlib.import_module(package)
         key = run_key(folder)
         folder = Path(plain(folder))
-        where = {
+        where: dict[str, dict[str, Any]] = {
             "wandb": {"id": key, "name": name, "dir": str(folder), "allow_val_change": True},
             "swanlab": {"id": key, "experiment_name": name, "logdir": str(folder / "swanlab")},
             "trackio": {"name": f"{name}-{key[:6]}"},

@@ -58,7 +58,7 @@ class Packed:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.every = 1
-        self.steps = {}
+        self.steps: dict[int, str] = {}
 
     def due(self, step: int) -> bool:
         """Say whether a step would be kept now."""

@@ -175,8 +175,8 @@ def take(
     Waits for signs of life where that takes time, and lets `say` tell so; `on_lost` as in Hold.
     """
     me = identity.mine()
-    said = []
-    claims = []
+    said: list[str] = []
+    claims: list[Claim] = []
     try:
         for key, folder in folders.items():
             claims.append(_take(key, folder, me, say, said))
@@ -194,23 +194,23 @@ def _take(
     """Take one folder."""
     while True:
         before = newest(folder)
-        held = before is not None and not before.ended
-        inherited = held and before.is_inherited_by(me)
-        if held and not inherited:
-            _refuse_living(key, folder, before, say)
-            if newest(folder) != before:  # something happened meanwhile
+        number = 1 if before is None else before.number + 1
+        held = before if before is not None and not before.ended else None
+        if held is not None and not held.is_inherited_by(me):
+            _refuse_living(key, folder, held, say)
+            if newest(folder) != held:  # something happened meanwhile
                 continue
-        claim = _make(key, folder, before.number + 1 if before is not None else 1, me)
+        claim = _make(key, folder, number, me)
         if claim is None:
             continue
-        if inherited:
+        if held is not None and held.is_inherited_by(me):
             say(
-                f"{folder} is taken over from {before}, of an earlier start of this Slurm job; "
+                f"{folder} is taken over from {held}, of an earlier start of this Slurm job; "
                 "waiting for its end"
             )
-            before.await_end(SILENCE_SECONDS)
-        elif held:
-            said.append(f"{folder} is taken over from {before}, which ended without giving it back")
+            held.await_end(SILENCE_SECONDS)
+        elif held is not None:
+            said.append(f"{folder} is taken over from {held}, which ended without giving it back")
         claim.forget_earlier()
         return claim
 

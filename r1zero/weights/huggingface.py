@@ -231,6 +231,7 @@ def _read_qkv(sources: list, tensor: ParamSpec, start: int, stop: int) -> torch.
         read           q_proj  2 3    k_proj  1    v_proj  1
     """
     groups = tensor.kv_groups
+    assert groups is not None, "only fused projections have groups"
     rows = tensor.view[0] // groups  # of one group: its queries, its key, its value
     first = start // rows
     last = -(-stop // rows)
@@ -265,7 +266,7 @@ def _write_weights(
     missing = {tensor.name for tensor in param_table(shape)}
     with ExitStack() as stack:
         for name, header in files.items():
-            file = stack.enter_context((folder / name).open("wb"))
+            file: BinaryIO = stack.enter_context((folder / name).open("wb"))
             start = _write_header(file, header)
             places |= {
                 entry: (file, start + header[entry]["data_offsets"][0])
@@ -278,9 +279,9 @@ def _write_weights(
             )
             missing.discard(tensor.name)
             for name, part in _split(tensor, full):
-                file, place = places[name]
-                file.seek(place)
-                file.write(part.to("cpu", dtype).contiguous().view(torch.uint8).numpy())
+                target, place = places[name]
+                target.seek(place)
+                target.write(part.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
     assert not missing, f"the stream ended without {sorted(missing)}"
     if len(files) > 1:
         weight_map = {

@@ -107,10 +107,9 @@ def _check_content(
 ) -> None:
     """Refuse a file that holds no model of megatron-core, or was written for another layout."""
     path = found.files[index]
-    if isinstance(content, dict):
-        chunk = content.get("model", content.get("model0"))
-    else:
-        chunk = None
+    if not isinstance(content, dict):
+        content = {}
+    chunk = content.get("model", content.get("model0"))
     if not isinstance(chunk, dict):
         raise BadInput(f"{path} holds no model; give a checkpoint of Megatron")
     if "language_model" in chunk:

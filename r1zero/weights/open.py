@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from r1zero.errors import BadInput
@@ -11,7 +12,7 @@ from r1zero.weights.detect import WeightsOnDisk, detect
 from r1zero.weights.huggingface import HuggingFaceWeights
 from r1zero.weights.source import Weights
 
-READERS = {
+READERS: dict[str, Callable[[WeightsOnDisk, ModelConfig], Weights]] = {
     "hf": HuggingFaceWeights,
     "legacy": legacy_files.LegacyWeights,
     "torch_dist": torch_dist.DistWeights,

@@ -243,6 +243,7 @@ class _Planner(DefaultSavePlanner):
             torch.save([None], nothing)
             return nothing
         values = self._weights.read(self._tensors[write_item.index]).to(self._dtype)
+        assert write_item.tensor_data is not None, "the other items are bytes"
         return values.view(write_item.tensor_data.chunk.sizes)
 
     def _item(self, tensor: ParamSpec, count: int) -> WriteItem:

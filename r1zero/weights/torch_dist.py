@@ -99,7 +99,7 @@ class DistWeights(MegatronWeights):
 
     def pieces(self, tensor: ParamSpec) -> list[StoredPiece]:
         """One piece for each chunk, two for a chunk of linear_fc1 that reaches into both halves."""
-        pieces = []
+        pieces: list[StoredPiece] = []
         for stored, half in self._parts(tensor):
             for chunk, offsets, sizes in stored.chunks():
                 load = cache(partial(self._load, stored, chunk))
@@ -210,10 +210,9 @@ def read_args(found: WeightsOnDisk) -> Namespace | None:
 def _names(key: str, entry: object) -> Iterator[tuple[str, Stored]]:
     """Name each layer of a stored tensor as models/params.py does; nothing for what is not of the
     model."""
-    if isinstance(entry, TensorStorageMetadata):
-        name = canonical(key)
-    else:
-        name = None
+    if not isinstance(entry, TensorStorageMetadata):
+        return
+    name = canonical(key)
     if name is None or name.split(".")[0] not in PARTS_OF_MODEL:
         return
     prefix, _, tail = name.partition("decoder.layers.")

@@ -161,7 +161,9 @@ def load_pickled(path: Path) -> Any:
         strange = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if unfamiliar := [name for name in strange if not _is_familiar(name)]:
             raise _unfamiliar(path, unfamiliar)
-        known = [(resolve_name(name) if _is_built(name) else Inert, name) for name in strange]
+        known: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+            (resolve_name(name) if _is_built(name) else Inert, name) for name in strange
+        ]
         with torch.serialization.safe_globals(known):
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
