@@ -15,8 +15,8 @@ from support.models import FAMILIES, make_model
 from support.multiproc import run_ranks
 
 from r1zero.preflight.checks import check
+from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
-from r1zero.weights.detect import model_folder
 from r1zero.weights.huggingface import HuggingFaceWeights
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_ckpt.py"
@@ -216,7 +216,9 @@ def test_converted_folder_is_all_that_a_run_needs(convert, tiny, tmp_path, words
     assert convert("--from", tiny / "model", "--to", tmp_path / "mg", *words)[0] == 0
     cfg, _ = load_config("tiny", [f"actor_rollout.load={tmp_path / 'mg'}"])
     assert check(cfg) == []
-    assert model_folder(cfg, "ref") == tmp_path / "mg" == Path(cfg.training.tokenizer_name_or_path)
+    assert (
+        look(cfg).reference.folder == tmp_path / "mg" == Path(cfg.training.tokenizer_name_or_path)
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen2_tied"])
