@@ -139,7 +139,7 @@ def table(content: Mapping[str, Any]) -> str:
     lines.append(f"  {'mean length':<18}{found['response_length/mean']:.1f} tokens")
     if found["reward/failed"]:
         lines.append(
-            f"  {'not judged':<18}{found['reward/failed']} responses, counted as not right"
+            f"  {'not scored':<18}{found['reward/failed']} responses, counted as not right"
         )
     for kind, parts in content["by"].items():
         lines += [

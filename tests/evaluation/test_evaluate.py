@@ -129,7 +129,7 @@ def test_scores_are_those_worked_out_by_hand() -> None:
     ]
     text = table(found)
     assert re.search(r"pass@1 \(avg@4\) +25\.0%  \[0\.0%, 50\.0%\]", text)
-    assert re.search(r"full format +62\.5%", text) and re.search(r"not judged +1 responses", text)
+    assert re.search(r"full format +62\.5%", text) and re.search(r"not scored +1 responses", text)
     assert re.search(r"hard +1 +0\.0%", text) and re.search(r"rules +format, acc\n", text)
 
 
