@@ -60,7 +60,7 @@ class TransformersEngine:
         assert not self._waiting, "the request before is not collected yet"
         if budgets is None:
             shape = (len(batch.prompts), batch.samples_per_prompt)
-            budgets = np.full(shape, self._setup.max_response)
+            budgets = np.full(shape, self._setup.config.max_response)
         self._request = (batch, sampling, budgets)
         self._waiting = list(positions)
         self._done.clear()
