@@ -43,6 +43,14 @@ class AnswerGroup:
         return self.brackets in ("", "{}")
 
     @property
+    def scalars(self) -> tuple[Scalar, ...] | None:
+        """The items, if all of them are numbers or formulas."""
+        found = tuple(item for item in self.items if isinstance(item, Scalar))
+        if len(found) < len(self.items):
+            return None
+        return found
+
+    @property
     def names(self) -> list[str]:
         """The names of the values, if each has its own: y = 2, x = 1, but not x_1 = 2, x_2 = 1."""
         labels = [item.label if isinstance(item, Scalar) else "" for item in self.items]

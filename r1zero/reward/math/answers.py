@@ -73,11 +73,22 @@ def readings(text: str, trusted: bool) -> list[Answer]:
         spellings = [joined]
     else:
         spellings = [joined, text]
-    found = []
+    found: list[Answer] = []
     for spelling in spellings:
-        sides = [_read(side, trusted) for _, side in split(spelling, APPROX) if side]
-        if None not in sides and _are_near(sides):
+        sides = _read_all([side for _, side in split(spelling, APPROX) if side], trusted)
+        if sides is not None and _are_near(sides):
             found.extend(sides)
+    return found
+
+
+def _read_all(texts: list[str], trusted: bool) -> list[Answer] | None:
+    """Read the sides of an approximation; None if one of them is unreadable."""
+    found = []
+    for text in texts:
+        answer = _read(text, trusted)
+        if answer is None:
+            return None
+        found.append(answer)
     return found
 
 
@@ -90,13 +101,14 @@ def _are_near(sides: list[Answer]) -> bool:
     """
     if len(sides) < 2:
         return True
-    if not all(isinstance(side, Scalar) and not names(side.tree) for side in sides):
+    trees = [side.tree for side in sides if isinstance(side, Scalar) and not names(side.tree)]
+    if len(trees) < len(sides):
         return False
     try:
-        values = [digits(evaluate(side.tree)) for side in sides]
+        values = [digits(evaluate(tree)) for tree in trees]
     except (Unbounded, Undefined):
         return False
-    places = [digits(last_place(side.tree)) for side in sides]
+    places = [digits(last_place(tree)) for tree in trees]
     return all(
         value == values[0]
         or (
@@ -174,10 +186,13 @@ class _Reader:
         return self._scalar(text) or _words(text)
 
     def _all(self, texts: Iterable[str]) -> tuple[Answer, ...] | None:
-        items = tuple(self.answer(text) for text in texts)
-        if any(item is None for item in items):
-            return None
-        return items
+        items = []
+        for text in texts:
+            item = self.answer(text)
+            if item is None:
+                return None
+            items.append(item)
+        return tuple(items)
 
     def _list(self, parts: list[tuple[str, str]]) -> Answer | None:
         """Read parts between commas, semicolons, and, or."""
@@ -189,9 +204,11 @@ class _Reader:
             joint = AND
         else:
             joint = ","
-        if items and len(items) == 1:
+        if not items:
+            return None
+        if len(items) == 1:
             return items[0]
-        return items and AnswerGroup("", _flat(items), joint)
+        return AnswerGroup("", _flat(items), joint)
 
     def _named_points(self, text: str) -> AnswerGroup | None:
         """Read p = 5, q = 2; p = 7, q = 2 as the points (5, 2) and (7, 2)."""
@@ -200,8 +217,9 @@ class _Reader:
         rows = [row for _, row in split(text, ";" + OR) if row]
         if len(rows) < 2 or not all("," in row or AND in row for row in rows):
             return None
-        points = [self.answer(row) for row in rows]
-        if not all(isinstance(point, AnswerGroup) and point.names for point in points):
+        read = [self.answer(row) for row in rows]
+        points = [point for point in read if isinstance(point, AnswerGroup) and point.names]
+        if len(points) < len(read):
             return None
         if len({frozenset(point.names) for point in points}) > 1:
             return None
@@ -219,16 +237,16 @@ class _Reader:
                 return named
         if IN in signs or not all(sides):
             raise Unreadable("this relation has no sides")
-        return self._chain(sides, tuple(signs))
+        return self._chain(sides, signs)
 
-    def _chain(self, sides: list[str], signs: tuple[str, ...]) -> Answer:
+    def _chain(self, sides: list[str], signs: list[str]) -> Answer:
         """Read formulas with signs between them; a chain of equal ones is worth its last."""
         trees = tuple(parse(side) for side in sides)
         if any(len(branches(tree)) > 1 for tree in trees):
             raise Unreadable("plus-minus in a relation")
         if set(signs) == {"="} and all(same_formula(trees[0], tree) for tree in trees[1:]):
             return Scalar(trees[-1])
-        return Relation(trees, signs)
+        return Relation(trees, tuple(signs))
 
     def _named(self, sides: list[str], signs: list[str]) -> Answer | None:
         r"""Read what has a name, `x = 5`, `f(x) = x^2`, `5 = x`, `x \in [1,2]`, as what it is; else
@@ -239,10 +257,7 @@ class _Reader:
         label = name_of(sides[0])
         if not label or not sides[1]:
             return None
-        if len(sides) > 2:
-            answer = self._chain(sides[1:], tuple(signs[1:]))
-        else:
-            answer = self.answer(sides[1])
+        answer = self.answer(sides[1]) if len(sides) == 2 else self._chain(sides[1:], signs[1:])
         if isinstance(answer, Scalar):
             if turned and not is_worked(answer.tree):
                 return None  # 2 + 3 = x
@@ -281,16 +296,25 @@ class _Reader:
                 rows.append([cell for _, cell in split(row, "&")])
         if match["kind"] in _SYSTEMS:
             if match["kind"] == "cases" and any(len(row) > 1 for row in rows):
-                items = tuple(self._all(_IF.sub("", cell) for cell in row) for row in rows)
-                if None in items:
+                conditions = [[_IF.sub("", cell) for cell in row] for row in rows]
+                cases = self._rows(conditions)
+                if cases is None:
                     return None
-                return AnswerGroup("", tuple(AnswerGroup("()", row) for row in items), AND)
+                return AnswerGroup("", tuple(AnswerGroup("()", row) for row in cases), AND)
             items = self._all("".join(row) for row in rows)
-            return items and AnswerGroup("", _flat(items), AND)
-        cells = [self._all(row) for row in rows]
-        if None in cells or not cells:
-            return None
-        return Matrix(tuple(cells))
+            return AnswerGroup("", _flat(items), AND) if items else None
+        cells = self._rows(rows)
+        return Matrix(cells) if cells else None
+
+    def _rows(self, rows: list[list[str]]) -> tuple[tuple[Answer, ...], ...] | None:
+        """Read cells row by row; None if one of them is unreadable."""
+        found = []
+        for row in rows:
+            cells = self._all(row)
+            if cells is None:
+                return None
+            found.append(cells)
+        return tuple(found)
 
     def _bracketed(self, text: str) -> Answer | None:
         """Read a text that is in brackets from end to end."""
@@ -332,14 +356,15 @@ class _Reader:
         if len(parts) < 2:
             return None
         items = self._all(part for _, part in parts)
-        if not items or not all(isinstance(item, Scalar) for item in items):
+        if not items:
             return None
-        if any(item.unit.name == "%" for item in items):
+        ratio = AnswerGroup(":", items, clock=_CLOCK.match(text) is not None)
+        numbers = ratio.scalars
+        if numbers is None or any(item.unit.name == "%" for item in numbers):
             return None
-        clock = _CLOCK.match(text) is not None
-        if clock and not all(is_plain(item.tree) for item in items):
+        if ratio.clock and not all(is_plain(item.tree) for item in numbers):
             raise Unreadable("this is no time")
-        return AnswerGroup(":", items, clock=clock)
+        return ratio
 
     def _scalar(self, text: str) -> Answer | None:
         """Read a formula; with a plus-minus it is a list of them, and so is 2 hours 30 minutes."""

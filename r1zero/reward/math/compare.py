@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
+from dataclasses import replace
 
 from r1zero.reward.math.answer_types import (
     Answer,
@@ -77,7 +78,7 @@ def _same_scalar(gold: Scalar, given: Scalar) -> bool:
     if given.unit.name == "%" != gold.unit.name:
         if not is_plain(given.tree):
             return False
-        if is_whole(gold.tree) and gold.tree.value > 1:
+        if is_whole(gold.tree) and evaluate(gold.tree) > 1:
             pairs = pairs[:1]  # 12 is 12%, if the problem asks for percents, but not 1200%
     if any(
         same_formula(_scaled(gold.tree, mine), _scaled(given.tree, other)) for mine, other in pairs
@@ -211,8 +212,9 @@ def _distinct(items: list[Answer]) -> list[Answer]:
 
 def _same_ratio(gold: AnswerGroup, given: AnswerGroup) -> bool | None:
     """Compare 2:4 and 1:2 as ratios, but times of day as they stand."""
-    mine = gold.items
-    theirs = _by_name_of(gold.label, given)
+    mine = gold.scalars
+    theirs = _by_name_of(gold.label, given).scalars
+    assert mine is not None and theirs is not None, "a ratio is one of numbers"
     if len(mine) != len(theirs):
         return False
     if gold.clock != given.clock and (_is_time(gold) or _is_time(given)):
@@ -228,20 +230,20 @@ def _same_ratio(gold: AnswerGroup, given: AnswerGroup) -> bool | None:
     )
 
 
-def _by_name_of(label: str, ratio: AnswerGroup) -> tuple[Answer, ...]:
-    """Return the parts of T:S = 32:7 in the order of another name, S:T; () if the names differ."""
+def _by_name_of(label: str, ratio: AnswerGroup) -> AnswerGroup:
+    """Return T:S = 32:7 in the order of another name, S:T; without parts if the names differ."""
     if not label or not ratio.label:
-        return ratio.items
+        return ratio
     members = dict(zip(ratio.label.split(":"), ratio.items, strict=False))
     wanted = label.split(":")
     if set(wanted) == set(members):
-        return tuple(members[name] for name in wanted)
-    return ()
+        return replace(ratio, items=tuple(members[name] for name in wanted))
+    return replace(ratio, items=())
 
 
 def _is_time(group: AnswerGroup) -> bool:
     """Tell whether this is a time of day and surely no ratio: 5:00, 3:05."""
-    return group.clock and any(evaluate(item.tree) < 10 for item in group.items[1:])
+    return group.clock and any(evaluate(item.tree) < 10 for item in (group.scalars or ())[1:])
 
 
 def _is_zero(item: Scalar) -> bool:
@@ -250,17 +252,12 @@ def _is_zero(item: Scalar) -> bool:
 
 def _same_single(gold: Answer, given: Answer) -> bool | None:
     """Compare a list with a number: a set of one, a ratio of two, or 2 hours and 30 minutes."""
-    if isinstance(gold, AnswerGroup):
-        group = gold
-        scalar = given
-    else:
-        group = given
-        scalar = gold
+    group, scalar = (gold, given) if isinstance(gold, AnswerGroup) else (given, gold)
     assert isinstance(group, AnswerGroup) and isinstance(scalar, Scalar)
-    items = group.items
-    if group.brackets == "{}" and len(items) == 1:
-        return same_answer(items[0], scalar)
-    if not all(isinstance(item, Scalar) for item in items):
+    if group.brackets == "{}" and len(group.items) == 1:
+        return same_answer(group.items[0], scalar)
+    items = group.scalars
+    if items is None:
         return False
     if group.brackets == ":" and len(items) == 2 and not any(item.unit.name for item in items):
         if _is_time(group) or _labels_clash(group.label, scalar.label):
@@ -279,12 +276,7 @@ def _same_single(gold: Answer, given: Answer) -> bool | None:
 def _same_vector(gold: Answer, given: Answer) -> bool | None:
     """Compare a matrix with one column or row with a point, or a matrix with its rows in
     brackets."""
-    if isinstance(gold, Matrix):
-        matrix = gold
-        group = given
-    else:
-        matrix = given
-        group = gold
+    matrix, group = (gold, given) if isinstance(gold, Matrix) else (given, gold)
     assert isinstance(matrix, Matrix) and isinstance(group, AnswerGroup)
     if group.brackets not in ("()", "[]"):
         return False

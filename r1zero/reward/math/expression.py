@@ -165,13 +165,14 @@ class _Parser:
             return None
         behind = tokens[start + 1 : start + 4]
         if len(behind) > 1 and behind[0].kind == "command" and behind[0].text == "frac":
-            whole = self._take().node
+            whole = self._take().number
             fraction = self._primary()
             if all(map(is_whole, fraction.parts)):
                 return Node("add", (whole, fraction))
         elif _is_fraction(behind) and behind[0].spaced:
             self._place += 4
-            return Node("add", (tokens[start].node, Node("div", (behind[0].node, behind[2].node))))
+            fraction = Node("div", (behind[0].number, behind[2].number))
+            return Node("add", (tokens[start].number, fraction))
         self._place = start
         return None
 
@@ -230,8 +231,7 @@ class _Parser:
 
     def _read_primary(self, token: Token) -> Node:
         if token.kind == "number":
-            assert token.node is not None
-            return token.node
+            return token.number
         if token.kind in ("letter", "roman"):
             return self._variable(token.text)
         if token.kind == "command":

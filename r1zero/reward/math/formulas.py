@@ -107,9 +107,10 @@ def last_place(node: Node) -> Fraction:
     rounded."""
     while node.op == "neg":
         node = node.parts[0]
-    if not node.decimal or node.value.denominator > MAX_DENOMINATOR:
+    if not node.decimal or node.value is None or node.value.denominator > MAX_DENOMINATOR:
         return Fraction(is_whole(node))
-    places = next(count for count in count_from(0) if 10**count % node.value.denominator == 0)
+    denominator = node.value.denominator
+    places = next(count for count in count_from(0) if 10**count % denominator == 0)
     return Fraction(1, 10**places)
 
 

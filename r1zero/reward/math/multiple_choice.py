@@ -59,8 +59,8 @@ def same_text(gold: str, given: str) -> bool | None:
         return _same_verdict(plain_words(bare), plain.casefold())
     if not _WORD.fullmatch(bare) or len(bare) < 2 or to_digits(bare) != bare:
         return None
-    option = _read_option(plain)
-    if plain_words(bare) in (plain_words(plain), plain_words(option[1]) if option else ""):
+    named = _read_option(plain)
+    if plain_words(bare) in (plain_words(plain), plain_words(named[1]) if named else ""):
         return True
     # xy, but not east
     is_product = bare == gold and bare.isascii() and bare.isalpha() and len(bare) < 4

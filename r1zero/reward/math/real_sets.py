@@ -82,8 +82,9 @@ def real_set(answer: Answer) -> RealSet | None:
     if isinstance(answer, Relation):
         return _solution(answer)
     if isinstance(answer, Sets):
-        joined, removed = [list(map(real_set, part)) for part in (answer.joined, answer.removed)]
-        if None in joined or None in removed:
+        joined = _real_sets(answer.joined)
+        removed = _real_sets(answer.removed)
+        if joined is None or removed is None:
             return None
         whole = _union(joined)
         return reduce(_without, removed, whole)
@@ -92,19 +93,31 @@ def real_set(answer: Answer) -> RealSet | None:
     if not isinstance(answer, AnswerGroup) or answer.brackets == ":":
         return None
     if answer.brackets in ("", "{}"):
-        parts = list(map(real_set, answer.items))
-        if None in parts or not parts or (not answer.brackets and _is_mixed(answer.items)):
+        parts = _real_sets(answer.items)
+        if not parts or (not answer.brackets and _is_mixed(answer.items)):
             return None
         if answer.brackets or answer.joint == OR:
             return _union(parts)
         return _all_of(parts, answer.joint)
-    ends = list(map(_constant, answer.items))
+    ends = [_constant(item) for item in answer.items]
     if len(ends) != 2 or None in ends:
         return None
-    interval = Interval(*ends, answer.brackets[0] == "[", answer.brackets[1] == "]")
+    low, high = ends
+    interval = Interval(low, high, answer.brackets[0] == "[", answer.brackets[1] == "]")
     if interval.is_empty:
         return None
     return RealSet([interval])
+
+
+def _real_sets(answers: tuple[Answer, ...]) -> list[RealSet] | None:
+    """The sets that answers are, or None if one of them is none."""
+    found = []
+    for answer in answers:
+        each = real_set(answer)
+        if each is None:
+            return None
+        found.append(each)
+    return found
 
 
 def _is_mixed(items: tuple[Answer, ...]) -> bool:
@@ -204,20 +217,20 @@ def _union(sets: list[RealSet]) -> RealSet:
     )
     merged: list[Interval] = []
     for each in intervals:
-        if merged:
-            last = merged[-1]
-        else:
-            last = None
-        touching = last and (
-            each.low < last.high
-            or (each.low == last.high and (each.low_closed or last.high_closed))
-        )
-        if not touching:
+        if not merged or not _touch(merged[-1], each):
             merged.append(each)
             continue
+        last = merged[-1]
         high, closed = max((last.high, last.high_closed), (each.high, each.high_closed))
         merged[-1] = Interval(last.low, high, last.low_closed, closed)
     return RealSet(merged, _variable(sets))
+
+
+def _touch(left: Interval, right: Interval) -> bool:
+    """Tell whether nothing lies between two intervals, the first of which begins first."""
+    if right.low == left.high:
+        return right.low_closed or left.high_closed
+    return right.low < left.high
 
 
 def _intersection(left: RealSet, right: RealSet) -> RealSet:

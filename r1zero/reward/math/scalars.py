@@ -59,10 +59,10 @@ def read_scalar(text: str, trusted: bool) -> Scalar | None:
         plain = money["minus"] + money["rest"]
         found = _with_unit(plain, trusted) or _bare(plain)
         unit = read_unit(money["sign"], trusted)
-        if found is None or found.unit.name == "%":
+        if found is None or unit is None or found.unit.name == "%":
             return None
         count = found.unit.count
-        return unit and replace(found, unit=replace(unit, size=unit.size * count, count=count))
+        return replace(found, unit=replace(unit, size=unit.size * count, count=count))
     return _with_unit(text, trusted) or (None if _LONG_WORD.search(text) else _bare(text))
 
 
@@ -104,7 +104,7 @@ def _with_unit(text: str, trusted: bool) -> Scalar | None:
 
 def _is_ordinal(tree: Node | None, suffix: str) -> bool:
     """Tell whether letters behind a number fit it: 1st and 2nd, but 3st is a product of three."""
-    if not is_whole(tree):
+    if tree is None or tree.value is None or not is_whole(tree):
         return False
     last = tree.value % 10
     teen = tree.value // 10 % 10 == 1

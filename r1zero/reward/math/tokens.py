@@ -66,6 +66,12 @@ class Token:
     spaced: bool  # white space stands before it
     node: Node | None = None
 
+    @property
+    def number(self) -> Node:
+        """What a number is worth."""
+        assert self.node is not None, "only numbers have a worth"
+        return self.node
+
 
 def tokens(text: str) -> list[Token]:
     found = []
@@ -117,6 +123,7 @@ def is_whole(node: Node | None) -> bool:
     return (
         node is not None
         and node.op == "number"
+        and node.value is not None
         and node.value.denominator == 1
         and not node.decimal
     )

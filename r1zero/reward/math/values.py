@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, TypeAlias
 from zlib import crc32
 
 from mpmath import MPContext  # which sympy is built on
@@ -18,7 +19,9 @@ from r1zero.reward.math.tokens import Node
 
 REAL = MPContext()
 REAL.dps = 60
-Value = object  # Fraction, or REAL.mpf or REAL.mpc
+# A Fraction, or an mpf or mpc of mpmath, which has no types: to the type checker all are Any, and
+# is_exact tells them apart.
+Value: TypeAlias = Any
 
 MAX_BITS = 20_000  # of an exact number, and of the exponent of others
 MANY_DIGITS = 2600
