@@ -1,7 +1,9 @@
 """A model family from outside the package: Seed-OSS (ByteDance, 2025), the dense block with biases.
 
-    import family_seed_oss  # registers it
-    ModelConfig.from_folder("Seed-OSS-36B-Base")
+    training:
+        model_families: ["examples/family_seed_oss.py:SeedOss"]
+    actor_rollout:
+        load: Seed-OSS-36B-Base
 
 docs/extending.md explains what a family is.
 """
@@ -9,7 +11,6 @@ docs/extending.md explains what a family is.
 from __future__ import annotations
 
 from r1zero.models.dense import NEUTRAL, DenseFamily
-from r1zero.models.family import register
 
 
 class SeedOss(DenseFamily):
@@ -20,6 +21,3 @@ class SeedOss(DenseFamily):
     neutral = NEUTRAL | {"attention_bias": True, "attention_out_bias": False}
     default_head_dim = 128
     qkv_bias = True
-
-
-register(SeedOss())

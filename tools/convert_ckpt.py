@@ -33,6 +33,7 @@ import torch
 from r1zero.config.paths import user_path
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
+from r1zero.models.family import register_own
 from r1zero.models.params import param_table
 from r1zero.weights.detect import CONFIG, config_folder, detect
 from r1zero.weights.huggingface import copy_beside, save_hf
@@ -127,6 +128,13 @@ def parse(words: list[str]) -> argparse.Namespace:
             "checkpoint"
         ),
     )
+    add(
+        "--model-family",
+        nargs="*",
+        default=[],
+        metavar="PLACE",
+        help="families of your own, as in training.model_families",
+    )
     add("--model-type-hf", "--family", metavar="NAME", help="accepted; config.json tells the model")
     for name in ("--use-mcore-models", "--add-qkv-bias"):
         add(name, action="store_true", help="accepted; always so where the model is")
@@ -145,6 +153,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 def convert(args: argparse.Namespace) -> None:
     """Check everything, then convert. BadInput for bad input, OSError when writing fails."""
     start = time.monotonic()
+    register_own("--model-family", args.model_family)
     found = detect(args.load_dir)
     source = "hf" if found.kind == "hf" else "mg"
     if args.load_model_type not in (None, source):

@@ -37,6 +37,7 @@ from r1zero.distributed.process import is_first, refuse, run_rank
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
+from r1zero.models.family import register_own
 from r1zero.preflight import files
 from r1zero.preflight.datasets import check_data, compares
 from r1zero.preflight.run import ModelFiles
@@ -57,6 +58,7 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     try:
         launch = read_launch()
+        register_own("--model-family", args.model_family)
         problems = check(args, launch)
     except BadInput as error:
         return refuse([str(error)], is_first())
@@ -117,6 +119,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="default: that of the model's config.json; bf16 on NPUs",
     )
     add("--seed", type=int, default=1234)
+    add(
+        "--model-family",
+        nargs="*",
+        default=[],
+        metavar="PLACE",
+        help="families of your own, as in training.model_families",
+    )
     add("--engine", default="native", help="rollout engine, as in actor_rollout.engine")
     add("--tensor-model-parallel-size", type=int, default=1)
     add(

@@ -103,6 +103,8 @@ class Training:
     no_shuffle: Flag = False  # take the prompts in file order
     # Folder, with config.json if load has none; default load's.
     tokenizer_name_or_path: OrNull[ModelPath] = None
+    # Model families of your own, as module:class or path.py:class (docs/extending.md).
+    model_families: Listed[FilePath] = field(default_factory=list)
     prompt_type: Text = "qwen_r1"  # name of a prompt template
     prompt_type_path: OrNull[FilePath] = None  # templates file; default configs/templates.json
     # Column of each part, "" = none; dots reach into structs: reward_model.ground_truth. The prompt

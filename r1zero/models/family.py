@@ -13,10 +13,11 @@ it uses them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from r1zero.config.own_code import is_own, load_own, place_problems
 from r1zero.errors import BadInput
 
 if TYPE_CHECKING:
@@ -168,6 +169,25 @@ _FAMILIES: dict[str, ModelFamily] = {}  # by name, in the order of registration
 def register(family: ModelFamily) -> None:
     """Make a family known; a later one of the same name replaces it."""
     _FAMILIES[family.name] = family
+
+
+def register_own(key: str, names: Iterable[str]) -> None:
+    """Make families of the user known, each written as module:class or path.py:class.
+
+    BadInput, beginning with `key`, for what is none.
+    """
+    for name in names:
+        if not is_own(name) or place_problems(name, "class"):
+            [problem] = place_problems(name, "class")
+            raise BadInput(f"{key}: {problem}")
+        found = load_own(key, name, "class")
+        if not issubclass(found, ModelFamily):
+            raise BadInput(
+                f"{key}: {name} is no model family; derive it from {ModelFamily.__name__}"
+            )
+        if missing := sorted(found.__abstractmethods__):
+            raise BadInput(f"{key}: {name} does not say {', '.join(missing)}; define them")
+        register(found())
 
 
 def family_of(config: ModelConfig) -> ModelFamily:

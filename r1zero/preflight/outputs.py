@@ -111,6 +111,8 @@ def _read(cfg: Config) -> list[tuple[str, str]]:
             named += [(key, path) for _, path in split_blend(text)]
     rewards = own_files(cfg.algorithm.verifier_function)
     named += [("algorithm.verifier_function", path) for path in rewards]
+    families = own_files(training.model_families)
+    named += [("training.model_families", path) for path in families]
     named += [("actor_rollout.engine", path) for path in own_files([actor.engine])]
     objective = {
         "loss": cfg.algorithm.loss,

@@ -18,6 +18,7 @@ from r1zero.config.schema import Config
 from r1zero.config.validate import key_types
 from r1zero.distributed.detect import uses_npu
 from r1zero.errors import BadInput, readable
+from r1zero.models.family import register_own
 from r1zero.weights.detect import config_folder
 
 
@@ -31,6 +32,7 @@ def resolve_config(cfg: Config) -> Config:
     """Fill in what this machine decides. BadInput with a sentence for each path that cannot be."""
     with readable():
         cfg = _expanded(cfg)
+        register_own("training.model_families", cfg.training.model_families)
         load, ref_load, resume = start_weights(
             cfg.actor_rollout.load, cfg.ref.load, cfg.training.resume
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.multiproc import DEVICE, run_ranks
+from support.worlds import metrics, resolved_run
 from transformers import SeedOssConfig, SeedOssForCausalLM
 
 from r1zero.algo.packing import TrainSample
@@ -23,7 +24,9 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import compute_logprobs
+from r1zero.preflight.resolve import load_config
 from r1zero.rollout.decoder import Chunk, Decoder
+from r1zero.trainer import prepare, train
 from r1zero.types import Prompt, Sample
 from r1zero.weights.open import open_weights
 
@@ -45,9 +48,7 @@ SIZES = dict(
 def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example, imported for one test."""
     monkeypatch.setattr(family, "_FAMILIES", dict(family._FAMILIES))
-    spec = importlib.util.spec_from_file_location("family_seed_oss", EXAMPLE)
-    assert spec is not None and spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    family.register_own("training.model_families", [f"{EXAMPLE}:SeedOss"])
     yield
 
 
@@ -110,3 +111,48 @@ def test_what_it_does_not_compute_is_refused(example: None) -> None:
     }
     with pytest.raises(BadInput, match="attention_out_bias: true is not supported; only false is"):
         ModelConfig.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("seed_oss", "names no class; write package.module:class"),
+        ("nowhere.py:SeedOss", "there is no file"),
+        (f"{EXAMPLE}:SeedOs", "did you mean SeedOss"),
+        (f"{EXAMPLE}:NEUTRAL", "is no class"),
+        ("r1zero.models.dtype:Dtype", "is no model family"),
+        ("r1zero.models.family:ModelFamily", "does not say activation_elements"),
+        ("json.nothing:Family", "cannot be loaded: ModuleNotFoundError"),
+    ],
+)
+def test_what_is_no_family_is_refused_before_a_start(name: str, sentence: str) -> None:
+    with pytest.raises(BadInput) as error:
+        load_config("tiny", [f"training.model_families=['{name}']"])
+    assert str(error.value).startswith("training.model_families: ")
+    assert sentence in str(error.value)
+
+
+def one_step(rank: int, size: int, store: object, overrides: list[str]) -> str:
+    """Train for a step; the family of what was trained."""
+    run, world = resolved_run(rank, size, store, "tiny", overrides)
+    train(prepare(run, world))
+    return run.actor.shape.family
+
+
+def test_a_run_whose_configuration_names_the_family_trains_it(tiny: Path, tmp_path: Path) -> None:
+    rows = ModelConfig.from_folder(tiny / "model").vocab_size
+    model = SeedOssForCausalLM(SeedOssConfig(**SIZES | {"vocab_size": rows})).float()
+    model.save_pretrained(tmp_path / "model")
+    overrides = [
+        f"training.model_families=['{EXAMPLE}:SeedOss']",
+        f"actor_rollout.load={tmp_path / 'model'}",
+        f"training.tokenizer_name_or_path={tiny / 'model'}",
+        f"output_dir={tmp_path / 'run'}",
+        "training.train_iters=1",
+        "training.eval_data_path=null",
+        "actor_rollout.lr_warmup_iters=0",
+    ]
+    assert run_ranks(one_step, 1, overrides) == ["seed_oss"]
+    assert len(metrics(tmp_path / "run")) == 1
+    exported = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert exported["architectures"] == ["SeedOssForCausalLM"]
