@@ -50,6 +50,10 @@ def readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.filename is None:  # os.getcwd names none
+            raise BadInput(
+                "the current directory is not there any more; change to another one"
+            ) from None
         raise BadInput(
             f"{error.filename} cannot be looked at: {error.strerror}; name another path, or see "
             "to its permissions"

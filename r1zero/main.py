@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 from r1zero.config.command_line import CommandLine
 from r1zero.config.schema import Config
 from r1zero.distributed.launch import Launch, announced_world_size, check_interfaces, read_launch
-from r1zero.distributed.process import end, is_first, refuse, run_rank
+from r1zero.distributed.process import begin, end, is_first, refuse, run_rank, tell
 from r1zero.distributed.shutdown import EXIT_REQUEUE, PreemptionNotice, deadline
 from r1zero.errors import BadInput
 from r1zero.policy.actor_config import unread_by_loss
@@ -54,8 +54,7 @@ def main() -> int:
     try:
         cfg, warnings = load_config(args.config, args.overrides)
         if args.print_world_size:
-            print(cfg.world_size)
-            return 0
+            return tell([str(cfg.world_size)])
         if looks:
             return _look(cfg, warnings, args.dry_run)
         launch = read_launch()
@@ -111,13 +110,12 @@ def _look(cfg: Config, warnings: list[str], report: bool) -> int:
         problems = check_interfaces() + problems
     if problems:
         return refuse(problems, True)
+    lines = []
     if report:
-        print(dry_run.report(found))
-        for warning in warnings + unread_by_loss(cfg.algorithm, cfg.actor_rollout):
-            print(f"warning: {warning}")
-    for line in look_at_data(cfg):
-        print(line)
-    return 0
+        lines.append(dry_run.report(found))
+        ineffective = unread_by_loss(cfg.algorithm, cfg.actor_rollout)
+        lines += [f"warning: {warning}" for warning in warnings + ineffective]
+    return tell(lines + look_at_data(cfg))
 
 
 def _run(run: Run, launch: Launch) -> int:
@@ -150,4 +148,5 @@ def _run(run: Run, launch: Launch) -> int:
 
 
 if __name__ == "__main__":
+    begin()
     end(main())

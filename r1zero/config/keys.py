@@ -113,6 +113,8 @@ def _no_word(value: Any) -> Any:
 def _list(value: Any) -> list[Any]:
     entries = as_list(value)
     if not isinstance(entries, list):
+        if isinstance(value, str) and "[" in value:
+            raise wrong(f"{value!r} is no list: its brackets or quotation marks do not match")
         raise wrong(f"{value!r} must be a list, such as [{value}]")
     return entries
 

@@ -31,6 +31,18 @@ _LOOKALIKE = re.compile(
 )
 
 
+# What PyYAML says, and what the user needs to hear.
+_PLAINLY = {
+    "character '\\t' that cannot start": "a tab stands where YAML takes blanks only",
+    "found another document": "a second document begins here; keep one",
+    "found unexpected end of stream": "a quotation mark or bracket is not closed",
+    "found '<block mapping start>'": "this line is indented otherwise than those around it",
+    "could not determine a constructor": "a tag (!) is not read here; write the value alone",
+    "unconstructable recursive node": "an alias (*) stands in what it stands for",
+    "found unhashable key": "a list or section cannot be a key",
+}
+
+
 class SourcedValue(NamedTuple):
     """A value as the user wrote it, and where."""
 
@@ -87,19 +99,31 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         text = path.read_text(encoding="utf-8-sig")
         refuse_lookalikes(path, text)
         content = parse(text)
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise BadInput(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
         raise BadInput(f"{path} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
         place = str(path)
         if error.problem_mark is not None:
             place += f", line {error.problem_mark.line + 1}"
-        raise BadInput(f"{place}: {error.problem}") from None
+        raise BadInput(f"{place}: {_plainly(str(error.problem))}") from None
     except yaml.YAMLError as error:
         raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise BadInput(f"{path} must hold sections such as `training:`, but holds {kind}")
+        if content is None:
+            kind = "is empty"
+        else:
+            kind = f"holds a {type(content).__name__}"
+        raise BadInput(f"{path} must hold sections such as `training:`, but {kind}")
     return content
+
+
+def _plainly(problem: str) -> str:
+    for piece, plain in _PLAINLY.items():
+        if piece in problem:
+            return plain
+    return problem
 
 
 def refuse_lookalikes(path: Path, text: str) -> None:
@@ -124,7 +148,10 @@ def read_json(path: Path) -> Any:
     try:
         if not path.is_file():  # a device may have no end
             raise FileNotFoundError("there is no such file")
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        if text.startswith("version https://git-lfs"):
+            raise BadInput(f"{path} is a pointer of Git LFS: `git lfs pull` gets the file")
+        return json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} cannot be read as a JSON file: {error}") from None
 

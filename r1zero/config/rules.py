@@ -35,9 +35,9 @@ def check_weights(cfg: Config) -> list[str]:
     """One weight for each reward function."""
     rules = cfg.algorithm.verifier_function
     weights = cfg.algorithm.verifier_weight
-    if len(rules) == len(weights):
+    if len(rules) == len(weights) or not rules:  # that there are none is told by itself
         return []
-    even = [round(1 / max(1, len(rules)), 2)] * len(rules)
+    even = [round(1 / len(rules), 2)] * len(rules)
     return [
         f"algorithm.verifier_weight: {weights} has {len(weights)} weights for the "
         f"{len(rules)} rules of verifier_function {rules}; give as many, such as {even}"

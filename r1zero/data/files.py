@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from r1zero.data.splits import choose, shown
+from r1zero.data.splits import choose, refuse_missing_shards, shown
 from r1zero.errors import BadInput
 
 KINDS = (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tsv")
@@ -28,7 +28,8 @@ def data_files(path: str | Path, held_out: bool = False) -> Sources:
 
     A folder stands for its files of one kind; those whose names stand for another split than the one
     asked for (`held_out`: evaluation, else training) are left out. A folder that only holds one
-    folder with data stands for that. BadInput when nothing is left, or files of several kinds.
+    folder with data stands for that. BadInput when nothing is left, files of several kinds, or
+    some of a numbered set.
     """
     path = Path(path)
     if not path.is_dir():
@@ -38,6 +39,7 @@ def data_files(path: str | Path, held_out: bool = False) -> Sources:
         return _inside(path, held_out)
     notes: list[str] = []
     files = [found[name] for name in choose(str(path), found, held_out, notes)]
+    refuse_missing_shards(str(path), [file.name for file in files])
     kinds = sorted({kind_of(file) for file in files})
     if len(kinds) > 1:
         raise BadInput(

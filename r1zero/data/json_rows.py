@@ -49,8 +49,7 @@ def read_json_rows(
         if prefer_lines or not text.strip():
             return _lines(open_text)
         raise BadInput(
-            f"{path} is neither a JSON list of objects nor one object a line: not valid "
-            f"JSON: {error}"
+            f"{path} is neither a JSON list of objects nor one object a line: {_fault(error)}"
         ) from None
     if prefer_lines and not isinstance(content, (list, dict)):
         return _lines(open_text)
@@ -83,7 +82,18 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        return UnreadableRow(f"not valid JSON: {error}")
+        return UnreadableRow(_fault(error, text))
+
+
+def _fault(error: Exception, text: str = "") -> str:
+    """Say in the user's words what is wrong with a JSON text."""
+    if isinstance(error, RecursionError):
+        return "its brackets are nested too deep"
+    if not isinstance(error, json.JSONDecodeError):
+        return "it holds a number of thousands of digits"
+    if "\0" in text:
+        return "it holds NUL bytes, as a copy that was cut off leaves; copy the file again"
+    return f"not valid JSON: {error}"
 
 
 def _as_row(value: Any) -> Values:

@@ -98,6 +98,8 @@ def _answer(value: Any, column: str) -> str:
     if isinstance(value, list):
         value = _only_answer([_answer(item, column) for item in value], column)
     is_number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+    if is_number and math.isinf(value):
+        raise BadRow(f"{column} infinite", f"column {column!r} is {value}, which is no answer")
     if is_number and not math.isnan(value):
         value = str(value)
     return _filled(read_gold(_text(value, column, required=True)), column)

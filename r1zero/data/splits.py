@@ -16,6 +16,7 @@ _TRAINING = frozenset(("train", "training"))
 _HELD_OUT = frozenset(
     ("test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout")
 )
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})")  # train-00000-of-00002.parquet
 _SHOWN = 3  # names in a sentence
 
 
@@ -48,6 +49,24 @@ def choose(place: str, names: Iterable[str], held_out: bool, notes: list[str]) -
             f"{place}: {shown(kept)} for {wanted}; left out, of another split: {shown(left)}"
         )
     return kept
+
+
+def refuse_missing_shards(place: str, names: Iterable[str]) -> None:
+    """BadInput where files say in their names that they are some of more, as a download that broke
+    off leaves them."""
+    found: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        match = _SHARD.match(name)
+        if match is not None:
+            shards = found.setdefault((match[1], int(match[3])), set())
+            shards.add(int(match[2]))
+    for (stem, total), shards in found.items():
+        missing = [f"{stem}-{k:05d}-of-{total:05d}" for k in range(total) if k not in shards]
+        if missing:
+            raise BadInput(
+                f"{place} holds {len(shards)} of the {total} files {stem}-*-of-{total:05d}: "
+                f"{shown(missing)} is not there; copy it, or name the file itself that is meant"
+            )
 
 
 def shown(names: list[str]) -> str:

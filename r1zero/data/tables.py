@@ -28,6 +28,12 @@ _NO_DATA = {
     b"<!doctype html": "a web page, not the data: download the file itself",
     b"<html": "a web page, not the data: download the file itself",
 }
+_PACKED = {  # in small letters
+    b"\x1f\x8b": ".gz",
+    b"bzh": ".bz2",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"\x04\x22m\x18": ".lz4",
+}
 _BYTE_ORDER = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _WIDEST = 2**31 - 1  # characters of a field; the csv module's own limit is 128 Ki
 
@@ -76,6 +82,10 @@ def _refuse_other_things(path: Path) -> None:
     """Name what often lies where the data should be."""
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
+    if kind_of(path) not in (".parquet", ".arrow") and path.suffix.lower() not in COMPRESSED:
+        for mark, suffix in _PACKED.items():
+            if start.startswith(mark):
+                raise BadInput(f"{path} is compressed; name it {path.name}{suffix}, or unpack it")
     for mark, what in _NO_DATA.items():
         if start.startswith(mark):
             raise BadInput(f"{path} is {what}")
@@ -87,11 +97,16 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeError:
+        if kind_of(path) in (".parquet", ".arrow"):
+            raise BadInput(f"{path} holds texts that are none: damaged; copy it again") from None
         raise BadInput(
             f"{path} is not UTF-8 text; convert it, such as with `iconv -f GB18030 -t UTF-8`"
         ) from None
     except (OSError, EOFError, pa.ArrowException, csv.Error) as error:
-        raise BadInput(f"{path} cannot be read as a {kind_of(path)} file: {error}") from None
+        raise BadInput(
+            f"{path} cannot be read as a {kind_of(path)} file: {str(error).rstrip('.')}; copy it "
+            "again, or see to its permissions"
+        ) from None
 
 
 def _guarded(path: Path, rows: Iterable[Row]) -> Iterator[Row]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import locale
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -44,6 +46,39 @@ def is_first() -> bool:
         return not launched() or read_launch().is_first
     except BadInput:
         return True
+
+
+def begin() -> None:
+    """Give the process what the program counts on: standard streams, and texts in UTF-8.
+
+    A stream that was closed (`>&-`) would lend its number to the next file, and what libraries
+    print would go into that. In a locale of another encoding (LC_ALL=zh_CN.GBK) Python reads files
+    and paths in that; so the process starts again in Python's UTF-8 mode.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def tell(lines: Sequence[str]) -> int:
+    """Print what was asked for; returns the exit code."""
+    try:
+        for line in lines:
+            print(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return 0  # who reads has read enough, as `| head`
+    except OSError as error:
+        print(f"r1zero: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def end(exit_code: int) -> NoReturn:

@@ -97,13 +97,14 @@ class Ranks:
 def main(arguments: Sequence[str]) -> int:
     """Run the ranks of this node; returns the exit code."""
     args = parse(arguments)
-    port = args.master_port
-    if port is None:
+    if args.master_port is None:
         port = free_port()
-    elif not 1 <= port <= 65535:
-        print(f"r1zero: MASTER_PORT={port} must be from 1 to 65535", file=sys.stderr)
+    elif args.master_port.isdecimal() and 1 <= int(args.master_port) <= 65535:
+        port = int(args.master_port)
+    else:
+        print(f"r1zero: MASTER_PORT={args.master_port} must be from 1 to 65535", file=sys.stderr)
         return BAD_INPUT
-    elif args.node_rank == 0 and not is_free(port):
+    if args.master_port is not None and args.node_rank == 0 and not is_free(port):
         print(
             f"r1zero: MASTER_PORT={port} is in use on this node; set another, or leave it unset "
             "for a run on one node",
@@ -124,7 +125,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--nproc-per-node", type=int, required=True)
     parser.add_argument("--master-addr", default="127.0.0.1")
-    parser.add_argument("--master-port", type=int, help="default on one node a free one")
+    parser.add_argument("--master-port", help="default on one node a free one")
     parser.add_argument("program", nargs=argparse.REMAINDER)
     args = parser.parse_args(arguments)
     if args.nnodes > 1 and args.master_port is None:

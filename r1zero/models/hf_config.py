@@ -5,6 +5,7 @@ Each reader raises KeyError when its key is missing and BadInput when the key ca
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,12 +61,17 @@ def refuse_partial_attention(config: Mapping[str, Any], layers: int) -> None:
         )
 
 
+def written(value: object) -> str:
+    """A value as config.json has it: a text in quotes."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def count(config: Mapping[str, Any], key: str) -> int:
     """A whole number of at least 1."""
     value = config[key]
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or not 1 <= value <= LARGEST:
-        raise BadInput(f"{key}: {shown(value)} must be a whole number of at least 1")
+        raise BadInput(f"{key}: {written(value)} must be a whole number of at least 1")
     return int(value)
 
 
@@ -74,7 +80,7 @@ def positive(mapping: Mapping[str, Any], key: str) -> float:
     value = mapping[key]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < math.inf:
-        raise BadInput(f"{key}: {shown(value)} must be a number above 0")
+        raise BadInput(f"{key}: {written(value)} must be a number above 0")
     return float(value)
 
 
@@ -82,7 +88,7 @@ def flag(config: Mapping[str, Any], key: str) -> bool:
     """True or false; false when it is missing."""
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise BadInput(f"{key}: {shown(value)} must be true or false")
+        raise BadInput(f"{key}: {written(value)} must be true or false")
     return bool(value)
 
 

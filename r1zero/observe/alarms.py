@@ -106,7 +106,8 @@ class Alarms:
         if len(self._entropies) < WINDOW:
             self._entropies.append(m["entropy"])
         start = float(np.mean(self._entropies))
-        if m["entropy"] > min(ENTROPY_LOW, ENTROPY_SHARE * start) or _learned(m):
+        is_low = m["entropy"] <= min(ENTROPY_LOW, ENTROPY_SHARE * start)  # NaN is not
+        if not is_low or _learned(m):
             return None
         return (
             f"entropy fell from {start:.3f} to {m['entropy']:.3f} nats a token: responses of a "
@@ -125,7 +126,7 @@ class Alarms:
         )
 
     def _mismatched(self, m: Metrics) -> str | None:
-        if m["mismatch/mean"] <= self._mismatch:
+        if not m["mismatch/mean"] > self._mismatch:  # NaN breaks an invariant, which says more
             return None
         return (
             f"log-probs of trainer and rollout engine differ by {m['mismatch/mean']:.2g} on "

@@ -6,7 +6,7 @@ Of weights only headers are read, so even a large model takes a moment; data is 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from r1zero.errors import BadInput, nearest
 from r1zero.models.config import ModelConfig
 from r1zero.preflight.datasets import EVAL_DATA, check_data, compares, data_sets
 from r1zero.preflight.found import Found, ModelFound
-from r1zero.weights.detect import CONFIG, INDEX, SINGLE, check_files, detect
+from r1zero.weights.detect import CONFIG, check_files, detect
+from r1zero.weights.headers import StoredTensor, read_header, refuse_others, weight_files
 
 TINY = "tiny"
 
@@ -129,6 +130,10 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
     """One sentence a path; a folder that several keys name is missed once."""
     problems = []
     for path, key in missing.items():
+        if Path(path).is_symlink():
+            target = os.readlink(path)
+            problems.append(f"{key}: {path} is a link to {target}, which does not exist")
+            continue
         if "data" in key:
             kind = "file of prompts, or the prefix of preprocessed ones"
         else:
@@ -150,22 +155,22 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
 
 
 def check_weights(key: str, path: Path, folder: Path) -> list[str]:
-    """A Hugging Face folder of whole safetensors files or a Megatron checkpoint; `folder` has
-    config.json."""
-    problem = None
+    """A Hugging Face folder of whole safetensors files that hold the tensors of its model, or a
+    Megatron checkpoint; `folder` has config.json."""
     try:
-        ModelConfig.from_folder(folder)
+        return _check_files(key, path, folder, ModelConfig.from_folder(folder), None)
     except BadInput as error:
-        problem = str(error)
-    return _check_files(key, path, folder, problem)
+        return _check_files(key, path, folder, None, str(error))
 
 
 def _check_model(key: str, model: ModelFound) -> list[str]:
     """The same of a model whose config.json was read already."""
-    return _check_files(key, Path(model.load), model.folder, model.problem)
+    return _check_files(key, Path(model.load), model.folder, model.shape, model.problem)
 
 
-def _check_files(key: str, path: Path, folder: Path, problem: str | None) -> list[str]:
+def _check_files(
+    key: str, path: Path, folder: Path, shape: ModelConfig | None, problem: str | None
+) -> list[str]:
     """The files at `path`; `problem` is why config.json in `folder` describes no network."""
     try:
         found = detect(path)
@@ -179,62 +184,23 @@ def _check_files(key: str, path: Path, folder: Path, problem: str | None) -> lis
             return [f"{key}: {problem}"]
         if found.kind != "hf":
             return [f"{key}: {problem}" for problem in check_files(found)]
-        shards = _shards(path)
+        return _check_tensors(key, path, shape)
     except BadInput as error:
         return [f"{key}: {error}"]
+
+
+def _check_tensors(key: str, folder: Path, shape: ModelConfig | None) -> list[str]:
+    """The safetensors files of a folder: whole, and with the tensors of the network. BadInput."""
+    stored: dict[str, StoredTensor] = {}
     problems = []
-    for shard in shards:
+    for shard in weight_files(folder):
         try:
-            check_safetensors(shard)
+            stored |= read_header(shard)
         except BadInput as error:
             problems.append(f"{key}: {error}")
+    if shape is not None and not problems:
+        refuse_others(folder, stored, shape)
     return problems
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The weight files that a model folder consists of."""
-    index = folder / INDEX
-    if index.exists():
-        try:
-            return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-        except (BadInput, KeyError, AttributeError, TypeError):
-            raise BadInput(f"{index} is not an index of safetensors files: copy it again") from None
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
-    raise BadInput(f"{folder} holds neither {SINGLE} nor {INDEX}: save the model with safetensors")
-
-
-def check_safetensors(path: Path) -> None:
-    """Compare what a file's header promises with its size. BadInput when it is cut off or damaged.
-
-    Layout: 8 bytes header length, little endian; the header, JSON; the data.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if 8 + length <= size:
-                header = json.loads(file.read(length))
-            else:
-                header = None
-        ends = [
-            entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"
-        ]
-    except OSError as error:
-        raise BadInput(
-            f"{path} cannot be read: {error.strerror}; copy it into the folder, or see to its "
-            "permissions"
-        ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not of this form
-        raise BadInput(
-            f"{path} has no safetensors header: damaged or cut off; copy it again"
-        ) from None
-    wanted = 8 + length + max(ends, default=0)
-    if size != wanted:
-        raise BadInput(
-            f"{path} has {size} bytes, but its header describes {wanted}: damaged or cut off; "
-            "copy it again"
-        )
 
 
 def check_template(key: str, name: str, path: str) -> list[str]:

@@ -29,7 +29,8 @@ from r1zero.models.params import (
 )
 from r1zero.run_folder.durable import sync
 from r1zero.weights.detect import CONFIG, INDEX, SINGLE, WeightsOnDisk
-from r1zero.weights.source import Weights, refuse_misfits, refuse_untied
+from r1zero.weights.headers import HEAD, StoredTensor, read_header, refuse_others, weight_files
+from r1zero.weights.source import Weights, refuse_untied
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 GENERATION = "generation_config.json"
@@ -44,7 +45,6 @@ BESIDE = (
     "*.model",
     "LICENSE*",
 )
-HEAD = "lm_head.weight"
 
 
 class HuggingFaceWeights(Weights):
@@ -133,7 +133,9 @@ def save_hf(
 def _open(found: WeightsOnDisk, shape: ModelConfig) -> dict[str, safe_open]:
     """Map each tensor's Hugging Face name to its open file. BadInput listing what does not fit."""
     files: dict[str, safe_open] = {}
-    for path in _weight_files(found.folder):
+    stored: dict[str, StoredTensor] = {}
+    for path in weight_files(found.folder):
+        stored |= read_header(path)
         try:
             file = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
@@ -141,69 +143,8 @@ def _open(found: WeightsOnDisk, shape: ModelConfig) -> dict[str, safe_open]:
                 f"{path} cannot be read as safetensors ({error}); fetch the model again"
             ) from None
         files.update(dict.fromkeys(file.keys(), file))
-    expected = {
-        name: size
-        for tensor in param_table(shape)
-        for name, size in zip(tensor.hf, tensor.hf_shape, strict=True)
-    }
-    refuse_prefix(found, files, expected)
-    problems = [f"{name} is missing" for name in expected if name not in files]
-    for name, file in files.items():
-        if name in expected:
-            problems += _misfit(name, file.get_slice(name), expected[name])
-        elif not name.endswith("rotary_emb.inv_freq") and not (
-            name == HEAD and shape.tie_word_embeddings
-        ):
-            problems.append(f"{name} is unexpected")
-    refuse_misfits(found, problems)
+    refuse_others(found.folder, stored, shape)
     return files
-
-
-def refuse_prefix(found: WeightsOnDisk, names: Iterable[str], expected: Iterable[str]) -> None:
-    """BadInput when all tensors have a name in front, as DDP, torch.compile and adapters leave it
-    there."""
-    wanted = set(expected)
-    known = set(names)
-    if wanted & known:
-        return
-    prefixes = {
-        name.removesuffix(next(iter(wanted))) for name in known if name.endswith(next(iter(wanted)))
-    }
-    for prefix in sorted(prefixes):
-        if all(prefix + name in known for name in wanted):
-            raise BadInput(
-                f"the tensors in {found.folder} are named {prefix}...; save the model without "
-                f"what wraps it, or take {prefix} off the names"
-            )
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    single = folder / SINGLE
-    index = folder / INDEX
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        raise BadInput(
-            f"{folder} has neither {SINGLE} nor {INDEX}; "
-            "weights in another format must be saved as safetensors first"
-        )
-    try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        return [folder / name for name in sorted(names)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(
-            f"{index} is not an index of safetensors files ({error!r}); fetch the model again"
-        ) from None
-
-
-def _misfit(name: str, source: Any, expected: tuple[int, ...]) -> list[str]:
-    found = tuple(source.get_shape())
-    dtype = source.get_dtype()
-    if found != expected:
-        return [f"{name} has the shape {found} instead of {expected}"]
-    if dtype in FLOATS:
-        return []
-    return [f"{name} has the type {dtype} instead of one of {', '.join(FLOATS)}"]
 
 
 def _read(files: dict[str, safe_open], tensor: ParamSpec, tp_rank: int, tp: int) -> torch.Tensor:

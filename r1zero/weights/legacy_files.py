@@ -17,13 +17,13 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, param_table
 from r1zero.weights.detect import WeightsOnDisk
+from r1zero.weights.headers import refuse_misfits
 from r1zero.weights.source import (
     MegatronWeights,
     StoredPiece,
     canonical,
     check_args,
     misfit,
-    refuse_misfits,
 )
 from r1zero.weights.unpickle import load_pickled
 
@@ -53,7 +53,9 @@ class LegacyWeights(MegatronWeights):
             _join([files[tp, pp][chunk] for chunk in chunks for pp in range(self.pp)])
             for tp in range(self.tp)
         ]
-        refuse_misfits(found, [problem for tp in range(self.tp) for problem in self._problems(tp)])
+        refuse_misfits(
+            found.folder, [problem for tp in range(self.tp) for problem in self._problems(tp)]
+        )
 
     @property
     def dtypes(self) -> set[torch.dtype]:

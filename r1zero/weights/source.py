@@ -16,6 +16,7 @@ from r1zero.models.family import family_of
 from r1zero.models.layout import Box
 from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, local_shape
 from r1zero.weights.detect import WeightsOnDisk
+from r1zero.weights.headers import refuse_misfits
 
 log = logging.getLogger("r1zero")
 
@@ -55,9 +56,19 @@ class Weights(ABC):
     def stream(
         self, wanted: Iterable[ParamSpec], tp_rank: int, tp: int, dtype: torch.dtype
     ) -> Iterator[tuple[ParamSpec, torch.Tensor]]:
-        """Yield this TP rank's shard of each wanted tensor, read when its turn comes."""
+        """Yield this TP rank's shard of each wanted tensor, read when its turn comes.
+
+        BadInput when a value is not finite in `dtype`: every later number would be NaN.
+        """
         for tensor in wanted:
-            yield tensor, self.read(tensor, tp_rank, tp).to(dtype)
+            part = self.read(tensor, tp_rank, tp).to(dtype)
+            if not torch.isfinite(part.sum(dtype=torch.float32)):  # one pass, no copy
+                raise BadInput(
+                    f"{tensor.name} in {self.found.folder} holds values that are NaN or infinite "
+                    f"in {str(dtype).removeprefix('torch.')}; take an earlier checkpoint, or "
+                    "fetch the model again"
+                )
+            yield tensor, part
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +178,6 @@ def misfit(tensor: ParamSpec, found: tuple[int, ...], dtype: torch.dtype, tp: in
     return [f"{tensor.name} has the type {dtype}, which is no float"]
 
 
-def refuse_misfits(found: WeightsOnDisk, problems: list[str]) -> None:
-    """BadInput that lists what does not fit, shortened."""
-    if problems:
-        shown = "; ".join(problems[:10]) + (
-            f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        )
-        raise BadInput(f"the weights in {found.folder} do not fit config.json: {shown}")
-
-
 def check_args(found: WeightsOnDisk, args: Namespace, shape: ModelConfig) -> None:
     """Compare the arguments that a checkpoint was made with. BadInput where its weights would be
     misread.
@@ -189,7 +191,7 @@ def check_args(found: WeightsOnDisk, args: Namespace, shape: ModelConfig) -> Non
     if given.get("group_query_attention"):
         keys.append("num_query_groups")
     refuse_misfits(
-        found,
+        found.folder,
         [
             f"its arguments say {key} {given[key]} instead of {truth[key]}"
             for key in keys

@@ -29,13 +29,13 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.layout import Box
 from r1zero.models.params import OUTPUT_LAYER, ParamSpec, param_table
 from r1zero.weights.detect import WeightsOnDisk
+from r1zero.weights.headers import refuse_misfits
 from r1zero.weights.source import (
     MegatronWeights,
     StoredPiece,
     canonical,
     check_args,
     misfit,
-    refuse_misfits,
 )
 from r1zero.weights.unpickle import load_metadata, load_pickled
 
@@ -85,7 +85,7 @@ class DistWeights(MegatronWeights):
             for key, entry in content.state_dict_metadata.items()
             for name, stored in _names(key, entry)
         }
-        refuse_misfits(found, self._problems())
+        refuse_misfits(found.folder, self._problems())
         self._check_files()
 
     @property

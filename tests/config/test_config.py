@@ -282,6 +282,7 @@ def test_loading_and_checking_import_no_torch() -> None:
         ("actor_rollout.load=[a]", ["actor_rollout.load", "['a']", "a text"]),
         ("actor_rollout.load=null", ["actor_rollout.load is missing"]),
         ("resource_pool.ref=2", ["resource_pool.ref", "2 must be a list, such as [2]"]),
+        ("resource_pool.ref=[1, 2", ["resource_pool.ref", "brackets or quotation marks do not"]),
         ("resource_pool.ref=[two]", ["resource_pool.ref[0]", "'two'", "a whole number"]),
         ("resource_pool.coloctae=true", ["resource_pool.coloctae", "did you mean colocate?"]),
         ("algorithm.kl_ctrl.coef=0.1", ["algorithm.kl_ctrl.coef is unknown", "kl_coef"]),
@@ -335,6 +336,11 @@ def test_override_is_refused(home: Path, override: str, pieces: list[str]) -> No
             ["deadline_seconds is given twice, as 2 and 3"],
         ),
         ("reward: [unclosed", ["bad.yaml, line"]),
+        ('name: "unclosed', ["bad.yaml, line", "a quotation mark or bracket is not closed"]),
+        ("reward:\n\tworkers: 2", ["bad.yaml, line", "a tab stands where YAML takes blanks"]),
+        ("---\nname: again", ["bad.yaml, line", "a second document begins here"]),
+        ("name: !!python/name:os.system", ["bad.yaml, line", "a tag (!) is not read here"]),
+        ("reward: &r {inside: *r}", ["bad.yaml, line", "an alias (*) stands in what it"]),
         ("name: a: b", ["bad.yaml, line"]),
         ("name: a\0b", ["bad.yaml is not YAML", "#x0000", "position"]),
         ("name: !!int x", ["bad.yaml is not YAML", "does not fit its tag"]),
@@ -349,6 +355,22 @@ def test_file_is_refused(home: Path, text: str, pieces: list[str]) -> None:
     assert "\n" not in sentence
     for piece in pieces:
         assert piece in sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"# nothing but a comment\n", "must hold sections such as `training:`, but is empty"),
+        (b"- a\n- b\n", "but holds a list"),
+        ("name: caf\u00e9".encode("latin-1"), "is not UTF-8 text; save it as UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_told_plainly(
+    home: Path, content: bytes, said: str
+) -> None:
+    (home / "odd.yaml").write_bytes(content)
+    with pytest.raises(BadInput, match=said):
+        load_config(str(home / "odd.yaml"))
 
 
 def test_override_into_a_section_that_is_none_is_refused(home: Path) -> None:

@@ -117,6 +117,13 @@ def test_answer_that_is_neither_text_nor_number_is_refused(tmp_path: Path, value
         read(write(tmp_path, [{"question": "Q", "answer": value}], ".jsonl"), KEYS)
 
 
+def test_an_infinite_answer_is_refused(tmp_path: Path) -> None:
+    for suffix, place in ((".parquet", "row"), (".jsonl", "line")):
+        rows = [{"question": "Q", "answer": 1.5}, {"question": "Q", "answer": float("inf")}]
+        with pytest.raises(BadInput, match=f"{place} 2: column 'answer' is inf, which is no"):
+            read(write(tmp_path, rows, suffix), KEYS)
+
+
 def test_nan_of_a_parquet_column_of_numbers_counts_as_null(tmp_path: Path) -> None:
     rows = [{"question": "Q", "answer": 1.5}, {"question": "Q", "answer": float("nan")}]
     with pytest.raises(BadInput, match="row 2: column 'answer' is missing or null"):
@@ -151,10 +158,10 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         "text.parquet": ("no parquet", "cannot be read"),
         "cut.json": ('[{"a"', "not valid JSON"),
         "cut.jsonl": ('{"question": "Q", "answer": "1"}\n{"que', "line 2: not valid JSON"),
-        "deep.jsonl": ('{"question": ' + "[" * 100_000, "line 1: not valid JSON"),
+        "deep.jsonl": ('{"question": ' + "[" * 100_000, "line 1: .*nested too deep"),
         "digits.jsonl": (
             '{"question": "Q", "answer": ' + "1" * 5000 + "}",
-            "line 1: not valid JSON",
+            "line 1: .*thousands of digits",
         ),
         "half.jsonl": (
             '{"question": "\\ud800", "answer": "1"}',

@@ -320,6 +320,10 @@ def test_quotes_and_line_breaks_in_csv_belong_to_the_field(tmp_path: Path) -> No
         ),
         ("a.jsonl", "\n<!DOCTYPE html>\n<html>", "is a web page"),
         ("a.jsonl.gz", LINES, "cannot be read as a .jsonl file"),
+        ("a.jsonl", gzip.compress(LINES.encode()), "is compressed; name it a.jsonl.gz"),
+        ("a.csv", b"BZh91AY&SY", "is compressed; name it a.csv.bz2"),
+        ("a.jsonl", LINES + "\n" + "\0" * 512, "holds NUL bytes, as a copy that was cut off"),
+        ("a.parquet", b"", "cannot be read as a .parquet file: Parquet file size is 0 bytes; copy"),
         ("a.parquet.gz", "x", "only texts are read compressed"),
         ("a.zip", "PK", "of an unknown kind; name a file that ends in .parquet"),
     ],
@@ -329,6 +333,13 @@ def test_what_has_no_plain_meaning_is_one_sentence_in_the_words_of_the_user(
 ) -> None:
     said = refusal(put(tmp_path / name, content))
     assert sentence in said and name in said and "\n" not in said
+
+
+def test_a_damaged_text_in_parquet_is_no_matter_of_encoding(tmp_path: Path) -> None:
+    damaged = pa.array([b"What \xff"]).view(pa.string())
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"question": damaged, "answer": ["1"]}), path)
+    assert "holds texts that are none: damaged; copy it again" in refusal(path)
 
 
 # -- folders --------------------------------------------------------------------------------------
@@ -352,6 +363,18 @@ def test_files_of_other_splits_are_left_out_and_named(tmp_path: Path) -> None:
     found = read(folder, held_out=True)
     assert answers(found) == ["9", "10"]
     assert "left out, of another split: train-00000-of-00002.parquet, train-" in only(found.notes)
+
+
+def test_some_of_a_numbered_set_of_files_are_not_all_of_it(tmp_path: Path) -> None:
+    """As a download that broke off leaves them."""
+    for name in ("train-00000-of-00003.parquet", "train-00002-of-00003-1f2e3d4c.parquet"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(BadInput, match="2 of the 3 files .*: train-00001-of-00003 is not there"):
+        data_files(tmp_path)
+    (tmp_path / "train-00001-of-00003.parquet").write_bytes(b"")
+    (tmp_path / "test-00000-of-00002.parquet").write_bytes(b"")
+    assert len(data_files(tmp_path).files) == 3, "what is left out may lack files"
+    assert len(data_files(tmp_path / "test-00000-of-00002.parquet").files) == 1
 
 
 @pytest.mark.parametrize(

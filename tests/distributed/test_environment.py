@@ -4,6 +4,7 @@ people write them."""
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -306,6 +307,66 @@ def test_a_list_in_quotes_is_a_list(home: Path) -> None:
         load(home, "algorithm.verifier_function='acc, format'")
 
 
+PROGRAM = [sys.executable, str(ROOT / "r1zero" / "main.py"), "--config", "tiny"]
+
+
+def shell(words: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """The program on `tiny` with such words, written as for a shell."""
+    command = shlex.join(PROGRAM)
+    return subprocess.run(
+        ["bash", "-c", f"{command} {words}"],
+        env=os.environ | variables,
+        capture_output=True,
+        timeout=150,
+    )
+
+
+def test_a_full_disk_behind_standard_output_is_one_sentence(tiny: Path) -> None:
+    for flag in ("--dry-run", "--print-world-size"):
+        done = shell(f"{flag} > /dev/full")
+        said = done.stderr.decode()
+        assert done.returncode == 1
+        assert said == "r1zero: standard output cannot be written: No space left on device\n"
+
+
+def test_streams_that_were_closed_are_no_fault(tiny: Path, tmp_path: Path) -> None:
+    """What a library prints must not land in the file that took the stream's number."""
+    small = [
+        "training.train_iters=1",
+        "training.eval_data_path=null",
+        "training.global_batch_size=4",
+        "actor_rollout.ppo_mini_batch_size=16",
+        "actor_rollout.n_samples_per_prompt=4",
+        "actor_rollout.micro_batch_size=4",
+        "ref.micro_batch_size=4",
+    ]
+    words = shlex.join([f"output_dir={tmp_path / 'run'}", *small])
+    done = shell(f"{words} <&- >&- 2>&-")
+    assert done.returncode == 0
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_locale_of_another_encoding_does_not_change_what_is_read(
+    tiny: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "l\u00e4ufe \u6d4b\u8bd5"
+    other = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = shell(shlex.join(["--dry-run", f"output_dir={run}"]), **other)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_dump(str(run)).split("/")[-1].strip() in done.stdout.decode()
+
+
+def test_a_current_directory_that_was_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    cfg = load(home)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(BadInput, match="the current directory is not there any more"):
+        check(cfg)
+
+
 def test_a_closed_standard_output_is_no_traceback_a_line(tiny: Path, tmp_path: Path) -> None:
     """As behind `| head`."""
     read, write_end = os.pipe()
@@ -419,8 +480,10 @@ def test_numbers_of_a_launcher_that_cannot_be_are_refused(
 
 
 def test_a_port_that_is_none_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert spawn(["--nproc-per-node", "1", "--master-port", "99999", "main.py"]) == 2
-    assert capsys.readouterr().err == "r1zero: MASTER_PORT=99999 must be from 1 to 65535\n"
+    for port in ("99999", "0", "-1", "abc", ""):
+        assert spawn(["--nproc-per-node", "1", f"--master-port={port}", "main.py"]) == 2
+        said = capsys.readouterr().err
+        assert said == f"r1zero: MASTER_PORT={port} must be from 1 to 65535\n"
 
 
 def test_signals_that_are_ignored_stay_so() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from support.small_config import MODEL, SHAPE, load, only, told
+from safetensors.numpy import save_file
+from support.small_config import MODEL, SHAPE, load, only, told, weights
 
 from r1zero.config.schema import nodes, placement
 from r1zero.data.indexed import IndexedWriter
@@ -494,6 +496,66 @@ def test_megatron_checkpoint_takes_its_shape_from_the_tokenizer_folder(home: Pat
     assert check(load(home, *overrides)) == []
     (home / "net" / "config.json").rename(home / "config.json")
     assert "config.json" in only(check(load(home, *overrides)))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    tensors = weights()
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda found: found.pop("model.norm.weight"), "model.norm.weight is missing"),
+        (
+            lambda found: found.update({"model.norm.weight": np.zeros(8, np.float32)}),
+            "model.norm.weight has the shape (8,) instead of (32,)",
+        ),
+        (
+            lambda found: found.update({"model.norm.weight": np.zeros(32, np.int8)}),
+            "model.norm.weight has the type I8 instead of one of BF16",
+        ),
+        (
+            lambda found: found.update({"model.layers.9.mlp.up_proj.weight": np.zeros(3)}),
+            "model.layers.9.mlp.up_proj.weight is unexpected",
+        ),
+        (
+            lambda found: [found.update({f"module.{name}": found.pop(name)}) for name in [*found]],
+            "are named module....",
+        ),
+    ],
+)
+def test_tensors_of_another_model_are_refused_before_anything_starts(
+    home: Path, change: Callable[[dict[str, np.ndarray]], object], said: str
+) -> None:
+    rewrite(home / "net", change)
+    assert said in only(check(load(home)))
+
+
+def test_links_that_lead_nowhere_are_told_as_such(home: Path) -> None:
+    (home / "later").symlink_to("not/mounted")
+    assert "is a link to not/mounted, which does not exist" in only(
+        check(load(home, f"actor_rollout.load={home}/later"))
+    )
+    (home / "a.parquet").symlink_to("a.parquet")
+    assert "is a link to a.parquet, which does not exist" in only(
+        check(load(home, f"actor_rollout.data_path={home}/a.parquet"))
+    )
+    (home / "net" / "model.safetensors").unlink()
+    (home / "net" / "model.safetensors").symlink_to("../blobs/purged")
+    assert "is a link to ../blobs/purged" in only(check(load(home)))
+
+
+def test_json_files_are_read_as_they_lie_around(home: Path) -> None:
+    """With the mark that Windows puts before them; not as what Git LFS left in their place."""
+    config = home / "net" / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert check(load(home)) == []
+    config.write_text(json.dumps(SHAPE | {"hidden_size": "32"}))
+    assert 'hidden_size: "32" must be a whole number' in check(load(home))[0]
+    config.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n")
+    assert "config.json is a pointer of Git LFS" in check(load(home))[0]
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])

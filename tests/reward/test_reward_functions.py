@@ -244,7 +244,7 @@ def test_tricks_of_a_model_that_games_its_reward_earn_nothing() -> None:
         (paid if row["trick"] else honest).append((found.outcome is Outcome.RIGHT, row))
     assert [row for right, row in paid if right] == []
     assert [row for right, row in honest if not right] == []
-    assert len(paid) >= 400 and len({row["question"] for _, row in honest}) == len(honest) >= 20
+    assert len(paid) >= 800 and len({row["question"] for _, row in honest}) == len(honest) >= 20
 
 
 def test_length_prefers_the_shorter_of_a_group() -> None:

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models
 
 from r1zero.config.schema import Config
 from r1zero.errors import BadInput
+from r1zero.models.config import ModelConfig
+from r1zero.models.params import param_table
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
 
@@ -64,16 +66,22 @@ def tokenizer_json(*texts: str) -> str:
     return tokenizer.to_str()
 
 
+def weights() -> dict[str, np.ndarray]:
+    """All tensors of the model, by Hugging Face's names."""
+    found = {}
+    for spec in param_table(ModelConfig.from_config(SHAPE)):
+        for name, shape in zip(spec.hf, spec.hf_shape, strict=True):
+            found[name] = np.zeros(shape, np.float32)
+    return found
+
+
 def make_home(tmp_path: Path) -> Path:
     """Fill a folder with a model, its model file, data and base.yaml."""
     folder = tmp_path / "net"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPE))
     (folder / "tokenizer.json").write_text(tokenizer_json())
-    save_file(
-        {"a": np.zeros((3, 5), np.float32), "b": np.ones(7, np.float32)},
-        folder / "model.safetensors",
-    )
+    save_file(weights(), folder / "model.safetensors")
     pq.write_table(
         pa.table({"question": ["1+1?"], "ground_truth_answer": ["2"]}), tmp_path / "train.parquet"
     )

@@ -456,12 +456,34 @@ def test_output_layer_beside_a_tied_embedding_must_be_equal(folders, tmp_path):
 def test_truncated_file_is_refused(broken):
     path = broken / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    assert "model.safetensors cannot be read as safetensors" in refusal(broken)
+    assert "but its header describes" in refusal(broken)
 
 
 def test_garbage_is_refused(broken):
+    (broken / "model.safetensors").write_bytes(b"\x80\x02torch.save wrote this" * 9)
+    assert "has no safetensors header" in refusal(broken)
     (broken / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 3)
-    assert "cannot be read as safetensors" in refusal(broken)
+    assert "is a pointer of Git LFS" in refusal(broken)
+    (broken / "model.safetensors").unlink()
+    (broken / "model.safetensors").symlink_to("../blobs/purged")
+    assert "is a link to ../blobs/purged, which is not there" in refusal(broken)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value, broken):
+    rewrite(broken, lambda state: state["model.layers.2.mlp.up_proj.weight"][7].fill_(value))
+    shape = ModelConfig.from_folder(broken)
+    with pytest.raises(BadInput, match="decoder.layers.2.mlp.linear_fc1.weight in .* NaN or inf"):
+        list(whole(broken, shape))
+
+
+def test_values_that_a_smaller_type_cannot_hold_are_refused(broken):
+    def change(state):
+        state["model.norm.weight"] = state["model.norm.weight"].double().fill_(1e300)
+
+    rewrite(broken, change)
+    with pytest.raises(BadInput, match="final_layernorm.weight in .* infinite in bfloat16"):
+        list(whole(broken, ModelConfig.from_folder(broken)))
 
 
 def test_folder_without_weights_is_refused(broken):

@@ -25,7 +25,7 @@ _TABLE = {
     "\u6beb\u7c73=1/1000; \u5343\u7c73 \u516c\u91cc=1000",
     "length 2": "acre=316160658/78125; hectare ha \u516c\u9877=10000",
     "length 3": "l liter litre \u5347=1/1000; ml milliliter millilitre cc \u6beb\u5347=1/1000000",
-    "mass": "kg kilogram=1; g gm gram=1/1000; mg milligram=1/1000000; t ton tonne=1000; "
+    "mass": "kg kilo kilogram=1; g gm gram=1/1000; mg milligram=1/1000000; t ton tonne=1000; "
     "lb pound=45359237/100000000; oz ounce=45359237/1600000000; \u5343\u514b \u516c\u65a4=1; "
     "\u65a4=1/2; \u514b=1/1000; \u5428=1000",
     "time": "s sec second=1; min minute=60; h hr hour=3600; day=86400; week=604800; month=2629746; "
@@ -34,7 +34,11 @@ _TABLE = {
     "dollar": "$ dollar usd=1; cent \u00a2=1/100",
     "yuan": "\u00a5 \u5143 yuan rmb=1; \u89d2=1/10",
     "euro": "\u20ac euro=1",
-    "sterling": "\u00a3=1",
+    "sterling": "\u00a3 gbp=1; pence=1/100",
+    "yen": "yen jpy \u65e5\u5143=1",
+    "ruble": "ruble rouble \u20bd=1",
+    "peso": "peso=1",
+    "franc": "franc chf=1",
     "rupee": "\u20b9 rs rupee=1",
     "angle": f"{DEGREE} deg degree \u5ea6=1",
     "radian": "rad radian \u5f27\u5ea6=1",

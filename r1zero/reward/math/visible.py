@@ -11,7 +11,8 @@ import unicodedata
 
 _GROUP = r"\{(?:[^{}]|\{[^{}]*\})*\}"
 _HIDING = (  # commands that hide what they take, or only measure it
-    r"\\(?:[hv]?phantom|smash|[hv]space|[hv]skip|kern|label|rule|scalebox|resizebox|fontsize)"
+    r"\\(?:m?kern|[mhv]skip)\s*[-+]?[\d.]+\s*[a-z]{2}"  # TeX's own lengths have no braces
+    r"|\\(?:[hv]?phantom|smash|[hv]space|[hv]skip|kern|label|rule|scalebox|resizebox|fontsize)"
     rf"\*?(?:\s*{_GROUP})*"
     rf"|\\(?:text)?color\s*\{{\s*(?:white|transparent)\s*\}}\s*(?:{_GROUP}|[^{{}}]*)"
     r"|<!--.*?-->|</?[A-Za-z][^<>]*>|(?<!\\)%[^\n]*|[{}()\[\].,;:!?'_-]+"
