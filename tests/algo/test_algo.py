@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.shapes import small_shape
 
 from r1zero.algo.advantage import group_advantages, whiten
 from r1zero.algo.kl import KLCoefficient, kl_penalty
@@ -14,7 +15,7 @@ from r1zero.algo.loss import LossTerms, microbatch_loss
 from r1zero.algo.loss_batch import LossBatch
 from r1zero.algo.objective import choose_objective
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelConfig, RopeScaling
+from r1zero.models.config import RopeScaling
 from r1zero.models.rotary import inverse_frequencies
 
 
@@ -228,21 +229,17 @@ def test_llama3_rope_equals_transformers():
     theirs = LlamaRotaryEmbedding(
         LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters=parameters)
     )
-    shape = ModelConfig(
+    shape = small_shape(
         family="llama",
         num_layers=1,
         hidden_size=256,
-        ffn_hidden_size=1,
         num_heads=2,
-        num_kv_heads=2,
         head_dim=128,
-        vocab_size=8,
         max_positions=131072,
         rope_theta=500000.0,
         rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
         norm_eps=1e-5,
         tie_word_embeddings=False,
         qkv_bias=False,
-        qk_norm=False,
     )
     torch.testing.assert_close(inverse_frequencies(shape), theirs.inv_freq, rtol=1e-6, atol=0)

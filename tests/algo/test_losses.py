@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.patience import LONG
 
 from r1zero.algo.advantage import fill_advantages
 from r1zero.algo.aggregation import AGGREGATIONS
@@ -290,4 +291,4 @@ def test_the_losses_of_a_configuration_are_checked_without_torch():
         "    choose_objective(name, {}, clip, None, 'group_norm')\n"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG)

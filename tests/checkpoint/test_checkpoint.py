@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from support.models import make_model
 from support.multiproc import run_ranks
+from support.patience import LONG
 from support.worlds import metrics, resolved_run, run, samples
 
 from r1zero.checkpoint import manager, manifest, train_state
@@ -476,22 +477,19 @@ def test_what_cannot_be_deleted_does_not_stand_against_saving(tiny, tmp_path):
     ] == [4]
 
 
-def slow(rank: int, size: int, store: object, overrides: list[str]) -> float:
-    """Fail in the step after a save that takes a minute; the seconds until the failure shows."""
-    train_state.describe = lambda path: time.sleep(60)
-    began = time.monotonic()
+def slow(rank: int, size: int, store: object, overrides: list[str]) -> None:
+    """Fail in the step after a save that takes longer than the time limit of the test."""
+    train_state.describe = lambda path: time.sleep(4 * LONG)
     with pytest.raises(ZeroDivisionError):
         runtime = prepare(*resolved_run(rank, size, store, "tiny", overrides))
         draw = runtime.draw
         runtime.draw = lambda step: draw(step) if step == 1 else 1 / 0
         train(runtime)
-    return time.monotonic() - began
 
 
 def test_a_failure_does_not_wait_for_a_save_under_way(tiny, tmp_path):
-    [seconds] = run_ranks(
+    run_ranks(
         slow,
         1,
         [*RUN, f"output_dir={tmp_path}", "training.save_interval=1", "training.async_save=true"],
     )
-    assert seconds < 50

@@ -9,7 +9,7 @@ import pytest
 from support.model_folders import base, llama_like, variant
 from support.small_config import load, only
 from support.tool import functions
-from support.worlds import metrics, run, samples
+from support.worlds import SHORT, metrics, run, samples
 
 from r1zero.data.ends import find_ends, split_marks
 from r1zero.data.preprocess import Recipe, preprocess
@@ -20,16 +20,6 @@ from r1zero.data.vocabulary import Vocabulary
 from r1zero.errors import BadInput
 from r1zero.preflight.checks import check
 
-SHORT = [
-    "training.train_iters=2",
-    "training.global_batch_size=4",
-    "actor_rollout.ppo_mini_batch_size=16",
-    "actor_rollout.n_samples_per_prompt=4",
-    "actor_rollout.micro_batch_size=4",
-    "ref.micro_batch_size=4",
-    "training.eval_data_path=null",
-    "reward.workers=1",
-]
 LLAMA_3 = {
     "text": ["<|start_header_id|>user\n{question}<|eot_id|>", "<|start_header_id|>assistant\n"]
 }

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.boxed import boxed
+from support.patience import LONG
 from support.small_config import load, only
 from support.tool import TOOLS, functions, run_here
 
@@ -317,7 +318,7 @@ def test_check_and_doctor_print_it(tiny: Path, tmp_path: Path) -> None:
             text=True,
             capture_output=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-            timeout=120,
+            timeout=LONG,
         )
         assert done.returncode == 0 and not done.stderr, done.stderr
         assert sentence in done.stdout and "'He has 7 apples' (a sentence)" in done.stdout

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from support.model_folders import holed, padded, read_rows
 from support.multiproc import run_ranks
-from support.worlds import metrics, run, samples
+from support.patience import LONG
+from support.worlds import SHORT, metrics, run, samples
 from tokenizers import AddedToken, Tokenizer, models
 
 from r1zero.data.vocabulary import Vocabulary
@@ -22,17 +23,6 @@ from r1zero.observe.invariants import FP32, Invariants
 from r1zero.policy import logprobs
 from r1zero.policy.logprobs import token_logprobs
 from r1zero.types import Group, Prompt, Sample
-
-SHORT = [
-    "training.train_iters=2",
-    "training.global_batch_size=4",
-    "actor_rollout.ppo_mini_batch_size=16",
-    "actor_rollout.n_samples_per_prompt=4",
-    "actor_rollout.micro_batch_size=4",
-    "ref.micro_batch_size=4",
-    "training.eval_data_path=null",
-    "reward.workers=1",
-]
 
 
 def vocabulary(vocab: dict[str, int], *added: str) -> Vocabulary:
@@ -74,7 +64,7 @@ def look_body(
 ) -> list[torch.Tensor]:
     """Log-probs, entropy, and the gradients of a sum of both, of this rank's rows."""
     dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
+        "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=LONG)
     )
     logprobs.LOGIT_CHUNK_ELEMENTS = 100  # two tokens a chunk, or four
     hidden, rows = hidden.clone().requires_grad_(), len(weight) // size

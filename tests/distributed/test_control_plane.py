@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from support.models import make_model
 from support.multiproc import DEVICE, run_ranks
+from support.patience import LONG
 from support.updates import compare, update_body
 
 from r1zero.distributed.collectives import all_max, all_sum, gather_objects
@@ -109,7 +110,7 @@ def moves_body(rank, size, store, folder, text):
     placement = place(
         {"train": RoleSize(2, 2), "rollout": RoleSize(1), "ref": RoleSize(1)}, colocate=False
     )
-    world = World(launch, placement, DEVICE, timedelta(seconds=60), store)
+    world = World(launch, placement, DEVICE, timedelta(seconds=LONG), store)
     move, told = RoleTransfer(world), {}
     third = torch.tensor([rank + 1 / 3], dtype=torch.float64)
     told["sum"] = all_sum(third.clone(), world.control).item()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.patience import LONG
 from support.tool import functions
 
 from r1zero.config.load import dump
@@ -134,7 +135,7 @@ def test_the_program_says_so_before_it_starts_anything(tiny, tmp_path, flag):
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LONG,
     )
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert done.stderr == f"r1zero: training.bf16: false {NO_FP32}, which means bf16 there\n"
@@ -150,7 +151,7 @@ def test_no_npu_can_be_asked_for_without_importing_torch():
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
-        timeout=60,
+        timeout=LONG,
     )
 
 

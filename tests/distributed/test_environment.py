@@ -16,6 +16,7 @@ import pytest
 import torch.distributed as dist
 import yaml
 from support.launch_sh import launch
+from support.patience import LONG
 from support.small_config import load, write
 from support.tool import functions
 
@@ -55,7 +56,7 @@ def program(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
         [sys.executable, str(ROOT / "r1zero" / "main.py"), *arguments],
         text=True,
         capture_output=True,
-        timeout=120,
+        timeout=LONG,
         env=os.environ | variables,
     )
 
@@ -158,7 +159,7 @@ def test_the_exit_code_is_that_of_the_ranks(tmp_path: Path) -> None:
             "2",
             str(script),
         ]
-        assert subprocess.run(command, timeout=60).returncode == expected
+        assert subprocess.run(command, timeout=LONG).returncode == expected
 
 
 # -- paths -----------------------------------------------------------------------------------------
@@ -388,7 +389,7 @@ def test_a_closed_standard_output_is_no_traceback_a_line(tiny: Path, tmp_path: P
         stdout=write_end,
         text=True,
         stderr=subprocess.PIPE,
-        timeout=150,
+        timeout=LONG,
     )
     os.close(write_end)
     assert (
@@ -441,7 +442,7 @@ def test_only_bad_input_is_told_as_the_users_mistake(
 ) -> None:
     script = PLANTED.format(root=str(ROOT), module=module, name=name, error=error, out=tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", script], text=True, capture_output=True, timeout=150
+        [sys.executable, "-c", script], text=True, capture_output=True, timeout=LONG
     )
     log = tmp_path / "logs" / "rank_0000.log"
     logged = log.read_text() if log.exists() else ""

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.multiproc import run_ranks
+from support.patience import LONG, wait_until
 
 from r1zero import main
 from r1zero.checkpoint import store as checkpoint_store
@@ -41,10 +42,10 @@ def watched(rank: int, folder: Path) -> None:
     os.dup2(os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY), 2)
     sys.stderr = os.fdopen(2, "w")
     watchdog.POLL_SECONDS, watchdog.SILENT_POLLS, watchdog.GRACE_SECONDS = 0.1, 10, 0.5
-    wait(lambda: rank == 0 or (folder / "port").is_symlink())
+    wait_until(lambda: rank == 0 or (folder / "port").is_symlink())
     port = 0 if rank == 0 else int(os.readlink(folder / "port"))
     store = dist.TCPStore(
-        "127.0.0.1", port, None, rank == 0, timedelta(seconds=30), wait_for_workers=False
+        "127.0.0.1", port, None, rank == 0, timedelta(seconds=LONG), wait_for_workers=False
     )
     if rank == 0:
         (folder / "port").symlink_to(str(store.port))  # a link is there whole or not at all
@@ -83,10 +84,10 @@ def test_the_others_name_who_is_gone_and_end(tmp_path, number, victim, sentence)
     for process in ranks:
         process.start()
     try:
-        wait(lambda: all((tmp_path / f"{rank}.up").exists() for rank in range(4)))
+        wait_until(lambda: all((tmp_path / f"{rank}.up").exists() for rank in range(4)))
         os.kill(ranks[victim].pid, number)
         others = [process for rank, process in enumerate(ranks) if rank != victim]
-        wait(lambda: all(process.exitcode is not None for process in others))
+        wait_until(lambda: all(process.exitcode is not None for process in others))
     finally:
         for process in ranks:
             process.kill()
@@ -97,14 +98,6 @@ def test_the_others_name_who_is_gone_and_end(tmp_path, number, victim, sentence)
     assert [line for line in said.splitlines() if line.startswith("r1zero: ")] == [
         f"r1zero: {sentence}"
     ]
-
-
-def wait(until: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Wait until something is so; fails when it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, "time limit"
-        time.sleep(0.02)
 
 
 # -- leaving early ---------------------------------------------------------------------------------
@@ -122,7 +115,7 @@ def as_program(
     if after is not None:
 
         def ask() -> None:
-            wait(after.exists)
+            wait_until(after.exists)
             for number in signals:
                 os.kill(os.getpid(), number)
                 time.sleep(0.01)  # signals of one kind that wait together are one
@@ -243,9 +236,9 @@ def test_ctrl_c_under_launch_sh_on_four_ranks(tiny, tmp_path):
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, stdout=said, stderr=said
         )
-        wait((tmp_path / "metrics.jsonl").exists, seconds=150)
+        wait_until((tmp_path / "metrics.jsonl").exists)
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=60) == EXIT_REQUEUE
+        assert process.wait(timeout=LONG) == EXIT_REQUEUE
     lines = (tmp_path / "said").read_text().splitlines()
     last = steps(tmp_path)[-1]
     assert any(
@@ -304,7 +297,7 @@ def test_a_second_start_is_refused_and_a_killed_run_is_followed(tiny, tmp_path, 
     words = [f"output_dir={folder}", *SHORT]
     recorded = folder / "metrics.jsonl"
     first = begin(words)
-    wait(recorded.exists)
+    wait_until(recorded.exists)
     elsewhere = [f"output_dir={tmp_path / 'b'}", f"actor_rollout.save={folder / 'checkpoints'}"]
     for second in (words, elsewhere + words[1:]):
         assert run_ranks(as_program, 1, second, None) == [BAD_INPUT]
@@ -315,7 +308,7 @@ def test_a_second_start_is_refused_and_a_killed_run_is_followed(tiny, tmp_path, 
     found = [json.loads(line)["step"] for line in recorded.read_text().splitlines()]
     assert found == list(range(1, 41))
     killed = begin(words)
-    wait(lambda: (tmp_path / "run.1").exists() and recorded.exists())
+    wait_until(lambda: (tmp_path / "run.1").exists() and recorded.exists())
     killed.kill()
     killed.join()
     assert run_ranks(as_program, 1, [*words, "training.train_iters=1"], None) == [0]
@@ -330,7 +323,7 @@ def test_a_run_whose_folder_was_moved_ends_and_leaves_what_is_there_now_alone(
     monkeypatch.setattr(watchdog, "GRACE_SECONDS", 0.1)
     folder, recorded = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
     first = begin([f"output_dir={folder}", *SHORT, "training.train_iters=4000"])
-    wait(recorded.exists)
+    wait_until(recorded.exists)
     folder.rename(tmp_path / "moved")
     folder.mkdir()
     recorded.write_text("of somebody else\n")

@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from support.items import random_items
 from support.multiproc import DEVICE
+from support.shapes import small_shape
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1zero.algo.packing import pack
 from r1zero.distributed.device import Device
 from r1zero.distributed.megatron_on_npu import import_mindspeed
-from r1zero.models.config import ModelConfig
 from r1zero.ops import npu
 from r1zero.ops.attention import packed_causal_attention
 from r1zero.rollout import npu_graphs
@@ -179,23 +179,7 @@ def test_the_decode_attention_call_keeps_the_published_contract(library, monkeyp
             npu_fused_infer_attention_score=library.npu_fused_infer_attention_score
         ),
     )
-    shape = ModelConfig(
-        family="qwen2",
-        num_layers=1,
-        hidden_size=64,
-        ffn_hidden_size=1,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        vocab_size=8,
-        max_positions=64,
-        rope_theta=1e4,
-        rope_scaling=None,
-        norm_eps=1e-6,
-        tie_word_embeddings=True,
-        qkv_bias=True,
-        qk_norm=False,
-    )
+    shape = small_shape(num_layers=1)
     pool = BlockPool(shape, 2, torch.float32, torch.device("cpu"), block=4)
     pool.reserve(24)
     torch.manual_seed(3)
@@ -272,23 +256,7 @@ def test_captured_decoding_steps_draw_the_same_samples(library, monkeypatch):
             ),
         ),
     )
-    shape = ModelConfig(
-        family="qwen2",
-        num_layers=2,
-        hidden_size=64,
-        ffn_hidden_size=96,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        vocab_size=128,
-        max_positions=64,
-        rope_theta=1e4,
-        rope_scaling=None,
-        norm_eps=1e-6,
-        tie_word_embeddings=True,
-        qkv_bias=True,
-        qk_norm=False,
-    )
+    shape = small_shape()
     drawn = {}
     for captured in (False, True):
         decoder = Decoder(shape, 1, None, torch.float32, torch.device("cpu"), 96, graphs=captured)
@@ -319,23 +287,7 @@ def test_a_cache_that_grows_where_it_lay_is_captured_anew(monkeypatch):
     captured = []
     monkeypatch.setattr(npu_graphs, "capture_graph", lambda run: (captured.append(run), run()))
     monkeypatch.setattr(npu_graphs, "replay_graph", lambda graph, lengths: None)
-    shape = ModelConfig(
-        family="qwen2",
-        num_layers=2,
-        hidden_size=64,
-        ffn_hidden_size=1,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        vocab_size=8,
-        max_positions=64,
-        rope_theta=1e4,
-        rope_scaling=None,
-        norm_eps=1e-6,
-        tie_word_embeddings=True,
-        qkv_bias=True,
-        qk_norm=False,
-    )
+    shape = small_shape()
     arena = torch.zeros(2 * 20 * 2 * 4 * 16)
     decode = npu_graphs.DecodeGraphs(lambda tokens, step: tokens.float()[:, None], 32)
     for blocks in (10, 20):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.multiproc import DEVICE, run_ranks
+from support.patience import LONG, wait_until
 
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch, read_launch
@@ -116,7 +117,7 @@ def move_body(rank, size, store):
         Launch("single", rank, size, 0, (0,) * size, "", 0),
         placement,
         DEVICE,
-        timedelta(seconds=60),
+        timedelta(seconds=LONG),
         store,
     )
     move, positions = RoleTransfer(world), range(2, 9)
@@ -212,10 +213,9 @@ def start(out: Path, bad: int) -> list[subprocess.Popen]:
 def finish(processes: list[subprocess.Popen]) -> tuple[list[int], str, float]:
     """Wait for the end; exit codes, all of standard error, seconds since the first process
     ended."""
-    while all(process.poll() is None for process in processes):
-        time.sleep(0.1)
+    wait_until(lambda: any(process.poll() is not None for process in processes))
     began = time.monotonic()
-    errors = "".join(process.communicate(timeout=60)[1] for process in processes)
+    errors = "".join(process.communicate(timeout=LONG)[1] for process in processes)
     return [process.returncode for process in processes], errors, time.monotonic() - began
 
 

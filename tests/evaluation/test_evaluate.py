@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.model_folders import base
 from support.multiproc import DEVICE, run_ranks
+from support.patience import LONG
 from support.tool import TOOLS, functions
 from support.worlds import run, samples
 
@@ -207,7 +208,7 @@ def evaluate_body(rank: int, size: int, store: object, arguments: list[str]) -> 
         launch,
         place({"rollout": RoleSize(size, tp)}, colocate=True),
         DEVICE,
-        timedelta(seconds=120),
+        timedelta(seconds=LONG),
         store,
     )
     run(

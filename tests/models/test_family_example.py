@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.multiproc import DEVICE, run_ranks
+from support.patience import LONG
 from support.worlds import metrics, resolved_run
 from transformers import SeedOssConfig, SeedOssForCausalLM
 
@@ -69,7 +70,7 @@ def logprobs_of_both_engines(
     last."""
     sizes = {role: RoleSize(1) for role in ("train", "rollout", "ref")}
     launch = Launch("single", rank, size, 0, (0,), "", 0)
-    world = World(launch, place(sizes, colocate=True), DEVICE, timedelta(seconds=60), store)
+    world = World(launch, place(sizes, colocate=True), DEVICE, timedelta(seconds=LONG), store)
     config = ModelConfig.from_folder(folder)
     model = RoleModel(
         config, world.train, DEVICE, torch.float32, 64, False, recompute=False, seed=1

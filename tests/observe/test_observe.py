@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from support.multiproc import DEVICE, run_ranks
+from support.patience import LONG
 from support.small_config import load
 from support.worlds import make_runtime, metrics
 
@@ -473,7 +474,7 @@ bar.close()
 def shown_by(stderr):
     here = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     return subprocess.run(
-        [sys.executable, "-c", BAR], env=here, stderr=stderr, timeout=60, check=True
+        [sys.executable, "-c", BAR], env=here, stderr=stderr, timeout=LONG, check=True
     )
 
 

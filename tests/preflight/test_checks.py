@@ -335,7 +335,7 @@ def test_token_budgets_replace_the_rules_of_microbatch_sizes(home: Path) -> None
 
 
 def test_neighbours_of_a_huge_batch_are_found_at_once(home: Path) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     problems = check(
         load(
             home,
@@ -345,7 +345,7 @@ def test_neighbours_of_a_huge_batch_are_found_at_once(home: Path) -> None:
         )
     )
     assert any("24 and 48 are the nearest" in problem for problem in problems), problems
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5])

@@ -8,6 +8,7 @@ from inspect import signature
 import numpy as np
 import pytest
 import torch
+from support.shapes import small_shape
 
 from r1zero.checkpoint import manager
 from r1zero.config.load import CONFIGS
@@ -161,23 +162,7 @@ def test_one_node_config_fits_its_npus_and_its_comment() -> None:
 )
 def test_the_engine_makes_room_for_no_more_than_the_estimate(overrides: list[str]) -> None:
     cfg, _ = load_config("tiny", overrides)
-    shape = ModelConfig(
-        family="qwen2",
-        num_layers=2,
-        hidden_size=64,
-        ffn_hidden_size=192,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        vocab_size=320,
-        max_positions=512,
-        rope_theta=1e4,
-        rope_scaling=None,
-        norm_eps=1e-6,
-        tie_word_embeddings=True,
-        qkv_bias=True,
-        qk_norm=False,
-    )
+    shape = small_shape(ffn_hidden_size=192, vocab_size=320, max_positions=512)
     engine = NativeEngine(
         Decoder(shape, 1, None, torch.float32, torch.device("cpu"), cfg.training.seq_length),
         (2,),

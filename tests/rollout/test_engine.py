@@ -11,27 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.shapes import small_shape
 
-from r1zero.models.config import ModelConfig
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import EngineLimits, NativeEngine
 from r1zero.rollout.interface import EngineListener, RolloutProgress, Sampling
 from r1zero.types import Batch, Prompt
 
-SHAPE = ModelConfig(
+SHAPE = small_shape(
     family="qwen3",
-    num_layers=2,
     hidden_size=32,
     ffn_hidden_size=48,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
     vocab_size=64,
     max_positions=512,
-    rope_theta=1e4,
-    rope_scaling=None,
-    norm_eps=1e-6,
-    tie_word_embeddings=True,
     qkv_bias=False,
     qk_norm=True,
 )

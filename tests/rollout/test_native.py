@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.shapes import small_shape
 
-from r1zero.models.config import ModelConfig
 from r1zero.rollout import native
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
@@ -81,22 +81,11 @@ def attend(operators, dtype, block, heads, normed, lengths=(5, 1, 32, 90, 64, 17
     """Attention of six samples of three prompts: two share prompt blocks; returns the output and
     the cache."""
     torch.manual_seed(1)
-    shape = ModelConfig(
-        family="qwen2",
+    shape = small_shape(
         num_layers=1,
-        hidden_size=64,
-        ffn_hidden_size=1,
         num_heads=heads.kv_heads * heads.per_group,
         num_kv_heads=heads.kv_heads,
         head_dim=heads.dim,
-        vocab_size=8,
-        max_positions=64,
-        rope_theta=1e4,
-        rope_scaling=None,
-        norm_eps=1e-6,
-        tie_word_embeddings=True,
-        qkv_bias=True,
-        qk_norm=False,
     )
     pool = BlockPool(shape, heads.kv_heads, dtype, CPU, block)
     pool.reserve(300)

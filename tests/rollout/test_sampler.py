@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.multiproc import run_ranks
+from support.patience import LONG
 
 from r1zero.rollout import sampler
 from r1zero.rollout.sampler import Sampling, sample, uniforms
@@ -97,7 +98,7 @@ def test_uniforms_depend_on_their_key_only():
 
 def cut_body(rank, size, store, logits, sampling):
     dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
+        "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=LONG)
     )
     return sample_all(
         logits.chunk(size, dim=1)[rank].contiguous(), sampling, group=dist.group.WORLD

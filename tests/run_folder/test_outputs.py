@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.multiproc import DEVICE, run_ranks
+from support.patience import LONG
 from support.worlds import metrics, run, train_body
 
 from r1zero.checkpoint import export as exporting
@@ -162,7 +163,7 @@ def test_the_controller_looks_once_more_before_it_moves_anything(inside):
 def refused(rank: int, size: int, store: object, words: list[str]) -> str:
     cfg = load_config("tiny", words)[0]
     launch = Launch("single", rank, size, 0, tuple(range(size)), "", 0)
-    world = World(launch, placement(cfg, size), DEVICE, timedelta(seconds=60), store)
+    world = World(launch, placement(cfg, size), DEVICE, timedelta(seconds=LONG), store)
     with pytest.raises(BadInput) as error:
         prepare(complete(look(cfg, size)), world)
     return str(error.value)
@@ -303,7 +304,7 @@ def spoiled(rank: int, size: int, store: object, words: list[str], way: str) -> 
         Launch("single", rank, size, 0, (0,) * size, "", 0),
         placement(cfg, size),
         DEVICE,
-        timedelta(seconds=60),
+        timedelta(seconds=LONG),
         store,
     )
     runtime = prepare(complete(look(cfg, size)), world)
@@ -408,6 +409,6 @@ def test_a_node_that_sees_the_folder_late_waits_for_it(tmp_path, monkeypatch):
     timer = threading.Timer(0.7, path.write_text, ("of this one",))
     timer.start()
     began = time.monotonic()
-    assert shared._sees(path, "of this one") and 0.6 < time.monotonic() - began < 5
+    assert shared._sees(path, "of this one") and time.monotonic() - began > 0.6
     monkeypatch.setattr(shared, "SECONDS", 0.3)
     assert not shared._sees(path, "of a third")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.patience import LONG
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -17,7 +19,7 @@ def launch(*arguments: str, **variables: str) -> tuple[int, str, str]:
         ["bash", str(ROOT / "launch.sh"), *arguments],
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=LONG,
         env=environment,
     )
     return done.returncode, done.stdout, done.stderr

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from support.patience import LONG
 
 from r1zero.distributed.device import prepare
 
@@ -29,7 +30,7 @@ DEVICE = prepare("cpu", 0)
 
 
 def run_ranks(
-    body: Callable[..., Any], world_size: int, *args: Any, timeout_seconds: float = 180.0
+    body: Callable[..., Any], world_size: int, *args: Any, timeout_seconds: float = LONG
 ) -> list[Any]:
     """Call `body(rank, world_size, store, *args)` on each rank and return the results in rank
     order.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from support.multiproc import DEVICE, run_ranks
+from support.patience import LONG
 
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
@@ -32,11 +33,11 @@ def resolved_run(
     cfg, warnings = load_config(config, overrides)
     run = resolve(cfg, warnings, size, [0] * size)
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    return run, World(launch, run.placement, DEVICE, timedelta(seconds=120), store)
+    return run, World(launch, run.placement, DEVICE, timedelta(seconds=LONG), store)
 
 
 def run(
-    folder: Path, size: int, config: str, overrides: list[str], timeout_seconds: float = 240.0
+    folder: Path, size: int, config: str, overrides: list[str], timeout_seconds: float = LONG
 ) -> Path:
     """Train on `size` ranks into `folder` and return it."""
     run_ranks(
@@ -73,13 +74,25 @@ QUICK = [
     "training.publish_check_interval=1",
 ]
 
+# Two steps of 16 samples, without evaluation.
+SHORT = [
+    "training.train_iters=2",
+    "training.global_batch_size=4",
+    "actor_rollout.ppo_mini_batch_size=16",
+    "actor_rollout.n_samples_per_prompt=4",
+    "actor_rollout.micro_batch_size=4",
+    "ref.micro_batch_size=4",
+    "training.eval_data_path=null",
+    "reward.workers=1",
+]
+
 
 def make_runtime(store, folder, *overrides, rank=0, size=1):
     """What a rank of a run of the tiny model is made of, before its first step."""
     cfg, _ = load_config("tiny", [*QUICK, f"output_dir={folder}", *overrides])
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     run = complete(look(cfg, size))
-    return prepare(run, World(launch, run.placement, DEVICE, timedelta(seconds=60), store))
+    return prepare(run, World(launch, run.placement, DEVICE, timedelta(seconds=LONG), store))
 
 
 def make_world(rank, size, store, train, rollout=None, ref=None):
@@ -93,4 +106,4 @@ def make_world(rank, size, store, train, rollout=None, ref=None):
         colocate=True,
     )
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    return World(launch, placement, DEVICE, timedelta(seconds=60), store)
+    return World(launch, placement, DEVICE, timedelta(seconds=LONG), store)

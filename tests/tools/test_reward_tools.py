@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.boxed import boxed
+from support.patience import LONG
 from support.tool import TOOLS, functions, run_here
 
 from r1zero.config.schema import Reward
@@ -26,7 +27,7 @@ GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"
 def run(tool: str, *arguments: str) -> tuple[int, str, str]:
     """Run a tool; exit code, standard output, standard error."""
     command = [sys.executable, str(TOOLS / tool), *arguments]
-    done = subprocess.run(command, text=True, capture_output=True, timeout=120)
+    done = subprocess.run(command, text=True, capture_output=True, timeout=LONG)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from support.multiproc import run_ranks
+from support.patience import LONG
+from support.shapes import small_shape
 
 from r1zero.distributed.placement import RankGrid
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelConfig
 from r1zero.models.layout import WeightLayout, WeightTarget
 from r1zero.models.params import local_shape, local_view, merge, param_table, shard, stage_of
 from r1zero.weight_sync import broadcast
@@ -21,7 +22,7 @@ from r1zero.weight_sync.plan import plan
 
 
 def model(tied=True, qk_norm=False, family="qwen2"):
-    return ModelConfig(
+    return small_shape(
         family=family,
         num_layers=4,
         hidden_size=16,
@@ -31,11 +32,7 @@ def model(tied=True, qk_norm=False, family="qwen2"):
         head_dim=4,
         vocab_size=32,
         max_positions=32,
-        rope_theta=1e4,
-        rope_scaling=None,
-        norm_eps=1e-6,
         tie_word_embeddings=tied,
-        qkv_bias=True,
         qk_norm=qk_norm,
     )
 
@@ -190,7 +187,7 @@ def in_world(rank, world_size, store, body, *args):
     """Run body(rank, *args) in a gloo world that all ranks leave together: the last may still be
     reading."""
     dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=30)
+        "gloo", store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=LONG)
     )
     body(rank, *args)
     dist.barrier()
