@@ -281,15 +281,7 @@ def begin(words: list[str]) -> multiprocessing.Process:
     return process
 
 
-SHORT = [
-    "training.train_iters=40",
-    "training.eval_data_path=",
-    "training.global_batch_size=4",
-    "actor_rollout.micro_batch_size=2",
-    "ref.micro_batch_size=1",
-    "actor_rollout.n_samples_per_prompt=4",
-    "actor_rollout.ppo_mini_batch_size=8",
-]
+SHORT = [*SMALL_STEPS, "training.train_iters=40"]
 
 
 def test_a_second_start_is_refused_and_a_killed_run_is_followed(tiny, tmp_path, capfd):

@@ -61,11 +61,10 @@ def reference_logprobs(model, item, temperature, unused=()):
     return logits.log_softmax(-1).gather(1, tokens[len(item.prompt.tokens) :, None])[:, 0].numpy()
 
 
-def trainer_body(rank, size, store, folder, layout, sequence_parallel, unused=()):
-    world = make_world(rank, size, store, layout)
-    shape = ModelConfig.from_folder(folder)
+def loaded_model(world, folder, sequence_parallel, unused):
+    """The trainer's model in fp32, with the weights of a folder."""
     model = RoleModel(
-        shape,
+        ModelConfig.from_folder(folder),
         world.train,
         DEVICE,
         torch.float32,
@@ -76,6 +75,12 @@ def trainer_body(rank, size, store, folder, layout, sequence_parallel, unused=()
         unused=unused,
     )
     model.load(folder)
+    return model
+
+
+def trainer_body(rank, size, store, folder, layout, sequence_parallel, unused=()):
+    world = make_world(rank, size, store, layout)
+    model = loaded_model(world, folder, sequence_parallel, unused)
     found = items(512, unused=unused)
     return compute_logprobs(model, model.module, [found[:3], found[3:]], 0.8)
 
@@ -228,18 +233,7 @@ def engine_body(
     batch = Batch(step=2, version=4, prompts=prompts, samples_per_prompt=3, minibatch_size=15)
     engine.submit(batch, grid.share(len(prompts)), sampling)
     groups = engine.collect(0)
-    model = RoleModel(
-        shape,
-        world.train,
-        DEVICE,
-        torch.float32,
-        128,
-        False,
-        recompute=False,
-        seed=1,
-        unused=unused,
-    )
-    model.load(folder)
+    model = loaded_model(world, folder, False, unused)
     samples = [
         TrainSample(g.position * 3 + i, g.position, g.prompt, s)
         for g in groups

@@ -34,3 +34,12 @@ def test_no_test_imports_a_test() -> None:
             else:
                 continue
             assert not any(name.split(".")[-1].startswith("test_") for name in names), path
+
+
+def test_no_test_has_a_time_limit_of_its_own() -> None:
+    """A limit that fits today's machine fails on a busy one: support/patience.py has the one."""
+    limits = {"timeout", "timeout_seconds"}
+    for path in TESTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg in limits:
+                assert not isinstance(node.value, ast.Constant), f"{path}, line {node.lineno}"

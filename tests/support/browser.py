@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from support.patience import LONG
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -56,7 +57,7 @@ def opened(
     context = browser.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, reduced_motion="reduce"
     )
-    context.set_default_timeout(5_000)
+    context.set_default_timeout(1000 * LONG)
     result = Opened(context.new_page())
     result.page.on("request", lambda request: result.requests.append(request.url))
     result.page.on("pageerror", lambda error: result.complaints.append(str(error)))
@@ -64,6 +65,6 @@ def opened(
         "console", lambda message: result.complaints.append(f"{message.type}: {message.text}")
     )
     result.page.goto(path.resolve().as_uri())
-    result.page.wait_for_selector("html[data-ready]", timeout=20_000)
+    result.page.wait_for_selector("html[data-ready]", timeout=1000 * LONG)
     yield result
     context.close()
