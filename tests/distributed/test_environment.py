@@ -318,7 +318,7 @@ def shell(words: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
         ["bash", "-c", f"{command} {words}"],
         env=os.environ | variables,
         capture_output=True,
-        timeout=150,
+        timeout=LONG,
     )
 
 
