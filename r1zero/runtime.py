@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from r1zero.algo.selection import AllGroups, GroupSelector
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
-from r1zero.config.schema import Reward
 from r1zero.data.ends import Ends, find_ends
 from r1zero.data.layout import DataSource
 from r1zero.data.prompts import Prompts, decode, load_tokenizer, vocabulary_of
@@ -29,6 +28,7 @@ from r1zero.policy.idle import AnyActor, AnyReference, IdleActor, IdleReference
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.reference import Reference
 from r1zero.preflight.run import ModelFiles, Run
+from r1zero.reward.config import RewardConfig
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.manager import RewardManager
 from r1zero.rollout.engines import choose_engine
@@ -155,14 +155,8 @@ def build_runtime(run: Run, world: World) -> Runtime:
             eval_prompts = _prompts(run, run.eval_data, tokens.tokenizer)
     policy = _policy(run, world, tokens.unused)
     reference = _reference(run, world, tokens.unused)
-    algorithm = run.config.algorithm
     reward_manager = build_reward_manager(
-        algorithm.verifier_function,
-        algorithm.verifier_weight,
-        run.config.reward,
-        run.config.response_budget,
-        world,
-        tokens.tokenizer,
+        run.reward_config, run.config.response_budget, world, tokens.tokenizer
     )
     engine = build_engine(
         run.engine_config, run.actor, run.dtype, world, tokens.ends, tokens.unused, reward_manager
@@ -292,18 +286,13 @@ def _publisher(run: Run, world: World, policy: AnyActor, engine: RolloutEngine) 
 
 
 def build_reward_manager(
-    functions: Sequence[str],
-    weights: Sequence[float],
-    reward: Reward,
-    limit: int,
-    world: World,
-    tokenizer: PreTrainedTokenizerBase,
+    config: RewardConfig, limit: int, world: World, tokenizer: PreTrainedTokenizerBase
 ) -> RewardManager:
     """Build what scores the samples of a replica, of at most `limit` tokens, on the rank that hands
     them on; it does nothing elsewhere."""
     executor = None
     if world.rollout.is_output_rank:
-        executor = RewardExecutor(functions, weights, reward)
+        executor = RewardExecutor(config)
     return RewardManager(executor, partial(decode, tokenizer, special=False), limit)
 
 

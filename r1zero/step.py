@@ -14,9 +14,8 @@ each role waits for, and who ends the wait:
     ref      the groups of minibatch m            rollout, by handing over
     train    the same with reference log-probs    ref, by handing over
 
-Simpler than DeepSeek-R1-Zero (arXiv:2501.12948): one loss for all tokens of a minibatch, no
-language reward, a reference that is never replaced. No branch is taken on a value that not all
-ranks hold.
+Simpler than DeepSeek-R1-Zero (arXiv:2501.12948): one loss for all tokens of a minibatch, a
+reference that is never replaced. No branch is taken on a value that not all ranks hold.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
 
     # Draw. The plan is the same object on every rank: who generates what, and in which minibatch.
     with clock.span("draw"):
-        batch = move.from_controller(runtime.draw, step)
+        batch = move.share_batch(move.at_controller(runtime.draw, step))
         mine = rollout.share(len(batch.prompts))
         runtime.engine.submit(batch, mine, runtime.sampling)
         runtime.policy.begin(batch)

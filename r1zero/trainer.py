@@ -289,12 +289,12 @@ def _conclude(
 
 def _rows(keys: list[str]) -> list[tuple[str, str]]:
     names = {"acc": "accuracy", "base_acc": "accuracy"}
-    rules = [
+    rights = [
         (key, names.get(key.split("/")[1], key.split("/")[1]))
         for key in keys
         if key.endswith("/right")
     ]
-    return rules + [("reward/mean", "reward"), ("response_length/mean", "response length")]
+    return rights + [("reward/mean", "reward"), ("response_length/mean", "response length")]
 
 
 def _shown(key: str, value: float) -> str:

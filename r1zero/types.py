@@ -12,9 +12,10 @@ and log-probs and the loss mask, the reward executor scores and reward, the ref 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def joined(updates: Sequence[UpdateStats], key: str) -> float:
 
 
 class Outcome(IntEnum):
-    """How the judgement of one sample by one rule ended. Failures are never a silent zero."""
+    """How the scoring of one sample by one reward function ended. Failures are never a silent zero."""
 
     RIGHT = 0
     WRONG = 1
@@ -67,13 +68,13 @@ class Outcome(IntEnum):
 
     @property
     def failed(self) -> bool:
-        """True when the rule itself failed: the value says nothing about the response."""
+        """True when the function itself failed: the value says nothing about the response."""
         return self in (Outcome.TIMEOUT, Outcome.CRASH)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one rule said about one response: `value` before its weight, and how it came about."""
+    """What one reward function said about one response: `value` before its weight, and how it came about."""
 
     value: float
     outcome: Outcome
@@ -88,6 +89,9 @@ class Prompt:
     text: str
     tokens: np.ndarray  # int32 [prompt tokens]
     answer: str
+    # The columns of the data that reward functions see; None where none sees any, and on ranks that
+    # do not score.
+    row: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -99,7 +103,7 @@ class Sample:
     logprobs: np.ndarray  # float32 [T]
     truncated: bool
     version: int  # of the weights it was drawn with, as the engine that held them says
-    scores: dict[str, Score] = field(default_factory=dict)  # by rule
+    scores: dict[str, Score] = field(default_factory=dict)  # by reward function
     reward: float = math.nan  # weighted sum of the scores
     ref_logprobs: np.ndarray | None = None  # float32 [T]
     advantage: float = math.nan
@@ -171,6 +175,13 @@ class Batch:
     @property
     def num_minibatches(self) -> int:
         return self.num_samples // self.minibatch_size
+
+    def with_rows(self, rows: Mapping[int, Mapping[str, Any] | None]) -> Batch:
+        """The same batch with these data rows, by position, and no others."""
+        prompts = [
+            replace(prompt, row=rows.get(position)) for position, prompt in enumerate(self.prompts)
+        ]
+        return replace(self, prompts=prompts)
 
     def arrivals(self, minibatch: int) -> range:
         """Positions of the prompts whose first sample lies in this minibatch.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from math import inf
 from pathlib import Path
@@ -25,7 +26,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero.config.command_line import CommandLine
 from r1zero.config.paths import expand, user_path
-from r1zero.config.schema import MAP_KEYS, Reward
+from r1zero.config.schema import MAP_KEYS
 from r1zero.data.layout import ColumnLayout
 from r1zero.data.preprocessed import is_preprocessed
 from r1zero.data.problems import parse_json
@@ -41,7 +42,8 @@ from r1zero.models.family import register_own
 from r1zero.preflight import files
 from r1zero.preflight.datasets import check_data, compares
 from r1zero.preflight.run import ModelFiles
-from r1zero.reward.rules import check_names
+from r1zero.reward.choose import choose, columns_of
+from r1zero.reward.config import RewardConfig
 from r1zero.rollout.engines import engine_problems
 from r1zero.run_folder.folder import check_writable
 from r1zero.weights.detect import config_folder
@@ -111,7 +113,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--verifier",
         nargs="+",
         default=["acc", "format"],
-        help="scorers, as in algorithm.verifier_function",
+        help="reward functions, as in algorithm.verifier_function",
     )
     add(
         "--dtype",
@@ -144,7 +146,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         ),
     )
     add("--workers", type=int, default=2, help="processes that score, beside each replica")
-    add("--deadline-seconds", type=float, default=10.0, help="for one answer and one scorer")
+    add("--deadline-seconds", type=float, default=10.0, help="for one call of a reward function")
     add(
         "--output",
         type=user_path,
@@ -182,6 +184,7 @@ def request(args: argparse.Namespace) -> EvalRequest:
     from r1zero.evaluation.standalone import EvalRequest
 
     folder = model_folder(args)
+    kept = kept_columns(args)
     shape = ModelConfig.from_folder(folder)
     return EvalRequest(
         model=ModelFiles(load=args.model, folder=folder, shape=shape),
@@ -191,7 +194,7 @@ def request(args: argparse.Namespace) -> EvalRequest:
         max_cache_tokens=args.max_tokens_to_oom,
         stop=args.stop,
         template=Template(args.prompt_type, args.prompt_type_path),
-        data={path: layout(keys) for path, keys in map_keys(args).items()},
+        data={path: layout(keys, kept) for path, keys in map_keys(args).items()},
         problems=args.problems,
         samples_per_problem=args.k,
         temperature=args.temperature,
@@ -199,8 +202,12 @@ def request(args: argparse.Namespace) -> EvalRequest:
         top_k=args.top_k,
         seed=args.seed,
         max_new_tokens=args.max_new_tokens,
-        reward_functions=tuple(args.verifier),
-        reward=Reward(workers=args.workers, deadline_seconds=args.deadline_seconds),
+        rewards=RewardConfig(
+            names=args.verifier,
+            weights=[1 / len(args.verifier)] * len(args.verifier),  # only the report's mean shows
+            workers=args.workers,
+            deadline_seconds=args.deadline_seconds,
+        ),
     )
 
 
@@ -228,8 +235,8 @@ def _columns(text: str) -> dict[str, str]:
     return keys
 
 
-def layout(keys: dict[str, str]) -> ColumnLayout:
-    return ColumnLayout(keys, held_out=True, columns_key="--map-keys", skip_key="")
+def layout(keys: dict[str, str], kept: Mapping[str, str]) -> ColumnLayout:
+    return ColumnLayout(keys, held_out=True, columns_key="--map-keys", skip_key="", kept=kept)
 
 
 def model_dtype(folder: Path) -> Dtype:
@@ -283,10 +290,24 @@ def check(args: argparse.Namespace, launch: Launch) -> list[str]:
             f"{launch.world_size} ranks of this job"
         )
     problems += check_dtype(f"--dtype: {args.dtype}", dtype_of(args) is Dtype.BF16, None)
-    problems += [f"--verifier: {problem}" for problem in check_names(args.verifier)]
+    problems += check_verifier(args.verifier)
     problems += engine_problems(args.engine, "--engine")
     problems += check_writable("--output", str(output_folder(args)))
     return problems or check_files(args)
+
+
+def check_verifier(names: list[str]) -> list[str]:
+    """Each reward function is known, and can be loaded if it is one's own."""
+    try:
+        choose(names, {}, "--verifier")
+    except BadInput as error:
+        return str(error).splitlines()
+    return []
+
+
+def kept_columns(args: argparse.Namespace) -> dict[str, str]:
+    """The columns of the data that the reward functions see."""
+    return columns_of(choose(args.verifier, {}).values())
 
 
 def check_files(args: argparse.Namespace) -> list[str]:
@@ -304,7 +325,8 @@ def check_files(args: argparse.Namespace) -> list[str]:
     template = None if wrong else Template(args.prompt_type, args.prompt_type_path)
     compared = compares(args.verifier)
     for path, keys in map_keys(args).items():
-        problems += check_data("--data", path, layout(keys), template, compared, vocab_size)
+        columns = layout(keys, kept_columns(args))
+        problems += check_data("--data", path, columns, template, compared, vocab_size)
     problems += wrong
     if problems or template is None:
         return problems

@@ -1,11 +1,12 @@
-"""Scores the saved samples of a run again and prints what changed: the effect of other scorers or
-settings.
+"""Scores the saved samples of a run again and prints what changed: the effect of other reward
+functions or settings.
 
     python tools/rescore.py runs/tiny/samples/*.parquet [--verifier acc format] [--config CONFIG]
 
-Scorers, their settings, the response budget and the tokenizer are those of CONFIG, by default the
-run's own config.yaml; --verifier names other scorers. The responses are those that training saw:
-without special tokens.
+Reward functions, their settings, the response budget and the tokenizer are those of CONFIG, by
+default the run's own config.yaml; --verifier names other functions. The responses are those that
+training saw: without special tokens. The columns of the data that reward functions see are read
+from the data of CONFIG.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -27,12 +28,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from r1zero.config.command_line import CommandLine
 from r1zero.config.paths import user_path
 from r1zero.config.schema import Config
+from r1zero.data.blend import split_blend
+from r1zero.data.layout import layout_of
+from r1zero.data.preprocessed import is_preprocessed
+from r1zero.data.problems import read_problems
 from r1zero.data.prompts import load_tokenizer, vocabulary_of
+from r1zero.data.row_reader import Problem
+from r1zero.data.template import Template
 from r1zero.errors import BadInput
 from r1zero.preflight.resolve import load_config
+from r1zero.reward.choose import choose, columns_of
+from r1zero.reward.config import RewardConfig, reward_config
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.math.gold import read_gold
-from r1zero.reward.rules import check_names
 from r1zero.reward.types import RewardInput
 from r1zero.types import Score
 
@@ -52,7 +60,7 @@ COLUMNS = (
 
 @dataclass
 class Changes:
-    """What one scorer, or the reward, says otherwise than before."""
+    """What one reward function, or the reward, says otherwise than before."""
 
     outcomes: Counter[str] = field(default_factory=Counter)  # "right -> wrong"
     examples: list[str] = field(default_factory=list)
@@ -64,23 +72,32 @@ def main() -> int:
     parser.add_argument(
         "files", nargs="+", type=user_path, metavar="FILE", help="samples/step_*.parquet"
     )
-    parser.add_argument("--verifier", nargs="+", metavar="SCORER", help="default: those of CONFIG")
+    parser.add_argument(
+        "--verifier", nargs="+", metavar="FUNCTION", help="default: those of CONFIG"
+    )
     parser.add_argument(
         "--config", help="default: config.yaml of the run that the first file belongs to"
     )
-    parser.add_argument("--examples", type=int, default=5, help="to print for each scorer")
+    parser.add_argument("--examples", type=int, default=5, help="to print for each function")
     args = parser.parse_args()
     try:
         cfg, _ = load_config(
             args.config or str(args.files[0].resolve().parent.parent / "config.yaml")
         )
-        names = args.verifier or cfg.algorithm.verifier_function
-        for problem in check_names(names):
-            raise BadInput(f"--verifier: {problem}")
+        config = reward_config(cfg)
+        if args.verifier:
+            config = replace(config, names=args.verifier, weights=[1.0] * len(args.verifier))
+        kept = columns_of(choose(config.names, config.settings).values())
         special = vocabulary_of(load_tokenizer(cfg.training.tokenizer_name_or_path)).special
         groups = [group for path in args.files for group in read_groups(path)]
+        if kept:
+            add_rows(cfg, kept, groups)
         rescore(
-            cfg, names, groups, re.compile("|".join(map(re.escape, special)) or "$^"), args.examples
+            cfg,
+            config,
+            groups,
+            re.compile("|".join(map(re.escape, special)) or "$^"),
+            args.examples,
         )
     except (BadInput, RuntimeError) as error:
         print(f"rescore.py: {error}", file=sys.stderr)
@@ -106,16 +123,43 @@ def read_groups(path: Path) -> Iterator[list[dict]]:
         ]
 
 
+def add_rows(cfg: Config, kept: Mapping[str, str], groups: list[list[dict]]) -> None:
+    """Give each sample the columns `kept` of its row in the data that the run was trained on.
+
+    BadInput when that data is not there, or is another.
+    """
+    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
+    layout = layout_of(cfg.training, False, kept).fitting(template)
+    problems: list[Problem | None] = []
+    for _, path in split_blend(cfg.actor_rollout.data_path):
+        if is_preprocessed(path):
+            layout.refuse_tokens(path)
+        rows = read_problems(path, layout).rows
+        while rows[-1] is None:  # as in data/prompts.py: the next set begins behind the last prompt
+            rows.pop()
+        problems += rows
+    for group in groups:
+        for sample in group:
+            index = sample["prompt_index"]
+            problem = problems[index] if index < len(problems) else None
+            if problem is None or problem.answer != sample["ground_truth"]:
+                raise BadInput(
+                    f"{sample['place']}: row {index} of {cfg.actor_rollout.data_path} is not its "
+                    "problem; give --config with the data of the run"
+                )
+            sample["row"] = problem.row
+
+
 def rescore(
-    cfg: Config, names: list[str], groups: list[list[dict]], special: re.Pattern[str], shown: int
+    cfg: Config,
+    config: RewardConfig,
+    groups: list[list[dict]],
+    special: re.Pattern[str],
+    shown: int,
 ) -> None:
-    """Score the groups and print what changed; the reward, too, when the scorers are those of the
+    """Score the groups and print what changed; the reward, too, when the functions are those of the
     run."""
-    whole = names == cfg.algorithm.verifier_function
-    if whole:
-        weights = cfg.algorithm.verifier_weight
-    else:
-        weights = [1.0] * len(names)
+    whole = config.names == cfg.algorithm.verifier_function
     cases = (
         [
             RewardInput(
@@ -125,13 +169,16 @@ def rescore(
                 row["response_length"],
                 cfg.response_budget,
                 row["truncated"],
+                row=row.get("row") or {},
             )
             for row in group
         ]
         for group in groups
     )
-    with RewardExecutor(names, weights, cfg.reward) as executor:
-        changes = {name: Changes() for name in [*executor.scorers, *(["reward"] if whole else [])]}
+    with RewardExecutor(config) as executor:
+        changes = {
+            name: Changes() for name in [*executor.functions, *(["reward"] if whole else [])]
+        }
         stream = tqdm(executor.stream(cases), total=len(groups), disable=None)
         for group, members in zip(groups, stream, strict=True):
             for row, scores in zip(group, members, strict=True):
@@ -144,7 +191,7 @@ def rescore(
                         f"{row['reward']:g} -> {executor.reward(scores):g}",
                         shown,
                     )
-    print(f"{sum(map(len, groups))} samples scored again by {', '.join(names)}")
+    print(f"{sum(map(len, groups))} samples scored again by {', '.join(config.names)}")
     for name, change in changes.items():
         print(f"\n{name}: {change.outcomes.total() or 'no'} changes")
         for what, count in change.outcomes.most_common(20):

@@ -3,11 +3,12 @@
     python tools/score.py --input cases.jsonl [--verifier acc format] [--config CONFIG]
 
 In, one JSON object a line: {"gold": "1/2", "response": "It is \\boxed{0.5}."}; "prompt" and, for
-scorers of length, "tokens", "limit" and "truncated" may be given, too. Out, one line for each in
-the same order: {"outcome": "right", "scores": {"acc": 1.0, "format": 0.0}}; the outcome is that of
-the first scorer: right, wrong, copied (if "prompt" is given), no_answer, graded, timeout or crash.
-Each line is a group of its own to scorers that compare responses. Values of the scorers, deadline
-and workers are those of CONFIG (a file or a name under configs/), or the defaults.
+reward functions of length, "tokens", "limit" and "truncated" may be given, too, and the columns that
+reward functions see. Out, one line for each in the same order:
+{"outcome": "right", "scores": {"acc": 1.0, "format": 0.0}}; the outcome is that of the first
+function: right, wrong, copied (if "prompt" is given), no_answer, graded, timeout or crash. Each line
+is a group of its own to functions that compare responses. Settings, deadline and workers are those
+of CONFIG (a file or a name under configs/), or the defaults.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1zero.config.command_line import CommandLine
 from r1zero.config.paths import user_path
-from r1zero.config.schema import Reward
 from r1zero.errors import BadInput
 from r1zero.preflight.resolve import load_config
+from r1zero.reward.choose import choose
+from r1zero.reward.config import RewardConfig, reward_config
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.math.gold import judge, read_gold
-from r1zero.reward.rules import NEED_TOKENS, VERDICTS, check_names
-from r1zero.reward.types import RewardInput
+from r1zero.reward.types import Declaration, RewardInput
 
 BAD_INPUT = 2
 SHOWN = 20  # bad lines
@@ -42,45 +45,48 @@ def main() -> int:
         "--input", required=True, type=user_path, help="JSON lines with gold and response"
     )
     parser.add_argument(
-        "--verifier", nargs="+", metavar="SCORER", help="default: those of CONFIG, or acc format"
+        "--verifier", nargs="+", metavar="FUNCTION", help="default: those of CONFIG, or acc format"
     )
-    parser.add_argument("--config", help="take scorers and their settings from this configuration")
+    parser.add_argument(
+        "--config", help="take reward functions and their settings from this configuration"
+    )
     args = parser.parse_args()
     try:
-        names, reward = ["acc", "format"], Reward()
+        config = RewardConfig(names=["acc", "format"], weights=[1.0, 1.0])
         if args.config:
             cfg, _ = load_config(args.config)
-            names = cfg.algorithm.verifier_function
-            reward = cfg.reward
-        names = args.verifier or names
-        problems = [f"--verifier: {problem}" for problem in check_names(names)]
-        with_tokens = any(name in NEED_TOKENS for name in names)
-        if problems:
-            cases = []
-        else:
-            cases = read_cases(args.input, with_tokens, problems)
+            config = reward_config(cfg)
+        if args.verifier:
+            config = replace(config, names=args.verifier, weights=[1.0] * len(args.verifier))
+        declared = [each.declared for each in choose(config.names, config.settings).values()]
+        problems: list[str] = []
+        cases = read_cases(args.input, declared, problems)
     except BadInput as error:
-        problems = [str(error)]
+        problems = str(error).splitlines()
     if problems:
         return _refuse(problems)
     verdict = judge([case.gold for case in cases])
-    if verdict.odd and set(names) & set(VERDICTS):
+    if verdict.odd and any(each.gives_verdict for each in declared):
         print(
             f"score.py: warning: {verdict.odd} of {verdict.total} golds do not look like "
             f"answers: {', '.join(verdict.examples)}",
             file=sys.stderr,
         )
     try:
-        _score(cases, names, reward)
+        _score(cases, config)
     except RuntimeError as error:
         return _refuse([str(error)])
     return 0
 
 
-def read_cases(path: Path, with_tokens: bool, problems: list[str]) -> list[RewardInput]:
-    """Read all cases; what is wrong with a line goes to `problems`. BadInput when there is no such
+def read_cases(
+    path: Path, declared: Sequence[Declaration], problems: list[str]
+) -> list[RewardInput]:
+    """Read all cases, with what reward functions need; what is wrong with a line goes to `problems`. BadInput when there is no such
     file."""
     cases = []
+    with_tokens = any(each.needs_tokens for each in declared)
+    columns = [column for each in declared for column in each.columns]
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -89,13 +95,13 @@ def read_cases(path: Path, with_tokens: bool, problems: list[str]) -> list[Rewar
         if not line.strip():
             continue
         try:
-            cases.append(_case(json.loads(line), with_tokens))
+            cases.append(_case(json.loads(line), with_tokens, columns))
         except (BadInput, ValueError, RecursionError) as error:  # what json and _case raise
             problems.append(f"{path}, line {number}: {error}")
     return cases
 
 
-def _case(row: object, with_tokens: bool) -> RewardInput:
+def _case(row: object, with_tokens: bool, columns: Sequence[str]) -> RewardInput:
     """Check one row. BadInput with what is wrong."""
     if not isinstance(row, dict):
         raise BadInput('it must be an object such as {"gold": "5", "response": "\\\\boxed{5}"}')
@@ -110,6 +116,9 @@ def _case(row: object, with_tokens: bool) -> RewardInput:
             raise BadInput(f"{key} {found}; it must be {wanted}")
         return value
 
+    for column in columns:
+        if column not in row:
+            raise BadInput(f"{column} is missing; a reward function sees this column")
     lengths = None if with_tokens else 0
     return RewardInput(
         prompt=given("prompt", (str,), "a text", ""),
@@ -118,11 +127,12 @@ def _case(row: object, with_tokens: bool) -> RewardInput:
         tokens=given("tokens", (int,), "the length of the response", lengths),
         limit=given("limit", (int,), "the most tokens that a response may have", lengths),
         truncated=given("truncated", (bool,), "true or false", False),
+        row={column: row[column] for column in columns},
     )
 
 
-def _score(cases: list[RewardInput], names: list[str], reward: Reward) -> None:
-    with RewardExecutor(names, [1.0] * len(names), reward) as executor:
+def _score(cases: list[RewardInput], config: RewardConfig) -> None:
+    with RewardExecutor(config) as executor:
         stream = executor.stream([case] for case in cases)
         for [scores] in tqdm(stream, total=len(cases), unit="case", disable=None):
             outcome = next(iter(scores.values())).outcome.name.lower()

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from r1zero.algo.registry import Table
+from r1zero.config.registry import Table
 from r1zero.errors import BadInput
 from r1zero.types import Group
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from r1zero.algo.registry import Table
+from r1zero.config.registry import Table
 
 if TYPE_CHECKING:
     import torch

@@ -23,6 +23,7 @@ from r1zero.config.parse import SourcedValue, parse, read_yaml, spelled
 from r1zero.config.paths import expand
 from r1zero.config.rules import check_sound_keys
 from r1zero.config.schema import ADVANTAGE, CONFIGS, Config
+from r1zero.config.settings import SettingsReader, as_given, given_settings
 from r1zero.config.unread import note_unread
 from r1zero.config.validate import build, field_names, value_of
 from r1zero.errors import BadInput, Diagnostics, nearest, readable
@@ -57,18 +58,22 @@ FREE_KEYS = (
 )
 
 
-def read_config(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+def read_config(
+    name_or_path: str, overrides: Sequence[str] = (), read_settings: SettingsReader = as_given
+) -> tuple[Config, list[str]]:
     """Read a configuration and return it with warnings. BadInput with a sentence for each mistake.
 
-    A bare name means configs/<name>.yaml; an override is `section.key=value`. Each key by itself
-    is right then. Rules among keys are told here when a key is wrong, else by the checks before a
+    A bare name means configs/<name>.yaml; an override is `section.key=value`. `read_settings`
+    knows what stands below reward.settings. Each key by itself is right then. Rules among keys are told here when a key is wrong, else by the checks before a
     start, together with what is wrong with files.
     """
     with readable():
-        return _read(_find(expand(name_or_path)), overrides)
+        return _read(_find(expand(name_or_path)), overrides, read_settings)
 
 
-def _read(path: Path, overrides: Sequence[str]) -> tuple[Config, list[str]]:
+def _read(
+    path: Path, overrides: Sequence[str], read_settings: SettingsReader
+) -> tuple[Config, list[str]]:
     notes = Diagnostics()
     sections = _split(read_yaml(path), notes)
     wrong_sections = list(notes.problems)
@@ -77,7 +82,7 @@ def _read(path: Path, overrides: Sequence[str]) -> tuple[Config, list[str]]:
     models = _models(sections, path, notes)
     if wrong_sections:  # their keys would all seem to be missing
         raise BadInput("\n".join(notes.problems))
-    cfg = _build(sections, models, path, notes)
+    cfg = _build(sections, models, path, read_settings, notes)
     if notes.problems:
         raise BadInput("\n".join([*notes.problems, *check_sound_keys(cfg)]))
     return _with_defaults(cfg, notes), notes.warnings
@@ -256,10 +261,16 @@ def _model_file(name: str, path: Path, notes: Diagnostics) -> dict[str, Any]:
 
 
 def _build(
-    sections: dict[str, Any], models: dict[str, dict[str, Any]], path: Path, notes: Diagnostics
+    sections: dict[str, Any],
+    models: dict[str, dict[str, Any]],
+    path: Path,
+    read_settings: SettingsReader,
+    notes: Diagnostics,
 ) -> Config:
     """Merge, check and type all sections. With problems noted, wrong keys are left out of them."""
     given = _given(sections, models, notes)
+    settings = read_settings(given_settings(sections["reward"], notes), notes)
+    given["reward"]["settings"] = SourcedValue(settings, "reward.settings")
     built: dict[str, Any] = {}
     for section, kind in SECTIONS.items():
         built[section] = build(kind, given[section], section, notes)
@@ -283,9 +294,10 @@ def _given(
     given = {}
     for section, kind in SECTIONS.items():
         own = field_names(kind)
-        accepted = own if section in ("algorithm", "resource_pool") else own | FREE_KEYS
+        known = own | set(legacy.REWARD_SETTINGS) if section == "reward" else own
+        accepted = known if section in ("algorithm", "resource_pool") else known | FREE_KEYS
         _refuse_unknown(sections[section], accepted, f"{section}.", notes)
-        _note_ineffective(section, sections[section], own, notes)
+        _note_ineffective(section, sections[section], known, notes)
         everything = merged.get(section) or _placed(sections[section], f"{section}.")
         given[section] = {key: item for key, item in everything.items() if key in own}
     return given
@@ -331,7 +343,7 @@ def _note_ineffective(section: str, mapping: dict, own: set[str], notes: Diagnos
         if where in legacy.NO_EFFECT_FIELDS:
             notes.ignore(where, legacy.NO_EFFECT_FIELDS[where])
         elif section == "reward" and key not in own:
-            notes.ignore(where, "rules score the responses, there is no reward model")
+            notes.ignore(where, "reward functions score the responses, there is no reward model")
         elif key in legacy.NO_EFFECT:
             notes.ignore(where, legacy.NO_EFFECT[key])
         elif section == "ref" and key in field_names(schema.ActorRollout) - own:

@@ -33,6 +33,11 @@ def short_name(name: str) -> str:
     return f"{place.rpartition('.')[2]}.{name}"
 
 
+def own_name(name: str) -> str:
+    """The name of own code in its file or module."""
+    return _split(name)[1]
+
+
 def own_files(names: Iterable[str]) -> list[str]:
     """Paths of the files among names that are written as `path.py:name`."""
     places = [_split(name)[0] for name in names]

@@ -33,14 +33,14 @@ def check_sound_keys(cfg: Config) -> list[str]:
 
 def check_weights(cfg: Config) -> list[str]:
     """One weight for each reward function."""
-    rules = cfg.algorithm.verifier_function
+    names = cfg.algorithm.verifier_function
     weights = cfg.algorithm.verifier_weight
-    if len(rules) == len(weights) or not rules:  # that there are none is told by itself
+    if len(names) == len(weights) or not names:  # that there are none is told by itself
         return []
-    even = [round(1 / len(rules), 2)] * len(rules)
+    even = [round(1 / len(names), 2)] * len(names)
     return [
-        f"algorithm.verifier_weight: {weights} has {len(weights)} weights for the "
-        f"{len(rules)} rules of verifier_function {rules}; give as many, such as {even}"
+        f"algorithm.verifier_weight: {weights} has {len(weights)} weights for the {len(names)} "
+        f"reward functions of verifier_function {names}; give as many, such as {even}"
     ]
 
 

@@ -63,7 +63,6 @@ TopK = Annotated[
     Whole, rule(lambda value: value >= -1, "must be at least 1, or 0 or -1 to turn it off")
 ]
 # What lies far outside leaves no digits of the other scores.
-Score = Annotated[Number, between(-(10**6), 10**6, 1)]
 ScoreWeights = Annotated[
     Listed[Number],
     rule(
@@ -279,52 +278,20 @@ class Ref:
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Accuracy:
-    """What the scorer acc gives.
-
-    MindSpeed-LLM's three levels are right 1, wrong -0.5, missing -1.
-    """
-
-    right: Score = 1.0
-    wrong: Score = -1.0
-    missing: Score = -1.0  # a response without an answer
-    # What an answer is that is but a piece of the question.
-    copied_span: OneOf[Literal["wrong", "right"]] = "wrong"
-
-
-@with_config(ConfigDict(extra="forbid"))
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cosine:
-    """What the scorer cosine gives, as in its paper.
-
-    Short is length 0, long just below the limit.
-    """
-
-    right_short: Score = 2.0
-    right_long: Score = 1.0
-    wrong_short: Score = -10.0
-    wrong_long: Score = 0.0
-    exceeded: Score = -10.0  # at the limit
-
-
-@with_config(ConfigDict(extra="forbid"))
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """Rules score the responses; there is no reward model. docs/rewards.md describes them."""
+    """Reward functions score the responses; there is no reward model (docs/rewards.md)."""
 
     model: OrNull[Text] = None
     verifier: Annotated[
-        Flag, always(True, "responses are scored by rules, there is no reward model")
+        Flag, always(True, "responses are scored by reward functions, there is no reward model")
     ] = True
-    accuracy: Section[Accuracy] = field(default_factory=Accuracy)
-    cosine: Section[Cosine] = field(default_factory=Cosine)
-    # Tokens before the limit that overlong punishes; default a fifth of it.
-    overlong_cache: OrNull[Count] = None
-    # Words that must repeat to count for the scorer repetition.
-    repetition_ngram: Count = 40
+    # Of the reward functions, by name: {cosine: {exceeded: -5}, my_function: {bonus: 0.5}}. Keys,
+    # bounds, defaults and meanings stand at each function, those built in in
+    # r1zero/reward/functions/. Older keys: accuracy, cosine, overlong_cache, repetition_ngram.
+    settings: Settings = field(default_factory=dict)
     # Processes that score, beside each rollout replica.
     workers: Annotated[Whole, between(1, 1024, 2)] = 2
-    # For one call of one scorer; then its worker is killed.
+    # For one call of one reward function; then its worker is killed.
     deadline_seconds: Annotated[Number, between(0.01, 86400, 10)] = 10.0
     # That a worker may grow by after its start.
     worker_memory_megabytes: Annotated[
@@ -378,7 +345,7 @@ class Algorithm:
     ] = "low_var_kl"
     kl_ctrl: Section[KlCtrl] = field(default_factory=KlCtrl)
     missing_eos_penalty: Number = 0.0
-    # Scorers; yours as module:function.
+    # Reward functions (docs/rewards.md); your own as module:function or path.py:function.
     verifier_function: Listed[FilePath] = field(default_factory=lambda: ["acc"])
     # The reward is their weighted sum.
     verifier_weight: ScoreWeights = field(default_factory=lambda: [1.0])
@@ -398,7 +365,7 @@ class ResourcePool:
         Listed[Whole],
         rule(
             lambda entries: not any(entries),
-            "must be []: rules score on CPUs, there is no reward model",
+            "must be []: reward functions run on CPUs, there is no reward model",
         ),
     ] = field(default_factory=list)
     # Every rank of the pool has every role; num_gpus_* then do not matter.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from r1zero.config.schema import ActorRollout, Training
 from r1zero.data.template import Template
+from r1zero.errors import BadInput
 
 PARTS = ("prompt", "query", "response", "system")
 
@@ -21,10 +23,20 @@ class ColumnLayout:
     keep_chat_system: bool = True  # of a question that is a list of messages
     columns_key: str = "training.map_keys"  # what the user sets the columns with
     skip_key: str = "training.skip_bad_rows=true"  # how bad rows are skipped; "" = not at all
+    # More columns, which a problem keeps as they are, each with the reward function that sees it.
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     def fitting(self, template: Template) -> ColumnLayout:
         """Return the layout for a template, which may have no place for a message's system text."""
         return replace(self, keep_chat_system=self.keep_chat_system and template.takes_system)
+
+    def refuse_tokens(self, path: str) -> None:
+        """BadInput if a column is to be kept, since what is preprocessed has tokens only."""
+        for column, function in self.kept.items():
+            raise BadInput(
+                f"{path} is preprocessed and has no column {column!r}, which the reward function "
+                f"{function} sees; name the data that it was made of"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +47,25 @@ class DataSource:
     layout: ColumnLayout
 
 
-def train_source(actor: ActorRollout, training: Training) -> DataSource:
-    """The problems to train on."""
-    return DataSource(actor.data_path, layout_of(training, held_out=False))
+def train_source(actor: ActorRollout, training: Training, kept: Mapping[str, str]) -> DataSource:
+    """The problems to train on. `kept` as in ColumnLayout."""
+    return DataSource(actor.data_path, layout_of(training, False, kept))
 
 
-def eval_source(training: Training) -> DataSource | None:
-    """The held-out problems, if the configuration names any."""
+def eval_source(training: Training, kept: Mapping[str, str]) -> DataSource | None:
+    """The held-out problems, if the configuration names any. `kept` as in ColumnLayout."""
     if training.eval_data_path is None:
         return None
-    return DataSource(training.eval_data_path, layout_of(training, held_out=True))
+    return DataSource(training.eval_data_path, layout_of(training, True, kept))
 
 
-def layout_of(training: Training, held_out: bool) -> ColumnLayout:
-    """Return how the configuration reads the data of training, or the held-out data."""
+def layout_of(training: Training, held_out: bool, kept: Mapping[str, str]) -> ColumnLayout:
+    """Return how the configuration reads the data of training, or the held-out data.
+
+    `kept` are the columns that reward functions see, as in ColumnLayout.
+    """
     if not held_out:
-        return ColumnLayout(training.map_keys, skip_bad_rows=training.skip_bad_rows)
+        return ColumnLayout(training.map_keys, skip_bad_rows=training.skip_bad_rows, kept=kept)
     own = training.eval_map_keys or {}
     return ColumnLayout(
         training.map_keys | own,
@@ -58,4 +73,5 @@ def layout_of(training: Training, held_out: bool) -> ColumnLayout:
         skip_bad_rows=training.skip_bad_rows,
         system_optional="system" not in own,
         columns_key="training.eval_map_keys",
+        kept=kept,
     )

@@ -53,7 +53,8 @@ def read_problems(path: str | Path, layout: ColumnLayout) -> ProblemSet:
     for file in sources.files:
         table = open_table(file, layout.held_out, found.notes)
         columns = _columns(file, table.shape, layout, found.notes)
-        wanted = [top_level(table.shape, column) for column in columns.values() if column]
+        read = [column for column in (*columns.values(), *layout.kept) if column]
+        wanted = [top_level(table.shape, column) for column in read]
         for place, values in table.rows(list(dict.fromkeys(wanted))):
             problem = None
             try:
@@ -79,17 +80,26 @@ def _columns(file: Path, shape: Shape, layout: ColumnLayout, notes: list[str]) -
                 f"{file} has no column {column!r}: its problems get the template's system text"
             )
             continue
-        present = names(shape)
-        if len(present) > _SHOWN:
-            more = f" and {len(present) - _SHOWN} more"
-        else:
-            more = ""
         raise BadInput(
-            f"{file} has no column {column!r}; it has "
-            f"{', '.join(present[:_SHOWN])}{more}{nearest(column, present)}; set "
+            f"{file} has no column {column!r}; {_present(shape, column)}; set "
             f"{layout.columns_key} to the right ones"
         )
+    for column, function in layout.kept.items():
+        if shape and not has(shape, column):
+            raise BadInput(
+                f"{file} has no column {column!r}, which the reward function {function} sees; "
+                f"{_present(shape, column)}"
+            )
     return columns
+
+
+def _present(shape: Shape, column: str) -> str:
+    """Say which columns there are, and which of them may be meant."""
+    present = names(shape)
+    more = ""
+    if len(present) > _SHOWN:
+        more = f" and {len(present) - _SHOWN} more"
+    return f"it has {', '.join(present[:_SHOWN])}{more}{nearest(column, present)}"
 
 
 def read_tags(path: str | Path, columns: Sequence[str]) -> dict[str, list[str]]:

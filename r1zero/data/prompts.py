@@ -133,6 +133,7 @@ def read_prompts(
 ) -> PromptSet:
     """Read a raw data set, or what is tokenised under a prefix; indices count rows from `first`."""
     if is_preprocessed(path):
+        layout.refuse_tokens(path)
         return _read_preprocessed(path, first, tokenizer)
     refuse_split_ends(template, vocabulary_of(tokenizer))
     found = read_problems(path, layout.fitting(template))
@@ -140,7 +141,7 @@ def read_prompts(
     texts = [template.render(problem.question, problem.system) for problem in found.problems]
     rows = zip(numbers, found.problems, texts, tokenize(tokenizer, texts), strict=True)
     prompts = [
-        Prompt(first + number, text, np.asarray(ids, np.int32), problem.answer)
+        Prompt(first + number, text, np.asarray(ids, np.int32), problem.answer, problem.row)
         for number, problem, text, ids in rows
     ]
     return PromptSet(prompts, len(found.rows), found.notes)

@@ -22,12 +22,14 @@ _HALF = re.compile("[\ud800-\udfff]")
 class Problem:
     """One row of the data: what is asked, the right answer, and a system text.
 
-    An empty system text stands for the template's.
+    An empty system text stands for the template's. `row` has the columns that the layout keeps; None
+    when it keeps none.
     """
 
     question: str
     answer: str
     system: str
+    row: dict[str, Any] | None = None
 
 
 def read_row(
@@ -50,7 +52,8 @@ def read_row(
         if kept:
             system = chat_system
         tally.chat_system(kept)
-    return Problem("\n".join(filter(None, (question, query))), answer, system)
+    row = {column: _value(values, column) for column in layout.kept}
+    return Problem("\n".join(filter(None, (question, query))), answer, system, row or None)
 
 
 def _value(row: dict[str, Any], column: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from r1zero.distributed import collectives
 from r1zero.distributed.groups import Grid, World
-from r1zero.types import Group
+from r1zero.types import Batch, Group
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -43,6 +43,32 @@ class RoleTransfer:
         if self.world.is_controller:
             return function(*args, **kwargs)
         return None
+
+    def share_batch(
+        self, batch: Batch | None, share: Callable[[int], Iterable[int]] | None = None
+    ) -> Batch:
+        """Give the controller's batch to every rank.
+
+        Data rows of its prompts, which may be large, go only to the ranks that score: to the output
+        rank of a rollout replica those at the positions `share(replica)`, by default as
+        `Grid.share` says. Everywhere else they are None.
+        """
+        scoring = self.world.rollout
+        plan = None
+        if batch is not None:
+            plan = (batch.with_rows({}), any(prompt.row is not None for prompt in batch.prompts))
+        shared, has_rows = collectives.broadcast_object(plan, 0, self.world.control)
+        if not has_rows:
+            return shared
+        if batch is not None:
+            for replica in range(scoring.span.dp):
+                count = len(batch.prompts)
+                mine = share(replica) if share else scoring.span.share(replica, range(count))
+                rows = {position: batch.prompts[position].row for position in mine}
+                self._send(rows, scoring.span.output_rank(replica))
+        if scoring.is_output_rank:
+            return shared.with_rows(self._receive(0))
+        return shared
 
     def send_to_replicas(
         self, groups: list[Group], positions: range, giver: Grid, taker: Grid

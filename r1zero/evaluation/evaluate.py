@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,9 +60,17 @@ def evaluate(
     depends on the number of ranks; without it each replica decodes its whole share at once. Returns
     the report on the controller.
     """
-    batch = context.move.from_controller(_plan, context, config, version)
-    shares = context.move.to_controller(_answer(context, config, batch, round_samples))
-    return context.move.at_controller(_conclude, context, config, batch, shares, model, place)
+    move = context.move
+    plan = move.at_controller(_plan, context, config, version)
+    span = context.world.rollout.span
+
+    def share(replica: int) -> Iterable[int]:
+        assert plan is not None, "asked on the controller, which has the plan"
+        return chain.from_iterable(shares(plan, round_samples, span, replica))
+
+    batch = move.share_batch(plan, share)
+    found = move.to_controller(_answer(context, config, batch, round_samples))
+    return move.at_controller(_conclude, context, config, batch, found, model, place)
 
 
 def _plan(context: EvalContext, config: EvalConfig, version: int) -> Batch:

@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from r1zero.config.schema import Reward
 from r1zero.data.ends import Ends, find_ends
 from r1zero.data.layout import ColumnLayout
 from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
@@ -32,6 +31,7 @@ from r1zero.models.layout import WeightTarget
 from r1zero.models.params import param_table
 from r1zero.preflight.datasets import look_at_prompts
 from r1zero.preflight.run import ModelFiles
+from r1zero.reward.config import RewardConfig
 from r1zero.reward.manager import RewardManager
 from r1zero.rollout.interface import EngineConfig, EngineListener, RolloutEngine
 from r1zero.runtime import build_engine, build_reward_manager
@@ -61,8 +61,7 @@ class EvalRequest:
     top_k: int
     seed: int
     max_new_tokens: int
-    reward_functions: tuple[str, ...]
-    reward: Reward
+    rewards: RewardConfig
 
 
 @dataclass
@@ -93,7 +92,7 @@ def prepare(request: EvalRequest, world: World) -> list[Evaluator]:
     if world.is_controller:
         read = [_prompts(request, path, tokenizer) for path in request.data]
     longest = move.from_controller(_longest, read)
-    reward_manager = _reward_manager(request, world, tokenizer)
+    reward_manager = build_reward_manager(request.rewards, request.max_new_tokens, world, tokenizer)
     engine = build_engine(
         _engine_config(request, longest),
         request.model,
@@ -152,17 +151,7 @@ def _eval_config(request: EvalRequest, path: str) -> EvalConfig:
         seed=request.seed,
         max_new_tokens=request.max_new_tokens,
         dtype=request.dtype,
-        reward_functions=request.reward_functions,
-    )
-
-
-def _reward_manager(
-    request: EvalRequest, world: World, tokenizer: PreTrainedTokenizerBase
-) -> RewardManager:
-    """Each reward function counts the same in the reward, which only the report's mean shows."""
-    weights = [1 / len(request.reward_functions)] * len(request.reward_functions)
-    return build_reward_manager(
-        request.reward_functions, weights, request.reward, request.max_new_tokens, world, tokenizer
+        reward_functions=tuple(request.rewards.names),
     )
 
 
@@ -209,7 +198,7 @@ def _prompts(request: EvalRequest, path: str, tokenizer: PreTrainedTokenizerBase
         path, request.data[path], request.template, tokenizer, ANY_LENGTH, request.seed
     )
     prompts.prompts = prompts.prompts[: request.problems]
-    said = look_at_prompts(request.template, request.reward_functions, None, prompts, "--data")
+    said = look_at_prompts(request.template, request.rewards.names, None, prompts, "--data")
     for line in said:
         print(line, file=sys.stderr)
     return prompts

@@ -21,7 +21,7 @@ KL_GROWTH = 10.0  # times the median of the last WINDOW steps, once it is above 
 KL_NOTABLE = 0.1
 ENTROPY_SHARE = 0.1  # of what it was in the first steps that this process saw
 ENTROPY_LOW = 0.1  # nats a token: nine tokens in ten are as good as certain
-# of the responses right by every rule: equal rewards and low entropy are then what success looks
+# of the responses right by every reward function: equal rewards and low entropy are then what success looks
 # like
 LEARNED = 0.9
 TRUNCATED = 0.5  # of the responses: the reward then measures the length limit
@@ -54,15 +54,17 @@ class Alarms:
 
     def look(self, metrics: Metrics) -> list[str]:
         """Return what is to be said about this step."""
-        found = {
-            "equal": self._equal(metrics),
-            "kl": self._kl(metrics),
-            "entropy": self._entropy(metrics),
-            "truncated": self._truncated(metrics),
-            "mismatch": self._mismatched(metrics),
-            "failed": self._failed(metrics),
-            "never right": self._never_right(metrics),
+        checks = {
+            "equal": (self._equal, "reward/equal_groups"),
+            "kl": (self._kl, "kl"),
+            "entropy": (self._entropy, "entropy"),
+            "truncated": (self._truncated, "response_truncated"),
+            "mismatch": (self._mismatched, "mismatch/mean"),
+            "failed": (self._failed, "reward/failure_rate"),
+            "never right": (self._never_right, "reward/mean"),
         }
+        # A step in which no group trained has no KL, no entropy and no mismatch to judge.
+        found = {kind: check(metrics) for kind, (check, key) in checks.items() if key in metrics}
         self._recent.append(metrics)
         found["wait"] = self._waiting()
         step = metrics["step"]
@@ -82,14 +84,12 @@ class Alarms:
         return (
             f"in {share:.0%} of the groups all rewards are equal ({m['reward/mean']:+.2f} on "
             "average), so there is next to nothing to learn: the problems are too easy or too "
-            "hard, the rules too coarse, or n_samples_per_prompt too small"
+            "hard, the reward functions too coarse, or n_samples_per_prompt too small"
         )
 
     def _kl(self, m: Metrics) -> str | None:
-        if self._recent:
-            usual = float(np.median([past["kl"] for past in self._recent]))
-        else:
-            usual = m["kl"]
+        before = [past["kl"] for past in self._recent if "kl" in past]
+        usual = float(np.median(before or [m["kl"]]))
         if m["kl"] > KL_LIMIT:
             return (
                 f"the KL to the reference is {m['kl']:.2f} nats a token: the policy has left the "

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+# What stands before a metric, the metric, its format, its unit.
+_COLUMNS = (
+    ("length ", "response_length/mean", "6.1f", ""),
+    ("cut ", "response_truncated", "4.0%", ""),
+    ("kl ", "kl", "7.4f", ""),
+    ("entropy ", "entropy", "6.3f", ""),
+    ("grad ", "grad_norm", "6.2f", ""),
+    ("mismatch ", "mismatch/mean", ".1e", ""),
+    ("", "throughput/tokens_per_second", "6.0f", " tok/s"),
+    ("", "time/step", "6.1f", " s"),
+)
+
 
 def step_line(m: Mapping[str, float], total: int) -> str:
-    """One line of a step; the columns of all steps stand below each other."""
+    """One line of a step; the columns of all steps stand below each other.
+
+    A metric that the step does not have, such as the KL of one in which no group trained, is a
+    dash.
+    """
     width = len(str(total))
-    rules = "  ".join(
-        f"{key.split('/')[1]} {value:4.0%}" for key, value in m.items() if key.endswith("/right")
-    )
-    return (
-        f"step {m['step']:>{width}}/{total}  reward {m['reward/mean']:+.3f}  {rules}  "
-        f"length {m['response_length/mean']:6.1f}  cut {m['response_truncated']:4.0%}  kl "
-        f"{m['kl']:7.4f}  entropy {m['entropy']:6.3f}  grad {m['grad_norm']:6.2f}  mismatch "
-        f"{m['mismatch/mean']:.1e}  {m['throughput/tokens_per_second']:6.0f} tok/s  "
-        f"{m['time/step']:6.1f} s"
-    )
+    rights = [key for key in m if key.endswith("/right")]
+    parts = [f"step {m['step']:>{width}}/{total}", f"reward {_cell(m, 'reward/mean', '+.3f')}"]
+    parts.append("  ".join(f"{key.split('/')[1]} {_cell(m, key, '4.0%')}" for key in rights))
+    for before, key, form, behind in _COLUMNS:
+        parts.append(f"{before}{_cell(m, key, form)}{behind}")
+    return "  ".join(parts)
+
+
+def _cell(m: Mapping[str, float], key: str, form: str) -> str:
+    """A value in its format, or a dash of the same width."""
+    if key not in m:
+        return "-".rjust(len(format(0.0, form)))
+    return format(m[key], form)

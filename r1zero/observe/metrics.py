@@ -53,15 +53,15 @@ def sample_metrics(groups: Sequence[Group]) -> dict[str, float]:
     rewards = [group.rewards for group in groups]
     flat = [found for found in rewards if len(set(found)) == 1]
     metrics = {"reward/mean": float(np.mean(np.concatenate(rewards)))}
-    for rule in samples[0].scores:
-        metrics[f"reward/{rule}"] = float(
-            np.mean([sample.scores[rule].value for sample in samples])
+    for name in samples[0].scores:
+        metrics[f"reward/{name}"] = float(
+            np.mean([sample.scores[name].value for sample in samples])
         )
-        outcomes = Counter(sample.scores[rule].outcome for sample in samples)
+        outcomes = Counter(sample.scores[name].outcome for sample in samples)
         if not outcomes[Outcome.GRADED]:
-            metrics[f"reward/{rule}/right"] = outcomes[Outcome.RIGHT] / len(samples)
-        metrics[f"reward/{rule}/timeout"] = outcomes[Outcome.TIMEOUT] / len(samples)
-        metrics[f"reward/{rule}/crash"] = outcomes[Outcome.CRASH] / len(samples)
+            metrics[f"reward/{name}/right"] = outcomes[Outcome.RIGHT] / len(samples)
+        metrics[f"reward/{name}/timeout"] = outcomes[Outcome.TIMEOUT] / len(samples)
+        metrics[f"reward/{name}/crash"] = outcomes[Outcome.CRASH] / len(samples)
     failed = sum(sample.failed for sample in samples)
     copied = sum(_is_copied(sample) for sample in samples)
     return metrics | {

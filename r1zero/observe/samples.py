@@ -42,8 +42,8 @@ def sample_rows(
                 "weights_version": sample.version,
                 "failure": sample.failure,
             }
-            for rule, score in sample.scores.items():
-                row |= {f"score/{rule}": score.value, f"outcome/{rule}": score.outcome.name.lower()}
+            for name, score in sample.scores.items():
+                row |= {f"score/{name}": score.value, f"outcome/{name}": score.outcome.name.lower()}
             rows.append(row)
     return rows
 

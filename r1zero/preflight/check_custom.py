@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from r1zero.config.own_code import is_own
 from r1zero.config.schema import Config, filled
@@ -11,35 +13,40 @@ from r1zero.data.layout import layout_of
 from r1zero.data.preprocessed import is_preprocessed, read_preprocessed
 from r1zero.data.problems import read_problems
 from r1zero.data.template import Template
+from r1zero.reward.choose import kept_columns
+from r1zero.reward.config import reward_config
 from r1zero.reward.executor import RewardExecutor
+from r1zero.reward.functions import REWARD_FUNCTIONS
 from r1zero.reward.math.gold import read_gold
+from r1zero.reward.own import IMPORT_SECONDS
 from r1zero.reward.types import RewardInput
-
-START_SECONDS = 60.0  # for a custom scorer to be imported
 
 
 def check_custom(cfg: Config) -> list[str]:
-    """Return a sentence for every custom scorer that cannot be loaded or fails on the first
+    """Return a sentence for every reward function, one's own among them, that fails on the first
     problem."""
-    key = "algorithm.verifier_function"
-    names = cfg.algorithm.verifier_function
-    if not any(map(is_own, names)):
+    key = REWARD_FUNCTIONS.key
+    if not any(map(is_own, cfg.algorithm.verifier_function)):
         return []
-    prompt, answer = _first_problem(cfg)
+    prompt, answer, row = _first_problem(cfg)
     responses = [f"<think>I know it.</think><answer>\\boxed{{{answer}}}</answer>", "I do not know."]
     try:
-        reward = replace(cfg.reward, workers=1)
-        with RewardExecutor(
-            names, cfg.algorithm.verifier_weight, reward, START_SECONDS
-        ) as executor:
+        config = replace(reward_config(cfg), workers=1)
+        with RewardExecutor(config, IMPORT_SECONDS) as executor:
             for member, text in enumerate(responses):
                 case = RewardInput(
-                    prompt, text, answer, len(text.split()), cfg.response_budget, truncated=False
+                    prompt,
+                    text,
+                    answer,
+                    len(text.split()),
+                    cfg.response_budget,
+                    truncated=False,
+                    row=row or {},
                 )
                 executor.submit("trial", member, len(responses), case)
             scores = executor.collect(["trial"])["trial"][0]
     except RuntimeError as error:
-        return [f"{key}: {str(error).removeprefix(f'{key}: ')}"]
+        return [f"{key}: {error}"]
     return [
         f"{key}: {name} fails on the first problem of {cfg.actor_rollout.data_path}: {score.why}"
         for name, score in scores.items()
@@ -47,8 +54,8 @@ def check_custom(cfg: Config) -> list[str]:
     ]
 
 
-def _first_problem(cfg: Config) -> tuple[str, str]:
-    """Return prompt and right answer of the first problem of the data."""
+def _first_problem(cfg: Config) -> tuple[str, str, Mapping[str, Any] | None]:
+    """Return prompt, right answer and kept columns of the first problem of the data."""
     path = split_blend(cfg.actor_rollout.data_path)[0][1]
     if is_preprocessed(path):
         # Heavy, and needed only here: a check takes a moment otherwise.
@@ -58,8 +65,8 @@ def _first_problem(cfg: Config) -> tuple[str, str]:
         row = next(read_preprocessed(path, vocabulary_of(tokenizer).size))
         [prompt] = detokenize(tokenizer, [row.prompt], special=True)
         [answer] = detokenize(tokenizer, [row.answer], special=False)
-        return prompt, read_gold(answer)
+        return prompt, read_gold(answer), None
     template = Template(cfg.training.prompt_type, filled(cfg.training.prompt_type_path))
-    layout = layout_of(cfg.training, held_out=False).fitting(template)
+    layout = layout_of(cfg.training, False, kept_columns(cfg)).fitting(template)
     problem = read_problems(path, layout).problems[0]
-    return template.render(problem.question, problem.system), problem.answer
+    return template.render(problem.question, problem.system), problem.answer, problem.row

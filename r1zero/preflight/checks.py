@@ -31,7 +31,7 @@ from r1zero.preflight.files import check_inputs
 from r1zero.preflight.found import Found, look
 from r1zero.preflight.model import check_models
 from r1zero.preflight.outputs import check_outputs
-from r1zero.reward.rules import check_names
+from r1zero.reward.choose import choose
 from r1zero.rollout.engines import engine_problems
 
 
@@ -115,9 +115,12 @@ def check_objective(cfg: Config) -> list[str]:
 
 
 def check_rewards(cfg: Config) -> list[str]:
-    """The reward functions: each is known, or can be looked up."""
-    names = cfg.algorithm.verifier_function
-    return [f"algorithm.verifier_function: {problem}" for problem in check_names(names)]
+    """The reward functions: each is known, declares what it needs, and takes its settings."""
+    try:
+        choose(cfg.algorithm.verifier_function, cfg.reward.settings)
+    except BadInput as error:
+        return str(error).splitlines()
+    return []
 
 
 def check_batches(cfg: Config, placed: Placement) -> list[str]:

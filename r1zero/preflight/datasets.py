@@ -14,8 +14,8 @@ from r1zero.data.problems import read_problems
 from r1zero.data.survey import DataSet, question_in, survey
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
+from r1zero.reward.choose import compares_answers, kept_columns
 from r1zero.reward.math.gold import are_hopeless, judge
-from r1zero.reward.rules import VERDICTS
 
 if TYPE_CHECKING:  # transformers is imported where tokens are needed
     from r1zero.data.prompts import Prompts
@@ -44,7 +44,7 @@ def data_sets(cfg: Config) -> tuple[list[tuple[str, str]], list[str]]:
 
 def compares(reward_functions: Sequence[str]) -> bool:
     """Whether one of ours compares responses with the right answers."""
-    return bool(set(VERDICTS) & set(reward_functions))
+    return compares_answers(reward_functions)
 
 
 def check_data(
@@ -62,6 +62,7 @@ def check_data(
     """
     try:
         if is_preprocessed(path):
+            layout.refuse_tokens(path)
             for _ in read_preprocessed(path, vocab_size):
                 pass
             return []
@@ -137,7 +138,7 @@ def _survey(reward_functions: Sequence[str], found: list[DataSet]) -> list[str]:
 
 def _read(cfg: Config, key: str, path: str, template: Template, notes: list[str]) -> DataSet:
     """Read a data set; `notes` hears what was chosen and left out."""
-    layout = layout_of(cfg.training, held_out=key == EVAL_DATA)
+    layout = layout_of(cfg.training, key == EVAL_DATA, kept_columns(cfg))
     if is_preprocessed(path):
         # Heavy, and needed only here: other data is looked at in a moment.
         from r1zero.data.prompts import load_tokenizer, read_prompts

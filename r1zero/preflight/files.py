@@ -22,6 +22,7 @@ from r1zero.errors import BadInput, nearest
 from r1zero.models.config import ModelConfig
 from r1zero.preflight.datasets import EVAL_DATA, check_data, compares, data_sets
 from r1zero.preflight.found import Found, ModelFound
+from r1zero.reward.choose import kept_columns
 from r1zero.weights.detect import CONFIG, check_files, detect
 from r1zero.weights.headers import StoredTensor, read_header, refuse_others, weight_files
 
@@ -80,9 +81,10 @@ def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:
         renders = not all(is_preprocessed(path) for _, path in named)
         stop = cfg.actor_rollout.stop
         of_tokens += check_ends(found.actor.folder, tokenizer, template, stop, renders, END_KEYS)
+    kept = kept_columns(cfg)
     for key, path in named:
         if path not in missing:
-            layout = layout_of(cfg.training, held_out=key == EVAL_DATA)
+            layout = layout_of(cfg.training, key == EVAL_DATA, kept)
             rows = _vocabulary_rows(found)
             problems += check_data(
                 key, path, layout, template, compares(cfg.algorithm.verifier_function), rows

@@ -19,12 +19,13 @@ from r1zero.config.validate import key_types
 from r1zero.distributed.detect import uses_npu
 from r1zero.errors import BadInput, readable
 from r1zero.models.family import register_own
+from r1zero.reward.choose import read_reward_settings
 from r1zero.weights.detect import config_folder
 
 
 def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
     """Read and resolve a configuration; return it with warnings. BadInput for all mistakes."""
-    cfg, warnings = read_config(name_or_path, overrides)
+    cfg, warnings = read_config(name_or_path, overrides, read_reward_settings)
     return resolve_config(cfg), warnings
 
 

@@ -26,6 +26,8 @@ from r1zero.models.dtype import Dtype
 from r1zero.policy.actor_config import ActorConfig, actor_config, unread_by_loss
 from r1zero.preflight.checks import check_found
 from r1zero.preflight.found import Found, ModelFound, look
+from r1zero.reward.choose import kept_columns
+from r1zero.reward.config import RewardConfig, reward_config
 from r1zero.rollout.interface import EngineConfig, Sampling
 from r1zero.run_folder.exported import MODEL
 
@@ -68,6 +70,11 @@ class Run:
         return actor_config(
             self.config.actor_rollout, self.config.algorithm, total_updates=self.total_updates
         )
+
+    @property
+    def reward_config(self) -> RewardConfig:
+        """What the reward executor needs."""
+        return reward_config(self.config)
 
     @property
     def engine_config(self) -> EngineConfig:
@@ -129,6 +136,7 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
     """Make a run of what was found and checked."""
     cfg = found.config
     assert found.placement is not None, "checked before"
+    kept = kept_columns(cfg)
     return Run(
         config=cfg,
         placement=found.placement,
@@ -138,8 +146,8 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
         dtype=Dtype.of(bool(cfg.training.bf16)),
         template=Template(cfg.training.prompt_type, filled(cfg.training.prompt_type_path)),
         tokenizer=filled(cfg.training.tokenizer_name_or_path),
-        train_data=train_source(cfg.actor_rollout, cfg.training),
-        eval_data=eval_source(cfg.training),
+        train_data=train_source(cfg.actor_rollout, cfg.training, kept),
+        eval_data=eval_source(cfg.training, kept),
         output_dir=Path(cfg.output_dir),
         checkpoints=cfg.checkpoints,
         warnings=(*warnings, *unread_by_loss(cfg.algorithm, cfg.actor_rollout)),

@@ -1,9 +1,9 @@
 """The reward executor: scores responses beside the engine, in processes of their own.
 
-    submit --> [scorers of a response by itself] --> group complete --> [scorers of a whole group] --> collect
+    submit --> [functions of a sample] --> group complete --> [functions of a group] --> collect
 
 Nothing here blocks but `collect`. `submit` and `poll` move bytes both ways and return, so the
-engine calls `poll` between decode steps and the workers judge while it decodes. Which worker judges
+engine calls `poll` between decode steps and the workers score while it decodes. Which worker scores
 a response, and when, does not change its scores.
 """
 
@@ -14,65 +14,63 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from r1zero.config.schema import Reward
+from r1zero.reward.choose import choose
+from r1zero.reward.config import RewardConfig
 from r1zero.reward.pool import START_SECONDS, Pool, WorkItem
-from r1zero.reward.rules import VERDICTS, select
 from r1zero.reward.types import RewardInput
 from r1zero.reward.worker import Setup
 from r1zero.types import Outcome, Score
 
-# groups of a stream judged at once, so that one that takes its deadline does not stop all
+# groups of a stream scored at once, so that one that takes its deadline does not stop all
 IN_FLIGHT = 512
 
 
 @dataclass(slots=True)
 class _PendingGroup:
-    """The responses to a prompt, by member, and their scores by scorer."""
+    """The responses to a prompt, by member, and their scores by reward function."""
 
     cases: list[RewardInput | None]
     scores: list[dict[str, Score]]
-    open: int  # responses that are not judged by themselves yet
+    open: int  # responses whose functions of a sample are still to come
     done: bool = False
 
 
 class RewardExecutor:
-    """Scores groups of responses. `weights` belong to `names`; see `rules.REWARD_FUNCTIONS`.
+    """Scores groups of responses.
 
-    Use as a context manager, or call `close`. Raises BadInput for scorers that cannot be, and
-    RuntimeError from `poll`, `submit` or `collect` when workers cannot start or fail their
+    Use as a context manager, or call `close`. Raises BadInput for reward functions that cannot be,
+    and RuntimeError from `poll`, `submit` or `collect` when workers cannot start or fail their
     self-test.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        weights: Sequence[float],
-        reward: Reward = Reward(),
-        start_seconds: float = START_SECONDS,
-    ) -> None:
-        self.scorers = select(names, reward)
-        self.weights = dict(zip(self.scorers, weights, strict=True))
-        self._alone = [name for name, scorer in self.scorers.items() if not scorer.whole_group]
-        self._together = [name for name, scorer in self.scorers.items() if scorer.whole_group]
+    def __init__(self, config: RewardConfig, start_seconds: float = START_SECONDS) -> None:
+        chosen = choose(config.names, config.settings)
+        self.functions = list(chosen)  # by the names that scores have
+        self._weights = dict(zip(chosen, config.weights, strict=True))
+        declared = {name: each.declared for name, each in chosen.items()}
+        self._verdicts = [name for name in declared if declared[name].gives_verdict]
+        self._of_group = [name for name in declared if declared[name].after_verdicts]
+        self._of_sample = [name for name in declared if not declared[name].after_verdicts]
         self._groups: dict[Hashable, _PendingGroup] = {}
-        self.pool = Pool(Setup(list(names), reward), self.scorers, start_seconds)
+        failed = {name: float(each.failed) for name, each in declared.items()}
+        self.pool = Pool(Setup(config), failed, start_seconds)
 
     def submit(self, group: Hashable, member: int, size: int, case: RewardInput) -> None:
         """Queue the response of one of the `size` members of a group; return at once."""
         entry = self._groups.setdefault(
             group, _PendingGroup([None] * size, [{} for _ in range(size)], size)
         )
-        assert entry.cases[member] is None, f"member {member} of {group} is being judged already"
+        assert entry.cases[member] is None, f"member {member} of {group} is being scored already"
         entry.cases[member] = case
-        if self._alone:
-            self.pool.put(WorkItem(group, [member], [case], deque(self._alone)))
+        if self._of_sample:
+            self.pool.put(WorkItem(group, [member], [case], deque(self._of_sample)))
         else:
             self._close_member(group, entry)
         self.poll()
 
     def collect(self, groups: Iterable[Hashable]) -> dict[Hashable, list[dict[str, Score]]]:
-        """Wait until these groups are judged; return and forget the scores of each member by
-        scorer."""
+        """Wait until these groups are scored; return and forget the scores of each member by
+        function."""
         wanted = list(groups)
         for group in wanted:
             assert None not in self._groups[group].cases, f"a member of {group} was never submitted"
@@ -80,7 +78,7 @@ class RewardExecutor:
             self.poll(wait_seconds=0.5)
         found = {group: self._groups.pop(group).scores for group in wanted}
         return {
-            group: [{name: member[name] for name in self.scorers} for member in members]
+            group: [self._in_order(member) for member in members]
             for group, members in found.items()
         }
 
@@ -99,7 +97,7 @@ class RewardExecutor:
 
     def reward(self, scores: Mapping[str, Score]) -> float:
         """Return the weighted sum of the scores of a response."""
-        return sum(weight * scores[name].value for name, weight in self.weights.items())
+        return sum(weight * scores[name].value for name, weight in self._weights.items())
 
     def is_done(self, group: Hashable) -> bool:
         """Tell whether `collect` would not wait for this group."""
@@ -118,18 +116,27 @@ class RewardExecutor:
                 entry.done = True
 
     def _close_member(self, group: Hashable, entry: _PendingGroup) -> None:
-        """Count a response as judged by itself; after the last one the whole group is judged."""
+        """Count a response as scored by itself; after the last one the whole group is scored."""
         entry.open -= 1
         if entry.open:
             return
-        if not self._together:
+        if not self._of_group:
             entry.done = True
             return
-        cases = [
-            replace(case, right=_verdict(scores))
-            for case, scores in zip(entry.cases, entry.scores, strict=True)
-        ]
-        self.pool.put(WorkItem(group, range(len(cases)), cases, deque(self._together)))
+        cases = []
+        for case, scores in zip(entry.cases, entry.scores, strict=True):
+            assert case is not None, "all are here, since all are scored by themselves"
+            cases.append(replace(case, right=self._verdict(scores)))
+        self.pool.put(WorkItem(group, range(len(cases)), cases, deque(self._of_group)))
+
+    def _in_order(self, scores: Mapping[str, Score]) -> dict[str, Score]:
+        return {name: scores[name] for name in self.functions}
+
+    def _verdict(self, scores: Mapping[str, Score]) -> bool | None:
+        """Whether a response is right, by the first function that says so; None if none does."""
+        if not self._verdicts:
+            return None
+        return scores[self._verdicts[0]].outcome is Outcome.RIGHT
 
     def close(self) -> None:
         """End all workers; unfinished groups are lost."""
@@ -145,10 +152,3 @@ class RewardExecutor:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _verdict(scores: Mapping[str, Score]) -> bool | None:
-    found = [scores[name].outcome is Outcome.RIGHT for name in VERDICTS if name in scores]
-    if found:
-        return found[0]
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class RewardManager:
         self._limit = limit
 
     def submit(self, group: Group, member: int) -> None:
-        """Queue a finished sample: it is judged while generation goes on."""
+        """Queue a finished sample: it is scored while generation goes on."""
         if self._executor is None:
             return
         sample = group.samples[member]
@@ -34,6 +35,7 @@ class RewardManager:
             tokens=len(sample.tokens),
             limit=self._limit,
             truncated=sample.truncated,
+            row=group.prompt.row or {},
         )
         self._executor.submit(group.position, member, len(group.samples), case)
 
@@ -44,11 +46,16 @@ class RewardManager:
             self._executor.poll()
 
     def score(self, groups: list[Group]) -> list[Group]:
-        """Wait for the scores of these groups and note them and the reward in every sample."""
+        """Wait for the scores of these groups and note them and the reward in every sample.
+
+        The data row of a prompt ends here: nothing behind this looks at it.
+        """
         if self._executor is None:
             return groups
         found = self._executor.collect([group.position for group in groups])
         for group in groups:
+            if group.prompt.row is not None:
+                group.prompt = replace(group.prompt, row=None)
             for sample, scores in zip(group.samples, found[group.position], strict=True):
                 sample.scores = scores
                 sample.reward = self._executor.reward(scores)

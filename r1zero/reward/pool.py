@@ -2,9 +2,9 @@
 
     put --> waiting --> [worker: item in hand, next, next, ...] --> poll
 
-Nothing here blocks unless asked to. A worker runs the scorers of an item one after the other and
-tells each result. It dies at the deadline of a call (TIMEOUT) or of anything else (CRASH): only the
-scorer in hand fails then; the rest of the item and what stood behind it wait again, first in line,
+Nothing here blocks unless asked to. A worker runs the reward functions of an item one after the
+other and tells each result. It dies at the deadline of a call (TIMEOUT) or of anything else
+(CRASH): only the function in hand fails then; the rest of the item and what stood behind it wait again, first in line,
 and a new worker starts.
 """
 
@@ -22,12 +22,19 @@ import time
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import IO
 
 from r1zero.distributed.shutdown import SIGNALS
-from r1zero.reward.rules import RewardFunction
 from r1zero.reward.types import RewardInput
-from r1zero.reward.worker import OUT_OF_MEMORY, Order, Setup, framed, unframe
+from r1zero.reward.worker import (
+    OUT_OF_MEMORY,
+    PROGRAM,
+    Order,
+    Setup,
+    framed,
+    setup_message,
+    unframe,
+)
 from r1zero.types import Outcome, Score
 
 ITEMS_AT_WORKER = 16  # enough work until the next poll, few enough that the workers end together
@@ -37,19 +44,11 @@ STARTS = 3  # workers in a row that die before they are ready until we give up
 
 log = logging.getLogger("r1zero")
 
-# The package is found from its own place. The current folder comes last: nothing in it hides a
-# library.
-_ROOT = str(Path(__file__).resolve().parents[2])
-_PROGRAM = (
-    f"import os, sys; sys.path = [{_ROOT!r}, *filter(None, sys.path), os.getcwd()]; "
-    "from r1zero.reward.worker import main; main()"
-)
-
 
 @dataclass(eq=False, slots=True)
 class WorkItem:
-    """Responses of a group with the scorers that are still to run on them, the first one in
-    hand."""
+    """Responses of a group with the reward functions that are still to run on them, the first one
+    in hand."""
 
     group: Hashable
     members: Sequence[int]
@@ -58,7 +57,7 @@ class WorkItem:
     scores: dict[str, list[Score]] = field(default_factory=dict)
 
     def note(self, scores: list[Score]) -> None:
-        """Take the scores of the scorer in hand."""
+        """Take the scores of the function in hand."""
         self.scores[self.left.popleft()] = scores
 
 
@@ -67,6 +66,8 @@ class _Worker:
     """A process, the bytes on their way to and from it, and its items, the one in hand first."""
 
     process: subprocess.Popen[bytes]
+    inlet: IO[bytes]  # its stdin
+    outlet: IO[bytes]  # its stdout
     outgoing: bytearray
     incoming: bytearray = field(default_factory=bytearray)
     items: deque[WorkItem] = field(default_factory=deque)
@@ -77,7 +78,7 @@ class _Worker:
         """Hand over as many bytes as the pipe takes."""
         try:
             while self.outgoing:
-                del self.outgoing[: os.write(self.process.stdin.fileno(), self.outgoing)]
+                del self.outgoing[: os.write(self.inlet.fileno(), self.outgoing)]
                 self.since = time.monotonic()
         except BlockingIOError:
             return
@@ -87,7 +88,7 @@ class _Worker:
     def read(self) -> bool:
         """Take what the pipe holds; return False when the process has ended."""
         try:
-            while chunk := os.read(self.process.stdout.fileno(), 1 << 16):
+            while chunk := os.read(self.outlet.fileno(), 1 << 16):
                 self.incoming += chunk
         except BlockingIOError:
             return True
@@ -101,21 +102,22 @@ class Pool:
     def __init__(
         self,
         setup: Setup,
-        scorers: Mapping[str, RewardFunction],
+        failed: Mapping[str, float],
         start_seconds: float = START_SECONDS,
     ) -> None:
+        """`failed` is what a response is worth on which a reward function fails, by shown name."""
         self.replaced = 0  # workers that died and were replaced
         self.slowest_seconds = 0.0  # longest call so far, as seen from here
-        self.deadline_seconds = setup.reward.deadline_seconds
-        self._scorers = scorers
+        self.deadline_seconds = setup.config.deadline_seconds
+        self._failed = failed
         self._start_seconds = start_seconds
-        self._setup = framed(pickle.dumps(setup))
+        self._setup = setup_message(setup)
         self._waiting: deque[WorkItem] = deque()
         self._finished: list[WorkItem] = []
         self._failed_starts = 0
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
-        for _ in range(setup.reward.workers):
+        for _ in range(setup.config.workers):
             self._start()
 
     @property
@@ -139,7 +141,7 @@ class Pool:
             worker: _Worker = event.data
             if worker not in self._workers:
                 continue  # buried a moment ago
-            if event.fileobj is worker.process.stdin:
+            if event.fileobj is worker.inlet:
                 self._push(worker)
             else:
                 alive = worker.read()
@@ -167,7 +169,7 @@ class Pool:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM],
+                [sys.executable, "-c", PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -175,10 +177,12 @@ class Pool:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        worker = _Worker(process, bytearray(self._setup))
-        for pipe in (process.stdin, process.stdout):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        worker = _Worker(process, process.stdin, process.stdout, bytearray(self._setup))
+        for pipe in (worker.inlet, worker.outlet):
             os.set_blocking(pipe.fileno(), False)
-        self._selector.register(process.stdout, selectors.EVENT_READ, worker)
+        self._selector.register(worker.outlet, selectors.EVENT_READ, worker)
         self._workers.append(worker)
         self._push(worker)
 
@@ -202,7 +206,7 @@ class Pool:
             worker.since = time.monotonic()
 
     def _note(self, worker: _Worker, scores: list[Score]) -> None:
-        """Give the item in hand the scores of the scorer in hand."""
+        """Give the item in hand the scores of the function in hand."""
         self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - worker.since)
         worker.items[0].note(scores)
         if not worker.items[0].left:
@@ -210,12 +214,11 @@ class Pool:
 
     def _fail(self, worker: _Worker, outcome: Outcome, why: str) -> None:
         item = worker.items[0]
-        self._note(
-            worker, [Score(self._scorers[item.left[0]].failed, outcome, why)] * len(item.cases)
-        )
+        value = self._failed[item.left[0]]
+        self._note(worker, [Score(value, outcome, why)] * len(item.cases))
 
     def _bury(self, worker: _Worker, outcome: Outcome, why: str) -> None:
-        """Replace a worker that died: the scorer in its hands failed, all the rest waits again."""
+        """Replace a worker that died: the function in its hands failed, all the rest waits again."""
         self._end(worker)
         self._workers.remove(worker)
         if worker.ready:
@@ -229,7 +232,7 @@ class Pool:
                 raise RuntimeError(
                     f"{STARTS} reward workers in a row ended before they were ready ({why}); run "
                     f"`{sys.executable} -c 'import r1zero.reward.math.grade'`, or import your "
-                    "scorers, to see why"
+                    "reward functions, to see why"
                 )
         self._start()
 
@@ -240,8 +243,8 @@ class Pool:
         for worker in list(self._workers):
             if not worker.ready and now - worker.since > self._start_seconds:
                 raise RuntimeError(
-                    f"a reward worker is not ready after {self._start_seconds:.0f} s: a custom "
-                    f"scorer hangs when it is imported, or the disk of {sys.prefix} is very slow"
+                    f"a reward worker is not ready after {self._start_seconds:.0f} s: a reward "
+                    f"function hangs when it is imported, or the disk of {sys.prefix} is very slow"
                 )
             if worker.items and now - worker.since > deadline + GRACE_SECONDS:
                 worker.process.kill()
@@ -264,7 +267,7 @@ class Pool:
 
     def _push(self, worker: _Worker) -> None:
         """Write what the pipe takes; listen for room only while something is left."""
-        pipe = worker.process.stdin
+        pipe = worker.inlet
         worker.write()
         listening = pipe in self._selector.get_map()
         if worker.outgoing and not listening:
@@ -273,13 +276,13 @@ class Pool:
             self._selector.unregister(pipe)
 
     def _end(self, worker: _Worker) -> None:
-        for pipe in (worker.process.stdin, worker.process.stdout):
+        for pipe in (worker.inlet, worker.outlet):
             if pipe in self._selector.get_map():
                 self._selector.unregister(pipe)
         worker.process.kill()
         worker.process.wait()
-        worker.process.stdin.close()
-        worker.process.stdout.close()
+        worker.inlet.close()
+        worker.outlet.close()
 
 
 def _cause(status: int, deadline_seconds: float) -> tuple[Outcome, str]:

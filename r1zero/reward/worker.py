@@ -1,12 +1,12 @@
 """A worker process of the reward executor: orders on stdin, scores on stdout.
 
-It holds sympy and custom scorers. Its life is cheap: the kernel ends it at the deadline of a call,
+It holds sympy and the user's own reward functions. Its life is cheap: the kernel ends it at the deadline of a call,
 whatever the response makes it do, and its memory is bounded; the reward executor starts another.
 
 Messages both ways stand behind four bytes of length. In: a pickled Setup, then pickled Orders. Out
-is JSON, since nothing that happens here may run code there: {"broken": sentence or ""} once, then
-for each scorer of each order {"scores": [[value, outcome], ...]} or {"crash": why}, both with
-"told": [lines of its log].
+is JSON, since nothing that happens here may run code there: {"broken": sentences or "", "declared":
+what each function declares} once, then for each reward function of each order
+{"scores": [[value, outcome], ...]} or {"crash": why}, both with "told": [lines of its log].
 """
 
 from __future__ import annotations
@@ -18,20 +18,27 @@ import pickle
 import resource
 import signal
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import psutil
 
-from r1zero.config.own_code import is_own, load_own
-from r1zero.config.schema import Reward
 from r1zero.errors import BadInput
-from r1zero.reward import custom
-from r1zero.reward.rules import VERDICTS, RewardFunction, select, verdict
+from r1zero.reward.config import RewardConfig
+from r1zero.reward.loaded import LoadedFunction, load_functions
 from r1zero.reward.types import RewardInput
+from r1zero.reward.verdict import verdict
 from r1zero.types import Outcome
 
+# The package is found from its own place. The current folder comes last: nothing in it hides a
+# library.
+_ROOT = str(Path(__file__).resolve().parents[2])
+PROGRAM = (
+    f"import os, sys; sys.path = [{_ROOT!r}, *filter(None, sys.path), os.getcwd()]; "
+    "from r1zero.reward.worker import main; main()"
+)
 _LENGTH = struct.Struct(">I")
 OUT_OF_MEMORY = 113  # exit status that nothing else is likely to use
 WHY_CHARACTERS = 300
@@ -56,13 +63,12 @@ SELF_TEST = [
 class Setup:
     """What a worker needs to know before its first order."""
 
-    names: list[str]  # of scorers, as configured
-    reward: Reward
+    config: RewardConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Scorers by shown name, to be run in this order on these responses."""
+    """Reward functions by shown name, to be run in this order on these responses."""
 
     names: list[str]
     cases: list[RewardInput]
@@ -71,6 +77,11 @@ class Order:
 def framed(body: bytes) -> bytes:
     """Return a message as bytes for the pipe."""
     return _LENGTH.pack(len(body)) + body
+
+
+def setup_message(setup: Setup) -> bytes:
+    """The first message to a worker."""
+    return framed(pickle.dumps(setup))
 
 
 def unframe(buffer: bytearray) -> bytes | None:
@@ -102,21 +113,15 @@ def _send(pipe: BinaryIO, message: dict[str, Any]) -> None:
     pipe.flush()
 
 
-def _prepare(names: Sequence[str]) -> str:
-    """Load custom scorers and compare known answers; return "" or a sentence about what is
-    wrong."""
-    try:
-        for name in filter(is_own, names):
-            load_own(custom.KEY, name)
-    except BadInput as error:
-        return str(error)
-    if not set(VERDICTS) & set(names):
+def _self_test(functions: Iterable[LoadedFunction]) -> str:
+    """Compare known answers, if responses are to be; return "" or a sentence about a wrong verdict."""
+    if not any(function.declared.gives_verdict for function in functions):
         return ""
     for gold, response, right in SELF_TEST:
         case = RewardInput("", response, gold, tokens=0, limit=0, truncated=False)
         if verdict(case) is not (Outcome.RIGHT if right else Outcome.WRONG):
             return (
-                f"the answer checker fails its self-test: {response} is{'' if right else ' not'} "
+                f"the comparison of answers fails its self-test: {response} is{'' if right else ' not'} "
                 f"{gold}, but the comparison says otherwise"
             )
     return ""
@@ -130,18 +135,18 @@ def _bound_memory(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _run(scorer: RewardFunction, cases: Sequence[RewardInput]) -> dict[str, Any]:
+def _run(function: LoadedFunction, cases: Sequence[RewardInput]) -> dict[str, Any]:
     try:
-        return {"scores": [(score.value, score.outcome) for score in scorer.score(cases)]}
+        return {"scores": [(score.value, score.outcome) for score in function.score(cases)]}
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # what is left in this process may be torn or fill its memory
     except Exception as error:  # noqa: BLE001
-        # a user's scorer may raise anything; counted, and too many stop the run
+        # a user's function may raise anything; counted, and too many stop the run
         return {"crash": f"{type(error).__name__}: {error}"[:WHY_CHARACTERS]}
 
 
 class _Told(logging.Handler):
-    """What scorers log, kept for the reward executor: this process has no log of its own."""
+    """What reward functions log, kept for the reward executor: this process has no log of its own."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -173,14 +178,19 @@ def main() -> None:
         return
     told = _Told()
     logging.getLogger("r1zero").addHandler(told)
-    scorers = select(setup.names, setup.reward)
-    broken = _prepare(setup.names)
-    _bound_memory(setup.reward.worker_memory_megabytes << 20)
-    _send(outbox, {"broken": broken})
+    functions: dict[str, LoadedFunction] = {}
+    try:
+        functions = load_functions(setup.config)
+        broken = _self_test(functions.values())
+    except BadInput as error:
+        broken = str(error)
+    declared = {each.name: asdict(each.declared) for each in functions.values()}
+    _bound_memory(setup.config.worker_memory_megabytes << 20)
+    _send(outbox, {"broken": broken, "declared": declared})
     while (order := _receive(inbox)) is not None:
         for name in order.names:
-            signal.setitimer(signal.ITIMER_REAL, setup.reward.deadline_seconds)
-            answer = _run(scorers[name], order.cases)
+            signal.setitimer(signal.ITIMER_REAL, setup.config.deadline_seconds)
+            answer = _run(functions[name], order.cases)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _send(outbox, answer | {"told": told.take()})
 

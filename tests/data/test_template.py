@@ -9,7 +9,7 @@ import pytest
 
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
-from r1zero.reward.format import full_format
+from r1zero.reward.functions.format import full_format
 
 INSTRUCTION = (
     "A conversation between User and Assistant. The user asks a question, and the Assistant "

@@ -24,16 +24,27 @@ from support.worlds import make_runtime, metrics
 
 from r1zero.config.schema import placement
 from r1zero.distributed.board import Board
+from r1zero.distributed.placement import RoleSize, place
 from r1zero.observe import alarms, invariants, live
 from r1zero.observe.alarms import Alarms
 from r1zero.observe.console import step_line
 from r1zero.observe.live import progress_text
-from r1zero.observe.metrics import sample_metrics
+from r1zero.observe.metrics import sample_metrics, step_metrics
 from r1zero.preflight.advice import faster_split
 from r1zero.run_folder.folder import append_line
 from r1zero.step import train_step
 from r1zero.trainer import train
-from r1zero.types import Batch, Group, Outcome, Prompt, RankRecord, Sample, Score, UpdateStats
+from r1zero.types import (
+    Batch,
+    Group,
+    Outcome,
+    Prompt,
+    RankRecord,
+    Sample,
+    Score,
+    TimeSpan,
+    UpdateStats,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -443,6 +454,30 @@ def test_lines_of_steps_stand_below_each_other():
     )
     assert len(first) == len(later) and first.index("kl") == later.index("kl")
     assert first.startswith("step   1/120  reward +0.200  acc  50%")
+
+
+def test_a_step_in_which_no_group_trains_is_shown_and_judged_by_what_it_has():
+    """Without updates there is no KL, entropy, gradient or mismatch; without reward functions no
+    share of right answers."""
+    samples = [
+        Sample(np.zeros(3, np.int32), np.zeros(3, np.float32), True, 0, reward=1.0)
+        for _ in range(2)
+    ]
+    group = Group(0, Prompt(0, "", np.zeros(2, np.int32), ""), samples, trains=False)
+    one_rank = place({role: RoleSize(1) for role in ("train", "rollout", "ref")}, colocate=True)
+    record = RankRecord([TimeSpan("rollout", 0.0, 2.0)], 0, 1.0)
+    metrics = step_metrics(Batch(7, 6, [group.prompt], 2, 2), [group], [None], [record], one_rank)
+    assert metrics["updates"] == 0 and "kl" not in metrics and "mismatch/mean" not in metrics
+    full = metrics | {"kl": 0.1, "entropy": 0.5, "grad_norm": 1.0, "mismatch/mean": 1e-7}
+    line = step_line(metrics, 10)
+    assert len(line) == len(step_line(full, 10))
+    assert "kl       -  entropy      -  grad      -  mismatch       -" in line
+    alarms = Alarms(1e-3, 0.05, lambda working: None)
+    for step in range(1, 8):
+        said = alarms.look((full if step == 3 else metrics) | {"step": step})
+        assert len(said) == (2 if step == 1 else 0), said  # equal rewards, cut responses
+    jumped = alarms.look(full | {"step": 8, "kl": 1.5})
+    assert len(jumped) == 1 and "1.50 nats a token" in jumped[0]
 
 
 def test_progress_of_all_replicas_is_added_up():

@@ -130,7 +130,7 @@ RULES = [
     # Rewards, KL, schedule.
     (
         ["algorithm.verifier_weight=[1.0]"],
-        ["algorithm.verifier_weight: [1.0]", "1 weights", "2 rules", "[0.5, 0.5]"],
+        ["algorithm.verifier_weight: [1.0]", "1 weights", "2 reward functions", "[0.5, 0.5]"],
     ),
     (
         ["algorithm.verifier_function=[acc, fromat]"],

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.boxed import boxed
 from support.patience import wait_until
 
-from r1zero.config.schema import Accuracy, Reward
 from r1zero.reward import pool as pool_module
+from r1zero.reward.config import RewardConfig
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.failure_limit import WINDOW, FailureGuard
 from r1zero.reward.pool import ITEMS_AT_WORKER
@@ -29,7 +30,8 @@ pytestmark = pytest.mark.ranks
 
 GOOD = r"<think>a</think><answer>\boxed{%s}</answer>"
 HOSTILE = r"\boxed{\prod_{n=1}^{9999} n^n}"  # sympy works it out in C, and never ends
-ONE = Reward(workers=1, deadline_seconds=1.5)
+ONE = RewardConfig(names=["acc"], weights=[1.0], workers=1, deadline_seconds=1.5)
+TWO = replace(ONE, names=["acc", "format"], weights=[0.75, 0.25])
 
 
 def submit(
@@ -69,7 +71,7 @@ def wait_until_ready(executor: RewardExecutor) -> None:
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[RewardExecutor]:
-    with RewardExecutor(["acc", "format"], [0.75, 0.25], ONE) as running:
+    with RewardExecutor(TWO) as running:
         yield running
 
 
@@ -171,9 +173,7 @@ def test_order_and_number_of_workers_do_not_change_scores(executor: RewardExecut
     golds = ["3", r"\frac{1}{2}", r"2\sqrt{3}", "(x+1)^2", "(1,2)"]
     answers = ["3", "0.5", r"\sqrt{12}", "x^2+2x+1", "(2,1)", "no"]
     items = {(gold, answer): (GOOD % answer, gold) for gold in golds for answer in answers}
-    with RewardExecutor(
-        ["acc", "format"], [0.75, 0.25], Reward(workers=2, deadline_seconds=20)
-    ) as other:
+    with RewardExecutor(replace(TWO, workers=2, deadline_seconds=20)) as other:
         for key in items:
             submit(executor, key, *items[key])
         for key in reversed(items):
@@ -196,8 +196,8 @@ def test_work_goes_on_between_polls(executor: RewardExecutor) -> None:
 
 
 def test_memory_of_a_worker_is_bounded() -> None:
-    small_reward = Reward(workers=1, deadline_seconds=4, worker_memory_megabytes=96)
-    with RewardExecutor(["acc"], [1.0], small_reward) as small:
+    small_config = replace(ONE, deadline_seconds=4, worker_memory_megabytes=96)
+    with RewardExecutor(small_config) as small:
         wait_until_ready(small)
         status = Path(f"/proc/{small.pool.processes[0]}/status")
         submit(small, "huge", r"\boxed{2^{2^{34}}}", "5x")  # takes 400 MiB within 4 s if it may
@@ -215,7 +215,7 @@ def test_memory_of_a_worker_is_bounded() -> None:
 
 def test_constructor_does_not_wait_and_close_leaves_no_process() -> None:
     executor = RewardExecutor(
-        ["acc"], [1.0], Reward(workers=2, deadline_seconds=5, accuracy=Accuracy(wrong=-0.5))
+        replace(ONE, workers=2, deadline_seconds=5, settings={"acc": {"wrong": -0.5}})
     )
     assert not executor.pool.ready
     submit(executor, "wrong", r"\boxed{4}", "5")
@@ -228,9 +228,10 @@ def test_constructor_does_not_wait_and_close_leaves_no_process() -> None:
 
 def test_workers_end_with_their_parent() -> None:
     program = (
-        "from r1zero.config.schema import Reward\nfrom r1zero.reward.types import RewardInput\n"
+        "from r1zero.reward.config import RewardConfig\nfrom r1zero.reward.types import RewardInput\n"
         "from r1zero.reward.executor import RewardExecutor\n"
-        "executor = RewardExecutor(['acc'], [1.0], Reward(workers=2, deadline_seconds=1))\n"
+        "one = RewardConfig(names=['acc'], weights=[1.0], workers=2, deadline_seconds=1)\n"
+        "executor = RewardExecutor(one)\n"
         "executor.submit(0, 0, 1, RewardInput('', r'\\boxed{1}', '1', 1, 9, False)); "
         "executor.collect([0])\n"
         f"executor.submit(1, 0, 1, RewardInput('', {HOSTILE!r}, '5', 1, 9, False)); "
@@ -256,15 +257,15 @@ def test_nothing_in_the_current_folder_hides_a_library(
 ) -> None:
     (tmp_path / "math_verify.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
-    with RewardExecutor(["acc"], [1.0], ONE) as executor:
+    with RewardExecutor(ONE) as executor:
         submit(executor, 0, r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
         assert collect(executor, [0])[0]["acc"].outcome is Outcome.RIGHT
 
 
 def test_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r1zero.reward.pool._PROGRAM", "raise SystemExit(7)")
+    monkeypatch.setattr("r1zero.reward.pool.PROGRAM", "raise SystemExit(7)")
     with (
-        RewardExecutor(["acc"], [1.0], ONE) as executor,
+        RewardExecutor(ONE) as executor,
         pytest.raises(RuntimeError, match="status 7"),
     ):
         submit(executor, 0, r"\boxed{1}", "1")
@@ -272,9 +273,9 @@ def test_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_worker_that_hangs_at_its_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r1zero.reward.pool._PROGRAM", "import time; time.sleep(60)")
+    monkeypatch.setattr("r1zero.reward.pool.PROGRAM", "import time; time.sleep(60)")
     with (
-        RewardExecutor(["acc"], [1.0], ONE, start_seconds=0.5) as executor,
+        RewardExecutor(ONE, start_seconds=0.5) as executor,
         pytest.raises(RuntimeError, match="not ready after"),
     ):
         submit(executor, 0, r"\boxed{1}", "1")
@@ -283,12 +284,12 @@ def test_worker_that_hangs_at_its_start_is_reported(monkeypatch: pytest.MonkeyPa
 
 def test_checker_that_errs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     lie = "from r1zero.reward import worker; worker.SELF_TEST.append(('1', r'\\boxed{2}', True)); "
-    program = pool_module._PROGRAM.replace(
+    program = pool_module.PROGRAM.replace(
         "from r1zero.reward.worker", lie + "from r1zero.reward.worker"
     )
-    monkeypatch.setattr("r1zero.reward.pool._PROGRAM", program)
+    monkeypatch.setattr("r1zero.reward.pool.PROGRAM", program)
     with (
-        RewardExecutor(["acc"], [1.0], ONE) as executor,
+        RewardExecutor(ONE) as executor,
         pytest.raises(RuntimeError, match="self-test.*is 1"),
     ):
         submit(executor, 0, r"\boxed{1}", "1")
@@ -315,10 +316,14 @@ def behave(cases):
 def shaped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RewardExecutor]:
     path = tmp_path_factory.mktemp("custom") / "mine.py"
     path.write_text(CUSTOM)
-    reward = Reward(workers=1, deadline_seconds=1, worker_memory_megabytes=256)
-    with RewardExecutor(
-        [f"{path}:behave", "acc", "length", "overlong"], [0.1, 1, 2, 3], reward
-    ) as running:
+    config = RewardConfig(
+        names=[f"{path}:behave", "acc", "length", "overlong"],
+        weights=[0.1, 1, 2, 3],
+        workers=1,
+        deadline_seconds=1,
+        worker_memory_megabytes=256,
+    )
+    with RewardExecutor(config) as running:
         yield running
 
 
@@ -369,7 +374,7 @@ def test_what_a_scorer_logs_is_in_the_log_of_the_rank(
         "    return [0.0]\n"
     )
     monkeypatch.setattr(logging.getLogger("r1zero"), "propagate", True)
-    with RewardExecutor([f"{path}:odd", "acc"], [1.0, 1.0], ONE) as executor:
+    with RewardExecutor(replace(TWO, names=[f"{path}:odd", "acc"])) as executor:
         submit(executor, 0, r"\boxed{5}", "5")
         assert collect(executor, [0])[0]["acc"].outcome is Outcome.RIGHT
     lines = [record.getMessage() for record in caplog.records if record.name == "r1zero"]
@@ -383,7 +388,7 @@ def test_custom_scorer_alone_needs_no_mathematics(tmp_path: Path) -> None:
     path.write_text(
         "import sys\ndef loaded(cases): return [float('sympy' in sys.modules)] * len(cases)\n"
     )
-    with RewardExecutor([f"{path}:loaded"], [1.0], ONE) as executor:
+    with RewardExecutor(replace(ONE, names=[f"{path}:loaded"])) as executor:
         submit(executor, 0, "a", "b")
         assert collect(executor, [0])[0]["mine.loaded"].value == 0
 

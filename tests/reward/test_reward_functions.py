@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.config.own_code import load_own
-from r1zero.config.schema import Accuracy, Cosine, Reward
 from r1zero.errors import BadInput
-from r1zero.reward import custom
-from r1zero.reward.format import extract_answer
-from r1zero.reward.rules import REWARD_FUNCTIONS, check_names, select
+from r1zero.reward.boxes import extract_answer
+from r1zero.reward.choose import check_names, choose
+from r1zero.reward.functions import REWARD_FUNCTIONS
+from r1zero.reward.loaded import load_function
 from r1zero.reward.types import RewardInput
 from r1zero.types import Outcome, Score
 
@@ -27,15 +27,20 @@ def case(
     return RewardInput("q", response, gold, tokens, limit, truncated=False, right=right)
 
 
-def score(name: str, response: str, gold: str = "1", reward: Reward = Reward()) -> Score:
-    [found] = REWARD_FUNCTIONS[name](reward).score([case(response, gold)])
+def scores(name: str, cases: Sequence[RewardInput], **settings: object) -> list[Score]:
+    shares = "acc" if name == "base_acc" else name
+    return load_function(name, {shares: settings}).score(cases)
+
+
+def score(name: str, response: str, gold: str = "1", **settings: object) -> Score:
+    [found] = scores(name, [case(response, gold)], **settings)
     return found
 
 
-def values(name: str, cases: Sequence[RewardInput], reward: Reward = Reward()) -> list[float]:
-    scores = REWARD_FUNCTIONS[name](reward).score(cases)
-    assert all(each.outcome is Outcome.GRADED for each in scores)
-    return [each.value for each in scores]
+def values(name: str, cases: Sequence[RewardInput], **settings: object) -> list[float]:
+    found = scores(name, cases, **settings)
+    assert all(each.outcome is Outcome.GRADED for each in found)
+    return [each.value for each in found]
 
 
 # (response, answer)
@@ -170,16 +175,16 @@ def test_steps_are_counted_up_to_three(response: str, thirds: int) -> None:
 def test_accuracy_values_are_settable() -> None:
     responses = [r"\boxed{34}", r"\boxed{35}", "the answer is 34"]
 
-    def given(name: str, accuracy: Accuracy = Accuracy()) -> list[float]:
-        return [score(name, each, "34", Reward(accuracy=accuracy)).value for each in responses]
+    def given(name: str, **settings: object) -> list[float]:
+        return [score(name, each, "34", **settings).value for each in responses]
 
     assert given("acc") == [1, -1, -1]
-    assert given("acc", Accuracy(wrong=-0.5)) == [1, -0.5, -1]  # the three levels of the old code
-    assert given("acc", Accuracy(right=2, wrong=0, missing=-3)) == [2, 0, -3]
-    assert given("base_acc", Accuracy(wrong=-0.5)) == [1, 0, 0]
+    assert given("acc", wrong=-0.5) == [1, -0.5, -1]  # the three levels of the old code
+    assert given("acc", right=2, wrong=0, missing=-3) == [2, 0, -3]
+    assert given("base_acc", wrong=-0.5) == [1, 0, 0]
     outcomes = [score("acc", each, "34").outcome for each in responses]
     assert outcomes == [Outcome.RIGHT, Outcome.WRONG, Outcome.NO_ANSWER]
-    assert REWARD_FUNCTIONS["acc"](Reward(accuracy=Accuracy(wrong=-0.5))).failed == -0.5
+    assert load_function("acc", {"acc": {"wrong": -0.5}}).declared.failed == -0.5
 
 
 QUESTION = (
@@ -218,14 +223,13 @@ def test_span_of_the_question_is_no_answer_unless_it_is_the_right_ones_own_text(
     prompt = f"<|im_start|>user\n{QUESTION}<|im_end|>"
     made = RewardInput(prompt, rf"\boxed{{{box}}}", gold, tokens=9, limit=100, truncated=False)
     elsewhere = replace(made, prompt="What is it?")
-    lenient = Reward(accuracy=Accuracy(copied_span="right"))
     expected = Score(-1.0, Outcome.COPIED) if copy else Score(1.0, Outcome.RIGHT)
     right = Score(1.0, Outcome.RIGHT)
-    assert REWARD_FUNCTIONS["acc"](Reward()).score([made, elsewhere]) == [expected, right]
-    assert REWARD_FUNCTIONS["acc"](lenient).score([made]) == [Score(1.0, Outcome.RIGHT)]
-    assert REWARD_FUNCTIONS["base_acc"](lenient).score([made]) == [Score(1.0, Outcome.RIGHT)]
-    [base] = REWARD_FUNCTIONS["base_acc"](Reward()).score([made])
-    assert base == (Score(0.0, Outcome.COPIED) if copy else Score(1.0, Outcome.RIGHT))
+    assert scores("acc", [made, elsewhere]) == [expected, right]
+    assert scores("acc", [made], copied_span="right") == [right]
+    assert scores("base_acc", [made], copied_span="right") == [right]
+    [base] = scores("base_acc", [made])
+    assert base == (Score(0.0, Outcome.COPIED) if copy else right)
 
 
 TRICKS = [
@@ -240,7 +244,7 @@ def test_tricks_of_a_model_that_games_its_reward_earn_nothing() -> None:
     honest, paid = [], []
     for row in TRICKS:
         case = RewardInput(row["question"], row["response"], row["gold"], 9, 100, truncated=False)
-        [found] = REWARD_FUNCTIONS[row["scorer"]](Reward()).score([case])
+        [found] = scores(row["scorer"], [case])
         (paid if row["trick"] else honest).append((found.outcome is Outcome.RIGHT, row))
     assert [row for right, row in paid if right] == []
     assert [row for right, row in honest if not right] == []
@@ -259,77 +263,143 @@ def test_cosine_goes_from_short_to_long_by_verdict() -> None:
     quarter, last = (1 + math.cos(math.pi / 4)) / 2, (1 + math.cos(math.pi * 0.99)) / 2
     expected = [2, 1 + quarter, 1.5, 1 + last, -10, -10, -10 * quarter, -5, -10 * last, -10]
     assert values("cosine", group) == pytest.approx(expected)
-    other = Reward(cosine=Cosine(right_short=1, right_long=0.5, exceeded=-1))
-    assert values("cosine", group[:5:4], other) == [1, -1]
+    other = {"right_short": 1, "right_long": 0.5, "exceeded": -1}
+    assert values("cosine", group[:5:4], **other) == [1, -1]
 
 
 def test_overlong_punishes_the_last_tokens_linearly() -> None:
     group = [case(tokens=n) for n in (1, 80, 81, 90, 100, 101)]
     assert values("overlong", group) == pytest.approx([0, 0, -0.05, -0.5, -1, -1])
-    other = Reward(overlong_cache=40)
-    assert values("overlong", group, other) == pytest.approx([0, -0.5, -0.525, -0.75, -1, -1])
+    other = values("overlong", group, cache_tokens=40)
+    assert other == pytest.approx([0, -0.5, -0.525, -0.75, -1, -1])
     dapo = [case(tokens=n, limit=20480) for n in (16384, 18432, 20480)]
     assert values("overlong", dapo) == pytest.approx([0, -0.5, -1])
 
 
+def test_language_consistency_is_the_share_of_words_of_one_language() -> None:
+    mixed = "<think>So \\frac{x}{2} is two \u4e24</think><answer>\u662f\u662f</answer>"
+    assert values("language_consistency", [case(mixed)]) == [pytest.approx(3 / 4)]
+    assert values("language_consistency", [case(mixed)], language="zh") == [pytest.approx(1 / 4)]
+    assert values("language_consistency", [case("x + 2 = \\pi"), case("")]) == [0.0, 0.0]
+
+
 def test_repetition_is_the_share_of_repeated_ngrams() -> None:
-    three = Reward(repetition_ngram=3)
-    assert values("repetition", [case("a b c d e")], three) == [0]
+    assert values("repetition", [case("a b c d e")], ngram=3) == [0]
     # abc bca cab abc
-    assert values("repetition", [case("a b c a b c")], three) == pytest.approx([-1 / 4])
-    assert values("repetition", [case("x " * 102)], three) == pytest.approx([-0.99])
-    assert values("repetition", [case("a b")], three) == [0]
+    assert values("repetition", [case("a b c a b c")], ngram=3) == pytest.approx([-1 / 4])
+    assert values("repetition", [case("x " * 102)], ngram=3) == pytest.approx([-0.99])
+    assert values("repetition", [case("a b")], ngram=3) == [0]
     chinese = case("\u6211\u4eec" * 3)  # no spaces
-    assert values("repetition", [chinese], three) == pytest.approx([-1 / 2])
+    assert values("repetition", [chinese], ngram=3) == pytest.approx([-1 / 2])
     assert values("repetition", [case("so " * 39), case("so " * 41)]) == pytest.approx([0, -1 / 2])
 
 
 def test_names_are_checked_with_the_way_out() -> None:
-    assert check_names(["acc", "format", "length", "overlong"]) == []
-    assert "acurracy is not one of acc" in check_names(["acurracy"])[0]
+    assert check_names(["acc", "format", "length", "overlong", "step"]) == []
+    assert check_names(["acurracy"])[0].startswith(
+        "algorithm.verifier_function: acurracy is not one of acc"
+    )
     assert "did you mean format?" in check_names(["fromat"])[0]
     assert "each once" in check_names(["acc", "acc"])[0] and "at least one" in check_names([])[0]
-    assert check_names(["format", "cosine"]) == [
-        "cosine depends on which responses are right: name acc, too"
-    ]
-    assert check_names(["base_acc", "cosine"]) == []
-    with pytest.raises(BadInput, match="acurracy"):
-        select(["acurracy"], Reward())
+    assert list(choose(["base_acc", "cosine", "step"], {})) == ["base_acc", "cosine", "step"]
+    for names, sentence in (
+        (["format", "cosine"], "cosine depends on which responses are right: name acc, too"),
+        (["acurracy"], "acurracy is not one of"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            choose(names, {})
 
 
-# -- custom scorers ---
+# -- functions of one's own ---
 
 MODULE = """
 import numpy
+from r1zero.reward.functions import reward_function
+from r1zero.types import Outcome, Score
 def ends(cases): return [float(case.response.endswith(case.gold)) for case in cases]
 def array(cases): return numpy.ones(len(cases), numpy.float32)
 def short(cases): return [1.0]
 def nan(cases): return [float("nan")] * len(cases)
 def text(cases): return ["1"] * len(cases)
 def nothing(cases): pass
+def plain(cases, *, word="so", times=1): return [case.response.count(word) * times for case in cases]
+@reward_function(scope="sample", columns=("level", "meta.kind"), failed="least")
+def hard(case, *, bonus: float = 0.5, least: float = -1.0):
+    return bonus * case.row["level"] + (case.row["meta.kind"] == "algebra")
+@reward_function(scope="sample", gives_verdict=True)
+def exact(case):
+    return Score(1, Outcome.RIGHT) if case.response == case.gold else Score(0, Outcome.WRONG)
 NUMBER = 5
 """
 
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A file with scorers; its path without .py. It is importable as mine.scorers, too."""
+    """A file with reward functions; its path. It is importable as mine.scorers, too."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "scorers.py").write_text(MODULE)
     (tmp_path / "mine" / "broken.py").write_text("import nowhere_at_all\n")
     (tmp_path / "mine" / "leaves.py").write_text("raise SystemExit(4)\n")
+    (tmp_path / "mine" / "ends.py").write_text("import os; os._exit(4)\n")
+    (tmp_path / "mine" / "odd.py").write_text(
+        "from r1zero.reward.functions import reward_function\n"
+        "@reward_function(columns='level')\ndef score(cases): return [0.0] * len(cases)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     return str(tmp_path / "mine" / "scorers.py")
 
 
-def test_custom_scorer_by_module_and_by_file(module: str) -> None:
+def test_custom_function_by_module_and_by_file(module: str) -> None:
     cases = [case("it is 5", "5"), case("it is 6", "5")]
     for name in ("mine.scorers:ends", f"{module}:ends"):
-        [(shown, scorer)] = select([name], Reward()).items()
-        assert shown == "scorers.ends" and scorer.whole_group
-        assert scorer.score(cases) == [Score(1.0, Outcome.GRADED), Score(0.0, Outcome.GRADED)]
-    assert custom.grade("mine.scorers:array", cases) == [1.0, 1.0]
-    assert all(type(value) is float for value in custom.grade("mine.scorers:array", cases))
+        [(shown, chosen)] = choose([name], {}).items()
+        assert shown == "scorers.ends" and chosen.declared.after_verdicts
+        assert scores(name, cases) == [Score(1.0, Outcome.GRADED), Score(0.0, Outcome.GRADED)]
+    assert values("mine.scorers:array", cases) == [1.0, 1.0]
+    assert all(type(value) is float for value in values("mine.scorers:array", cases))
+
+
+def test_custom_function_takes_settings_and_the_columns_it_declares(module: str) -> None:
+    of_data = replace(case("4"), row={"level": 3, "meta.kind": "algebra"})
+    function = load_function("mine.scorers:hard", {"hard": {"bonus": "2e-1"}})
+    assert function.score([of_data]) == [Score(pytest.approx(1.6), Outcome.GRADED)]
+    chosen = choose(["mine.scorers:hard"], {"hard": {"least": -3}})["scorers.hard"]
+    assert chosen.declared.columns == ("level", "meta.kind")
+    assert not chosen.declared.after_verdicts and chosen.declared.failed == -3
+    plain = load_function("mine.scorers:plain", {"plain": {"times": 2.0}})
+    assert [each.value for each in plain.score([case("so so")])] == [4.0]
+
+
+def test_custom_function_may_give_the_verdict(module: str) -> None:
+    chosen = choose(["mine.scorers:exact", "length"], {})
+    assert chosen["scorers.exact"].declared.gives_verdict
+    assert scores("mine.scorers:exact", [case("5", "5")]) == [Score(1.0, Outcome.RIGHT)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"hard": {"bonas": 1}}, "reward.settings.hard.bonas is unknown; did you mean bonus?"),
+        ({"hard": {"bonus": "much"}}, "reward.settings.hard.bonus: 'much' must be a number"),
+        ({"plain": {"times": 1.5}}, "reward.settings.plain.times: 1.5 must be a whole number"),
+        ({"plain": {"word": [1]}}, "reward.settings.plain.word: [1] must be a text"),
+        ({"hart": {"bonus": 1}}, "reward.settings.hart is no reward function; did you mean hard?"),
+        ({"cosine": {"exceded": 1}}, "reward.settings.cosine.exceded is unknown"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_with_their_key(
+    module: str, settings: dict[str, dict[str, object]], sentence: str
+) -> None:
+    names = ["mine.scorers:hard", "mine.scorers:plain", "acc", "cosine"]
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        choose(names, settings)
+
+
+def test_settings_that_two_functions_could_mean_are_refused(module: str) -> None:
+    (Path(module).parent / "other.py").write_text("def hard(cases): return [0.0] * len(cases)\n")
+    with pytest.raises(BadInput, match="reward.settings.hard could mean several of"):
+        choose(["mine.scorers:hard", "mine.other:hard"], {"hard": {"bonus": 1}})
 
 
 @pytest.mark.parametrize(
@@ -345,7 +415,7 @@ def test_bad_return_values_are_named(
     module: str, function: str, kind: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(kind, match=re.escape(f"mine.scorers:{function} {sentence}")):
-        custom.grade(f"mine.scorers:{function}", [case(), case()])
+        scores(f"mine.scorers:{function}", [case(), case()])
 
 
 @pytest.mark.parametrize(
@@ -360,17 +430,25 @@ def test_bad_return_values_are_named(
             "cannot be loaded: ModuleNotFoundError: No module named 'nowhere_at_all'",
         ),
         ("mine.leaves:score", "cannot be loaded: SystemExit: 4"),
+        ("mine.ends:score", "cannot be loaded: the process that imports ended with status 4"),
+        ("mine.odd:score", "columns: 'level' must be a tuple of names, such as (\"level\",)"),
         ("mine.scorers:end", "mine.scorers has no end; did you mean ends?"),
         ("mine.scorers:NUMBER", "NUMBER in mine.scorers is no function"),
     ],
 )
-def test_scorers_that_cannot_be_loaded_are_named(module: str, name: str, sentence: str) -> None:
-    with pytest.raises(BadInput, match=re.escape(sentence)):
-        load_own(custom.KEY, name)
+def test_functions_that_cannot_be_loaded_are_named(module: str, name: str, sentence: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(sentence)) as caught:
+        choose([name], {})
+    assert str(caught.value).startswith(f"algorithm.verifier_function: {name}")
 
 
-def test_names_that_cannot_be_custom_scorers_are_named(module: str) -> None:
+def test_names_that_cannot_be_custom_functions_are_named(module: str) -> None:
     assert "there is no file nowhere.py" in check_names(["nowhere.py:score"])[0]
     for name in ("mine.scorers:", ":ends", "mine/scorers:ends", "mine.scorers:a.b"):
         assert "names no function" in check_names([name])[0]
     assert "each once" in check_names(["mine.scorers:ends", f"{module}:ends"])[0]
+
+
+def test_every_file_of_the_table_holds_the_function_of_its_name() -> None:
+    for name in REWARD_FUNCTIONS.names():
+        assert REWARD_FUNCTIONS[name].__name__ == name

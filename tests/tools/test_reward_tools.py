@@ -1,4 +1,4 @@
-"""The tools around the reward executor: score.py, rescore.py, and the worst of what fuzz_judge.py
+"""The tools around the reward executor: score.py, rescore.py, and the worst of what fuzz_rewards.py
 makes."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from support.boxed import boxed
 from support.patience import LONG
 from support.tool import TOOLS, functions, run_here
 
-from r1zero.config.schema import Reward
+from r1zero.reward.config import RewardConfig
 from r1zero.reward.executor import RewardExecutor
 
 Rescore = Callable[..., tuple[int, str, str]]
@@ -199,12 +199,12 @@ def test_rescore_names_what_is_wrong(samples: Path, rescore: Rescore) -> None:
     assert code == 2 and "config.yaml" in errors and "Traceback" not in errors
 
 
-# -- fuzz_judge.py ---
+# -- fuzz_rewards.py ---
 
 
 @pytest.mark.slow
 def test_hostile_answers_are_never_right_and_never_late() -> None:
-    fuzz = functions("fuzz_judge.py")
+    fuzz = functions("fuzz_rewards.py")
     chosen = {kind.__name__: [] for kind in fuzz["KINDS"]}
     number = 0
     while min(map(len, chosen.values())) < 8:  # all kinds, the rare ones, too
@@ -214,10 +214,16 @@ def test_hostile_answers_are_never_right_and_never_late() -> None:
             chosen[kind].append(case)
     cases = [case for some in chosen.values() for case in some]
     assert len(cases) > 300
-    reward = Reward(workers=2, deadline_seconds=1, worker_memory_megabytes=512)
-    with RewardExecutor(fuzz["NAMES"], [1.0] * 7, reward) as executor:
+    config = RewardConfig(
+        names=fuzz["NAMES"],
+        weights=[1.0] * 7,
+        workers=2,
+        deadline_seconds=1,
+        worker_memory_megabytes=512,
+    )
+    with RewardExecutor(config) as executor:
         found = list(executor.stream([case] for case in cases))
-        assert executor.pool.slowest_seconds < reward.deadline_seconds + fuzz["LATE_SECONDS"]
+        assert executor.pool.slowest_seconds < config.deadline_seconds + fuzz["LATE_SECONDS"]
     assert len(found) == len(cases)
     for [scores] in found:
         assert scores["acc"].value == -1 and scores["base_acc"].value == 0, scores

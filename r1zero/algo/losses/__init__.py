@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from r1zero.algo.registry import Table
 from r1zero.algo.stats import Stat, all_stats
+from r1zero.config.registry import Table
 from r1zero.errors import BadInput, nearest
 
 if TYPE_CHECKING:

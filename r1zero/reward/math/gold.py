@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from r1zero.reward.format import answer_part, last_box
+from r1zero.reward.boxes import answer_part, last_box
 from r1zero.reward.math.answers import readings
 from r1zero.reward.math.normalize import clean
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-from r1zero.reward.format import last_box
+from r1zero.reward.boxes import last_box
 from r1zero.reward.math.algebra import same_algebra
 from r1zero.reward.math.answer_types import Answer
 from r1zero.reward.math.answers import readings

@@ -1,4 +1,4 @@
-r"""The shape of a response: its tags, its boxes, its steps.
+r"""The parts of a response: its last box, its answer.
 
 Nothing here knows mathematics, and everything takes time linear in the text.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 
 from r1zero.reward.math.visible import is_visible
-
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 # One alternative per thing that opens or closes; `\\.` swallows escaped braces and double
 # backslashes.
@@ -21,15 +19,6 @@ _BRACES = re.compile(
     re.DOTALL,
 )
 _BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s*\{")
-
-_STEP = re.compile(
-    r"Step \d+:"  # Step 3:
-    r"|^[ \t]*\d+\.(?=\s)"  # 3. at the start of any line
-    r"|\n-|\n\*"  # a bullet
-    r"|\b(?:First|Second|Next|Finally),",
-    re.MULTILINE,
-)
-STEPS_WANTED = 3
 
 
 def last_box(text: str, bare: bool = False) -> str | None:
@@ -81,38 +70,3 @@ def extract_answer(response: str) -> str | None:
     if answer and is_visible(answer):
         return answer
     return None
-
-
-def full_format(response: str) -> bool:
-    r"""Tell whether the response is `<think>..</think>`, white space or nothing,
-    `<answer>..</answer>`.
-
-    It starts with `<think>`; each of the four tags stands in it once; the answer holds a complete
-    `\boxed{...}`; after `</answer>` only white space may follow. There is something to see in the
-    thought and in the box.
-    """
-    text = response.rstrip()
-    if any(text.count(tag) != 1 for tag in TAGS):
-        return False
-    if not (text.startswith("<think>") and text.endswith("</answer>")):
-        return False
-    thought, _, rest = text.removeprefix("<think>").partition("</think>")
-    return (
-        "<answer>" not in thought
-        and rest.lstrip().startswith("<answer>")
-        and is_visible(last_box(answer_part(text)) or "")
-        and is_visible(thought)
-    )
-
-
-def strict_format(response: str) -> bool:
-    """Tell whether the response has the full format, ends with `</answer>` and has no box in its
-    thinking."""
-    thinking = response.partition("</think>")[0]
-    return response.endswith("</answer>") and full_format(response) and last_box(thinking) is None
-
-
-def reasoning_steps(response: str) -> float:
-    """Return the credit for visible steps: how many marks of a step there are, of three, at most
-    1."""
-    return min(1.0, len(_STEP.findall(response)) / STEPS_WANTED)

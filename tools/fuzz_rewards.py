@@ -1,7 +1,7 @@
 """Throws random and hostile answers at the reward executor: none may be called right, hang, or be
 late.
 
-    python tools/fuzz_judge.py [--count 100000] [--seed 0] [--deadline 2] [--workers 2]
+    python tools/fuzz_rewards.py [--count 100000] [--seed 0] [--deadline 2] [--workers 2]
 
 Right answers are odd enough that no hostile answer is right by chance. Prints a table by kind of
 input; exit code 1 when a verdict, a time or a worker's memory is out of bounds.
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from r1zero.config.schema import Reward
+from r1zero.reward.config import RewardConfig
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.types import RewardInput
 
@@ -295,11 +295,16 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--deadline", type=float, default=2.0, help="seconds for one scorer and one response"
+        "--deadline",
+        type=float,
+        default=2.0,
+        help="seconds for one reward function and one response",
     )
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    reward = Reward(
+    config = RewardConfig(
+        names=NAMES,
+        weights=[1.0] * len(NAMES),
         workers=args.workers,
         deadline_seconds=args.deadline,
         worker_memory_megabytes=MEMORY_MEGABYTES,
@@ -308,7 +313,7 @@ def main() -> int:
     counts: Counter[tuple[str, str]] = Counter()
     high: list[int] = []
     memory, began = Memory(), time.monotonic()
-    with RewardExecutor(NAMES, [1.0] * len(NAMES), reward) as executor:
+    with RewardExecutor(config) as executor:
 
         def inputs() -> Iterator[list[RewardInput]]:
             for number in range(args.count):

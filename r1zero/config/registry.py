@@ -1,4 +1,4 @@
-"""Registry (plugin table) of losses, advantages and aggregations: built-in by name, own by place.
+"""Registry (plugin table) of losses, advantages, reward functions: built-in by name, own by place.
 
 A built-in function is found by the name of its file, or is entered with `@TABLE.add`. An own one is
 written as `package.module:function` or `path/to/file.py:function`. Checking names imports no torch.
@@ -21,14 +21,20 @@ class Table(Generic[T]):
     """The functions that one configuration key chooses from."""
 
     def __init__(
-        self, key: str, package: str | None = None, refused: Mapping[str, str] | None = None
+        self,
+        key: str,
+        package: str | None = None,
+        refused: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         """`key` stands in messages; in the folder `package` the file x.py holds the function x.
 
-        `refused` are names known elsewhere, with the reason why they are not here.
+        `refused` are names known elsewhere, with the reason why they are not here; `aliases` are
+        older names of functions.
         """
         self.key = key
         self._refused = refused or {}
+        self._aliases = aliases or {}
         self._package = package
         self._entries: dict[str, T] = {}
 
@@ -49,7 +55,7 @@ class Table(Generic[T]):
         if is_own(name):
             return [f"{key}: {problem}" for problem in place_problems(name)]
         known = self.names()
-        if name in known:
+        if name in known or name in self._aliases:
             return []
         choices = ", ".join(known)
         hint = (
@@ -66,6 +72,7 @@ class Table(Generic[T]):
             raise BadInput(problems[0])
         if is_own(name):
             return load_own(self.key, name)
+        name = self._aliases.get(name, name)
         if name not in self._entries:
             module = importlib.import_module(f"{self._package}.{name}")
             self._entries[name] = getattr(module, name)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Measure how many answers a second one core judges, through the reward executor and its worker.
+"""Measure how many answers a second one core scores, through the reward executor and its worker.
 Prints one JSON line.
 
-    python tools/bench_judge.py --data math500.parquet
+    python tools/bench_rewards.py --data math500.parquet
 
 Each right answer is asked for once, so nothing is cached. For each share of right answers a new
 worker starts: a right response boxes the right answer, a wrong one the right answer of another row.
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from r1zero.config.schema import Reward
+from r1zero.reward.config import RewardConfig
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.types import RewardInput
 from r1zero.types import Outcome
@@ -43,10 +43,10 @@ def cases(golds: list[str], right_share: float, seed: int) -> list[RewardInput]:
     return made
 
 
-def judge_all(responses: list[RewardInput]) -> tuple[float, int, int]:
-    """Return the seconds that judging takes, how many are right, and how many comparisons
+def score_all(responses: list[RewardInput]) -> tuple[float, int, int]:
+    """Return the seconds that scoring takes, how many are right, and how many comparisons
     failed."""
-    with RewardExecutor(["acc"], [1.0], Reward(workers=1)) as executor:
+    with RewardExecutor(RewardConfig(names=["acc"], weights=[1.0], workers=1)) as executor:
         executor.submit("first", 0, 1, responses[0])  # waits for the start of the worker
         executor.collect(["first"])
         start = time.perf_counter()
@@ -75,10 +75,10 @@ def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     result: dict[str, object] = {"distinct_answers": len(golds)}
     for share in arguments.right:
-        seconds, right, failed = judge_all(cases(golds, share, arguments.seed))
+        seconds, right, failed = score_all(cases(golds, share, arguments.seed))
         result[f"right_{share:g}"] = {
             "answers_per_second_per_core": round(len(golds) / seconds, 1),
-            "judged_right": right,
+            "scored_right": right,
             "failed": failed,
         }
     print(json.dumps(result))

@@ -1,0 +1,40 @@
+"""RewardConfig: what the reward executor needs of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from r1zero.config.schema import Config, Reward
+
+# Settings of each reward function, by its name.
+FunctionSettings = Mapping[str, Mapping[str, Any]]
+_DEFAULTS = Reward()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig:
+    """Which reward functions score the responses, and within which bounds they run.
+
+    The defaults of the bounds are those of the configuration.
+    """
+
+    names: Sequence[str]  # of reward functions, as configured
+    weights: Sequence[float]  # one for each; the reward is their weighted sum
+    settings: FunctionSettings = field(default_factory=dict)
+    workers: int = _DEFAULTS.workers  # processes
+    deadline_seconds: float = _DEFAULTS.deadline_seconds  # of one call
+    worker_memory_megabytes: int = _DEFAULTS.worker_memory_megabytes  # that a worker may grow by
+
+
+def reward_config(cfg: Config) -> RewardConfig:
+    """Take what concerns the reward functions."""
+    return RewardConfig(
+        names=cfg.algorithm.verifier_function,
+        weights=cfg.algorithm.verifier_weight,
+        settings=cfg.reward.settings,
+        workers=cfg.reward.workers,
+        deadline_seconds=cfg.reward.deadline_seconds,
+        worker_memory_megabytes=cfg.reward.worker_memory_megabytes,
+    )
