@@ -44,8 +44,10 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
             return _same_scalar(gold, given) or _same_quotient(gold, given)
         case Matrix(), Matrix():
             return _same_items(_row_points(gold), _row_points(given))
-        case (Matrix(), AnswerGroup()) | (AnswerGroup(), Matrix()):
+        case Matrix(), AnswerGroup():
             return _same_vector(gold, given)
+        case AnswerGroup(), Matrix():
+            return _same_vector(given, gold)
         case Based(), Based():
             return gold == given
         case Based(), Scalar():
@@ -56,8 +58,10 @@ def same_answer(gold: Answer, given: Answer) -> bool | None:
             return gold == given
         case AnswerGroup(), AnswerGroup():
             return _same_group(gold, given)
-        case (AnswerGroup(), Scalar()) | (Scalar(), AnswerGroup()):
+        case AnswerGroup(), Scalar():
             return _same_single(gold, given)
+        case Scalar(), AnswerGroup():
+            return _same_single(given, gold)
         case Scalar(), Relation() if not names(gold.tree) and ":" not in gold.label:
             return not gold.label and is_statement(given) and states(given, gold)
         case Relation(), Scalar() if is_function_of_angle(gold):
@@ -193,13 +197,19 @@ def _same_unordered(gold: AnswerGroup, given: AnswerGroup) -> bool:
     if len(left) > MAX_ITEMS:
         return bool(_same_items(left, right))
     for item in left:
-        partner = next(
-            (place for place, other in enumerate(right) if same_answer(item, other)), None
-        )
+        partner = _partner(item, right)
         if partner is None:
             return False
         del right[partner]
     return True
+
+
+def _partner(item: Answer, others: list[Answer]) -> int | None:
+    """Return the place of the first answer that is the same; None where there is none."""
+    for place, other in enumerate(others):
+        if same_answer(item, other):
+            return place
+    return None
 
 
 def _distinct(items: list[Answer]) -> list[Answer]:
@@ -250,10 +260,8 @@ def _is_zero(item: Scalar) -> bool:
     return not names(item.tree) and not evaluate(item.tree)
 
 
-def _same_single(gold: Answer, given: Answer) -> bool | None:
+def _same_single(group: AnswerGroup, scalar: Scalar) -> bool | None:
     """Compare a list with a number: a set of one, a ratio of two, or 2 hours and 30 minutes."""
-    group, scalar = (gold, given) if isinstance(gold, AnswerGroup) else (given, gold)
-    assert isinstance(group, AnswerGroup) and isinstance(scalar, Scalar)
     if group.brackets == "{}" and len(group.items) == 1:
         return same_answer(group.items[0], scalar)
     items = group.scalars
@@ -273,11 +281,9 @@ def _same_single(gold: Answer, given: Answer) -> bool | None:
     return same_formula(total, _scaled(scalar.tree, scalar.unit.size))
 
 
-def _same_vector(gold: Answer, given: Answer) -> bool | None:
+def _same_vector(matrix: Matrix, group: AnswerGroup) -> bool | None:
     """Compare a matrix with one column or row with a point, or a matrix with its rows in
     brackets."""
-    matrix, group = (gold, given) if isinstance(gold, Matrix) else (given, gold)
-    assert isinstance(matrix, Matrix) and isinstance(group, AnswerGroup)
     if group.brackets not in ("()", "[]"):
         return False
     rows = matrix.rows
@@ -317,12 +323,15 @@ def _same_condition(gold: Answer, given: Answer) -> bool | None:
         return same_relation(left, right)
     if isinstance(gold, Scalar | Words | Matrix) or isinstance(given, Scalar | Words | Matrix):
         return False
-    if any(
-        real_set(side) and not is_condition(other) for side, other in ((gold, given), (given, gold))
-    ):
-        return False  # a set of reals, and something that is none
-    if isinstance(gold, AnswerGroup) and isinstance(given, AnswerGroup):
-        if gold.unordered and given.unordered:
-            return _same_unordered(gold, given)
+    if _is_set_beside_none(gold, given) or _is_set_beside_none(given, gold):
+        return False
+    if not isinstance(gold, AnswerGroup) or not isinstance(given, AnswerGroup):
         return None
+    if gold.unordered and given.unordered:
+        return _same_unordered(gold, given)
     return None
+
+
+def _is_set_beside_none(answer: Answer, other: Answer) -> bool:
+    """Tell whether the first is a set of reals, and the second says nothing about one."""
+    return real_set(answer) is not None and not is_condition(other)

@@ -214,14 +214,17 @@ def differ_on_roots(gold: Node, given: Node) -> bool:
             shape = quadratic(gold, name)
             if shape is None or not (shape[0] or shape[1]):
                 continue
-            square, slope, offset = shape
-            if square:
-                root = (REAL.sqrt(slope**2 - 4 * square * offset) - slope) / (2 * square)
-            else:
-                root = -offset / slope
-            value = evaluate(_put(given, name, root))
+            value = evaluate(_put(given, name, _root(*shape)))
         except (Unbounded, Undefined):
             continue
         if abs(value) > _CLEARLY:
             return True
     return False
+
+
+def _root(square: Value, slope: Value, offset: Value) -> Value:
+    """Return a root of square x^2 + slope x + offset."""
+    if not square:
+        return -offset / slope
+    discriminant = slope**2 - 4 * square * offset
+    return (REAL.sqrt(discriminant) - slope) / (2 * square)

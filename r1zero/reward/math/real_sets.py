@@ -29,6 +29,14 @@ class Interval:
             self.low == self.high and not (self.low_closed and self.high_closed)
         )
 
+    def lower_end(self) -> tuple[Value, bool]:
+        """Where it begins, as ends are ordered: an open one lies behind a closed one."""
+        return self.low, not self.low_closed
+
+    def upper_end(self) -> tuple[Value, bool]:
+        """Where it ends, as ends are ordered: an open one lies before a closed one."""
+        return self.high, self.high_closed
+
 
 @dataclass(frozen=True, slots=True)
 class RealSet:
@@ -154,11 +162,15 @@ def _solution(relation: Relation) -> RealSet | None:
     variable = min(names(tree))
     whole = RealSet([_LINE], variable)
     for place, sign in enumerate(signs):
-        if places[0] not in (place, place + 1):
+        if places[0] == place:  # x < 2
+            bound = sides[place + 1]
+            direction = sign
+        elif places[0] == place + 1:  # 2 < x, which is x > 2
+            bound = sides[place]
+            direction = MIRRORED[sign]
+        else:
             return None  # 1 < 2 < x
-        is_left = places[0] == place
-        bound = digits(evaluate(sides[place + 1 if is_left else place]))
-        part = _solve(tree, variable, sign if is_left else MIRRORED[sign], bound)
+        part = _solve(tree, variable, direction, digits(evaluate(bound)))
         if part is None:
             return None
         whole = _intersection(whole, part)
@@ -181,15 +193,15 @@ def _solve(tree: Node, variable: str, sign: str, bound: Value) -> RealSet | None
             return _intersection(above, below)
         return _union([above, below])
     shape = quadratic(tree, variable)
-    if (
-        shape is None
-        or shape[0]
-        or not shape[1]
-        or any(isinstance(value, REAL.mpc) for value in shape)
-    ):
+    if shape is None or any(isinstance(value, REAL.mpc) for value in shape):
         return None
-    _, slope, offset = shape
-    return RealSet(_ray(sign if slope > 0 else MIRRORED[sign], (bound - offset) / slope), variable)
+    square, slope, offset = shape
+    if square or not slope:
+        return None
+    end = (bound - offset) / slope
+    if slope > 0:
+        return RealSet(_ray(sign, end), variable)
+    return RealSet(_ray(MIRRORED[sign], end), variable)
 
 
 MIRRORED = {"<": ">", ">": "<", LE: GE, GE: LE, NE: NE, "=": "="}
@@ -212,16 +224,16 @@ def _variable(sets: list[RealSet]) -> str:
 
 
 def _union(sets: list[RealSet]) -> RealSet:
-    intervals = sorted(
-        (it for each in sets for it in each.intervals), key=lambda it: (it.low, not it.low_closed)
-    )
+    intervals: list[Interval] = []
+    for each_set in sets:
+        intervals += each_set.intervals
     merged: list[Interval] = []
-    for each in intervals:
+    for each in sorted(intervals, key=Interval.lower_end):
         if not merged or not _touch(merged[-1], each):
             merged.append(each)
             continue
         last = merged[-1]
-        high, closed = max((last.high, last.high_closed), (each.high, each.high_closed))
+        high, closed = max(last.upper_end(), each.upper_end())
         merged[-1] = Interval(last.low, high, last.low_closed, closed)
     return RealSet(merged, _variable(sets))
 
@@ -237,8 +249,8 @@ def _intersection(left: RealSet, right: RealSet) -> RealSet:
     found = []
     for mine in left.intervals:
         for other in right.intervals:
-            low, low_open = max((mine.low, not mine.low_closed), (other.low, not other.low_closed))
-            high, high_closed = min((mine.high, mine.high_closed), (other.high, other.high_closed))
+            low, low_open = max(mine.lower_end(), other.lower_end())
+            high, high_closed = min(mine.upper_end(), other.upper_end())
             found.append(Interval(low, high, not low_open, high_closed))
     return RealSet([each for each in found if not each.is_empty], _variable([left, right]))
 

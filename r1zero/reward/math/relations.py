@@ -84,9 +84,9 @@ def same_relation(gold: Relation, given: Relation) -> bool | None:
     for relation in (given, _turned(given)):
         if gold.signs == relation.signs and all(map(same_formula, gold.sides, relation.sides)):
             return True
-    if len(gold.sides) != 2 or len(given.sides) != 2:
-        if len(gold.sides) != len(given.sides):
-            return None
+    if len(gold.sides) != len(given.sides):
+        return None
+    if len(gold.sides) != 2:
         return False
     left = _difference(gold)
     right = _difference(given)
@@ -97,8 +97,9 @@ def same_relation(gold: Relation, given: Relation) -> bool | None:
         if differ_on_roots(left, right) or differ_on_roots(right, left):
             return False
         return None
-    sign = gold.signs[0]
-    return given.signs[0] == (sign if ratio > 0 else MIRRORED[sign])
+    if ratio > 0:
+        return given.signs[0] == gold.signs[0]
+    return given.signs[0] == MIRRORED[gold.signs[0]]
 
 
 def _turned(relation: Relation) -> Relation:
