@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from r1zero.reward.math.visible import is_visible
+from r1zero.reward.visible import is_visible
 
 # One alternative per thing that opens or closes; `\\.` swallows escaped braces and double
 # backslashes.

@@ -11,8 +11,7 @@ def verdict(case: RewardInput, copies_are_right: bool = False) -> Outcome:
     """Compare the boxed answer with the right one, and one that is right with the question."""
     # sympy takes a second to import; only the reward executor's processes compare, so only they
     # pay for it.
-    from r1zero.reward.copied import is_copied
-    from r1zero.reward.math.grade import same
+    from r1zero.reward.math.grade import is_copied, same
 
     given = extract_answer(case.response)
     if given is None:

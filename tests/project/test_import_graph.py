@@ -187,3 +187,48 @@ def test_only_the_folder_of_ranks_compares_ranks_with_numbers() -> None:
 def _is_rank(node: ast.AST) -> bool:
     name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
     return name == "rank" or name.endswith("_rank")
+
+
+MATH = "r1zero.reward.math"
+MATH_DOORS = {
+    f"{MATH}.grade": {"same", "is_copied"},
+    f"{MATH}.gold": {"NO_ANSWERS", "are_hopeless", "judge", "read_gold", "the_one_of"},
+}
+
+
+def past_the_doors(tree: ast.AST) -> Iterator[str]:
+    """What a file imports from within the folder that compares answers, other than by its doors."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if lies_in(alias.name, MATH))
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                inside = lies_in(f"{node.module}.{alias.name}", MATH)
+                if inside and alias.name not in MATH_DOORS.get(node.module, set()):
+                    yield f"{node.module}.{alias.name}"
+
+
+def test_answers_are_compared_through_two_doors() -> None:
+    root = PACKAGE.parent
+    files = [path for name, path in MODULES.items() if not lies_in(name, MATH)]
+    for folder in ("tools", "examples"):
+        files += sorted((root / folder).rglob("*.py"))
+    found = [
+        f"{path.relative_to(root)} imports {target}"
+        for path in files
+        for target in past_the_doors(ast.parse(path.read_text()))
+    ]
+    assert found == []
+
+
+def test_every_way_past_the_doors_is_seen() -> None:
+    ways = (
+        "import r1zero.reward.math.units",
+        "from r1zero.reward import math",
+        "from r1zero.reward.math import grade",
+        "from r1zero.reward.math.grade import _same",
+        "from r1zero.reward.math.values import evaluate",
+    )
+    for way in ways:
+        assert len(list(past_the_doors(ast.parse(way)))) == 1, way
+    assert not list(past_the_doors(ast.parse("from r1zero.reward.math.grade import same")))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.reward.math.grade import MAX_CHARACTERS, _same, same
+from r1zero.reward.math.grade import _same, same
+from r1zero.reward.math.reading import MAX_CHARACTERS
 
 CASES = [
     json.loads(line)
@@ -131,8 +132,7 @@ def test_hostile_text_is_wrong_at_once(text: str) -> None:
 def test_fault_of_ours_is_a_wrong_answer_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from r1zero.reward import copied
-    from r1zero.reward.math import grade
+    from r1zero.reward.math import copied, grade
 
     def fail(*_: object) -> bool:
         raise ValueError("gamma function pole")
@@ -142,7 +142,7 @@ def test_fault_of_ours_is_a_wrong_answer_and_logged(
     assert same("n > 3", "n! > 3") is False
     assert same("n > 3", "n>3") is True, "what needs no comparison has none that fails"
     monkeypatch.setattr(copied, "_form", fail)
-    assert copied.is_copied("What is 2+2?", "4", "2+2") is True
+    assert grade.is_copied("What is 2+2?", "4", "2+2") is True
     assert "ValueError: gamma function pole" in caplog.text and "n! > 3" in caplog.text
     assert len(caplog.records) == 2
 
@@ -192,10 +192,10 @@ def test_no_odd_value_is_an_exception() -> None:
 
 
 def test_right_answer_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from r1zero.reward.math import grade
+    from r1zero.reward.math import reading
 
     read = []
-    monkeypatch.setattr(grade, "readings", lambda text, trusted: read.append(text) or [])
+    monkeypatch.setattr(reading, "readings", lambda text, trusted: read.append(text) or [])
     for answer in ("1", "2", "3"):
         same("31415 + 92653", answer)
     assert sum(text.startswith("31415") for text in read) == 1

@@ -1,4 +1,4 @@
-r"""The grader, door of this folder: whether two answers are the same mathematics.
+r"""The grader: whether two answers are the same mathematics, or one a mere piece of the question.
 
 Both are read as one of the kinds of answers.py and compared as such: numbers and formulas by their
 values (formulas.py, which states the tolerance), intervals and inequalities as sets of reals, lists
@@ -18,24 +18,20 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 
-from r1zero.reward.boxes import last_box
 from r1zero.reward.math.algebra import same_algebra
 from r1zero.reward.math.answer_types import Answer
-from r1zero.reward.math.answers import readings
 from r1zero.reward.math.compare import same_answer
-from r1zero.reward.math.conditions import is_domain, split_condition
+from r1zero.reward.math.conditions import is_domain
+from r1zero.reward.math.copied import is_copied_span
 from r1zero.reward.math.labels import is_label
 from r1zero.reward.math.multiple_choice import same_text
-from r1zero.reward.math.normalize import clean, is_balanced, split, undo_escapes
+from r1zero.reward.math.normalize import clean, is_balanced, split
+from r1zero.reward.math.reading import MAX_CHARACTERS, Reading, read, read_right
 from r1zero.reward.math.values import WORK, Unbounded, Undefined, more_digits
 from r1zero.reward.math.words import is_denied
 
-MAX_CHARACTERS = 1000  # of an answer; the longest right answer of MATH has 159
-_SPACES = re.compile(r"(?<![0-9]) | (?![0-9])")
 _BEYOND_US = re.compile(  # commands that sympy may know
     r"\\(?:int|iint|oint|sum|prod|lim|limsup|liminf|det|begin|p?mod|bmod|max|min|sup|inf|gcd|lcm|cap|mathbb|"
     r"partial|lVert|sgn|nabla|choose|overline|Re|Im|arg)(?![A-Za-z])|\u2229"
@@ -48,44 +44,26 @@ _OVERLOOKED = re.compile(  # by math-verify: a transpose; an ellipsis, a remaind
 log = logging.getLogger("r1zero")
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What a text says: as it came, cleaned, and all that it may mean."""
-
-    source: str  # with its escapes undone
-    text: str  # cleaned, and without a condition behind it
-    key: str  # the text without its spaces
-    condition: str
-    answers: list[Answer]
-
-
-@lru_cache(maxsize=64)
-def read(source: str, trusted: bool) -> Reading:
-    """Read an answer; `trusted` for the right one."""
-    source = undo_escapes(source)
-    cleaned = clean(source)
-    if len(cleaned) > 2 * MAX_CHARACTERS:
-        return Reading("", "", "", "", [])  # one character may stand for many
-    text, condition = split_condition(cleaned)
-    return Reading(source, text, _SPACES.sub("", text), condition, readings(text, trusted))
-
-
-@lru_cache(maxsize=4096)
-def read_gold(text: str) -> Reading:
-    """Read a right answer, which may stand in a box."""
-    return read(last_box(text) or text, trusted=True)
-
-
 def same(gold: str, given: str) -> bool:
     """Tell whether a given answer is the right one. Both are LaTeX or plain text, with or without
     `$`.
 
     What cannot be compared for a fault of ours or of a library is not the same, and logged.
     """
-    return without_faults(_same, (gold, given), on_fault=False)
+    return _without_faults(_same, (gold, given), on_fault=False)
 
 
-def without_faults(compare: Callable[..., bool], texts: tuple[str, ...], on_fault: bool) -> bool:
+def is_copied(question: str, gold: str, given: str) -> bool:
+    """Tell whether an answer, found right, stands in the question, and otherwise than the right
+    one.
+
+    Spaces and marks of LaTeX do not count, nor do brackets and a name around the answer. A fault
+    counts as a copy, and is logged.
+    """
+    return _without_faults(is_copied_span, (question, gold, given), on_fault=True)
+
+
+def _without_faults(compare: Callable[..., bool], texts: tuple[str, ...], on_fault: bool) -> bool:
     """Compare texts that a model wrote, and may be anything: one of them shall not stop a run."""
     try:
         return compare(*texts)
@@ -106,7 +84,7 @@ def without_faults(compare: Callable[..., bool], texts: tuple[str, ...], on_faul
 def _same(gold: str, given: str) -> bool:
     if max(len(gold), len(given)) > MAX_CHARACTERS:
         return False
-    right = read_gold(gold)
+    right = read_right(gold)
     answer = read(given, trusted=False)
     if not right.text or not answer.text or not _agree(right.condition, answer.condition):
         return False

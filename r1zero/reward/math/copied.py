@@ -10,10 +10,10 @@ import re
 from functools import lru_cache
 
 from r1zero.reward.math.answer_types import Answer, AnswerGroup, Matrix, Relation, Scalar, Sets
-from r1zero.reward.math.grade import read, read_gold, without_faults
 from r1zero.reward.math.labels import is_label
 from r1zero.reward.math.multiple_choice import same_text
 from r1zero.reward.math.normalize import clean, is_enclosed
+from r1zero.reward.math.reading import read, read_right
 from r1zero.reward.math.tokens import Node
 
 _LOOKS = re.compile(r"\\text|[{}$]")  # what changes how a formula looks, and is set in many ways
@@ -21,18 +21,10 @@ _LOOKS = re.compile(r"\\text|[{}$]")  # what changes how a formula looks, and is
 Form = tuple[object, ...]
 
 
-def is_copied(question: str, gold: str, given: str) -> bool:
-    """Tell whether an answer, found right, stands in the question, and otherwise than the right
-    one.
-
-    Spaces and marks of LaTeX do not count, nor do brackets and a name around the answer. A fault
-    counts as a copy, and is logged.
-    """
-    return without_faults(_is_copied, (question, gold, given), on_fault=True)
-
-
-def _is_copied(question: str, gold: str, given: str) -> bool:
-    right = read_gold(gold)
+def is_copied_span(question: str, gold: str, given: str) -> bool:
+    """Tell whether a right answer is a span of the question that is written otherwise than
+    `gold`."""
+    right = read_right(gold)
     answer = read(given, trusted=False)
     if right.key == answer.key or same_text(right.text, answer.text):
         return False
