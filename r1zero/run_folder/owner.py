@@ -53,7 +53,8 @@ class Entry:
         return identity.read(self.path)
 
     def __str__(self) -> str:
-        return str(self.owner or "a process that left no name")
+        given_back = self.path.with_suffix(".ended")  # perhaps since this entry was looked at
+        return str(self.owner or identity.read(given_back) or "a process that left no name")
 
     def is_inherited_by(self, me: Identity) -> bool:
         """Whether Slurm has started `me` in place of the owner."""
