@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from r1zero.config.command_line import CommandLine
 from r1zero.config.paths import user_path
-from r1zero.config.schema import Config
+from r1zero.config.schema import Config, filled
 from r1zero.data.blend import split_blend
 from r1zero.data.layout import layout_of
 from r1zero.data.preprocessed import is_preprocessed
@@ -88,7 +88,7 @@ def main() -> int:
         if args.verifier:
             config = replace(config, names=args.verifier, weights=[1.0] * len(args.verifier))
         kept = columns_of(choose(config.names, config.settings).values())
-        special = vocabulary_of(load_tokenizer(cfg.training.tokenizer_name_or_path)).special
+        special = vocabulary_of(load_tokenizer(filled(cfg.training.tokenizer_name_or_path))).special
         groups = [group for path in args.files for group in read_groups(path)]
         if kept:
             add_rows(cfg, kept, groups)

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -36,6 +37,8 @@ from r1zero.reward.types import Declaration, RewardInput
 
 BAD_INPUT = 2
 SHOWN = 20  # bad lines
+
+T = TypeVar("T")
 
 
 def main() -> int:
@@ -106,7 +109,7 @@ def _case(row: object, with_tokens: bool, columns: Sequence[str]) -> RewardInput
     if not isinstance(row, dict):
         raise BadInput('it must be an object such as {"gold": "5", "response": "\\\\boxed{5}"}')
 
-    def given(key: str, kinds: tuple[type, ...], wanted: str, default: object = None) -> object:
+    def given(key: str, kinds: tuple[type[T], ...], wanted: str, default: object = None) -> T:
         value = row.get(key, default)
         if not isinstance(value, kinds) or (bool not in kinds and isinstance(value, bool)):
             if key in row:
