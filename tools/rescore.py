@@ -84,7 +84,7 @@ def main() -> int:
         cfg, _ = load_config(
             args.config or str(args.files[0].resolve().parent.parent / "config.yaml")
         )
-        config = reward_config(cfg)
+        config = reward_config(cfg.algorithm, cfg.reward)
         if args.verifier:
             config = replace(config, names=args.verifier, weights=[1.0] * len(args.verifier))
         kept = columns_of(choose(config.names, config.settings).values())

@@ -58,7 +58,7 @@ def main() -> int:
         config = RewardConfig(names=["acc", "format"], weights=[1.0, 1.0])
         if args.config:
             cfg, _ = load_config(args.config)
-            config = reward_config(cfg)
+            config = reward_config(cfg.algorithm, cfg.reward)
         if args.verifier:
             config = replace(config, names=args.verifier, weights=[1.0] * len(args.verifier))
         declared = [each.declared for each in choose(config.names, config.settings).values()]

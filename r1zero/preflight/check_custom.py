@@ -31,7 +31,7 @@ def check_custom(cfg: Config) -> list[str]:
     prompt, answer, row = _first_problem(cfg)
     responses = [f"<think>I know it.</think><answer>\\boxed{{{answer}}}</answer>", "I do not know."]
     try:
-        config = replace(reward_config(cfg), workers=1)
+        config = replace(reward_config(cfg.algorithm, cfg.reward), workers=1)
         with RewardExecutor(config, IMPORT_SECONDS) as executor:
             for member, text in enumerate(responses):
                 case = RewardInput(
@@ -67,6 +67,8 @@ def _first_problem(cfg: Config) -> tuple[str, str, Mapping[str, Any] | None]:
         [answer] = detokenize(tokenizer, [row.answer], special=False)
         return prompt, read_gold(answer), None
     template = Template(cfg.training.prompt_type, filled(cfg.training.prompt_type_path))
-    layout = layout_of(cfg.training, False, kept_columns(cfg)).fitting(template)
+    layout = layout_of(cfg.training, False, kept_columns(cfg.algorithm, cfg.reward)).fitting(
+        template
+    )
     problem = read_problems(path, layout).problems[0]
     return template.render(problem.question, problem.system), problem.answer, problem.row

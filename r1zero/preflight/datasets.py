@@ -138,7 +138,7 @@ def _survey(reward_functions: Sequence[str], found: list[DataSet]) -> list[str]:
 
 def _read(cfg: Config, key: str, path: str, template: Template, notes: list[str]) -> DataSet:
     """Read a data set; `notes` hears what was chosen and left out."""
-    layout = layout_of(cfg.training, key == EVAL_DATA, kept_columns(cfg))
+    layout = layout_of(cfg.training, key == EVAL_DATA, kept_columns(cfg.algorithm, cfg.reward))
     if is_preprocessed(path):
         # Heavy, and needed only here: other data is looked at in a moment.
         from r1zero.data.prompts import load_tokenizer, read_prompts

@@ -81,7 +81,7 @@ def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:
         renders = not all(is_preprocessed(path) for _, path in named)
         stop = cfg.actor_rollout.stop
         of_tokens += check_ends(found.actor.folder, tokenizer, template, stop, renders, END_KEYS)
-    kept = kept_columns(cfg)
+    kept = kept_columns(cfg.algorithm, cfg.reward)
     for key, path in named:
         if path not in missing:
             layout = layout_of(cfg.training, key == EVAL_DATA, kept)

@@ -74,7 +74,7 @@ class Run:
     @property
     def reward_config(self) -> RewardConfig:
         """What the reward executor needs."""
-        return reward_config(self.config)
+        return reward_config(self.config.algorithm, self.config.reward)
 
     @property
     def engine_config(self) -> EngineConfig:
@@ -136,7 +136,7 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
     """Make a run of what was found and checked."""
     cfg = found.config
     assert found.placement is not None, "checked before"
-    kept = kept_columns(cfg)
+    kept = kept_columns(cfg.algorithm, cfg.reward)
     return Run(
         config=cfg,
         placement=found.placement,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from r1zero.config.own_code import is_own, own_name
-from r1zero.config.schema import Config
+from r1zero.config.schema import Algorithm, Reward
 from r1zero.config.settings import Given, as_given, read_settings
 from r1zero.errors import BadInput, Diagnostics, nearest
 from r1zero.reward.config import FunctionSettings
@@ -94,13 +94,13 @@ def compares_answers(names: Sequence[str]) -> bool:
     return any(REWARD_FUNCTIONS[name].declared.gives_verdict for name in builtin)
 
 
-def kept_columns(cfg: Config) -> dict[str, str]:
+def kept_columns(algorithm: Algorithm, reward: Reward) -> dict[str, str]:
     """The columns of the data that reward functions see, each with the name of one that does.
 
     None where the functions cannot be chosen, which is told by the checks.
     """
     try:
-        chosen = choose(cfg.algorithm.verifier_function, cfg.reward.settings)
+        chosen = choose(algorithm.verifier_function, reward.settings)
     except BadInput:
         return {}
     return columns_of(chosen.values())

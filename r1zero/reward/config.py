@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from r1zero.config.schema import Config, Reward
+from r1zero.config.schema import Algorithm, Reward
 
 # Settings of each reward function, by its name.
 FunctionSettings = Mapping[str, Mapping[str, Any]]
@@ -28,13 +28,13 @@ class RewardConfig:
     worker_memory_megabytes: int = _DEFAULTS.worker_memory_megabytes  # that a worker may grow by
 
 
-def reward_config(cfg: Config) -> RewardConfig:
+def reward_config(algorithm: Algorithm, reward: Reward) -> RewardConfig:
     """Take what concerns the reward functions."""
     return RewardConfig(
-        names=cfg.algorithm.verifier_function,
-        weights=cfg.algorithm.verifier_weight,
-        settings=cfg.reward.settings,
-        workers=cfg.reward.workers,
-        deadline_seconds=cfg.reward.deadline_seconds,
-        worker_memory_megabytes=cfg.reward.worker_memory_megabytes,
+        names=algorithm.verifier_function,
+        weights=algorithm.verifier_weight,
+        settings=reward.settings,
+        workers=reward.workers,
+        deadline_seconds=reward.deadline_seconds,
+        worker_memory_megabytes=reward.worker_memory_megabytes,
     )
