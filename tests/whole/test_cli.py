@@ -84,8 +84,7 @@ def test_bad_input_is_refused_at_once(broken, overrides, sentence):
     lines = [line for line in errors.splitlines() if line.startswith("r1zero: ")]
     assert code == 2 and sentence in lines[0] and "Traceback" not in errors + out, errors
     assert len(lines) == len(errors.splitlines()), "nothing but sentences"
-    # Seconds on an idle core; the margin is for a busy machine. A row is only seen when the data is
-    # read.
+    # Of CPU, which others on the machine do not add to. A row is only seen when the data is read.
     assert seconds < 10 or "row" in sentence
 
 
