@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from r1zero.config.command_line import CommandLine
+from r1zero.config.load import WrongKeys
 from r1zero.config.schema import Config
 from r1zero.distributed.detect import cann_version, device_kind
 from r1zero.distributed.launch import (
@@ -48,7 +49,7 @@ from r1zero.preflight import (
     machine,
 )
 from r1zero.preflight.datasets import look_at_data
-from r1zero.preflight.files import absent
+from r1zero.preflight.files import absent, missing_beside_wrong_keys
 from r1zero.preflight.found import Found, look
 from r1zero.preflight.machine import NodeReport
 from r1zero.preflight.outputs import check_outputs, existing
@@ -197,6 +198,10 @@ def look_at_config(args: argparse.Namespace, launch: Launch, findings: Findings)
             size = announced_world_size() or cfg.world_size
         found = look(cfg, size, launch.known_nodes)
         problems = checks.check_found(found) + check_outputs(found)
+    except WrongKeys as error:
+        missing = missing_beside_wrong_keys(error.sound)
+        findings.tell("config", [*str(error).splitlines(), *missing])
+        return job
     except BadInput as error:
         findings.tell("config", str(error).splitlines())
         return job

@@ -58,6 +58,15 @@ FREE_KEYS = (
 )
 
 
+class WrongKeys(BadInput):
+    """Keys are wrong. `sound` is the configuration without them: to read one of them raises
+    AttributeError."""
+
+    def __init__(self, problems: Sequence[str], sound: Config) -> None:
+        super().__init__("\n".join(problems))
+        self.sound = sound
+
+
 def read_config(
     name_or_path: str, overrides: Sequence[str] = (), read_settings: SettingsReader = as_given
 ) -> tuple[Config, list[str]]:
@@ -84,7 +93,7 @@ def _read(
         raise BadInput("\n".join(notes.problems))
     cfg = _build(sections, models, path, read_settings, notes)
     if notes.problems:
-        raise BadInput("\n".join([*notes.problems, *check_sound_keys(cfg)]))
+        raise WrongKeys([*notes.problems, *check_sound_keys(cfg)], cfg)
     return _with_defaults(cfg, notes), notes.warnings
 
 

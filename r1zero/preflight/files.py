@@ -9,24 +9,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from r1zero.config.parse import LARGEST, read_json
+from r1zero.config.paths import expand
 from r1zero.config.schema import Config
+from r1zero.data.blend import split_blend
 from r1zero.data.ends import FILES, file_ends, find_ends, refuse_split_ends, stop_ends
 from r1zero.data.layout import layout_of
 from r1zero.data.preprocessed import is_preprocessed
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import TOKENIZER, Vocabulary
-from r1zero.errors import BadInput, nearest
+from r1zero.errors import BadInput, nearest, readable
 from r1zero.models.config import ModelConfig
-from r1zero.preflight.datasets import EVAL_DATA, check_data, compares, data_sets
+from r1zero.preflight.datasets import EVAL_DATA, TRAIN_DATA, check_data, compares, data_sets
 from r1zero.preflight.found import Found, ModelFound
 from r1zero.reward.choose import kept_columns
 from r1zero.weights.detect import CONFIG, check_files, detect
 from r1zero.weights.headers import StoredTensor, read_header, refuse_others, weight_files
 
 TINY = "tiny"
+FOLDERS = ("actor_rollout.load", "ref.load", "training.tokenizer_name_or_path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,52 @@ def absent(cfg: Config) -> dict[str, str]:
         ("training.tokenizer_name_or_path", cfg.training.tokenizer_name_or_path),
         *data_sets(cfg)[0],
     ]
+    return _absent([(key, path) for key, path in named if path is not None])
+
+
+def _absent(named: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The first key of each path that is not here, of (key, path)."""
     return {
         path: key
         for key, path in reversed(named)
-        if path is not None and not Path(path).exists() and not is_preprocessed(path)
+        if not Path(path).exists() and not is_preprocessed(path)
     }
+
+
+def missing_beside_wrong_keys(sound: Config) -> list[str]:
+    """Return a sentence for every missing file of a configuration without its wrong keys, so that
+    both are told at once."""
+    problems = []
+    named = []
+    for key in (*FOLDERS, TRAIN_DATA, EVAL_DATA):
+        text = _sound_value(sound, key)
+        if text is None:
+            continue
+        try:
+            named += [(key, path) for path in _paths(key, expand(text))]
+        except BadInput as error:
+            problems.append(f"{key}: {error}")
+    try:
+        with readable():
+            problems += _missing_sentences(_absent(named))
+    except BadInput as error:
+        problems.append(str(error))
+    return problems
+
+
+def _sound_value(sound: Config, key: str) -> str | None:
+    """The value of a key; None, too, where it was wrong, which is told already."""
+    try:
+        return attrgetter(key)(sound)
+    except AttributeError:
+        return None
+
+
+def _paths(key: str, text: str) -> list[str]:
+    """The paths of a key: each of a blend of data, else the one."""
+    if key in FOLDERS:
+        return [text]
+    return [path for _, path in split_blend(text)]
 
 
 def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:

@@ -125,6 +125,36 @@ def test_an_unreadable_config_still_gets_the_machine_looked_at(tiny):
     assert any(line.startswith("ok       versions") for line in lines)
 
 
+def test_wrong_keys_and_missing_files_are_told_in_one_pass(tiny):
+    code, lines, errors = doctor(
+        "training.train_itrs=6",
+        "actor_rollout.lr=high",
+        "ref.load=models/nowhere",
+        "actor_rollout.data_path=nowhere.parquet",
+        "training.eval_data_path=$R1ZERO_UNSET/test.parquet",
+    )
+    assert code == 2 and not errors, errors
+    problems = [line for line in lines if line.startswith("PROBLEM  config")]
+    said = (
+        "did you mean train_iters?",
+        "actor_rollout.lr: 'high'",
+        "ref.load: models/nowhere does not exist",
+        "actor_rollout.data_path: nowhere.parquet does not exist",
+        "training.eval_data_path: ",
+    )
+    for sentence in said:
+        assert sum(sentence in line for line in problems) == 1, (sentence, problems)
+    assert len(problems) == len(said), problems
+
+
+def test_a_wrong_path_key_is_told_once_and_not_looked_for(tiny):
+    code, lines, errors = doctor("actor_rollout.load=[1]", "ref.load=models/nowhere")
+    assert code == 2 and not errors, errors
+    problems = [line for line in lines if line.startswith("PROBLEM  config")]
+    assert sum("load: [1]" in line for line in problems) == 1, problems
+    assert sum("models/nowhere does not exist" in line for line in problems) == 1, problems
+
+
 def test_a_rank_that_does_not_come_is_named_in_time(tiny):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
