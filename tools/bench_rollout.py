@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -146,67 +146,55 @@ def main() -> int:
     except BadInput as error:
         print(f"bench_rollout.py: {error}", file=sys.stderr)
         return 2
+    result = protocol(args, lengths) | measure(args, model, lengths)
+    result["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    rounded = {
+        key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()
+    }
+    print(json.dumps(rounded))
+    return 0
+
+
+def protocol(args: argparse.Namespace, lengths: np.ndarray) -> dict[str, Any]:
+    """What is measured."""
+    names = ("model", "prompts", "samples", "prompt_len", "lengths", "dtype", "threads", "repeats")
+    result = {name: getattr(args, name) for name in (*names, "max_running", "max_tokens")}
+    result["tokens"] = int(lengths.sum())
+    result["mean_length"] = float(lengths.mean())
+    result["max_length"] = int(lengths.max())
+    return result
+
+
+def measure(args: argparse.Namespace, model: Model, lengths: np.ndarray) -> dict[str, float]:
+    """Run the systems in turns, after a warm-up of each, and the machine's limits between them."""
     random = np.random.default_rng(1)
-    prompts = random.integers(
-        10, model.shape.vocab_size, (args.prompts, args.prompt_len), dtype=np.int32
-    )
+    shape = (args.prompts, args.prompt_len)
+    prompts = random.integers(10, model.shape.vocab_size, shape, dtype=np.int32)
     ours = Ours(args, model, prompts, lengths)
-    if args.vs:
-        theirs = Theirs(args, model, prompts, lengths)
-    else:
-        theirs = None
-    runs: dict[str, list[dict]] = {"ours": [], "theirs": []}
+    theirs = Theirs(args, model, prompts, lengths) if args.vs else None
+    our_runs = []
+    their_runs = []
+    limits = []
     if args.roofline:
-        limits = [machine_limits(model.dtype)]
-    else:
-        limits = []
+        limits.append(machine_limits(model.dtype))
     ours.run()
     if theirs:
         theirs.run(warm_up=True)
     for _ in range(args.repeats):
-        runs["ours"].append(ours.run())
+        our_runs.append(ours.run())
         if theirs:
-            runs["theirs"].append(theirs.run())
+            their_runs.append(theirs.run())
         if args.roofline:
             limits.append(machine_limits(model.dtype))
-    result = {
-        key: getattr(args, key)
-        for key in (
-            "model",
-            "prompts",
-            "samples",
-            "prompt_len",
-            "lengths",
-            "dtype",
-            "threads",
-            "repeats",
-            "max_running",
-            "max_tokens",
-        )
-    }
-    result |= {
-        "tokens": int(lengths.sum()),
-        "mean_length": float(lengths.mean()),
-        "max_length": int(lengths.max()),
-    }
-    result |= median(runs["ours"], "")
+    result = median(our_runs, "")
     result["tokens_per_second"] = lengths.sum() / result["seconds"]
     if theirs:
-        result |= median(runs["theirs"], "transformers_")
+        result |= median(their_runs, "transformers_")
         result["transformers_tokens_per_second"] = lengths.sum() / result["transformers_seconds"]
         result["ratio"] = result["transformers_seconds"] / result["seconds"]
     if args.roofline:
         result |= roofline(args, model, ours, result["decode_seconds"], limits)
-    result["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(
-        json.dumps(
-            {
-                key: round(value, 4) if isinstance(value, float) else value
-                for key, value in result.items()
-            }
-        )
-    )
-    return 0
+    return result
 
 
 def median(runs: list[dict], prefix: str) -> dict[str, float]:

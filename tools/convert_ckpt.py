@@ -73,6 +73,17 @@ def parse(words: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_places(parser)
+    _add_layout(parser)
+    _add_accepted(parser)
+    dashed = [
+        re.sub(r"^--[\w-]+", lambda option: option[0].replace("_", "-"), word) for word in words
+    ]
+    return parser.parse_args(dashed)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """What is read and what is written."""
     add = parser.add_argument
     add(
         "--load-dir", "--from", required=True, type=user_path, metavar="DIR", help="weights to read"
@@ -90,6 +101,28 @@ def parse(words: list[str]) -> argparse.Namespace:
         choices=TYPES,
         help="what to write; default: the other one",
     )
+    add(
+        "--hf-dir",
+        "--config-from",
+        type=user_path,
+        metavar="DIR",
+        help=(
+            "folder with config.json and tokenizer of a Megatron source; default: beside the "
+            "checkpoint"
+        ),
+    )
+    add(
+        "--model-family",
+        nargs="*",
+        default=[],
+        metavar="PLACE",
+        help="families of your own, as in training.model_families",
+    )
+
+
+def _add_layout(parser: argparse.ArgumentParser) -> None:
+    """How the weights are cut, padded and typed."""
+    add = parser.add_argument
     add("--target-tensor-parallel-size", "--tp", type=at_least_1, default=1, metavar="N")
     add("--target-pipeline-parallel-size", "--pp", type=at_least_1, default=1, metavar="N")
     add(
@@ -118,23 +151,11 @@ def parse(words: list[str]) -> argparse.Namespace:
         choices=DTYPES,
         help="type to write; default that of the source",
     )
-    add(
-        "--hf-dir",
-        "--config-from",
-        type=user_path,
-        metavar="DIR",
-        help=(
-            "folder with config.json and tokenizer of a Megatron source; default: beside the "
-            "checkpoint"
-        ),
-    )
-    add(
-        "--model-family",
-        nargs="*",
-        default=[],
-        metavar="PLACE",
-        help="families of your own, as in training.model_families",
-    )
+
+
+def _add_accepted(parser: argparse.ArgumentParser) -> None:
+    """Flags of other converters that mean nothing here."""
+    add = parser.add_argument
     add("--model-type-hf", "--family", metavar="NAME", help="accepted; config.json tells the model")
     for name in ("--use-mcore-models", "--add-qkv-bias"):
         add(name, action="store_true", help="accepted; always so where the model is")
@@ -144,10 +165,6 @@ def parse(words: list[str]) -> argparse.Namespace:
         metavar="FILE",
         help="accepted; tokenizer files are copied with config.json",
     )
-    dashed = [
-        re.sub(r"^--[\w-]+", lambda option: option[0].replace("_", "-"), word) for word in words
-    ]
-    return parser.parse_args(dashed)
 
 
 def convert(args: argparse.Namespace) -> None:

@@ -70,63 +70,35 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
     parser = CommandLine(description=__doc__)
-    add = parser.add_argument
+    _add_model(parser)
+    _add_data(parser)
+    _add_answers(parser)
+    _add_scoring(parser)
+    return parser.parse_args(arguments)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model and engine").add_argument
     add(
         "--model",
         required=True,
         type=expand,
         help="Hugging Face model folder, or Megatron checkpoint",
     )
-    add(
-        "--data",
-        required=True,
-        nargs="+",
-        type=expand,
-        help="data sets: files, folders or preprocessed",
-    )
-    add("--k", type=int, default=1, help="answers to each problem")
-    add("--problems", type=int, help="take only the first so many of each data set")
-    add("--temperature", type=float, default=1.0, help="0: the most likely token")
-    add("--top-p", type=float, default=1.0)
-    add("--top-k", type=int, default=0)
-    add("--max-new-tokens", type=int, default=2048, help="longest answer")
-    add("--prompt-type", default="qwen_r1", help="name of a prompt template")
-    add("--prompt-type-path", default=str(TEMPLATES), type=expand, help="templates file")
-    add(
-        "--stop",
-        nargs="*",
-        default=[],
-        metavar="TOKEN",
-        help="texts or ids of more tokens that end an answer, as in actor_rollout.stop",
-    )
-    add(
-        "--map-keys",
-        nargs="+",
-        default=["{}"],
-        metavar="JSON",
-        help="column of each part, once for all data sets, or once for each in turn; default "
-        + json.dumps(MAP_KEYS),
-    )
     add("--tokenizer-name-or-path", type=expand, help="folder; default MODEL")
-    add(
-        "--verifier",
-        nargs="+",
-        default=["acc", "format"],
-        help="reward functions, as in algorithm.verifier_function",
-    )
-    add(
-        "--dtype",
-        choices=["bf16", "fp32"],
-        help="default: that of the model's config.json; bf16 on NPUs",
-    )
-    add("--seed", type=int, default=1234)
     add(
         "--model-family",
         nargs="*",
         default=[],
         metavar="PLACE",
         help="families of your own, as in training.model_families",
+    )
+    add(
+        "--dtype",
+        choices=["bf16", "fp32"],
+        help="default: that of the model's config.json; bf16 on NPUs",
     )
     add("--engine", default="native", help="rollout engine, as in actor_rollout.engine")
     add("--tensor-model-parallel-size", type=int, default=1)
@@ -135,6 +107,45 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         type=int,
         default=131072,
         help="tokens in a replica's KV cache at most",
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("problems").add_argument
+    add(
+        "--data",
+        required=True,
+        nargs="+",
+        type=expand,
+        help="data sets: files, folders or preprocessed",
+    )
+    add("--problems", type=int, help="take only the first so many of each data set")
+    add(
+        "--map-keys",
+        nargs="+",
+        default=["{}"],
+        metavar="JSON",
+        help="column of each part, once for all data sets, or once for each in turn; default "
+        + json.dumps(MAP_KEYS),
+    )
+    add("--prompt-type", default="qwen_r1", help="name of a prompt template")
+    add("--prompt-type-path", default=str(TEMPLATES), type=expand, help="templates file")
+
+
+def _add_answers(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("answers").add_argument
+    add("--k", type=int, default=1, help="answers to each problem")
+    add("--temperature", type=float, default=1.0, help="0: the most likely token")
+    add("--top-p", type=float, default=1.0)
+    add("--top-k", type=int, default=0)
+    add("--seed", type=int, default=1234)
+    add("--max-new-tokens", type=int, default=2048, help="longest answer")
+    add(
+        "--stop",
+        nargs="*",
+        default=[],
+        metavar="TOKEN",
+        help="texts or ids of more tokens that end an answer, as in actor_rollout.stop",
     )
     add(
         "--round-samples",
@@ -145,6 +156,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             "ranks"
         ),
     )
+
+
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("scoring and output").add_argument
+    add(
+        "--verifier",
+        nargs="+",
+        default=["acc", "format"],
+        help="reward functions, as in algorithm.verifier_function",
+    )
     add("--workers", type=int, default=2, help="processes that score, beside each replica")
     add("--deadline-seconds", type=float, default=10.0, help="for one call of a reward function")
     add(
@@ -152,7 +173,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         type=user_path,
         help="folder of the reports; default runs/evaluation/<name of MODEL>",
     )
-    return parser.parse_args(arguments)
 
 
 def output_folder(args: argparse.Namespace) -> Path:

@@ -287,8 +287,8 @@ class Memory:
             self.peak = max([self.peak, *peaks])
 
 
-def main() -> int:
-    """Fuzz the reward executor; returns the exit code."""
+def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description="Throw random and hostile answers at the reward executor."
     )
@@ -301,7 +301,12 @@ def main() -> int:
         help="seconds for one reward function and one response",
     )
     parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Fuzz the reward executor; returns the exit code."""
+    args = parse()
     config = RewardConfig(
         names=NAMES,
         weights=[1.0] * len(NAMES),

@@ -85,8 +85,8 @@ def main() -> int:
 def read_cases(
     path: Path, declared: Sequence[Declaration], problems: list[str]
 ) -> list[RewardInput]:
-    """Read all cases, with what reward functions need; what is wrong with a line goes to `problems`. BadInput when there is no such
-    file."""
+    """Read all cases, with what reward functions need; what is wrong with a line goes to
+    `problems`. BadInput when there is no such file."""
     cases = []
     with_tokens = any(each.needs_tokens for each in declared)
     columns = [column for each in declared for column in each.columns]

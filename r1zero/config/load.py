@@ -73,8 +73,9 @@ def read_config(
     """Read a configuration and return it with warnings. BadInput with a sentence for each mistake.
 
     A bare name means configs/<name>.yaml; an override is `section.key=value`. `read_settings`
-    knows what stands below reward.settings. Each key by itself is right then. Rules among keys are told here when a key is wrong, else by the checks before a
-    start, together with what is wrong with files.
+    knows what stands below reward.settings. Each key by itself is right then. Rules among keys are
+    told here when a key is wrong, else by the checks before a start, together with what is wrong
+    with files.
     """
     with readable():
         return _read(_find(expand(name_or_path)), overrides, read_settings)

@@ -24,11 +24,12 @@ from r1zero.errors import (
     readable,
     shown,
 )
+from r1zero.models.dtype import Dtype
 from r1zero.observe.trackers import check_loggers
 from r1zero.policy.actor_config import objective_of
 from r1zero.preflight.check_custom import check_custom
 from r1zero.preflight.files import check_inputs
-from r1zero.preflight.found import Found, look
+from r1zero.preflight.found import Found, dtype_of, look
 from r1zero.preflight.model import check_models
 from r1zero.preflight.outputs import check_outputs
 from r1zero.reward.choose import choose
@@ -84,7 +85,7 @@ def check_device(cfg: Config, elsewhere: bool) -> list[str]:
     another."""
     backend = cfg.training.distributed_backend
     problems = check_dtype(
-        f"training.bf16: {shown(cfg.training.bf16)}", bool(cfg.training.bf16), backend
+        f"training.bf16: {shown(cfg.training.bf16)}", dtype_of(cfg) is Dtype.BF16, backend
     )
     if cfg.actor_rollout.decode_graphs and not elsewhere and not uses_npu(backend):
         problems.append(

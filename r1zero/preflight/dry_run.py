@@ -31,7 +31,6 @@ from r1zero.config.load import dump
 from r1zero.config.schema import Config
 from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.models.config import ModelConfig
-from r1zero.models.dtype import Dtype
 from r1zero.models.family import family_of
 from r1zero.models.params import num_elements, param_table
 from r1zero.models.sizes import (
@@ -41,7 +40,7 @@ from r1zero.models.sizes import (
     NPU_CACHE_BLOCK,
 )
 from r1zero.preflight.files import absent
-from r1zero.preflight.found import Found
+from r1zero.preflight.found import Found, dtype_of
 from r1zero.preflight.run import Run
 
 CACHE_BLOCK = max(CPU_CACHE_BLOCK, NPU_CACHE_BLOCK)
@@ -174,7 +173,7 @@ def memory(
 
 def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     actor = cfg.actor_rollout
-    size = _dtype(cfg).itemsize
+    size = dtype_of(cfg).itemsize
     parameters = stage_parameters(shape, span.tp, span.pp, stage)
     tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
     layers = _stage_layers(shape, span.pp, stage)
@@ -194,7 +193,7 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
     return Memory(
         weights=parameters * size * (2 if cfg.updates_per_step > 1 else 1),
         gradients=parameters * 4,
-        optimizer=parameters * _dtype(cfg).optimizer_bytes / span.dp,
+        optimizer=parameters * dtype_of(cfg).optimizer_bytes / span.dp,
         activations=activations,
         buckets=_bucket_bytes(cfg),
     )
@@ -202,7 +201,7 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
 
 def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     actor = cfg.actor_rollout
-    size = _dtype(cfg).itemsize
+    size = dtype_of(cfg).itemsize
     prompts = -(-cfg.training.global_batch_size // span.dp)
     samples = prompts * actor.n_samples_per_prompt
     token = family_of(shape).kv_cache_elements(shape, span.tp) * size
@@ -223,7 +222,7 @@ def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int)
 
 
 def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
-    size = _dtype(cfg).itemsize
+    size = dtype_of(cfg).itemsize
     tokens = cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
     if stage == span.pp - 1:
         logits = logits_bytes(shape, span.tp, tokens)
@@ -274,10 +273,6 @@ def logits_bytes(shape: ModelConfig, tp: int, tokens: int) -> float:
     """Bytes of three chunks of fp32 logits: the logits, their exponentials, and the product of
     both."""
     return 3 * 4 * min(LOGIT_CHUNK_ELEMENTS, tokens * shape.vocab_size / tp)
-
-
-def _dtype(cfg: Config) -> Dtype:
-    return Dtype.of(bool(cfg.training.bf16))
 
 
 def _bucket_bytes(cfg: Config) -> float:

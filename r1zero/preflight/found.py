@@ -13,10 +13,11 @@ from operator import attrgetter
 from pathlib import Path
 
 from r1zero.config.rules import check_pool
-from r1zero.config.schema import Config, nodes, placement
+from r1zero.config.schema import Config, filled, nodes, placement
 from r1zero.distributed.placement import Placement
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
+from r1zero.models.dtype import Dtype
 from r1zero.weights.detect import config_folder
 
 SIZES = (
@@ -50,6 +51,11 @@ class Found:
     misplaced: tuple[str, ...]  # why, or why the nodes do not suit
     actor: ModelFound
     reference: ModelFound
+
+
+def dtype_of(cfg: Config) -> Dtype:
+    """The dtype of the weights of a configuration, resolved."""
+    return Dtype.of(filled(cfg.training.bf16))
 
 
 def look(

@@ -17,10 +17,9 @@ from r1zero.config.own_code import own_files
 from r1zero.config.schema import Config
 from r1zero.data.blend import split_blend
 from r1zero.errors import BadInput
-from r1zero.models.dtype import Dtype
 from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.preflight.files import check_weights
-from r1zero.preflight.found import Found
+from r1zero.preflight.found import Found, dtype_of
 from r1zero.run_folder.exported import MODEL, exported_step, in_the_way
 from r1zero.run_folder.folder import aside_of, check_aside, check_writable, holds_run
 from r1zero.run_folder.owner import check_free
@@ -157,7 +156,7 @@ def check_disk(found: Found) -> list[str]:
     shape = found.actor.shape
     if shape is None:
         return []
-    weights = shape.num_parameters * Dtype.of(bool(cfg.training.bf16)).itemsize
+    weights = shape.num_parameters * dtype_of(cfg).itemsize
     problems = _check_room("output_dir", Path(cfg.output_dir), weights, "the trained model")
     if not cfg.training.save_interval or problems:
         return problems

@@ -25,7 +25,7 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
 from r1zero.policy.actor_config import ActorConfig, actor_config, unread_by_loss
 from r1zero.preflight.checks import check_found
-from r1zero.preflight.found import Found, ModelFound, look
+from r1zero.preflight.found import Found, ModelFound, dtype_of, look
 from r1zero.reward.choose import kept_columns
 from r1zero.reward.config import RewardConfig, reward_config
 from r1zero.rollout.interface import EngineConfig, Sampling
@@ -143,7 +143,7 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
         node_of_rank=found.node_of_rank,
         actor=_complete_model(found.actor),
         reference=_complete_model(found.reference),
-        dtype=Dtype.of(bool(cfg.training.bf16)),
+        dtype=dtype_of(cfg),
         template=Template(cfg.training.prompt_type, filled(cfg.training.prompt_type_path)),
         tokenizer=filled(cfg.training.tokenizer_name_or_path),
         train_data=train_source(cfg.actor_rollout, cfg.training, kept),

@@ -41,12 +41,12 @@ MISSING = object()
             {"architectures": ["Qwen3MoeForCausalLM"]},
             "architecture 'Qwen3MoeForCausalLM' is not supported",
         ),
-        ({"num_hidden_layers": "4"}, "num_hidden_layers: 4 must be a whole number of at least 1"),
+        ({"num_hidden_layers": "4"}, 'num_hidden_layers: "4" must be a whole number of at least 1'),
         ({"num_hidden_layers": 4.0}, "num_hidden_layers: 4.0 must be a whole number"),
         ({"num_hidden_layers": True}, "num_hidden_layers: true must be a whole number"),
         ({"num_attention_heads": 0}, "num_attention_heads: 0 must be a whole number of at least 1"),
         ({"vocab_size": -1}, "vocab_size: -1 must be"),
-        ({"hidden_size": None}, "hidden_size: nothing must be"),
+        ({"hidden_size": None}, "hidden_size: null must be"),
         ({"intermediate_size": [48]}, "intermediate_size: [48] must be"),
         ({"max_position_embeddings": 10**30}, "max_position_embeddings: 1000"),
         (
@@ -59,10 +59,10 @@ MISSING = object()
             "num_attention_heads: 3 does not divide hidden_size",
         ),
         ({"head_dim": 5}, "head_dim: 5 must be even"),
-        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: 1e-6 must be a number above 0"),
+        ({"rms_norm_eps": "1e-6"}, 'rms_norm_eps: "1e-6" must be a number above 0'),
         ({"rms_norm_eps": 0}, "rms_norm_eps: 0 must be a number above 0"),
         ({"rms_norm_eps": MISSING}, "lacks the key 'rms_norm_eps'"),
-        ({"tie_word_embeddings": "no"}, "tie_word_embeddings: no must be true or false"),
+        ({"tie_word_embeddings": "no"}, 'tie_word_embeddings: "no" must be true or false'),
         ({"use_sliding_window": True}, "use_sliding_window: true is not supported; only false is"),
         (
             {"layer_types": ["full_attention", "sliding_attention"]},
@@ -89,7 +89,7 @@ MISSING = object()
         ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "full_attention"),
         ({"rope_scaling": "llama3"}, "rope_parameters: llama3 is not supported"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "lacks the key 'factor'"),
-        ({"rope_scaling": LLAMA3 | {"factor": "8"}}, "factor: 8 must be a number above 0"),
+        ({"rope_scaling": LLAMA3 | {"factor": "8"}}, 'factor: "8" must be a number above 0'),
         (
             {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
             "1.0 must be above low_freq_factor 1.0",
@@ -102,7 +102,7 @@ MISSING = object()
             ),
         ),
         (MISTRAL | {"sliding_window": 8191}, "sliding_window: 8191 is not supported"),
-        (MISTRAL | {"sliding_window": "no"}, "sliding_window: no must be a whole number"),
+        (MISTRAL | {"sliding_window": "no"}, 'sliding_window: "no" must be a whole number'),
         (MISTRAL | {"num_key_value_heads": MISSING}, "lacks the key 'num_key_value_heads'"),
         (OLMO2 | {"attention_bias": True}, "attention_bias: true is not supported"),
         (
@@ -110,7 +110,7 @@ MISSING = object()
             "rope type 'yarn' is not supported",
         ),
         ({"rope_theta": 0}, "rope_theta: 0 must be a number above 0"),
-        ({"rope_theta": float("nan")}, "rope_theta: nan must be a number above 0"),
+        ({"rope_theta": float("nan")}, "rope_theta: NaN must be a number above 0"),
     ],
 )
 def test_config_json_that_is_not_computed_here_is_refused(

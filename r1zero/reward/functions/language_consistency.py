@@ -1,4 +1,4 @@
-"""Language consistency (DeepSeek-R1, arXiv:2501.12948, section 2.3.2): the thought in one language."""
+"""Language consistency: the thought in one language (DeepSeek-R1, arXiv:2501.12948, 2.3.2)."""
 
 from __future__ import annotations
 
