@@ -32,7 +32,7 @@ from r1zero.preflight.resolve import load_config
 from r1zero.reward.choose import choose
 from r1zero.reward.config import RewardConfig, reward_config
 from r1zero.reward.executor import RewardExecutor
-from r1zero.reward.math.gold import judge, read_gold
+from r1zero.reward.math.gold import read_gold, survey_golds
 from r1zero.reward.types import Declaration, RewardInput
 
 BAD_INPUT = 2
@@ -68,7 +68,7 @@ def main() -> int:
         problems = str(error).splitlines()
     if problems:
         return _refuse(problems)
-    verdict = judge([case.gold for case in cases])
+    verdict = survey_golds([case.gold for case in cases])
     if verdict.odd and any(each.gives_verdict for each in declared):
         print(
             f"score.py: warning: {verdict.odd} of {verdict.total} golds do not look like "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from r1zero.data.splits import is_of_other_split
 from r1zero.data.template import Template
-from r1zero.reward.math.gold import judge
+from r1zero.reward.math.gold import survey_golds
 
 _PLACES = re.compile(r"(\{question\}|\{system\})")
 _SHORTEST = 30  # characters that make an instruction
@@ -62,7 +62,7 @@ def question_in(template: Template, text: str) -> str:
 
 
 def _about_answers(data: DataSet) -> list[str]:
-    verdict = judge(data.answers)
+    verdict = survey_golds(data.answers)
     if not verdict.odd:
         return []
     return [

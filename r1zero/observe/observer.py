@@ -131,7 +131,7 @@ class Observer:
             log.warning("warning: step %d: %s", step, sentence)
         self._report.after_step(step)
         self._seconds += time.monotonic() - began
-        self._judge(step, outcome)
+        self._enforce(step, outcome)
 
     def after_evaluation(self, step: int, scores: dict[str, float]) -> None:
         """Keep what an evaluation found."""
@@ -184,7 +184,7 @@ class Observer:
                     plain(error),
                 )
 
-    def _judge(self, step: int, outcome: StepOutcome) -> None:
+    def _enforce(self, step: int, outcome: StepOutcome) -> None:
         if outcome.broken:
             told = f"step {step}: invariant broken: {'; '.join(outcome.broken)}"
             if self._config.stop_on_broken_invariant:

@@ -15,7 +15,7 @@ from r1zero.data.survey import DataSet, question_in, survey
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
 from r1zero.reward.choose import compares_answers, kept_columns
-from r1zero.reward.math.gold import are_hopeless, judge
+from r1zero.reward.math.gold import are_hopeless, survey_golds
 
 if TYPE_CHECKING:  # transformers is imported where tokens are needed
     from r1zero.data.prompts import Prompts
@@ -78,7 +78,7 @@ def check_data(
     if compared and are_hopeless(golds):
         return [
             f"{key}: none of the {len(golds)} right answers of {path} looks like an answer, "
-            f"such as {', '.join(judge(golds).examples)}; name the column with the answers in "
+            f"such as {', '.join(survey_golds(golds).examples)}; name the column with the answers in "
             f"{layout.columns_key}.response, or score with a function of your own"
         ]
     return []

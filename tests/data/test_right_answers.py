@@ -23,7 +23,7 @@ from r1zero.data.survey import DataSet, question_in, survey
 from r1zero.data.template import Template
 from r1zero.preflight.checks import check
 from r1zero.preflight.datasets import look_at_data, look_at_prompts
-from r1zero.reward.math.gold import are_hopeless, fault_of, judge, read_gold
+from r1zero.reward.math.gold import are_hopeless, fault_of, read_gold, survey_golds
 
 ROOT = TOOLS.parent
 KEYS = {"prompt": "question", "response": "answer"}
@@ -252,12 +252,12 @@ def test_answers_that_the_reader_knows_hardly_ever_seem_odd() -> None:
         json.loads(line)["gold"]
         for line in (ROOT / "tests" / "reward" / "answer_cases.jsonl").read_text().splitlines()
     ]
-    verdict = judge([read_gold(gold) for gold in known])
+    verdict = survey_golds([read_gold(gold) for gold in known])
     assert verdict.total > 1000 and verdict.odd < 0.01 * verdict.total, verdict
 
 
 def test_each_different_answer_is_an_example_once() -> None:
-    verdict = judge(["He has 7 apples"] * 5 + ["1"] * 4)
+    verdict = survey_golds(["He has 7 apples"] * 5 + ["1"] * 4)
     assert (verdict.total, verdict.odd, len(verdict.examples)) == (9, 5, 1)
     assert (
         not are_hopeless(["He has 7 apples", "5"])

@@ -192,7 +192,7 @@ def _is_rank(node: ast.AST) -> bool:
 MATH = "r1zero.reward.math"
 MATH_DOORS = {
     f"{MATH}.grade": {"same", "is_copied"},
-    f"{MATH}.gold": {"NO_ANSWERS", "are_hopeless", "judge", "read_gold", "the_one_of"},
+    f"{MATH}.gold": {"NO_ANSWERS", "are_hopeless", "read_gold", "survey_golds", "the_one_of"},
 }
 
 

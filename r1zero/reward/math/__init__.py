@@ -3,7 +3,7 @@ r"""Mathematics of answers, read and compared. Two doors, and nothing else is im
 grade   `same(gold, given)`, and `is_copied(question, gold, given)`. Loads sympy, so only the
         processes of the reward executor and tools that compare import it.
 gold    what a data set calls the right answer, and whether it looks like one: `read_gold`,
-        `judge`, ... Loads no sympy: every rank reads data.
+        `survey_golds`, ... Loads no sympy: every rank reads data.
 
 How two texts become a verdict. Each line calls the next; in brackets, what helps it:
 

@@ -103,7 +103,7 @@ def _words(text: str) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GoldSurvey:
     """How many of the right answers do not look like one; different examples with the reason."""
 
     total: int
@@ -111,11 +111,11 @@ class Verdict:
     examples: list[str]
 
 
-def judge(golds: Sequence[str]) -> Verdict:
+def survey_golds(golds: Sequence[str]) -> GoldSurvey:
     """Look at right answers, as `read_gold` gave them; each different one is read once."""
     faults = {gold: fault_of(gold) for gold in dict.fromkeys(golds)}
     examples = [f"{gold!r:.80} ({fault})" for gold, fault in faults.items() if fault]
-    return Verdict(len(golds), sum(bool(faults[gold]) for gold in golds), examples[:EXAMPLES])
+    return GoldSurvey(len(golds), sum(bool(faults[gold]) for gold in golds), examples[:EXAMPLES])
 
 
 def are_hopeless(golds: Sequence[str]) -> bool:
