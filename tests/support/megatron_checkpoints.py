@@ -4,8 +4,8 @@ layouts."""
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import queue
 import random
 from argparse import Namespace
 from pathlib import Path
@@ -63,8 +63,9 @@ def write_body(rank: int, size: int, store: object, folder: str, tied: bool) -> 
     )
     sharded = Path(folder) / "dist" / "iter_0000007"
     sharded.mkdir(parents=True, exist_ok=True)
-    # Else it spawns a process to hold one.
-    filesystem_async._results_queue = multiprocessing.get_context("fork").Queue()
+    # Else it spawns a process to hold one. What one process puts in and takes out again needs no
+    # queue between processes, whose feeder thread may be late.
+    filesystem_async._results_queue = queue.SimpleQueue()
     dist_checkpointing.save(
         {
             "args": args,
