@@ -7,8 +7,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 PACKAGE = TESTS.parent / "r1zero"
-# Not of one room: tools/, runs of the whole program, the repository itself, helpers.
-OTHERS = {"tools", "whole", "project", "support"}
+# Not of one room: tools/, runs of the whole program, the repository itself, helpers, a stand-in.
+OTHERS = {"tools", "whole", "project", "support", "npu_standin"}
 
 
 def test_every_folder_of_tests_is_one_of_the_package() -> None:

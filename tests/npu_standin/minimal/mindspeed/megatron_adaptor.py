@@ -1,0 +1,47 @@
+"""The least of MindSpeed's adaptor without which Megatron does not run on an "npu".
+
+For machines that have no clone of MindSpeed. It does what core_r0.16.0 does in five places: torch.cuda
+becomes torch.npu; `Tensor.type()` writes "cuda", for which megatron-core's distributed optimizer
+looks; torch.compile does nothing; random states are those of the device; and all_reduce of a
+float64 tensor leaves the tensor as it was, which callers of ours must not depend on. It replaces no
+module of Megatron.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch_npu.contrib.transfer_to_npu  # noqa: F401
+
+_type = torch.Tensor.type
+_all_reduce = dist.all_reduce
+
+
+def _named_cuda(self, *args, **kwargs):
+    found = _type(self, *args, **kwargs)
+    return found.replace("npu", "cuda") if isinstance(found, str) else found
+
+
+def _all_reduce_wrapper(tensor, *args, **kwargs):
+    if tensor.dtype == torch.float64:
+        tensor = tensor.float()
+    return _all_reduce(tensor, *args, **kwargs)
+
+
+def _compile(what=None, **_):
+    if what is not None:
+        return what
+    return lambda function: function
+
+
+torch.Tensor.type = _named_cuda
+dist.all_reduce = _all_reduce_wrapper
+torch.distributed.distributed_c10d.all_reduce = _all_reduce_wrapper
+torch.compile = _compile
+# torch 2.13 asks for it before a broadcast; MindSpeed answers with numbers, torch_npu with None.
+torch.cuda.get_device_capability = lambda *_: (8, 0)
+
+from megatron.core.tensor_parallel import random  # noqa: E402
+
+random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)

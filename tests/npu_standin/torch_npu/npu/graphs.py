@@ -1,0 +1,143 @@
+"""NPUGraph: remembers the operators that were launched and runs them again on the same memory.
+
+Read in torch_npu's npu/graphs.py: only with auto_dispatch_capture can host arguments of the fused
+attention be updated; one dict is for all of them; it finds query and value by position; after it
+was captured so, every replay waits for an update of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+UPDATABLE = ("npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2")
+# Not to be captured: they wait for the device, or take their lengths from the host for good.
+FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "npu_fusion_attention")
+
+_pools = iter(range(1, 1 << 30))
+_capturing = [False]
+
+
+def graph_pool_handle():
+    """A token for a pool of memory that graphs may share."""
+    return (0, next(_pools))
+
+
+def is_current_stream_capturing():
+    return _capturing[0]
+
+
+class _Launch:
+    """An operator with its arguments and the tensors that it wrote."""
+
+    def __init__(self, function, args, kwargs, result):
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.result = result
+
+    @property
+    def updatable(self):
+        return self.function.overloadpacket.__name__ in UPDATABLE
+
+    def run(self):
+        again = self.function(*self.args, **self.kwargs)
+        for old, new in zip(_tensors(self.result), _tensors(again), strict=True):
+            if old.data_ptr() != new.data_ptr():
+                old.copy_(new)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, launches):
+        super().__init__()
+        self._launches = launches
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        name = function.overloadpacket.__name__
+        if name in FORBIDDEN:
+            raise RuntimeError(f"npu_standin: {name} cannot be captured in a graph")
+        if name == "_to_copy" and torch.device(kwargs.get("device") or "npu").type == "cpu":
+            raise RuntimeError("npu_standin: a copy to the host cannot be captured in a graph")
+        result = function(*args, **kwargs)
+        launch = _Launch(function, args, kwargs, result)
+        if launch.updatable and len(args) < 3:
+            raise RuntimeError(
+                f"npu_standin: {name} in a graph takes query, key, value by position"
+            )
+        self._launches.append(launch)
+        return result
+
+
+class NPUGraph:
+    """A captured sequence of operators."""
+
+    def __init__(self):
+        self._launches = []
+        self._updates = 0
+        self._pool = None
+        self.auto_dispatch_capture = False
+
+    def pool(self):
+        """The pool of memory that this graph's tensors lie in."""
+        return self._pool
+
+    def update(self, cpu_update_input):
+        """Hand over new host arguments for the attentions of the next replay."""
+        if not self.auto_dispatch_capture:
+            raise RuntimeError("capture with auto_dispatch_capture=True to update")
+        launches = [launch for launch in self._launches if launch.updatable]
+        inputs = list(cpu_update_input)
+        if len(inputs) == 1:
+            inputs = inputs * len(launches)
+        if len(inputs) != len(launches):
+            raise RuntimeError(f"{len(launches)} operators to update, and {len(inputs)} inputs")
+        for launch, new in zip(launches, inputs, strict=True):
+            for name, value in new.items():
+                if name in launch.kwargs:
+                    launch.kwargs[name] = value
+        self._updates += 1
+
+    def replay(self):
+        """Run everything again."""
+        if self.auto_dispatch_capture and any(launch.updatable for launch in self._launches):
+            if self._updates == 0:
+                raise RuntimeError("npu_standin: this replay would wait for an update for ever")
+            self._updates = 0
+        for launch in self._launches:
+            launch.run()
+
+    def reset(self):
+        """Forget what was captured."""
+        self._launches = []
+
+
+def _tensors(result):
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [x for x in result or () if isinstance(x, torch.Tensor)]
+
+
+class graph:
+    """Captures what is launched within. Unlike hardware it computes while it captures."""
+
+    def __init__(
+        self,
+        npu_graph,
+        pool=None,
+        stream=None,
+        auto_dispatch_capture=False,
+        capture_error_mode="global",
+        report_shape=True,
+    ):
+        npu_graph.auto_dispatch_capture = auto_dispatch_capture
+        npu_graph._pool = pool or graph_pool_handle()
+        self._mode = _Recorder(npu_graph._launches)
+
+    def __enter__(self):
+        _capturing[0] = True
+        self._mode.__enter__()
+
+    def __exit__(self, *error):
+        self._mode.__exit__(*error)
+        _capturing[0] = False
