@@ -60,9 +60,10 @@ def readable() -> Iterator[None]:
         ) from None
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Say which known word the user may have meant; empty when none is near."""
-    found = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], likeness: float = 0.5) -> str:
+    """Say which known word the user may have meant; empty when none is near (`likeness` from 0 to
+    1)."""
+    found = difflib.get_close_matches(word, sorted(known), n=1, cutoff=likeness)
     if found:
         return f"; did you mean {found[0]}?"
     return ""

@@ -1,0 +1,117 @@
+"""Environment variables of Ascend NPUs (torch_npu, HCCL, CANN): what each does, and our defaults.
+
+Every rank sets them for itself before its device is opened, however it was started: launch.sh,
+torchrun and srun need no list of their own. A variable that the user has set keeps its value. What
+must be there before Python starts (jemalloc, OMP_NUM_THREADS) is in tools/environment.sh. The
+meanings are those of the public documentation of torch_npu and CANN; no default was measured on
+hardware. docs/environment.md tells users the same at length.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+# What the variables do that a run is likely to set. The doctor prints the line.
+MEANINGS = {
+    "TASK_QUEUE_ENABLE": "how operators are queued: 0 not, 1 as graphs need it, 2 faster, no graphs",
+    "PYTORCH_NPU_ALLOC_CONF": "the allocator of device memory",
+    "PYTORCH_ALLOC_CONF": "the same for torch 2.10 or newer; only one of the two may be set",
+    "CPU_AFFINITY_CONF": "cores that a rank keeps to: 0 all, 1 its NPU's share, 2 one for each thread",
+    "HCCL_CONNECT_TIMEOUT": "seconds that the ranks of a group wait for one another to connect",
+    "HCCL_EXEC_TIMEOUT": "seconds that a rank waits for the others in a collective; 0 for ever",
+    "HCCL_EVENT_TIMEOUT": "seconds that a stream waits for an event; follows HCCL_EXEC_TIMEOUT",
+    "HCCL_BUFFSIZE": "MB of device memory, twice, for each group in which tensors travel",
+    "P2P_HCCL_BUFFSIZE": "MB, twice, for each pair of ranks that send and receive; 0 none of its own",
+    "HCCL_OP_EXPANSION_MODE": "where HCCL unrolls its algorithms, for all groups alike",
+    "HCCL_DETERMINISTIC": "false, true or strict: sums in one order",
+    "HCCL_SOCKET_IFNAME": "network interface of HCCL",
+    "HCCL_IF_IP": "address of HCCL on this node; wins over HCCL_SOCKET_IFNAME",
+    "HCCL_IF_BASE_PORT": "first of 16 ports of HCCL on the host",
+    "GLOO_SOCKET_IFNAME": "network interface of the control plane",
+    "RANK_TABLE_FILE": "who is where, as a file; not needed",
+    "ASCEND_RT_VISIBLE_DEVICES": "NPUs that a process sees",
+    "ASCEND_LAUNCH_BLOCKING": "1: every operator waits for its end, for debugging",
+    "INF_NAN_MODE_ENABLE": "1: overflows become infinite; 0: they are cut to the largest number",
+    "MULTI_STREAM_MEMORY_REUSE": "1: memory of one stream is reused on another early",
+    "TORCH_NPU_FALLBACK_CPU_DISABLE": "1: an operator without a kernel is an error",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1: what Megatron's sequence parallelism asks for",
+    "OMP_NUM_THREADS": "threads of a rank on the host",
+}
+# Set by the user, the first makes the second wrong.
+INSTEAD = {"PYTORCH_ALLOC_CONF": "PYTORCH_NPU_ALLOC_CONF"}
+# HCCL's own default, which the groups in which tensors travel ask for by name.
+BUFFER_MEGABYTES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A variable as a run would have it."""
+
+    name: str
+    value: str
+    is_users: bool  # else it is our default
+    meaning: str
+
+
+def defaults(generates: bool, wait: timedelta) -> dict[str, str]:
+    """What we set on a rank.
+
+    `generates` on ranks that roll out. `wait` is how long ranks wait for one another,
+    `training.distributed_timeout_minutes`.
+    """
+    return {
+        # Decoding steps are captured as graphs, and torch_npu captures none with level 2.
+        "TASK_QUEUE_ENABLE": "1" if generates else "2",
+        "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+        # Not 2: it ties the main thread to one core, and the reward workers that it starts, too.
+        "CPU_AFFINITY_CONF": "1",
+        "HCCL_CONNECT_TIMEOUT": "1800",
+        # A minute later than the time limit of the groups, which names the collective that hangs.
+        "HCCL_EXEC_TIMEOUT": str(math.ceil(wait.total_seconds()) + 60),
+        "HCCL_BUFFSIZE": str(BUFFER_MEGABYTES),
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+    }
+
+
+def set_defaults(environ: MutableMapping[str, str], generates: bool, wait: timedelta) -> None:
+    """Set what the user has not: see defaults. Call before the device is opened."""
+    for name, value in missing(environ, defaults(generates, wait)).items():
+        environ[name] = value
+
+
+def missing(environ: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """What is wanted and neither set nor made wrong by what is set."""
+    taken = set(environ)
+    for other, ours in INSTEAD.items():
+        if other in environ:
+            taken.add(ours)
+    return {name: value for name, value in wanted.items() if name not in taken}
+
+
+def environment_table(environ: Mapping[str, str], wait: timedelta) -> list[Row]:
+    """The variables that the user has set, and our defaults for the others."""
+    where_generated = missing(environ, defaults(True, wait))
+    elsewhere = missing(environ, defaults(False, wait))
+    rows = []
+    for name, meaning in MEANINGS.items():
+        if name in environ:
+            rows.append(Row(name, environ[name], True, meaning))
+        elif name in elsewhere:
+            value = elsewhere[name]
+            if value != where_generated[name]:
+                value = f"{where_generated[name]} on ranks that generate, {value} on others"
+            rows.append(Row(name, value, False, meaning))
+    return rows
+
+
+def buffer_megabytes() -> int:
+    """HCCL_BUFFSIZE, for groups in which tensors travel: options of a group win over variables, so
+    the user's value must be handed on."""
+    text = os.environ.get("HCCL_BUFFSIZE", "")
+    if text.isdecimal():
+        return int(text)
+    return BUFFER_MEGABYTES
