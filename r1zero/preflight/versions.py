@@ -14,23 +14,26 @@ if sys.version_info >= (3, 11):
     TRANSFORMERS = "==5.23.0"
 else:
     TRANSFORMERS = "==5.20.2"
-COMMON = {"megatron-core": "==0.16.1", "transformers": TRANSFORMERS}
+MEGATRON = "==0.16.1"
 # By kind of device. On NPUs nothing has run yet: the ranges are those whose interfaces were
-# compared.
+# compared (docs/ascend.md).
 TESTED: dict[str, dict[str, str]] = {
-    "cpu": {"torch": "==2.13.0", **COMMON},
-    "cuda": {"torch": "==2.13.0", **COMMON},
+    "cpu": {"torch": "==2.13.0", "megatron-core": MEGATRON, "transformers": TRANSFORMERS},
+    "cuda": {"torch": "==2.13.0", "megatron-core": MEGATRON, "transformers": TRANSFORMERS},
     "npu": {
         "torch": ">=2.7.1,<2.11",
-        "torch-npu": ">=2.7.1,<2.11",
-        **COMMON,
+        # Those for CANN 8 have no `cache_mode` of npu_scatter_pa_kv_cache.
+        "torch-npu": ">=2.7.1.post4,!=2.8.0,!=2.8.0.post2,!=2.9.0,<2.11",
+        "megatron-core": MEGATRON,
+        # Images bring one of their own. tests/run_with_transformers.sh runs the ends.
+        "transformers": ">=4.56,<5.24",
         "mindspeed": "",
-        "CANN": ">=8.3rc1",
+        "CANN": ">=9.0",
     },
 }
 FIXES = {
     "mindspeed": "clone MindSpeed's branch core_r0.16.0 and `pip install -e` the clone",
-    "CANN": "install CANN 8.3 or newer and `source /usr/local/Ascend/ascend-toolkit/set_env.sh`",
+    "CANN": "install CANN 9.0 or newer and `source /usr/local/Ascend/ascend-toolkit/set_env.sh`",
 }
 
 

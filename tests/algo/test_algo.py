@@ -218,16 +218,17 @@ def test_llama3_rope_equals_transformers():
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    parameters = dict(
+    scaling = dict(
         rope_type="llama3",
-        rope_theta=500000.0,
         factor=8.0,
         low_freq_factor=1.0,
         high_freq_factor=4.0,
         original_max_position_embeddings=8192,
     )
     theirs = LlamaRotaryEmbedding(
-        LlamaConfig(hidden_size=256, num_attention_heads=2, rope_parameters=parameters)
+        LlamaConfig(
+            hidden_size=256, num_attention_heads=2, rope_theta=500000.0, rope_scaling=scaling
+        )
     )
     shape = small_shape(
         family="llama",

@@ -20,7 +20,6 @@ from r1zero.distributed.rendezvous import RollCall
 from r1zero.preflight import machine
 from r1zero.preflight.found import look
 from r1zero.preflight.machine import NodeReport
-from r1zero.preflight.versions import TESTED, check_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCTOR = str(ROOT / "tools" / "doctor.py")
@@ -224,29 +223,6 @@ NODE = NodeReport(
     {"ref.load": "3 files of 100 bytes"},
     "",
 )
-
-
-def test_versions_are_compared_with_the_table():
-    fine = {
-        "torch": "2.13.0+cpu",
-        "megatron-core": "0.16.1",
-        "transformers": TESTED["cpu"]["transformers"][2:],
-    }
-    assert check_versions("cpu", fine) == []
-    old, missing = check_versions("cpu", fine | {"torch": "2.6.0", "transformers": None})
-    assert "torch 2.6.0 is not what was tested" in old and "`pip install 'torch==2.13.0'`" in old
-    assert missing.startswith("transformers is not installed; `pip install 'transformers==")
-    npu = fine | {
-        "torch": "2.7.1+cpu",
-        "torch-npu": "2.7.1.post4",
-        "mindspeed": "0.16.0",
-        "CANN": "8.3.RC1",
-    }
-    assert check_versions("npu", npu) == []
-    [pair] = check_versions("npu", npu | {"torch-npu": "2.9.0"})
-    assert "must be of one version" in pair and "torch-npu==2.7.1.*" in pair
-    cann, speed = sorted(check_versions("npu", npu | {"CANN": "8.0.1", "mindspeed": None}))
-    assert "set_env.sh" in cann and "core_r0.16.0" in speed
 
 
 def test_memory_devices_and_nodes_that_do_not_suffice_are_named_with_a_way_out(home):

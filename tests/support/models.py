@@ -33,9 +33,9 @@ SIZES = dict(
     eos_token_id=2,
     pad_token_id=0,
 )
+# in the keys of transformers 4, which 5 reads, too
 LLAMA3_ROPE = dict(
     rope_type="llama3",
-    rope_theta=10000.0,
     factor=8.0,
     low_freq_factor=1.0,
     high_freq_factor=4.0,
@@ -50,7 +50,7 @@ FAMILIES = {
         Qwen3Config(**SIZES | dict(head_dim=24, tie_word_embeddings=True) | kw)
     ),
     "llama": lambda **kw: LlamaForCausalLM(
-        LlamaConfig(**SIZES | dict(rope_parameters=LLAMA3_ROPE) | kw)
+        LlamaConfig(**SIZES | dict(rope_theta=10000.0, rope_scaling=LLAMA3_ROPE) | kw)
     ),
     "mistral": lambda **kw: MistralForCausalLM(
         MistralConfig(**SIZES | dict(sliding_window=None) | kw)
