@@ -150,7 +150,7 @@ def test_a_dry_run_tells_what_the_loss_does_not_read(tiny):
 
 
 @pytest.mark.parametrize(
-    "config", ["tiny", "smollm2_135m_gsm8k", "qwen25_7b", "qwen25_7b_one_node"]
+    "config", ["tiny", "smollm2_135m_gsm8k", "qwen25_7b", "qwen25_7b_one_node", "qwen25_7b_a3"]
 )
 def test_shipped_configs_pass_a_dry_run_anywhere(tiny, config):
     code, out, errors, _ = main("--config", config, "--dry-run")
