@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 from support.markers import marks_of
+from support.npu_worlds import ADAPTOR, NpuServer
 
 torch.set_num_threads(1)
 
@@ -52,6 +53,14 @@ def tiny() -> Path:
         stdout=subprocess.DEVNULL,
     )
     return ROOT / ".cache" / "tiny"
+
+
+@pytest.fixture(scope="session", params=[ADAPTOR])
+def npu(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NpuServer]:
+    """Ranks on a stand-in for torch_npu; the test's name says which adaptor of Megatron they have."""
+    server = NpuServer(tmp_path_factory.mktemp("npu") / "server.log")
+    yield server
+    server.close()
 
 
 @pytest.fixture

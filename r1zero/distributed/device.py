@@ -36,6 +36,13 @@ class Device:
     def is_cpu(self) -> bool:
         return self.kind == "cpu"
 
+    @property
+    def control_backend(self) -> str:
+        """Backend of groups whose tensors are on the CPU, but for a few of Megatron's."""
+        if self.is_cpu:
+            return "gloo"
+        return f"cpu:gloo,{self.kind}:{self.backend}"
+
     def peak_gigabytes(self) -> float:
         """Highest memory use of this process: device memory, or resident memory on a CPU."""
         if not self.is_cpu:

@@ -42,7 +42,8 @@ class Grid:
     stage: int = 0
     # tensor plane: tp dp pp mp all embd
     groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
-    role_control: dist.ProcessGroup | None = None  # gloo over all ranks of the role
+    # gloo over all ranks of the role; on devices it carries their tensors, too
+    role_control: dist.ProcessGroup | None = None
     replica_control: dist.ProcessGroup | None = None  # gloo over this rank's replica
 
     @property
@@ -72,7 +73,7 @@ class Grid:
 
     @contextlib.contextmanager
     def as_default_group(self) -> Iterator[None]:
-        """Let the role's gloo group stand as torch's default group.
+        """Let the role's control group stand as torch's default group.
 
         Megatron's optimizer set-up and dist_checkpointing talk to the default group whatever groups
         they are given; over the whole world they would wait for ranks that never come. The rank
@@ -168,7 +169,7 @@ class World:
         key = (backend, tuple(ranks))
         if key not in self._groups:
             device_plane = backend == self.device.backend and not self.device.is_cpu
-            if device_plane:
+            if backend != "gloo":
                 options = self.device.group_options(buffer_megabytes)
             else:
                 options = None
@@ -192,7 +193,10 @@ class World:
                     assert group is not None
                     mine[name] = group
 
-        make("role_control", [span.ranks], "gloo", 0)
+        # Saving a checkpoint, Megatron sends a flag from device to device over its default group,
+        # which this one stands for. Its device half is not warmed up: most jobs never use it, and
+        # where it is used all its ranks come at once.
+        make("role_control", [span.ranks], self.device.control_backend, SMALL_BUFFER)
         make("replica_control", span.replicas(), "gloo", 0)
         for axis in ("tp", "dp", "pp"):
             make(axis, span.rank_groups(axis), self.device.backend, LARGE_BUFFER)

@@ -34,26 +34,27 @@ def limit(holds: bool, sentence: str) -> None:
 
 
 def body(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a function of CPU tensors the body of the operator of its name."""
+    """Make a function of CPU tensors the body of the operator of its name, without a gradient."""
 
-    in_place = function.__name__.endswith("_")
+    def without_gradient(*args: Any, **kwargs: Any) -> Any:
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            raise RuntimeError(f"npu_standin: {function.__name__} has no gradient")
+        return function(*map(_to_host, args), **_hosted(kwargs))
 
-    def on_device(*args: Any, **kwargs: Any) -> Any:
-        result = function(*map(_to_host, args), **_hosted(kwargs))
-        return args[0] if in_place else _to_device(result)
-
-    _library.impl(function.__name__, on_device, "PrivateUse1")
-    _library.impl(function.__name__, _refuse(function.__name__), "CPU")
+    _implement(function.__name__, without_gradient)
     return function
 
 
 def differentiable(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give an operator a gradient by these arguments. It is that of the body, computed once more."""
+    """A body with a gradient for these arguments: that of the body, computed once more."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        body(function)
-        signature = inspect.signature(function)
-        at = [list(signature.parameters).index(name) for name in names]
+        parameters = list(inspect.signature(function).parameters)
+        at = [parameters.index(name) for name in names]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return function(*map(_to_host, args), **_hosted(kwargs))
 
         def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
             ctx.inputs = inputs
@@ -62,12 +63,25 @@ def differentiable(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
             found = _gradients(function, ctx.inputs, at, grads)
             return tuple(found.get(number) for number in range(len(ctx.inputs)))
 
+        name = function.__name__
+        _implement(name, forward)
         torch.library.register_autograd(
-            f"npu::{function.__name__}", backward, setup_context=setup_context, lib=_library
+            f"npu::{name}", backward, setup_context=setup_context, lib=_library
         )
         return function
 
     return register
+
+
+def _implement(name: str, on_host: Callable[..., Any]) -> None:
+    in_place = name.endswith("_")
+
+    def on_device(*args: Any, **kwargs: Any) -> Any:
+        result = on_host(*args, **kwargs)
+        return args[0] if in_place else _to_device(result)
+
+    _library.impl(name, on_device, "PrivateUse1")
+    _library.impl(name, _refuse(name), "CPU")
 
 
 def _gradients(

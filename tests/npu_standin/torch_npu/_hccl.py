@@ -3,8 +3,12 @@ HCCL refuses: CPU tensors, strides, types that it does not add, options that it 
 
 from __future__ import annotations
 
+import functools
+import inspect
+
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 from torch.futures import Future
 
 # What HCCL adds up, and what it moves.
@@ -199,7 +203,7 @@ class Group(dist.ProcessGroup):
             self._allgather_base(output, tensor)
         return _Work(outputs)
 
-    def barrier(self, options=None):
+    def barrier(self, opts=None):
         self._gloo.barrier().wait()
         return _Work(None)
 
@@ -226,13 +230,67 @@ class Group(dist.ProcessGroup):
     reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced
 
 
+def _tensors(arguments):
+    """The tensors in a collective's arguments, which are tensors or lists of lists of them."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            yield argument
+        elif isinstance(argument, list):
+            yield from _tensors(argument)
+
+
+def _by_device(name):
+    """A collective that gloo carries itself where its tensors are on the CPU."""
+
+    def collective(self, *arguments):
+        if next(_tensors(arguments)).device.type == "cpu":
+            return getattr(self._gloo, name)(*arguments)
+        return getattr(Group, name)(self, *arguments)
+
+    return collective
+
+
+class MixedGroup(Group):
+    """A group of "cpu:gloo,npu:hccl". With torch's own backends, too, the tensor's device decides."""
+
+
+for _name in (
+    "allreduce",
+    "reduce",
+    "broadcast",
+    "allgather",
+    "_allgather_base",
+    "gather",
+    "scatter",
+    "send",
+    "recv",
+):
+    setattr(MixedGroup, _name, _by_device(_name))
+
+_backends = [""]  # of the group that is being made
+
+
 def _make(options, hccl_options):
     if hccl_options is not None:
         _check_options(hccl_options)
-    return Group(options.store, options.group_rank, options.group_size, options.timeout)
+    kind = MixedGroup if "gloo" in _backends[0] else Group
+    return kind(options.store, options.group_rank, options.group_size, options.timeout)
+
+
+def _remember_backend(make_group):
+    """torch does not tell a group made in Python which other backends its group has."""
+    signature = inspect.signature(make_group)
+
+    @functools.wraps(make_group)
+    def make(*args, **kwargs):
+        _backends[0] = str(signature.bind(*args, **kwargs).arguments["backend"])
+        return make_group(*args, **kwargs)
+
+    return make
 
 
 def register():
     """Make the backend known to torch.distributed."""
     dist.Backend.register_backend("hccl", _make, extended_api=True, devices=["npu"])
     dist.is_hccl_available = lambda: True
+    c10d._new_process_group_helper = _remember_backend(c10d._new_process_group_helper)

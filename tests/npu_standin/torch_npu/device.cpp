@@ -131,6 +131,8 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   at::Generator getNewGenerator(c10::DeviceIndex) const override {
     return at::detail::createCPUGenerator();
   }
+  // Host memory is host memory: pinned or not, it is copied the same.
+  at::Allocator* getPinnedMemoryAllocator() const override { return at::GetAllocator(at::kCPU); }
   at::Device getDeviceFromPtr(void*) const override { return at::Device(NPU, current); }
   void resizePrivateUse1Bytes(const c10::Storage& storage, size_t bytes) const override {
     grow(storage.unsafeGetStorageImpl(), bytes);
