@@ -21,7 +21,6 @@ make_environment() {
 }
 
 set_up test
-make_tiny
 environment=$root/.cache/transformers-$version
 if [[ ! -x $environment/bin/python ]]; then make_environment "$environment"; fi
 # pip also says what of .venv asks for another version; that is meant.
@@ -29,4 +28,10 @@ if [[ ! -x $environment/bin/python ]]; then make_environment "$environment"; fi
 cd "$root"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
 "$environment/bin/python" -c 'import transformers; print("transformers", transformers.__version__)'
-exec "$environment/bin/python" -m pytest -q "${tests[@]}" "$@"
+# The tiny model is made by this version, as its users have it: 4 does not read the tokenizer that 5 writes. Its weights
+# are others, too, so it goes when the tests end.
+trap 'rm -rf "$root/.cache/tiny"' EXIT
+"$environment/bin/python" tools/make_tiny.py --force
+# Left out: the doctor of a CPU tells that this is another version, as it should.
+"$environment/bin/python" -m pytest -q "${tests[@]}" \
+  --deselect tests/data/test_right_answers.py::test_check_and_doctor_print_it "$@"
