@@ -248,13 +248,13 @@ class DenseBlock:
 
     def __call__(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, run: ForwardPass
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Leave the MLP's output [T, H] to be added by what follows."""
-        x = run.operators.add_norm(hidden, delta, self.input_norm)
+        x, hidden = run.operators.add_norm(hidden, delta, self.input_norm)
         mixed = run.attend(self.layer, self.qkv(x), self.q_norm, self.k_norm)
         delta = run.all_reduce(self.proj(mixed))
-        x = run.operators.add_norm(hidden, delta, self.mlp_norm)
-        return run.all_reduce(self.down(run.operators.silu_mul(self.gate_up(x))))
+        x, hidden = run.operators.add_norm(hidden, delta, self.mlp_norm)
+        return hidden, run.all_reduce(self.down(run.operators.silu_mul(self.gate_up(x))))
 
 
 # -- rows of the parameter table that families put together

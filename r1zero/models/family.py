@@ -113,9 +113,11 @@ class DecoderOperators(Protocol):
 
     def add_norm(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
-    ) -> torch.Tensor:
-        """Add `delta` [T, H] to `hidden` in place, if there is one; return the RMSNorm of the
-        sum."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add `delta` to `hidden` [T, H], if there is one: the RMSNorm of the sum, and the sum.
+
+        Go on with the sum that is returned: `hidden` may or may not have become it.
+        """
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """SwiGLU: [T, 2 F] -> silu(first half) * second half, [T, F]."""
@@ -153,11 +155,12 @@ class DecoderBlock(Protocol):
 
     def __call__(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, run: ForwardPass
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run T tokens. `hidden` [T, H] is the residual stream, which the block may write into.
 
         `delta` is what the block before has left to be added to it, so that the addition can be
-        one pass with the norm that follows. The block adds it, and returns what it leaves itself.
+        one pass with the norm that follows. The block adds it, and returns the stream and what it
+        leaves itself.
         """
 
 

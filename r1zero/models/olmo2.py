@@ -218,16 +218,18 @@ class Olmo2Block:
 
     def __call__(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, run: ForwardPass
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Leave the MLP's normalised output [T, H] to be added by what follows."""
         norm = run.operators.add_norm
         if delta is not None:
             hidden += delta
         qkv = self._normalised(self.qkv(hidden), run)
         mixed = run.attend(self.layer, qkv, None, None)
-        hidden += norm(run.all_reduce(self.proj(mixed)), None, self.attention_norm)
+        normed, _ = norm(run.all_reduce(self.proj(mixed)), None, self.attention_norm)
+        hidden += normed
         output = self.down(run.operators.silu_mul(self.gate_up(hidden)))
-        return norm(run.all_reduce(output), None, self.mlp_norm)
+        normed, _ = norm(run.all_reduce(output), None, self.mlp_norm)
+        return hidden, normed
 
     def _normalised(self, qkv: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """Normalise the queries and keys of the product [T, kv heads * (per group + 2) * D] in

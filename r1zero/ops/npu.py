@@ -1,4 +1,4 @@
-"""Fused operators of torch_npu (Ascend NPU): varlen flash attention, paged decode attention.
+"""Fused operators of torch_npu (Ascend NPU): RMSNorm, SwiGLU, RoPE, KV cache, attention.
 
 One function an operator, its arguments and shapes in our terms; the call is held to torch_npu's
 published signature by a test. Not yet run on hardware.
@@ -46,29 +46,86 @@ def varlen_attention(
     )[0]
 
 
-def paged_attention(
-    query: torch.Tensor,
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm over the last axis by npu_rms_norm. Differentiable. x [..., D], weight [D]."""
+    return torch_npu_module().npu_rms_norm(x, weight, epsilon=eps)[0]
+
+
+def add_rms_norm(
+    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The RMSNorm of x + delta, and the sum itself, by npu_add_rms_norm. Not differentiable.
+
+    x and delta [..., D], weight [D], all of one type.
+    """
+    normed, _, total = torch_npu_module().npu_add_rms_norm(x, delta, weight, epsilon=eps)
+    return normed, total
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(first half) * second half of the last axis by npu_swiglu: [..., 2 F] -> [..., F]."""
+    return torch_npu_module().npu_swiglu(gate_up, dim=-1)
+
+
+def rotary_mul(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE by npu_rotary_mul: halves (a, b) -> (a cos - b sin, b cos + a sin). Differentiable.
+
+    All have four axes and one type. Of the documented layouts two are used: x [B, T, heads, D] with
+    cos and sin [1 or B, T, 1, D], and x [T, B, heads, D] with [T, 1, 1, D]; B and heads below 1000,
+    D even and below 896. x may lie in any order, the result is contiguous.
+    """
+    return torch_npu_module().npu_rotary_mul(x, cos, sin, rotary_mode="half")
+
+
+def write_cache(
     keys: torch.Tensor,
     values: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    """Write the keys and values of T tokens into a block cache by npu_scatter_pa_kv_cache.
+
+    keys and values [T, kv heads, D], caches [blocks, block, kv heads, D], all contiguous; slots
+    [T], int32 or int64: block * size of a block + place in it, no two the same.
+    """
+    torch_npu_module().npu_scatter_pa_kv_cache(
+        keys,
+        values,
+        key_cache,
+        value_cache,
+        slots,
+        cache_mode="Norm",  # else the caches are taken to lie in NZ order
+    )
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
     block_table: torch.Tensor,
     lengths: list[int],
 ) -> torch.Tensor:
     """Decode attention over a block cache by npu_fused_infer_attention_score.
 
-    query [n, heads, D], keys and values [blocks, kv heads, block, D], block_table int32 [n, most
-    blocks], lengths: tokens of each row. Returns [n, heads * D].
+    query [n, heads, D], caches [blocks, block, kv heads, D], block_table int32 [n, most blocks],
+    lengths: tokens of each row. fp16 or bf16. Returns [n, heads * D].
     """
+    blocks, block, kv_heads, _ = key_cache.shape
+    # Of the two layouts of a cache that are documented for BNSD queries, (blocks, block, kv heads *
+    # D) and (blocks, kv heads, block, D), the first: npu_scatter_pa_kv_cache writes no other. The
+    # documentation calls the second one usually faster to read.
     output, _ = torch_npu_module().npu_fused_infer_attention_score(
         query[:, :, None].contiguous(),
-        keys,
-        values,
+        key_cache.view(blocks, block, -1),
+        value_cache.view(blocks, block, -1),
         block_table=block_table,
         actual_seq_lengths_kv=lengths,
         num_heads=query.shape[1],
-        num_key_value_heads=keys.shape[1],
+        num_key_value_heads=kv_heads,
         scale=query.shape[2] ** -0.5,
         input_layout="BNSD",
-        block_size=keys.shape[2],
+        block_size=block,
         sparse_mode=NO_MASK,
     )
     return output.view(len(query), -1)

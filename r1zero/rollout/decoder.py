@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -164,13 +163,14 @@ class Decoder:
         )
         ends = np.cumsum([len(chunk.tokens) for chunk in chunks]).tolist()
         segments = Segments(ends, np.cumsum([chunk.end for chunk in chunks]).tolist())
+        rotary = self.operators.rotary(positions)
         keys = []
         values = []
 
         def attend(
             layer: int, qkv: torch.Tensor, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
         ) -> torch.Tensor:
-            query, key, value = self.operators.split_qkv_rope(qkv, q_norm, k_norm, positions)
+            query, key, value = self.operators.split_qkv_rope(qkv, q_norm, k_norm, rotary)
             keys.append(key)
             values.append(value)
             key, value = _after(chunks, layer, key, value, ends)
@@ -192,7 +192,7 @@ class Decoder:
         return self._step(self._tensor(tokens), step)
 
     def _decode(self, tokens: torch.Tensor, step: DecodeStep) -> torch.Tensor:
-        return self._run(tokens, partial(self.operators.attend, step))
+        return self._run(tokens, self.operators.decoding(step))
 
     def _run(
         self, tokens: torch.Tensor, attend: Attend, last: torch.Tensor | None = None
@@ -203,12 +203,12 @@ class Decoder:
         hidden = self._embed(tokens)
         delta: torch.Tensor | None = None
         for block in self.blocks:
-            delta = block(hidden, delta, run)
+            hidden, delta = block(hidden, delta, run)
         assert delta is not None, "a model has layers"
         if last is not None:
             hidden = hidden[last]
             delta = delta[last]
-        x = self.operators.add_norm(hidden, delta, self.final_norm)
+        x, _ = self.operators.add_norm(hidden, delta, self.final_norm)
         return blank(self.head(x), self._unused)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:

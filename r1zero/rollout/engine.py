@@ -83,7 +83,12 @@ class NativeEngine:
         self._target = WeightTarget(self.layout, decoder.weights, self._commit)
         self._end_ids = np.asarray(sorted(end_ids))
         self._pool = BlockPool(
-            decoder.shape, decoder.kv_heads, decoder.dtype, decoder.device, limits.block
+            decoder.shape,
+            decoder.kv_heads,
+            decoder.dtype,
+            decoder.device,
+            limits.block,
+            token_major=decoder.operators.token_major,
         )
         self._caches = PromptCaches(decoder, self._pool, limits.prefill_tokens)
         self._queue = Queue()

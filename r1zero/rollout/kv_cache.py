@@ -29,7 +29,11 @@ class SampleBlocks:
 
 class BlockPool:
     """The keys and values of all running samples and their prompts: [layers, blocks, kv heads,
-    block, D]."""
+    block, D].
+
+    That is their shape; how they lie in memory is what reads them fastest. `token_major`: as
+    [layers, blocks, block, kv heads, D].
+    """
 
     def __init__(
         self,
@@ -38,10 +42,12 @@ class BlockPool:
         dtype: torch.dtype,
         device: torch.device,
         block: int | None = None,
+        token_major: bool = False,
     ) -> None:
         self.block = block or (NPU_CACHE_BLOCK if device.type == "npu" else CPU_CACHE_BLOCK)
         self.num_blocks = 0
         self._layout = (shape.num_layers, kv_heads, shape.head_dim, dtype, device)
+        self._token_major = token_major
         self.keys = self.values = torch.empty(0)
         self._free: set[int] = set()
         self._shared: set[int] = set()
@@ -74,11 +80,16 @@ class BlockPool:
         self.keys = self.values = torch.empty(0)  # free before allocating anew
         size = (layers, num_blocks, kv_heads, self.block, dim)
         # Zeros, since a masked score times a value that is not a number would still be none.
-        if device.type == "cpu":  # same shape, but tokens side by side: many are scored at once
+        if self._token_major:
+            lying = (layers, num_blocks, self.block, kv_heads, dim)
+            self.keys = torch.zeros(lying, dtype=dtype, device=device).transpose(2, 3)
+            self.values = torch.zeros(lying, dtype=dtype, device=device).transpose(2, 3)
+        elif device.type == "cpu":  # keys with tokens side by side: many are scored at once
             self.keys = torch.zeros((*size[:3], dim, self.block), dtype=dtype).transpose(3, 4)
+            self.values = torch.zeros(size, dtype=dtype, device=device)
         else:
             self.keys = torch.zeros(size, dtype=dtype, device=device)
-        self.values = torch.zeros(size, dtype=dtype, device=device)
+            self.values = torch.zeros(size, dtype=dtype, device=device)
         self._free = set(range(num_blocks))
         self._lowest = list(range(num_blocks))
         self._highest = list(range(1 - num_blocks, 1))

@@ -17,11 +17,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from r1zero.models.family import Attend
 from r1zero.rollout.block_attention import DecodeStep
 from r1zero.rollout.npu_operators import NpuOperators
 from r1zero.rollout.operators import Heads, Operators
@@ -142,12 +144,10 @@ class NativeOperators(Operators):
             name: _function(library, name, signature, heads.cos.dtype)
             for name, signature in SIGNATURES.items()
         }
-        # of the last call: all layers of a step share it
-        self._step: tuple[DecodeStep, _DecodeStepStruct] | None = None
 
     def add_norm(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         out = torch.empty_like(hidden)
         self._kernels["add_norm"](
             hidden.data_ptr(),
@@ -158,7 +158,7 @@ class NativeOperators(Operators):
             self.heads.eps,
             torch.get_num_threads(),
         )
-        return out
+        return out, hidden
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         rows = gate_up.shape[0]
@@ -169,21 +169,24 @@ class NativeOperators(Operators):
         )
         return out
 
-    def attend(
+    def decoding(self, step: DecodeStep) -> Attend:
+        return partial(self._attend_by_kernel, step, self._describe(step))
+
+    def _attend_by_kernel(
         self,
         step: DecodeStep,
+        described: _DecodeStepStruct,
         layer: int,
         qkv: torch.Tensor,
         q_norm: torch.Tensor | None,
         k_norm: torch.Tensor | None,
     ) -> torch.Tensor:
-        if self._step is None or self._step[0] is not step:
-            self._step = step, self._describe(step)
+        """Attend in one layer: see Attend. `step` keeps the tensors that `described` points to."""
         pool = step.layout.pool
         heads = self.heads
         out = qkv.new_empty(len(qkv), heads.kv_heads * heads.per_group * heads.dim)
         self._kernels["attend"](
-            ctypes.byref(self._step[1]),
+            ctypes.byref(described),
             pool.keys[layer].data_ptr(),
             pool.values[layer].data_ptr(),
             qkv.data_ptr(),

@@ -1,28 +1,97 @@
-"""Operators of the decoder by fused kernels of torch_npu (Ascend NPU): paged attention.
+"""Operators of the decoder by fused kernels of torch_npu (Ascend NPU).
 
-Checked against torch_npu's published contract, not yet run on hardware.
+A dense layer is eleven launches: add and norm, qkv, RoPE of the queries, RoPE of the keys, cache
+write, attention, output, add and norm, gate and up, SwiGLU, down. Checked against torch_npu's
+published contract, not yet run on hardware.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from typing import ClassVar
+
 import torch
 
+from r1zero.models.family import Attend
 from r1zero.ops import npu
 from r1zero.rollout.block_attention import DecodeStep
-from r1zero.rollout.operators import Operators
+from r1zero.rollout.operators import Heads, Operators, RotaryRows
 
 
 class NpuOperators(Operators):
-    """One kernel reads the block table; what has no method here is PyTorch's."""
+    """One kernel for each; what has no method here is PyTorch's."""
 
-    def attend(
+    token_major: ClassVar[bool] = True  # as npu_scatter_pa_kv_cache writes
+
+    def __init__(self, heads: Heads) -> None:
+        super().__init__(heads)
+        # Keys and values are one tensor [2, T, kv heads, D] (see `split_qkv_rope`), so the tables
+        # are two: the keys', and one that turns by nothing.
+        self._cos = torch.stack([heads.cos, torch.ones_like(heads.cos)])
+        self._sin = torch.stack([heads.sin, torch.zeros_like(heads.sin)])
+
+    def add_norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As Operators.add_norm; the sum is a new tensor."""
+        if delta is None:
+            return npu.rms_norm(hidden, weight, self.heads.eps), hidden
+        return npu.add_rms_norm(hidden, delta, weight, self.heads.eps)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """As Operators.silu_mul."""
+        return npu.swiglu(gate_up)
+
+    def rotary(self, positions: torch.Tensor) -> RotaryRows:
+        """Rows for keys and values, [2, T, 1, D]."""
+        return RotaryRows(
+            self._cos.index_select(1, positions)[:, :, None],
+            self._sin.index_select(1, positions)[:, :, None],
+        )
+
+    def split_qkv_rope(
+        self,
+        qkv: torch.Tensor,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        rotary: RotaryRows,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As Operators.split_qkv_rope; the three are contiguous, as cache and attention need them.
+
+        A value goes through RoPE with its key and is turned by nothing: that costs no launch, and a
+        copy would.
+        """
+        at = self.heads
+        x = qkv.view(len(qkv), at.kv_heads, at.per_group + 2, at.dim)
+        query = x[:, :, : at.per_group]
+        pair = x[:, :, at.per_group :].permute(2, 0, 1, 3)  # [2, T, kv heads, D]
+        if q_norm is not None:
+            assert k_norm is not None, "both or none"
+            query = npu.rms_norm(query, q_norm, at.eps)
+            pair = torch.stack([npu.rms_norm(pair[0], k_norm, at.eps), pair[1]])
+        query = npu.rotary_mul(query, rotary.cos[0][:, None], rotary.sin[0][:, None])
+        key, value = npu.rotary_mul(pair, rotary.cos, rotary.sin)
+        return query.view(len(qkv), -1, at.dim), key, value
+
+    def decoding(self, step: DecodeStep) -> Attend:
+        """As Operators.decoding."""
+        slots = torch.add(step.offset, step.block, alpha=step.layout.pool.block)
+        return partial(self._attend_by_slots, step, slots, self.rotary(step.positions))
+
+    def _attend_by_slots(
         self,
         step: DecodeStep,
+        slots: torch.Tensor,
+        rotary: RotaryRows,
         layer: int,
         qkv: torch.Tensor,
         q_norm: torch.Tensor | None,
         k_norm: torch.Tensor | None,
     ) -> torch.Tensor:
-        """As Operators.attend."""
-        query, keys, values = self.write_cache(step, layer, qkv, q_norm, k_norm)
+        """Attend in one layer: see Attend. Token i of the step goes to slots[i] of the cache."""
+        query, key, value = self.split_qkv_rope(qkv, q_norm, k_norm, rotary)
+        # as they lie in memory: [blocks, block, kv heads, D]
+        keys = step.layout.pool.keys[layer].transpose(1, 2)
+        values = step.layout.pool.values[layer].transpose(1, 2)
+        npu.write_cache(key, value, keys, values, slots)
         return npu.paged_attention(query, keys, values, step.layout.table, step.lengths)

@@ -7,11 +7,14 @@ of NPUs; these are their reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from r1zero.models.family import Attend
 from r1zero.models.rotary import rotate
 from r1zero.rollout import sampler
 from r1zero.rollout.block_attention import DecodeStep
@@ -29,32 +32,47 @@ class Heads:
     sin: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class RotaryRows:
+    """The rows of cos and sin that the tokens of one pass need, shaped as the operators use them."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
 class Operators:
     """Norms, activation, attention and sampling of one decoder."""
+
+    # whether a block of the cache lies in memory token by token: see BlockPool
+    token_major: ClassVar[bool] = False
 
     def __init__(self, heads: Heads) -> None:
         self.heads = heads
 
     def add_norm(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
-    ) -> torch.Tensor:
-        """Add `delta` to `hidden` [T, H] in place, if there is one, and return the RMSNorm of the
-        sum."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add `delta` to `hidden` [T, H], if there is one: the RMSNorm of the sum, and the sum."""
         if delta is not None:
             hidden += delta
-        return F.rms_norm(hidden, hidden.shape[-1:], weight, self.heads.eps)
+        return F.rms_norm(hidden, hidden.shape[-1:], weight, self.heads.eps), hidden
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """SwiGLU: [T, 2 F] -> silu(first half) * second half, [T, F]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
+    def rotary(self, positions: torch.Tensor) -> RotaryRows:
+        """Fetch the rows of cos and sin for tokens at `positions` [T], once for all layers."""
+        at = self.heads
+        return RotaryRows(at.cos[positions][:, None, None], at.sin[positions][:, None, None])
+
     def split_qkv_rope(
         self,
         qkv: torch.Tensor,
         q_norm: torch.Tensor | None,
         k_norm: torch.Tensor | None,
-        positions: torch.Tensor,
+        rotary: RotaryRows,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Part the product [T, kv heads * (per group + 2) * D]; normalise and turn queries and
         keys.
@@ -73,40 +91,33 @@ class Operators:
                 ],
                 dim=2,
             )
-        turned = rotate(turning, at.cos[positions][:, None, None], at.sin[positions][:, None, None])
+        turned = rotate(turning, rotary.cos, rotary.sin)
         return turned[:, :, :-1].reshape(len(qkv), -1, at.dim), turned[:, :, -1], value
 
-    def attend(
+    def decoding(self, step: DecodeStep) -> Attend:
+        """RoPE, cache and attention of one decoding step, for all its layers.
+
+        In each layer it writes the new token's keys and values of every row into the cache, and
+        attends to them and all before.
+        """
+        return partial(self._attend, step, self.rotary(step.positions))
+
+    def _attend(
         self,
         step: DecodeStep,
+        rotary: RotaryRows,
         layer: int,
         qkv: torch.Tensor,
         q_norm: torch.Tensor | None,
         k_norm: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Write the new token's keys and values of every row into the cache and attend: -> [n,
-        heads * D]."""
-        query, keys, values = self.write_cache(step, layer, qkv, q_norm, k_norm)
-        return step.layout.products.attend(query, keys, values, step.mask_bias)
-
-    def write_cache(
-        self,
-        step: DecodeStep,
-        layer: int,
-        qkv: torch.Tensor,
-        q_norm: torch.Tensor | None,
-        k_norm: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Write the new tokens' keys and values into this layer's cache.
-
-        Returns queries [n, heads, D] and the cache's keys and values [blocks, kv heads, block, D].
-        """
-        query, key, value = self.split_qkv_rope(qkv, q_norm, k_norm, step.positions)
+        """Attend in one layer: see Attend."""
+        query, key, value = self.split_qkv_rope(qkv, q_norm, k_norm, rotary)
         keys = step.layout.pool.keys[layer]
         values = step.layout.pool.values[layer]
         keys[step.block, :, step.offset] = key
         values[step.block, :, step.offset] = value
-        return query, keys, values
+        return step.layout.products.attend(query, keys, values, step.mask_bias)
 
     def sample(
         self,

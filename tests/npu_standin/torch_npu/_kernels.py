@@ -58,7 +58,7 @@ def npu_rotary_mul(self, r1, r2, rotary_mode="half", rotate=None):
     limit(rotate is None, "a matrix `rotate` is not played here")
     for axis in range(self.dim()):
         limit(r1.shape[axis] in (1, self.shape[axis]), f"cos {r1.shape} for {self.shape}")
-    return self * r1 + _turned(self, rotary_mode) * r2
+    return (self * r1 + _turned(self, rotary_mode) * r2).contiguous()  # however x lies
 
 
 @body
