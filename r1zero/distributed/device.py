@@ -7,6 +7,7 @@ megatron_on_cpu. What is computed on a device by kernels of its own is in r1zero
 from __future__ import annotations
 
 import importlib.util
+import os
 import resource
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ from r1zero.distributed import profiler
 from r1zero.distributed.device_timer import EventTimer, HostTimer
 from r1zero.distributed.megatron_on_cpu import answer_cuda_with_cpu
 from r1zero.distributed.megatron_on_npu import import_mindspeed
+from r1zero.distributed.npu_environment import group_config
 from r1zero.distributed.torch_modules import device_module, torch_npu_module
 
 
@@ -64,13 +66,13 @@ class Device:
         """Record what runs meanwhile into folder/name: see profiler.trace."""
         return profiler.trace(self.kind, folder, name)
 
-    def group_options(self, buffer_megabytes: int) -> object | None:
+    def group_options(self, buffer_megabytes: int, decodes: bool = False) -> object | None:
         """Options for a group: HCCL takes two such buffers of device memory for each group in
-        use."""
+        use. `decodes` if it sums while tokens are decoded, see group_config."""
         if self.kind != "npu":
             return None
         options = torch_npu_module()._C._distributed_c10d.ProcessGroupHCCL.Options()
-        options.hccl_config = {"hccl_buffer_size": max(1, buffer_megabytes)}
+        options.hccl_config = group_config(os.environ, buffer_megabytes, decodes)
         return options
 
 

@@ -21,14 +21,13 @@ from torch.distributed import distributed_c10d as c10d
 from r1zero.distributed import collectives
 from r1zero.distributed.device import Device, warm_up
 from r1zero.distributed.launch import Launch
+from r1zero.distributed.npu_environment import tensor_megabytes
 from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.distributed.rendezvous import join
 from r1zero.distributed.watchdog import FailureWatch
 from r1zero.errors import BadInput
 
-# Device memory for each communicator, in MB: large where tensors travel, small where scalars do.
-LARGE_BUFFER = 200
-SMALL_BUFFER = 16
+SMALL_BUFFER = 16  # MB of device memory for a communicator in which scalars travel
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,7 @@ class World:
         """This rank's roles, for messages: "train", or "train+rollout+ref"."""
         return "+".join(self.placement.roles_of(self.rank))
 
-    def tensor_group(
-        self, ranks: Sequence[int], buffer_megabytes: int = LARGE_BUFFER
-    ) -> dist.ProcessGroup | None:
+    def tensor_group(self, ranks: Sequence[int], buffer_megabytes: int) -> dist.ProcessGroup | None:
         """The device group over these ranks, made and warmed up at its first mention; None outside
         it.
 
@@ -164,13 +161,17 @@ class World:
         dist.destroy_process_group()
 
     def _group(
-        self, backend: str, ranks: Sequence[int], buffer_megabytes: int = 0
+        self,
+        backend: str,
+        ranks: Sequence[int],
+        buffer_megabytes: int = 0,
+        decodes: bool = False,
     ) -> dist.ProcessGroup | None:
         key = (backend, tuple(ranks))
         if key not in self._groups:
             device_plane = backend == self.device.backend and not self.device.is_cpu
             if backend != "gloo":
-                options = self.device.group_options(buffer_megabytes)
+                options = self.device.group_options(buffer_megabytes, decodes)
             else:
                 options = None
             made = dist.new_group(
@@ -186,9 +187,15 @@ class World:
         """Make the groups of one role: every rank makes all of them, in one order."""
         mine: dict[str, dist.ProcessGroup] = {}
 
-        def make(name: str, lines: list[list[int]], backend: str, buffer_megabytes: int) -> None:
+        def make(
+            name: str,
+            lines: list[list[int]],
+            backend: str,
+            buffer_megabytes: int,
+            decodes: bool = False,
+        ) -> None:
             for ranks in lines:
-                group = self._group(backend, ranks, buffer_megabytes)
+                group = self._group(backend, ranks, buffer_megabytes, decodes)
                 if self.rank in ranks:
                     assert group is not None
                     mine[name] = group
@@ -198,15 +205,18 @@ class World:
         # where it is used all its ranks come at once.
         make("role_control", [span.ranks], self.device.control_backend, SMALL_BUFFER)
         make("replica_control", span.replicas(), "gloo", 0)
-        for axis in ("tp", "dp", "pp"):
-            make(axis, span.rank_groups(axis), self.device.backend, LARGE_BUFFER)
+        large = tensor_megabytes(os.environ)
+        decodes = span.role == "rollout" and span.tp > 1
+        make("tp", span.rank_groups("tp"), self.device.backend, large, decodes)
+        for axis in ("dp", "pp"):
+            make(axis, span.rank_groups(axis), self.device.backend, large)
         make("mp", span.replicas(), self.device.backend, SMALL_BUFFER)
         make("all", [span.ranks], self.device.backend, SMALL_BUFFER)
         make(
             "embd",
             [sorted({line[0], line[-1]}) for line in span.rank_groups("pp")],
             self.device.backend,
-            LARGE_BUFFER,
+            large,
         )
         make("self", [[rank] for rank in span.ranks], self.device.backend, SMALL_BUFFER)
         if self.rank not in span.ranks:

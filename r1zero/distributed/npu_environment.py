@@ -10,7 +10,6 @@ hardware. docs/environment.md tells users the same at length.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,6 +44,7 @@ MEANINGS = {
 INSTEAD = {"PYTORCH_ALLOC_CONF": "PYTORCH_NPU_ALLOC_CONF"}
 # HCCL's own default, which the groups in which tensors travel ask for by name.
 BUFFER_MEGABYTES = 200
+VECTOR_CORES = 3  # of the option hccl_op_expansion_mode: AIV
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,24 @@ def environment_table(environ: Mapping[str, str], wait: timedelta) -> list[Row]:
     return rows
 
 
-def buffer_megabytes() -> int:
-    """HCCL_BUFFSIZE, for groups in which tensors travel: options of a group win over variables, so
-    the user's value must be handed on."""
-    text = os.environ.get("HCCL_BUFFSIZE", "")
+def tensor_megabytes(environ: Mapping[str, str]) -> int:
+    """MB for a group in which tensors travel: HCCL_BUFFSIZE, handed on, since the options of a group
+    win over variables."""
+    text = environ.get("HCCL_BUFFSIZE", "")
     if text.isdecimal():
         return int(text)
     return BUFFER_MEGABYTES
+
+
+def group_config(environ: Mapping[str, str], megabytes: int, decodes: bool) -> dict[str, int]:
+    """Options of an HCCL group (`hccl_config` of torch_npu).
+
+    A group that sums while tokens are decoded asks for AIV: its algorithms run on the vector cores,
+    without a launch from elsewhere, which is quicker for small sums. HCCL allows that for inference,
+    and for one group of a rank at a time, so it is no variable, which would hold for all of them.
+    A user's HCCL_OP_EXPANSION_MODE wins.
+    """
+    config = {"hccl_buffer_size": max(1, megabytes)}
+    if decodes and "HCCL_OP_EXPANSION_MODE" not in environ:
+        config["hccl_op_expansion_mode"] = VECTOR_CORES
+    return config

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from r1zero.distributed.launch import Launch, hush_torch, launched, read_launch
+from r1zero.distributed.npu_environment import set_defaults
 from r1zero.distributed.placement import Placement
 from r1zero.distributed.shutdown import BAD_INPUT
 from r1zero.errors import BadInput
@@ -116,16 +117,16 @@ def run_rank(
     from r1zero.distributed.rendezvous import join
     from r1zero.distributed.watchdog import FailureWatch
 
-    device = devices.prepare(
-        "cpu" if on_cpu else devices.detect(), launch.local_rank, deterministic
-    )
+    kind = "cpu" if on_cpu else devices.detect()
+    roles = placement.roles_of(launch.rank)
+    if kind == "npu":
+        set_defaults(os.environ, "rollout" in roles, timeout)
+    device = devices.prepare(kind, launch.local_rank, deterministic)
     try:
         store = join(launch, timeout.total_seconds())
     except BadInput as error:  # the ranks did not find each other
         return refuse([str(error)], launch.is_first, launch.other_node)
-    watch = FailureWatch(
-        store, launch.rank, launch.node_of_rank, "+".join(placement.roles_of(launch.rank))
-    )
+    watch = FailureWatch(store, launch.rank, launch.node_of_rank, "+".join(roles))
     try:
         world = World(launch, placement, device, timeout, store)
         world.watch = watch

@@ -6,19 +6,25 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from support.patience import LONG
 
+from r1zero.distributed.device import Device
+from r1zero.distributed.groups import World
 from r1zero.distributed.npu_environment import (
     MEANINGS,
-    buffer_megabytes,
     defaults,
     environment_table,
+    group_config,
     set_defaults,
+    tensor_megabytes,
 )
+from r1zero.distributed.placement import RoleSize, place
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = timedelta(minutes=45)
@@ -60,11 +66,48 @@ def test_the_table_says_whose_a_value_is() -> None:
     assert "HCCL_IF_IP" not in rows, "neither the user nor we have set it"
 
 
-def test_a_users_buffer_size_reaches_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HCCL_BUFFSIZE", raising=False)
-    assert buffer_megabytes() == 200
-    monkeypatch.setenv("HCCL_BUFFSIZE", "256")
-    assert buffer_megabytes() == 256
+def test_a_users_buffer_size_reaches_the_groups() -> None:
+    """Options of a group win over variables."""
+    assert tensor_megabytes({}) == 200
+    assert tensor_megabytes({"HCCL_BUFFSIZE": "256"}) == 256
+
+
+def test_a_group_that_decodes_asks_for_the_vector_cores() -> None:
+    assert group_config({}, 200, decodes=True) == {
+        "hccl_buffer_size": 200,
+        "hccl_op_expansion_mode": 3,
+    }
+    assert group_config({}, 0, decodes=False) == {"hccl_buffer_size": 1}
+    users = {"HCCL_OP_EXPANSION_MODE": "HOST"}
+    assert group_config(users, 200, decodes=True) == {"hccl_buffer_size": 200}
+
+
+@pytest.mark.parametrize(("tp", "decoding"), [(2, [[2, 3], [4, 5]]), (1, [])])
+def test_only_tensor_parallel_groups_of_rollout_decode(tp: int, decoding: list[list[int]]) -> None:
+    """Train ranks have groups beside each other, which HCCL forbids for AIV; so have publications,
+    whose members must agree on it."""
+    asked: list[tuple[list[int], bool]] = []
+
+    class Recorded(World):
+        def __init__(self) -> None:
+            self.device = Device("cpu", torch.device("cpu"), "gloo")
+            self.rank = 99  # in no role
+
+        def _group(
+            self,
+            backend: str,
+            ranks: Sequence[int],
+            buffer_megabytes: int = 0,
+            decodes: bool = False,
+        ) -> None:
+            asked.append((list(ranks), decodes))
+
+    world = Recorded()
+    sizes = {"train": RoleSize(2, 2), "rollout": RoleSize(4, tp), "ref": RoleSize(2, 2)}
+    for span in place(sizes, colocate=False).grids:
+        world._build(span)
+    assert [ranks for ranks, decodes in asked if decodes] == decoding
+    assert len(asked) > 20
 
 
 def test_each_default_is_explained() -> None:
@@ -73,22 +116,32 @@ def test_each_default_is_explained() -> None:
 
 PROGRAM = """
 import os, sys
-sys.path.insert(0, {root!r})
+sys.path[:0] = {paths!r}
 from datetime import timedelta
-from r1zero.distributed import device
 from r1zero.distributed.launch import ALONE
 from r1zero.distributed.placement import RoleSize, place
 from r1zero.distributed.process import run_rank
-sizes = dict.fromkeys(("train", "rollout", "ref"), RoleSize(1))
+placement = place(dict(train=RoleSize(1), rollout=RoleSize(1)), colocate=True)
 before = set(os.environ)
-run_rank(ALONE, place(sizes, colocate=True), timedelta(minutes=45), False, False,
-         lambda world: None, lambda nothing: print("new:", *sorted(set(os.environ) - before)))
+try:
+    run_rank(ALONE, placement, timedelta(minutes=45), False, False, lambda world: None,
+             lambda nothing: None)
+except ModuleNotFoundError as error:
+    assert error.name.startswith("mindspeed"), error
+print("new:", *sorted(set(os.environ) - before))
 """
+TORCH_NPU = "class npu:\n    is_available = staticmethod(lambda: True)\n"
 
 
-def test_on_cpus_none_is_set() -> None:
+@pytest.mark.parametrize("has_npu", [False, True])
+def test_they_are_set_before_the_device_is_opened_and_on_npus_only(
+    tmp_path: Path, has_npu: bool
+) -> None:
+    """MindSpeed is imported before the device is opened, and is missing here."""
+    if has_npu:
+        (tmp_path / "torch_npu.py").write_text(TORCH_NPU)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(root=str(ROOT))],
+        [sys.executable, "-c", PROGRAM.format(paths=[str(ROOT), str(tmp_path)])],
         env={name: value for name, value in os.environ.items() if name not in MEANINGS},
         text=True,
         capture_output=True,
@@ -96,4 +149,7 @@ def test_on_cpus_none_is_set() -> None:
     )
     assert done.returncode == 0, done.stderr
     [new] = re.findall(r"^new:.*", done.stdout, re.MULTILINE)
-    assert not MEANINGS.keys() & set(new.split())
+    if has_npu:
+        assert MEANINGS.keys() & set(new.split()) == defaults(True, WAIT).keys()
+    else:
+        assert not MEANINGS.keys() & set(new.split())
