@@ -7,7 +7,7 @@
 #
 # On several nodes start it on each with NNODES, NODE_RANK and MASTER_ADDR set (and MASTER_PORT, else 29500).
 # NPROC_PER_NODE defaults to the ranks that the config asks for, divided by the nodes. Variables that you set
-# stay as they are. tools/setup_env.sh tells which ones steer the set-up.
+# stay as they are. tools/setup_env.sh tells which ones steer the set-up, docs/environment.md which ones a run is given.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/tools/setup_env.sh"
 
@@ -47,12 +47,6 @@ nodes=" $(seq -s " " 0 $((NNODES - 1))) "
 if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} || $nodes != *" ${NODE_RANK:-none} "* ]]; then
   die "NNODES=$NNODES needs MASTER_ADDR (the first node's address) and NODE_RANK (0 to $((NNODES - 1)))"
 fi
-
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # ranks share the cores; more threads than cores slow all down
-export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
-export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
-export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1800}
-export HCCL_EXEC_TIMEOUT=${HCCL_EXEC_TIMEOUT:-7200}
 
 set_up
 for file in "$config" "$root/configs/$config" "$root/configs/$config.yaml"; do

@@ -6,6 +6,8 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+source "$root/tools/environment.sh"
+
 say() { echo "launch: $*"; }
 die() { echo "launch: $*" >&2; exit 2; }
 
@@ -37,8 +39,6 @@ locked() {
   "$@"
   exec 9>&-
 }
-
-has_npu() { command -v npu-smi >/dev/null || compgen -G "/dev/davinci[0-9]*" >/dev/null; }
 
 make_venv() {
   if [[ -x $python ]]; then
