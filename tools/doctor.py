@@ -7,7 +7,8 @@ out.
     srun -N 2 --ntasks-per-node 8 python tools/doctor.py --config qwen25_7b --seconds 120
 
 Looks at versions, devices, the configuration and its files, folders (writable, room, the same on
-all nodes), free memory against the estimate, and the compiler of the CPU kernels. Trains nothing
+all nodes), free memory against the estimate, the compiler of the CPU kernels, and on NPUs at the
+environment variables that torch_npu and HCCL read (docs/environment.md). Trains nothing
 and leaves nothing behind. A rank that does not come, or gets stuck, is named when `--seconds` are
 over. Exit codes: 0 fine, 2 problems.
 """
@@ -41,6 +42,7 @@ from r1zero.distributed.launch import (
     launched,
     read_launch,
 )
+from r1zero.distributed.npu_environment import environment_table, present, set_defaults
 from r1zero.distributed.placement import Placement
 from r1zero.distributed.process import BAD_INPUT, is_first, refuse
 from r1zero.errors import BadInput
@@ -49,6 +51,7 @@ from r1zero.preflight import (
     machine,
 )
 from r1zero.preflight.datasets import look_at_data
+from r1zero.preflight.environment import Asked, environment_notes, environment_problems
 from r1zero.preflight.files import absent, missing_beside_wrong_keys
 from r1zero.preflight.found import Found, look
 from r1zero.preflight.machine import NodeReport
@@ -82,6 +85,15 @@ class Job:
     def placed(self) -> Placement | None:
         """None when the roles do not fit the ranks, too."""
         return None if self.found is None else self.found.placement
+
+    @property
+    def asked(self) -> Asked:
+        """What the run asks of the environment."""
+        if self.cfg is None:
+            return Asked()
+        minutes = self.cfg.training.distributed_timeout_minutes
+        graphs = bool(self.cfg.actor_rollout.decode_graphs)
+        return Asked(wait=timedelta(minutes=minutes), graphs=graphs)
 
     @property
     def started(self) -> bool:
@@ -240,6 +252,8 @@ def look_at_nodes(job: Job, roll: RollCall, findings: Findings) -> None:
         node = inspect(job, sees_token=not name or Path(name).exists())
         texts = roll.gather("node", json.dumps(asdict(node)))
     everyone = [NodeReport(**json.loads(text)) for text in texts]
+    if everyone[0].kind == "npu":
+        tell_environment(job, findings)
     for number, rank in job.nodes:
         tell_node(job.cfg, everyone[rank], len(job.ranks_on(number)), findings)
     if len(job.nodes) > 1:
@@ -275,7 +289,7 @@ def inspect(job: Job, sees_token: bool) -> NodeReport:
         }
     devices = device.count(kind)
     local = [launch.local_rank] if job.started else list(range(len(job.ranks_on(0))))
-    return NodeReport(
+    report = NodeReport(
         socket.gethostname(),
         kind,
         devices,
@@ -286,6 +300,21 @@ def inspect(job: Job, sees_token: bool) -> NodeReport:
         inputs,
         native.load()[1] if kind == "cpu" else "",
     )
+    if kind != "npu":
+        return report
+    return replace(
+        report,
+        environment=present(),
+        environment_problems=environment_problems(os.environ, job.asked),
+        environment_notes=environment_notes(os.environ, job.asked),
+    )
+
+
+def tell_environment(job: Job, findings: Findings) -> None:
+    """The variables of NPUs, as the first rank has them and a run would have them."""
+    for row in environment_table(os.environ, job.asked.wait):
+        whose = "as set" if row.is_users else "our default"
+        findings.note("environment", f"{row.name}={row.value} ({whose}): {row.meaning}")
 
 
 def tell_node(cfg: Config | None, node: NodeReport, local_ranks: int, findings: Findings) -> None:
@@ -303,6 +332,12 @@ def tell_node(cfg: Config | None, node: NodeReport, local_ranks: int, findings: 
     else:
         problems = []
     findings.tell("devices", problems, f"{node.host}: {has} for {local_ranks} ranks")
+    if node.kind == "npu":
+        findings.tell(
+            "environment", node.environment_problems, f"{node.host}: nothing is wrong with these"
+        )
+        for note in node.environment_notes:
+            findings.note("environment", f"{node.host}: {note}")
     if node.kernels:
         findings.note(
             "kernels",
@@ -359,9 +394,11 @@ def look_at_groups(job: Job, store: dist.Store, roll: RollCall, findings: Findin
     from r1zero.distributed import device as devices
     from r1zero.distributed.groups import World
 
-    device = devices.open_device(
-        device_kind(job.cfg.training.distributed_backend), launch.local_rank
-    )
+    kind = device_kind(job.cfg.training.distributed_backend)
+    if kind == "npu":
+        generates = "rollout" in job.placed.roles_of(launch.rank)
+        set_defaults(os.environ, generates, job.asked.wait)
+    device = devices.open_device(kind, launch.local_rank)
     with roll.stage("making the groups", range(size)):
         try:
             world = World(

@@ -10,36 +10,40 @@ hardware. docs/environment.md tells users the same at length.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 # What the variables do that a run is likely to set. The doctor prints the line.
 MEANINGS = {
-    "TASK_QUEUE_ENABLE": "how operators are queued: 0 not, 1 as graphs need it, 2 faster, no graphs",
-    "PYTORCH_NPU_ALLOC_CONF": "the allocator of device memory",
-    "PYTORCH_ALLOC_CONF": "the same for torch 2.10 or newer; only one of the two may be set",
-    "CPU_AFFINITY_CONF": "cores that a rank keeps to: 0 all, 1 its NPU's share, 2 one for each thread",
-    "HCCL_CONNECT_TIMEOUT": "seconds that the ranks of a group wait for one another to connect",
-    "HCCL_EXEC_TIMEOUT": "seconds that a rank waits for the others in a collective; 0 for ever",
-    "HCCL_EVENT_TIMEOUT": "seconds that a stream waits for an event; follows HCCL_EXEC_TIMEOUT",
-    "HCCL_BUFFSIZE": "MB of device memory, twice, for each group in which tensors travel",
-    "P2P_HCCL_BUFFSIZE": "MB, twice, for each pair of ranks that send and receive; 0 none of its own",
-    "HCCL_OP_EXPANSION_MODE": "where HCCL unrolls its algorithms, for all groups alike",
-    "HCCL_DETERMINISTIC": "false, true or strict: sums in one order",
+    "TASK_QUEUE_ENABLE": "queue of operators: 0 none, 1 as graphs need it, 2 faster but no graphs",
+    "PYTORCH_NPU_ALLOC_CONF": "options of the allocator of device memory",
+    "PYTORCH_ALLOC_CONF": "the same, for torch 2.10 or newer; only one of the two may be set",
+    "CPU_AFFINITY_CONF": "cores of a rank: 0 all, 1 its NPU's share, 2 one for each busy thread",
+    "HCCL_CONNECT_TIMEOUT": "seconds in which the ranks of a group must have connected",
+    "HCCL_EXEC_TIMEOUT": "seconds that a rank waits for others in a collective; 0 is for ever",
+    "HCCL_EVENT_TIMEOUT": "seconds that a stream waits for an event; longer than HCCL_EXEC_TIMEOUT",
+    "HCCL_BUFFSIZE": "MB of device memory, taken twice, of a group in which tensors travel",
+    "P2P_HCCL_BUFFSIZE": "MB, taken twice, of a pair of ranks; 0 lets it use the group's",
+    "HCCL_OP_EXPANSION_MODE": "where HCCL's algorithms run; set, it holds for all groups",
+    "HCCL_DETERMINISTIC": "sums in one order: false, true or strict",
     "HCCL_SOCKET_IFNAME": "network interface of HCCL",
     "HCCL_IF_IP": "address of HCCL on this node; wins over HCCL_SOCKET_IFNAME",
     "HCCL_IF_BASE_PORT": "first of 16 ports of HCCL on the host",
     "GLOO_SOCKET_IFNAME": "network interface of the control plane",
-    "RANK_TABLE_FILE": "who is where, as a file; not needed",
+    "RANK_TABLE_FILE": "file that says which rank is where; none is needed",
     "ASCEND_RT_VISIBLE_DEVICES": "NPUs that a process sees",
-    "ASCEND_LAUNCH_BLOCKING": "1: every operator waits for its end, for debugging",
-    "INF_NAN_MODE_ENABLE": "1: overflows become infinite; 0: they are cut to the largest number",
-    "MULTI_STREAM_MEMORY_REUSE": "1: memory of one stream is reused on another early",
-    "TORCH_NPU_FALLBACK_CPU_DISABLE": "1: an operator without a kernel is an error",
-    "CUDA_DEVICE_MAX_CONNECTIONS": "1: what Megatron's sequence parallelism asks for",
+    "ASCEND_LAUNCH_BLOCKING": "whether every operator waits for its end (1), for debugging",
+    "INF_NAN_MODE_ENABLE": "whether overflows become infinite (1) or the largest number (0)",
+    "MULTI_STREAM_MEMORY_REUSE": "whether memory of one stream is reused early on another (1)",
+    "TORCH_NPU_FALLBACK_CPU_DISABLE": "whether an operator without a kernel is an error (1)",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "Megatron's sequence parallelism asks for 1, on NPUs, too",
     "OMP_NUM_THREADS": "threads of a rank on the host",
+    "LD_PRELOAD": "libraries that go before others, such as jemalloc",
 }
+# What is done by other means than the variable.
+BY_OPTION = {"HCCL_OP_EXPANSION_MODE": "AIV for tensor-parallel groups of rollout alone"}
 # Set by the user, the first makes the second wrong.
 INSTEAD = {"PYTORCH_ALLOC_CONF": "PYTORCH_NPU_ALLOC_CONF"}
 # HCCL's own default, which the groups in which tensors travel ask for by name.
@@ -55,6 +59,11 @@ class Row:
     value: str
     is_users: bool  # else it is our default
     meaning: str
+
+
+def present() -> dict[str, str]:
+    """Those of the variables that are set in this process."""
+    return {name: os.environ[name] for name in MEANINGS if name in os.environ}
 
 
 def defaults(generates: bool, wait: timedelta) -> dict[str, str]:
@@ -105,6 +114,8 @@ def environment_table(environ: Mapping[str, str], wait: timedelta) -> list[Row]:
             if value != where_generated[name]:
                 value = f"{where_generated[name]} on ranks that generate, {value} on others"
             rows.append(Row(name, value, False, meaning))
+        elif name in BY_OPTION:
+            rows.append(Row(name, BY_OPTION[name], False, meaning))
     return rows
 
 

@@ -15,6 +15,7 @@ from r1zero.checkpoint.resume import check_resume
 from r1zero.config.rules import check_keys
 from r1zero.config.schema import ADVANTAGE, Config
 from r1zero.distributed.detect import check_dtype, uses_npu
+from r1zero.distributed.npu_environment import present
 from r1zero.distributed.placement import Placement
 from r1zero.errors import (
     BadInput,
@@ -28,6 +29,7 @@ from r1zero.models.dtype import Dtype
 from r1zero.observe.trackers import check_loggers
 from r1zero.policy.actor_config import objective_of
 from r1zero.preflight.check_custom import check_custom
+from r1zero.preflight.environment import Asked, queue_for_graphs
 from r1zero.preflight.files import check_inputs
 from r1zero.preflight.found import Found, dtype_of, look
 from r1zero.preflight.model import check_models
@@ -87,11 +89,15 @@ def check_device(cfg: Config, elsewhere: bool) -> list[str]:
     problems = check_dtype(
         f"training.bf16: {shown(cfg.training.bf16)}", dtype_of(cfg) is Dtype.BF16, backend
     )
-    if cfg.actor_rollout.decode_graphs and not elsewhere and not uses_npu(backend):
+    if not cfg.actor_rollout.decode_graphs or elsewhere:
+        return problems
+    if not uses_npu(backend):
         problems.append(
             "actor_rollout.decode_graphs: true needs NPUs, and this run would be on none; set it "
             "to false"
         )
+    elif sentence := queue_for_graphs(present(), Asked(graphs=True)):
+        problems.append(sentence)
     return problems
 
 

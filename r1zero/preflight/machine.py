@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from r1zero.config.schema import Config
@@ -12,6 +12,15 @@ from r1zero.preflight.found import Found
 
 # resident in a process with torch, Megatron and transformers loaded, without a model
 PROCESS_GIGABYTES = 0.6
+# Variables of NPUs that may differ from node to node.
+OF_A_NODE = {
+    "ASCEND_RT_VISIBLE_DEVICES",
+    "CPU_AFFINITY_CONF",
+    "GLOO_SOCKET_IFNAME",
+    "HCCL_IF_IP",
+    "HCCL_SOCKET_IFNAME",
+    "OMP_NUM_THREADS",
+}
 # Devices that a backend is for. MindSpeed-LLM says nccl on Ascend, too, where torch_npu turns it
 # into hccl.
 BACKENDS = {"hccl": ("npu",), "nccl": ("cuda", "npu")}
@@ -30,6 +39,10 @@ class NodeReport:
     sees_token: bool  # the file that rank 0 put where the run folder will be
     inputs: dict[str, str]  # key -> what the path looks like from here
     kernels: str  # why the CPU kernels are missing; "" if they are there
+    # Of NPUs: the variables that are set here, what is wrong with them, and what is worth a look.
+    environment: dict[str, str] = field(default_factory=dict)
+    environment_problems: list[str] = field(default_factory=list)
+    environment_notes: list[str] = field(default_factory=list)
 
 
 def needed_gigabytes(found: Found) -> list[float] | None:
@@ -91,7 +104,7 @@ def check_memory(node: NodeReport, needed: Mapping[int, float]) -> list[str]:
 
 
 def check_alike(nodes: Sequence[NodeReport]) -> list[str]:
-    """What must be the same on all nodes: versions, the run folder, the inputs."""
+    """What must be the same on all nodes: versions, variables, the run folder, the inputs."""
     first = nodes[0]
     problems = []
     for node in nodes[1:]:
@@ -101,6 +114,7 @@ def check_alike(nodes: Sequence[NodeReport]) -> list[str]:
             for name, found in sorted(first.versions.items())
             if node.versions.get(name) != found
         ]
+        problems += _other_environment(first, node)
         if not node.sees_token:
             problems.append(
                 f"output_dir: {node.host} does not see what {first.host} writes there; name a "
@@ -112,6 +126,20 @@ def check_alike(nodes: Sequence[NodeReport]) -> list[str]:
             for key, look in first.inputs.items()
             if node.inputs.get(key) != look
         ]
+    return problems
+
+
+def _other_environment(first: NodeReport, node: NodeReport) -> list[str]:
+    """Variables that are not the same on two nodes."""
+    problems = []
+    for name in sorted((first.environment.keys() | node.environment.keys()) - OF_A_NODE):
+        here = node.environment.get(name, "not set")
+        there = first.environment.get(name, "not set")
+        if here != there:
+            problems.append(
+                f"{name} is {here} on {node.host} and {there} on {first.host}; set the same on all "
+                "nodes"
+            )
     return problems
 
 

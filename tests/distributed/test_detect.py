@@ -100,6 +100,19 @@ def test_graphs_are_refused_where_no_npu_is_before_anything_starts(tiny, torch_n
     assert check(load_config("tiny", ["actor_rollout.decode_graphs=true"])[0]) == []
 
 
+def test_graphs_that_torch_npu_would_refuse_to_capture_are_refused_at_the_start(
+    tiny, torch_npu, monkeypatch
+):
+    torch_npu(HAS_NPUS)
+    monkeypatch.setenv("TASK_QUEUE_ENABLE", "2")
+    graphs = load_config("tiny", ["actor_rollout.decode_graphs=true"])[0]
+    [problem] = check(graphs)
+    assert problem.startswith("TASK_QUEUE_ENABLE=2 makes torch_npu refuse to capture")
+    assert check(graphs, absent_ok=True) == [], "a dry run, as for another machine"
+    plain = load_config("tiny", ["actor_rollout.decode_graphs=false"])[0]
+    assert check(plain) == []
+
+
 def test_a_torch_npu_that_cannot_be_imported_is_told_in_one_sentence(torch_npu):
     torch_npu(BROKEN)
     with pytest.raises(

@@ -63,6 +63,9 @@ def test_the_table_says_whose_a_value_is() -> None:
     assert (rows["HCCL_BUFFSIZE"].value, rows["HCCL_BUFFSIZE"].is_users) == ("256", True)
     assert (rows["HCCL_EXEC_TIMEOUT"].value, rows["HCCL_EXEC_TIMEOUT"].is_users) == ("2760", False)
     assert rows["TASK_QUEUE_ENABLE"].value == "1 on ranks that generate, 2 on others"
+    assert rows["HCCL_OP_EXPANSION_MODE"].value.startswith(
+        "AIV for tensor-parallel groups of rollout"
+    )
     assert "HCCL_IF_IP" not in rows, "neither the user nor we have set it"
 
 
@@ -110,8 +113,11 @@ def test_only_tensor_parallel_groups_of_rollout_decode(tp: int, decoding: list[l
     assert len(asked) > 20
 
 
-def test_each_default_is_explained() -> None:
+def test_each_variable_is_explained() -> None:
     assert defaults(True, WAIT).keys() <= MEANINGS.keys()
+    page = (ROOT / "docs" / "environment.md").read_text()
+    rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert MEANINGS.keys() <= set(re.findall(r"`(\w+)`", rows))
 
 
 PROGRAM = """

@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCTOR = str(ROOT / "tools" / "doctor.py")
 
 
-def doctor(*arguments: str, launcher: tuple[str, ...] = ()) -> tuple[int, list[str], str]:
+def doctor(
+    *arguments: str, launcher: tuple[str, ...] = (), **variables: str
+) -> tuple[int, list[str], str]:
     """Run it; exit code, lines of standard output, standard error."""
     done = subprocess.run(
         [sys.executable, *launcher, DOCTOR, *arguments],
@@ -33,7 +35,7 @@ def doctor(*arguments: str, launcher: tuple[str, ...] = ()) -> tuple[int, list[s
         capture_output=True,
         timeout=LONG,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
     )
     return done.returncode, done.stdout.splitlines(), done.stderr
 
@@ -212,6 +214,33 @@ def test_a_silent_rank_of_a_group_is_named_once(silent, said):
     assert len(everything) == 1 and said in everything[0]
 
 
+TORCH_NPU = """
+class npu:
+    is_available = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 8)
+    mem_get_info = staticmethod(lambda index: (60 * 10**9, 64 * 10**9))
+"""
+
+
+def test_variables_of_npus_are_printed_and_judged(tiny, tmp_path):
+    (tmp_path / "torch_npu.py").write_text(TORCH_NPU)
+    code, lines, errors = doctor(
+        f"output_dir={tmp_path}/run",
+        "training.distributed_timeout_minutes=60",
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]),
+        HCCL_BUFFSIZE="256",
+        HCCL_EXEC_TIMEOUT="1800",
+        HCCL_CONECT_TIMEOUT="600",
+    )
+    assert code == 2 and not errors, errors
+    said = [line for line in lines if line.split()[1] == "environment"]
+    assert any("note     environment  HCCL_BUFFSIZE=256 (as set): MB" in line for line in said)
+    assert any("CPU_AFFINITY_CONF=1 (our default): cores" in line for line in said)
+    [problem] = [line for line in said if line.startswith("PROBLEM")]
+    assert "HCCL_EXEC_TIMEOUT=1800 would end a wait" in problem and "60 (3600 s)" in problem
+    assert any("did you mean HCCL_CONNECT_TIMEOUT?" in line for line in said)
+
+
 NODE = NodeReport(
     "first",
     "cpu",
@@ -252,6 +281,12 @@ def test_memory_devices_and_nodes_that_do_not_suffice_are_named_with_a_way_out(h
         sees_token=False,
         versions={"torch": "2.12.0"},
         inputs={"ref.load": "missing"},
+    )
+    first = replace(NODE, environment={"HCCL_IF_IP": "10.0.0.1", "HCCL_BUFFSIZE": "256"})
+    second = replace(NODE, host="second", environment={"HCCL_IF_IP": "10.0.0.2"})
+    [buffer] = machine.check_alike([first, second])
+    assert buffer == (
+        "HCCL_BUFFSIZE is not set on second and 256 on first; set the same on all nodes"
     )
     version, folder, model = machine.check_alike([NODE, NODE, other])
     assert "torch is 2.12.0 on second and 2.13.0 on first" in version
