@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch_npu
+from support.npu_items import npu_check_item  # noqa: F401
 from support.patience import LONG
 
 from r1zero.distributed.collectives import all_sum

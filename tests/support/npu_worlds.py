@@ -16,6 +16,7 @@ from support.patience import LONG
 
 TESTS = Path(__file__).resolve().parents[1]
 STANDIN = TESTS / "npu_standin"
+TOOLS = TESTS.parent / "tools"
 CLONE = os.environ.get("R1ZERO_MINDSPEED")
 ADAPTOR = "mindspeed" if CLONE else "minimal"
 
@@ -38,7 +39,7 @@ class NpuServer:
         self._pipe, other = multiprocessing.Pipe()
         self._log = log
         self._kernels = log.with_suffix(".kernels")
-        path = os.pathsep.join([environment()["PYTHONPATH"], str(TESTS)])
+        path = os.pathsep.join([environment()["PYTHONPATH"], str(TESTS), str(TOOLS)])
         with log.open("w") as file:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "support.npu_server", str(other.fileno())],

@@ -1,0 +1,144 @@
+"""Items of tools/npu_check.py on ranks of the stand-in, whole or with one thing broken. Imported by
+the stand-in's server alone."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch_npu
+from support.patience import LONG
+
+from npu_checks import operators, versions
+from npu_checks.check import Check, Figures
+from r1zero.distributed import collectives
+from r1zero.distributed.device import open_device
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch
+from r1zero.distributed.placement import RoleSize, place
+
+
+def npu_check_item(rank: int, size: int, store: dist.Store, item: str, fault: str) -> str:
+    """What an item of small size prints, with a fault of FAULTS or "". Raises what the item
+    raises."""
+    module = importlib.import_module(f"npu_checks.{item}")
+    if fault:
+        FAULTS[fault]()
+    for name, stands_for in (("in_world", in_forked_world), ("join", forked_store)):
+        if hasattr(module, name):
+            setattr(module, name, functools.partial(stands_for, store))
+    launch = Launch("single", rank, size, rank, (0,) * size, "", 0)
+    with tempfile.TemporaryDirectory() as folder:
+        return module.run(Check(item, launch, size, True, None, Path(folder))).line
+
+
+def in_forked_world(
+    store: dist.Store,
+    check: Check,
+    roles: Mapping[str, RoleSize],
+    work: Callable[[World], Figures],
+) -> Figures:
+    """As npu_checks.world.in_world, without a watchdog: here the first exception ends all ranks."""
+    placement = place(roles, colocate=True)
+    device = open_device("npu", check.launch.local_rank)
+    return work(World(check.launch, placement, device, timedelta(seconds=LONG), store))
+
+
+def forked_store(store: dist.Store, *_: Any) -> dist.Store:
+    """The ranks have met."""
+    return store
+
+
+# -- one thing broken each ------------------------------------------------------------------------
+
+
+def _replace(place: Any, name: str, change: Callable[[Callable], Callable]) -> Callable[[], None]:
+    """A fault that puts `change(what is there)` in place of a function."""
+
+    def fault() -> None:
+        setattr(place, name, change(getattr(place, name)))
+
+    return fault
+
+
+def _without(*keywords: str) -> Callable[[Callable], Callable]:
+    """The same function, to which these keywords do not come through."""
+
+    def change(function: Callable) -> Callable:
+        def call(*args: Any, **given: Any) -> Any:
+            for keyword in keywords:
+                given.pop(keyword, None)
+            return function(*args, **given)
+
+        return call
+
+    return change
+
+
+def _lengths_are_one_short(function: Callable) -> Callable:
+    def call(*args: Any, actual_seq_lengths_kv: list[int], **given: Any) -> Any:
+        short = [max(1, length - 1) for length in actual_seq_lengths_kv]
+        return function(*args, actual_seq_lengths_kv=short, **given)
+
+    return call
+
+
+def _sine_is_negative(function: Callable) -> Callable:
+    def tables(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = function(*args)
+        return cos, -sin
+
+    return tables
+
+
+def _gradient_is_halved(function: Callable) -> Callable:
+    def call(*args: Any, **given: Any) -> Any:
+        output, *rest = function(*args, **given)
+        return ((output + output.detach()) / 2, *rest)
+
+    return call
+
+
+def _parts_are_swapped(function: Callable) -> Callable:
+    def all_gather(parts: list[torch.Tensor], *args: Any, **given: Any) -> Any:
+        return function(parts[::-1], *args, **given)
+
+    return all_gather
+
+
+def _import_fails(_: Callable) -> Callable:
+    def import_mindspeed() -> None:
+        raise ImportError("No module named 'einops'")
+
+    return import_mindspeed
+
+
+def _mindspeeds_sum() -> None:
+    collectives._OWN["all_reduce"] = dist.all_reduce
+
+
+def _queue_for_no_graphs() -> None:
+    os.environ["TASK_QUEUE_ENABLE"] = "2"
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "versions are judged": _replace(versions, "is_standin", lambda _: lambda: False),
+    "MindSpeed cannot be imported": _replace(versions, "import_mindspeed", _import_fails),
+    "MindSpeed's sum": _mindspeeds_sum,
+    "a queue without graphs": _queue_for_no_graphs,
+    "no mask": _replace(torch_npu, "npu_fusion_attention", _without("atten_mask")),
+    "half a gradient": _replace(torch_npu, "npu_fusion_attention", _gradient_is_halved),
+    "lengths one short": _replace(
+        torch_npu, "npu_fused_infer_attention_score", _lengths_are_one_short
+    ),
+    "the sign of the sine": _replace(operators, "rotary_tables", _sine_is_negative),
+    "parts of an all_gather swapped": _replace(dist, "all_gather", _parts_are_swapped),
+}
