@@ -92,7 +92,7 @@ class Job:
         if self.cfg is None:
             return Asked()
         minutes = self.cfg.training.distributed_timeout_minutes
-        graphs = bool(self.cfg.actor_rollout.decode_graphs)
+        graphs = self.cfg.actor_rollout.decode_graphs is not False
         return Asked(wait=timedelta(minutes=minutes), graphs=graphs)
 
     @property

@@ -205,8 +205,9 @@ class ActorRollout:
     max_tokens_to_oom: Whole = 12000
     # Decoded together in a replica; default all that fit there.
     max_running_samples: OrNull[Count] = None
-    # NPUs: capture decoding steps as graphs (not yet run on hardware).
-    decode_graphs: Flag = False
+    # Capture decoding steps as graphs, which only NPUs can (not yet run on hardware there). Default:
+    # true on NPUs, false elsewhere.
+    decode_graphs: OrNull[Flag] = None
     # Learning.
     micro_batch_size: Count = 1  # responses in one forward and backward pass of a replica
     # If given, this many tokens at most instead.

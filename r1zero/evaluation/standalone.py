@@ -136,7 +136,7 @@ def _engine_config(request: EvalRequest, longest: int) -> EngineConfig:
         max_response=request.max_new_tokens,
         max_cache_tokens=max(length, request.max_cache_tokens),
         max_running=None,
-        graphs=False,
+        graphs=None,
     )
 
 

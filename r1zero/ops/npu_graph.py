@@ -10,18 +10,34 @@ import torch
 from r1zero.distributed.torch_modules import torch_npu_module
 
 
-def capture_graph(run: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
-    """Capture what `run` launches as an NPU graph. Returns the graph and the tensor it will
-    write."""
-    npu = torch_npu_module().npu
-    graph = npu.NPUGraph()
-    # keeps the attention's host arguments replaceable
-    with npu.graph(graph, auto_dispatch_capture=True):
-        output = run()
-    return graph, output
+class GraphPool:
+    """Graphs that share one pool of memory and are replayed one after the other.
 
+    What a graph writes is good until the next replay of any of them.
+    """
 
-def replay_graph(graph: Any, lengths: list[int]) -> None:
-    """Run a captured decoding step again, for rows of these lengths."""
-    graph.update(cpu_update_input=[{"actual_seq_lengths_kv": lengths}])
-    graph.replay()
+    def __init__(self) -> None:
+        self._npu = torch_npu_module().npu
+        self._memory = self._npu.graph_pool_handle()
+        self._replayed = self._npu.Event()  # recorded behind every replay
+
+    def capture(self, run: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
+        """Capture what `run` launches. Returns the graph and the tensor that it will write."""
+        graph = self._npu.NPUGraph()
+        # auto_dispatch_capture keeps the attention's host arguments replaceable
+        with self._npu.graph(graph, pool=self._memory, auto_dispatch_capture=True):
+            output = run()
+        return graph, output
+
+    def replay(self, graph: Any, lengths: list[int]) -> None:
+        """Run a captured decoding step again, for rows of these lengths.
+
+        `update` hands the lengths over on a stream of its own, and nothing but this wait puts it
+        behind the replay before: an attention that has not run yet would take the lengths of the
+        next step. Each captured attention waits for its own part of the update, so that the replay
+        behind it needs no wait.
+        """
+        self._replayed.synchronize()
+        graph.update(cpu_update_input=[{"actual_seq_lengths_kv": lengths}])
+        graph.replay()
+        self._replayed.record()

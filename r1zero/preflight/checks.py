@@ -89,15 +89,17 @@ def check_device(cfg: Config, elsewhere: bool) -> list[str]:
     problems = check_dtype(
         f"training.bf16: {shown(cfg.training.bf16)}", dtype_of(cfg) is Dtype.BF16, backend
     )
-    if not cfg.actor_rollout.decode_graphs or elsewhere:
+    graphs = cfg.actor_rollout.decode_graphs  # None: on NPUs
+    if graphs is False or elsewhere:
         return problems
-    if not uses_npu(backend):
+    if uses_npu(backend):
+        if sentence := queue_for_graphs(present(), Asked(graphs=True)):
+            problems.append(sentence)
+    elif graphs:
         problems.append(
             "actor_rollout.decode_graphs: true needs NPUs, and this run would be on none; set it "
             "to false"
         )
-    elif sentence := queue_for_graphs(present(), Asked(graphs=True)):
-        problems.append(sentence)
     return problems
 
 

@@ -64,7 +64,7 @@ class BlockProducts:
         """query [n, heads, D], keys and values [blocks, kv heads, block, D] -> [n, heads * D]."""
         count, heads, dim = query.shape
         queries = query.reshape(-1, dim)
-        own_keys = keys[self.own_start :].flatten(0, 1)
+        own_keys = keys[self.own_start : self.pool.num_blocks].flatten(0, 1)
         shared_keys = keys[: self.shared_range].flatten(0, 1)
         scores = torch.cat(
             [
@@ -77,7 +77,7 @@ class BlockProducts:
         by_sample = scores.index_select(0, self.entries).view(count, heads, -1)
         weights = torch.add(mask_bias, by_sample, alpha=dim**-0.5).softmax(dim=-1)
         weights = weights.to(values.dtype).view(-1, self.pool.block)  # [n * heads * W, block]
-        own_values = values[self.own_start :].flatten(0, 1)
+        own_values = values[self.own_start : self.pool.num_blocks].flatten(0, 1)
         shared_values = values[: self.shared_range].flatten(0, 1)
         found = torch.cat(
             [

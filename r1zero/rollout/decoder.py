@@ -27,7 +27,7 @@ from r1zero.ops.attention import Segments, packed_causal_attention
 from r1zero.rollout.block_attention import DecodeStep
 from r1zero.rollout.linear import Linear
 from r1zero.rollout.native import operators
-from r1zero.rollout.npu_graphs import DecodeGraphs
+from r1zero.rollout.npu_graphs import MOST_PADDING, DecodeGraphs
 from r1zero.rollout.operators import Heads
 
 
@@ -143,8 +143,10 @@ class Decoder:
             self.embedding if shape.tie_word_embeddings else self.weights["output_layer.weight"]
         )
         self._unused = local_columns(unused, self._first_row(), len(self.head.weight))
+        self.padding = 0  # rows at most that pad a step, each with a token in the cache
         self._step: Callable[[torch.Tensor, DecodeStep], torch.Tensor] = self._decode
         if graphs:
+            self.padding = MOST_PADDING
             self._step = DecodeGraphs(self._decode, max_positions)
 
     def prepare(self) -> None:
@@ -177,7 +179,8 @@ class Decoder:
             found = packed_causal_attention(query, key, value, segments, self.shape.head_dim**-0.5)
             return found.reshape(len(tokens), -1)
 
-        logits = self._run(tokens, attend, last=self._tensor(np.asarray(ends)) - 1)
+        last_rows = self._tensor(np.asarray(ends)) - 1
+        logits = self._logits(self._run(tokens, attend, last_rows))
         all_keys = torch.stack(keys).transpose(1, 2)
         all_values = torch.stack(values).transpose(1, 2)
         return [
@@ -189,16 +192,16 @@ class Decoder:
     def decode(self, tokens: np.ndarray, step: DecodeStep) -> torch.Tensor:
         """Run one token of each running sample, int64 [n]: logits [n, V / TP], good until the next
         call."""
-        return self._step(self._tensor(tokens), step)
+        return self._logits(self._step(self._tensor(tokens), step))
 
     def _decode(self, tokens: torch.Tensor, step: DecodeStep) -> torch.Tensor:
+        """All layers of a decoding step: [n, H], the output layer's input."""
         return self._run(tokens, self.operators.decoding(step))
 
     def _run(
         self, tokens: torch.Tensor, attend: Attend, last: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """All layers and the output layer: logits [T, V / TP] of all tokens, or of those at
-        `last`."""
+        """All layers and the last norm: [T, H] of all tokens, or of those at `last`."""
         run = ForwardPass(self.operators, attend, self._sum)
         hidden = self._embed(tokens)
         delta: torch.Tensor | None = None
@@ -209,6 +212,10 @@ class Decoder:
             hidden = hidden[last]
             delta = delta[last]
         x, _ = self.operators.add_norm(hidden, delta, self.final_norm)
+        return x
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The output layer: [T, H] -> [T, V / TP]."""
         return blank(self.head(x), self._unused)
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:

@@ -58,6 +58,9 @@ class NativeEngine:
     @classmethod
     def build(cls, setup: EngineSetup) -> NativeEngine:
         """Make an engine without weights. BadInput when TP does not divide the model."""
+        graphs = setup.config.graphs
+        if graphs is None:
+            graphs = setup.device.type == "npu"
         decoder = Decoder(
             setup.shape,
             setup.grid.span.tp,
@@ -65,7 +68,7 @@ class NativeEngine:
             setup.dtype,
             setup.device,
             setup.config.max_length,
-            graphs=setup.config.graphs,
+            graphs=graphs,
             unused=setup.unused,
         )
         limits = EngineLimits(
@@ -89,6 +92,7 @@ class NativeEngine:
             decoder.device,
             limits.block,
             token_major=decoder.operators.token_major,
+            spare=decoder.padding,
         )
         self._caches = PromptCaches(decoder, self._pool, limits.prefill_tokens)
         self._queue = Queue()

@@ -108,7 +108,7 @@ class EngineConfig:
     max_response: int  # tokens of a response
     max_cache_tokens: int  # in the KV cache of a replica
     max_running: int | None  # samples decoded together; None: as many as the cache can hold
-    graphs: bool  # NPUs: capture decoding steps
+    graphs: bool | None  # capture decoding steps; None: if the device is an NPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

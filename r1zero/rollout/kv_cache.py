@@ -32,7 +32,8 @@ class BlockPool:
     block, D].
 
     That is their shape; how they lie in memory is what reads them fastest. `token_major`: as
-    [layers, blocks, block, kv heads, D].
+    [layers, blocks, block, kv heads, D]. Behind the blocks that can be taken, blocks for `spare`
+    more tokens belong to nobody: rows that pad a step write there.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class BlockPool:
         device: torch.device,
         block: int | None = None,
         token_major: bool = False,
+        spare: int = 0,
     ) -> None:
         self.block = block or (NPU_CACHE_BLOCK if device.type == "npu" else CPU_CACHE_BLOCK)
         self.num_blocks = 0
         self._layout = (shape.num_layers, kv_heads, shape.head_dim, dtype, device)
         self._token_major = token_major
+        self._spare_blocks = -(-spare // self.block)
         self.keys = self.values = torch.empty(0)
         self._free: set[int] = set()
         self._shared: set[int] = set()
@@ -78,10 +81,11 @@ class BlockPool:
         layers, kv_heads, dim, dtype, device = self._layout
         self.num_blocks = num_blocks
         self.keys = self.values = torch.empty(0)  # free before allocating anew
-        size = (layers, num_blocks, kv_heads, self.block, dim)
+        all_blocks = num_blocks + self._spare_blocks
+        size = (layers, all_blocks, kv_heads, self.block, dim)
         # Zeros, since a masked score times a value that is not a number would still be none.
         if self._token_major:
-            lying = (layers, num_blocks, self.block, kv_heads, dim)
+            lying = (layers, all_blocks, self.block, kv_heads, dim)
             self.keys = torch.zeros(lying, dtype=dtype, device=device).transpose(2, 3)
             self.values = torch.zeros(lying, dtype=dtype, device=device).transpose(2, 3)
         elif device.type == "cpu":  # keys with tokens side by side: many are scored at once

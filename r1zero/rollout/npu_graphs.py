@@ -1,9 +1,9 @@
 """Graph capture on NPUs: one launch a decoding step instead of some hundred.
 
-A graph has fixed shapes and addresses, so there is one for each number of rows that lasts, with
-inputs of its own that every step is copied into. The lengths that the attention takes from the host
-are handed over before each replay. Only for NPUs; checked against torch_npu's published contract,
-not yet run on hardware.
+A graph has fixed shapes and addresses. So there is one for each of a few numbers of rows, with
+inputs of its own that every step is copied into, and rows that no sample has are padding. The
+lengths that the attention takes from the host are handed over before each replay. Checked against
+torch_npu's published contract and on a stand-in, not yet run on hardware.
 """
 
 from __future__ import annotations
@@ -11,32 +11,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from r1zero.ops.npu_graph import capture_graph, replay_graph
-from r1zero.rollout.block_attention import DecodeStep
+from r1zero.ops.npu_graph import GraphPool
+from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 
-# Decoding steps with the same number of rows that make it worth capturing, which costs about as
-# much.
-WORTH_CAPTURING = 16
-# Some cards hold six graphs with collectives at a time.
-MAX_GRAPHS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Captured:
-    """A graph, what it reads and what it writes."""
-
-    graph: object
-    tokens: torch.Tensor
-    step: DecodeStep
-    logits: torch.Tensor
+# Rows of the graphs. Up to some 200 rows a step takes the time of reading the weights, however many
+# rows there are, so sizes may double; below 16 nothing is gained. Beyond the last one kernels run
+# long enough to hide their launches. Six, since some cards hold no more graphs with collectives.
+SIZES = (16, 32, 64, 128, 256, 512)
+# Rows of a graph that pad at most; they are the last ones.
+MOST_PADDING = SIZES[-1] // 2
 
 
 class DecodeGraphs:
-    """Runs decoding steps, captured where that pays. `run(tokens, step)` computes the logits of one
-    step."""
+    """Runs decoding steps by graphs. `run(tokens, step)` computes what a step is to give.
+
+    Needs a cache with MOST_PADDING spare places (BlockPool).
+    """
 
     def __init__(
         self, run: Callable[[torch.Tensor, DecodeStep], torch.Tensor], max_positions: int
@@ -44,47 +38,89 @@ class DecodeGraphs:
         self._run = run
         self._max_positions = max_positions
         self._captured: dict[int, _Captured] = {}  # by number of rows
-        self._seen: dict[int, int] = {}
         self._blocks = 0  # of the cache that the graphs read
+        self._graphs: GraphPool  # made for that cache
 
     def __call__(self, tokens: torch.Tensor, step: DecodeStep) -> torch.Tensor:
-        """Logits [n, V / TP], to be used before the next call."""
+        """What `run` gives for each row, to be used before the next call."""
         rows = len(tokens)
+        if rows > SIZES[-1]:
+            return self._run(tokens, step)
+        self._drop_if_moved(step)
+        size = next(size for size in SIZES if size >= rows)
+        if size not in self._captured:
+            self._captured[size] = self._capture(size, tokens, step)
+        captured = self._captured[size]
+        captured.inputs.fill(tokens, step)
+        self._graphs.replay(captured.graph, step.lengths + [1] * (size - rows))
+        return captured.output[:rows]
+
+    def _drop_if_moved(self, step: DecodeStep) -> None:
+        """Forget graphs that read a cache that was allocated anew: layers lie elsewhere, if not
+        the first one."""
         blocks = step.layout.pool.num_blocks
-        if blocks != self._blocks:  # allocated anew: layers lie elsewhere, if not the first one
+        if blocks != self._blocks:
             self._blocks = blocks
             self._captured = {}
-            self._seen = {}
-        if rows not in self._captured:
-            self._seen[rows] = self._seen.get(rows, 0) + 1
-            if self._seen[rows] < WORTH_CAPTURING or len(self._captured) == MAX_GRAPHS:
-                return self._run(tokens, step)
-            self._captured[rows] = self._capture(tokens, step)
-        captured = self._captured[rows]
-        captured.tokens.copy_(tokens)
-        _fill(captured.step, step)
-        replay_graph(captured.graph, step.lengths)
-        return captured.logits
+            self._graphs = GraphPool()  # memory of a pool whose graphs are gone is not used again
 
-    def _capture(self, tokens: torch.Tensor, step: DecodeStep) -> _Captured:
-        fixed = copy.copy(step)
-        most = -(-self._max_positions // step.layout.pool.block)
-        fixed.layout = copy.copy(step.layout)
-        # wide enough for any sequence
-        fixed.layout.table = step.layout.table.new_zeros(len(tokens), most)
-        fixed.positions = step.positions.clone()
-        fixed.block = step.block.clone()
-        fixed.offset = step.offset.clone()
-        tokens = tokens.clone()
-        _fill(fixed, step)
-        self._run(tokens, fixed)  # kernels choose their workspaces before, not within
-        graph, logits = capture_graph(lambda: self._run(tokens, fixed))
-        return _Captured(graph, tokens, fixed, logits)
+    def _capture(self, size: int, tokens: torch.Tensor, step: DecodeStep) -> _Captured:
+        most_blocks = -(-self._max_positions // step.layout.pool.block)
+        inputs = _Inputs(size, most_blocks, step)
+        inputs.fill(tokens, step)
+        self._run(inputs.tokens, inputs.step)  # kernels choose their workspaces before, not within
+        graph, output = self._graphs.capture(lambda: self._run(inputs.tokens, inputs.step))
+        return _Captured(graph, inputs, output)
 
 
-def _fill(fixed: DecodeStep, step: DecodeStep) -> None:
-    """Copy a step's tensors into those that a graph reads."""
-    fixed.layout.table[:, : step.layout.table.shape[1]] = step.layout.table
-    fixed.positions.copy_(step.positions)
-    fixed.block.copy_(step.block)
-    fixed.offset.copy_(step.offset)
+class _Inputs:
+    """What a graph of `size` rows reads: the rows of a step, then rows that pad.
+
+    A row that pads is one token long. It stands in a spare block of the cache, where it writes to a
+    place of its own, since no two rows may write to one.
+    """
+
+    def __init__(self, size: int, most_blocks: int, like: DecodeStep) -> None:
+        pool = like.layout.pool
+        place = torch.arange(size, device=like.layout.device) % MOST_PADDING
+        self.tokens = torch.zeros_like(place)
+        self.step = copy.copy(like)
+        self.step.layout = copy.copy(like.layout)
+        self.step.lengths = [1] * size
+        self.step.positions = torch.zeros_like(place)
+        self.step.block = pool.num_blocks + place // pool.block
+        self.step.offset = place % pool.block
+        table = self.step.block[:, None].expand(-1, most_blocks)  # wide enough for any sequence
+        self.step.layout.table = table.to(torch.int32).contiguous()
+        self._padding_block = self.step.block.clone()
+        self._padding_offset = self.step.offset.clone()
+        self._layout: DecodeLayout | None = None  # that was copied last
+
+    def fill(self, tokens: torch.Tensor, step: DecodeStep) -> None:
+        """Copy a step in."""
+        rows = len(tokens)
+        self.tokens[:rows] = tokens
+        self.step.positions[:rows] = step.positions
+        self.step.offset[:rows] = step.offset
+        if step.layout is not self._layout:  # rows or blocks have changed
+            self._layout = step.layout
+            width = step.layout.table.shape[1]
+            self.step.layout.table[:rows, :width] = step.layout.table
+            self.step.block[:rows] = step.block
+            self._pad(rows)
+
+    def _pad(self, first: int) -> None:
+        """Let the rows from `first` on pad."""
+        self.step.positions[first:] = 0
+        self.step.offset[first:] = self._padding_offset[first:]
+        self.step.block[first:] = self._padding_block[first:]
+        self.step.layout.table[first:, 0] = self._padding_block[first:]
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """A graph, what it reads and what it writes."""
+
+    graph: Any
+    inputs: _Inputs
+    output: torch.Tensor

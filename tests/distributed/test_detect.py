@@ -113,6 +113,20 @@ def test_graphs_that_torch_npu_would_refuse_to_capture_are_refused_at_the_start(
     assert check(plain) == []
 
 
+@pytest.mark.parametrize("graphs", ["null", "true"])
+def test_a_queue_that_refuses_graphs_is_told_where_graphs_are_on(
+    tiny, torch_npu, monkeypatch, graphs
+):
+    """They are on by default, on NPUs alone."""
+    monkeypatch.setenv("TASK_QUEUE_ENABLE", "2")
+    if graphs == "null":
+        assert check(load_config("tiny", [])[0]) == []
+    torch_npu(HAS_NPUS)
+    [problem] = check(load_config("tiny", [f"actor_rollout.decode_graphs={graphs}"])[0])
+    assert problem.startswith("TASK_QUEUE_ENABLE=2 ")
+    assert check(load_config("tiny", ["actor_rollout.decode_graphs=false"])[0]) == []
+
+
 def test_a_torch_npu_that_cannot_be_imported_is_told_in_one_sentence(torch_npu):
     torch_npu(BROKEN)
     with pytest.raises(

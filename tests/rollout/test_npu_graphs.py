@@ -3,72 +3,194 @@ and goes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from support.npu_process import on_npu
 from support.shapes import small_shape
 
-from r1zero.rollout import npu_graphs
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import EngineLimits, NativeEngine
-from r1zero.rollout.interface import Sampling
+from r1zero.rollout.interface import EngineConfig, EngineSetup, Sampling
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
+from r1zero.rollout.npu_graphs import SIZES, DecodeGraphs
 from r1zero.types import Batch, Prompt
 
+BLOCK = 16
 
-def drawn_tokens(graphs: bool) -> tuple[list[list[int]], int]:
-    """Three batches, so that graphs outlive a batch; the second is larger, so that the cache moves;
-    rows come and go. Returns all samples, and how often a graph was replayed."""
+
+@contextmanager
+def calls() -> Iterator[list[str]]:
+    """What is called of graphs and their events within, in order."""
     import torch_npu
 
-    replays = []
-    replay = torch_npu.npu.NPUGraph.replay
-    torch_npu.npu.NPUGraph.replay = lambda graph: (replays.append(graph), replay(graph))
+    npu = torch_npu.npu
+    seen: list[str] = []
+    watched = {
+        npu.NPUGraph: ("update", "replay"),
+        npu.Event: ("record", "synchronize"),
+        npu.graph: ("__enter__",),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, names in watched.items():
+            for name in names:
+                patch.setattr(owner, name, noted(getattr(owner, name), seen))
+        yield seen
+
+
+def noted(method: Any, seen: list[str]) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        seen.append(method.__name__)
+        return method(*args, **kwargs)
+
+    return call
+
+
+def decoder_on_npu(graphs: bool) -> Decoder:
     device = torch.device("npu")
     decoder = Decoder(small_shape(), 1, None, torch.bfloat16, device, 96, graphs=graphs)
     torch.manual_seed(5)
     for weight in decoder.weights.values():
         weight.copy_(torch.randn(weight.shape) * 0.2)
-    engine = NativeEngine(decoder, (3,), EngineLimits(48, 10**6, max_running=5, block=16))
+    return decoder
+
+
+def drawn_tokens(graphs: bool, max_running: int) -> tuple[list[list[int]], list[str]]:
+    """All samples of three batches, and what was called: graphs outlive a batch, and the second one
+    is larger, so that the cache moves."""
+    engine = NativeEngine(
+        decoder_on_npu(graphs), (3,), EngineLimits(48, 10**6, max_running, block=BLOCK)
+    )
     engine.weights().commit(0)
     samples = []
-    for step, count in ((1, 3), (2, 6), (3, 6)):
-        ids = [np.arange(4, 9 + 5 * number, dtype=np.int32) for number in range(count)]
-        prompts = [Prompt(number, "", tokens, "") for number, tokens in enumerate(ids)]
-        batch = Batch(step, 0, prompts, 3, 3 * count)
-        engine.submit(batch, range(count), Sampling(1.0, 1.0, 0, 7))
-        for group in engine.collect(0):
-            samples += [sample.tokens.tolist() for sample in group.samples]
-    torch_npu.npu.NPUGraph.replay = replay
-    return samples, len(replays)
+    with calls() as seen:
+        for step, count in ((1, 3), (2, 6), (3, 6)):
+            ids = [np.arange(4, 9 + 5 * number, dtype=np.int32) for number in range(count)]
+            prompts = [Prompt(number, "", tokens, "") for number, tokens in enumerate(ids)]
+            batch = Batch(step, 0, prompts, 3, 3 * count)
+            engine.submit(batch, range(count), Sampling(1.0, 1.0, 0, 7))
+            for group in engine.collect(0):
+                samples += [sample.tokens.tolist() for sample in group.samples]
+    return samples, seen
 
 
-def test_captured_decoding_steps_draw_the_same_samples():
-    captured, replays = on_npu(drawn_tokens, True)
-    plain, none = on_npu(drawn_tokens, False)
+@pytest.mark.parametrize("max_running", [5, 18])
+def test_captured_decoding_steps_draw_the_same_samples(max_running):
+    """At most 5 rows, new ones coming as others leave; and 18, which need graphs of two sizes."""
+    captured, seen = on_npu(drawn_tokens, True, max_running)
+    plain, nothing = on_npu(drawn_tokens, False, max_running)
     assert captured == plain and len(plain) == 45
-    assert replays > 20 and none == 0
+    assert seen.count("replay") > 90 and not nothing
+    # 16 rows for the first batch's cache; then for that of the two others, where 18 rows run, 32, too
+    assert seen.count("__enter__") == (2 if max_running == 5 else 3)
 
 
-def test_a_cache_that_grows_where_it_lay_is_captured_anew(monkeypatch):
+def test_lengths_are_handed_over_when_the_replay_before_is_done():
+    _, seen = on_npu(drawn_tokens, True, 5)
+    steps = [name for name in seen if name != "__enter__"]
+    assert steps == ["synchronize", "update", "replay", "record"] * steps.count("replay")
+
+
+def step_of(rows: int, pool: BlockPool, heads: int) -> tuple[torch.Tensor, DecodeStep]:
+    blocks = [SampleBlocks(number, [], pool.take_own(1)) for number in range(rows)]
+    layout = DecodeLayout(blocks, pool, 1, heads, torch.device("npu"))
+    return (torch.arange(rows) % 100).to("npu"), DecodeStep(layout, np.arange(rows) % BLOCK)
+
+
+def step_by_graph(rows: int) -> tuple[float, int, int, int]:
+    """One step in a cache full of ones: largest difference to a plain step, places of the cache
+    that changed, of those that blocks have, and how many graphs were made."""
+    decoder = decoder_on_npu(graphs=True)
+    pool = BlockPool(
+        decoder.shape, 2, torch.bfloat16, decoder.device, BLOCK, True, spare=decoder.padding
+    )
+    pool.reserve(rows + 4)
+    tokens, step = step_of(rows, pool, decoder.heads)
+    pool.keys.fill_(1)
+    pool.values.fill_(1)
+    with torch.inference_mode():
+        plain = decoder._decode(tokens, step)
+        with calls() as seen:
+            found = decoder._step(tokens, step)
+    changed = (pool.keys != 1).any(-1).any(2).any(0).cpu()  # [blocks, block]
+    return (
+        float((found - plain).abs().max()),
+        int(changed.sum()),
+        int(changed[: pool.num_blocks].sum()),
+        seen.count("__enter__"),
+    )
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 16), (16, 16), (17, 32), (257, 512)])
+def test_rows_that_pad_change_neither_results_nor_blocks(rows, size):
+    """Each of them writes one token, to a place of its own behind the blocks."""
+    difference, written, in_blocks, graphs = on_npu(step_by_graph, rows)
+    assert difference < 2e-2
+    assert in_blocks == rows
+    assert written == size
+    assert graphs == 1
+
+
+def test_more_rows_than_the_largest_graph_has_run_without():
+    difference, written, in_blocks, graphs = on_npu(step_by_graph, SIZES[-1] + 1)
+    assert difference == 0 and written == in_blocks == SIZES[-1] + 1 and graphs == 0
+
+
+def graphs_of_caches(blocks: list[int]) -> list[tuple[set, int]]:
+    """Pools of memory and number of the graphs for two sizes of steps, in each of these caches."""
+    found = []
+    decode = DecodeGraphs(lambda tokens, step: tokens + step.positions, 32)
+    for count in blocks:
+        pool = BlockPool(
+            small_shape(), 2, torch.bfloat16, torch.device("npu"), BLOCK, True, spare=256
+        )
+        pool.reserve(count)
+        for rows in (3, 20):
+            decode(*step_of(rows, pool, 4))
+        graphs = [captured.graph for captured in decode._captured.values()]
+        found.append(({graph.pool() for graph in graphs}, len(graphs)))
+    return found
+
+
+def test_graphs_share_memory_and_a_cache_that_moves_is_captured_anew():
     """An allocator may give the same address again; the layers behind the first one lie elsewhere
     all the same."""
-    captured = []
-    monkeypatch.setattr(npu_graphs, "capture_graph", lambda run: (captured.append(run), run()))
-    monkeypatch.setattr(npu_graphs, "replay_graph", lambda graph, lengths: None)
-    shape = small_shape()
-    arena = torch.zeros(2 * 20 * 2 * 4 * 16)
-    decode = npu_graphs.DecodeGraphs(lambda tokens, step: tokens.float()[:, None], 32)
-    for blocks in (10, 20):
-        pool = BlockPool(shape, 2, torch.float32, torch.device("cpu"), block=4)
-        pool.num_blocks, pool.keys = (
-            blocks,
-            arena[: 2 * blocks * 2 * 4 * 16].view(2, blocks, 2, 4, 16),
-        )
-        step = DecodeStep(
-            DecodeLayout([SampleBlocks(0, [], [1])], pool, 1, 4, torch.device("cpu")), np.array([2])
-        )
-        for _ in range(npu_graphs.WORTH_CAPTURING + 1):
-            decode(torch.tensor([5]), step)
-    assert len(captured) == 2
+    first, grown = on_npu(graphs_of_caches, [24, 40])
+    assert first[1] == grown[1] == 2
+    assert len(first[0]) == len(grown[0]) == 1, "one pool of memory for all graphs"
+    assert not first[0] & grown[0], "graphs of the cache before are gone, and their memory"
+
+
+def graphs_are_on(device: str, graphs: bool | None) -> bool:
+    config = EngineConfig(
+        name="native",
+        max_length=64,
+        max_response=16,
+        max_cache_tokens=512,
+        max_running=None,
+        graphs=graphs,
+    )
+    grid = SimpleNamespace(span=SimpleNamespace(tp=1), groups={"tp": None})
+    setup: Any = SimpleNamespace(
+        shape=small_shape(),
+        grid=grid,
+        dtype=torch.bfloat16,
+        device=torch.device(device),
+        config=config,
+        unused=(),
+        end_ids=(3,),
+    )
+    assert set(vars(setup)) <= set(EngineSetup.__dataclass_fields__)
+    return isinstance(NativeEngine.build(setup).decoder._step, DecodeGraphs)
+
+
+def test_graphs_are_on_by_default_where_there_are_npus():
+    assert on_npu(graphs_are_on, "npu", None)
+    assert not on_npu(graphs_are_on, "npu", False)
+    assert not graphs_are_on("cpu", None)
