@@ -55,7 +55,7 @@ class Device:
         """What tells when something was done here."""
         if self.is_cpu:
             return HostTimer()
-        return EventTimer(device_module(self.kind))
+        return EventTimer(self.kind)
 
     def synchronize(self) -> None:
         """Wait until the device has done what was queued."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
+
+from r1zero.distributed.torch_modules import device_module
 
 
 class HostTimer:
@@ -33,9 +34,9 @@ class EventTimer:
     """Moments of a device: events in its queue, which it passes when it has done what was queued
     before them."""
 
-    def __init__(self, module: ModuleType) -> None:
-        """`module` is torch.npu or torch.cuda."""
-        self._module = module
+    def __init__(self, kind: str) -> None:
+        """`kind` is "npu" or "cuda"."""
+        self._module = device_module(kind)
         self._host = HostTimer()
         self._module.synchronize()
         self._set()

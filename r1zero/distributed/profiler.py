@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,24 @@ def trace(kind: str, folder: Path, name: str) -> Iterator[None]:
     Written as folder/name.json.gz, or by the NPU's profiler into a folder of that name. A trace
     that cannot be written is a warning, since training goes on without it.
     """
-    profiler: Any = torch.profiler
-    if kind == "npu":
-        profiler = torch_npu_module().profiler
-    activities = [profiler.ProfilerActivity.CPU]
-    write: Any = partial(_write_trace, folder / f"{name}.json.gz")
-    if kind == "cuda":
-        activities.append(profiler.ProfilerActivity.CUDA)
-    if kind == "npu":
-        activities.append(profiler.ProfilerActivity.NPU)
-        write = profiler.tensorboard_trace_handler(str(folder), worker_name=name)
-    with profiler.profile(activities=activities, on_trace_ready=write):
+    with _npu_profile(folder, name) if kind == "npu" else _torch_profile(kind, folder, name):
         yield
+
+
+def _npu_profile(folder: Path, name: str) -> AbstractContextManager[Any]:
+    profiler = torch_npu_module().profiler
+    return profiler.profile(
+        activities=[profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.NPU],
+        on_trace_ready=profiler.tensorboard_trace_handler(str(folder), worker_name=name),
+    )
+
+
+def _torch_profile(kind: str, folder: Path, name: str) -> AbstractContextManager[Any]:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if kind == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    write = partial(_write_trace, folder / f"{name}.json.gz")
+    return torch.profiler.profile(activities=activities, on_trace_ready=write)
 
 
 def _write_trace(path: Path, recorded: torch.profiler.profile) -> None:

@@ -56,13 +56,14 @@ class FakeDevice:
 @pytest.fixture
 def fake(monkeypatch):
     made = FakeDevice()
+    monkeypatch.setattr(device_timer, "device_module", lambda kind: made)
     monkeypatch.setattr(device_timer.time, "time", lambda: made.host)
     monkeypatch.setattr(device_timer.time, "perf_counter", lambda: made.host)
     return made
 
 
 def test_spans_tell_what_the_device_did_and_the_host_goes_on(fake):
-    clock, began = Clock(EventTimer(fake)), fake.synchronised
+    clock, began = Clock(EventTimer("npu")), fake.synchronised
     with clock.span("update"):
         fake.queue(5.0)
     with clock.span("wait"):
@@ -81,7 +82,7 @@ def test_spans_tell_what_the_device_did_and_the_host_goes_on(fake):
 
 
 def test_spans_of_an_idle_device_are_those_of_the_host(fake):
-    clock = Clock(EventTimer(fake))
+    clock = Clock(EventTimer("npu"))
     for _ in range(2):  # the second time from a clock that was set anew
         fake.host += 100.0
         start = fake.host
@@ -93,7 +94,7 @@ def test_spans_of_an_idle_device_are_those_of_the_host(fake):
 
 def test_a_device_whose_events_tell_no_time_leaves_that_of_the_host(fake):
     fake.Event.elapsed_time = lambda self, end: 0.0
-    clock = Clock(EventTimer(fake))
+    clock = Clock(EventTimer("npu"))
     fake.host += 50.0
     with clock.span("update"):
         fake.host += 3.0
@@ -122,7 +123,8 @@ def step_body(rank, size, store, folder):
     runtime, fake = make_runtime(store, folder, rank=rank, size=size), FakeDevice()
     runtime.move.all_gather = lambda value: pytest.fail("this is for what all ranks read")
     runtime.start()
-    runtime.clock = Clock(EventTimer(fake))
+    device_timer.device_module = lambda kind: fake
+    runtime.clock = Clock(EventTimer("npu"))
     before = fake.synchronised
     outcome = train_step(1, runtime)
     return outcome and len(outcome.records), fake.synchronised - before
