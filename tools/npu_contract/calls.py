@@ -44,16 +44,41 @@ class Found:
 
     uses: list[Use] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    # uses of a dict that a function of ours makes, and that function's name
+    made_elsewhere: list[tuple[Use, str]] = field(default_factory=list)
 
 
 def find_uses(root: Path, folders: tuple[str, ...] = ("r1zero", "tools")) -> Found:
     """Search all Python files below these folders of the project at `root`."""
     found = Found()
+    sources = {}
     for folder in folders:
         for path in sorted((root / folder).rglob("*.py")):
             if path.name != SOURCES_FILE:
-                search(path.read_text(), str(path.relative_to(root)), found)
+                sources[str(path.relative_to(root))] = path.read_text()
+    for file, source in sources.items():
+        search(source, file, found)
+    for use, function in found.made_elsewhere:
+        for file, source in sources.items():
+            if f"def {function}(" in source:
+                found.uses += _keys_of_function(use, function, file, ast.parse(source))
     return found
+
+
+def _keys_of_function(use: Use, function: str, file: str, tree: ast.Module) -> Iterator[Use]:
+    """The keys of the dict that a function makes: in `{"key": ...}` and in `made["key"] = ...`."""
+    for outer in ast.walk(tree):
+        if not isinstance(outer, ast.FunctionDef) or outer.name != function:
+            continue
+        for node in ast.walk(outer):
+            keys: list[ast.expr | None] = []
+            if isinstance(node, ast.Dict):
+                keys = list(node.keys)
+            elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+                keys = [node.slice]
+            for key in keys:
+                if isinstance(key, ast.Constant):
+                    yield Use(use.name, f"{file}:{key.lineno}", key=str(key.value))
 
 
 def search(source: str, file: str, found: Found) -> None:
@@ -68,6 +93,7 @@ def search(source: str, file: str, found: Found) -> None:
     reporter.visit(tree)
     found.uses += reporter.uses
     found.faults += reporter.faults
+    found.made_elsewhere += reporter.made_elsewhere
 
 
 class _Names:
@@ -219,6 +245,7 @@ class _Reporter(_Scoped):
         self.file = file
         self.uses: list[Use] = []
         self.faults: list[str] = []
+        self.made_elsewhere: list[tuple[Use, str]] = []
         self.parents = {
             child: parent for parent in ast.walk(tree) for child in ast.iter_child_nodes(parent)
         }
@@ -235,14 +262,15 @@ class _Reporter(_Scoped):
                 f"{self._where(node)}: {ast.unparse(node)}: write the name itself, so that it can "
                 "be held to torch_npu's wheels"
             )
-        self.generic_visit(node)
+        else:
+            self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> None:
         """The keys of a dict that is given to an attribute: `options.hccl_config = {...}`."""
         for target in node.targets:
             name = self.meaning(target)
-            if name is not None and name.startswith(ROOT):
-                self._report_keys(name, node.value)
+            if isinstance(target, ast.Attribute) and name is not None and name.startswith(ROOT):
+                self._report_dict(name, node.value)
         self.generic_visit(node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
@@ -272,6 +300,19 @@ class _Reporter(_Scoped):
                 for element in value.elts:
                     self._report_keys(name, element)
 
+    def _report_dict(self, name: str, value: ast.expr) -> None:
+        """What is given to an attribute: a dict, a function's result, or a plain value."""
+        function = _last_name(value.func) if isinstance(value, ast.Call) else ""
+        if function:
+            self.made_elsewhere.append((Use(name, self._where(value)), function))
+        elif isinstance(value, ast.Dict | ast.Constant):
+            self._report_keys(name, value)
+        else:
+            self.faults.append(
+                f"{self._where(value)}: {ast.unparse(value)}: write the dict here or in a function, "
+                "so that its keys can be held to torch_npu's wheels"
+            )
+
     def _report_keys(self, name: str, value: ast.AST) -> None:
         if isinstance(value, ast.Dict):
             for key in value.keys:
@@ -281,7 +322,7 @@ class _Reporter(_Scoped):
     def _is_followed(self, node: ast.expr) -> bool:
         """Whether what becomes of a value is seen: it is bound to a name, used up at once, or goes to
         torch_npu."""
-        if isinstance(node.ctx if hasattr(node, "ctx") else None, ast.Store):
+        if isinstance(getattr(node, "ctx", None), ast.Store):
             return True
         parent = self.parents[node]
         while isinstance(parent, ast.Tuple | ast.List | ast.Dict | ast.keyword | ast.Starred):
@@ -294,7 +335,7 @@ class _Reporter(_Scoped):
         if isinstance(parent, ast.AnnAssign):
             return self._is_binding(parent.target)
         if isinstance(parent, ast.Return):
-            return self._may_return()
+            return self._returns_within()
         return isinstance(parent, ast.withitem | ast.Expr | ast.Compare | ast.Subscript)
 
     def _is_binding(self, target: ast.AST) -> bool:
@@ -303,16 +344,10 @@ class _Reporter(_Scoped):
         own = isinstance(target, ast.Attribute) and _is_self(target.value)
         return own or isinstance(target, ast.Name)
 
-    def _may_return(self) -> bool:
-        """A private function's result is followed; on an `object` nobody can call anything, which
-        mypy sees to."""
+    def _returns_within(self) -> bool:
+        """Whether a `return` here is of a private function, whose results are followed."""
         function = self.scopes[-1]
-        if not isinstance(function, ast.FunctionDef):
-            return False
-        if _is_private(function.name):
-            return True
-        words = {_last_name(node) for node in ast.walk(function.returns or ast.Pass())}
-        return "object" in words and "Any" not in words
+        return isinstance(function, ast.FunctionDef) and _is_private(function.name)
 
     def _touches_torch_npu(self, call: ast.Call) -> bool:
         for argument in call.args[:1]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from npu_contract.calls import ROOT, Use
-from npu_contract.wheel import PythonName, Wheel
+from npu_contract.wheel import Definition, Wheel
 
 FOLDER = Path(__file__).resolve().parents[2] / "tests" / "npu_standin" / "contract"
 OPERATORS = "operators.json"
@@ -46,14 +46,7 @@ EXTRA = {
 class Release(Protocol):
     """What a release defines: all of it, as a wheel says, or the part that the table has."""
 
-    @property
-    def version(self) -> str: ...
-
-    @property
-    def operators(self) -> Mapping[str, str]:
-        """Signatures by the operator's name."""
-
-    def python_name(self, name: str) -> PythonName | None:
+    def python_name(self, name: str) -> Definition | None:
         """A dotted Python name; None if it is not there."""
 
 
@@ -62,11 +55,19 @@ class TableRelease:
     """A release as the table has it."""
 
     version: str
-    operators: dict[str, str]
-    python: dict[str, PythonName]
+    operators: dict[str, str]  # signatures by name
+    python: dict[str, Definition]
 
-    def python_name(self, name: str) -> PythonName | None:
+    def python_name(self, name: str) -> Definition | None:
         return self.python.get(name)
+
+    def definition(self, name: str) -> Definition | None:
+        """An operator or Python name; None if the table lacks it."""
+        operator = operator_of(name)
+        if not operator:
+            return self.python_name(name)
+        signature = self.operators.get(operator)
+        return None if signature is None else Definition("operator", OPERATORS, signature)
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,16 @@ def operator_of(name: str) -> str:
     """The operator that a name stands for: "npu_swiglu" for "torch_npu.npu_swiglu"; empty for other
     names."""
     operator = name.removeprefix(f"{ROOT}.")
-    if operator.startswith(("npu_", "_npu_")):
+    if operator.startswith(("npu_", "_npu_")) and "()" not in operator:
         return operator
     return ""
 
 
-def full_name(name: str, release: Release) -> str | None:
-    """The name that a release has for a use: "torch_npu.npu.NPUGraph.replay" for
-    "torch_npu.npu.NPUGraph().replay". None for parts of what is no object of torch_npu's, such as
-    the tensor that an operator returns."""
-    full, *rest = name.split("()")
+def table_name(use: Use, release: Release) -> str | None:
+    """The name that the table has for a use: "torch_npu.npu.NPUGraph.replay" for
+    "torch_npu.npu.NPUGraph().replay", "torch_npu.f[key]" for a key of a dict that f is given. None
+    for parts of what is no object of torch_npu's, such as the tensor that an operator returns."""
+    full, *rest = use.name.split("()")
     for part in rest:
         owner = release.python_name(full)
         if owner is None:
@@ -100,7 +101,7 @@ def full_name(name: str, release: Release) -> str | None:
             full = owner.returns + part
         else:
             return None
-    return full
+    return full if use.key is None else f"{full}[{use.key}]"
 
 
 def make_table(oldest: Wheel, newest: Wheel, uses: list[Use]) -> Table:
@@ -111,27 +112,19 @@ def make_table(oldest: Wheel, newest: Wheel, uses: list[Use]) -> Table:
 
 def _part(wheel: Wheel, uses: list[Use]) -> TableRelease:
     operators = set(EXTRA)
-    python: dict[str, PythonName] = {}
+    python: dict[str, Definition] = {}
     for use in uses:
-        if operator_of(use.name):
-            operators.add(operator_of(use.name))
+        name = table_name(use, wheel)
+        if name is None:
             continue
-        name = full_name(use.name, wheel)
-        if name is None or name == ROOT:
+        if operator_of(name):
+            operators.add(operator_of(name))
             continue
-        found = wheel.python_name(name)
-        if use.key is not None:
-            found = wheel.key(name, use.key)
-            name = key_name(name, use.key)
+        found = wheel.python_name(name) if use.key is None else wheel.key(name, use.key)
         if found is not None:
             python[name] = found
     signatures = {name: wheel.operators[name] for name in operators if name in wheel.operators}
     return TableRelease(wheel.version, signatures, python)
-
-
-def key_name(name: str, key: str) -> str:
-    """How the table writes a key of a dict that a name is given."""
-    return f"{name}[{key}]"
 
 
 def texts(table: Table) -> dict[str, str]:
@@ -164,15 +157,13 @@ def read_table(folder: Path = FOLDER) -> Table:
     operators = json.loads((folder / OPERATORS).read_text())
     python = json.loads((folder / PYTHON_API).read_text())
     kernels = (folder / KERNELS).read_text().splitlines()[1:]
-    oldest, newest = [
-        TableRelease(
-            operators["releases"][end],
-            _of_end(operators["operators"], end),
-            {name: PythonName(**entry) for name, entry in _of_end(python["names"], end).items()},
-        )
-        for end in ENDS
-    ]
-    return Table(oldest, newest, frozenset(kernels))
+    releases = {}
+    for end in ENDS:
+        names = _of_end(python["names"], end)
+        definitions = {name: Definition(**entry) for name, entry in names.items()}
+        signatures = _of_end(operators["operators"], end)
+        releases[end] = TableRelease(operators["releases"][end], signatures, definitions)
+    return Table(releases["oldest"], releases["newest"], frozenset(kernels))
 
 
 def _of_end(entries: dict[str, Any], end: str) -> dict[str, Any]:

@@ -34,12 +34,12 @@ Node = ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
 
 
 @dataclass(frozen=True)
-class PythonName:
-    """A Python name of a release."""
+class Definition:
+    """What a release says of a name."""
 
-    kind: str  # "module", "class", "function", "value", "key", or "binding": only seen to be there
+    kind: str  # "operator", "module", "class", "function", "value", "key"; "binding": seen to be there
     found: str  # where it stands, or what shows that it is there
-    signature: str | None = None  # parameters without self, as written; None where not known
+    signature: str | None = None  # as written, without self; None where it is not known
     returns: str | None = None  # the class of torch_npu that a function returns
 
     def as_json(self) -> dict[str, str]:
@@ -73,19 +73,19 @@ class Wheel:
         """Names of PyTorch's operators, with overload, that have a kernel for NPUs: "add.Tensor"."""
         return {text.partition("(")[0] for text in self._listed(ATEN)}
 
-    def python_name(self, name: str) -> PythonName | None:
+    def python_name(self, name: str) -> Definition | None:
         """Look up a dotted name: "torch_npu.npu.NPUGraph.update"; None if it is not there."""
         return self._look_up(tuple(name.split(".")))
 
-    def key(self, name: str, key: str) -> PythonName | None:
-        """Look up a key of a dict that is given to an attribute or method of torch_npu."""
-        if name == "torch_npu.npu.NPUGraph.update":
+    def key(self, name: str, key: str) -> Definition | None:
+        """Look up a key of a dict that a name of torch_npu is given; `name` is written f[key]."""
+        if name.startswith("torch_npu.npu.NPUGraph.update["):
             return self._updated(key)
         message = f"Value type of {key} should be ".encode()
         found = re.search(re.escape(message) + rb"(\w+)", self._library)
         if found is None:
             return None
-        return PythonName("key", f'{LIBRARY}: "{found[0].decode()}"', found[1].decode())
+        return Definition("key", f'{LIBRARY}: "{found[0].decode()}"', found[1].decode())
 
     def _listed(self, sections: tuple[str, ...]) -> Iterator[str]:
         for section in sections:
@@ -97,20 +97,20 @@ class Wheel:
     def _library(self) -> bytes:
         return self._archive.read(LIBRARY)
 
-    def _updated(self, key: str) -> PythonName | None:
+    def _updated(self, key: str) -> Definition | None:
         """A host argument that a graph takes anew: one of those that some handler of an operator
         names."""
         for file in sorted(self._files):
             if file.startswith(GRAPH_HANDLERS) and file.endswith(".py"):
                 for node in ast.walk(self._parsed(file)):
                     if isinstance(node, ast.Constant) and node.value == key:
-                        return PythonName("key", file)
+                        return Definition("key", file)
         return None
 
-    def _look_up(self, parts: tuple[str, ...]) -> PythonName | None:
+    def _look_up(self, parts: tuple[str, ...]) -> Definition | None:
         module = self._module_file(parts)
         if module is not None:
-            return PythonName("module", module)
+            return Definition("module", module)
         for length in range(len(parts) - 1, 0, -1):
             file = self._module_file(parts[:length])
             if file is not None:
@@ -125,8 +125,10 @@ class Wheel:
                 return file
         return None
 
-    def _in_module(self, file: str, parts: tuple[str, ...]) -> PythonName | None:
+    def _in_module(self, file: str, parts: tuple[str, ...]) -> Definition | None:
         """Look a name up in a module: defined there, or imported from another module."""
+        if parts == ("__file__",):
+            return Definition("value", file)
         node = self._definition(file, parts[0])
         if node is not None:
             return self._defined(file, node, parts[1:])
@@ -141,26 +143,26 @@ class Wheel:
                     return found
         return None
 
-    def _defined(self, file: str, node: Node, rest: tuple[str, ...]) -> PythonName | None:
+    def _defined(self, file: str, node: Node, rest: tuple[str, ...]) -> Definition | None:
         """The name of this definition, or one within a class."""
         if isinstance(node, ast.ClassDef):
             if rest:
                 return self._member(file, node, rest[0])
-            return PythonName("class", file, self._constructor(file, node))
+            return Definition("class", file, self._constructor(file, node))
         if rest:
             return None
         if isinstance(node, ast.FunctionDef):
             text = ast.unparse(node.args)
-            return PythonName("function", file, text, self._returned_class(node))
-        return PythonName("value", file)
+            return Definition("function", file, text, self._returned_class(node))
+        return Definition("value", file)
 
-    def _member(self, file: str, owner: ast.ClassDef, name: str) -> PythonName | None:
+    def _member(self, file: str, owner: ast.ClassDef, name: str) -> Definition | None:
         for node in _definitions(owner.body):
             if _name_of(node) != name:
                 continue
             if not isinstance(node, ast.FunctionDef) or _is_property(node):
-                return PythonName("value", file)
-            return PythonName("function", file, _without_self(node))
+                return Definition("value", file)
+            return Definition("function", file, _without_self(node))
         for base in self._bases(file, owner):
             found = self._member(*base, name)
             if found is not None:
@@ -197,7 +199,7 @@ class Wheel:
                         return name
         return None
 
-    def _in_binding(self, parts: tuple[str, ...]) -> PythonName | None:
+    def _in_binding(self, parts: tuple[str, ...]) -> Definition | None:
         """A name of the C++ binding: shown by a use in the wheel's own sources, or, for an attribute
         of such a class, by a text in the library. A word such as CUDA may stand there for another
         reason, so only names of several words count."""
@@ -206,11 +208,11 @@ class Wheel:
         for file, text in self._sources:
             for form in (name, shortened):
                 if re.search(rf"(?<![\w.]){re.escape(form)}\b", text):
-                    return PythonName("binding", f"{file}: {form}")
+                    return Definition("binding", f"{file}: {form}")
         owner = self._in_binding(parts[:-1]) if len(parts) > 2 else None
         whole = b"\0%b\0" % parts[-1].encode()
         if owner is not None and "_" in parts[-1] and whole in self._library:
-            return PythonName("binding", f'{LIBRARY}: "{parts[-1]}"')
+            return Definition("binding", f'{LIBRARY}: "{parts[-1]}"')
         return None
 
     @cached_property
