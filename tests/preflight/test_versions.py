@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import configparser
+import json
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from r1zero.preflight.versions import TESTED, check_versions
 
@@ -45,6 +47,14 @@ def test_setup_cfg_installs_what_the_table_names(kind: str) -> None:
     named = {name: versions for name, versions in TESTED[kind].items() if name not in FROM_SOURCE}
     for name, versions in named.items():
         assert sorted(installs[name].split(",")) == sorted(versions.split(",")), name
+
+
+def test_torch_npus_range_is_that_of_the_wheels_whose_signatures_are_held() -> None:
+    table = ROOT / "tests" / "npu_standin" / "contract" / "operators.json"
+    ends = json.loads(table.read_text())["releases"]
+    allowed = TESTED["npu"]["torch-npu"]
+    assert allowed.startswith(f">={ends['oldest']},")
+    assert ends["newest"] in SpecifierSet(allowed)
 
 
 def test_what_was_tested_passes_on_a_cpu() -> None:

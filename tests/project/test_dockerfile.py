@@ -101,8 +101,8 @@ def test_nothing_else_is_sent_to_the_builder() -> None:
 
 
 def test_what_launch_sh_runs_is_copied() -> None:
-    named = re.findall(r"(?:\$root|\)\")/(\w+)/", (ROOT / "launch.sh").read_text())
-    assert "r1zero" in named and set(named) <= set(copied())
+    named = re.findall(r"(?:\$root|\"\))/(\w+)/", (ROOT / "launch.sh").read_text())
+    assert {"r1zero", "tools"} <= set(named) <= set(copied())
 
 
 def test_arguments_are_declared_and_used() -> None:
