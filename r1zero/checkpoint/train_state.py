@@ -163,11 +163,20 @@ def load_policy(policy: Actor, folder: Path, updates: int) -> None:
             missing,
             unexpected,
         )
-        policy.optimizer.load_state_dict(loaded["optimizer"])
+        _load_optimizer(policy, loaded["optimizer"])
     for group, values in zip(policy.optimizer.param_groups, configured, strict=True):
         group.update(values)
     policy.scheduler.num_steps = 0
     policy.scheduler.step(increment=updates)
+
+
+def _load_optimizer(policy: Actor, state: dict) -> None:
+    """Fill the optimizer. The state of its parameters goes past `load_state_dict`: MindSpeed's, which
+    stands for Megatron's on NPUs, does not know this way of sharding."""
+    [optimizer] = policy.optimizer.chained_optimizers
+    of_parameters = state.pop("param_state")
+    policy.optimizer.load_state_dict(state)
+    optimizer.load_parameter_state_from_fully_reshardable(of_parameters)
 
 
 def rng_states(policy: Actor) -> dict[str, torch.Tensor] | None:

@@ -1,10 +1,10 @@
 """The least of MindSpeed's adaptor without which Megatron does not run on an "npu".
 
-For machines that have no clone of MindSpeed. It does what core_r0.16.0 does in five places: torch.cuda
+For machines that have no clone of MindSpeed. It does what core_r0.16.0 does in six places: torch.cuda
 becomes torch.npu; `Tensor.type()` writes "cuda", for which megatron-core's distributed optimizer
-looks; torch.compile does nothing; random states are those of the device; and all_reduce of a
-float64 tensor leaves the tensor as it was, which callers of ours must not depend on. It replaces no
-module of Megatron.
+looks; torch.compile does nothing; random states are those of the device; and, where callers of ours
+ran into it, all_reduce of a float64 tensor leaves the tensor as it was, and the optimizer's
+load_state_dict knows fewer ways of sharding. It replaces no module of Megatron.
 """
 
 from __future__ import annotations
@@ -45,3 +45,17 @@ from megatron.core.tensor_parallel import random  # noqa: E402
 
 random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
 random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer  # noqa: E402
+
+_load_state_dict = DistributedOptimizer.load_state_dict
+
+
+def _load_known_sharding(self, state_dict):
+    sharding_type = state_dict.get("param_state_sharding_type")
+    if "param_state" in state_dict and sharding_type == "fully_reshardable":
+        raise NotImplementedError(f"Unknown sharding_type: {sharding_type}")
+    _load_state_dict(self, state_dict)
+
+
+DistributedOptimizer.load_state_dict = _load_known_sharding
