@@ -43,6 +43,7 @@ def body(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*map(_to_host, args), **_hosted(kwargs))
 
     _implement(function.__name__, without_gradient)
+    _library.impl(function.__name__, torch.library.fallthrough_kernel, "AutogradPrivateUse1")
     return function
 
 

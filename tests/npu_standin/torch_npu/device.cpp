@@ -266,6 +266,9 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
 
 TORCH_LIBRARY(npu_standin, m) { m.def("host_view(Tensor(a) tensor) -> Tensor(a)"); }
 TORCH_LIBRARY_IMPL(npu_standin, PrivateUse1, m) { m.impl("host_view", host_view); }
+TORCH_LIBRARY_IMPL(npu_standin, AutogradPrivateUse1, m) {
+  m.impl("host_view", torch::CppFunction::makeFallthrough());
+}
 
 std::string seen_text;
 
