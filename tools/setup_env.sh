@@ -75,7 +75,12 @@ install() {
   state=$(cat "$root/setup.cfg" "$root/pyproject.toml" | cksum)
   if [[ -f $stamp && $(<"$stamp") == "$state" ]]; then return; fi
   say "installing the $1 packages of setup.cfg; the first time this takes some minutes"
-  "$python" -m pip install -qq --disable-pip-version-check -e "$root[$1]" \
+  "$python" -m pip install -qq --disable-pip-version-check -e "$root[$1]" --constraint <(keep "$1") \
     || die "pip could not install the $1 packages; its message is above"
   echo "$state" >"$stamp"
+}
+
+# keep EXTRA: print what pip must not change on NPU machines: torch and torch_npu, which suit the CANN that is there.
+keep() {
+  if [[ $1 == npu ]]; then "$python" -m pip freeze | grep -E "^torch([-_]npu)?==" || true; fi
 }
