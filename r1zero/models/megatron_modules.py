@@ -9,17 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 
-from r1zero.models.rotary import rotate
 from r1zero.ops.attention import Segments, packed_causal_attention
+from r1zero.ops.norm import rms_norm
+from r1zero.ops.rotary import rotate_packed
 
 
 class RMSNorm(torch.nn.Module):
-    """torch's rms_norm as Megatron builds norms.
+    """RMSNorm as Megatron builds norms.
 
     Under sequence parallelism each rank sees a part of the tokens, so the gradient must be summed
     over TP ranks: the flag on the weight asks for it.
@@ -29,7 +29,6 @@ class RMSNorm(torch.nn.Module):
         self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object
     ) -> None:
         super().__init__()
-        self.shape = (hidden_size,)
         self.eps = eps
         self.weight = torch.nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
@@ -38,7 +37,7 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last axis of x [..., hidden]."""
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 @dataclass
@@ -82,7 +81,7 @@ class PackedAttention(MegatronModule):
         batch = packed_seq_params
         assert isinstance(batch, PackedBatch), "the policy only runs packed batches"
         assert batch.segments is not None and batch.cos is not None and batch.sin is not None
-        query = rotate(query, batch.cos, batch.sin)
-        key = rotate(key, batch.cos, batch.sin)
+        query = rotate_packed(query, batch.cos, batch.sin)
+        key = rotate_packed(key, batch.cos, batch.sin)
         output = packed_causal_attention(query, key, value, batch.segments, self.scale)
         return output.reshape(output.shape[0], -1)

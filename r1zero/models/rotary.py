@@ -34,11 +34,3 @@ def rotary_tables(
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), inverse_frequencies(shape))
     angles = torch.cat([angles, angles], dim=-1).to(device)
     return angles.cos(), angles.sin()
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn x [..., D] by its position: halves (a, b) -> (a cos - b sin, b cos + a sin); tables
-    broadcast.
-    """
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin

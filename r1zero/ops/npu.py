@@ -6,6 +6,8 @@ published signature by a test. Not yet run on hardware.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from r1zero.distributed.torch_modules import torch_npu_module
@@ -15,6 +17,15 @@ MASK_SIDE = 2048
 # Values of `sparse_mode`: which part of the mask counts.
 NO_MASK = 0
 CAUSAL_TO_THE_LAST = 3  # causal, aligned at the last query and the last key
+
+
+@functools.cache
+def _causal_mask(device: torch.device) -> torch.Tensor:
+    """The compressed causal mask, True where a key is hidden: 4 MB, made once for all layers."""
+    # Generation may be the first to need it, in inference mode, whose tensors no gradient may use.
+    with torch.inference_mode(False):
+        side = (MASK_SIDE, MASK_SIDE)
+        return torch.ones(side, dtype=torch.bool, device=device).triu(1)
 
 
 def varlen_attention(
@@ -30,15 +41,13 @@ def varlen_attention(
     query [Tq, heads, D], key and value [Tk, kv heads, D] -> [Tq, heads, D]. Sequence i ends before
     query cu_seqlens_q[i] and key cu_seqlens_k[i]: no leading 0. Its last query sees all its keys.
     """
-    side = (MASK_SIDE, MASK_SIDE)
-    mask = torch.ones(side, dtype=torch.bool, device=query.device).triu(1)
     return torch_npu_module().npu_fusion_attention(
         query,
         key,
         value,
         head_num=query.shape[1],
         input_layout="TND",
-        atten_mask=mask,
+        atten_mask=_causal_mask(query.device),
         scale=scale,
         actual_seq_qlen=cu_seqlens_q,
         actual_seq_kvlen=cu_seqlens_k,

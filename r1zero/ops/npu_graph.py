@@ -17,15 +17,15 @@ class GraphPool:
     """
 
     def __init__(self) -> None:
-        self._npu = torch_npu_module().npu
-        self._memory = self._npu.graph_pool_handle()
-        self._replayed = self._npu.Event()  # recorded behind every replay
+        self._memory = torch_npu_module().npu.graph_pool_handle()
+        self._replayed = torch_npu_module().npu.Event()  # recorded behind every replay
 
     def capture(self, run: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
         """Capture what `run` launches. Returns the graph and the tensor that it will write."""
-        graph = self._npu.NPUGraph()
+        npu = torch_npu_module().npu
+        graph = npu.NPUGraph()
         # auto_dispatch_capture keeps the attention's host arguments replaceable
-        with self._npu.graph(graph, pool=self._memory, auto_dispatch_capture=True):
+        with npu.graph(graph, pool=self._memory, auto_dispatch_capture=True):
             output = run()
         return graph, output
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from r1zero.models.family import Attend
-from r1zero.models.rotary import rotate
+from r1zero.ops.rotary import rotate
 from r1zero.rollout import sampler
 from r1zero.rollout.block_attention import DecodeStep
 

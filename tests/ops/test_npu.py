@@ -6,11 +6,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from support.launches import Launches
 from support.npu_process import on_npu
 
-from r1zero.models.rotary import rotate
 from r1zero.ops import npu
 from r1zero.ops.attention import Segments, packed_causal_attention
+from r1zero.ops.norm import rms_norm
+from r1zero.ops.rotary import rotate, rotate_packed
 
 # Of bf16, which keeps 8 bits: a few roundings.
 BF16 = 2e-2
@@ -21,7 +23,7 @@ def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.float().cpu() - expected.float()).abs().max())
 
 
-def rms_norm(shape: tuple[int, ...]) -> tuple[float, float, float]:
+def norm(shape: tuple[int, ...]) -> tuple[float, float, float]:
     torch.manual_seed(0)
     x = torch.randn(shape, requires_grad=True)
     weight = torch.rand(shape[-1], requires_grad=True)
@@ -29,7 +31,7 @@ def rms_norm(shape: tuple[int, ...]) -> tuple[float, float, float]:
     expected.square().sum().backward()
     there = x.detach().to("npu").requires_grad_()
     weight_there = weight.detach().to("npu").requires_grad_()
-    found = npu.rms_norm(there, weight_there, 1e-5)
+    found = rms_norm(there, weight_there, 1e-5)
     found.square().sum().backward()
     return (
         largest_difference(found, expected),
@@ -40,7 +42,7 @@ def rms_norm(shape: tuple[int, ...]) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("shape", [(5, 64), (3, 2, 4, 16)])
 def test_rms_norm_and_its_gradients(shape):
-    assert max(on_npu(rms_norm, shape)) < 1e-5
+    assert max(on_npu(norm, shape)) < 1e-5
 
 
 def add_rms_norm() -> tuple[float, float]:
@@ -83,13 +85,28 @@ def rotary(x_shape: tuple[int, ...], table_shape: tuple[int, ...]) -> tuple[floa
 @pytest.mark.parametrize(
     ("x", "table"),
     [
-        ((1, 7, 6, 16), (1, 7, 1, 16)),  # packed tokens of the trainer
         ((2, 7, 3, 16), (2, 7, 1, 16)),  # keys and values of the rollout
         ((7, 3, 5, 16), (7, 1, 1, 16)),  # its queries, by kv head
     ],
 )
 def test_rope_and_its_gradient_in_each_layout_that_is_used(x, table):
     assert max(on_npu(rotary, x, table)) < 1e-5
+
+
+def packed_rotary() -> tuple[float, float]:
+    torch.manual_seed(0)
+    x = torch.randn(7, 6, 16, requires_grad=True)
+    cos, sin = torch.randn(2, 7, 1, 16)
+    expected = rotate_packed(x, cos, sin)
+    expected.square().sum().backward()
+    there = x.detach().to("npu").requires_grad_()
+    found = rotate_packed(there, cos.to("npu"), sin.to("npu"))
+    found.square().sum().backward()
+    return largest_difference(found, expected), largest_difference(there.grad, x.grad)
+
+
+def test_rope_of_packed_tokens_and_its_gradient():
+    assert max(on_npu(packed_rotary)) < 1e-5
 
 
 def paged(heads: int, kv_heads: int, dim: int, block: int, lengths: list[int]) -> float:
@@ -155,3 +172,24 @@ def varlen(ends: list[int], key_ends: list[int], rows: list[int] | None) -> list
 )
 def test_attention_of_the_trainer_and_its_gradients(ends, key_ends, rows):
     assert max(on_npu(varlen, ends, key_ends, rows)) < 1e-5
+
+
+def masks_made() -> tuple[int, bool]:
+    """Launches that make a mask, of three calls, the first in generation and two with gradients;
+    and whether it is of inference mode, so that on hardware no gradient could keep it."""
+    npu._causal_mask.cache_clear()
+    segments = Segments.plain([4])
+    with Launches() as seen:
+        for gradient in (False, True, True):
+            query, key, value = (
+                torch.randn(4, heads, 16).to("npu").requires_grad_(gradient) for heads in (4, 2, 2)
+            )
+            with torch.inference_mode(not gradient):
+                output = packed_causal_attention(query, key, value, segments, 0.25)
+            if gradient:
+                output.sum().backward()
+    return seen.counted["aten::triu"], npu._causal_mask(query.device).is_inference()
+
+
+def test_the_causal_mask_is_made_once_though_generation_needs_it_first():
+    assert on_npu(masks_made) == (1, False)

@@ -1,4 +1,4 @@
-"""Counts what PyTorch's dispatcher hands to a device: each operator that makes or writes memory."""
+"""Counts what PyTorch's dispatcher hands to a device: each operator that makes or writes memory there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 class Launches(TorchDispatchMode):
     """`counted`: how often each operator was called within. A view is none, unless it had to
-    copy."""
+    copy; what the host computes is none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,11 +21,20 @@ class Launches(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        if not (function.is_view and _same_memory(result, args[0])):
+        touched = _tensors(result) or _tensors(args)  # the latter where it writes into them
+        on_device = any(tensor.device.type != "cpu" for tensor in touched)
+        if on_device and not (function.is_view and _same_memory(touched[0], args[0])):
             self.counted[function.name()] += 1
         return result
 
 
-def _same_memory(result: Any, source: torch.Tensor) -> bool:
-    first = result if isinstance(result, torch.Tensor) else result[0]
-    return first.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
+def _tensors(values: Any) -> list[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        return [values]
+    if isinstance(values, tuple | list):
+        return [value for value in values if isinstance(value, torch.Tensor)]
+    return []
+
+
+def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -45,6 +45,27 @@ def train_in_fp32(
     return train_as_on_npus(rank, size, store, config, [*overrides, "training.bf16=false"])
 
 
+def calls_with_gradients(
+    rank: int, size: int, store: dist.Store, names: list[str], overrides: list[str]
+) -> list[int]:
+    """Train, and count the calls of these operators of torch_npu that keep what a gradient needs."""
+    counted = dict.fromkeys(names, 0)
+
+    def counting(name: str) -> Callable[..., Any]:
+        operator = getattr(torch_npu, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counted[name] += torch.is_grad_enabled()
+            return operator(*args, **kwargs)
+
+        return call
+
+    for name in names:
+        setattr(torch_npu, name, counting(name))
+    train_as_on_npus(rank, size, store, "tiny", overrides)
+    return list(counted.values())
+
+
 def sum_in_float64(rank: int, size: int, store: dist.Store) -> float:
     """What the control plane sums over gloo, after MindSpeed's adaptor was imported."""
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)

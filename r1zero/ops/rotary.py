@@ -1,0 +1,26 @@
+"""RoPE: rotary position embedding (RoFormer, eq. 34), halves turned against each other."""
+
+from __future__ import annotations
+
+import torch
+
+from r1zero.ops import npu
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn x [..., D] by its position: halves (a, b) -> (a cos - b sin, b cos + a sin); tables
+    broadcast.
+    """
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+
+def rotate_packed(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the heads of a packed batch, x [T, heads, D], by cos and sin [T, 1, D]. Differentiable
+    by x.
+
+    On an NPU by its fused kernel, elsewhere as `rotate`.
+    """
+    if x.device.type == "npu":
+        return npu.rotary_mul(x[None], cos[None], sin[None])[0]
+    return rotate(x, cos, sin)
