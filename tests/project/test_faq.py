@@ -1,0 +1,34 @@
+"""docs/faq.md quotes what the program says: every sentence on it still stands in the sources."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from support.sentences import says, sentences
+
+ROOT = Path(__file__).resolve().parents[2]
+QUOTED = re.compile(r"^\| `(.+?)` \| ", flags=re.MULTILINE)
+OF_OTHERS = {"NPU out of memory. Tried to allocate ..."}  # torch_npu's
+FAQ = QUOTED.findall((ROOT / "docs" / "faq.md").read_text())
+
+
+@pytest.fixture(scope="module")
+def sources() -> list[str]:
+    return sentences()
+
+
+def test_there_are_many() -> None:
+    assert len(FAQ) > 50
+
+
+@pytest.mark.parametrize("sentence", sorted(set(FAQ) - OF_OTHERS))
+def test_the_program_says_it(sources: list[str], sentence: str) -> None:
+    longest = max(sentence.split("..."), key=len)
+    assert len(longest) > 8, "too little of it to be told from others"
+    assert any(says(source, sentence) for source in sources)
+
+
+def test_no_sentence_stands_there_twice() -> None:
+    assert len(FAQ) == len(set(FAQ))
