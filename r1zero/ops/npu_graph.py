@@ -19,18 +19,21 @@ class GraphPool:
     def __init__(self) -> None:
         self._memory = torch_npu_module().npu.graph_pool_handle()
         self._replayed = torch_npu_module().npu.Event()  # recorded behind every replay
+        self._graphs: dict[int, Any] = {}
 
-    def capture(self, run: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
-        """Capture what `run` launches. Returns the graph and the tensor that it will write."""
+    def capture(self, size: int, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Capture what `run` launches as the graph of this size. Returns the tensor that it will
+        write."""
         npu = torch_npu_module().npu
         graph = npu.NPUGraph()
         # auto_dispatch_capture keeps the attention's host arguments replaceable
         with npu.graph(graph, pool=self._memory, auto_dispatch_capture=True):
             output = run()
-        return graph, output
+        self._graphs[size] = graph
+        return output
 
-    def replay(self, graph: Any, lengths: list[int]) -> None:
-        """Run a captured decoding step again, for rows of these lengths.
+    def replay(self, size: int, lengths: list[int]) -> None:
+        """Run the decoding step of this size again, for rows of these lengths.
 
         `update` hands the lengths over on a stream of its own, and nothing but this wait puts it
         behind the replay before: an attention that has not run yet would take the lengths of the
@@ -38,6 +41,7 @@ class GraphPool:
         behind it needs no wait.
         """
         self._replayed.synchronize()
+        graph = self._graphs[size]
         graph.update(cpu_update_input=[{"actual_seq_lengths_kv": lengths}])
         graph.replay()
         self._replayed.record()

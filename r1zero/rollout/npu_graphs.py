@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -52,7 +51,7 @@ class DecodeGraphs:
             self._captured[size] = self._capture(size, tokens, step)
         captured = self._captured[size]
         captured.inputs.fill(tokens, step)
-        self._graphs.replay(captured.graph, step.lengths + [1] * (size - rows))
+        self._graphs.replay(size, step.lengths + [1] * (size - rows))
         return captured.output[:rows]
 
     def _drop_if_moved(self, step: DecodeStep) -> None:
@@ -69,8 +68,8 @@ class DecodeGraphs:
         inputs = _Inputs(size, most_blocks, step)
         inputs.fill(tokens, step)
         self._run(inputs.tokens, inputs.step)  # kernels choose their workspaces before, not within
-        graph, output = self._graphs.capture(lambda: self._run(inputs.tokens, inputs.step))
-        return _Captured(graph, inputs, output)
+        output = self._graphs.capture(size, lambda: self._run(inputs.tokens, inputs.step))
+        return _Captured(inputs, output)
 
 
 class _Inputs:
@@ -119,8 +118,7 @@ class _Inputs:
 
 @dataclass(frozen=True, slots=True)
 class _Captured:
-    """A graph, what it reads and what it writes."""
+    """What a graph reads and what it writes."""
 
-    graph: Any
     inputs: _Inputs
     output: torch.Tensor

@@ -128,7 +128,14 @@ def test_a_call_that_fits_is_not(source):
                 self._event().record(wrong=1)
         """,
         """
-        from contextlib import nullcontext
+        class Graphs:
+            def capture(self, size):
+                self._graphs[size] = device_module("npu").NPUGraph()
+            def replay(self, size):
+                graph = self._graphs[size]
+                graph.replay(wrong=1)
+        """,
+        """
         def trace():
             with (torch_npu_module().npu if on_npu else other).graph(graph) as captured:
                 device_module("npu").synchronize(wrong=1)
@@ -153,7 +160,8 @@ def test_a_call_is_found_through_the_names_that_it_goes_by(source):
         "use(torch_npu_module())",
         "use(module=device_module(kind))",
         "streams.append(device_module(kind).Stream())",
-        "streams[3] = device_module(kind).Stream()",
+        "streams = {}\nstreams[3] = device_module(kind).Stream()\nuse(*streams.values())",
+        "class Clock:\n    def f(self):\n        self.module = device_module(kind)",
         "run = partial(torch_npu_module().npu_swiglu, dim=-1)",
         "def module():\n    return torch_npu_module()",
         "def graph():\n    made = device_module(kind).Stream()\n    return made, 1",

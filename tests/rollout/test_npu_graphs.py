@@ -153,7 +153,7 @@ def graphs_of_caches(blocks: list[int]) -> list[tuple[set, int]]:
         pool.reserve(count)
         for rows in (3, 20):
             decode(*step_of(rows, pool, 4))
-        graphs = [captured.graph for captured in decode._captured.values()]
+        graphs = list(decode._graphs._graphs.values())
         found.append(({graph.pool() for graph in graphs}, len(graphs)))
     return found
 

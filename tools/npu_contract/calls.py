@@ -1,8 +1,8 @@
 """Where the project uses torch_npu: found in the syntax trees (AST) of its sources.
 
 torch_npu is followed from where it comes (torch_npu_module(), device_module(kind), torch.npu,
-torch.ops.npu, an import) through local names, attributes of self, `with ... as` and the results of
-private functions of the same file. Names are written as they are reached, "()" for a call:
+torch.ops.npu, an import) through local names, private attributes of self, dicts and lists that
+are one of these, `with ... as` and the results of private functions of the same file. Names are written as they are reached, "()" for a call:
 `graph = torch_npu_module().npu.NPUGraph(); graph.replay()` uses `torch_npu.npu.NPUGraph().replay`.
 What leaves that view, as an argument of a function of ours does, is reported as passed on.
 """
@@ -102,7 +102,7 @@ class _Names:
     def __init__(self) -> None:
         self.bound: dict[Binding, str] = {}
 
-    def bind(self, scope: Scope, name: str, meaning: str | None) -> None:
+    def bind(self, scope: Scope | None, name: str, meaning: str | None) -> None:
         if meaning is not None and meaning.startswith("torch"):
             self.bound.setdefault((scope, name), meaning)
 
@@ -114,6 +114,8 @@ class _Names:
             return self._of_attribute(node, scopes)
         if isinstance(node, ast.Call):
             return self._of_call(node, scopes)
+        if isinstance(node, ast.Subscript):
+            return self.of_element(node.value, scopes)
         if isinstance(node, ast.IfExp):
             return self.meaning(node.body, scopes) or self.meaning(node.orelse, scopes)
         if isinstance(node, ast.NamedExpr):
@@ -136,6 +138,14 @@ class _Names:
             return None
         name = f"{owner}.{node.attr}"
         return SAME.get(name, name)
+
+    def of_element(self, container: ast.AST, scopes: list[Scope]) -> str | None:
+        """What is kept in a dict or list of this scope or of self."""
+        if isinstance(container, ast.Name):
+            return self._of_name(f"{container.id}[]", scopes)
+        if isinstance(container, ast.Attribute) and _is_self(container.value):
+            return self.bound.get((_class_of(scopes), f"self.{container.attr}[]"))
+        return None
 
     def _of_call(self, node: ast.Call, scopes: list[Scope]) -> str | None:
         called = _last_name(node.func)
@@ -229,12 +239,15 @@ class _Binder(_Scoped):
         self.generic_visit(node)
 
     def _bind(self, target: ast.AST, value: ast.AST) -> None:
+        element = ""
+        if isinstance(target, ast.Subscript):
+            target = target.value
+            element = "[]"
         if isinstance(target, ast.Name):
-            self.names.bind(self.scopes[-1], target.id, self.meaning(value))
+            self.names.bind(self.scopes[-1], target.id + element, self.meaning(value))
         elif isinstance(target, ast.Attribute) and _is_self(target.value):
-            owner = _class_of(self.scopes)
-            if owner is not None:
-                self.names.bind(owner, f"self.{target.attr}", self.meaning(value))
+            name = f"self.{target.attr}{element}"
+            self.names.bind(_class_of(self.scopes), name, self.meaning(value))
 
 
 class _Reporter(_Scoped):
@@ -254,6 +267,9 @@ class _Reporter(_Scoped):
         meaning = self.meaning(node)
         if meaning is not None and meaning.startswith(ROOT):
             self._report(node, meaning)
+        kept = self.names.of_element(node, self.scopes)
+        if kept is not None and not self._is_container_seen(node):
+            self.uses.append(Use(kept, self._where(node), passed_on=True))
         super().generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -269,7 +285,7 @@ class _Reporter(_Scoped):
         """The keys of a dict that is given to an attribute: `options.hccl_config = {...}`."""
         for target in node.targets:
             name = self.meaning(target)
-            if isinstance(target, ast.Attribute) and name is not None and name.startswith(ROOT):
+            if name is not None and name.startswith(ROOT) and not self._is_binding(target):
                 self._report_dict(name, node.value)
         self.generic_visit(node)
 
@@ -338,11 +354,20 @@ class _Reporter(_Scoped):
             return self._returns_within()
         return isinstance(parent, ast.withitem | ast.Expr | ast.Compare | ast.Subscript)
 
+    def _is_container_seen(self, node: ast.AST) -> bool:
+        """Whether a dict or list of objects is only asked for one of them, or made."""
+        stored = isinstance(getattr(node, "ctx", None), ast.Store)
+        return stored or isinstance(self.parents[node], ast.Subscript | ast.Compare)
+
     def _is_binding(self, target: ast.AST) -> bool:
-        if isinstance(target, ast.Tuple):
-            return True  # what a call returns, taken apart: no object of torch_npu comes in a tuple
-        own = isinstance(target, ast.Attribute) and _is_self(target.value)
-        return own or isinstance(target, ast.Name)
+        """Whether it is followed what a target is given. An attribute must be private: ruff sees to
+        it that nobody else reads it."""
+        if isinstance(target, ast.Subscript):
+            target = target.value
+        if isinstance(target, ast.Attribute):
+            return _is_self(target.value) and _is_private(target.attr)
+        # a tuple is what a call returns, taken apart: no object of torch_npu comes in one
+        return isinstance(target, ast.Name | ast.Tuple)
 
     def _returns_within(self) -> bool:
         """Whether a `return` here is of a private function, whose results are followed."""

@@ -16,7 +16,6 @@ from npu_contract.wheel import Definition
 # Objects that may be passed on, since our sources call nothing on them where they arrive.
 OPAQUE = {
     "torch_npu._C._distributed_c10d.ProcessGroupHCCL.Options": "PyTorch reads it when it makes a group",
-    "torch_npu.npu.NPUGraph": "until it is an object of ours",
     "torch_npu.npu.Event": "a mark of EventTimer, which hands it back to torch_npu",
 }
 
@@ -64,7 +63,7 @@ def _of_passing_on(use: Use, definition: Definition | None) -> list[str]:
         return []
     return [
         f"passes {use.name} on to where calls of it are not seen: call torch_npu_module() or "
-        "device_module() there, or keep the object in the class that uses it"
+        "device_module() there, or keep the object in a private attribute of what uses it"
     ]
 
 
