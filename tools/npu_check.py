@@ -98,7 +98,7 @@ class Item:
     advice: str  # when its processes end without saying why
     needs: tuple[str, ...] = ()  # items that must not have failed
     least_devices: int = 1
-    environment: Mapping[str, str] = field(default_factory=dict)  # which a user's value wins over
+    environment: Mapping[str, str] = field(default_factory=dict)  # which wins over the user's
 
 
 ITEMS = (
@@ -110,6 +110,15 @@ ITEMS = (
         "look at MindSpeed's clone: branch core_r0.16.0, and einops, scipy and triton-ascend",
     ),
     Item("environment", one, 120, "the table of variables could not be made: send us the JSON"),
+    Item(
+        "groups",
+        every,
+        900,
+        "look at the links between devices and at HCCL_SOCKET_IFNAME; `HCCL_CONNECT_TIMEOUT=120` "
+        "lets a group that does not connect say so earlier",
+        needs=("float64",),
+        least_devices=2,
+    ),
     Item(
         "operators",
         one,
@@ -123,6 +132,30 @@ ITEMS = (
         600,
         "see that HCCL connects: `--only groups`",
         needs=("float64", "groups"),
+    ),
+    Item(
+        "graphs",
+        pair,
+        900,
+        "train with actor_rollout.decode_graphs=false, and send us the JSON",
+        needs=("operators", "groups"),
+    ),
+    Item(
+        "publish",
+        every,
+        900,
+        "run `--only groups`; a smaller training.publish_bucket_megabytes needs less memory",
+        needs=("groups",),
+        least_devices=2,
+    ),
+    Item(
+        "long_wait",
+        every,
+        900,
+        "HCCL ended a rank that did nothing wrong: set HCCL_EXEC_TIMEOUT=0, and send us the JSON",
+        needs=("groups",),
+        least_devices=2,
+        environment={"HCCL_EXEC_TIMEOUT": "120"},
     ),
 )
 
@@ -244,7 +277,7 @@ def run_processes(
         command.append("--small")
     if args.model is not None:
         command += ["--model", args.model.resolve()]
-    environment = {**DEFAULTS, **item.environment, **os.environ, **FORCED}
+    environment = {**DEFAULTS, **os.environ, **FORCED, **item.environment}
     with log.open("w") as output:
         process = subprocess.Popen(
             [str(word) for word in command],

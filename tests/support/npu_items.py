@@ -17,13 +17,15 @@ import torch.distributed as dist
 import torch_npu
 from support.patience import LONG
 
-from npu_checks import operators, versions
+from npu_checks import graphs, operators, versions
 from npu_checks.check import Check, Figures
 from r1zero.distributed import collectives
 from r1zero.distributed.device import open_device
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.placement import RoleSize, place
+from r1zero.weight_sync.broadcast import Publisher
+from r1zero.weight_sync.plan import Piece
 
 
 def npu_check_item(rank: int, size: int, store: dist.Store, item: str, fault: str) -> str:
@@ -35,6 +37,7 @@ def npu_check_item(rank: int, size: int, store: dist.Store, item: str, fault: st
     for name, stands_for in (("in_world", in_forked_world), ("join", forked_store)):
         if hasattr(module, name):
             setattr(module, name, functools.partial(stands_for, store))
+    os.environ["HCCL_EXEC_TIMEOUT"] = "120"
     launch = Launch("single", rank, size, rank, (0,) * size, "", 0)
     with tempfile.TemporaryDirectory() as folder:
         return module.run(Check(item, launch, size, True, None, Path(folder))).line
@@ -114,6 +117,45 @@ def _parts_are_swapped(function: Callable) -> Callable:
     return all_gather
 
 
+def _bf16_sum_is_one_more(function: Callable) -> Callable:
+    def all_reduce(tensor: torch.Tensor, *args: Any, **given: Any) -> Any:
+        work = function(tensor, *args, **given)
+        if tensor.dtype == torch.bfloat16:
+            tensor[-1] += 1
+        return work
+
+    return all_reduce
+
+
+def _nothing_is_sent(_: Callable) -> Callable:
+    return lambda operations: []
+
+
+def _lengths_stay(function: Callable) -> Callable:
+    first: list[Any] = []
+
+    def update(graph: Any, cpu_update_input: list) -> None:
+        first.append(cpu_update_input)
+        function(graph, cpu_update_input=first[0])
+
+    return update
+
+
+def _without_graphs(decoder: Callable) -> Callable:
+    return lambda *args: decoder(*args[:-1], False)
+
+
+def _first_elements_are_one_more(write: Callable) -> Callable:
+    def change(publisher: Publisher, piece: Piece, values: torch.Tensor) -> None:
+        write(publisher, piece, values + (piece.offset == 0))
+
+    return change
+
+
+def _lets_all_through(_: Callable) -> Callable:
+    return lambda world: None
+
+
 def _import_fails(_: Callable) -> Callable:
     def import_mindspeed() -> None:
         raise ImportError("No module named 'einops'")
@@ -140,5 +182,11 @@ FAULTS: dict[str, Callable[[], None]] = {
         torch_npu, "npu_fused_infer_attention_score", _lengths_are_one_short
     ),
     "the sign of the sine": _replace(operators, "rotary_tables", _sine_is_negative),
+    "a sum in bf16": _replace(dist, "all_reduce", _bf16_sum_is_one_more),
+    "nothing sent": _replace(dist, "batch_isend_irecv", _nothing_is_sent),
+    "graphs with stale lengths": _replace(torch_npu.npu.NPUGraph, "update", _lengths_stay),
+    "graphs that are not captured": _replace(graphs, "Decoder", _without_graphs),
+    "weights changed on the way": _replace(Publisher, "_write", _first_elements_are_one_more),
+    "a barrier that nobody waits at": _replace(World, "barrier", _lets_all_through),
     "parts of an all_gather swapped": _replace(dist, "all_gather", _parts_are_swapped),
 }

@@ -14,7 +14,17 @@ from support.npu_worlds import environment
 from support.patience import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
-ITEMS = ("versions", "float64", "environment", "operators", "draws")
+ITEMS = (
+    "versions",
+    "float64",
+    "environment",
+    "groups",
+    "operators",
+    "draws",
+    "graphs",
+    "publish",
+    "long_wait",
+)
 # Item, ranks, a fault of npu_items.FAULTS, and a part of the sentence of FAIL.
 BROKEN = [
     ("versions", 1, "versions are judged", "mindspeed is not installed; clone MindSpeed's branch"),
@@ -25,6 +35,17 @@ BROKEN = [
     ("operators", 1, "half a gradient", "training attention, head size 64 is off by"),
     ("operators", 1, "lengths one short", "decode attention, head size 64 is off by"),
     ("operators", 1, "the sign of the sine", "rotary, head size 64 is off by"),
+    ("groups", 2, "a sum in bf16", "the sum in bf16 over the world [0, 1]: 1 of 1000 elements"),
+    ("groups", 2, "nothing sent", "send and receive over the world [0, 1]: "),
+    ("graphs", 1, "graphs with stale lengths", "TP 1: with and without graphs 4 of 4 samples part"),
+    ("graphs", 1, "graphs that are not captured", "TP 1: no decoding step was captured"),
+    (
+        "publish",
+        2,
+        "weights changed on the way",
+        "embedding.word_embeddings.weight on rollout rank",
+    ),
+    ("long_wait", 2, "a barrier that nobody waits at", "rank 0 of 2 waited 0.0 s instead of 2 s"),
     ("draws", 2, "parts of an all_gather swapped", "TP 2, whole distribution: "),
 ]
 
@@ -64,6 +85,76 @@ def test_all_items_pass_on_the_stand_in(npu, tmp_path: Path) -> None:
     assert f"{len(ITEMS)} PASS, 0 FAIL, 0 SKIP" in out
 
 
+KILLS_THE_LAST_RANK = """
+import os, signal, sys, threading, time
+
+def strike():
+    while not hasattr(sys.modules.get("npu_checks.long_wait"), "run"):
+        time.sleep(0.01)
+    sys.modules["npu_checks.long_wait"].keep_busy = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ.get("RANK") == "1":
+    threading.Thread(target=strike, daemon=True).start()
+"""
+
+
+def test_a_rank_that_is_killed_is_named(npu, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(KILLS_THE_LAST_RANK)
+    variables = environment()
+    variables["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    report = tmp_path / "report.json"
+    code, out, _ = npu_check(
+        *("--devices", "2", "--size", "small", "--only", "long_wait", "--out", str(report)),
+        **variables,
+    )
+    assert code == 1
+    assert "long_wait    FAIL" in out
+    assert "rank 1 (all) ended without a word (killed, or out of memory?)" in out
+    assert "next: HCCL ended a rank that did nothing wrong" in out
+    assert json.loads(report.read_text())["items"]["long_wait"]["output"]
+
+
+def test_what_takes_too_long_is_ended_and_what_needs_it_is_left_out(npu, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    code, out, _ = npu_check(
+        *("--devices", "2", "--only", "float64,groups,draws", "--limit-factor", "0.001"),
+        *("--out", str(report)),
+        **environment(),
+    )
+    assert code == 1
+    assert "did not end within its time; --limit-factor 2" in out
+    assert out.count("needs float64, which failed") == 2
+    assert "next: mend float64 first" in out
+    assert "0 PASS, 1 FAIL, 2 SKIP" in out
+
+
+def test_one_device_leaves_out_what_needs_two(npu, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    code, out, _ = npu_check(
+        *("--devices", "1", "--only", "groups,publish,long_wait", "--out", str(report)),
+        **environment(),
+    )
+    assert code == 0
+    assert out.count("needs 2 devices, and has 1") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--devices", "99"], "--devices 99 must be from 1 to 16, which are visible here"),
+        (["--only", "float46"], "float46 is no item; did you mean float64?"),
+        (["--model", "/nowhere"], "--model /nowhere has no config.json"),
+        (["--out", "/nowhere/report.json"], "cannot be written"),
+        (["--limit-factor", "0"], "--limit-factor 0 must be above 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(npu, arguments: list[str], sentence: str) -> None:
+    code, out, err = npu_check(*arguments, **environment())
+    assert code == 2
+    assert out == ""
+    assert sentence in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(("item", "ranks", "fault", "sentence"), BROKEN)
 def test_an_item_fails_when_its_thing_is_broken(
     npu, item: str, ranks: int, fault: str, sentence: str
@@ -74,6 +165,16 @@ def test_an_item_fails_when_its_thing_is_broken(
     assert sentence in str(failed.value)
 
 
-@pytest.mark.parametrize(("item", "ranks"), [("operators", 1), ("draws", 2)])
+@pytest.mark.parametrize(
+    ("item", "ranks"),
+    [
+        ("operators", 1),
+        ("draws", 2),
+        ("groups", 2),
+        ("graphs", 2),
+        ("publish", 2),
+        ("long_wait", 2),
+    ],
+)
 def test_the_same_item_unbroken_passes(npu, item: str, ranks: int) -> None:
     assert all(npu.run("npu_check_item", ranks, item, ""))

@@ -14,6 +14,7 @@ import torch
 
 from npu_checks import reference
 from npu_checks.check import Check, CheckFailed, Figures
+from npu_checks.world import set_variables
 from r1zero.distributed import device as devices
 from r1zero.models.config import ModelConfig
 from r1zero.models.rotary import rotary_tables
@@ -90,6 +91,7 @@ class Error:
 
 def run(check: Check) -> Figures:
     """Compare every operator; all that are wrong are named."""
+    set_variables()
     device = devices.prepare("npu", 0).torch
     torch.manual_seed(0)
     errors = [measure(case) for case in cases(device, check.small)]

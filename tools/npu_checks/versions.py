@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from npu_checks.check import Check, CheckFailed, Figures
+from npu_checks.world import set_variables
 from r1zero.distributed import device as devices
 from r1zero.distributed.detect import cann_version
 from r1zero.distributed.megatron_on_npu import import_mindspeed
@@ -23,6 +24,7 @@ STANDIN = "npu_standin"
 
 def run(check: Check) -> Figures:
     """Versions, patches, devices and their memory."""
+    set_variables()
     versions = installed("npu", cann_version())
     versions["torch"] = torch.__version__
     versions["torch-npu"] = torch_npu_module().__version__

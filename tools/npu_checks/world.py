@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from npu_checks.check import Check, CheckFailed, Figures, Outcome, write_outcome
 from r1zero.distributed.groups import World
+from r1zero.distributed.npu_environment import set_defaults
 from r1zero.distributed.placement import RoleSize, place
 from r1zero.distributed.process import run_rank
 
@@ -38,9 +40,14 @@ def in_world(
         prepare=lambda world: world,
         work=keep,
     )
+    if not found:
+        raise CheckFailed(
+            "the ranks did not find each other", "see the last lines of the output in the JSON"
+        )
     return found[0]
 
 
-def one_role(check: Check, tp: int = 1) -> dict[str, RoleSize]:
-    """All ranks of the item in one role."""
-    return {"train": RoleSize(check.launch.world_size, tp)}
+def set_variables() -> None:
+    """Set the variables that a rank of a run sets; call before a device is opened without
+    `in_world`."""
+    set_defaults(os.environ, generates=True, wait=TIMEOUT)

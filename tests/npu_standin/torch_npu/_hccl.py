@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 from torch.futures import Future
 
+from torch_npu.npu.graphs import as_one_launch
+
 # What HCCL adds up, and what it moves.
 ADDED = {
     torch.int8,
@@ -140,6 +142,7 @@ class Group(dist.ProcessGroup):
         self._gloo.allreduce([host], options).wait()
         return host / self._count if average else host
 
+    @as_one_launch
     def allreduce(self, tensors, options=None):
         [tensor] = tensors
         operation = (options or dist.AllreduceOptions()).reduceOp
@@ -158,6 +161,7 @@ class Group(dist.ProcessGroup):
             tensor.detach().copy_(reduced)
         return _Work(tensors)
 
+    @as_one_launch
     def _reduce_scatter_base(self, output, tensor, options):
         _check(output, ADDED)
         host = self._reduced(tensor, options.reduceOp)
@@ -172,6 +176,7 @@ class Group(dist.ProcessGroup):
 
     # -- moves -------------------------------------------------------------------------------
 
+    @as_one_launch
     def broadcast(self, tensors, options):
         [tensor] = tensors
         _check(tensor)
@@ -186,6 +191,7 @@ class Group(dist.ProcessGroup):
         self._gloo.allgather([hosts], [host]).wait()
         return hosts
 
+    @as_one_launch
     def allgather(self, outputs, inputs, options=None):
         for output in outputs[0]:
             _check(output)
@@ -193,6 +199,7 @@ class Group(dist.ProcessGroup):
             output.copy_(host.view(output.shape))
         return _Work(outputs)
 
+    @as_one_launch
     def _allgather_base(self, output, tensor, options=None):
         _check(output)
         output.copy_(torch.cat(self._gathered(tensor)).view(output.shape))

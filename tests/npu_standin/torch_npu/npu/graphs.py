@@ -7,15 +7,17 @@ was captured so, every replay waits for an update of its own.
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 UPDATABLE = ("npu_fused_infer_attention_score", "npu_fused_infer_attention_score_v2")
 # Not to be captured: they wait for the device, or take their lengths from the host for good.
 FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "npu_fusion_attention")
 
 _pools = iter(range(1, 1 << 30))
-_capturing = [False]
+_recording = []  # the launches of the graph that is being captured
 
 
 def graph_pool_handle():
@@ -24,7 +26,7 @@ def graph_pool_handle():
 
 
 def is_current_stream_capturing():
-    return _capturing[0]
+    return bool(_recording)
 
 
 class _Launch:
@@ -57,9 +59,9 @@ class _Recorder(TorchDispatchMode):
         name = function.overloadpacket.__name__
         if name in FORBIDDEN:
             raise RuntimeError(f"npu_standin: {name} cannot be captured in a graph")
-        if name == "_to_copy" and torch.device(kwargs.get("device") or "npu").type == "cpu":
-            raise RuntimeError("npu_standin: a copy to the host cannot be captured in a graph")
         result = function(*args, **kwargs)
+        if _is_on_host(result) and any(x.device.type == "npu" for x in _tensors(args)):
+            raise RuntimeError("npu_standin: a copy to the host cannot be captured in a graph")
         launch = _Launch(function, args, kwargs, result)
         if launch.updatable and len(args) < 3:
             raise RuntimeError(
@@ -67,6 +69,36 @@ class _Recorder(TorchDispatchMode):
             )
         self._launches.append(launch)
         return result
+
+
+class _Collective:
+    """A collective that was launched, on the same tensors."""
+
+    updatable = False
+
+    def __init__(self, run):
+        self.run = run
+
+
+def as_one_launch(collective):
+    """A method of a process group, of which a graph remembers the call and not the copies that it
+    is played with."""
+
+    @functools.wraps(collective)
+    def call(self, *arguments):
+        if not _recording:
+            return collective(self, *arguments)
+
+        def run():
+            collective(self, *arguments).wait()
+
+        with _disable_current_modes():
+            work = collective(self, *arguments)
+            work.wait()
+        _recording[-1].append(_Collective(run))
+        return work
+
+    return call
 
 
 class NPUGraph:
@@ -115,7 +147,13 @@ class NPUGraph:
 def _tensors(result):
     if isinstance(result, torch.Tensor):
         return [result]
-    return [x for x in result or () if isinstance(x, torch.Tensor)]
+    if not isinstance(result, tuple | list):
+        return []
+    return [x for x in result if isinstance(x, torch.Tensor)]
+
+
+def _is_on_host(result):
+    return any(x.device.type == "cpu" for x in _tensors(result))
 
 
 class graph:
@@ -132,12 +170,13 @@ class graph:
     ):
         npu_graph.auto_dispatch_capture = auto_dispatch_capture
         npu_graph._pool = pool or graph_pool_handle()
-        self._mode = _Recorder(npu_graph._launches)
+        self._launches = npu_graph._launches
+        self._mode = _Recorder(self._launches)
 
     def __enter__(self):
-        _capturing[0] = True
+        _recording.append(self._launches)
         self._mode.__enter__()
 
     def __exit__(self, *error):
         self._mode.__exit__(*error)
-        _capturing[0] = False
+        _recording.pop()
