@@ -220,13 +220,14 @@ def test_a_world_of_one_trains_and_its_run_folder_is_as_documented(tiny, tmp_pat
     } <= set(rows[0])
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    text = tokenizer.decode(
-        model.generate(
-            **tokenizer(rows[0]["prompt"], return_tensors="pt", add_special_tokens=False),
-            do_sample=False,
-            max_new_tokens=30,
-        )[0]
+    prompt = tokenizer(rows[0]["prompt"], return_tensors="pt", add_special_tokens=False)
+    answers = model.generate(
+        prompt.input_ids,
+        attention_mask=prompt.attention_mask,
+        do_sample=False,
+        max_new_tokens=30,
     )
+    text = tokenizer.decode(answers[0])
     assert "<answer>" in text
     # The resolved configuration runs again; the earlier run is kept aside.
     code, out, errors, _ = main("--config", str(folder / "config.yaml"), "training.train_iters=1")
