@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
-from support.sentences import says, sentences
+from support.sentences import says, sentences, text_of
 
 ROOT = Path(__file__).resolve().parents[2]
 QUOTED = re.compile(r"^\| `(.+?)` \| ", flags=re.MULTILINE)
 OF_OTHERS = {"NPU out of memory. Tried to allocate ..."}  # torch_npu's
+SENTENCE = 60  # shorter texts are pieces of one
 FAQ = QUOTED.findall((ROOT / "docs" / "faq.md").read_text())
 
 
@@ -28,6 +30,16 @@ def test_the_program_says_it(sources: list[str], sentence: str) -> None:
     longest = max(sentence.split("..."), key=len)
     assert len(longest) > 8, "too little of it to be told from others"
     assert any(says(source, sentence) for source in sources)
+
+
+@pytest.mark.parametrize("module", ["alarms", "invariants"])
+def test_every_warning_and_every_broken_invariant_is_told(module: str) -> None:
+    tree = ast.parse((ROOT / "r1zero" / "observe" / f"{module}.py").read_text())
+    f_strings = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    told = [text for text in map(text_of, f_strings) if len(text) > SENTENCE]
+    assert len(told) > 6
+    for text in told:
+        assert any(says(text, sentence) for sentence in FAQ), text
 
 
 def test_no_sentence_stands_there_twice() -> None:

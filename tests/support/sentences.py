@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-HOLE = "\0"
+HOLE = "\N{HORIZONTAL ELLIPSIS}"
 FORMATTED = re.compile(r"%[-+.\d]*[sdfgr]%?|\{\w*\}")  # of logging and str.format
 SHELL_VALUE = re.compile(r"\$\{[^}]*\}|\$\(\(.*?\)\)|\$\w+|\$\*")
 JOINED_LINES = re.compile(r'" \\\n\s*"|\\\n\s*')
@@ -34,16 +34,17 @@ def texts(tree: ast.AST) -> Iterator[str]:
     """The string constants and f-strings of a module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            yield "".join(part(value) for value in node.values)
+            yield text_of(node)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield FORMATTED.sub(HOLE, node.value)
 
 
-def part(node: ast.expr) -> str:
-    """A piece of an f-string: its text, or a hole."""
-    if isinstance(node, ast.Constant):
-        return str(node.value)
-    return HOLE
+def text_of(f_string: ast.JoinedStr) -> str:
+    """An f-string with holes."""
+    parts = [
+        str(part.value) if isinstance(part, ast.Constant) else HOLE for part in f_string.values
+    ]
+    return "".join(parts)
 
 
 def says(source: str, sentence: str) -> bool:
