@@ -17,9 +17,10 @@ import torch
 from r1zero.ops.npu_graph import GraphPool
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 
-# Rows of the graphs. Up to some 200 rows a step takes the time of reading the weights, however many
-# rows there are, so sizes may double; below 16 nothing is gained. Beyond the last one kernels run
-# long enough to hide their launches. Six, since some cards hold no more graphs with collectives.
+# Rows of the graphs. Up to some 200 rows (an estimate: 300 TFLOP/s over 1.6 TB/s) a step takes the
+# time of reading the weights, however many rows there are, so sizes may double; below 16 nothing is
+# gained. Beyond the last one kernels run long enough to hide their launches. Six, since some cards
+# hold no more graphs with collectives.
 SIZES = (16, 32, 64, 128, 256, 512)
 # Rows of a graph that pad at most; they are the last ones.
 MOST_PADDING = SIZES[-1] // 2
