@@ -1,4 +1,4 @@
-"""The Chinese pages say what the English ones say: section by section the same commands, names, links, tables."""
+"""The Chinese pages say what the English ones say: section by section the same commands, names, numbers, links, tables."""
 
 from __future__ import annotations
 
@@ -66,6 +66,10 @@ class TestChinesePage:
     def test_the_same_names_stand_in_each_section(self, page: Path) -> None:
         for ours, theirs in pairs(page):
             assert {in_english(span) for span in ours.names} == theirs.names, ours.heading
+
+    def test_the_same_numbers_stand_in_each_section(self, page: Path) -> None:
+        for ours, theirs in pairs(page):
+            assert ours.numbers == theirs.numbers, ours.heading
 
     def test_links_lead_to_the_same_files(self, page: Path) -> None:
         for ours, theirs in pairs(page):

@@ -12,6 +12,7 @@ DOCS = ROOT / "docs"
 CHINESE = DOCS / "zh"
 
 HEADING = re.compile(r"(#+) (.*)")
+NUMBER = re.compile(r"\d+(?:[.,]\d+)+|\d\d+")
 CODE_SPAN = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 COMMENT = re.compile(r"(^|\s+)# .*")
@@ -32,6 +33,12 @@ class Section:
         """What is set as code within the text."""
         text = " ".join(self.prose)
         return {" ".join(span.split()) for span in CODE_SPAN.findall(text)}
+
+    @property
+    def numbers(self) -> set[str]:
+        """Numbers of two digits or more that stand in the text, not in code; smaller ones may be words."""
+        text = re.sub(r"`[^`]+`|\]\([^)]+\)", " ", " ".join(self.prose))
+        return set(NUMBER.findall(text))
 
     @property
     def links(self) -> list[str]:
