@@ -11,7 +11,12 @@ from support.sentences import says, sentences, text_of
 
 ROOT = Path(__file__).resolve().parents[2]
 QUOTED = re.compile(r"^\| `(.+?)` \| ", flags=re.MULTILINE)
-OF_OTHERS = {"NPU out of memory. Tried to allocate ..."}  # torch_npu's
+# torch_npu's, and HCCL's codes of errors.
+OF_OTHERS = {
+    "NPU out of memory. Tried to allocate ...",
+    "EI0006: ... Getting socket times out. ...",
+    "EI0002: ...",
+}
 SENTENCE = 60  # shorter texts are pieces of one
 FAQ = QUOTED.findall((ROOT / "docs" / "faq.md").read_text())
 
