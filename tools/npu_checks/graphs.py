@@ -19,7 +19,7 @@ from npu_checks.check import Check, CheckFailed, Figures
 from npu_checks.world import in_world
 from r1zero.distributed.groups import World
 from r1zero.distributed.placement import RoleSize
-from r1zero.distributed.torch_modules import torch_npu_module
+from r1zero.ops.npu_graph import GraphPool
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import EngineLimits, NativeEngine
 from r1zero.rollout.interface import EngineListener, Sampling
@@ -154,8 +154,8 @@ class Counter:
 
     def __init__(self) -> None:
         self.start()
-        self._graph = torch_npu_module().npu.NPUGraph
-        self._replay = self._graph.replay
+        self._pool: Any = GraphPool
+        self._replay = GraphPool.replay
 
     def start(self) -> None:
         """Begin to count."""
@@ -168,11 +168,11 @@ class Counter:
         self.steps += 1
 
     def __enter__(self) -> None:
-        def replay(graph: Any) -> None:
+        def replay(pool: GraphPool, size: int, lengths: list[int]) -> None:
             self.replays += 1
-            self._replay(graph)
+            self._replay(pool, size, lengths)
 
-        self._graph.replay = replay
+        self._pool.replay = replay
 
     def __exit__(self, *_: object) -> None:
-        self._graph.replay = self._replay
+        self._pool.replay = self._replay
