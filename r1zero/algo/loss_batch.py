@@ -56,5 +56,6 @@ class LossBatch:
 
     def _sample_of_token(self) -> torch.Tensor:
         """Sample that each token belongs to: [0 0 0 1 1] in the example. int64 [R]."""
-        lengths = self.cu_seqlens.diff().long()
-        return torch.repeat_interleave(lengths, output_size=len(self.mask))
+        # not repeat_interleave, which has no kernel in the oldest torch_npu that is supported
+        tokens = torch.arange(len(self.mask), device=self.mask.device)
+        return torch.bucketize(tokens, self.cu_seqlens[1:].long(), right=True)

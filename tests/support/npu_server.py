@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 from r1zero.distributed.device import prepare
 
@@ -17,8 +18,16 @@ DEVICE = prepare("npu", 0)
 
 from support import npu_bodies  # noqa: E402
 from support.forked import run_ranks  # noqa: E402
+from torch_npu._record import write_seen  # noqa: E402
 
 import r1zero.trainer  # noqa: E402, F401
+
+
+def recorded(rank: int, size: int, store: str, name: str, *arguments: Any) -> Any:
+    """Run a body and write down which operators ran: a rank that has given its result is killed."""
+    result = getattr(npu_bodies, name)(rank, size, store, *arguments)
+    write_seen()
+    return result
 
 
 def main(descriptor: int) -> None:
@@ -31,7 +40,7 @@ def main(descriptor: int) -> None:
         except EOFError:
             return
         try:
-            pipe.send((run_ranks(getattr(npu_bodies, name), size, *arguments), None))
+            pipe.send((run_ranks(recorded, size, name, *arguments), None))
         except AssertionError as error:
             pipe.send((None, str(error)))
         except BaseException:  # noqa: BLE001 - the test shows it

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from support.models import make_model
+from support.npu_kernels import missing_kernels
 from support.npu_worlds import environment
 from support.worlds import SHORT, metrics, run, samples
 
@@ -119,6 +120,14 @@ def test_a_run_that_goes_on_learns_what_one_in_a_piece_learns(npu, tmp_path):
     expected = load_file(whole / "model" / "model.safetensors")
     for name, found in load_file(halves / "model" / "model.safetensors").items():
         assert float((found - expected[name]).abs().max()) < 1e-5, name
+
+
+def test_every_operator_that_ran_has_a_kernel(npu, tmp_path):
+    """Of this job, and of all before it."""
+    npu.train(tmp_path / "run", 1, JOB)
+    ran = npu.kernels()
+    assert {"aten::mm.out", "aten::_softmax.out"} <= ran, "not all is recorded"
+    assert missing_kernels(ran) == []
 
 
 def test_the_control_plane_sums_in_float64(npu):
