@@ -8,7 +8,7 @@ from torch_npu._bodies import body, differentiable, limit
 
 HALVES = (torch.float16, torch.bfloat16)
 MASK_SIDE = 2048
-MAX_SEQUENCES = 2048
+MAX_SEQUENCES = 1024  # of packed ones in a call
 CAUSAL_AT_THE_FIRST = 2
 CAUSAL_AT_THE_LAST = 3
 COMPRESSED = (CAUSAL_AT_THE_FIRST, CAUSAL_AT_THE_LAST)
@@ -114,6 +114,7 @@ def npu_fusion_attention(
     limit(plain, "dropout, pse, prefix and sink are not played here")
     limit(query.dtype == key.dtype == value.dtype, "query, key and value differ in type")
     limit(query.shape[-1] <= 768, f"head size {query.shape[-1]}")
+    limit(key.shape == value.shape, f"keys {key.shape}, values {value.shape}")
     _check_mask(atten_mask, sparse_mode)
     if input_layout == "TND":
         limit(head_num == query.shape[1], f"head_num {head_num} of {query.shape[1]} heads")
@@ -135,6 +136,7 @@ def _blocks(cache, kv_heads, block_size):
         limit(cache.shape[2] == block_size, f"block_size {block_size}, cache {cache.shape}")
         return cache
     limit(cache.shape[1] == block_size, f"block_size {block_size}, cache {cache.shape}")
+    limit(cache.shape[2] <= 65535, f"{cache.shape[2]} elements of a token in the cache")
     by_head = cache.view(len(cache), block_size, kv_heads, -1)
     return by_head.transpose(1, 2)
 
@@ -166,12 +168,17 @@ def npu_fused_infer_attention_score(
     elif input_layout != "BNSD":
         raise NotImplementedError(f"npu_standin: input_layout {input_layout}")
     rows, heads, tokens, dim = query.shape
+    num_key_value_heads = num_key_value_heads or num_heads
+    limit(key.shape == value.shape, f"keys {key.shape}, values {value.shape}")
+    limit(heads % num_key_value_heads == 0, f"{heads} heads over {num_key_value_heads}")
     limit(tokens == 1, f"{tokens} queries a row")
     limit(heads == num_heads <= 256, f"num_heads {num_heads}, query {query.shape}")
     limit(heads // num_key_value_heads <= 64, f"{heads} heads over {num_key_value_heads}")
     limit(dim % 16 == 0 and dim <= 512, f"head size {dim}: a multiple of 16, at most 512")
     limit(block_size % 16 == 0 and 0 < block_size <= 512, f"block size {block_size}")
     limit(block_table.dtype == torch.int32, f"block_table is {block_table.dtype}")
+    limit(block_table.dim() == 2, f"block_table has {block_table.dim()} axes")
+    limit(max(actual_seq_lengths_kv) <= 262144, f"{max(actual_seq_lengths_kv)} tokens of a row")
     limit(len(block_table) == rows, f"block_table of {len(block_table)} for {rows} rows")
     limit(len(actual_seq_lengths_kv) == rows, f"{len(actual_seq_lengths_kv)} lengths, {rows} rows")
     widest = block_table.shape[1] * block_size

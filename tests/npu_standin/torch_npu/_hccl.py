@@ -63,6 +63,9 @@ def _check_options(options):
     size = options.hccl_config.get("hccl_buffer_size", 200)
     if not isinstance(size, int) or size < 1:
         raise RuntimeError(f"npu_standin: hccl_buffer_size {size!r} is no number from 1 on")
+    mode = options.hccl_config.get("hccl_op_expansion_mode", 0)
+    if mode not in (0, 1, 2, 3):
+        raise RuntimeError(f"npu_standin: hccl_op_expansion_mode {mode!r} is none of 0 to 3")
 
 
 class _Work(dist._Work):

@@ -99,9 +99,13 @@ def npu_scatter_pa_kv_cache(
     limit(cache_mode == "Norm", f"cache_mode {cache_mode}: the caches lie in NZ order then")
     contiguous = (key, value, key_cache, value_cache, slot_mapping)
     limit(all(x.is_contiguous() for x in contiguous), "npu_scatter_pa_kv_cache: not contiguous")
-    limit(key.dtype == key_cache.dtype and value.dtype == value_cache.dtype, "types differ")
+    limit(key.dtype in (torch.float16, torch.bfloat16, torch.int8), f"keys of {key.dtype}")
+    limit(key.dtype == value.dtype == key_cache.dtype == value_cache.dtype, "types differ")
+    limit(key.shape == value.shape, f"keys {key.shape}, values {value.shape}")
+    limit(key_cache.dim() == 4 and key_cache.shape[2:] == key.shape[1:], "a cache of other heads")
+    limit(slot_mapping.dim() == 1, f"slot_mapping has {slot_mapping.dim()} axes")
     _check_slots(slot_mapping, key_cache, len(key))
-    slots = slot_mapping.long().flatten()
+    slots = slot_mapping.long()
     key_cache.view(-1, *key_cache.shape[2:])[slots] = key
     value_cache.view(-1, *value_cache.shape[2:])[slots] = value
 

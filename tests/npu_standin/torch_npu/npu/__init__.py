@@ -14,6 +14,7 @@ from torch_npu.npu.graphs import (  # noqa: F401
     graph,
     graph_pool_handle,
     is_current_stream_capturing,
+    refuse_to_wait,
 )
 from torch_npu.npu.streams import (  # noqa: F401
     Event,
@@ -96,6 +97,7 @@ class device(contextlib.ContextDecorator):
 
 def synchronize(device=None):
     """What was launched is done."""
+    refuse_to_wait()
 
 
 def get_device_name(device=None):

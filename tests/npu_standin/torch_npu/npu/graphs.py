@@ -8,6 +8,8 @@ was captured so, every replay waits for an update of its own.
 from __future__ import annotations
 
 import functools
+import os
+from collections import defaultdict
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -18,6 +20,7 @@ FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "npu_fusion_attention")
 
 _pools = iter(range(1, 1 << 30))
 _recording = []  # the launches of the graph that is being captured
+_graphs_of = defaultdict(list)  # by the pool of memory that they share
 
 
 def graph_pool_handle():
@@ -27,6 +30,12 @@ def graph_pool_handle():
 
 def is_current_stream_capturing():
     return bool(_recording)
+
+
+def refuse_to_wait():
+    """Fail where something waits for the device while a graph is captured."""
+    if _recording:
+        raise RuntimeError("npu_standin: waiting for the device cannot be captured in a graph")
 
 
 class _Launch:
@@ -75,8 +84,10 @@ class _Collective:
     """A collective that was launched, on the same tensors."""
 
     updatable = False
+    result = ()
 
-    def __init__(self, run):
+    def __init__(self, args, run):
+        self.args = args
         self.run = run
 
 
@@ -95,7 +106,7 @@ def as_one_launch(collective):
         with _disable_current_modes():
             work = collective(self, *arguments)
             work.wait()
-        _recording[-1].append(_Collective(run))
+        _recording[-1].append(_Collective(arguments, run))
         return work
 
     return call
@@ -136,20 +147,43 @@ class NPUGraph:
             if self._updates == 0:
                 raise RuntimeError("npu_standin: this replay would wait for an update for ever")
             self._updates = 0
+        for other in _graphs_of[self._pool]:
+            if other is not self:
+                other.spoil()
         for launch in self._launches:
             launch.run()
+
+    def spoil(self):
+        """Make what this graph wrote unreadable: its memory belongs to whoever runs next."""
+        outside = set()
+        made = set()
+        for launch in self._launches:
+            outside |= {_storage(x) for x in _tensors(launch.args)} - made
+            made |= {_storage(x) for x in _tensors(launch.result)} - outside
+        for launch in self._launches:
+            for tensor in _tensors(launch.result):
+                if _storage(tensor) in made and tensor.is_floating_point():
+                    tensor.fill_(torch.nan)
 
     def reset(self):
         """Forget what was captured."""
         self._launches = []
 
 
-def _tensors(result):
-    if isinstance(result, torch.Tensor):
-        return [result]
-    if not isinstance(result, tuple | list):
+def _tensors(values):
+    """The tensors among arguments or results, lists of them included."""
+    if isinstance(values, torch.Tensor):
+        return [values]
+    if not isinstance(values, tuple | list):
         return []
-    return [x for x in result if isinstance(x, torch.Tensor)]
+    found = []
+    for value in values:
+        found += _tensors(value)
+    return found
+
+
+def _storage(tensor):
+    return tensor.untyped_storage().data_ptr()
 
 
 def _is_on_host(result):
@@ -157,7 +191,8 @@ def _is_on_host(result):
 
 
 class graph:
-    """Captures what is launched within. Unlike hardware it computes while it captures."""
+    """Captures what is launched within. It computes meanwhile, which hardware does not: so what was
+    computed is made unreadable in the end."""
 
     def __init__(
         self,
@@ -166,10 +201,13 @@ class graph:
         stream=None,
         auto_dispatch_capture=False,
         capture_error_mode="global",
-        report_shape=True,
     ):
+        if os.environ.get("TASK_QUEUE_ENABLE") == "2":
+            raise RuntimeError("npu_standin: TASK_QUEUE_ENABLE=2 excludes the capture of graphs")
         npu_graph.auto_dispatch_capture = auto_dispatch_capture
         npu_graph._pool = pool or graph_pool_handle()
+        _graphs_of[npu_graph._pool].append(npu_graph)
+        self._graph = npu_graph
         self._launches = npu_graph._launches
         self._mode = _Recorder(self._launches)
 
@@ -180,3 +218,4 @@ class graph:
     def __exit__(self, *error):
         self._mode.__exit__(*error)
         _recording.pop()
+        self._graph.spoil()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import time
 
+from torch_npu.npu.graphs import refuse_to_wait
+
 
 class Event:
     """A moment. Timed by the host's clock, since the device is never behind."""
@@ -29,7 +31,7 @@ class Event:
         pass
 
     def synchronize(self):
-        pass
+        refuse_to_wait()
 
 
 class Stream:
@@ -55,7 +57,7 @@ class Stream:
         pass
 
     def synchronize(self):
-        pass
+        refuse_to_wait()
 
 
 def current_stream(device=None):
