@@ -9,11 +9,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tools"))  # last: no tool hides a package
 
 # ruff: noqa: E402
-from npu_contract import calls, check, table
+from npu_contract import calls, check, table, wheel
 from npu_contract.table import Table, TableRelease, read_table
 from npu_contract.wheel import Definition
 
-__all__ = ["ROOT", "SAMPLE", "TABLE", "calls", "check", "table", "table_of"]
+__all__ = ["ROOT", "SAMPLE", "TABLE", "calls", "check", "table", "table_of", "wheel"]
 TABLE = read_table()
 
 
