@@ -21,7 +21,7 @@ from torch.distributed import distributed_c10d as c10d
 from r1zero.distributed import collectives
 from r1zero.distributed.device import Device, warm_up
 from r1zero.distributed.launch import Launch
-from r1zero.distributed.npu_environment import tensor_megabytes
+from r1zero.distributed.npu_environment import group_limit, tensor_megabytes
 from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.distributed.rendezvous import join
 from r1zero.distributed.watchdog import FailureWatch
@@ -172,11 +172,11 @@ class World:
             device_plane = backend == self.device.backend and not self.device.is_cpu
             if backend != "gloo":
                 options = self.device.group_options(buffer_megabytes, decodes)
+                timeout = group_limit(self.timeout)
             else:
                 options = None
-            made = dist.new_group(
-                list(ranks), timeout=self.timeout, backend=backend, pg_options=options
-            )
+                timeout = self.timeout
+            made = dist.new_group(list(ranks), timeout=timeout, backend=backend, pg_options=options)
             member = self.rank in ranks
             self._groups[key] = made if member else None
             if member and device_plane:

@@ -9,17 +9,21 @@ hardware. docs/environment.md tells users the same at length.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.version import Version
 
 # What the variables do that a run is likely to set. The doctor prints the line.
 MEANINGS = {
     "TASK_QUEUE_ENABLE": "queue of operators: 0 none, 1 as graphs need it, 2 faster but no graphs",
     "PYTORCH_NPU_ALLOC_CONF": "options of the allocator of device memory",
-    "PYTORCH_ALLOC_CONF": "the same, for torch 2.10 or newer; only one of the two may be set",
+    "PYTORCH_ALLOC_CONF": "the same, where torch_npu reads it; only one of the two may be set there",
     "CPU_AFFINITY_CONF": "cores of a rank: 0 all, 1 its NPU's share, 2 one for each busy thread",
     "HCCL_CONNECT_TIMEOUT": "seconds in which the ranks of a group must have connected",
     "HCCL_EXEC_TIMEOUT": "seconds that a rank waits for others in a collective; 0 is for ever",
@@ -32,7 +36,7 @@ MEANINGS = {
     "HCCL_IF_IP": "address of HCCL on this node; wins over HCCL_SOCKET_IFNAME",
     "HCCL_IF_BASE_PORT": "first of 16 ports of HCCL on the host",
     "GLOO_SOCKET_IFNAME": "network interface of the control plane",
-    "RANK_TABLE_FILE": "file that says which rank is where; none is needed",
+    "RANK_TABLE_FILE": "file that says which rank is where; no effect here",
     "ASCEND_RT_VISIBLE_DEVICES": "NPUs that a process sees",
     "ASCEND_LAUNCH_BLOCKING": "whether every operator waits for its end (1), for debugging",
     "INF_NAN_MODE_ENABLE": "whether overflows become infinite (1) or the largest number (0)",
@@ -44,8 +48,11 @@ MEANINGS = {
 }
 # What is done by other means than the variable.
 BY_OPTION = {"HCCL_OP_EXPANSION_MODE": "AIV for tensor-parallel groups of rollout alone"}
-# Set by the user, the first makes the second wrong.
-INSTEAD = {"PYTORCH_ALLOC_CONF": "PYTORCH_NPU_ALLOC_CONF"}
+# The first torch_npu that is known to read PYTORCH_ALLOC_CONF, and to end the process where
+# PYTORCH_NPU_ALLOC_CONF is set beside it. The library of 2.7.1.post4 has only the second name.
+READS_ALLOC_CONF = Version("2.10.0.post7")
+# What torch_npu's own limit of a group leaves HCCL, whose limit comes first, to write what hangs.
+TO_WRITE_WHY = timedelta(minutes=2)
 # HCCL's own default, which the groups in which tensors travel ask for by name.
 BUFFER_MEGABYTES = 200
 VECTOR_CORES = 3  # of the option hccl_op_expansion_mode: AIV
@@ -77,13 +84,24 @@ def defaults(generates: bool, wait: timedelta) -> dict[str, str]:
         "TASK_QUEUE_ENABLE": "1" if generates else "2",
         "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
         # Not 2: it ties the main thread to one core, and the reward workers that it starts, too.
-        "CPU_AFFINITY_CONF": "1",
+        # Bound late, which is torch_npu's default, the main thread would be bound only when another
+        # thread uses the device: that of a backward pass, which only train ranks have.
+        "CPU_AFFINITY_CONF": "1,lazy_bind:0",
         "HCCL_CONNECT_TIMEOUT": "1800",
-        # A minute later than the time limit of the groups, which names the collective that hangs.
-        "HCCL_EXEC_TIMEOUT": str(math.ceil(wait.total_seconds()) + 60),
+        "HCCL_EXEC_TIMEOUT": str(math.ceil(wait.total_seconds())),
         "HCCL_BUFFSIZE": str(BUFFER_MEGABYTES),
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
     }
+
+
+def group_limit(wait: timedelta) -> timedelta:
+    """The time limit of groups on devices, which torch_npu's watchdog keeps.
+
+    It must be longer than HCCL_EXEC_TIMEOUT: the watchdog ends the process, and HCCL writes which
+    rank it waited for only when its own limit comes first. torch_npu warns of each group where it
+    does not.
+    """
+    return wait + TO_WRITE_WHY
 
 
 def set_defaults(environ: MutableMapping[str, str], generates: bool, wait: timedelta) -> None:
@@ -95,10 +113,19 @@ def set_defaults(environ: MutableMapping[str, str], generates: bool, wait: timed
 def missing(environ: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
     """What is wanted and neither set nor made wrong by what is set."""
     taken = set(environ)
-    for other, ours in INSTEAD.items():
-        if other in environ:
-            taken.add(ours)
+    if "PYTORCH_ALLOC_CONF" in environ and reads_alloc_conf():
+        taken.add("PYTORCH_NPU_ALLOC_CONF")
     return {name: value for name, value in wanted.items() if name not in taken}
+
+
+@functools.cache
+def reads_alloc_conf() -> bool:
+    """Whether the installed torch_npu is known to read PYTORCH_ALLOC_CONF. Without importing it,
+    since it reads the variables that are to be set first."""
+    try:
+        return Version(version("torch_npu")) >= READS_ALLOC_CONF
+    except PackageNotFoundError:
+        return False
 
 
 def environment_table(environ: Mapping[str, str], wait: timedelta) -> list[Row]:

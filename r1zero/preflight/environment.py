@@ -14,9 +14,8 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 
-from r1zero.distributed.npu_environment import MEANINGS
+from r1zero.distributed.npu_environment import MEANINGS, group_limit, reads_alloc_conf
 from r1zero.errors import nearest
 
 
@@ -30,6 +29,8 @@ class Asked:
         default_factory=lambda: [name for _, name in socket.if_nameindex()]
     )
     cores: int = field(default_factory=lambda: os.cpu_count() or 1)
+    # Whether torch_npu is known to read PYTORCH_ALLOC_CONF.
+    reads_alloc_conf: bool = field(default_factory=reads_alloc_conf)
 
 
 Judge = Callable[[Mapping[str, str], Asked], str]
@@ -62,8 +63,8 @@ RANGES = {
     "ASCEND_LAUNCH_BLOCKING": (0, 1, 0),
     "INF_NAN_MODE_ENABLE": (0, 1, 1),
     "HCCL_CONNECT_TIMEOUT": (120, 7200, 1800),
-    "HCCL_EXEC_TIMEOUT": (0, LARGEST, 3600),
-    "HCCL_EVENT_TIMEOUT": (0, LARGEST, 3660),
+    "HCCL_EXEC_TIMEOUT": (0, LARGEST, 2700),
+    "HCCL_EVENT_TIMEOUT": (0, LARGEST, 2760),
     "HCCL_BUFFSIZE": (1, LARGEST, 200),
     "P2P_HCCL_BUFFSIZE": (0, LARGEST, 20),
     "HCCL_IF_BASE_PORT": (1024, 65520, 60000),
@@ -141,8 +142,8 @@ def overflows_are_hidden(environ: Mapping[str, str], asked: Asked) -> str:
 def two_allocators(environ: Mapping[str, str], asked: Asked) -> str:
     if "PYTORCH_ALLOC_CONF" in environ and "PYTORCH_NPU_ALLOC_CONF" in environ:
         return (
-            "PYTORCH_ALLOC_CONF and PYTORCH_NPU_ALLOC_CONF are both set, which torch_npu refuses "
-            "with torch 2.10 or newer; unset one, below 2.10 the first"
+            "PYTORCH_ALLOC_CONF and PYTORCH_NPU_ALLOC_CONF are both set, which torch_npu "
+            "2.10.0.post7 refuses, and older ones may not read the first; unset the first"
         )
     return ""
 
@@ -169,15 +170,16 @@ def allocator_options(environ: Mapping[str, str], asked: Asked) -> str:
 # -- time limits ----------------------------------------------------------------------------------
 
 
-def waits_too_short(environ: Mapping[str, str], asked: Asked) -> str:
+def waits_too_long(environ: Mapping[str, str], asked: Asked) -> str:
     limit = number(environ, "HCCL_EXEC_TIMEOUT")
     wait = round(asked.wait.total_seconds())
-    if not limit or limit >= wait:  # 0 waits for ever
+    groups = round(group_limit(asked.wait).total_seconds())
+    if limit is None or limit < groups:
         return ""
     return (
-        f"HCCL_EXEC_TIMEOUT={limit} would end a wait before "
-        f"training.distributed_timeout_minutes: {wait // 60} ({wait} s) does; set {wait} or more, "
-        "or unset it"
+        f"HCCL_EXEC_TIMEOUT={limit} is not below the time limit of the groups, {groups} s: torch_npu "
+        f"would end a rank before HCCL writes what hangs; unset it for {wait} s, or raise "
+        f"training.distributed_timeout_minutes: {wait // 60}"
     )
 
 
@@ -185,7 +187,7 @@ def events_too_short(environ: Mapping[str, str], asked: Asked) -> str:
     event = number(environ, "HCCL_EVENT_TIMEOUT")
     limit = number(environ, "HCCL_EXEC_TIMEOUT")
     if limit is None:
-        limit = round(asked.wait.total_seconds()) + 60
+        limit = round(asked.wait.total_seconds())
     if not event or (limit and event > limit):
         return ""
     return (
@@ -244,18 +246,6 @@ def no_such_interface(environ: Mapping[str, str], asked: Asked) -> str:
     )
 
 
-def rank_table(environ: Mapping[str, str], asked: Asked) -> str:
-    name = environ.get("RANK_TABLE_FILE")
-    if name is None:
-        return ""
-    path = Path(name)
-    if not path.is_file():
-        return f"RANK_TABLE_FILE={name} is not there and would be ignored; unset it, none is needed"
-    if path.is_symlink():
-        return f"RANK_TABLE_FILE={name} is a link, which HCCL refuses; name the file itself"
-    return ""
-
-
 # -- devices and cores ----------------------------------------------------------------------------
 
 
@@ -290,7 +280,8 @@ def affinity(environ: Mapping[str, str], asked: Asked) -> str:
         return ""
     return (
         f"CPU_AFFINITY_CONF={text} is not of the form 1,npu0:0-23,npu1:24-47 (0, 1 or 2, then cores "
-        "of each NPU, npu_affine:1, force:1); unset it for 1"
+        "of each NPU, npu_affine:1, lazy_bind:0, and from torch_npu 2.10 on force:1); unset it for "
+        "1,lazy_bind:0"
     )
 
 
@@ -305,6 +296,48 @@ def too_many_threads(environ: Mapping[str, str], asked: Asked) -> str:
 
 
 # -- worth a look ---------------------------------------------------------------------------------
+
+
+def other_name_is_not_read(environ: Mapping[str, str], asked: Asked) -> str:
+    if "PYTORCH_ALLOC_CONF" not in environ or "PYTORCH_NPU_ALLOC_CONF" in environ:
+        return ""
+    if asked.reads_alloc_conf:
+        return ""
+    return (
+        "PYTORCH_ALLOC_CONF is not known to be read by a torch_npu older than 2.10.0.post7, so our "
+        "PYTORCH_NPU_ALLOC_CONF is set beside it; set that name, and unset this one"
+    )
+
+
+def waits_for_ever(environ: Mapping[str, str], asked: Asked) -> str:
+    if number(environ, "HCCL_EXEC_TIMEOUT") != 0:
+        return ""
+    groups = round(group_limit(asked.wait).total_seconds())
+    return (
+        "HCCL_EXEC_TIMEOUT=0 lets HCCL wait for ever: torch_npu ends a rank that hangs after "
+        f"{groups} s, and HCCL does not write what hangs; unset it"
+    )
+
+
+def waits_too_short(environ: Mapping[str, str], asked: Asked) -> str:
+    limit = number(environ, "HCCL_EXEC_TIMEOUT")
+    wait = round(asked.wait.total_seconds())
+    if not limit or limit >= wait:
+        return ""
+    return (
+        f"HCCL_EXEC_TIMEOUT={limit} ends a wait before "
+        f"training.distributed_timeout_minutes: {wait // 60} ({wait} s) does; unset it for {wait} s"
+    )
+
+
+def rank_table(environ: Mapping[str, str], asked: Asked) -> str:
+    name = environ.get("RANK_TABLE_FILE")
+    if name is None:
+        return ""
+    return (
+        f"RANK_TABLE_FILE={name} has no effect here: the world's group is gloo, and each group of "
+        "HCCL names its ranks; unset it"
+    )
 
 
 def main_thread_on_one_core(environ: Mapping[str, str], asked: Asked) -> str:
@@ -362,14 +395,20 @@ PROBLEMS: tuple[Judge, ...] = (
     overflows_are_hidden,
     two_allocators,
     allocator_options,
-    waits_too_short,
+    waits_too_long,
     events_too_short,
     expansion_mode,
     deterministic,
     no_such_interface,
-    rank_table,
     visible_devices,
     affinity,
     too_many_threads,
 )
-NOTES: tuple[Judge, ...] = (main_thread_on_one_core, two_networks)
+NOTES: tuple[Judge, ...] = (
+    other_name_is_not_read,
+    waits_for_ever,
+    waits_too_short,
+    rank_table,
+    main_thread_on_one_core,
+    two_networks,
+)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from support.patience import LONG
 
+from r1zero.distributed import npu_environment
 from r1zero.distributed.device import Device
 from r1zero.distributed.groups import World
 from r1zero.distributed.npu_environment import (
@@ -21,6 +25,8 @@ from r1zero.distributed.npu_environment import (
     defaults,
     environment_table,
     group_config,
+    group_limit,
+    reads_alloc_conf,
     set_defaults,
     tensor_megabytes,
 )
@@ -30,12 +36,31 @@ ROOT = Path(__file__).resolve().parents[2]
 WAIT = timedelta(minutes=45)
 
 
+@pytest.fixture
+def installed_torch_npu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the metadata of torch_npu say a version; "" for not installed."""
+
+    def install(release: str) -> None:
+        def version(name: str) -> str:
+            assert name == "torch_npu"
+            if not release:
+                raise PackageNotFoundError(name)
+            return release
+
+        # A cache of its own, so that later tests ask again.
+        fresh = functools.cache(reads_alloc_conf.__wrapped__)
+        monkeypatch.setattr(npu_environment, "version", version)
+        monkeypatch.setattr(npu_environment, "reads_alloc_conf", fresh)
+
+    return install
+
+
 def test_a_users_value_wins_and_the_others_are_set() -> None:
     environ = {"TASK_QUEUE_ENABLE": "0", "HCCL_CONNECT_TIMEOUT": ""}
     set_defaults(environ, generates=True, wait=WAIT)
     assert environ["TASK_QUEUE_ENABLE"] == "0"
     assert environ["HCCL_CONNECT_TIMEOUT"] == "", "set to nothing is the user's, too"
-    assert environ["CPU_AFFINITY_CONF"] == "1"
+    assert environ["CPU_AFFINITY_CONF"] == "1,lazy_bind:0", "bound when the device is opened"
     assert environ.keys() == defaults(True, WAIT).keys()
 
 
@@ -44,24 +69,58 @@ def test_no_graph_is_captured_with_the_queue_of_level_2() -> None:
     assert defaults(generates=False, wait=WAIT)["TASK_QUEUE_ENABLE"] == "2"
 
 
-def test_hccl_waits_longer_than_the_time_limit_of_the_groups() -> None:
+def test_hccl_gives_up_before_torch_npu_ends_the_process() -> None:
     for minutes in (1, 45, 600):
         wait = timedelta(minutes=minutes)
-        assert int(defaults(True, wait)["HCCL_EXEC_TIMEOUT"]) == 60 * minutes + 60
+        limit = int(defaults(True, wait)["HCCL_EXEC_TIMEOUT"])
+        assert limit == 60 * minutes
+        assert group_limit(wait).total_seconds() >= limit + 60, "HCCL needs time to write"
 
 
-def test_the_newer_name_of_the_allocators_options_stands_alone() -> None:
+def test_groups_on_devices_wait_longer_than_those_on_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: dict[str, timedelta] = {}
+
+    def new_group(ranks: list[int], timeout: timedelta, backend: str, pg_options: object) -> None:
+        limits[backend] = timeout
+
+    monkeypatch.setattr(dist, "new_group", new_group)
+    monkeypatch.setattr(Device, "group_options", lambda self, megabytes, decodes: None)
+    world = object.__new__(World)
+    world.device = Device("npu", torch.device("cpu"), "hccl")
+    world.timeout = WAIT
+    world.rank = 9  # in no group
+    world._groups = {}
+    for backend in ("gloo", "hccl"):
+        world._group(backend, [0, 1])
+    assert limits == {"gloo": WAIT, "hccl": WAIT + timedelta(minutes=2)}
+
+
+@pytest.mark.parametrize("release", ["2.10.0.post7", "2.10.1"])
+def test_the_other_name_of_the_allocators_options_stands_alone_where_it_is_read(
+    release: str, installed_torch_npu: Callable[[str], None]
+) -> None:
     """torch_npu ends the process when both are set."""
+    installed_torch_npu(release)
     environ = {"PYTORCH_ALLOC_CONF": "expandable_segments:False"}
     set_defaults(environ, generates=False, wait=WAIT)
     assert "PYTORCH_NPU_ALLOC_CONF" not in environ
     assert "PYTORCH_NPU_ALLOC_CONF" not in {row.name for row in environment_table(environ, WAIT)}
 
 
+@pytest.mark.parametrize("release", ["2.7.1.post4", "2.10.0.post4", ""])
+def test_ours_is_set_where_the_other_name_is_not_known_to_be_read(
+    release: str, installed_torch_npu: Callable[[str], None]
+) -> None:
+    installed_torch_npu(release)
+    environ = {"PYTORCH_ALLOC_CONF": "expandable_segments:False"}
+    set_defaults(environ, generates=False, wait=WAIT)
+    assert environ["PYTORCH_NPU_ALLOC_CONF"] == "expandable_segments:True"
+
+
 def test_the_table_says_whose_a_value_is() -> None:
     rows = {row.name: row for row in environment_table({"HCCL_BUFFSIZE": "256"}, WAIT)}
     assert (rows["HCCL_BUFFSIZE"].value, rows["HCCL_BUFFSIZE"].is_users) == ("256", True)
-    assert (rows["HCCL_EXEC_TIMEOUT"].value, rows["HCCL_EXEC_TIMEOUT"].is_users) == ("2760", False)
+    assert (rows["HCCL_EXEC_TIMEOUT"].value, rows["HCCL_EXEC_TIMEOUT"].is_users) == ("2700", False)
     assert rows["TASK_QUEUE_ENABLE"].value == "1 on ranks that generate, 2 on others"
     assert rows["HCCL_OP_EXPANSION_MODE"].value.startswith(
         "AIV for tensor-parallel groups of rollout"
