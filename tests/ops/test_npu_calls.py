@@ -10,7 +10,11 @@ import textwrap
 
 import pytest
 import torch
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 from support.npu_contract import ROOT, SAMPLE, TABLE, calls, check, table, table_of
+
+from r1zero.preflight.versions import TESTED
 
 IMPORT = "from r1zero.distributed.torch_modules import device_module, torch_npu_module\n"
 
@@ -56,6 +60,14 @@ def test_the_table_holds_nothing_that_is_not_used(uses):
 def test_every_signature_of_the_table_is_one_that_pytorch_reads(release):
     for name, signature in release.operators.items():
         assert torch._C.parse_schema(f"npu::{signature}").name == f"npu::{name}"
+
+
+def test_the_table_is_of_the_ends_of_the_supported_range():
+    supported = SpecifierSet(TESTED["npu"]["torch-npu"])
+    assert f">={TABLE.oldest.version}" in map(str, supported)
+    assert TABLE.newest.version in supported
+    major, minor, *_ = Version(TABLE.newest.version).release
+    assert f"{major}.{minor + 1}" not in supported
 
 
 NORM = "torch_npu_module().npu_rms_norm"
