@@ -54,6 +54,7 @@ def prepare(run: Run, world: World) -> Runtime | None:
         for line in opening.said:
             log.info(line)
         if opening.is_done:
+            world.barrier()  # the folder is given back when all have opened their logs in it
             return None
         runtime = _build(run, world, opening, hold)
         unless_it_trains.pop_all()

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from support.multiproc import DEVICE, run_ranks
 from support.patience import LONG
-from support.worlds import metrics, run, train_body
+from support.worlds import metrics, resolved_run, run, train_body
 
+from r1zero import trainer
 from r1zero.checkpoint import export as exporting
 from r1zero.checkpoint import manager
 from r1zero.checkpoint import store as checkpoint_store
@@ -374,6 +375,26 @@ def test_a_finished_run_started_again_says_so_and_writes_nothing(tiny, tmp_path)
     assert weights.read_bytes() == whole
     run(folder, 1, "tiny", [*QUICK, save, "training.train_iters=4"])
     assert exported_step(folder / "model") == 4 and len(metrics(folder)) == 4
+
+
+def opens_its_log_late(rank: int, size: int, store: object, overrides: list[str]) -> bool:
+    """Whether there is a runtime, where rank 0 is the first by far."""
+    start_logging = trainer.start_logging
+
+    def late(*args: object, **options: object) -> None:
+        time.sleep(rank)
+        start_logging(*args, **options)
+
+    trainer.start_logging = late
+    return prepare(*resolved_run(rank, size, store, "tiny", overrides)) is not None
+
+
+def test_a_finished_run_waits_for_all_ranks_before_it_gives_its_folder_back(tiny, tmp_path):
+    two = ["resource_pool.colocate=true", "resource_pool.actor_rollout=[2]", "resource_pool.ref=[]"]
+    overrides = [*QUICK, *two, "actor_rollout.micro_batch_size=1", "ref.micro_batch_size=1"]
+    overrides += ["training.save_interval=2", f"output_dir={tmp_path / 'run'}"]
+    run(tmp_path / "run", 2, "tiny", overrides)
+    assert run_ranks(opens_its_log_late, 2, overrides) == [False, False]
 
 
 # -- on several nodes -----------------------------------------------------------------------------
