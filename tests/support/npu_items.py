@@ -17,13 +17,14 @@ import torch.distributed as dist
 import torch_npu
 from support.patience import LONG
 
-from npu_checks import graphs, operators, versions
+from npu_checks import graphs, jobs, operators, versions
 from npu_checks.check import Check, Figures
 from r1zero.distributed import collectives
 from r1zero.distributed.device import open_device
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.placement import RoleSize, place
+from r1zero.rollout import sampler
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import Piece
 
@@ -32,6 +33,8 @@ def npu_check_item(rank: int, size: int, store: dist.Store, item: str, fault: st
     """What an item of small size prints, with a fault of FAULTS or "". Raises what the item
     raises."""
     module = importlib.import_module(f"npu_checks.{item}")
+    jobs.make_tiny = lambda: None  # the fixture has
+    jobs.train = functools.partial(train_here, store)
     if fault:
         FAULTS[fault]()
     for name, stands_for in (("in_world", in_forked_world), ("join", forked_store)):
@@ -53,6 +56,18 @@ def in_forked_world(
     placement = place(roles, colocate=True)
     device = open_device("npu", check.launch.local_rank)
     return work(World(check.launch, placement, device, timedelta(seconds=LONG), store))
+
+
+def train_here(
+    store: dist.Store, check: Check, name: str, processes: int, overrides: list[str]
+) -> Path:
+    """As npu_checks.jobs.train, in this process, so once."""
+    from support.npu_bodies import train_as_on_npus
+
+    folder = check.folder / name
+    job = [*jobs.ALWAYS, *overrides, f"output_dir={folder}"]
+    train_as_on_npus(0, processes, store, "tiny", job)
+    return folder
 
 
 def forked_store(store: dist.Store, *_: Any) -> dist.Store:
@@ -156,6 +171,19 @@ def _lets_all_through(_: Callable) -> Callable:
     return lambda world: None
 
 
+def _logits_are_sharper(function: Callable) -> Callable:
+    def sample(logits: torch.Tensor, *args: Any) -> Any:
+        return function(logits * 1.03, *args)
+
+    return sample
+
+
+def _a_program_that_dies() -> None:
+    jobs.train = _train
+    jobs.MAIN = Path(tempfile.mkdtemp()) / "main.py"
+    jobs.MAIN.write_text("raise SystemExit('r1zero: rank 0 (train) is out of memory')")
+
+
 def _import_fails(_: Callable) -> Callable:
     def import_mindspeed() -> None:
         raise ImportError("No module named 'einops'")
@@ -170,6 +198,8 @@ def _mindspeeds_sum() -> None:
 def _queue_for_no_graphs() -> None:
     os.environ["TASK_QUEUE_ENABLE"] = "2"
 
+
+_train = jobs.train  # in processes of their own
 
 FAULTS: dict[str, Callable[[], None]] = {
     "versions are judged": _replace(versions, "is_standin", lambda _: lambda: False),
@@ -188,5 +218,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "graphs that are not captured": _replace(graphs, "Decoder", _without_graphs),
     "weights changed on the way": _replace(Publisher, "_write", _first_elements_are_one_more),
     "a barrier that nobody waits at": _replace(World, "barrier", _lets_all_through),
+    "sharper logits in rollout": _replace(sampler, "sample", _logits_are_sharper),
+    "a program that dies": _a_program_that_dies,
     "parts of an all_gather swapped": _replace(dist, "all_gather", _parts_are_swapped),
 }

@@ -3,15 +3,20 @@ it looks at is broken."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from support.npu_worlds import environment
 from support.patience import LONG
+
+from r1zero.preflight.found import look
+from r1zero.preflight.resolve import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = (
@@ -22,7 +27,10 @@ ITEMS = (
     "operators",
     "draws",
     "graphs",
+    "mismatch",
     "publish",
+    "tiny_job",
+    "model_step",
     "long_wait",
 )
 # Item, ranks, a fault of npu_items.FAULTS, and a part of the sentence of FAIL.
@@ -46,6 +54,8 @@ BROKEN = [
         "embedding.word_embeddings.weight on rollout rank",
     ),
     ("long_wait", 2, "a barrier that nobody waits at", "rank 0 of 2 waited 0.0 s instead of 2 s"),
+    ("mismatch", 1, "sharper logits in rollout", "rollout and trainer differ by 0.0"),
+    ("model_step", 1, "a program that dies", "exit code 1: rank 0 (train) is out of memory"),
     ("draws", 2, "parts of an all_gather swapped", "TP 2, whole distribution: "),
 ]
 
@@ -155,6 +165,48 @@ def test_what_cannot_be_is_refused_in_a_sentence(npu, arguments: list[str], sent
     assert sentence in err and len(err.splitlines()) == 1
 
 
+@pytest.fixture
+def model_step(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The item's module."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("npu_checks.model_step")
+
+
+def test_samples_of_the_second_run_that_are_others_are_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    item = importlib.import_module("npu_checks.tiny_job")
+    sample = {"prompt": "1+1", "response": "2", "reward": 1.0, "truncated": False}
+    runs = {
+        "one": [sample, sample],
+        "same": [sample, sample],
+        "other": [sample, {**sample, "response": "3"}],
+    }
+    monkeypatch.setattr(item.jobs, "samples", lambda folder, step: runs[folder.name])
+    item.compare_samples(Path("one"), Path("same"), range(1, 3), "a second run")
+    with pytest.raises(Exception) as failed:
+        item.compare_samples(Path("one"), Path("other"), range(3, 4), "the run that was resumed")
+    assert str(failed.value) == "step 3: 1 of 2 samples of the run that was resumed are others"
+
+
+def test_memory_that_is_far_from_the_estimate_is_a_failure(model_step: ModuleType) -> None:
+    model_step.compare_memory({"train": 12.4, "ref": 0.76}, {"train": 10.0, "ref": 1.0})
+    with pytest.raises(Exception) as failed:
+        model_step.compare_memory({"train": 12.6, "ref": 0.76}, {"train": 10.0, "ref": 1.0})
+    assert str(failed.value) == "train took 12.60 GB, the dry run says 10.00"
+
+
+@pytest.mark.parametrize("devices", range(1, 17))
+def test_all_devices_have_a_role_in_the_model_step(model_step: ModuleType, devices: int) -> None:
+    ranks, layout = model_step.layout_of(devices)
+    cfg, _ = load_config("tiny", [*model_step.jobs.LARGE, *layout])
+    placement = look(cfg, ranks).placement
+    assert placement is not None and placement.world_size == ranks
+    assert ranks == (devices if devices >= 4 else 1)
+    assert cfg.actor_rollout.ppo_mini_batch_size % placement.train.dp == 0
+
+
 @pytest.mark.parametrize(("item", "ranks", "fault", "sentence"), BROKEN)
 def test_an_item_fails_when_its_thing_is_broken(
     npu, item: str, ranks: int, fault: str, sentence: str
@@ -174,6 +226,8 @@ def test_an_item_fails_when_its_thing_is_broken(
         ("graphs", 2),
         ("publish", 2),
         ("long_wait", 2),
+        ("mismatch", 1),
+        ("model_step", 1),
     ],
 )
 def test_the_same_item_unbroken_passes(npu, item: str, ranks: int) -> None:
