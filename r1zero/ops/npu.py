@@ -17,6 +17,8 @@ MASK_SIDE = 2048
 # Values of `sparse_mode`: which part of the mask counts.
 NO_MASK = 0
 CAUSAL_TO_THE_LAST = 3  # causal, aligned at the last query and the last key
+# Packed sequences of one call of npu_fusion_attention, by its documentation.
+MOST_SEQUENCES = 1024
 
 
 @functools.cache
@@ -40,7 +42,42 @@ def varlen_attention(
 
     query [Tq, heads, D], key and value [Tk, kv heads, D] -> [Tq, heads, D]. Sequence i ends before
     query cu_seqlens_q[i] and key cu_seqlens_k[i]: no leading 0. Its last query sees all its keys.
+    More sequences than a call may have go through several calls.
     """
+    if len(cu_seqlens_q) <= MOST_SEQUENCES:
+        return _fusion_attention(query, key, value, cu_seqlens_q, cu_seqlens_k, scale)
+    ends_q = _ends_by_call(cu_seqlens_q)
+    ends_k = _ends_by_call(cu_seqlens_k)
+    # One split each, since the backward pass of every slice would fill and add a whole gradient.
+    queries = query.split([ends[-1] for ends in ends_q])
+    keys = key.split([ends[-1] for ends in ends_k])
+    values = value.split([ends[-1] for ends in ends_k])
+    outputs = []
+    for call in zip(queries, keys, values, ends_q, ends_k, strict=True):
+        outputs.append(_fusion_attention(*call, scale))
+    return torch.cat(outputs)
+
+
+def _ends_by_call(ends: list[int]) -> list[list[int]]:
+    """Cut the ends of sequences into those of each call, counted from where the call begins."""
+    result = []
+    begin = 0
+    for first in range(0, len(ends), MOST_SEQUENCES):
+        part = ends[first : first + MOST_SEQUENCES]
+        result.append([end - begin for end in part])
+        begin = part[-1]
+    return result
+
+
+def _fusion_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends_q: list[int],
+    ends_k: list[int],
+    scale: float,
+) -> torch.Tensor:
+    """One call: varlen_attention of at most MOST_SEQUENCES."""
     return torch_npu_module().npu_fusion_attention(
         query,
         key,
@@ -49,8 +86,8 @@ def varlen_attention(
         input_layout="TND",
         atten_mask=_causal_mask(query.device),
         scale=scale,
-        actual_seq_qlen=cu_seqlens_q,
-        actual_seq_kvlen=cu_seqlens_k,
+        actual_seq_qlen=ends_q,
+        actual_seq_kvlen=ends_k,
         sparse_mode=CAUSAL_TO_THE_LAST,
     )[0]
 

@@ -226,7 +226,8 @@ class Decoder:
             return F.embedding(tokens, self.embedding)
         local = tokens - self._first_row()
         mine = (local >= 0) & (local < self.embedding.shape[0])
-        hidden = F.embedding(torch.where(mine, local, 0), self.embedding) * mine[:, None]
+        # Others look up row 0 for now. The 0 of torch.where would be a tensor, made in each step.
+        hidden = F.embedding(local * mine, self.embedding) * mine[:, None]
         dist.all_reduce(hidden, group=self.group)
         return hidden
 

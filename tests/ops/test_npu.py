@@ -3,6 +3,8 @@ gradients of our calls. What the kernels compute on hardware is not shown."""
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -172,6 +174,31 @@ def varlen(ends: list[int], key_ends: list[int], rows: list[int] | None) -> list
 )
 def test_attention_of_the_trainer_and_its_gradients(ends, key_ends, rows):
     assert max(on_npu(varlen, ends, key_ends, rows)) < 1e-5
+
+
+def many_sequences(count: int) -> tuple[list[float], int]:
+    """Sequences of 1, 2, 3, 1, ... tokens, the odd ones with a key before their own; and how many
+    calls their attention took."""
+    ends: list[int] = []
+    key_ends: list[int] = []
+    rows: list[int] = []
+    for number in range(count):
+        begin = ends[-1] if ends else 0
+        end = begin + number % 3 + 1
+        keys = [0] * (number % 2) + list(range(begin, end))
+        rows += keys
+        ends.append(end)
+        key_ends.append(len(rows))
+    with patch.object(npu, "_fusion_attention", wraps=npu._fusion_attention) as call:
+        off = varlen(ends, key_ends, rows)
+    return off, call.call_count
+
+
+@pytest.mark.parametrize(("count", "calls"), [(1024, 1), (1025, 2), (2100, 3)])
+def test_more_sequences_than_a_call_may_have_go_through_several(count, calls):
+    off, made = on_npu(many_sequences, count)
+    # The key that half of them share sums its gradient in another order.
+    assert max(off) < 1e-3 and made == calls
 
 
 def masks_made() -> tuple[int, bool]:

@@ -3,9 +3,12 @@ launches a layer."""
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from support.launches import Launches
 from support.npu_process import on_npu
 from support.shapes import small_shape
@@ -142,3 +145,25 @@ def test_launches_of_a_decoding_step(family, most):
     assert on_npu(launches, small_shape(**FAMILIES[family])) - 2 * most == 7, (
         "tokens to the device, embedding, slots, cos, sin; last norm and logits"
     )
+
+
+def embedding_of_a_part() -> tuple[list[list[float]], int]:
+    """The rows that the second of two ranks has of four tokens, before the sum; and the launches."""
+    decoder = decoder_on("npu", small_shape())
+    rows = torch.arange(12.0).view(6, 2) + 1  # of ids 6 to 11
+    decoder.embedding = rows.to("npu")
+    decoder.group = object()
+    tokens = torch.tensor([5, 6, 11, 12]).to("npu")
+    with (
+        patch.object(dist, "get_rank", return_value=1),
+        patch.object(dist, "all_reduce"),
+        Launches() as seen,
+    ):
+        hidden = decoder._embed(tokens)
+    return hidden.cpu().tolist(), seen.counted.total()
+
+
+def test_a_part_of_the_vocabulary_embeds_its_tokens_alone_and_makes_no_tensor_for_others():
+    hidden, launches = on_npu(embedding_of_a_part)
+    assert hidden == [[0, 0], [1, 2], [11, 12], [0, 0]]
+    assert launches == 7, "difference, two comparisons, both; row numbers, embedding, product"
