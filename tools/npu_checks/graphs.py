@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from npu_checks import models
 from npu_checks.check import Check, CheckFailed, Figures
-from npu_checks.world import in_world
+from npu_checks.world import in_world, set_variables
 from r1zero.distributed.groups import World
 from r1zero.distributed.placement import RoleSize
 from r1zero.ops.npu_graph import GraphPool
@@ -49,6 +49,7 @@ class Generated:
 
 def run(check: Check) -> Figures:
     """Compare both ways of decoding, without and with tensor parallelism."""
+    set_variables()  # those of ranks that generate: others get a queue that captures no graphs
     size = check.launch.world_size
     roles = {"alone": RoleSize(size), "together": RoleSize(size, size)}
 
