@@ -48,6 +48,7 @@ def imported_patches() -> int | None:
     try:
         import_mindspeed()
     except Exception as error:
+        # its patches run while it is imported, and may raise anything; told with its type
         raise CheckFailed(
             f"MindSpeed's adaptor cannot be imported: {type(error).__name__}: {error}",
             "clone MindSpeed's branch core_r0.16.0, `pip install -e` the clone, and install what "

@@ -123,7 +123,7 @@ def npu_fusion_attention(
         output = _packed(query, key, value, scale, *ends, sparse_mode, atten_mask)
     elif input_layout == "SBH":
         output = _batched(query, key, value, head_num, scale, sparse_mode, atten_mask)
-    else:
+    else:  # the hardware has more layouts; neither we nor MindSpeed call them
         raise NotImplementedError(f"npu_standin: input_layout {input_layout}")
     nothing = query.new_empty(0)
     return output, nothing, nothing.clone(), nothing.clone(), 0, 0, 0
@@ -165,7 +165,7 @@ def npu_fused_infer_attention_score(
     limit(query.is_contiguous() and key.is_contiguous() and value.is_contiguous(), "not contiguous")
     if input_layout == "BSND":
         query = query.transpose(1, 2)
-    elif input_layout != "BNSD":
+    elif input_layout != "BNSD":  # as above
         raise NotImplementedError(f"npu_standin: input_layout {input_layout}")
     rows, heads, tokens, dim = query.shape
     num_key_value_heads = num_key_value_heads or num_heads
