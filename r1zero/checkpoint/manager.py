@@ -23,6 +23,7 @@ from r1zero.checkpoint import manifest, progress, store
 from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.state import RunState
 from r1zero.checkpoint.train_state import Writing, rng_states
+from r1zero.distributed.collectives import all_max
 from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.policy.actor import Actor
@@ -37,14 +38,6 @@ FIRST_SAVE_SPEED = 2e8  # bytes a second, until a save was measured
 MARGIN_SECONDS = 10.0
 
 log = logging.getLogger("r1zero")
-
-
-@dataclass(frozen=True, slots=True)
-class _Sign:
-    """What a rank shows at the end of a step."""
-
-    leave: str | None  # why it wants to leave
-    written: bool  # nothing is being written here
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +86,15 @@ class CheckpointManager:
         runtime = self.runtime
         config = self.config
         self._longest_step = max(self._longest_step, time.monotonic() - self._looked)
-        signs = runtime.move.all_gather(_Sign(self._wish(), self._is_written))
-        if all(sign.written for sign in signs):
+        wish = self._wish()
+        somebody_leaves, somebody_writes = self._any_rank(wish is not None, not self._is_written)
+        if not somebody_writes:
             self.finish()
         step = runtime.progress.step
-        last = runtime.progress.step >= config.total_steps
-        if last:
-            reason = None
-        else:
-            reason = next((sign.leave for sign in signs if sign.leave), None)
+        last = step >= config.total_steps
+        reason = None
+        if somebody_leaves and not last:
+            reason = next(filter(None, runtime.move.all_gather(wish)))
         if reason or (config.save_interval and (last or step % config.save_interval == 0)):
             self.save()
         if reason or last:
@@ -190,6 +183,12 @@ class CheckpointManager:
         """Nothing is being written on this rank."""
         return self._save is None or self._save.writing is None or self._save.writing.done
 
+    def _any_rank(self, *mine: bool) -> list[bool]:
+        """Whether any rank says yes, question by question. Collective."""
+        answers = torch.tensor(mine, dtype=torch.int32)
+        all_max(answers, self.runtime.world.control)
+        return [bool(answer) for answer in answers]
+
     # -- why to leave ---------------------------------------------------------------------------
 
     def _wish(self) -> str | None:
@@ -255,7 +254,7 @@ class CheckpointManager:
             (save.folder / "config.yaml").write_text(config.config_text)
             (save.folder / progress.NAME).write_text(save.info.text())
             for path in sorted(save.folder.iterdir()):
-                if path.name not in files:
+                if path.is_file() and path.name not in files:  # folders are their writers' to list
                     files[path.name] = manifest.describe(path)
                     sync(path)
             manifest.write(save.folder, files)

@@ -1,0 +1,122 @@
+"""Groups on their way: generated, and not yet learnt from when a checkpoint is saved.
+
+    in_flight/replica_0003.safetensors    what rollout replica 3 holds of them
+
+Arrays of one type lie end to end in one tensor of that type. The tensor "text", UTF-8, is JSON: the
+groups with all their fields, and in place of an array where it lies:
+
+    {"position": 3, "prompt": {"index": 17, "tokens": {"array": "int32", "start": 0, "stop": 9}, ...}, ...}
+
+So any layout reads what any other wrote. The data row of a prompt stays behind: reward functions,
+which alone see it, have spoken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from r1zero.checkpoint.manifest import File, describe
+from r1zero.errors import BadInput
+from r1zero.run_folder.durable import sync, sync_folder
+from r1zero.types import Group, Outcome, Prompt, Sample, Score
+
+FOLDER = "in_flight"
+TEXT = "text"
+
+
+def write(folder: Path, replica: int, groups: Sequence[Group]) -> dict[str, File]:
+    """Write and sync a rollout replica's groups into the checkpoint `folder`.
+
+    Returns the file's size and sum by its name in the checkpoint, for the manifest. OSError when it
+    cannot be written.
+    """
+    (folder / FOLDER).mkdir(exist_ok=True)
+    name = f"{FOLDER}/replica_{replica:04d}.safetensors"
+    try:
+        save_file(_packed(groups), folder / name)
+    except SafetensorError as error:  # which covers what the system said
+        raise OSError(str(error)) from error
+    sync(folder / name)
+    sync_folder(folder / FOLDER)
+    return {name: describe(folder / name)}
+
+
+def read(folder: Path) -> list[Group]:
+    """The groups of all replicas in a checkpoint, in order of position; none when it has none.
+
+    BadInput when a file is damaged.
+    """
+    groups: list[Group] = []
+    for path in sorted((folder / FOLDER).glob("replica_*.safetensors")):
+        try:
+            groups += _unpacked(load_file(path))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{path} cannot be read ({error})") from None
+    return sorted(groups, key=lambda group: group.position)
+
+
+class _Pool:
+    """Arrays of each type, laid end to end."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[np.ndarray]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def add(self, array: np.ndarray) -> dict[str, str | int]:
+        """Lay an array behind the others of its type; returns where it lies."""
+        assert isinstance(array, np.ndarray) and array.ndim == 1, f"no field of a group: {array!r}"
+        kind = str(array.dtype)
+        start = self._sizes.get(kind, 0)
+        stop = start + len(array)
+        self._parts.setdefault(kind, []).append(array)
+        self._sizes[kind] = stop
+        return {"array": kind, "start": start, "stop": stop}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """One array of each type."""
+        return {kind: np.concatenate(parts) for kind, parts in self._parts.items()}
+
+
+def _packed(groups: Sequence[Group]) -> dict[str, np.ndarray]:
+    """Groups as a few flat tensors."""
+    pool = _Pool()
+    plain = []
+    for group in groups:
+        without_row = replace(group, prompt=replace(group.prompt, row=None))
+        plain.append(asdict(without_row))
+    text = json.dumps(plain, default=pool.add)
+    return pool.tensors() | {TEXT: np.frombuffer(text.encode(), dtype=np.uint8)}
+
+
+def _unpacked(tensors: dict[str, np.ndarray]) -> list[Group]:
+    """The groups that were packed into these tensors."""
+
+    def with_array(entry: dict[str, Any]) -> Any:
+        if entry.keys() == {"array", "start", "stop"}:
+            return tensors[entry["array"]][entry["start"] : entry["stop"]].copy()
+        return entry
+
+    plain = json.loads(tensors[TEXT].tobytes(), object_hook=with_array)
+    return [_group(**fields) for fields in plain]
+
+
+def _group(prompt: dict[str, Any], samples: list[dict[str, Any]], **fields: Any) -> Group:
+    return Group(
+        prompt=Prompt(**prompt), samples=[_sample(**sample) for sample in samples], **fields
+    )
+
+
+def _sample(scores: dict[str, dict[str, Any]], **fields: Any) -> Sample:
+    return Sample(scores={name: _score(**score) for name, score in scores.items()}, **fields)
+
+
+def _score(outcome: int, **fields: Any) -> Score:
+    return Score(outcome=Outcome(outcome), **fields)
