@@ -52,7 +52,7 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
             groups = runtime.reward_manager.score(groups)
             groups = runtime.selector.select(groups)
         with clock.span("wait"):
-            groups = move.send_to_replicas(groups, arrivals, rollout, ref)
+            groups = move.send_with_scores(groups, arrivals, rollout, ref)
         with clock.span("ref"):
             groups = runtime.reference.add_logprobs(groups)
         with clock.span("wait"):

@@ -6,7 +6,8 @@ and thinks of HCCL only: its `all_reduce` adds up a float32 copy of a float64 te
 sum away, on gloo, too. What a mapping keeps it does not find. Megatron, and the tensor plane as a
 whole, go on with what MindSpeed has made of them.
 
-Tensors are on the CPU, ranks are global.
+Tensors are on the CPU, ranks are global. Between two ranks, messages of one tag arrive in the order
+in which they were sent; those of different tags do not wait for each other.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+CONTROL = 0  # the tag of plans, records and decisions
 
 # Those that call no other function of torch.distributed, which could have been replaced: `send`,
 # `recv` and all that take objects do.
@@ -43,9 +46,11 @@ def barrier(group: dist.ProcessGroup) -> None:
     _OWN["barrier"](group=group)
 
 
-def isend(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> dist.Work:
+def isend(
+    tensor: torch.Tensor, rank: int, group: dist.ProcessGroup, tag: int = CONTROL
+) -> dist.Work:
     """Start to send a tensor, which must stay as it is until the work is done."""
-    return _OWN["isend"](tensor, rank, group=group)
+    return _OWN["isend"](tensor, rank, group=group, tag=tag)
 
 
 def send(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> None:
@@ -53,44 +58,67 @@ def send(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> None:
     isend(tensor, rank, group).wait()
 
 
-def recv(tensor: torch.Tensor, rank: int, group: dist.ProcessGroup) -> torch.Tensor:
+def recv(
+    tensor: torch.Tensor, rank: int, group: dist.ProcessGroup, tag: int = CONTROL
+) -> torch.Tensor:
     """Receive into a tensor of the size that is sent."""
-    _OWN["irecv"](tensor, rank, group=group).wait()
+    _OWN["irecv"](tensor, rank, group=group, tag=tag).wait()
     return tensor
+
+
+def isend_bytes(
+    payload: torch.Tensor, rank: int, group: dist.ProcessGroup, tag: int = CONTROL
+) -> list[tuple[dist.Work, torch.Tensor]]:
+    """Start to send bytes, uint8 of any size; keep the works with their tensors until they are
+    done."""
+    size = torch.tensor([payload.numel()], dtype=torch.int64)
+    return [(isend(tensor, rank, group, tag), tensor) for tensor in (size, payload)]
+
+
+def recv_bytes(rank: int, group: dist.ProcessGroup, tag: int = CONTROL) -> torch.Tensor:
+    """Receive bytes, uint8 of the size that is sent."""
+    size = recv(torch.zeros(1, dtype=torch.int64), rank, group, tag)
+    return recv(torch.empty(int(size), dtype=torch.uint8), rank, group, tag)
 
 
 def isend_object(
     value: object, rank: int, group: dist.ProcessGroup
 ) -> list[tuple[dist.Work, torch.Tensor]]:
     """Start to send an object; keep the works with their tensors until they are done."""
-    payload = _packed(value)
-    size = torch.tensor([payload.numel()], dtype=torch.int64)
-    return [(isend(tensor, rank, group), tensor) for tensor in (size, payload)]
+    return isend_bytes(_packed(value), rank, group)
 
 
 def recv_object(rank: int, group: dist.ProcessGroup) -> Any:
     """Receive an object."""
-    size = recv(torch.zeros(1, dtype=torch.int64), rank, group)
-    return _unpacked(recv(torch.empty(int(size), dtype=torch.uint8), rank, group))
+    return _unpacked(recv_bytes(rank, group))
+
+
+def broadcast_bytes(
+    payload: torch.Tensor | None, source: int, group: dist.ProcessGroup
+) -> torch.Tensor:
+    """Give the bytes that rank `source` holds, uint8, to every rank of a group."""
+    gives = dist.get_rank() == source
+    if payload is None:
+        assert not gives, "the source has something to give"
+        payload = torch.empty(0, dtype=torch.uint8)
+    if dist.get_world_size(group) == 1:
+        return payload
+    size = torch.tensor([payload.numel()], dtype=torch.int64)
+    _OWN["broadcast"](size, source, group=group)
+    if not gives:
+        payload = torch.empty(int(size), dtype=torch.uint8)
+    _OWN["broadcast"](payload, source, group=group)
+    return payload
 
 
 def broadcast_object(value: T | None, source: int, group: dist.ProcessGroup) -> T:
     """Give what rank `source` holds, a T, to every rank of a group."""
     if dist.get_world_size(group) == 1:
         return cast(T, value)
-    gives = dist.get_rank() == source
-    if gives:
-        payload = _packed(value)
-    else:
-        payload = torch.empty(0, dtype=torch.uint8)
-    size = torch.tensor([payload.numel()], dtype=torch.int64)
-    _OWN["broadcast"](size, source, group=group)
-    if not gives:
-        payload = torch.empty(int(size), dtype=torch.uint8)
-    _OWN["broadcast"](payload, source, group=group)
-    if gives:
+    if dist.get_rank() == source:
+        broadcast_bytes(_packed(value), source, group)
         return cast(T, value)
-    return _unpacked(payload)
+    return _unpacked(broadcast_bytes(None, source, group))
 
 
 def gather_objects(value: T, group: dist.ProcessGroup) -> list[T] | None:

@@ -3,24 +3,40 @@
 A move is an asynchronous send for the giver and a blocking receive for the taker. That alone makes
 the pipeline: rollout ranks hand over a minibatch and go on decoding, while the ranks that wait for
 it wake up.
+
+Samples travel as flat buffers (distributed/wire.py), everything else as pickled objects. What goes
+to the replicas of a role is a stream of its own: ranks may be far ahead of each other, and a sample
+of the next batch that is on its way must not stand between two ranks that gather records.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from r1zero.distributed import collectives
+from r1zero.distributed import collectives, wire
 from r1zero.distributed.groups import Grid, World
 from r1zero.types import Batch, Group
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of samples that a rank sent to others and received from them.
+
+    What it tells the other ranks of its replica is not counted, what they hear of it is.
+    """
+
+    sent: int = 0
+    received: int = 0
 
 
 class RoleTransfer:
@@ -30,6 +46,9 @@ class RoleTransfer:
         self.world = world
         self._pending: list[tuple[dist.Work, torch.Tensor]] = []
         self._to_myself: deque[bytes] = deque()
+        # by their tag
+        self._samples_to_myself: defaultdict[int, deque[torch.Tensor]] = defaultdict(deque)
+        self.traffic = Traffic()
 
     def from_controller(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` on the controller and give its value to every rank."""
@@ -71,9 +90,10 @@ class RoleTransfer:
         return shared
 
     def send_to_replicas(
-        self, groups: list[Group], positions: range, giver: Grid, taker: Grid
+        self, batch: Batch, groups: list[Group], positions: range, giver: Grid, taker: Grid
     ) -> list[Group]:
-        """Move the groups at these batch positions from one role to the replicas of another.
+        """Move the samples of groups at these batch positions from one role to the replicas of
+        another.
 
         A position lives on one replica of either role (RankGrid.replica_of). The giver's output
         ranks send; the taker's input ranks receive and tell their replica. From DP 2 to DP 3, the
@@ -83,8 +103,34 @@ class RoleTransfer:
             rollout replica 1   holds 1 3 5    sends 3 to ref 0, 1 to ref 1, 5 to ref 2
 
         so ref replica 0 waits for both, the lower rank first, and has 0 3; 1 has 1 4, 2 has 2 5.
-        Returns the taker's groups in order, none elsewhere.
+        Not all positions need to have a group: a sender whose groups are all missing sends an empty
+        list, since only it knows that. Returns the taker's groups in order, none elsewhere; they
+        have the prompts of the batch, and no scores.
         """
+        tag = self._tag(taker)
+        if giver.is_output_rank:
+            for replica in range(taker.span.dp):
+                share = [
+                    group for group in groups if taker.span.replica_of(group.position) == replica
+                ]
+                if self.world.rank in _senders(giver, taker.span.share(replica, positions)):
+                    self._send_samples(wire.pack(share), taker.span.input_rank(replica), tag)
+                else:
+                    assert not share, "groups at other positions than these"
+        if not taker.member:
+            return []
+        arrived: list[Group] = []
+        for sender in _senders(giver, taker.span.share(taker.replica, positions)):
+            buffer = None
+            if taker.is_input_rank:
+                buffer = self._receive_samples(sender, tag)
+            arrived += wire.unpack(self._tell_replica(buffer, taker), batch.prompts)
+        return sorted(arrived, key=lambda group: group.position)
+
+    def send_with_scores(
+        self, groups: list[Group], positions: range, giver: Grid, taker: Grid
+    ) -> list[Group]:
+        """The same with prompts and scores, as pickled objects."""
         if giver.is_output_rank:
             for replica in range(taker.span.dp):
                 share = [
@@ -146,6 +192,33 @@ class RoleTransfer:
         if rank == self.world.rank:
             return pickle.loads(self._to_myself.popleft())
         return collectives.recv_object(rank, self.world.control)
+
+    def _tag(self, taker: Grid) -> int:
+        """Of the samples that go to the replicas of a role."""
+        return collectives.CONTROL + 1 + list(self.world.roles).index(taker.span.role)
+
+    def _send_samples(self, buffer: torch.Tensor, rank: int, tag: int) -> None:
+        if rank == self.world.rank:
+            self._samples_to_myself[tag].append(buffer)
+        else:
+            self._pending += collectives.isend_bytes(buffer, rank, self.world.control, tag)
+            self.traffic.sent += buffer.numel()
+
+    def _receive_samples(self, rank: int, tag: int) -> torch.Tensor:
+        if rank == self.world.rank:
+            return self._samples_to_myself[tag].popleft()
+        buffer = collectives.recv_bytes(rank, self.world.control, tag)
+        self.traffic.received += buffer.numel()
+        return buffer
+
+    def _tell_replica(self, buffer: torch.Tensor | None, grid: Grid) -> torch.Tensor:
+        """Give what the input rank of a replica holds to all its ranks."""
+        assert grid.replica_control is not None
+        leader = grid.span.input_rank(grid.replica)
+        told = collectives.broadcast_bytes(buffer, leader, grid.replica_control)
+        if buffer is None:
+            self.traffic.received += told.numel()
+        return told
 
 
 def _senders(giver: Grid, positions: range) -> list[int]:

@@ -23,13 +23,21 @@ from support.multiproc import DEVICE, run_ranks
 from support.patience import LONG
 from support.updates import compare, update_body
 
-from r1zero.distributed.collectives import all_max, all_sum, gather_objects
+from r1zero.distributed.collectives import (
+    all_max,
+    all_sum,
+    gather_objects,
+    isend_bytes,
+    isend_object,
+    recv_bytes,
+    recv_object,
+)
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.megatron_on_npu import import_mindspeed
 from r1zero.distributed.placement import RoleSize, place
 from r1zero.distributed.transfer import RoleTransfer
-from r1zero.types import Group, Prompt
+from r1zero.types import Batch, Group, Prompt
 
 ROOT = Path(__file__).resolve().parents[2]
 # What goes over the device's own backend.
@@ -119,15 +127,41 @@ def moves_body(rank, size, store, folder, text):
         told["role"] = all_sum(third.clone(), world.train.role_control).item()
         told["first"] = gather_objects(rank, world.train.role_control)
     mine = world.rollout.share(3)
-    groups = [Group(p, Prompt(p, "", np.arange(p), ""), []) for p in mine]
-    groups = move.send_to_replicas(groups, range(3), world.rollout, world.ref)
+    batch = Batch(1, 0, [Prompt(p, "", np.arange(p), "") for p in range(3)], 1, 3)
+    groups = [Group(p, batch.prompts[p], []) for p in mine]
+    groups = move.send_to_replicas(batch, groups, range(3), world.rollout, world.ref)
     groups = move.broadcast_groups(groups, range(3), world.ref, world.train)
     told["groups"] = [group.prompt.tokens.tolist() for group in groups]
     told["plan"] = move.from_controller(lambda: world.rank + 7)
     told["all"] = move.all_gather(rank)
     told["controller"] = move.to_controller(rank)
     move.flush()
+    if rank == 2:
+        send_in_turn(world.control)
+    if rank == 0:
+        told["streams"] = receive_by_stream(world.control)
+    world.barrier()
     return told
+
+
+def send_in_turn(group):
+    """Bytes of two streams and an object to rank 0."""
+    pending = isend_bytes(torch.full((3,), 1, dtype=torch.uint8), 0, group, tag=2)
+    pending += isend_bytes(torch.full((2,), 2, dtype=torch.uint8), 0, group, tag=1)
+    pending += isend_object("a plan", 0, group)
+    pending += isend_bytes(torch.full((1,), 3, dtype=torch.uint8), 0, group, tag=2)
+    for work, _ in pending:
+        work.wait()
+
+
+def receive_by_stream(group):
+    """What rank 2 sent, taken in another order."""
+    return [
+        recv_object(2, group),
+        recv_bytes(2, group, tag=1).tolist(),
+        recv_bytes(2, group, tag=2).tolist(),
+        recv_bytes(2, group, tag=2).tolist(),
+    ]
 
 
 @pytest.mark.parametrize("text", [LOSES_FLOAT64, FOR_DEVICES_ONLY])
@@ -144,6 +178,7 @@ def test_the_control_plane_uses_torchs_own_functions(tmp_path, text):
         assert told["groups"] == ([[], [0], [0, 1]] if trains else [])
         assert told["plan"] == 7 and told["all"] == [0, 1, 2, 3]
         assert told["controller"] == ([0, 1, 2, 3] if rank == 0 else [])
+    assert found[0]["streams"] == ["a plan", [2, 2], [1, 1, 1], [3]]
 
 
 def adapted_update_body(rank, size, store, folder, *args):
