@@ -21,8 +21,10 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
 from r1zero.models.params import param_table
-from r1zero.observe.clock import Clock
+from r1zero.observe.clock import Clock, seconds_by_name
 from r1zero.observe.invariants import BF16, FP32, Invariants
+from r1zero.observe.sample_log import AnySampleLog, IdleSampleLog, SampleLog
+from r1zero.observe.spans import span_ranks
 from r1zero.policy.actor import Actor
 from r1zero.policy.idle import AnyActor, AnyReference, IdleActor, IdleReference
 from r1zero.policy.megatron import RoleModel
@@ -41,6 +43,7 @@ from r1zero.rollout.interface import (
     Sampling,
 )
 from r1zero.run_folder.claim import Hold
+from r1zero.run_folder.samples import SampleFiles
 from r1zero.types import Batch, RankRecord
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
@@ -65,10 +68,13 @@ class Runtime:
     sampling: Sampling  # of the samples to train on
     reward_manager: RewardManager  # rollout
     selector: GroupSelector  # which groups train
+    sample_files: SampleFiles
+    sample_log: AnySampleLog  # rollout
     reference: AnyReference  # ref
     policy: AnyActor  # train
     publisher: Publisher
     invariants: Invariants
+    keeps_spans: bool  # this rank's spans are among those of logs/spans.jsonl
     folder: Path  # the run folder, and that of its checkpoints: see Opening
     checkpoints: Path
     checkpoint_config: CheckpointConfig
@@ -113,8 +119,8 @@ class Runtime:
             return self._publish_fault()
         return None
 
-    def record(self, publish_fault: str | None) -> RankRecord:
-        """What this rank tells about the step that ends."""
+    def record(self, batch: Batch, publish_fault: str | None) -> RankRecord:
+        """What this rank tells about the step that ends, which learned from this batch."""
         rollout = self.world.rollout
         ref = self.world.ref
         tokens = {}
@@ -122,12 +128,18 @@ class Runtime:
             tokens["rollout"] = self.engine.progress().tokens
         if ref.is_output_rank:
             tokens["ref"] = self.reference.take_tokens()
+        spans = self.clock.take()
         return RankRecord(
-            self.clock.take(),
-            self.publisher.received_bytes,
-            self.world.device.peak_gigabytes(),
-            tokens,
-            publish_fault,
+            began=spans[0].start,
+            ended=max(span.end for span in spans),
+            seconds=seconds_by_name(spans),
+            published_bytes=self.publisher.received_bytes,
+            peak_gigabytes=self.world.device.peak_gigabytes(),
+            tokens=tokens,
+            publish_fault=publish_fault,
+            spans=spans if self.keeps_spans else [],
+            samples=self.sample_log.take(batch),
+            unwritten=self.sample_log.unwritten,
         )
 
     def _bring(self) -> None:
@@ -161,6 +173,11 @@ def build_runtime(run: Run, world: World) -> Runtime:
     engine = build_engine(
         run.engine_config, run.actor, run.dtype, world, tokens.ends, tokens.unused, reward_manager
     )
+    files = SampleFiles(
+        world.rollout.span.dp,
+        run.config.training.samples_interval,
+        run.config.training.train_iters,
+    )
     return Runtime(
         run=run,
         world=world,
@@ -175,14 +192,16 @@ def build_runtime(run: Run, world: World) -> Runtime:
         sampling=run.sampling,
         reward_manager=reward_manager,
         selector=AllGroups(),
+        sample_files=files,
+        sample_log=_sample_log(files, world, tokens),
         reference=reference,
         policy=policy,
         publisher=_publisher(run, world, policy, engine),
         invariants=Invariants(
             BF16 if run.dtype is Dtype.BF16 else FP32,
             run.actor.load == run.reference.load,
-            tokens.unused,
         ),
+        keeps_spans=world.rank in span_ranks(world.placement),
         folder=run.output_dir,
         checkpoints=run.checkpoints,
         checkpoint_config=run.checkpoint_config,
@@ -205,6 +224,14 @@ def read_tokens(run: Run) -> Tokens:
     vocabulary = vocabulary_of(tokenizer)
     ends = find_ends(run.actor.folder, vocabulary, run.template, stop)
     return Tokens(tokenizer, ends, vocabulary.unused(run.actor.shape.vocab_size))
+
+
+def _sample_log(files: SampleFiles, world: World, tokens: Tokens) -> AnySampleLog:
+    """What keeps the samples of a rollout replica, on the rank that scores them."""
+    if not world.rollout.is_output_rank:
+        return IdleSampleLog()
+    text_of = partial(decode, tokens.tokenizer, special=True)
+    return SampleLog(files, world.rollout.replica, text_of, tokens.unused)
 
 
 def _prompts(run: Run, source: DataSource, tokenizer: PreTrainedTokenizerBase) -> Prompts:

@@ -21,6 +21,8 @@ reference that is never replaced. No branch is taken on a value that not all ran
 from __future__ import annotations
 
 from r1zero.observe.metrics import step_metrics
+from r1zero.observe.sample_summary import join_summaries
+from r1zero.observe.samples import advantage_table
 from r1zero.runtime import Runtime
 from r1zero.types import StepOutcome
 
@@ -51,6 +53,7 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
         with clock.span("reward"):
             groups = runtime.reward_manager.score(groups)
             groups = runtime.selector.select(groups)
+            runtime.sample_log.add(batch, groups)
         with clock.span("wait"):
             groups = move.send_with_scores(groups, arrivals, rollout, ref)
         with clock.span("ref"):
@@ -66,6 +69,10 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
             with clock.span("update"):
                 updates.append(runtime.policy.update(batch, m, [], epoch))
 
+    # Rows of the samples file, as far as they are known, while others still learn.
+    with clock.span("samples"):
+        runtime.sample_log.prepare(batch)
+
     # Publish. All wait on the control plane first, and then enter the device collectives together.
     with clock.span("wait"):
         move.flush()
@@ -73,11 +80,15 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
         runtime.publish()
         fault = runtime.prove_publish()
 
-    # Report. Rank 0 trains, so it holds every group with its scores and advantages.
-    records = move.to_controller(runtime.record(fault))
+    # Report. Rollout replicas hold the samples: they write them and tell the controller of them.
     groups = runtime.policy.finish(updates, batch)
+    advantages = move.from_controller(advantage_table, batch, groups)
+    with clock.span("samples"):
+        runtime.sample_log.write(batch, advantages, runtime.folder)
+    records = move.to_controller(runtime.record(batch, fault))
     if not world.is_controller:
         return None
-    metrics = step_metrics(batch, groups, updates, records, world.placement)
-    broken = runtime.invariants.broken(batch, groups, updates, records)
-    return StepOutcome(metrics, broken, groups, records)
+    samples = join_summaries([record.samples for record in records if record.samples])
+    metrics = step_metrics(batch, samples, updates, records, world.placement)
+    broken = runtime.invariants.broken(batch, samples, updates, records)
+    return StepOutcome(metrics, broken, samples, records)

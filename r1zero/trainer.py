@@ -50,7 +50,9 @@ def prepare(run: Run, world: World) -> Runtime | None:
             if error is not None:
                 _check_folders(run, hold, opening, error)
 
-        start_logging(opening.folder / "logs", world.rank, to_console=world.is_controller)
+        start_logging(
+            opening.folder / "logs", world.rank, world.size, to_console=world.is_controller
+        )
         for line in opening.said:
             log.info(line)
         if opening.is_done:
@@ -141,9 +143,9 @@ def _build_observer(runtime: Runtime) -> Observer | IdleObserver:
     return Observer(
         _observer_config(runtime.run),
         runtime.world,
-        runtime.tokenizer,
         runtime.hold,
         folder=runtime.folder,
+        samples=runtime.sample_files,
         steps_done=runtime.progress.step,
         mismatch_limit=runtime.invariants.limits.mismatch,
         faster_split=partial(faster_split, runtime.run.config, runtime.world.placement),

@@ -12,9 +12,11 @@ and log-probs and the loss mask, the reward executor scores and reward, the ref 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -215,15 +217,54 @@ class TimeSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class RankRecord:
-    """What one rank tells about a step."""
+class ScoreSummary:
+    """What one reward function said about some samples."""
 
-    spans: list[TimeSpan]
+    total: Fraction  # of the values
+    outcomes: Counter[Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSummary:
+    """What the samples of some groups amount to.
+
+    Sums are exact: the summaries of all replicas join to that of all samples, however many
+    replicas there were.
+    """
+
+    groups: int
+    equal_groups: int  # all rewards of the group are equal, so it teaches nothing
+    samples: int
+    reward: Fraction  # sum of the rewards
+    scores: dict[str, ScoreSummary]  # by reward function
+    copied: int  # samples whose answer is a span of the question
+    failed: int  # samples with a score that failed
+    reasons: Counter[str]  # why; of each replica the most frequent ones
+    prompt_tokens: int  # a prompt counts for each of its samples
+    response_tokens: int
+    longest: int  # response, in tokens
+    truncated: int
+    versions: Counter[int]  # samples by the weights that drew them
+    training_tokens: int  # response tokens of the groups that train
+    unmasked_tokens: int  # those of them that the loss masks leave
+    unused_ids: int  # response tokens whose id stands for no token
+
+
+@dataclass(frozen=True, slots=True)
+class RankRecord:
+    """What one rank tells the controller about a step."""
+
+    began: float  # its first span, in seconds since the epoch
+    ended: float  # its last
+    seconds: dict[str, float]  # by the name of the spans
     published_bytes: int  # written into this rank's rollout weights
     peak_gigabytes: float
     # response tokens seen by a role, where its results appear
     tokens: dict[str, int] = field(default_factory=dict)
     publish_fault: str | None = None  # what a comparison of checksums found, equal on all ranks
+    spans: list[TimeSpan] = field(default_factory=list)  # of the few ranks whose spans are kept
+    samples: SampleSummary | None = None  # of a rollout replica, from its output rank
+    unwritten: str | None = None  # why the rows of these samples could not be written
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,5 +273,5 @@ class StepOutcome:
 
     metrics: dict[str, float]
     broken: list[str]  # invariants, a sentence each
-    groups: list[Group]
+    samples: SampleSummary  # of all replicas
     records: list[RankRecord]

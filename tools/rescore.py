@@ -70,7 +70,11 @@ def main() -> int:
     """Score samples again; returns the exit code."""
     parser = CommandLine(description="Score saved samples again and print what changed.")
     parser.add_argument(
-        "files", nargs="+", type=user_path, metavar="FILE", help="samples/step_*.parquet"
+        "files",
+        nargs="+",
+        type=user_path,
+        metavar="FILE",
+        help="samples/step_*.parquet, files or folders of them",
     )
     parser.add_argument(
         "--verifier", nargs="+", metavar="FUNCTION", help="default: those of CONFIG"

@@ -157,6 +157,8 @@ class Training:
     on_broken_invariant: OneOf[Literal["stop", "warn"]] = "stop"
     # Publishes between two compared by checksums; 0 = only the first.
     publish_check_interval: FromZero = 10
+    # Steps between those whose samples are kept in samples/, and the last; 0 = none.
+    samples_interval: FromZero = 1
     # Steps between writings of report.html (1% of the time at most); 0 = at the end.
     report_interval: FromZero = 5
 

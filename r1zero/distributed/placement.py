@@ -164,7 +164,25 @@ class Placement:
         return list(self.roles.values())
 
     def roles_of(self, rank: int) -> list[str]:
-        return [role for role, grid in self.roles.items() if rank in grid.ranks]
+        return [
+            role for role, grid in self.roles.items() if grid.first <= rank < grid.first + grid.size
+        ]
+
+    def first_ranks(self, limit: int) -> list[int]:
+        """At most `limit` ranks, one for each role at least: all if there are no more, else the
+        first ones of each role, in proportion to its size.
+
+        With 64, of 1,024 ranks of which 512 train, 448 roll out and 64 refer, the first 31, 27 and
+        4.
+        """
+        if self.world_size <= limit:
+            return list(range(self.world_size))
+        spare = limit - len(self.roles)
+        found: set[int] = set()
+        for grid in self.roles.values():
+            count = 1 + spare * grid.size // self.world_size
+            found.update(range(grid.first, grid.first + count))
+        return sorted(found)
 
     def nodes_crossed(self, node_of_rank: Sequence[int]) -> list[str]:
         """One sentence for every tensor-parallel group that would span two nodes."""

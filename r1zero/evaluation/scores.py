@@ -15,6 +15,7 @@ import numpy as np
 
 from r1zero.evaluation.pass_at_k import bootstrap_interval, pass_at_k
 from r1zero.observe.metrics import sample_metrics
+from r1zero.observe.sample_summary import summarize
 from r1zero.observe.samples import sample_rows, write_rows
 from r1zero.types import Group, Outcome
 
@@ -92,7 +93,7 @@ def scores(groups: Sequence[Group], protocol: EvalProtocol) -> dict[str, float]:
         result |= {f"pass@{k}": float(values.mean()), f"pass@{k}/low": low, f"pass@{k}/high": high}
     no_answer = sum(found.count(Outcome.NO_ANSWER) for found in outcomes) / (samples * len(groups))
     rates = {f"avg@{samples}": float(right.mean() / samples), "no_answer": no_answer}
-    return result | rates | sample_metrics(groups)
+    return result | rates | sample_metrics(summarize(groups))
 
 
 def deciding_rule(rules: Sequence[str]) -> str:

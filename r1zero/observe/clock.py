@@ -50,3 +50,11 @@ class Clock:
         self._names = []
         self._marks = []
         return spans
+
+
+def seconds_by_name(spans: Sequence[TimeSpan]) -> dict[str, float]:
+    """Add up the spans of each name."""
+    seconds: dict[str, float] = {}
+    for span in spans:
+        seconds[span.name] = seconds.get(span.name, 0.0) + span.seconds
+    return seconds

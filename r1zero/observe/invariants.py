@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from r1zero.algo.stats import FIRST_DRIFT, KL, MISMATCH
-from r1zero.types import Batch, Group, RankRecord, UpdateStats, joined
+from r1zero.types import Batch, RankRecord, SampleSummary, UpdateStats, joined
 
 # |p / p_old - 1|, a token mean over the first minibatch: both come from one forward pass, so it is 0.
 RATIO_LIMIT = 1e-3
@@ -41,22 +39,21 @@ class Invariants:
 
     limits: Tolerances
     same_start: bool  # policy and reference start from the same weights
-    unused: Sequence[range] = ()  # ids that stand for no token
 
     def broken(
         self,
         batch: Batch,
-        groups: Sequence[Group],
+        samples: SampleSummary,
         updates: Sequence[UpdateStats | None],
         records: Sequence[RankRecord],
     ) -> list[str]:
         """Return a sentence for everything that does not hold in this step."""
-        problems = _versions(batch, groups)
+        problems = _versions(batch, samples)
         first = updates[0]
         if first is not None:
             problems += self._ratio(first)
-        problems += _tokens(batch, groups, updates, records)
-        problems += self._drawn(groups)
+        problems += _tokens(batch, samples, updates, records)
+        problems += _unused(samples)
         if first is not None and self.same_start and batch.version == 0:
             problems += self._start_kl(first)
         problems += _gradients([update for update in updates if update is not None])
@@ -80,17 +77,6 @@ class Invariants:
             )
         return problems
 
-    def _drawn(self, groups: Sequence[Group]) -> list[str]:
-        """Nobody can see what stands for no token: neither a reward nor a reader of the samples."""
-        drawn = np.concatenate([sample.tokens for group in groups for sample in group.samples])
-        count = sum(int(((drawn >= ids.start) & (drawn < ids.stop)).sum()) for ids in self.unused)
-        if not count:
-            return []
-        return [
-            f"{count} of {len(drawn)} response tokens have ids that the tokenizer knows no token "
-            "for: the sampler must give them no probability"
-        ]
-
     def _start_kl(self, first: UpdateStats) -> list[str]:
         kl = joined([first], KL.key)
         if abs(kl) <= self.limits.start_kl:
@@ -102,14 +88,24 @@ class Invariants:
         ]
 
 
-def _versions(batch: Batch, groups: Sequence[Group]) -> list[str]:
-    samples = [sample for group in groups for sample in group.samples]
-    others = [sample.version for sample in samples if sample.version != batch.version]
+def _versions(batch: Batch, samples: SampleSummary) -> list[str]:
+    others = [version for version in samples.versions if version != batch.version]
     if not others:
         return []
+    count = samples.samples - samples.versions[batch.version]
     return [
-        f"{len(others)} of {len(samples)} samples were drawn with weights version {others[0]}, "
+        f"{count} of {samples.samples} samples were drawn with weights version {others[0]}, "
         f"but version {batch.version} was published: training is not on-policy"
+    ]
+
+
+def _unused(samples: SampleSummary) -> list[str]:
+    """Nobody can see what stands for no token: neither a reward nor a reader of the samples."""
+    if not samples.unused_ids:
+        return []
+    return [
+        f"{samples.unused_ids} of {samples.response_tokens} response tokens have ids that the "
+        "tokenizer knows no token for: the sampler must give them no probability"
     ]
 
 
@@ -124,45 +120,30 @@ def _gradients(updates: Sequence[UpdateStats]) -> list[str]:
     ][:1]
 
 
-def _drawn(groups: Sequence[Group]) -> int:
-    """All response tokens."""
-    return sum(len(sample.tokens) for group in groups for sample in group.samples)
-
-
-def _training(groups: Sequence[Group]) -> int:
-    """Those of the groups that train."""
-    return _drawn([group for group in groups if group.trains])
-
-
-def _unmasked(groups: Sequence[Group]) -> int:
-    """Those of the groups that train, as far as the loss masks leave them."""
-    training = [group for group in groups if group.trains]
-    return sum(int(sample.mask.sum()) for group in training for sample in group.samples)
-
-
-# Response tokens that a role is given, by its name. Any other role that counts tokens works, as ref,
-# behind the selection of the groups that train.
-GIVEN: Mapping[str, Callable[[Sequence[Group]], int]] = {
-    "rollout": _drawn,
-    "ref": _training,
-    "train": _unmasked,
-}
+def _given(role: str, samples: SampleSummary) -> int:
+    """Response tokens that a role is given. Any other role that counts tokens works, as ref, behind
+    the selection of the groups that train."""
+    if role == "rollout":
+        return samples.response_tokens
+    if role == "train":
+        return samples.unmasked_tokens
+    return samples.training_tokens
 
 
 def _tokens(
     batch: Batch,
-    groups: Sequence[Group],
+    samples: SampleSummary,
     updates: Sequence[UpdateStats | None],
     records: Sequence[RankRecord],
 ) -> list[str]:
     """Each role must have seen as many response tokens as it is given, each of them once."""
-    counted = Counter(dict.fromkeys(GIVEN, 0))
+    counted = Counter({"rollout": 0, "ref": 0, "train": 0})
     for record in records:
         counted.update(record.tokens)
     learned = [update for update in updates[: batch.num_minibatches] if update is not None]
     counted["train"] = sum(update.tokens for update in learned)
     seen = dict(counted)
-    held = {role: GIVEN.get(role, _training)(groups) for role in seen}
+    held = {role: _given(role, samples) for role in seen}
     if seen == held:
         return []
     told = ", ".join(f"{role} ranks saw {count}" for role, count in seen.items())

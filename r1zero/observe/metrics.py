@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from r1zero.distributed.placement import Placement
-from r1zero.types import Batch, Group, Outcome, RankRecord, Sample, UpdateStats, joined
+from r1zero.types import Batch, Outcome, RankRecord, SampleSummary, UpdateStats, joined
 
 # Phases of a step whose time is that of the slowest rank: spans of step.py.
-PHASES = ("rollout", "reward", "ref", "update", "publish")
+PHASES = ("rollout", "reward", "ref", "update", "publish", "samples")
 # Before the name of a role: seconds that its ranks waited for others.
 WAIT_KEY = "time/wait/"
 
 
 def step_metrics(
     batch: Batch,
-    groups: Sequence[Group],
+    samples: SampleSummary,
     updates: Sequence[UpdateStats | None],
     records: Sequence[RankRecord],
     placement: Placement,
@@ -26,17 +25,15 @@ def step_metrics(
     """All metrics of a step. Means of the loss's statistics run over all its updates; one that had
     nothing to learn from is None."""
     metrics: dict[str, float] = {"step": batch.step}
-    metrics |= sample_metrics(groups)
+    metrics |= sample_metrics(samples)
     metrics |= _update_metrics([update for update in updates if update is not None])
     metrics |= _time_metrics(records, placement)
-    prompt_tokens = sum(len(group.prompt.tokens) * len(group.samples) for group in groups)
-    response_tokens = sum(len(sample.tokens) for group in groups for sample in group.samples)
-    rate = (prompt_tokens + response_tokens) / metrics["time/step"]
+    rate = (samples.prompt_tokens + samples.response_tokens) / metrics["time/step"]
     written = sum(record.published_bytes for record in records)
     seconds = metrics["time/publish"]
     metrics |= {
-        "tokens/prompt": prompt_tokens,
-        "tokens/response": response_tokens,
+        "tokens/prompt": samples.prompt_tokens,
+        "tokens/response": samples.response_tokens,
         "throughput/tokens_per_second": rate,
         "throughput/tokens_per_second_per_rank": rate / len(records),
         "publish/bytes": written,
@@ -46,37 +43,25 @@ def step_metrics(
     return metrics
 
 
-def sample_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards and lengths of the samples of these groups."""
-    samples = [sample for group in groups for sample in group.samples]
-    lengths = np.array([len(sample.tokens) for sample in samples])
-    rewards = [group.rewards for group in groups]
-    flat = [found for found in rewards if len(set(found)) == 1]
-    metrics = {"reward/mean": float(np.mean(np.concatenate(rewards)))}
-    for name in samples[0].scores:
-        metrics[f"reward/{name}"] = float(
-            np.mean([sample.scores[name].value for sample in samples])
-        )
-        outcomes = Counter(sample.scores[name].outcome for sample in samples)
+def sample_metrics(found: SampleSummary) -> dict[str, float]:
+    """Rewards and lengths of these samples, of which there is one."""
+    metrics = {"reward/mean": float(found.reward / found.samples)}
+    for name, scores in found.scores.items():
+        outcomes = scores.outcomes
+        metrics[f"reward/{name}"] = float(scores.total / found.samples)
         if not outcomes[Outcome.GRADED]:
-            metrics[f"reward/{name}/right"] = outcomes[Outcome.RIGHT] / len(samples)
-        metrics[f"reward/{name}/timeout"] = outcomes[Outcome.TIMEOUT] / len(samples)
-        metrics[f"reward/{name}/crash"] = outcomes[Outcome.CRASH] / len(samples)
-    failed = sum(sample.failed for sample in samples)
-    copied = sum(_is_copied(sample) for sample in samples)
+            metrics[f"reward/{name}/right"] = outcomes[Outcome.RIGHT] / found.samples
+        metrics[f"reward/{name}/timeout"] = outcomes[Outcome.TIMEOUT] / found.samples
+        metrics[f"reward/{name}/crash"] = outcomes[Outcome.CRASH] / found.samples
     return metrics | {
-        "reward/copied": copied,  # responses whose answer is a span of the question
-        "reward/failed": failed,
-        "reward/failure_rate": failed / len(samples),
-        "reward/equal_groups": len(flat) / len(groups),  # groups that teach nothing
-        "response_length/mean": float(lengths.mean()),
-        "response_length/max": int(lengths.max()),
-        "response_truncated": float(np.mean([sample.truncated for sample in samples])),
+        "reward/copied": found.copied,  # responses whose answer is a span of the question
+        "reward/failed": found.failed,
+        "reward/failure_rate": found.failed / found.samples,
+        "reward/equal_groups": found.equal_groups / found.groups,  # groups that teach nothing
+        "response_length/mean": found.response_tokens / found.samples,
+        "response_length/max": found.longest,
+        "response_truncated": found.truncated / found.samples,
     }
-
-
-def _is_copied(sample: Sample) -> bool:
-    return any(score.outcome is Outcome.COPIED for score in sample.scores.values())
 
 
 def _update_metrics(updates: Sequence[UpdateStats]) -> dict[str, float]:
@@ -97,17 +82,14 @@ def _update_metrics(updates: Sequence[UpdateStats]) -> dict[str, float]:
 def _time_metrics(records: Sequence[RankRecord], placement: Placement) -> dict[str, float]:
     """Phases by their slowest rank, waits as the mean over a role's ranks, memory by the largest
     rank."""
-
-    def seconds(rank: int, name: str) -> float:
-        return sum(span.seconds for span in records[rank].spans if span.name == name)
-
-    spans = [span for record in records for span in record.spans]
-    metrics = {"time/step": max(span.end for span in spans) - min(span.start for span in spans)}
+    ended = max(record.ended for record in records)
+    began = min(record.began for record in records)
+    metrics = {"time/step": ended - began}
     for phase in PHASES:
-        metrics[f"time/{phase}"] = max(seconds(rank, phase) for rank in range(len(records)))
+        metrics[f"time/{phase}"] = max(record.seconds.get(phase, 0.0) for record in records)
     for role, grid in placement.roles.items():
-        waits = [seconds(rank, "wait") for rank in grid.ranks]
-        peaks = [records[rank].peak_gigabytes for rank in grid.ranks]
+        of_role = records[grid.first : grid.first + grid.size]
+        waits = [record.seconds.get("wait", 0.0) for record in of_role]
         metrics[WAIT_KEY + role] = float(np.mean(waits))
-        metrics[f"memory/peak_gigabytes/{role}"] = max(peaks)
+        metrics[f"memory/peak_gigabytes/{role}"] = max(record.peak_gigabytes for record in of_role)
     return metrics

@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import PreTrainedTokenizerBase
 
-from r1zero.data.prompts import decode
 from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
 from r1zero.observe.alarms import Alarms
 from r1zero.observe.console import step_line
 from r1zero.observe.live import LiveBar
-from r1zero.observe.samples import write_samples
+from r1zero.observe.spans import spans_entry
 from r1zero.observe.trackers import Sinks, open_tracker
 from r1zero.report.page import LiveReport
 from r1zero.reward.failure_limit import FailureGuard
 from r1zero.run_folder.claim import Hold
 from r1zero.run_folder.folder import append_line
 from r1zero.run_folder.owner import plain
-from r1zero.types import StepOutcome
+from r1zero.run_folder.samples import SampleFiles, samples_path
+from r1zero.types import RankRecord, StepOutcome
 
 log = logging.getLogger("r1zero")
 
@@ -71,10 +70,10 @@ class Observer:
         self,
         config: ObserverConfig,
         world: World,
-        tokenizer: PreTrainedTokenizerBase,
         hold: Hold,
         *,
         folder: Path,
+        samples: SampleFiles,
         steps_done: int,
         mismatch_limit: float,
         faster_split: Callable[[Mapping[str, float]], str | None],
@@ -88,9 +87,9 @@ class Observer:
         """
         self._config = config
         self._world = world
-        self._tokenizer = tokenizer
         self._hold = hold
         self._folder = folder
+        self._samples = samples
         self._total = config.total_steps
         self._report = LiveReport(self._folder, config.report_interval)
         self._guard = FailureGuard(config.max_failure_rate)
@@ -155,16 +154,20 @@ class Observer:
         self._sinks.close()
 
     def _keep(self, step: int, metrics: dict[str, float], outcome: StepOutcome) -> None:
-        world = self._world
-        text_of = partial(decode, self._tokenizer, special=True)
-        spans = []
-        for rank, record in enumerate(outcome.records):
-            for span in record.spans:
-                spans.append([rank, span.name, span.start, span.end])
-        roles = [world.placement.roles_of(rank) for rank in range(world.size)]
+        spans = spans_entry(step, self._world.placement, outcome.records)
         self._write("metrics.jsonl", append_line, metrics)
-        self._write("logs/spans.jsonl", append_line, {"step": step, "roles": roles, "spans": spans})
-        self._write(f"samples/step_{step:06d}.parquet", write_samples, outcome.groups, text_of)
+        self._write("logs/spans.jsonl", append_line, spans)
+        if self._samples.due(step):
+            name = str(samples_path(Path(), step))
+            self._write(name, self._show_samples, step, outcome.records)
+
+    def _show_samples(self, path: Path, step: int, records: Sequence[RankRecord]) -> None:
+        """Show the rows that all rollout replicas have written; OSError if one could not."""
+        unwritten = next((record.unwritten for record in records if record.unwritten), None)
+        if unwritten:
+            self._samples.drop(self._folder, step)
+            raise OSError(unwritten)
+        self._samples.show(self._folder, step)
 
     def _write(self, name: str, write: Callable[..., None], *args: Any) -> None:
         """Write a file of the run folder; trouble is told once for each kind of file.
@@ -190,4 +193,4 @@ class Observer:
             if self._config.stop_on_broken_invariant:
                 raise RuntimeError(f"{told} (training.on_broken_invariant: warn would go on)")
             log.warning("warning: %s", told)
-        self._guard.check(outcome.groups)
+        self._guard.check(outcome.samples)

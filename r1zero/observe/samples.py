@@ -1,8 +1,7 @@
-"""Every sample of a step as a parquet file: one row a response."""
+"""Every sample of a step as rows of a parquet file: one row a response."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,18 +10,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1zero.types import Group
+from r1zero.types import Batch, Group
 
-
-def write_samples(path: Path, groups: Sequence[Group], decode: Callable[[np.ndarray], str]) -> None:
-    """Write the groups to `path`, whole or not at all. `decode` turns tokens into text."""
-    write_rows(path, sample_rows(groups, decode))
+# The columns of every file, whatever its rows hold: files of several replicas are read as one table.
+COLUMNS = {
+    "position": pa.int64(),
+    "member": pa.int64(),
+    "prompt_index": pa.int64(),
+    "prompt": pa.string(),
+    "response": pa.string(),
+    "ground_truth": pa.string(),
+    "reward": pa.float64(),
+    "advantage": pa.float64(),  # null: nobody learned from it
+    "prompt_length": pa.int64(),
+    "response_length": pa.int64(),
+    "truncated": pa.bool_(),
+    "weights_version": pa.int64(),
+    "failure": pa.string(),
+}
+SCORE = "score/"
+OUTCOME = "outcome/"
 
 
 def sample_rows(
     groups: Sequence[Group], decode: Callable[[np.ndarray], str]
 ) -> list[dict[str, object]]:
-    """Return a row for each response."""
+    """Return a row for each response, without its advantage. `decode` turns tokens into text."""
     rows = []
     for group in groups:
         for member, sample in enumerate(group.samples):
@@ -34,8 +47,7 @@ def sample_rows(
                 "response": decode(sample.tokens),
                 "ground_truth": group.prompt.answer,
                 "reward": sample.reward,
-                # nobody learned from it
-                "advantage": None if math.isnan(sample.advantage) else sample.advantage,
+                "advantage": None,
                 "prompt_length": len(group.prompt.tokens),
                 "response_length": len(sample.tokens),
                 "truncated": sample.truncated,
@@ -43,14 +55,51 @@ def sample_rows(
                 "failure": sample.failure,
             }
             for name, score in sample.scores.items():
-                row |= {f"score/{name}": score.value, f"outcome/{name}": score.outcome.name.lower()}
+                row |= {SCORE + name: score.value, OUTCOME + name: score.outcome.name.lower()}
             rows.append(row)
     return rows
+
+
+def sample_table(groups: Sequence[Group], decode: Callable[[np.ndarray], str]) -> pa.Table:
+    """The rows of some groups, of which there is one, as a table in the order of their positions.
+
+    The advantages are still to come.
+    """
+    rows = sample_rows(sorted(groups, key=lambda group: group.position), decode)
+    columns = dict(COLUMNS)
+    for name in rows[0]:
+        if name.startswith(SCORE):
+            columns[name] = pa.float64()
+        elif name.startswith(OUTCOME):
+            columns[name] = pa.string()
+    return pa.Table.from_pylist(rows, pa.schema(columns))
+
+
+def with_advantages(table: pa.Table, advantages: np.ndarray) -> pa.Table:
+    """The table with its advantages, from those of the whole batch: [P, G], NaN where nobody
+    learned."""
+    found = advantages[table["position"].to_numpy(), table["member"].to_numpy()].astype(np.float64)
+    number = table.column_names.index("advantage")
+    values = pa.array(found, COLUMNS["advantage"], mask=np.isnan(found))
+    return table.set_column(number, table.field(number), values)
+
+
+def advantage_table(batch: Batch, groups: Sequence[Group]) -> np.ndarray:
+    """The advantage of every sample of the batch, float64 [P, G]; NaN where none is known."""
+    found = np.full((len(batch.prompts), batch.samples_per_prompt), np.nan)
+    for group in groups:
+        found[group.position] = [sample.advantage for sample in group.samples]
+    return found
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
     """Write rows of equal keys to a parquet file, whole or not at all."""
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
+    write_table(partial, pa.Table.from_pylist(rows))
     os.replace(partial, path)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table to a parquet file. OSError, and a part of a file, when that fails."""
+    pq.write_table(table, path, compression="zstd")

@@ -17,8 +17,9 @@ import yaml
 
 from r1zero.algo.losses import stats_of
 from r1zero.report.sample_selection import finite, length_percentiles, pack_step
+from r1zero.run_folder.samples import samples_path
 
-SPAN_RANKS = 64  # ranks whose spans are kept
+SPAN_RANKS = 64  # at most: ranks whose spans are kept and shown
 StoredMetrics = dict[str, float | None]
 
 
@@ -85,7 +86,7 @@ class RunHistory:
         self.metrics: dict[int, StoredMetrics] = {}  # by step, ascending
         self._spans: dict[int, list[list[Any]]] = {}  # of steps that are not packed yet
         self._unread: set[int] = set()  # steps whose samples were not looked at
-        self._roles: list[list[str]] = []  # by rank
+        self._roles: dict[int, list[str]] = {}  # of the ranks whose spans are shown
         self._resumed: list[int] = []  # first steps of the later attempts
 
     def read(self, most_files: int | None = None) -> None:
@@ -150,9 +151,11 @@ class RunHistory:
 
     def _add_spans(self, entry: dict[str, Any]) -> None:
         """Keep [rank, name, start, end] in milliseconds since the step began."""
-        spans = [span for span in entry.get("spans", []) if span[0] < SPAN_RANKS]
+        ranks = entry.get("ranks", range(SPAN_RANKS))  # older runs have all ranks in their lines
+        spans = [span for span in entry.get("spans", []) if span[0] in ranks]
         began = min((span[2] for span in spans), default=0.0)
-        self._roles = entry.get("roles", self._roles)
+        if "roles" in entry:
+            self._roles = dict(zip(ranks, entry["roles"], strict=False))
         self._spans[entry.get("step", 0)] = [
             [rank, name, round((start - began) * 1e3, 2), round((end - began) * 1e3, 2)]
             for rank, name, start, end in spans
@@ -160,7 +163,7 @@ class RunHistory:
 
     def _add_samples(self, step: int) -> None:
         """Read and pack the samples of a step; what is no table of samples counts as none."""
-        path = self.folder / "samples" / f"step_{step:06d}.parquet"
+        path = samples_path(self.folder, step)
         spans = self._spans.pop(step, [])
         self._unread.discard(step)
         due = self._packed.due(step)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
 
-from r1zero.types import Group
+from r1zero.types import SampleSummary
 
 WINDOW = 500  # responses
 
@@ -21,22 +20,20 @@ class FailureGuard:
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self._steps: deque[tuple[int, Counter[str]]] = deque()  # (responses, failures by reason)
+        self._steps: deque[SampleSummary] = deque()
 
-    def check(self, groups: Sequence[Group]) -> None:
+    def check(self, samples: SampleSummary) -> None:
         """Count the samples of a step. RuntimeError when too many of the window have failed."""
-        samples = [sample for group in groups for sample in group.samples]
-        self._steps.append(
-            (len(samples), Counter(sample.failure for sample in samples if sample.failed))
-        )
-        total = sum(count for count, _ in self._steps)
-        while total - self._steps[0][0] >= WINDOW:
-            total -= self._steps.popleft()[0]
-        reasons = sum((failures for _, failures in self._steps), Counter())
-        if reasons.total() > self._rate * max(WINDOW, total):
+        self._steps.append(samples)
+        total = sum(step.samples for step in self._steps)
+        while total - self._steps[0].samples >= WINDOW:
+            total -= self._steps.popleft().samples
+        failed = sum(step.failed for step in self._steps)
+        if failed > self._rate * max(WINDOW, total):
+            reasons = sum((step.reasons for step in self._steps), Counter())
             most, times = reasons.most_common(1)[0]
             raise RuntimeError(
-                f"scoring failed for {reasons.total()} of the last {total} responses, {times} "
+                f"scoring failed for {failed} of the last {total} responses, {times} "
                 f"times with `{most}`: more than reward.max_failure_rate {self._rate:g} allows "
                 f"(counted over at least {WINDOW}); the columns outcome/* and failure of samples/ "
                 "in the run folder tell which, tools/rescore.py scores them again"

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from pathlib import Path
 
+from r1zero.run_folder import samples
 from r1zero.run_folder.owner import FOLDER as OWNER
 
 EARLIER = ".earlier"  # where an earlier run is gathered before it gets a folder of its own
-SAMPLES = re.compile(r"step_(\d{6,})\.parquet")
 
 
 def append_line(path: Path, entry: object) -> None:
@@ -120,10 +119,7 @@ def continue_folder(folder: Path, config: str, step: int) -> list[str]:
         _cut(folder / name, step, folder / "logs" / "superseded.jsonl")
         for name in ("metrics.jsonl", "evaluation.jsonl", "logs/spans.jsonl")
     ]
-    for path in (folder / "samples").glob("step_*.parquet"):
-        recorded = SAMPLES.fullmatch(path.name)  # no copy of one, or what else somebody keeps there
-        if recorded and int(recorded[1]) > step:
-            path.unlink()
+    samples.drop_after(folder, step)
     if taken[0]:
         return [
             f"{taken[0]} recorded steps after step {step} are taken again (logs/superseded.jsonl)"

@@ -154,6 +154,49 @@ def move_body(rank, size, store):
     )
 
 
+def test_a_few_ranks_of_a_large_world_are_the_first_of_each_role():
+    sizes = {"train": RoleSize(512), "rollout": RoleSize(448), "ref": RoleSize(64)}
+    placed = place(sizes, colocate=False)
+    expected = [*range(31), *range(512, 512 + 27), *range(960, 960 + 4)]
+    assert placed.first_ranks(64) == expected
+    tiny_role = place(sizes | {"ref": RoleSize(1)}, colocate=False)
+    assert tiny_role.first_ranks(64)[-1] == 960, "each role has one at least"
+    every = place({"train": RoleSize(65), "rollout": RoleSize(65)}, colocate=True)
+    assert every.first_ranks(64) == list(range(63)) and every.first_ranks(65) == list(range(65))
+
+
+def test_ranks_of_a_large_world_have_a_log_when_they_have_something_to_say(tmp_path):
+    """Of three ranks, one of 256 and two of 257; what libraries say is an error or nothing."""
+    script = LOGGING.format(root=str(ROOT), folder=tmp_path / "logs")
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=LONG)
+    said = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    lines = {
+        name: [line.split(" ", 2)[2] for line in text.splitlines()] for name, text in said.items()
+    }
+    everything = ["INFO one", "WARNING two", "WARNING three", "ERROR four"]
+    assert lines == {
+        "rank_0000.log": everything,
+        "rank_0001.log": everything,
+        "rank_0003.log": ["WARNING two", "ERROR four"],
+    }, "the silent rank 2 has none"
+
+
+LOGGING = """
+import logging, sys
+from pathlib import Path
+sys.path[0] = "{root}"
+from r1zero.distributed.log import start_logging
+for rank, size, speaks in ((0, 257, 1), (1, 256, 1), (2, 257, 0), (3, 257, 1)):
+    log = start_logging(Path("{folder}"), rank, size, to_console=rank == 0)
+    log.info("one")
+    if speaks:
+        log.warning("two")
+    logging.getLogger("library").warning("three")
+    if speaks:
+        logging.getLogger("library").error("four")
+"""
+
+
 def test_groups_move_between_roles():
     results = run_ranks(move_body, 7)
     expected = [(p, f"q{p}", [p] * 3, 5 + p % 2) for p in (2, 3, 5, 6, 7, 8)]

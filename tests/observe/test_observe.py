@@ -20,7 +20,7 @@ import torch
 from support.multiproc import DEVICE, run_ranks
 from support.patience import LONG
 from support.small_config import load
-from support.worlds import make_runtime, metrics
+from support.worlds import make_runtime, metrics, samples
 
 from r1zero.config.schema import placement
 from r1zero.distributed.board import Board
@@ -30,6 +30,7 @@ from r1zero.observe.alarms import Alarms
 from r1zero.observe.console import step_line
 from r1zero.observe.live import progress_text
 from r1zero.observe.metrics import sample_metrics, step_metrics
+from r1zero.observe.sample_summary import summarize
 from r1zero.preflight.advice import faster_split
 from r1zero.run_folder.folder import append_line
 from r1zero.step import train_step
@@ -42,7 +43,6 @@ from r1zero.types import (
     RankRecord,
     Sample,
     Score,
-    TimeSpan,
     UpdateStats,
 )
 
@@ -117,7 +117,7 @@ def break_body(rank, size, store, folder):
         outcome = train_step(runtime.progress.step + 1, runtime)
         found[name] = outcome.broken
         runtime.progress.advance(runtime.run.config.training.global_batch_size)
-        return max(len(sample.tokens) for group in outcome.groups for sample in group.samples)
+        return outcome.samples.longest
 
     reference = list(runtime.reference.model.module.parameters())
     scale(reference, 1.02)
@@ -229,8 +229,11 @@ def test_or_it_warns_as_configured_and_the_run_leaves_traces_and_events(tiny, tm
         "training.on_broken_invariant=warn",
         "training.profile_steps=[2]",
         "training.logger=[tensorboard]",
+        "training.samples_interval=5",
     )
     assert errors == [None] * 4
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step_000002.parquet"]
+    assert len(samples(tmp_path, 2)) == 128, "of two replicas"
     log = (tmp_path / "logs" / "rank_0000.log").read_text()
     assert "warning: step 1: invariant broken: before the first update" in log
     assert [m["invariants/broken"] for m in metrics(tmp_path)] == [1, 0]
@@ -271,14 +274,20 @@ def test_answers_that_are_pieces_of_the_question_are_counted():
         sample(Outcome.RIGHT, Outcome.RIGHT),
         sample(Outcome.WRONG, Outcome.COPIED),
     ]
-    found = sample_metrics([Group(0, Prompt(0, "1+1?", np.zeros(2, np.int32), "2"), samples)])
+    group = Group(0, Prompt(0, "1+1?", np.zeros(2, np.int32), "2"), samples)
+    found = sample_metrics(summarize([group]))
     assert found["reward/copied"] == 2
     assert found["reward/acc/right"] == found["reward/base_acc/right"] == pytest.approx(1 / 3)
 
 
+def record_of(tokens):
+    """What a rank tells that rolled out for two seconds."""
+    return RankRecord(0.0, 2.0, {"rollout": 2.0}, 0, 1.0, tokens)
+
+
 def test_a_role_more_must_have_seen_the_tokens_of_what_trains():
     def group(position, tokens):
-        drawn = Sample(np.zeros(tokens, np.int32), np.zeros(tokens, np.float32), False, 0)
+        drawn = Sample(np.zeros(tokens, np.int32), np.zeros(tokens, np.float32), False, 0, reward=0)
         return Group(position, Prompt(position, "", np.zeros(1, np.int32), ""), [drawn])
 
     groups = [group(0, 3), group(1, 5)]
@@ -287,8 +296,8 @@ def test_a_role_more_must_have_seen_the_tokens_of_what_trains():
     updates = [UpdateStats({}, 3, 0.0, 0.0)]
 
     def told(critic):
-        records = [RankRecord([], 0, 0.0, {"rollout": 8, "ref": 3, "critic": critic})]
-        return invariants._tokens(batch, groups, updates, records)
+        records = [record_of({"rollout": 8, "ref": 3, "critic": critic})]
+        return invariants._tokens(batch, summarize(groups), updates, records)
 
     assert told(3) == []
     assert "critic ranks saw 2" in told(2)[0]
@@ -465,8 +474,8 @@ def test_a_step_in_which_no_group_trains_is_shown_and_judged_by_what_it_has():
     ]
     group = Group(0, Prompt(0, "", np.zeros(2, np.int32), ""), samples, trains=False)
     one_rank = place({role: RoleSize(1) for role in ("train", "rollout", "ref")}, colocate=True)
-    record = RankRecord([TimeSpan("rollout", 0.0, 2.0)], 0, 1.0)
-    metrics = step_metrics(Batch(7, 6, [group.prompt], 2, 2), [group], [None], [record], one_rank)
+    batch = Batch(7, 6, [group.prompt], 2, 2)
+    metrics = step_metrics(batch, summarize([group]), [None], [record_of({})], one_rank)
     assert metrics["updates"] == 0 and "kl" not in metrics and "mismatch/mean" not in metrics
     full = metrics | {"kl": 0.1, "entropy": 0.5, "grad_norm": 1.0, "mismatch/mean": 1e-7}
     line = step_line(metrics, 10)

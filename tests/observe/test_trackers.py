@@ -128,7 +128,7 @@ from r1zero.distributed.process import end
 
 kind, folder, first, largest_file = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 (folder / "logs").mkdir(parents=True, exist_ok=True)
-start_logging(folder / "logs", 0, to_console=False)
+start_logging(folder / "logs", 0, 1, to_console=False)
 sinks.CLOSE_SECONDS = 5.0
 tracker = sinks.Sinks({kind: partial(sinks.open_tracker, kind, folder, "my_run", {"seed": 1})})
 if largest_file:

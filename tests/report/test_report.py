@@ -123,6 +123,31 @@ def test_metrics_of_older_or_broken_runs_are_taken_as_far_as_they_go(tmp_path):
     assert unpacked(run["packed"][1])["spans"] and "samples" not in unpacked(run["packed"][1])
 
 
+def test_a_folder_of_files_is_shown_as_the_one_file_that_it_stands_for(tmp_path):
+    """As several rollout replicas leave it."""
+    write_run(tmp_path, 1)
+    expected = as_json(tmp_path)
+    path = samples_path(tmp_path, 1)
+    table = pq.read_table(path)
+    path.unlink()
+    path.mkdir()
+    for replica in range(2):
+        pq.write_table(table.slice(replica * 64, 64), path / f"replica_{replica:04d}.parquet")
+    assert as_json(tmp_path) == expected
+
+
+def test_spans_of_a_few_ranks_have_their_roles(tmp_path):
+    """The line of a large world names its ranks; older ones hold all ranks of theirs."""
+    write_step(tmp_path, 1)
+    spans = [[0, "update", 1.0, 2.0], [700, "rollout", 0.5, 2.0]]
+    line = {"step": 1, "ranks": [0, 700], "roles": [["train"], ["rollout"]], "spans": spans}
+    (tmp_path / "logs" / "spans.jsonl").unlink()
+    append(tmp_path / "logs" / "spans.jsonl", line)
+    run = as_json(tmp_path)
+    assert run["roles"] == {0: ["train"], 700: ["rollout"]}
+    assert [span[0] for span in unpacked(run["packed"][1])["spans"]] == [0, 700]
+
+
 def test_all_samples_are_kept_when_they_fit(tmp_path):
     write_run(tmp_path, 1)
     content = unpacked(as_json(tmp_path)["packed"][1])

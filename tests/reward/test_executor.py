@@ -13,17 +13,19 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.boxed import boxed
 from support.patience import wait_until
 
+from r1zero.observe.sample_summary import summarize
 from r1zero.reward import pool as pool_module
 from r1zero.reward.config import RewardConfig
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.failure_limit import WINDOW, FailureGuard
 from r1zero.reward.pool import ITEMS_AT_WORKER
 from r1zero.reward.types import RewardInput
-from r1zero.types import Group, Outcome, Prompt, Sample, Score
+from r1zero.types import Group, Outcome, Prompt, Sample, SampleSummary, Score
 
 # Its worker processes are started by the package.
 pytestmark = pytest.mark.ranks
@@ -396,31 +398,33 @@ def test_custom_scorer_alone_needs_no_mathematics(tmp_path: Path) -> None:
 # -- the rate of failures ---
 
 
-def groups(good: int, bad: int) -> list[Group]:
+def summary(good: int, bad: int) -> SampleSummary:
+    """What a step of good and failed samples amounts to."""
     scores = [Score(1.0, Outcome.RIGHT)] * good + [
         Score(-1.0, Outcome.TIMEOUT, "no score within 1 s")
     ] * bad
-    samples = [Sample(None, None, False, 0, scores={"acc": score}) for score in scores]
-    return [Group(0, Prompt(0, "", None, ""), samples)]
+    nothing = np.zeros(0, np.int32)
+    samples = [Sample(nothing, nothing, False, 0, {"acc": score}, score.value) for score in scores]
+    return summarize([Group(0, Prompt(0, "", nothing, ""), samples)])
 
 
 def test_guard_stops_a_run_at_too_many_failures_in_the_window() -> None:
     guard = FailureGuard(0.05)
     for _ in range(5):
-        guard.check(groups(0, 5))  # 25 of 25: a tiny run is not stopped
+        guard.check(summary(0, 5))  # 25 of 25: a tiny run is not stopped
     said = "26 of the last 26 responses, 26 times with `acc: no score within 1 s`"
     with pytest.raises(RuntimeError, match=said):
-        guard.check(groups(0, 1))
+        guard.check(summary(0, 1))
 
 
 def test_guard_forgets_old_steps_and_keeps_its_rate() -> None:
     guard = FailureGuard(0.05)
     for _ in range(100):
-        guard.check(groups(95, 5))
-    guard.check(groups(2 * WINDOW, 0))
-    guard.check(groups(0, 50))  # of 1050
+        guard.check(summary(95, 5))
+    guard.check(summary(2 * WINDOW, 0))
+    guard.check(summary(0, 50))  # of 1050
     with pytest.raises(RuntimeError, match="reward.max_failure_rate 0.05"):
-        guard.check(groups(0, 3))
+        guard.check(summary(0, 3))
     with pytest.raises(RuntimeError):
-        FailureGuard(0.0).check(groups(1000, 1))
-    FailureGuard(1.0).check(groups(0, 1000))
+        FailureGuard(0.0).check(summary(1000, 1))
+    FailureGuard(1.0).check(summary(0, 1000))

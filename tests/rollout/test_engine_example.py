@@ -6,7 +6,7 @@ Its weights are those that publishing wrote into Hugging Face's tensors.
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,9 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.layout import WeightLayout, WeightTarget
 from r1zero.models.params import ParamSpec, local_view, param_table
 from r1zero.rollout.engines import ENGINES, choose_engine, engine_problems
+from r1zero.runtime import Runtime
 from r1zero.step import train_step
+from r1zero.types import Batch, Group
 from r1zero.weight_sync.plan import plan
 from r1zero.weights.open import open_weights
 
@@ -32,21 +34,39 @@ OWN = f"actor_rollout.engine={EXAMPLE}:TransformersEngine"
 STEPS = 2
 
 
+def kept_samples(runtime: Runtime) -> list[Group]:
+    """The groups that the output rank of a rollout replica logs from now on."""
+    found: list[Group] = []
+    add = runtime.sample_log.add
+
+    def keep(batch: Batch, groups: list[Group]) -> None:
+        found.extend(groups)
+        add(batch, groups)
+
+    if runtime.world.rollout.is_output_rank:
+        runtime.sample_log.add = keep
+    return found
+
+
 def samples_body(
     rank: int, size: int, store: object, folder: str, overrides: list[str]
 ) -> list[list[tuple]]:
     """Tokens, log-probs, truncation and version of all samples of two steps, on the controller."""
     runtime = make_runtime(store, f"{folder}/run", *overrides, rank=rank, size=size)
+    logged = kept_samples(runtime)
     found = []
     try:
         runtime.start()
         for step in range(1, STEPS + 1):
             outcome = train_step(step, runtime)
             runtime.progress.advance(runtime.run.config.training.global_batch_size)
+            shares = runtime.move.to_controller(list(logged))
+            logged.clear()
             if outcome is None:
                 continue
             assert outcome.broken == []
-            drawn = [sample for group in outcome.groups for sample in group.samples]
+            groups = sorted(chain.from_iterable(shares), key=lambda group: group.position)
+            drawn = [sample for group in groups for sample in group.samples]
             found.append([(s.tokens, s.logprobs, s.truncated, s.version) for s in drawn])
     finally:
         runtime.close()

@@ -56,7 +56,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def samples(folder: Path, step: int) -> list[dict]:
-    """The samples of a step in batch order."""
+    """The samples of a step in batch order; of several rollout replicas a folder of files."""
     rows = pq.read_table(folder / "samples" / f"step_{step:06d}.parquet").to_pylist()
     return sorted(rows, key=lambda row: (row["position"], row["member"]))
 

@@ -26,6 +26,8 @@ COMPARED = (
     "response_length/mean",
     "clip_fraction",
 )
+# Of the first step, whose samples are the same to the last token.
+SAME = ("reward/mean", "reward/acc", "reward/format", "reward/equal_groups", "response_length/mean")
 # Two updates a step, so that later minibatches need old log-probs of the weights that drew them.
 COMMON = [
     "training.train_iters=3",
@@ -80,12 +82,18 @@ def test_samples_and_metrics_do_not_depend_on_the_layout(world_of_one, tmp_path,
         ):
             assert one[key] == other[key], (key, one, other)
         assert abs(one["advantage"] - other["advantage"]) < 1e-12
+    replicas = {4: 2, 8: 1}[size] if layout != COLOCATED else 4
+    path = folder / "samples" / "step_000001.parquet"
+    assert len(list(path.iterdir())) == replicas if replicas > 1 else path.is_file()
     for one, other in zip(metrics(world_of_one), metrics(folder), strict=True):
         for key in COMPARED:
             assert other[key] == pytest.approx(one[key], rel=TOLERANCE, abs=TOLERANCE), (
                 one["step"],
                 key,
             )
+        for key in SAME:
+            if one["step"] == 1:
+                assert other[key] == one[key], key
         assert other["mismatch/max"] < 1e-3 and other["updates"] == 2
 
 

@@ -1,0 +1,101 @@
+"""The samples of a rollout replica, from their scores until they are told of and written.
+
+add      groups as they are scored
+prepare  summary and rows, in the time that this replica has nothing to generate
+write    the rows into the run folder, as soon as the advantages are known
+take     the summary, for the controller
+
+Rows have the text with its special tokens, scoring sees it without. One cannot be made of the other
+for every tokenizer, so a response is decoded twice: here while others learn, there beside decoding.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from r1zero.observe.sample_summary import summarize
+from r1zero.observe.samples import sample_table, with_advantages, write_table
+from r1zero.run_folder.owner import plain
+from r1zero.run_folder.samples import SampleFiles
+from r1zero.types import Batch, Group, SampleSummary
+
+
+class SampleLog:
+    """Lives on the output rank of a rollout replica. Batches do not mix: one can be generated while
+    another is learnt from."""
+
+    def __init__(
+        self,
+        files: SampleFiles,
+        replica: int,
+        decode: Callable[[np.ndarray], str],
+        unused: Sequence[range],
+    ) -> None:
+        """`decode` turns tokens into text, special ones written out; `unused` are ids that stand
+        for no token."""
+        self._files = files
+        self._replica = replica
+        self._decode = decode
+        self._unused = unused
+        # By the step of the batch.
+        self._groups: defaultdict[int, list[Group]] = defaultdict(list)
+        self._summaries: dict[int, SampleSummary] = {}
+        self._tables: dict[int, pa.Table] = {}
+        self.unwritten: str | None = None  # why the rows written last are not there
+
+    def add(self, batch: Batch, groups: Sequence[Group]) -> None:
+        """Take scored groups of the batch."""
+        self._groups[batch.step] += groups
+
+    def prepare(self, batch: Batch) -> None:
+        """Sum up the groups of the batch, which are complete, and make rows of them if this step
+        leaves any."""
+        groups = self._groups.pop(batch.step, [])
+        self._summaries[batch.step] = summarize(groups, self._unused)
+        if groups and self._files.due(batch.step):
+            self._tables[batch.step] = sample_table(groups, self._decode)
+
+    def write(self, batch: Batch, advantages: np.ndarray, folder: Path) -> None:
+        """Write the rows into the run folder; `advantages` are those of the batch, [P, G].
+
+        Trouble is noted in `unwritten`: training goes on without the rows.
+        """
+        self.unwritten = None
+        table = self._tables.pop(batch.step, None)
+        if table is None:
+            return
+        try:
+            path = self._files.open_share(folder, batch.step, self._replica)
+            write_table(path, with_advantages(table, advantages))
+        except OSError as error:
+            self.unwritten = plain(error)
+
+    def take(self, batch: Batch) -> SampleSummary | None:
+        """Hand out the summary of the batch."""
+        return self._summaries.pop(batch.step)
+
+
+class IdleSampleLog:
+    """The log of every other rank, which has no samples to tell of."""
+
+    unwritten: str | None = None
+
+    def add(self, batch: Batch, groups: Sequence[Group]) -> None:
+        pass
+
+    def prepare(self, batch: Batch) -> None:
+        pass
+
+    def write(self, batch: Batch, advantages: np.ndarray, folder: Path) -> None:
+        pass
+
+    def take(self, batch: Batch) -> SampleSummary | None:
+        return None
+
+
+AnySampleLog = SampleLog | IdleSampleLog

@@ -1,0 +1,100 @@
+"""Summaries of samples: each rollout replica makes one of its own, the controller joins them.
+
+Sums are exact fractions, so what is told does not depend on how many replicas drew the samples.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from r1zero.types import Group, Outcome, Sample, SampleSummary, ScoreSummary
+
+REASONS = 8  # different ones of failed scores, from a replica
+
+
+def summarize(groups: Sequence[Group], unused: Sequence[range] = ()) -> SampleSummary:
+    """Sum up scored groups. `unused` are ids that stand for no token. AssertionError for a sample
+    without a reward."""
+    samples = [sample for group in groups for sample in group.samples]
+    rewards = [group.rewards for group in groups]
+    training = [sample for group in groups if group.trains for sample in group.samples]
+    failures = Counter(sample.failure for sample in samples if sample.failed)
+    return SampleSummary(
+        groups=len(groups),
+        equal_groups=sum(len(set(found)) == 1 for found in rewards),
+        samples=len(samples),
+        reward=_exact_sum(reward for found in rewards for reward in found),
+        scores=_scores(samples),
+        copied=sum(_is_copied(sample) for sample in samples),
+        failed=failures.total(),
+        reasons=Counter(dict(failures.most_common(REASONS))),
+        prompt_tokens=sum(len(group.prompt.tokens) * len(group.samples) for group in groups),
+        response_tokens=sum(len(sample.tokens) for sample in samples),
+        longest=max((len(sample.tokens) for sample in samples), default=0),
+        truncated=sum(sample.truncated for sample in samples),
+        versions=Counter(sample.version for sample in samples),
+        training_tokens=sum(len(sample.tokens) for sample in training),
+        unmasked_tokens=sum(int(sample.mask.sum()) for sample in training),
+        unused_ids=sum(_count_unused(sample.tokens, unused) for sample in samples),
+    )
+
+
+def join_summaries(parts: Sequence[SampleSummary]) -> SampleSummary:
+    """The summary of all samples, from those of the replicas in order."""
+    return SampleSummary(
+        groups=sum(part.groups for part in parts),
+        equal_groups=sum(part.equal_groups for part in parts),
+        samples=sum(part.samples for part in parts),
+        reward=sum((part.reward for part in parts), Fraction()),
+        scores=_join_scores(parts),
+        copied=sum(part.copied for part in parts),
+        failed=sum(part.failed for part in parts),
+        reasons=sum((part.reasons for part in parts), Counter()),
+        prompt_tokens=sum(part.prompt_tokens for part in parts),
+        response_tokens=sum(part.response_tokens for part in parts),
+        longest=max(part.longest for part in parts),
+        truncated=sum(part.truncated for part in parts),
+        versions=sum((part.versions for part in parts), Counter()),
+        training_tokens=sum(part.training_tokens for part in parts),
+        unmasked_tokens=sum(part.unmasked_tokens for part in parts),
+        unused_ids=sum(part.unused_ids for part in parts),
+    )
+
+
+def _scores(samples: Sequence[Sample]) -> dict[str, ScoreSummary]:
+    """By reward function; all samples have the same ones."""
+    found = {}
+    for name in samples[0].scores if samples else ():
+        scores = [sample.scores[name] for sample in samples]
+        total = _exact_sum(score.value for score in scores)
+        found[name] = ScoreSummary(total, Counter(score.outcome for score in scores))
+    return found
+
+
+def _join_scores(parts: Sequence[SampleSummary]) -> dict[str, ScoreSummary]:
+    """A replica without samples knows of no reward function."""
+    found: dict[str, ScoreSummary] = {}
+    for part in parts:
+        for name, more in part.scores.items():
+            so_far = found.get(name, ScoreSummary(Fraction(), Counter()))
+            found[name] = ScoreSummary(so_far.total + more.total, so_far.outcomes + more.outcomes)
+    return found
+
+
+def _exact_sum(values: Iterable[float]) -> Fraction:
+    """The sum without rounding; most values come many times, so each is added once."""
+    counts = Counter(values)
+    return sum((Fraction(value) * times for value, times in counts.items()), Fraction())
+
+
+def _is_copied(sample: Sample) -> bool:
+    return any(score.outcome is Outcome.COPIED for score in sample.scores.values())
+
+
+def _count_unused(tokens: np.ndarray, unused: Sequence[range]) -> int:
+    """Those of the token ids [T] that lie in one of these ranges."""
+    return sum(int(((tokens >= ids.start) & (tokens < ids.stop)).sum()) for ids in unused)
