@@ -1,0 +1,191 @@
+"""Which process groups a rank is in: for each role those that its code uses. Pure; no torch.
+
+A role's code talks inside lines of its grid, named after the axes along which their ranks differ:
+
+    name             ranks                             what travels
+    role_control     the whole role                    decisions, samples, checkpoints; on the host
+    replica_control  one replica                       samples; on the host
+    tp               one tensor-parallel group         activations; in rollout while tokens are decoded
+    dp               the same shard in each replica    gradients and parameters
+    pp               one pipeline                      activations
+    mp               one replica                       nothing yet; Megatron asks who is in it
+    all              the whole role                    norms of gradients
+    embd             first and last stage of a line    gradients of tied embeddings
+    self             this rank                         nothing; for axes that a role does not have
+
+With TP 2, DP 2, PP 2 from rank 0, rank 5 is in tp 4 5, dp 5 7, pp 1 5, mp 0 1 4 5, embd 1 5.
+
+On NPUs every group in use takes two buffers of device memory, so that a role has no more of them
+than it uses. A group is connected at start (`warm`) where its first use would be in the middle of a
+step; others connect, and take their memory, at their first use, to which all members come at once
+and which most jobs never see. A group of one rank has nobody to connect to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from r1zero.distributed.placement import DATA_AXIS, Placement, RankGrid
+
+SMALL_BUFFER = 16  # MB of device memory for a group in which scalars travel
+# Where a group's tensors are: on the host, on devices, or now here, now there.
+HOST = "host"
+DEVICE = "device"
+BOTH = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a role does with its groups of one name."""
+
+    plane: str  # HOST, DEVICE or BOTH
+    large: bool = False  # tensors travel, not scalars
+    warm: bool = False
+    decodes: bool = False  # it sums while tokens are decoded
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedGroup:
+    """One group, as one of its ranks sees it."""
+
+    names: tuple[str, ...]  # "train tp"; several where one group serves for all of them
+    ranks: tuple[int, ...]  # in ascending order
+    plane: str
+    megabytes: int  # of one buffer on the device; 0 on the host
+    warm: bool
+    decodes: bool
+
+    @property
+    def device_megabytes(self) -> int:
+        """Device memory that HCCL takes for it at start: two buffers."""
+        return 2 * self.megabytes if self.warm else 0
+
+
+CONTROL = Use(HOST)
+EVERYTHING = {
+    # Saving a checkpoint, Megatron sends a flag from device to device over its default group, which
+    # this one stands for.
+    "role_control": Use(BOTH),
+    "replica_control": CONTROL,
+    "tp": Use(DEVICE, large=True, warm=True),
+    "dp": Use(DEVICE, large=True, warm=True),
+    "pp": Use(DEVICE, large=True, warm=True),
+    "mp": Use(DEVICE),
+    "all": Use(DEVICE, warm=True),
+    "embd": Use(DEVICE, large=True),
+    "self": Use(DEVICE),
+}
+# By role; one that is not named has everything.
+USES: Mapping[str, Mapping[str, Use]] = {
+    "train": EVERYTHING,
+    "rollout": {
+        "role_control": CONTROL,
+        "replica_control": CONTROL,
+        "tp": Use(DEVICE, large=True, warm=True, decodes=True),
+    },
+    "ref": {
+        "role_control": CONTROL,
+        "replica_control": CONTROL,
+        "tp": Use(DEVICE, large=True, warm=True),
+        "pp": Use(DEVICE, large=True, warm=True),
+        "embd": Use(DEVICE),
+        "self": Use(DEVICE),
+    },
+}
+
+
+def groups_of(placement: Placement, rank: int, tensor_megabytes: int) -> list[PlannedGroup]:
+    """The groups of a rank, in the order in which it makes them; those of publishing come later.
+
+    `tensor_megabytes` is the buffer of a group in which tensors travel. Every member of a group
+    lists it with the same values. The order is by role, then by name, and a rank has one group of a
+    name, so that no ranks wait for one another in a circle.
+    """
+    found: dict[tuple[str, tuple[int, ...]], PlannedGroup] = {}
+    for span in placement.grids:
+        if rank not in span.ranks:
+            continue
+        for group in _of_role(span, rank, tensor_megabytes):
+            key = (group.plane, group.ranks)
+            found[key] = _joined(found[key], group) if key in found else group
+    return list(found.values())
+
+
+def count_groups(span: RankGrid) -> int:
+    """How many groups all ranks of a role make together."""
+    kinds: dict[tuple[str, tuple[int, ...]], str] = {}
+    for group in _of_role(span, span.first, 0):
+        _, _, name = group.names[0].partition(" ")
+        kinds.setdefault((group.plane, group.ranks), name)
+    return sum(_lines(span, name) for name in kinds.values())
+
+
+def _of_role(span: RankGrid, rank: int, tensor_megabytes: int) -> list[PlannedGroup]:
+    """The groups of a rank in one role, one for each name that the role uses."""
+    found = []
+    for name, use in USES.get(span.role, EVERYTHING).items():
+        ranks = _line(span, rank, name)
+        if rank not in ranks:
+            continue
+        alone = len(ranks) == 1
+        megabytes = 0
+        if use.plane != HOST:
+            megabytes = tensor_megabytes if use.large and not alone else SMALL_BUFFER
+        found.append(
+            PlannedGroup(
+                names=(f"{span.role} {name}",),
+                ranks=ranks,
+                plane=use.plane,
+                megabytes=megabytes,
+                warm=use.warm and not alone,
+                decodes=use.decodes and not alone,
+            )
+        )
+    return found
+
+
+def _joined(first: PlannedGroup, second: PlannedGroup) -> PlannedGroup:
+    """One group for two uses of the same ranks. HCCL lets a group decode only if it does nothing
+    else."""
+    return replace(
+        first,
+        names=first.names + second.names,
+        megabytes=max(first.megabytes, second.megabytes),
+        warm=first.warm or second.warm,
+        decodes=first.decodes and second.decodes,
+    )
+
+
+def _axes(span: RankGrid, name: str) -> list[str]:
+    """The axes along which the ranks of a group differ."""
+    if name in ("role_control", "all"):
+        return list(span.axes)
+    if name in ("replica_control", "mp"):
+        return [axis for axis in span.axes if axis != DATA_AXIS]
+    if name == "embd":
+        return ["pp"]
+    return [axis for axis in span.axes if axis == name]
+
+
+def _line(span: RankGrid, rank: int, name: str) -> tuple[int, ...]:
+    """The ranks of the group of this name on the line of `rank`, which need not be among them."""
+    axes = _axes(span, name)
+    index = span.index_of(rank)
+    choices: Iterable[range] = [range(span.axes.get(axis, 1)) for axis in axes]
+    ranks = []
+    for place in itertools.product(*choices):
+        moved = dict(zip(axes, place, strict=True))
+        ranks.append(span.rank_at(**{**index, **moved}))
+    ranks.sort()
+    if name == "embd":
+        ranks = sorted({ranks[0], ranks[-1]})
+    return tuple(ranks)
+
+
+def _lines(span: RankGrid, name: str) -> int:
+    """How many lines of this name a role has."""
+    along = math.prod(span.axes.get(axis, 1) for axis in _axes(span, name))
+    return span.size // along
