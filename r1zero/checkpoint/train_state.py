@@ -1,15 +1,16 @@
 """Model, optimizer and random states on disk: megatron-core's torch_dist sharded checkpoints.
 
 Model and optimizer are saved as whole tensors cut into named regions, so any layout reads what any
-other wrote; the names are those that megatron-core's GPTModel gives them. Writing is done by this
-process itself, in a thread if asked to: megatron-core would fork writers, which a process with an
-open NPU must not do, and spawn a manager, which imports everything once more.
+other wrote; the names are those that megatron-core's GPTModel gives them. Each rank writes what it
+holds, tensor by tensor. Writing is done by this process itself, in a thread if asked to: megatron-core
+would fork writers, which a process with an open NPU must not do, and spawn a manager, which imports
+everything once more.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -21,27 +22,67 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategies
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelSaveStrategyWrapper,
 )
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from megatron.core.dist_checkpointing.validation import StrictHandling
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import random
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 
 from r1zero.checkpoint.manifest import File, describe
+from r1zero.checkpoint.optimizer_state import SHARDING, SHARDING_TYPE, sharded_optimizer_state
 from r1zero.distributed.collectives import gather_objects
 from r1zero.errors import BadInput
 from r1zero.policy.actor import Actor
 
-# Whole tensors, gathered from the data-parallel ranks: the one kind that TP, PP and DP may change
-# under.
-SHARDING = {
-    "distrib_optim_sharding_type": "fully_reshardable",
-    "distrib_optim_fully_reshardable_mem_efficient": False,
-    "chained_optim_avoid_prefix": True,
-}
+Tensors = list[tuple[WriteItem, torch.Tensor]]
+
+
+class Writer(FileSystemWriterAsync):
+    """Megatron's writer of one file a rank, without its folder, its copies and its processes."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Leave the plan as it is: Megatron's would make the folder, and those around it, anew."""
+        return plan
+
+    def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
+        """Note what is written. Megatron's would copy everything that is part of something."""
+        self.write_buckets: list[tuple[str, str, tuple[list, Tensors]]] = []
+        self.results_queue: queue.SimpleQueue | None = None
+        if plan.items:
+            name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
+            path = os.path.join(self.checkpoint_dir, name)
+            tensors: Tensors = []
+            for item in plan.items:
+                tensor = planner.resolve_data(item)
+                assert isinstance(tensor, torch.Tensor), f"{item.index.fqn} is an object"
+                tensors.append((item, tensor.detach()))
+            self.write_buckets = [(path, name, ([], tensors))]
+            self.results_queue = queue.SimpleQueue()  # Megatron's is held by a process of its own
+
+
+class OneByOne:
+    """Tensors that come to host memory one after the other, as they are written."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+
+    def __iter__(self) -> Iterator[tuple[WriteItem, torch.Tensor]]:
+        for item, tensor in self._tensors:
+            yield item, _alone(tensor)
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in host memory, without what else its storage holds: torch.save would write
+    that, too."""
+    host = tensor.to("cpu")
+    if host.untyped_storage().nbytes() == host.numel() * host.itemsize:
+        return host
+    return host.clone()
 
 
 class Writing:
@@ -53,16 +94,14 @@ class Writing:
 
     def __init__(self, policy: Actor, folder: Path, step: int) -> None:
         self._policy = policy
-        self._folder = folder
         self.files: dict[str, File] = {}
         self.error: str | None = None
         self._thread: threading.Thread | None = None
-        # It would make the folder, and those around it, once more.
-        filesystem_async.FileSystemWriterAsync.prepare_local_plan = lambda _, plan: plan
-        # else it spawns a process to hold one
-        filesystem_async._results_queue = queue.SimpleQueue()
+        torch_strategies.FileSystemWriterAsync = Writer
         with _inside(policy):
-            state = _sharded_state(policy, loading=False)
+            state = _sharded_state(policy)
+            state["optimizer"] |= policy.optimizer.state_dict()  # of its groups: rates, steps
+            state["optimizer"]["param_state_sharding_type"] = SHARDING_TYPE
             state |= {
                 "iteration": step,
                 "checkpoint_version": 3.0,
@@ -75,15 +114,18 @@ class Writing:
                 async_sharded_save=True,
                 content_metadata=dict(SHARDING),
             )
-        if self._request.preload_fn:
-            self._buckets = self._request.preload_fn()
-        else:
-            self._buckets = []
+        self._file: Path | None = None  # none when other replicas write all that this rank holds
+        self._tensors: Tensors = []
+        if self._request.async_fn is not None:
+            _, buckets, self._results = self._request.async_fn_args
+            [(path, _, (_, self._tensors))] = buckets
+            self._file = Path(path)
 
     def start(self) -> None:
         """Write beside the training, from a copy. A process that fails meanwhile does not wait for
         it."""
-        self._buckets = _staged(self._buckets, self._policy)
+        # The next update changes all of it.
+        self._tensors = [(item, tensor.to("cpu", copy=True)) for item, tensor in self._tensors]
         self._thread = threading.Thread(target=self.run, name="checkpoint-writer", daemon=True)
         self._thread.start()
 
@@ -98,29 +140,31 @@ class Writing:
     def run(self) -> None:
         """Write and sync this rank's files, and describe them; `error` then says what went
         wrong."""
-        if self._request.async_fn is None:  # other replicas write all of this rank's tensors
+        if self._file is None:
             return
-        transforms = self._request.async_fn.args[0]
-        _, _, results = self._request.async_fn_args
-        written = {}
-        for number, bucket in enumerate(self._buckets):
-            answer: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-            counter: queue.Queue[int] = queue.Queue()
-            counter.put(number)
-            filesystem_async.FileSystemWriterAsync.write_preloaded_data(
-                transforms, number, bucket, answer, counter, use_fsync=True
-            )
-            written[number] = answer.get()[1]
-            if isinstance(written[number], Exception):
-                self.error = _reason(written[number])
-                return
-            try:
-                self.files[bucket[1]] = describe(self._folder / bucket[1])
-            except OSError as error:  # the disk took it and does not give it back
-                self.error = str(error)
-                return
-        results.put(written)
-        self._buckets = []
+        name = self._file.name
+        answer: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        counter: queue.Queue[int] = queue.Queue()
+        counter.put(0)
+        FileSystemWriterAsync.write_preloaded_data(
+            self._request.async_fn.args[0],  # how a stream is written: as it is
+            0,
+            (str(self._file), name, ([], OneByOne(self._tensors))),
+            answer,
+            counter,
+            use_fsync=True,
+        )
+        self._tensors = []
+        _, written = answer.get()
+        if isinstance(written, Exception):
+            self.error = _reason(written)
+            return
+        try:
+            self.files[name] = describe(self._file)
+        except OSError as error:  # the disk took it and does not give it back
+            self.error = str(error)
+            return
+        self._results.put({0: written})
 
     def finalize(self) -> None:
         """Write the table of contents, when all train ranks have written their files.
@@ -151,8 +195,12 @@ def load_policy(policy: Actor, folder: Path, updates: int) -> None:
         for group in groups
     ]
     with _inside(policy):
-        state = _sharded_state(policy, loading=True)
         try:
+            common = dist_checkpointing.load_common_state_dict(str(folder))
+            # Past the state of its parameters, with which MindSpeed's `load_state_dict`, standing for
+            # Megatron's on NPUs, does not know what to do. It makes room for that, which is filled here.
+            policy.optimizer.load_state_dict(common["optimizer"])
+            state = _sharded_state(policy)
             loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_ALL)
         except (CheckpointingException, KeyError) as error:
             raise BadInput(
@@ -163,20 +211,10 @@ def load_policy(policy: Actor, folder: Path, updates: int) -> None:
             missing,
             unexpected,
         )
-        _load_optimizer(policy, loaded["optimizer"])
     for group, values in zip(policy.optimizer.param_groups, configured, strict=True):
         group.update(values)
     policy.scheduler.num_steps = 0
     policy.scheduler.step(increment=updates)
-
-
-def _load_optimizer(policy: Actor, state: dict) -> None:
-    """Fill the optimizer. The state of its parameters goes past `load_state_dict`: MindSpeed's, which
-    stands for Megatron's on NPUs, does not know this way of sharding."""
-    [optimizer] = policy.optimizer.chained_optimizers
-    of_parameters = state.pop("param_state")
-    policy.optimizer.load_state_dict(state)
-    optimizer.load_parameter_state_from_fully_reshardable(of_parameters)
 
 
 def rng_states(policy: Actor) -> dict[str, torch.Tensor] | None:
@@ -224,57 +262,21 @@ def _inside(policy: Actor) -> Iterator[None]:
         yield
 
 
-def _sharded_state(policy: Actor, loading: bool) -> dict:
-    # megatron-core 0.16.1 leaves the padding between buckets out of the tensors it gathers, and
-    # then cuts parameters out of them at places that count it: behind the first bucket, optimizer
-    # state would be saved shifted. Padding that counts as content keeps both at one measure.
-    for buffer in policy.ddp.buffers:
-        buffer.numel_unpadded = buffer.numel
-        for bucket in buffer.buckets:
-            bucket.numel_unpadded = bucket.grad_data.numel()
+def _sharded_state(policy: Actor) -> dict[str, Any]:
+    """The tensors of model and optimizer on this rank, in place, and where they lie in the whole."""
     metadata = SHARDING | {"dp_cp_group": policy.model.groups.dp}
-    model = policy.model.module.sharded_state_dict(metadata=metadata)
-    if policy.grid.span.dp == 1:
-        for optimizer in policy.optimizer.chained_optimizers:
-            optimizer.get_parameter_state_dp_zero = functools.partial(_whole_state, optimizer)
     # Linear layers keep an empty place for Transformer Engine's fp8 state: objects, which would be
     # pickled.
     model = {
         name: part
-        for name, part in model.items()
+        for name, part in policy.model.module.sharded_state_dict(metadata=metadata).items()
         if isinstance(part, ShardedTensor | ShardedTensorFactory)
     }
+    [optimizer] = policy.optimizer.chained_optimizers
     return {
         "model": model,
-        "optimizer": policy.optimizer.sharded_state_dict(model, loading, metadata=metadata),
+        "optimizer": {"param_state": sharded_optimizer_state(optimizer, model)},
     }
-
-
-class _Parts(dict):
-    """Tensors by where they begin in a flat buffer, in place of the buffer: a slice of it is one of
-    them."""
-
-    def __getitem__(self, part: slice) -> torch.Tensor:
-        return super().__getitem__(part.start)
-
-
-def _whole_state(optimizer: DistributedOptimizer, **_: object) -> dict:
-    """What get_parameter_state_dp_zero returns, of a single replica: its own state as it lies
-    there.
-
-    Megatron gathers the shards of all replicas into one buffer, in five passes over the memory;
-    here is nothing to gather. Loading writes into the state in place.
-    """
-    state: dict = {"buckets_coalesced": True}
-    for number, (ranges, buffer) in enumerate(
-        zip(optimizer.gbuf_ranges, optimizer.buffers, strict=True)
-    ):
-        world: dict[str, _Parts] = {}
-        for parameter, (start, _, _) in buffer.param_index_map.items():
-            for key, tensor in optimizer._get_main_param_and_optimizer_states(parameter).items():
-                world.setdefault(key, _Parts())[start] = tensor.detach().flatten()
-        state[number] = dict.fromkeys(ranges, world)
-    return state
 
 
 # Megatron's save strategies have no common public type
@@ -284,29 +286,3 @@ def _strategy(policy: Actor) -> Any:
     if policy.grid.span.dp > 1:
         return FullyParallelSaveStrategyWrapper(strategy, policy.model.groups.dp)
     return strategy
-
-
-def _staged(buckets: list, policy: Actor) -> list:
-    """Copy what the next update would change; what was gathered or moved from a device is a copy
-    already."""
-    trained = [
-        *policy.model.module.parameters(),
-        *(p for group in policy.optimizer.param_groups for p in group["params"]),
-        *(
-            t
-            for optimizer in policy.optimizer.chained_optimizers
-            for state in optimizer.optimizer.state.values()
-            for t in state.values()
-        ),
-    ]
-    live = {tensor.untyped_storage().data_ptr() for tensor in trained}
-
-    def stage(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() in live:
-            return tensor.clone()
-        return tensor
-
-    result = []
-    for path, name, (objects, tensors) in buckets:
-        result.append((path, name, (objects, [(item, stage(tensor)) for item, tensor in tensors])))
-    return result
