@@ -13,6 +13,7 @@ from r1zero.algo.selection import AllGroups, GroupSelector
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
 from r1zero.data.ends import Ends, find_ends
+from r1zero.data.expected_lengths import ExpectedLengths
 from r1zero.data.layout import DataSource
 from r1zero.data.prompts import Prompts, decode, load_tokenizer, vocabulary_of
 from r1zero.distributed.groups import World
@@ -44,7 +45,7 @@ from r1zero.rollout.interface import (
 )
 from r1zero.run_folder.claim import Hold
 from r1zero.run_folder.samples import SampleFiles
-from r1zero.types import Batch, RankRecord
+from r1zero.types import Batch, Group, RankRecord
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 
@@ -79,23 +80,34 @@ class Runtime:
     checkpoints: Path
     checkpoint_config: CheckpointConfig
     progress: TrainerState = field(default_factory=TrainerState)
+    # controller, empty elsewhere
+    expected_lengths: ExpectedLengths = field(default_factory=ExpectedLengths)
     hold: Hold = field(default_factory=Hold)  # on the run's folders; empty but on the controller
 
     def draw(self, step: int) -> Batch:
         """Plan the global batch of step 1, 2, ...; the weights were published once before each
         step."""
         actor = self.run.config.actor_rollout
+        training = self.run.config.training
         done = self.progress
         assert self.prompts is not None, "the controller draws"
-        size = self.run.config.training.global_batch_size
+        prompts = self.prompts.draw(done.prompts_drawn, training.global_batch_size)
+        if training.minibatch_order == "expected_length":
+            prompts = self.expected_lengths.order(prompts)
         return Batch(
             step,
             done.weights_version,
-            self.prompts.draw(done.prompts_drawn, size),
+            prompts,
             actor.n_samples_per_prompt,
             actor.ppo_mini_batch_size,
             actor.ppo_epochs,
         )
+
+    def remember_lengths(self, groups: Sequence[Group]) -> None:
+        """Remember how long the responses of all groups of a step were, on the controller."""
+        prompts = [group.prompt for group in groups]
+        lengths = [[len(sample.tokens) for sample in group.samples] for group in groups]
+        self.expected_lengths.record(prompts, lengths)
 
     def publish(self) -> None:
         """Bring the rollout ranks' weights up to date with what was learned: the next version,

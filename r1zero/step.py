@@ -88,6 +88,7 @@ def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
     records = move.to_controller(runtime.record(batch, fault))
     if not world.is_controller:
         return None
+    runtime.remember_lengths(groups)
     samples = join_summaries([record.samples for record in records if record.samples])
     metrics = step_metrics(batch, samples, updates, records, world.placement)
     broken = runtime.invariants.broken(batch, samples, updates, records)

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
-from r1zero.checkpoint import manifest, progress, store
+from r1zero.checkpoint import lengths, manifest, progress, store
 from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.state import RunState
 from r1zero.checkpoint.train_state import Writing, rng_states
@@ -56,6 +57,7 @@ class _Save:
     info: CheckpointInfo | None = None  # on train ranks
     writing: Writing | None = None  # on train ranks
     rng: dict[str, torch.Tensor] | None = None  # on the controller
+    lengths: dict[str, np.ndarray] | None = None  # on the controller
 
     @property
     def reserve(self) -> Path:
@@ -121,6 +123,7 @@ class CheckpointManager:
         if isinstance(policy, Actor):
             save.info = self._info(policy)
             save.rng = rng_states(policy)
+            save.lengths = runtime.expected_lengths.state()
             # NFS may not show yet what is there;
             for folder in (runtime.checkpoints.parent, runtime.checkpoints):
                 os.listdir(folder)  # this lets it ask
@@ -248,9 +251,11 @@ class CheckpointManager:
         self.runtime.hold.check()
         config = self.config
         assert save.info is not None and save.rng is not None, "the controller trains"
+        assert save.lengths is not None, "the controller trains"
         step = save.info.progress.step
         try:
             (save.folder / RNG).write_bytes(save_tensors(save.rng))
+            lengths.write(save.folder, save.lengths)
             (save.folder / "config.yaml").write_text(config.config_text)
             (save.folder / progress.NAME).write_text(save.info.text())
             for path in sorted(save.folder.iterdir()):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from r1zero.checkpoint import manifest, store
+from r1zero.checkpoint import lengths, manifest, store
 from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.resume import changes
 from r1zero.checkpoint.state import RunState
@@ -50,6 +50,8 @@ def restore(runtime: RunState, folder: Path) -> None:
             set_rng_states(policy, load_file(folder / "rng.safetensors"))
     runtime.move.flush()
     if runtime.world.is_controller:
+        if known := lengths.read(folder):
+            runtime.expected_lengths.restore(known)
         log.info(_line(runtime, folder, record, layout))
         for change in changes(runtime.checkpoint_config.config_text, folder):
             log.info("changed since then: %s", change)

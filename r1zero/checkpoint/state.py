@@ -8,6 +8,7 @@ from typing import Protocol
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
 from r1zero.data.ends import Ends
+from r1zero.data.expected_lengths import ExpectedLengths
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.models.config import ModelConfig
@@ -25,6 +26,7 @@ class RunState(Protocol):
     ends: Ends  # of a response
     policy: AnyActor  # train
     progress: TrainerState
+    expected_lengths: ExpectedLengths  # controller, empty elsewhere
     hold: Hold  # on the run's folders; empty but on the controller
     folder: Path  # the run folder, and that of its checkpoints, by the paths to write by: Hold.way
     checkpoints: Path

@@ -3,6 +3,7 @@
     iter_0000010/                        a complete checkpoint: Megatron's torch_dist files, and
         trainer.json                     where the run was (checkpoint/progress.py)
         rng.safetensors                  random states of the train ranks
+        expected_lengths.safetensors     how long answers were (data/expected_lengths.py)
         config.yaml                      the resolved configuration
         complete.json                    the list of all files, written last (checkpoint/manifest.py)
     .iter_0000020.x1y2.partial/          one being written, or left by a save that did not end

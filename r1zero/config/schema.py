@@ -100,6 +100,11 @@ class Training:
     sequence_parallel: Flag = False
     seed: FromZero = 1234  # of data order and sampling
     no_shuffle: Flag = False  # take the prompts in file order
+    # How the prompts of a global batch are dealt to its minibatches: drawn, in the order of the
+    # draw; expected_length, the shortest answers first, as long as those that a prompt got last
+    # time, or by the length of the prompt. Then the first minibatches are learnt from while long
+    # answers are still generated (docs/algorithm.md).
+    minibatch_order: OneOf[Literal["drawn", "expected_length"]] = "drawn"
     # Folder, with config.json if load has none; default load's.
     tokenizer_name_or_path: OrNull[ModelPath] = None
     # Model families of your own, as module:class or path.py:class (docs/extending.md).

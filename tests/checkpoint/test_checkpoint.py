@@ -8,8 +8,10 @@ import pickle
 import shutil
 import time
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +20,7 @@ from support.multiproc import run_ranks
 from support.patience import LONG
 from support.worlds import metrics, resolved_run, run, samples
 
-from r1zero.checkpoint import manager, manifest, train_state
+from r1zero.checkpoint import lengths, manager, manifest, train_state
 from r1zero.checkpoint import store as checkpoint_store
 from r1zero.checkpoint.resume import changes, check_resume, find
 from r1zero.config.load import dump
@@ -38,6 +40,7 @@ RUN = [
     "ref.micro_batch_size=1",
     "actor_rollout.n_samples_per_prompt=4",
     "actor_rollout.ppo_mini_batch_size=8",
+    "training.minibatch_order=expected_length",
     "actor_rollout.weight_decay=0.1",
     "actor_rollout.lr_warmup_iters=2",
     "algorithm.kl_ctrl.type=adaptive",
@@ -109,8 +112,36 @@ def test_resume_is_exact(straight, tmp_path, overrides):
         assert samples(folder, step) == samples(straight, step)
     ours, theirs = (load_file(path / "model" / "model.safetensors") for path in (folder, straight))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for saved in folder.glob("checkpoints/iter_*[24]"):
+        ours, theirs = (
+            lengths.read(path / "checkpoints" / saved.name) for path in (folder, straight)
+        )
+        assert len(ours["longest"]) == 4
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     said = (folder / "logs" / "rank_0000.log").read_text()
     assert "resumed from" in said and "step 2 of 4" in said and "weights version 2" in said
+
+
+def first_prompts(rank: int, size: int, store: object, overrides: list[str]) -> list[int]:
+    """What a run that goes on would draw if the data began anew."""
+    runtime = prepare(*resolved_run(rank, size, store, "tiny", overrides))
+    runtime.progress.prompts_drawn = 0
+    drawn = [prompt.index for prompt in runtime.draw(3).prompts]
+    runtime.close()
+    runtime.hold.release()
+    return drawn
+
+
+def test_prompts_are_dealt_by_the_lengths_that_their_answers_had(straight, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(straight, folder)
+    (folder / "checkpoints" / checkpoint_store.TRACKER).write_text("2\n")
+    tokens: defaultdict[int, int] = defaultdict(int)
+    for row in samples(straight, 1):
+        tokens[row["prompt_index"]] += row["response_length"]
+    (drawn,) = run_ranks(first_prompts, 1, [*RUN, f"output_dir={folder}"])
+    assert len(set(tokens.values())) == 4, "no two are alike"
+    assert drawn == sorted(tokens, key=lambda index: tokens[index])
 
 
 def test_steps_after_the_checkpoint_are_taken_again_without_duplicates(straight, tmp_path):
