@@ -16,6 +16,7 @@ from r1zero.data.ends import Ends, find_ends
 from r1zero.data.expected_lengths import ExpectedLengths
 from r1zero.data.layout import DataSource
 from r1zero.data.prompts import Prompts, decode, load_tokenizer, vocabulary_of
+from r1zero.distributed.collectives import first_finding
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
@@ -159,9 +160,8 @@ class Runtime:
         self.publisher.publish(self.progress.weights_version)
 
     def _publish_fault(self) -> str | None:
-        """What the controller finds in the checksums of all ranks."""
-        checksums = self.move.to_controller(self.publisher.checksums())
-        return self.move.from_controller(self.publisher.difference, checksums)
+        """What the receivers find in the checksums; the same on all ranks."""
+        return first_finding(self.publisher.difference(), self.world.control)
 
     def close(self) -> None:
         """End the processes beside this rank."""
@@ -305,6 +305,7 @@ def _publisher(run: Run, world: World, policy: AnyActor, engine: RolloutEngine) 
     """What brings the weights of the train ranks to the engines."""
     target = engine.weights()
     megabytes = run.config.training.publish_bucket_megabytes
+    group_for = partial(world.tensor_group, buffer_megabytes=megabytes)
     reshard = plan(
         param_table(run.actor.shape),
         run.actor.shape.num_layers,
@@ -313,10 +314,12 @@ def _publisher(run: Run, world: World, policy: AnyActor, engine: RolloutEngine) 
         run.dtype.itemsize,
         megabytes * 2**20,
     )
+    for ranks in reshard.groups():  # every rank makes all of them
+        group_for(ranks)
     return Publisher(
         reshard,
         world.rank,
-        partial(world.tensor_group, buffer_megabytes=megabytes),
+        group_for,
         policy.parameters(),
         target,
         run.dtype.torch,

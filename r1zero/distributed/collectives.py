@@ -131,6 +131,27 @@ def gather_objects(value: T, group: dist.ProcessGroup) -> list[T] | None:
     return None
 
 
+def first_finding(finding: tuple[int, str] | None, group: dist.ProcessGroup) -> str | None:
+    """Give every rank the sentence with the lowest number; of several ranks that have it, the first
+    one's. None where no rank found anything.
+
+    One number of each rank is compared. Sentences stay where they are, but for the one.
+    """
+    size = dist.get_world_size(group)
+    nothing = torch.iinfo(torch.int64).max
+    place = nothing
+    if finding is not None:
+        place = finding[0] * size + dist.get_rank(group)
+    first = -int(all_max(torch.tensor([-place]), group))
+    if first == nothing:
+        return None
+    speaker = dist.get_process_group_ranks(group)[first % size]
+    sentence = None
+    if finding is not None:
+        sentence = finding[1]
+    return broadcast_object(sentence, speaker, group)
+
+
 def _packed(value: object) -> torch.Tensor:
     """Pickle a value into bytes. Arrays travel as they are, without padding."""
     data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)

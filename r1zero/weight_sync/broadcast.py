@@ -7,12 +7,15 @@ collective must not be where they wait for each other.
 
 In front of each bucket travels the version of its weights. So a receiver knows which it holds from
 what it got, and not from what it was told.
+
+Checksums go the way of the weights: a source sums up what it holds and broadcasts the sums, and each
+receiver compares its own. Nobody needs all of them.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -20,7 +23,7 @@ import torch.distributed as dist
 from r1zero.models.layout import Index, WeightTarget
 from r1zero.models.params import local_view
 from r1zero.models.sizes import BUCKETS_IN_FLIGHT
-from r1zero.weight_sync.plan import Bucket, Piece, Plan
+from r1zero.weight_sync.plan import Bucket, Piece, Plan, Route
 
 # before a bucket's pieces: the version, int64, and nothing, so that they lie even
 HEADER_BYTES = 64
@@ -29,7 +32,6 @@ BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by ele
 
 # Megatron name with the global layer number -> this rank's parameter
 LocalParameters = Mapping[str, torch.Tensor]
-Checksums = dict[tuple[str, int, int], int]  # ("sent" or "received", bucket, piece) -> sum
 
 
 class Publisher:
@@ -49,11 +51,12 @@ class Publisher:
     ) -> None:
         """Allocate the buckets and get the groups.
 
-        `group_for` is called on every rank for every group, in one order. `source` has the tensors
-        of train ranks, `target` those of rollout ranks; elsewhere they are empty. All hold `dtype`.
-        At most `in_flight` buckets are under way at a time.
+        Of the plan only this rank's part is kept. `group_for` is called for the groups that this
+        rank is in; what order two of them come in is the same on all ranks. `source` has the
+        tensors of train ranks, `target` those of rollout ranks; elsewhere they are empty. All hold
+        `dtype`. At most `in_flight` buckets are under way at a time.
         """
-        self.plan = plan
+        self.plan = plan.part_of(rank)
         self.rank = rank
         self._dtype = dtype
         self._device = device
@@ -63,21 +66,17 @@ class Publisher:
             assert param.dtype == dtype, (
                 f"{name} is {param.dtype}, but weights are published as {dtype}"
             )
-        groups = {ranks: group_for(ranks) for ranks in plan.groups()}
-        self._mine = [bucket for bucket in plan.buckets if rank in bucket.ranks]
-        self._groups = {ranks: group for ranks, group in groups.items() if rank in ranks}
+        self._groups = {ranks: group_for(ranks) for ranks in self.plan.groups()}
+        self._buckets = list(self.plan.buckets())
+        # bytes that a publication writes to this rank's target: its shard's size
+        self.received_bytes = self.plan.received(rank) * dtype.itemsize
         self._header = HEADER_BYTES // dtype.itemsize  # in elements
         self._versions: list[torch.Tensor] = []  # that came with the buckets of a publication
-        sizes = [self._header + bucket.numel for bucket in self._mine if not bucket.local]
+        sizes = [self._header + bucket.numel for bucket in self._buckets if not bucket.local]
         self._buffers = [
             torch.empty(max(sizes), dtype=dtype, device=device)
             for _ in range(min(in_flight, len(sizes)))
         ]
-
-    @property
-    def received_bytes(self) -> int:
-        """Bytes that a publication writes to this rank's target: its shard's size."""
-        return self.plan.received(self.rank) * self._dtype.itemsize
 
     @torch.no_grad()
     def publish(self, version: int) -> int | None:
@@ -89,7 +88,7 @@ class Publisher:
         self._versions.clear()
         flying: deque[tuple[dist.Work, Bucket, torch.Tensor]] = deque()
         idle = deque(self._buffers)
-        for bucket in self._mine:
+        for bucket in self._buckets:
             if bucket.local:
                 self._copy(bucket, version)
                 continue
@@ -110,39 +109,48 @@ class Publisher:
         return version
 
     @torch.no_grad()
-    def checksums(self) -> Checksums:
-        """Sum every piece this rank gave or got, over the parameters themselves, weighted by
-        position."""
-        found: dict[tuple[str, int, int], torch.Tensor] = {}
-        for number, bucket in enumerate(self.plan.buckets):
-            for index, piece in enumerate(bucket.pieces):
-                if self.rank == bucket.source:
-                    found["sent", number, index] = _checksum(self._source_view(piece))
-                if self.rank in bucket.receivers:
-                    found["received", number, index] = _checksum(self._received(piece))
-        if not found:
-            return {}
-        sums = torch.stack(list(found.values())).tolist()  # one trip to the host
-        return dict(zip(found, sums, strict=True))
+    def difference(self) -> tuple[int, str] | None:
+        """Compare what this rank's target holds with what its sources hold now, by checksums that
+        travel as the weights do. Collective, as `publish`.
 
-    def difference(self, by_rank: Sequence[Checksums]) -> str | None:
-        """Compare what receivers hold with what sources hold, given every rank's checksums in rank
-        order.
-
-        Returns a sentence about the first tensor that differs.
+        Returns the place in the parameter table of the first tensor that differs here, and a
+        sentence about it; `collectives.first_finding` tells it to all ranks.
         """
-        for number, bucket in enumerate(self.plan.buckets):
-            for index, piece in enumerate(bucket.pieces):
-                sent = by_rank[bucket.source]["sent", number, index]
-                for receiver in bucket.receivers:
-                    if by_rank[receiver]["received", number, index] != sent:
-                        name = self.plan.tensors[piece.tensor].name
-                        return (
-                            f"after publishing, {name} on rollout rank {receiver} differs from "
-                            f"train rank {bucket.source}: it was corrupted on the way or has "
-                            "changed since"
-                        )
-        return None
+        sent: dict[int, torch.Tensor] = {}
+        received: dict[int, torch.Tensor] = {}
+        # All sums before the first broadcast, so that ranks hardly wait for each other there.
+        for number, route in enumerate(self.plan.routes):
+            sent[number] = torch.zeros(len(route.cuts), dtype=torch.int64, device=self._device)
+            if self.rank == route.source:
+                sent[number] = self._sums(route, self._source_view)
+            if self.rank in route.receivers:
+                received[number] = self._sums(route, self._received)
+        found = []
+        for number, route in enumerate(self.plan.routes):
+            if not route.local:
+                dist.broadcast(sent[number], src=route.source, group=self._groups[route.ranks])
+            if self.rank in route.receivers:
+                found += self._first_difference(route, sent[number], received[number])
+        return min(found, default=None)
+
+    def _sums(self, route: Route, values_of: Callable[[Piece], torch.Tensor]) -> torch.Tensor:
+        """The checksum of every piece of a route, int64 [pieces]."""
+        return torch.stack([_checksum(values_of(piece)) for piece in route.pieces()])
+
+    def _first_difference(
+        self, route: Route, sent: torch.Tensor, received: torch.Tensor
+    ) -> list[tuple[int, str]]:
+        """What there is to say about the first piece whose sums differ, if there is one."""
+        pairs = zip(route.tensors, sent.tolist(), received.tolist(), strict=True)
+        for tensor, gave, got in pairs:
+            if gave != got:
+                sentence = (
+                    f"after publishing, {self.plan.tensors[tensor].name} on rollout rank "
+                    f"{self.rank} differs from train rank {route.source}: it was corrupted on the "
+                    "way or has changed since"
+                )
+                return [(tensor, sentence)]
+        return []
 
     def _launch(self, bucket: Bucket, buffer: torch.Tensor, version: int) -> dist.Work:
         """Start a bucket's broadcast, packed first if this rank is its source."""

@@ -7,17 +7,20 @@ For every tensor the plan intersects what is held with what is needed:
     train TP 2               |------- t0 -------|------- t1 -------|
     rollout TP 4             |-- r0 --|-- r1 ---|-- r2 ---|-- r3 --|   t0 -> r0, t0 -> r1, t1 -> r2, t1 -> r3
 
-A piece with the same source and receivers as others shares flat buckets with them; a bucket is one
-broadcast. Each rollout rank receives every element of its shard exactly once. A rank that holds
-what it needs copies it.
+A region goes along a route, from one source to the receivers that lack it. What goes along one route
+fills flat buckets; a bucket is one broadcast. Each rollout rank receives every element of its shard
+exactly once. A rank that holds what it needs copies it.
+
+The whole plan is made everywhere, and a rank keeps its own part of it (`Plan.part_of`).
 
 Pure arithmetic: no collectives, no tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from math import lcm, prod
 
@@ -25,14 +28,27 @@ from r1zero.distributed.placement import RankGrid
 from r1zero.models.layout import Box
 from r1zero.models.params import ParamSpec, local_shape, stage_of
 
-Route = tuple[int, tuple[int, ...]]  # source and receivers, global ranks
+# Replicas of train that send. Each source is one more process group, with buffers on the device, of
+# every rank that receives from it, so they must not grow with the world. Nor need they: a receiver
+# takes in its whole shard, a source gives away its stage's part of one or a few. The second is for
+# train PP 1, where source and receiver have as much to do, and for a slow link.
+SENDING_REPLICAS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A region of a tensor, or a part of one that fits a bucket. Tensors of one shape share it."""
+
+    source: Box  # in the local view of the source's parameter
+    target: Box  # in the local view of each receiver's parameter
+    numel: int
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A region of one tensor, and its place in the bucket that carries it."""
 
-    tensor: int  # index in Plan.tensors
+    tensor: int  # key of Plan.tensors
     source: Box  # in the local view of the source's parameter
     target: Box  # in the local view of each receiver's parameter
     offset: int  # in the bucket, in elements
@@ -57,7 +73,8 @@ class Bucket:
 
     @property
     def numel(self) -> int:
-        return sum(piece.numel for piece in self.pieces)
+        last = self.pieces[-1]
+        return last.offset + last.numel
 
     @property
     def local(self) -> bool:
@@ -69,23 +86,108 @@ class Bucket:
         return tuple(sorted({self.source, *self.receivers}))
 
 
+@dataclass(slots=True)
+class Route:
+    """All that goes from one source to the same receivers: cuts of tensors, in order.
+
+    A million of them are no burden: 12 bytes each, and pieces are made when they are asked for.
+    """
+
+    source: int  # global rank, as the receivers
+    receivers: tuple[int, ...]
+    bucket_elements: int  # that a bucket holds at most
+    tensors: array[int] = field(default_factory=lambda: array("i"))
+    cuts: list[Cut] = field(default_factory=list)
+
+    def add(self, tensor: int, cut: Cut) -> None:
+        self.tensors.append(tensor)
+        self.cuts.append(cut)
+
+    @property
+    def numel(self) -> int:
+        return sum(cut.numel for cut in self.cuts)
+
+    @property
+    def local(self) -> bool:
+        return self.receivers == (self.source,)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The members of its process group, in ascending order."""
+        return tuple(sorted({self.source, *self.receivers}))
+
+    def pieces(self) -> Iterator[Piece]:
+        """Lay all of it into buckets, in order: a piece that does not fit opens the next.
+
+        >>> route = Route(source=0, receivers=(8,), bucket_elements=10)
+        >>> for tensor, size in enumerate((5, 4, 3)):
+        ...     route.add(tensor, Cut((slice(0, size),), (slice(0, size),), size))
+        >>> [piece.offset for piece in route.pieces()]
+        [0, 5, 0]
+        """
+        offset = 0
+        for tensor, cut in zip(self.tensors, self.cuts, strict=True):
+            if offset + cut.numel > self.bucket_elements:
+                offset = 0
+            yield Piece(tensor, cut.source, cut.target, offset)
+            offset += cut.numel
+
+    def buckets(self) -> Iterator[Bucket]:
+        """The broadcasts of this route, or copies."""
+        pieces: list[Piece] = []
+        for piece in self.pieces():
+            if pieces and piece.offset == 0:
+                yield Bucket(self.source, self.receivers, tuple(pieces))
+                pieces = []
+            pieces.append(piece)
+        yield Bucket(self.source, self.receivers, tuple(pieces))
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Every bucket of a publication, in the order in which all ranks go through them."""
+    """A publication, whole or as one rank has part in it."""
 
-    tensors: tuple[ParamSpec, ...]
+    tensors: Mapping[int, ParamSpec]  # by place in the parameter table
     train_tp: int
     rollout_tp: int
-    buckets: tuple[Bucket, ...]
+    routes: tuple[Route, ...]
+
+    def part_of(self, rank: int) -> Plan:
+        """What this rank gives, gets and copies, in the order of the whole."""
+        routes = tuple(
+            route for route in self.routes if rank == route.source or rank in route.receivers
+        )
+        used: set[int] = set()
+        for route in routes:
+            used.update(route.tensors)
+        tensors = {number: self.tensors[number] for number in sorted(used)}
+        return replace(self, tensors=tensors, routes=routes)
+
+    def buckets(self) -> Iterator[Bucket]:
+        """Yield the buckets in the order in which ranks go through them.
+
+        The routes take turns: with several buckets in flight, several sources send at a time. A
+        rank's part has its buckets in the order of the whole, so ranks never wait in a circle:
+
+            routes a, b, c of 2, 1, 3 buckets    a0 b0 c0 a1 c1 c2
+            the part with a and c                a0    c0 a1 c1 c2
+        """
+        for turn in zip_longest(*(route.buckets() for route in self.routes)):
+            for bucket in turn:
+                if bucket is not None:
+                    yield bucket
 
     def groups(self) -> list[tuple[int, ...]]:
-        """List the rank sets that need a process group, once each, in an order equal on all
-        ranks."""
-        return list(dict.fromkeys(bucket.ranks for bucket in self.buckets if not bucket.local))
+        """List the rank sets that need a process group, once each, in the order of the whole."""
+        return list(dict.fromkeys(route.ranks for route in self.routes if not route.local))
 
     def received(self, rank: int) -> int:
         """Count the elements that a publication puts into a rank's rollout weights."""
-        return sum(bucket.numel for bucket in self.buckets if rank in bucket.receivers)
+        return sum(route.numel for route in self.routes if rank in route.receivers)
+
+    def sent(self, rank: int) -> int:
+        """Count the elements that a rank broadcasts, each once however many receive it."""
+        return sum(route.numel for route in self.routes if rank == route.source and not route.local)
 
 
 def plan(
@@ -95,34 +197,124 @@ def plan(
     rollout: RankGrid,
     element_size: int,
     bucket_bytes: int,
+    senders: int = SENDING_REPLICAS,
 ) -> Plan:
     """Lay out the publication of `tensors` (all of one dtype) in broadcasts of at most
     `bucket_bytes`.
 
-    Replicas take turns as sources, the one that has sent least first, so that all links work.
+    Up to `senders` replicas take turns as sources, the one that has sent least first.
     BadInput when TP does not divide a tensor or PP the layers.
     """
     assert rollout.pp == 1, "rollout ranks have no pipeline stages"
     limit = bucket_bytes // element_size
     assert limit > 0, f"a bucket of {bucket_bytes} bytes holds no element"
-    sent = dict.fromkeys(train.ranks, 0)
-    routes: dict[Route, list[tuple[int, Box, Box]]] = {}
-    for index, tensor in enumerate(tensors):
-        stage = stage_of(tensor, num_layers, train.pp)
-        for needy in range(rollout.tp):
-            receivers = [rollout.rank_at(tp=needy, dp=replica) for replica in range(rollout.dp)]
-            for holders, senders, source, target in _overlaps(tensor, train.tp, rollout.tp, needy):
-                held = [rank for rank in train.ranks if _is_at(train, rank, holders, stage)]
-                able = [rank for rank in held if _is_at(train, rank, senders, stage)]
-                for parts in zip(_cut(source, limit), _cut(target, limit), strict=True):
-                    for route in _routes(held, able, receivers, sent, prod(_shape(parts[0]))):
-                        routes.setdefault(route, []).append((index, *parts))
-    chains = [_fill(route, pieces, limit) for route, pieces in routes.items()]
-    # Round robin over the routes: with several buckets in flight, several sources send at a time.
-    buckets = tuple(
-        bucket for turn in zip_longest(*chains) for bucket in turn if bucket is not None
-    )
-    return Plan(tuple(tensors), train.tp, rollout.tp, buckets)
+    planner = _Planner(train, rollout, limit, senders)
+    for number, tensor in enumerate(tensors):
+        planner.add(number, tensor, stage_of(tensor, num_layers, train.pp))
+    return Plan(dict(enumerate(tensors)), train.tp, rollout.tp, tuple(planner.routes.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """How one region gets to the receivers of a rollout TP index, for all tensors of one shape on
+    one stage."""
+
+    cuts: list[Cut]
+    copying: list[int]  # receivers that hold it
+    receivers: tuple[int, ...]  # that do not
+    sources: list[int]  # which of them sends is decided cut by cut; ascending
+    routes: dict[int, Route] = field(default_factory=dict)  # to the receivers, by source
+
+
+class _Planner:
+    """Gathers the routes of a plan, tensor by tensor."""
+
+    def __init__(self, train: RankGrid, rollout: RankGrid, limit: int, senders: int) -> None:
+        self.routes: dict[tuple[int, tuple[int, ...]], Route] = {}
+        self._limit = limit
+        self._train_tp = train.tp
+        self._holders = _replica_lines(train)
+        self._sending = _apart(train.dp, senders)
+        self._receivers = [
+            [rollout.rank_at(tp=needy, dp=replica) for replica in range(rollout.dp)]
+            for needy in range(rollout.tp)
+        ]
+        self._sent = dict.fromkeys(train.ranks, 0)
+        self._moves: dict[tuple[tuple[int, ...], int | None, int], list[_Move]] = {}
+
+    def add(self, number: int, tensor: ParamSpec, stage: int) -> None:
+        """Take in a tensor that the ranks of a stage hold."""
+        alike = (tensor.view, tensor.axis, stage)
+        if alike not in self._moves:
+            self._moves[alike] = list(self._moves_of(tensor, stage))
+        for move in self._moves[alike]:
+            for cut in move.cuts:
+                for rank in move.copying:
+                    self._route(rank, (rank,)).add(number, cut)
+                if move.receivers:
+                    self._send(move, number, cut)
+
+    def _send(self, move: _Move, number: int, cut: Cut) -> None:
+        """Let the source send that has sent least; of several the lowest."""
+        source = min(move.sources, key=self._sent.__getitem__)
+        self._sent[source] += cut.numel
+        if source not in move.routes:
+            move.routes[source] = self._route(source, move.receivers)
+        move.routes[source].add(number, cut)
+
+    def _moves_of(self, tensor: ParamSpec, stage: int) -> Iterator[_Move]:
+        for needy, needing in enumerate(self._receivers):
+            regions = _overlaps(tensor, self._train_tp, len(self._receivers), needy)
+            for holders, senders, source, target in regions:
+                held = self._ranks_at(holders, stage)
+                yield _Move(
+                    _cuts(source, target, self._limit),
+                    [rank for rank in needing if rank in held],
+                    tuple(rank for rank in needing if rank not in held),
+                    self._sources_at(senders, stage),
+                )
+
+    def _ranks_at(self, tps: Sequence[int], stage: int) -> set[int]:
+        """Ranks of every replica."""
+        found: set[int] = set()
+        for tp in tps:
+            found.update(self._holders[tp, stage])
+        return found
+
+    def _sources_at(self, tps: Sequence[int], stage: int) -> list[int]:
+        """Ranks of the replicas that send, ascending."""
+        found = []
+        for tp in tps:
+            line = self._holders[tp, stage]
+            found += [line[replica] for replica in self._sending]
+        return sorted(found)
+
+    def _route(self, source: int, receivers: tuple[int, ...]) -> Route:
+        key = (source, receivers)
+        if key not in self.routes:
+            self.routes[key] = Route(source, receivers, self._limit)
+        return self.routes[key]
+
+
+def _replica_lines(train: RankGrid) -> dict[tuple[int, int], list[int]]:
+    """By TP index and stage: the ranks there, one of each replica."""
+    lines = {}
+    for stage in range(train.pp):
+        for tp in range(train.tp):
+            lines[tp, stage] = [
+                train.rank_at(tp=tp, dp=replica, pp=stage) for replica in range(train.dp)
+            ]
+    return lines
+
+
+def _apart(replicas: int, most: int) -> list[int]:
+    """Choose replicas that lie far apart, so that they do not share a node's links.
+
+    >>> _apart(8, most=2), _apart(2, most=2), _apart(1, most=2)
+    ([0, 4], [0, 1], [0])
+    """
+    count = min(replicas, most)
+    return [number * replicas // count for number in range(count)]
 
 
 def _overlaps(
@@ -177,30 +369,10 @@ def _intervals(
         yield holder, max(begin, holder * held), min(end, (holder + 1) * held)
 
 
-def _is_at(span: RankGrid, rank: int, tps: Sequence[int], stage: int) -> bool:
-    index = span.index_of(rank)
-    return index["tp"] in tps and index["pp"] == stage
-
-
-def _routes(
-    held: list[int], able: list[int], receivers: list[int], sent: dict[int, int], numel: int
-) -> Iterator[Route]:
-    """Yield the moves of one region: local ones, and one broadcast to the receivers that do not
-    hold it.
-
-    Held by ranks 0 and 2, of which 2 has sent more, and needed by 2 and 5: 2 copies, 0 sends to 5.
-
-    >>> list(_routes([0, 2], [0, 2], receivers=[2, 5], sent={0: 100, 2: 900}, numel=3))
-    [(2, (2,)), (0, (5,))]
-    """
-    for rank in receivers:
-        if rank in held:
-            yield rank, (rank,)
-    remote = tuple(rank for rank in receivers if rank not in held)
-    if remote:
-        source = min(able, key=lambda rank: (sent[rank], rank))
-        sent[source] += numel
-        yield source, remote
+def _cuts(source: Box, target: Box, limit: int) -> list[Cut]:
+    """Cut a region, as source and receivers see it, into parts of at most `limit` elements."""
+    parts = zip(_cut(source, limit), _cut(target, limit), strict=True)
+    return [Cut(held, needed, prod(_shape(held))) for held, needed in parts]
 
 
 def _cut(box: Box, limit: int) -> list[Box]:
@@ -225,28 +397,6 @@ def _cut(box: Box, limit: int) -> list[Box]:
         for small in _cut((*box[:axis], part, *box[axis + 1 :]), limit):
             result.append(small)
     return result
-
-
-def _fill(route: Route, pieces: list[tuple[int, Box, Box]], limit: int) -> list[Bucket]:
-    """Lay the pieces of a route into buckets, in their order.
-
-    >>> pieces = [
-    ...     (index, (slice(0, size),), (slice(0, size),)) for index, size in enumerate((5, 4, 3))
-    ... ]
-    >>> buckets = _fill((0, (8,)), pieces, limit=10)
-    >>> [[piece.offset for piece in bucket.pieces] for bucket in buckets]
-    [[0, 5], [0]]
-    """
-    buckets: list[list[Piece]] = []
-    offset = limit + 1  # of no bucket: the first piece opens one
-    for index, source, target in pieces:
-        numel = prod(_shape(source))
-        if offset + numel > limit:
-            buckets.append([])
-            offset = 0
-        buckets[-1].append(Piece(index, source, target, offset))
-        offset += numel
-    return [Bucket(*route, tuple(bucket)) for bucket in buckets]
 
 
 def _shape(box: Box) -> tuple[int, ...]:

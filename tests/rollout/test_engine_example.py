@@ -136,7 +136,7 @@ def test_boxes_that_cross_tensors_are_cut_there(tmp_path: Path, tp: int, element
         {name: torch.full_like(part, math.nan) for name, part in expected.items()}
         for expected in parts
     ]
-    for bucket in laid.buckets:
+    for bucket in laid.buckets():
         for receiver, piece in product(bucket.receivers, bucket.pieces):
             spec = table[piece.tensor]
             values = local_view(spec, full[spec.name], 1)[piece.source]

@@ -11,7 +11,7 @@ import torch
 from npu_checks import models
 from npu_checks.check import Check, CheckFailed, Figures
 from npu_checks.world import in_world
-from r1zero.distributed.collectives import broadcast_object, gather_objects
+from r1zero.distributed.collectives import first_finding
 from r1zero.distributed.groups import World
 from r1zero.distributed.placement import RankGrid, RoleSize
 from r1zero.models.config import ModelConfig
@@ -67,6 +67,9 @@ def publish(
     """Gigabytes a second of the second of two publications, all of whose bits were compared."""
     specs = param_table(shape)
     reshard = plan(specs, shape.num_layers, train, rollout, DTYPE.itemsize, megabytes * 2**20)
+    group_for = partial(world.tensor_group, buffer_megabytes=megabytes)
+    for ranks in reshard.groups():  # every rank makes all of them
+        group_for(ranks)
     device = world.device.torch
     held = {spec.name: local_shape(spec, 1) for spec in specs}
     source = {}
@@ -80,7 +83,7 @@ def publish(
     publisher = Publisher(
         reshard,
         world.rank,
-        partial(world.tensor_group, buffer_megabytes=megabytes),
+        group_for,
         source,
         target,
         DTYPE,
@@ -94,11 +97,7 @@ def publish(
         world.device.synchronize()
         world.barrier()
         seconds = time.perf_counter() - began
-    everyones = gather_objects(publisher.checksums(), world.control)
-    fault = None
-    if everyones is not None:
-        fault = publisher.difference(everyones)
-    if fault := broadcast_object(fault, 0, world.control):
+    if fault := first_finding(publisher.difference(), world.control):
         raise CheckFailed(f"buckets of {megabytes} MB: {fault}", ADVICE)
     return reshard.received(rollout.first) * DTYPE.itemsize / 1e9 / seconds
 

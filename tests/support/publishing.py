@@ -1,0 +1,59 @@
+"""Models and layouts for publishing: whole tensors, what each rank holds of them, and who there
+is."""
+
+from __future__ import annotations
+
+import torch
+from support.shapes import small_shape
+
+from r1zero.distributed.placement import RankGrid
+from r1zero.models.layout import WeightLayout, WeightTarget
+from r1zero.models.params import local_shape, param_table, shard, stage_of
+
+
+def model(tied=True, qk_norm=False, family="qwen2"):
+    return small_shape(
+        family=family,
+        num_layers=4,
+        hidden_size=16,
+        ffn_hidden_size=24,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=4,
+        vocab_size=32,
+        max_positions=32,
+        tie_word_embeddings=tied,
+        qk_norm=qk_norm,
+    )
+
+
+def random_model(shape, dtype=torch.bfloat16, seed=0):
+    """Whole tensors by name, all elements of all tensors distinct in float32."""
+    made = {tensor.name: torch.empty(local_shape(tensor, 1)) for tensor in param_table(shape)}
+    sizes = [full.numel() for full in made.values()]
+    order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))
+    for full, part in zip(made.values(), order.split(sizes), strict=True):
+        full.copy_(part.view(full.shape))
+    return {name: full.to(dtype) for name, full in made.items()}
+
+
+def held_by(rank, span, shape, full):
+    """A rank's parameters, cut out of the whole model."""
+    tp_index, _, stage = span.index_of(rank).values()
+    return {
+        tensor.name: shard(tensor, full[tensor.name], tp_index, span.tp).clone()
+        for tensor in param_table(shape)
+        if stage_of(tensor, shape.num_layers, span.pp) == stage
+    }
+
+
+def target_of(tensors):
+    """A target in Megatron's layout, as the native engine has it."""
+    return WeightTarget(WeightLayout("megatron", cut=True), tensors, lambda version: None)
+
+
+def spans(train_tp, pp, dp, rollout_tp, rollout_dp, colocated):
+    train = RankGrid.of("train", 0, train_tp * pp * dp, train_tp, pp)
+    return train, RankGrid.of(
+        "rollout", 0 if colocated else train.size, rollout_tp * rollout_dp, rollout_tp, 1
+    )
