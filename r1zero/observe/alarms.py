@@ -6,7 +6,7 @@ A warning is given when it begins to hold, and again every REPEAT steps while it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -39,10 +39,9 @@ class Alarms:
         self,
         mismatch_limit: float,
         max_failure_rate: float,
-        faster_split: Callable[[Mapping[str, float]], str | None],
+        faster_split: Callable[[Sequence[Metrics]], str | None],
     ) -> None:
-        """`faster_split` gets the seconds that each role works in a step, and says which split
-        would be faster."""
+        """`faster_split` gets the metrics of the last steps, and says what would be faster."""
         self._mismatch = mismatch_limit
         self._failures = max_failure_rate
         self._faster_split = faster_split
@@ -172,7 +171,7 @@ class Alarms:
         most = max(wait, key=lambda role: wait[role])
         if wait[most] <= WAIT:
             return None
-        split = self._faster_split({role: step * (1 - share) for role, share in wait.items()})
+        split = self._faster_split(list(self._recent))
         return split and f"{most} ranks wait {wait[most]:.0%} of the step for others; {split}"
 
 

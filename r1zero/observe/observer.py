@@ -76,7 +76,7 @@ class Observer:
         samples: SampleFiles,
         steps_done: int,
         mismatch_limit: float,
-        faster_split: Callable[[Mapping[str, float]], str | None],
+        faster_split: Callable[[Sequence[Mapping[str, float]]], str | None],
         live: bool,
     ) -> None:
         """Open the trackers.

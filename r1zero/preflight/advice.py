@@ -1,55 +1,150 @@
-"""Advice on load balance: which other split of the ranks among the roles would be faster."""
+"""Advice on load balance: how long a step would take with other options, or with other ranks a role.
+
+All of it is what the model of the step says (step_model.py), by rates that a run measured or that
+are a guess.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import mul
+from dataclasses import dataclass, replace
+from typing import Any
 
 from r1zero.config.rules import check_pool
 from r1zero.config.schema import Config, placement, with_ranks
 from r1zero.distributed.placement import Placement
 from r1zero.preflight.checks import check_batches
+from r1zero.preflight.step_model import Job, Lengths, Rates, Step, predict
+from r1zero.preflight.step_rates import measured_job, measured_lengths, measured_rates
 
 GAIN = 0.1  # less of the step's time is not worth a new start
-LOOKED_AT = 50  # candidates, fastest first: most fit the batch sizes
+LOOKED_AT = 50  # splits, those that balance work best first: most fit the batch sizes
+PLAYED = 12  # of those that fit
+ROLES = {"train", "rollout", "ref"}  # that the model knows
+
+# What each option would be, by its key.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "training.minibatch_order: expected_length": {"minibatch_order": "expected_length"},
+    "algorithm.old_logprobs: rollout": {"old_logprobs": "rollout"},
+    "training.updates: accumulate": {"updates": "accumulate"},
+    "training.staleness: 1": {"staleness": 1},
+}
+ON_POLICY = "all of these"  # but staleness, which stands below
 
 
-def faster_split(cfg: Config, placed: Placement, working: Mapping[str, float]) -> str | None:
-    """Name the keys of a split of as many ranks that would be faster, given seconds of work a step
-    by role.
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Another split of the ranks among the roles."""
 
-    Work is taken to shrink as ranks are added. With M minibatches a step lasts as long as its
-    busiest role, plus what the others need for one minibatch before and after: max + (sum - max) /
-    M. None when there is no such split.
-    """
-    if placed.colocated:
+    keys: str  # that ask for it, in words
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How long a step takes, and how long it would."""
+
+    now: Step
+    options: Mapping[str, Step]  # by what would be set
+    split: Split | None  # the best, if there is a better one
+    source: str  # of the rates, in words
+
+
+def look_ahead(cfg: Config, placed: Placement, job: Job, rates: Rates, lengths: Lengths) -> Outlook:
+    """Predict a step as it is configured, with each option that is not, and with the best split."""
+    now = predict(placed, job, rates, lengths)
+    options: dict[str, Step] = {}
+    split = None
+    if not placed.colocated:
+        for told, changes in _options(job).items():
+            options[told] = predict(placed, replace(job, **changes), rates, lengths)
+        split = _best_split(cfg, placed, job, rates, lengths, now)
+    return Outlook(now, options, split, rates.source)
+
+
+def faster_split(
+    cfg: Config, placed: Placement, steps: Sequence[Mapping[str, float]]
+) -> str | None:
+    """Name the split of as many ranks, or else the option, that would make steps faster, given the
+    metrics of some. None when nothing would save a tenth."""
+    if placed.colocated or not placed.roles.keys() <= ROLES:
         return None
-    minibatches = cfg.num_samples // cfg.actor_rollout.ppo_mini_batch_size
+    job = measured_job(steps, cfg)
+    lengths = measured_lengths(steps, cfg)
+    outlook = look_ahead(cfg, placed, job, measured_rates(steps, placed, job, lengths), lengths)
+    now = outlook.now.seconds
+    said = []
+    if outlook.split is not None and 1 - outlook.split.step.seconds / now >= GAIN:
+        saved = 1 - outlook.split.step.seconds / now
+        said.append(
+            f"{outlook.split.keys} on the same {placed.world_size} ranks would take about "
+            f"{saved:.0%} less time"
+        )
+    for told, step in outlook.options.items():
+        saved = 1 - step.seconds / now
+        if told in OPTIONS and saved >= GAIN:
+            said.append(f"{told} about {saved:.0%} less")
+    return "; ".join(said) or None
 
-    def seconds(replicas: Sequence[int]) -> float:
+
+def _options(job: Job) -> dict[str, dict[str, Any]]:
+    """What could be set, and what it changes: only what is not set, and does something."""
+    found: dict[str, dict[str, Any]] = {}
+    together: dict[str, Any] = {}
+    for told, changes in OPTIONS.items():
+        if replace(job, **changes) == job or not _matters(job, changes):
+            continue
+        if "staleness" in changes:
+            if len(found) > 1:
+                found[ON_POLICY] = together
+        else:
+            together = together | changes
+        found[told] = changes
+    return found
+
+
+def _matters(job: Job, changes: Mapping[str, Any]) -> bool:
+    """Order and old log-probs mean something only where several updates follow each other."""
+    several = job.updates == "per_minibatch" and job.num_minibatches > 1
+    return several or "staleness" in changes
+
+
+def _best_split(
+    cfg: Config, placed: Placement, job: Job, rates: Rates, lengths: Lengths, now: Step
+) -> Split | None:
+    """The fastest split of these ranks that the batch sizes allow; None if it is the present one.
+
+    Work is first taken to shrink as replicas are added, so that a step lasts as long as its busiest
+    role, and what the others need for one part. The splits that look best then are played.
+    """
+    ranks_of_replica = [grid.size // grid.dp for grid in placed.grids]
+
+    def roughly(replicas: Sequence[int]) -> float:
         busy = [
-            working[role] * span.dp / count
-            for (role, span), count in zip(placed.roles.items(), replicas, strict=True)
+            now.busy[grid.role] * grid.dp / count
+            for grid, count in zip(placed.grids, replicas, strict=True)
         ]
-        return max(busy) + (sum(busy) - max(busy)) / minibatches
+        return max(busy) + (sum(busy) - max(busy)) / job.parts
 
-    now = seconds([span.dp for span in placed.grids])
-    ranks_of_replica = [span.size // span.dp for span in placed.grids]
+    best: Split | None = None
+    played = 0
     candidates = _splits(placed.world_size, ranks_of_replica)
-    for candidate in sorted(candidates, key=seconds)[:LOOKED_AT]:
-        saved = 1 - seconds(candidate) / now
-        if saved < GAIN:
-            return None
-        ranks = map(mul, candidate, ranks_of_replica)
-        changed, keys = with_ranks(cfg, dict(zip(placed.roles, ranks, strict=True)))
-        if not check_pool(changed) and not check_batches(
-            changed, placement(changed, placed.world_size)
-        ):
-            return (
-                f"{keys} on the same {placed.world_size} ranks would take about {saved:.0%} less "
-                "time"
-            )
-    return None
+    for candidate in sorted(candidates, key=roughly)[:LOOKED_AT]:
+        ranks = {
+            grid.role: count * size
+            for grid, count, size in zip(placed.grids, candidate, ranks_of_replica, strict=True)
+        }
+        changed, keys = with_ranks(cfg, ranks)
+        if check_pool(changed):
+            continue
+        there = placement(changed, placed.world_size)
+        if check_batches(changed, there) or played == PLAYED:
+            continue
+        played += 1
+        step = predict(there, job, rates, lengths)
+        if step.seconds < min(now.seconds, best.step.seconds if best else now.seconds):
+            best = Split(keys, step)
+    return best
 
 
 def _splits(ranks: int, ranks_of_replica: Sequence[int]) -> Iterator[tuple[int, ...]]:

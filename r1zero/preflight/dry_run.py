@@ -1,4 +1,5 @@
-"""The dry run: placement, batch sizes and an estimate of memory, without starting anything.
+"""The dry run: placement, batch sizes, and estimates of memory and of a step's time, without
+starting anything.
 
 Memory per rank (B = bytes of a parameter: 2 in bf16, 4 in fp32; N = parameters on the rank; of all
 ranks of a role the fullest is shown):
@@ -17,6 +18,8 @@ ranks of a role the fullest is shown):
                its responses, in whole blocks; max_tokens_to_oom tokens at most, and as many with
                eval_data_path, whose problems are answered all at once
   buckets      broadcasts of weights under way
+
+The step is predicted by a model of it (step_model.py), with rates that are a guess.
 
 Not counted: kernels' workspaces, the allocator's fragmentation, and communication buffers (on
 Ascend 2 x HCCL_BUFFSIZE megabytes for each group in use).
@@ -39,9 +42,12 @@ from r1zero.models.sizes import (
     LOGIT_CHUNK_ELEMENTS,
     NPU_CACHE_BLOCK,
 )
+from r1zero.preflight.advice import look_ahead
 from r1zero.preflight.files import absent
 from r1zero.preflight.found import Found, dtype_of
 from r1zero.preflight.run import Run
+from r1zero.preflight.step_model import Step
+from r1zero.preflight.step_rates import guessed_lengths, guessed_rates, job_of
 
 CACHE_BLOCK = max(CPU_CACHE_BLOCK, NPU_CACHE_BLOCK)
 
@@ -71,6 +77,7 @@ def report(found: Found) -> str:
     table = placement_table(placed, found.node_of_rank)
     parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed)]
     parts.append(memory_table(cfg, placed, found.actor.shape, found.reference.shape))
+    parts.append(outlook_table(cfg, placed, found.actor.shape))
     missing = absent(cfg)
     parts.append("\n".join(f"not checked: {path} is not on this machine" for path in missing))
     return "\n\n".join(part for part in parts if part)
@@ -156,6 +163,34 @@ def memory_table(
         if section.load in missing
     )
     return "\n".join(lines)
+
+
+def outlook_table(cfg: Config, placed: Placement, policy: ModelConfig | None) -> str:
+    """How long a step may take on NPUs: as it is, with each option, with the best split."""
+    if policy is None:
+        return ""
+    if cfg.training.distributed_backend in ("gloo", "nccl"):
+        return "the time of a step: guessed for NPUs only; a run tells after its first steps"
+    outlook = look_ahead(
+        cfg, placed, job_of(cfg), guessed_rates(cfg, placed, policy), guessed_lengths(cfg)
+    )
+    rows = [["a step", "seconds", *(f"{role} idle" for role in placed.roles), "tokens/s a rank"]]
+    rows.append(_outlook_row("as it is", outlook.now))
+    rows += [_outlook_row(told, step) for told, step in outlook.options.items()]
+    lines = [_table(rows)]
+    if outlook.split is not None:
+        lines[0] = _table([*rows, _outlook_row("the split below", outlook.split.step)])
+        lines.append(f"the split that would be fastest: {outlook.split.keys}")
+    elif not placed.colocated:
+        lines.append(f"no other split of these {placed.world_size} ranks would be faster")
+    lengths = f"responses of {guessed_lengths(cfg).mean:.0f} tokens on average"
+    lines.append(f"{outlook.source}, with {lengths}: trust the order, not the seconds")
+    return "\n".join(lines)
+
+
+def _outlook_row(told: str, step: Step) -> list[str]:
+    idle = [f"{step.idle(role):.0%}" for role in step.busy]
+    return [told, f"{step.seconds:.3g}", *idle, f"{step.tokens_per_second_per_rank:.0f}"]
 
 
 def memory(

@@ -24,6 +24,7 @@ from r1zero.preflight.dry_run import (
     layer_activations,
     memory,
     memory_table,
+    outlook_table,
     placement_table,
     report,
     stage_parameters,
@@ -274,3 +275,21 @@ def test_the_estimate_follows_what_the_parts_use(monkeypatch: pytest.MonkeyPatch
     assert max(kv_cache.CPU_CACHE_BLOCK, kv_cache.NPU_CACHE_BLOCK) == dry_run.CACHE_BLOCK
     assert outputs.OPTIMIZER_BYTES == manager.OPTIMIZER_BYTES == dtype.OPTIMIZER_BYTES
     assert dtype.OPTIMIZER_BYTES == dtype.MOMENT_BYTES + 4
+
+
+# -- the time of a step ----------------------------------------------------------------------------
+
+
+def test_the_outlook_says_that_it_is_a_guess() -> None:
+    cfg, _ = load_config("qwen25_7b")
+    lines = outlook_table(cfg, placement(cfg, 16), shape_7b()).splitlines()
+    assert lines[0].split()[:2] == ["a", "step"] and "ref idle" in lines[0]
+    assert lines[1].startswith("as it is ") and lines[1].count("%") == 3
+    assert any(line.startswith("training.staleness: 1 ") for line in lines)
+    assert "guess" in lines[-1] and "trust the order, not the seconds" in lines[-1]
+
+
+def test_the_outlook_guesses_for_npus_only() -> None:
+    cfg, _ = load_config("tiny", ["training.distributed_backend=gloo"])
+    assert "for NPUs only" in outlook_table(cfg, placement(cfg, 4), tiny_shape())
+    assert outlook_table(cfg, placement(cfg, 4), None) == ""
