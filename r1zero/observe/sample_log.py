@@ -55,7 +55,7 @@ class SampleLog:
     def prepare(self, batch: Batch) -> None:
         """Sum up the groups of the batch, which are complete, and make rows of them if this step
         leaves any."""
-        groups = self._groups.pop(batch.step, [])
+        groups = self._groups[batch.step]
         self._summaries[batch.step] = summarize(groups, self._unused)
         if groups and self._files.due(batch.step):
             self._tables[batch.step] = sample_table(groups, self._decode)
@@ -76,8 +76,14 @@ class SampleLog:
             self.unwritten = plain(error)
 
     def take(self, batch: Batch) -> SampleSummary | None:
-        """Hand out the summary of the batch."""
+        """Hand out the summary of the batch, whose groups end here."""
+        del self._groups[batch.step]
         return self._summaries.pop(batch.step)
+
+    def waiting(self) -> list[Group]:
+        """The groups that are not told of yet: a checkpoint keeps those of a batch that is drawn
+        and not learnt from."""
+        return [group for groups in self._groups.values() for group in groups]
 
 
 class IdleSampleLog:
@@ -96,6 +102,9 @@ class IdleSampleLog:
 
     def take(self, batch: Batch) -> SampleSummary | None:
         return None
+
+    def waiting(self) -> list[Group]:
+        return []
 
 
 AnySampleLog = SampleLog | IdleSampleLog

@@ -173,10 +173,12 @@ def test_batches_do_not_mix_while_one_is_generated_and_another_learnt_from(
     log.prepare(first)
     log.add(second, groups[3:5])
     log.prepare(second)
+    assert log.waiting() == groups[:5]
     assert [log.take(batch) for batch in (first, second)] == [
         summarize(groups[:3], UNUSED),
         summarize(groups[3:5], UNUSED),
     ]
+    assert log.waiting() == []
 
 
 @pytest.mark.parametrize(
