@@ -20,7 +20,7 @@ from r1zero.models.layout import WeightLayout, WeightTarget
 from r1zero.models.unused import blank, local_columns
 from r1zero.rollout.interface import EngineListener, EngineSetup, RolloutProgress, Sampling
 from r1zero.rollout.sampler import sample, uniforms
-from r1zero.types import Batch, Group, Sample
+from r1zero.types import Batch, Group, Part, Sample
 
 
 class TransformersEngine:
@@ -66,12 +66,11 @@ class TransformersEngine:
         self._done.clear()
         self._tokens = 0
 
-    def collect(self, minibatch: int) -> list[Group]:
-        """Generate the groups of a minibatch, one after the other."""
+    def collect(self, part: Part) -> list[Group]:
+        """Generate the groups at the positions of a part, one after the other; return its own."""
         assert self._request is not None, "nothing was asked for"
         batch, sampling, budgets = self._request
-        arrivals = batch.arrivals(minibatch)
-        for position in [p for p in self._waiting if p in arrivals]:
+        for position in [p for p in self._waiting if p in part.positions]:
             group = Group.begun(position, batch.prompts[position], batch.samples_per_prompt)
             rows = [
                 uniforms(sampling.seed, batch.step, position, member, budgets[position, member])
@@ -80,7 +79,8 @@ class TransformersEngine:
             self._generate(group, sampling, rows)
             self._waiting.remove(position)
             self._done[position] = group
-        return [self._done[p] for p in arrivals if p in self._done]
+        complete = [self._done[p] for p in part.positions if p in self._done]
+        return [group for group in complete if group.longest in part.lengths]
 
     def progress(self) -> RolloutProgress:
         """In whole groups."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from r1zero.algo.parts import count_blocks, plan_parts
 from r1zero.algo.selection import AllGroups, GroupSelector
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
@@ -46,7 +47,7 @@ from r1zero.rollout.interface import (
 )
 from r1zero.run_folder.claim import Hold
 from r1zero.run_folder.samples import SampleFiles
-from r1zero.types import Batch, Group, RankRecord
+from r1zero.types import Batch, Part, RankRecord
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 
@@ -83,32 +84,65 @@ class Runtime:
     progress: TrainerState = field(default_factory=TrainerState)
     # controller, empty elsewhere
     expected_lengths: ExpectedLengths = field(default_factory=ExpectedLengths)
+    # drawn and not yet learnt from, by the step that does
+    batches: dict[int, Batch] = field(default_factory=dict)
+    # response tokens of a batch that this rank's roles saw, by its step
+    tokens: dict[int, dict[str, int]] = field(default_factory=dict)
     hold: Hold = field(default_factory=Hold)  # on the run's folders; empty but on the controller
+
+    def batches_to_draw(self, step: int) -> range:
+        """The steps whose batches are drawn in this one: its own, or with staleness a later one.
+
+        With staleness 1, of three steps: the first draws 1 and 2, the second 3, the third none.
+        """
+        training = self.run.config.training
+        last = min(step + training.staleness, training.train_iters)
+        drawn = max(self.batches, default=step - 1)
+        return range(drawn + 1, last + 1)
 
     def draw(self, step: int) -> Batch:
         """Plan the global batch of step 1, 2, ...; the weights were published once before each
         step."""
-        actor = self.run.config.actor_rollout
-        training = self.run.config.training
+        config = self.run.config
+        training = config.training
+        actor = config.actor_rollout
         done = self.progress
         assert self.prompts is not None, "the controller draws"
-        prompts = self.prompts.draw(done.prompts_drawn, training.global_batch_size)
+        size = training.global_batch_size
+        ahead = step - done.step - 1  # batches that are drawn and not yet learnt from
+        prompts = self.prompts.draw(done.prompts_drawn + ahead * size, size)
         if training.minibatch_order == "expected_length":
             prompts = self.expected_lengths.order(prompts)
+        accumulates = training.updates == "accumulate"
         return Batch(
             step,
             done.weights_version,
             prompts,
             actor.n_samples_per_prompt,
-            actor.ppo_mini_batch_size,
+            config.num_samples if accumulates else actor.ppo_mini_batch_size,
             actor.ppo_epochs,
+            accumulates,
+            self._parts(size),
+            staleness=ahead,
         )
 
-    def remember_lengths(self, groups: Sequence[Group]) -> None:
-        """Remember how long the responses of all groups of a step were, on the controller."""
-        prompts = [group.prompt for group in groups]
-        lengths = [[len(sample.tokens) for sample in group.samples] for group in groups]
-        self.expected_lengths.record(prompts, lengths)
+    def _parts(self, prompts: int) -> tuple[Part, ...]:
+        """Plan the parts of a batch of so many prompts.
+
+        What runs at a time in a replica makes a block: as many responses as the cache can hold, if
+        all were as long as they were in the last step, or half as long as they may be.
+        """
+        config = self.run.config
+        engine = self.run.engine_config
+        budget = config.response_budget
+        on_a_replica = -(-prompts // self.world.rollout.span.dp)
+        samples = on_a_replica * config.actor_rollout.n_samples_per_prompt
+        rows = engine.max_cache_tokens // self.expected_lengths.typical(budget // 2)
+        if engine.max_running is not None:
+            rows = min(rows, engine.max_running)
+        blocks = count_blocks(samples, max(1, rows), config.parts)
+        edges = self.expected_lengths.band_edges(config.parts // blocks, budget)
+        return plan_parts(prompts, blocks, edges)
 
     def publish(self) -> None:
         """Bring the rollout ranks' weights up to date with what was learned: the next version,
@@ -119,7 +153,7 @@ class Runtime:
     def start(self) -> None:
         """Publish the weights to begin with and prove that they arrived bit for bit. RuntimeError
         if not."""
-        self.move.flush()
+        self.move.flush(0)
         self._bring()
         if fault := self._publish_fault():
             raise RuntimeError(fault)
@@ -132,15 +166,17 @@ class Runtime:
             return self._publish_fault()
         return None
 
+    def count_tokens(self, batch: Batch) -> None:
+        """Note how many response tokens of a batch this rank's roles saw, where results appear."""
+        counted = {}
+        if self.world.rollout.is_output_rank:
+            counted["rollout"] = self.engine.progress().tokens
+        if self.world.ref.is_output_rank:
+            counted["ref"] = self.reference.take_tokens()
+        self.tokens[batch.step] = counted
+
     def record(self, batch: Batch, publish_fault: str | None) -> RankRecord:
         """What this rank tells about the step that ends, which learned from this batch."""
-        rollout = self.world.rollout
-        ref = self.world.ref
-        tokens = {}
-        if rollout.is_output_rank:
-            tokens["rollout"] = self.engine.progress().tokens
-        if ref.is_output_rank:
-            tokens["ref"] = self.reference.take_tokens()
         spans = self.clock.take()
         return RankRecord(
             began=spans[0].start,
@@ -148,7 +184,7 @@ class Runtime:
             seconds=seconds_by_name(spans),
             published_bytes=self.publisher.received_bytes,
             peak_gigabytes=self.world.device.peak_gigabytes(),
-            tokens=tokens,
+            tokens=self.tokens.pop(batch.step),
             publish_fault=publish_fault,
             spans=spans if self.keeps_spans else [],
             samples=self.sample_log.take(batch),

@@ -150,6 +150,11 @@ class Group:
         return cls(position, prompt, [Sample(tokens, logprobs, False, -1)] * size)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest response."""
+        return max(len(sample.tokens) for sample in self.samples)
+
+    @property
     def rewards(self) -> list[float]:
         """Of the samples, in order. AssertionError while one is not scored."""
         found = [sample.reward for sample in self.samples]
@@ -160,15 +165,35 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Groups that travel together from role to role: those at these positions of the batch whose
+    longest response has a length in this range, in tokens.
+
+    So what belongs to a part follows from the samples, and not from who finished when. Of positions
+    0 to 3, whose longest responses have 5, 90, 7 and 12 tokens, the part of the lengths 0 to 9
+    holds 0 and 2; it is complete as soon as the others have drawn their tenth token.
+    """
+
+    positions: range
+    lengths: range
+
+
+ANY_LENGTH = 2**31  # above the length of every response
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """The plan of one global batch, equal on all ranks and fixed before generation starts."""
 
-    step: int
+    step: int  # that learns from it
     version: int  # of the weights that must draw every sample
     prompts: list[Prompt]  # [P]
     samples_per_prompt: int  # G
     minibatch_size: int  # B, in samples
     epochs: int = 1  # times that each minibatch is learnt from
+    accumulates: bool = False  # gradients of each part, for one update with all of them
+    planned_parts: tuple[Part, ...] = ()  # none: one with everything
+    staleness: int = 0  # updates between the weights that draw and those that learn first
 
     @property
     def num_samples(self) -> int:
@@ -177,6 +202,16 @@ class Batch:
     @property
     def num_minibatches(self) -> int:
         return self.num_samples // self.minibatch_size
+
+    @property
+    def everything(self) -> Part:
+        """All groups as one part."""
+        return Part(range(len(self.prompts)), range(ANY_LENGTH))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts in which the batch travels, in order; each group is in one of them."""
+        return self.planned_parts or (self.everything,)
 
     def with_rows(self, rows: Mapping[int, Mapping[str, Any] | None]) -> Batch:
         """The same batch with these data rows, by position, and no others."""
@@ -188,7 +223,7 @@ class Batch:
     def arrivals(self, minibatch: int) -> range:
         """Positions of the prompts whose first sample lies in this minibatch.
 
-        Whole groups travel: a group that spans several minibatches arrives with the first.
+        Advantages are those of whole groups: one that spans several minibatches counts to the first.
         """
         group = self.samples_per_prompt
         size = self.minibatch_size

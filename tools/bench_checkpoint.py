@@ -65,11 +65,13 @@ def build(model: str, bf16: str) -> tuple[Actor, Callable[[], None]]:
     from r1zero.distributed import device as devices
 
     device = devices.prepare(devices.detect(), 0)
+    from r1zero.algo.dealing import Dealer, SampleTable
     from r1zero.distributed.groups import World
     from r1zero.models.config import ModelConfig
     from r1zero.models.dtype import Dtype
     from r1zero.policy.actor import Actor
     from r1zero.policy.actor_config import actor_config
+    from r1zero.policy.handover import Delivery
     from r1zero.policy.megatron import RoleModel
 
     cfg, _ = load_config(
@@ -92,10 +94,16 @@ def build(model: str, bf16: str) -> tuple[Actor, Callable[[], None]]:
     role.load(model)
     policy = Actor(role, actor_config(cfg.actor_rollout, cfg.algorithm, 1000))
     batch, groups = samples(role.shape.vocab_size)
+    dealer = Dealer(batch, world.train.span.dp)
+    [deal] = dealer.add(SampleTable.of(groups, batch.samples_per_prompt))
+    mine = {}
+    for number in deal.shares[world.train.replica]:
+        group = groups[number // batch.samples_per_prompt]
+        mine[number] = group.samples[number % batch.samples_per_prompt]
 
     def update() -> None:
         policy.begin(batch)
-        policy.update(batch, 0, groups)
+        policy.learn(Delivery(deal, mine))
 
     return policy, update
 

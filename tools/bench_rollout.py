@@ -297,7 +297,7 @@ class Ours:
         self.target.commit(0)
         prepared = time.perf_counter()
         engine.submit(self.batch, range(len(self.batch.prompts)), self.sampling, self.budgets)
-        groups = engine.collect(0)
+        groups = engine.collect(self.batch.everything)
         seconds = time.perf_counter() - began
         engine.decoder.extend = extend  # type: ignore[method-assign]
         assert [len(s.tokens) for g in groups for s in g.samples] == self.lengths.tolist()

@@ -9,7 +9,6 @@ import numpy as np
 
 from r1zero.config.registry import Table
 from r1zero.errors import BadInput
-from r1zero.types import Group
 
 # From the rewards of a minibatch's groups, float64 [groups, G], to advantages of the same shape.
 Advantage: TypeAlias = Callable[[np.ndarray], np.ndarray]
@@ -46,35 +45,33 @@ def group_advantages(rewards: Sequence[float] | np.ndarray) -> np.ndarray:
     return (values - values.mean()) / (values.std(ddof=1) + EPSILON)
 
 
-def fill_advantages(groups: Sequence[Group], advantage: Advantage) -> None:
-    """Set the advantage of every sample of the groups that train; of the others it is 0.
+def advantages_of(rewards: np.ndarray, trains: np.ndarray, advantage: Advantage) -> np.ndarray:
+    """The advantage of every sample, float64 [groups, G], from the rewards of the same shape.
 
+    It is 0 in groups that do not train, bool [groups], and others are not compared with them.
     BadInput when an own function does not return one finite number a sample.
     """
-    for group in groups:
-        for sample in group.samples:
-            sample.advantage = 0.0
-    training = [group for group in groups if group.trains]
-    if not training:
-        return
-    rewards = np.array([group.rewards for group in training], dtype=np.float64)
-    values = np.asarray(advantage(rewards), dtype=np.float64)
-    if values.shape != rewards.shape:
+    found = np.zeros(rewards.shape)
+    if not trains.any():
+        return found
+    values = np.asarray(advantage(rewards[trains]), dtype=np.float64)
+    if values.shape != rewards[trains].shape:
         raise BadInput(
             f"algorithm.advantage returned the shape {values.shape} for rewards of the shape "
-            f"{rewards.shape}; return one number a sample"
+            f"{rewards[trains].shape}; return one number a sample"
         )
     if not np.isfinite(values).all():
         raise BadInput(
-            f"algorithm.advantage returned {values.tolist()} for the rewards {rewards.tolist()}; "
-            "return finite numbers"
+            f"algorithm.advantage returned {values.tolist()} for the rewards "
+            f"{rewards[trains].tolist()}; return finite numbers"
         )
-    for group, row in zip(training, values, strict=True):
-        for sample, value in zip(group.samples, row, strict=True):
-            sample.advantage = float(value)
+    found[trains] = values
+    return found
 
 
-def whiten(advantages: Sequence[float], lengths: Sequence[int]) -> np.ndarray:
+def whiten(
+    advantages: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray
+) -> np.ndarray:
     """Shift and scale to mean 0 and variance 1 over all response tokens; one value a sample.
 
     Long responses weigh more, since each token carries its sample's advantage. float64 [S].

@@ -6,8 +6,8 @@ the whole minibatch over all ranks: the parts add up, so microbatches and replic
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from r1zero.config.registry import Table
 
@@ -20,6 +20,11 @@ Aggregation: TypeAlias = "Callable[[torch.Tensor, LossBatch], torch.Tensor]"
 
 AGGREGATIONS: Table[Aggregation] = Table("algorithm.aggregation")
 DEFAULT = "token_mean"
+# What an aggregation divides a sum by; of one's own functions that is not known.
+DENOMINATORS: Mapping[str, Literal["tokens", "sequences"]] = {
+    "token_mean": "tokens",
+    "sequence_mean": "sequences",
+}
 
 
 @AGGREGATIONS.add

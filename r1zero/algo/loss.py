@@ -7,10 +7,21 @@ from dataclasses import dataclass
 
 import torch
 
+from r1zero.algo.correction import importance_weights
 from r1zero.algo.kl import kl_penalty
 from r1zero.algo.loss_batch import LossBatch
 from r1zero.algo.objective import Objective
-from r1zero.algo.stats import ENTROPY, FIRST_DRIFT, KL, LOSS, MISMATCH, MISMATCH_MAX, Stat
+from r1zero.algo.stats import (
+    ENTROPY,
+    FIRST_DRIFT,
+    IMPORTANCE,
+    KL,
+    LOSS,
+    MISMATCH,
+    MISMATCH_MAX,
+    TRUNCATED,
+    Stat,
+)
 from r1zero.types import Reduce, Tally
 
 
@@ -21,6 +32,7 @@ class LossTerms:
     kl_estimator: str
     kl_coefficient: float
     entropy_coefficient: float
+    importance_cap: float | None = None  # of importance weights; None: there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +86,19 @@ def microbatch_loss(
 ) -> tuple[torch.Tensor, Sums]:
     """Return this microbatch's part of the minibatch loss, and the sums of all statistics, fp32.
 
-    loss = aggregate(policy loss + kl_coefficient KL - entropy_coefficient H): the aggregation
-    weighs the three terms of a token alike. The sums are detached.
+    loss = aggregate(weight * policy loss + kl_coefficient KL - entropy_coefficient H), with the
+    importance weight of each token: the aggregation weighs the three terms of a token alike. The
+    sums are detached.
     """
     policy, own = objective.loss(batch, **objective.settings)
     kl = kl_penalty(batch.logprobs, batch.ref_logprobs, terms.kl_estimator)
-    losses = policy + terms.kl_coefficient * kl - terms.entropy_coefficient * batch.entropy
+    weight, truncated = importance_weights(
+        batch.old_logprobs, batch.rollout_logprobs, terms.importance_cap
+    )
+    losses = weight * policy + terms.kl_coefficient * kl - terms.entropy_coefficient * batch.entropy
     loss = objective.aggregation(losses, batch)
     with torch.no_grad():
-        mismatch = (batch.old_logprobs - batch.rollout_logprobs).abs()
+        mismatch = (batch.trainer_logprobs - batch.rollout_logprobs).abs()
         values = {
             LOSS.key: losses,
             KL.key: kl,
@@ -90,6 +106,8 @@ def microbatch_loss(
             FIRST_DRIFT.key: (batch.ratio() - 1).abs(),
             MISMATCH.key: mismatch,
             MISMATCH_MAX.key: mismatch,
+            IMPORTANCE.key: weight,
+            TRUNCATED.key: truncated,
         }
         sums = _sums(batch, objective.loss.all_stats, values | own)
     return loss, sums

@@ -15,12 +15,16 @@ class LossBatch:
     cu_seqlens[i] up to cu_seqlens[i + 1]. Log-probs are at the sampling temperature.
 
     The denominators belong to the whole minibatch, over all ranks. Both count what the mask leaves;
-    they are fixed before the first forward pass, and the parts of all microbatches add up.
+    they are fixed before the first forward pass, and the parts of all microbatches add up. Where
+    gradients of a whole global batch are accumulated while it is drawn, both are 1 and the sum is
+    divided at the end.
     """
 
     logprobs: torch.Tensor  # of the policy that learns, with gradient
     entropy: torch.Tensor  # of its distribution, with gradient
-    old_logprobs: torch.Tensor  # of the weights that drew the tokens, by the trainer
+    # of the weights that the ratio is taken to: by the trainer, or those of the rollout engine
+    old_logprobs: torch.Tensor
+    trainer_logprobs: torch.Tensor  # of the weights that learn first, by the trainer
     ref_logprobs: torch.Tensor  # of the reference
     rollout_logprobs: torch.Tensor  # of the weights that drew the tokens, by the rollout engine
     advantages: torch.Tensor

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from r1zero.algo.advantage import ADVANTAGES, Advantage
-from r1zero.algo.aggregation import AGGREGATIONS, DEFAULT, Aggregation
+from r1zero.algo.aggregation import AGGREGATIONS, DEFAULT, DENOMINATORS, Aggregation
 from r1zero.algo.losses import LOSSES, PolicyLoss
 from r1zero.errors import BadInput
 
@@ -22,6 +22,7 @@ class Objective:
     loss: PolicyLoss
     settings: Mapping[str, Any]  # keyword arguments of the loss
     aggregation: Aggregation
+    denominator: Literal["tokens", "sequences"] | None  # of the aggregation; None: not known
     advantage: Advantage
 
 
@@ -56,4 +57,10 @@ def choose_objective(
             f"algorithm.aggregation: {aggregation} does not go with the loss {loss}; "
             f"set it to {names}"
         )
-    return Objective(chosen, completed, AGGREGATIONS[aggregation], ADVANTAGES[advantage])
+    return Objective(
+        loss=chosen,
+        settings=completed,
+        aggregation=AGGREGATIONS[aggregation],
+        denominator=DENOMINATORS.get(aggregation),
+        advantage=ADVANTAGES[advantage],
+    )

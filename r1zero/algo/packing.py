@@ -9,12 +9,37 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from r1zero.ops.attention import Segments
 from r1zero.types import Prompt, Sample
+
+
+class Sized(Protocol):
+    """What packing needs to know of a sample."""
+
+    @property
+    def number(self) -> int:
+        """Of the sample in the batch."""
+
+    @property
+    def position(self) -> int:
+        """Of its prompt in the batch."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of its prompt."""
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens beside the prompt that a model must read: the last response token predicts
+        nothing."""
+
+
+S = TypeVar("S", bound=Sized)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +53,11 @@ class TrainSample:
     sample: Sample
 
     @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt.tokens)
+
+    @property
     def own_tokens(self) -> int:
-        """Tokens beside the prompt that a model must read: the last response token predicts
-        nothing."""
         return len(self.sample.tokens) - 1
 
 
@@ -153,38 +180,37 @@ class _MicrobatchBuilder:
         return first
 
 
-def prompt_groups(items: Iterable[TrainSample]) -> list[list[TrainSample]]:
+def prompt_groups(items: Iterable[S]) -> list[list[S]]:
     """Put neighbours that share a prompt together."""
     return [list(group) for _, group in groupby(items, key=lambda item: item.position)]
 
 
-def num_tokens(prompt_group: Sequence[TrainSample]) -> int:
+def num_tokens(prompt_group: Sequence[Sized]) -> int:
     """Tokens that a prompt group takes in a microbatch: its prompt once, and every response."""
-    return len(prompt_group[0].prompt.tokens) + sum(item.own_tokens for item in prompt_group)
+    return prompt_group[0].prompt_tokens + sum(item.own_tokens for item in prompt_group)
 
 
-def balance_over_replicas(items: Sequence[TrainSample], replicas: int) -> list[list[TrainSample]]:
+def balance_over_replicas(items: Sequence[S], loads: list[int]) -> list[list[S]]:
     """Deal the items to replicas so that their token counts are close; prompt groups stay whole if
     there are enough.
 
-    Longest first to the least loaded replica (Graham 1969: at most 4/3 of the best possible).
-    Groups of 9, 7, 5 and 4 tokens on two replicas: 9 to the first, 7 and 5 to the second (7 < 9), 4
-    to the first again (9 < 12), so 13 and 12.
+    `loads` has the tokens that each replica has already, and is brought up to date. Longest first to
+    the least loaded replica (Graham 1969: at most 4/3 of the best possible). Groups of 9, 7, 5 and 4
+    tokens on two replicas without any: 9 to the first, 7 and 5 to the second (7 < 9), 4 to the first
+    again (9 < 12), so 13 and 12.
     """
-    shares: list[list[TrainSample]] = [[] for _ in range(replicas)]
-    loads = [0] * replicas
+    replicas = len(loads)
+    shares: list[list[S]] = [[] for _ in range(replicas)]
     whole = prompt_groups(items)
     while len(whole) < min(replicas, len(items)):
-        largest = max((b for b in whole if len(b) > 1), key=num_tokens)
+        largest = max((group for group in whole if len(group) > 1), key=num_tokens)
         at = whole.index(largest)
         half = len(largest) // 2
         whole[at : at + 1] = [largest[:half], largest[half:]]
-    for prompt_group in sorted(
-        whole, key=lambda prompt_group: (-num_tokens(prompt_group), prompt_group[0].number)
-    ):
+    for group in sorted(whole, key=lambda group: (-num_tokens(group), group[0].number)):
         replica = loads.index(min(loads))
-        loads[replica] += num_tokens(prompt_group)
-        shares[replica] += prompt_group
+        loads[replica] += num_tokens(group)
+        shares[replica] += group
     return [sorted(share, key=lambda item: item.number) for share in shares]
 
 

@@ -85,6 +85,22 @@ FIRST_DRIFT = Stat(
     note="|p / p_old - 1| before the weights have moved: 0 but for rounding.",
     first_update=True,
 )
+IMPORTANCE = Stat(
+    key="importance/mean",
+    reduce=Reduce.TOKEN_MEAN,
+    title="Importance weights",
+    label="mean",
+    note="p_old / p of the weights that drew the token, cut off at algorithm.importance_cap. Near 1.",
+    starts_at_zero=False,
+)
+TRUNCATED = Stat(
+    key="importance/truncated",
+    reduce=Reduce.TOKEN_MEAN,
+    title="Truncated importance weights",
+    label="tokens",
+    unit="share",
+    note="Share of the tokens whose weight was cut off.",
+)
 LOSS = Stat(
     key="loss",
     reduce=Reduce.TOKEN_MEAN,
@@ -95,7 +111,7 @@ LOSS = Stat(
 )
 
 BEFORE_OWN = (KL, ENTROPY)
-AFTER_OWN = (MISMATCH, MISMATCH_MAX, FIRST_DRIFT, LOSS)
+AFTER_OWN = (MISMATCH, MISMATCH_MAX, FIRST_DRIFT, IMPORTANCE, TRUNCATED, LOSS)
 
 
 def all_stats(own: tuple[Stat, ...]) -> tuple[Stat, ...]:

@@ -48,7 +48,7 @@ def restore(runtime: RunState, folder: Path) -> None:
         policy.kl.value = record.kl_coefficient
         if same_layout:
             set_rng_states(policy, load_file(folder / "rng.safetensors"))
-    runtime.move.flush()
+    runtime.move.flush(0)
     if runtime.world.is_controller:
         if known := lengths.read(folder):
             runtime.expected_lengths.restore(known)

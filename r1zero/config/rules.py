@@ -85,6 +85,19 @@ def check_warmup(cfg: Config) -> list[str]:
     return problems
 
 
+# -- updates ----------------------------------------------------------------------------------------
+
+
+def check_accumulation(cfg: Config) -> list[str]:
+    """What needs all samples of an update before the first of them is learnt from."""
+    if cfg.training.updates != "accumulate" or not cfg.algorithm.advantage_whiten:
+        return []
+    return [
+        "algorithm.advantage_whiten: true needs all samples before the first is learnt from, which "
+        "training.updates: accumulate does not wait for; set it to false, or updates to per_minibatch"
+    ]
+
+
 # -- ranks ----------------------------------------------------------------------------------------
 
 
@@ -179,6 +192,7 @@ RULES = (
     check_kl,
     check_min_lr,
     check_warmup,
+    check_accumulation,
     check_pool,
     check_prompt_length,
     check_token_limits,

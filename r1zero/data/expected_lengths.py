@@ -76,6 +76,13 @@ class ExpectedLengths:
         inner = {edge for edge in edges if 0 < edge < budget}
         return [*sorted(inner), budget]
 
+    def typical(self, default: int) -> int:
+        """Tokens of the longest response of a group in the last step, on average and at least 1;
+        `default` before the first."""
+        if not self._longest:
+            return max(1, default)
+        return max(1, round(sum(self._longest) / len(self._longest)))
+
     def state(self) -> dict[str, np.ndarray]:
         """All of it, as arrays for a checkpoint."""
         seen = self._seen.values()

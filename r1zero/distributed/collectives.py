@@ -82,15 +82,15 @@ def recv_bytes(rank: int, group: dist.ProcessGroup, tag: int = CONTROL) -> torch
 
 
 def isend_object(
-    value: object, rank: int, group: dist.ProcessGroup
+    value: object, rank: int, group: dist.ProcessGroup, tag: int = CONTROL
 ) -> list[tuple[dist.Work, torch.Tensor]]:
     """Start to send an object; keep the works with their tensors until they are done."""
-    return isend_bytes(_packed(value), rank, group)
+    return isend_bytes(_packed(value), rank, group, tag)
 
 
-def recv_object(rank: int, group: dist.ProcessGroup) -> Any:
+def recv_object(rank: int, group: dist.ProcessGroup, tag: int = CONTROL) -> Any:
     """Receive an object."""
-    return _unpacked(recv_bytes(rank, group))
+    return _unpacked(recv_bytes(rank, group, tag))
 
 
 def broadcast_bytes(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,7 +22,14 @@ import torch.distributed as dist
 
 from r1zero.distributed import collectives, wire
 from r1zero.distributed.groups import Grid, World
-from r1zero.types import Batch, Group
+from r1zero.types import Batch, Group, Sample
+
+# Tags beside that of control messages: of values that output ranks join, on their way to the first
+# of them, back, and on to the next role; then of samples, one for each role that takes them.
+UPWARD = 1
+DOWNWARD = 2
+ONWARD = 3
+FIRST_OF_ROLES = 4
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -44,9 +51,10 @@ class RoleTransfer:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._pending: list[tuple[dist.Work, torch.Tensor]] = []
-        self._to_myself: deque[bytes] = deque()
+        # by the step that needs them
+        self._pending: defaultdict[int, list[tuple[dist.Work, torch.Tensor]]] = defaultdict(list)
         # by their tag
+        self._to_myself: defaultdict[int, deque[bytes]] = defaultdict(deque)
         self._samples_to_myself: defaultdict[int, deque[torch.Tensor]] = defaultdict(deque)
         self.traffic = Traffic()
 
@@ -114,7 +122,9 @@ class RoleTransfer:
                     group for group in groups if taker.span.replica_of(group.position) == replica
                 ]
                 if self.world.rank in _senders(giver, taker.span.share(replica, positions)):
-                    self._send_samples(wire.pack(share), taker.span.input_rank(replica), tag)
+                    self._send_samples(
+                        wire.pack(share), taker.span.input_rank(replica), tag, batch.step
+                    )
                 else:
                     assert not share, "groups at other positions than these"
         if not taker.member:
@@ -127,45 +137,47 @@ class RoleTransfer:
             arrived += wire.unpack(self._tell_replica(buffer, taker), batch.prompts)
         return sorted(arrived, key=lambda group: group.position)
 
-    def send_with_scores(
-        self, groups: list[Group], positions: range, giver: Grid, taker: Grid
-    ) -> list[Group]:
-        """The same with prompts and scores, as pickled objects."""
-        if giver.is_output_rank:
-            for replica in range(taker.span.dp):
-                share = [
-                    group for group in groups if taker.span.replica_of(group.position) == replica
-                ]
-                if share:
-                    self._send(share, taker.span.input_rank(replica))
-        if not taker.member:
-            return []
-        arrived: list[Group] = []
-        if taker.is_input_rank:
-            for sender in _senders(giver, taker.span.share(taker.replica, positions)):
-                arrived += self._receive(sender)
-            arrived.sort(key=lambda group: group.position)
-        assert taker.replica_control is not None
-        leader = taker.span.input_rank(taker.replica)
-        return collectives.broadcast_object(arrived, leader, taker.replica_control)
+    def send_samples(
+        self, batch: Batch, samples: Mapping[int, Sample], rank: int, taker: Grid
+    ) -> None:
+        """Send samples of a batch, by their numbers, to an input rank of the taking role."""
+        self._send_samples(wire.pack_samples(samples), rank, self._tag(taker), batch.step)
 
-    def broadcast_groups(
-        self, groups: list[Group], positions: range, giver: Grid, taker: Grid
-    ) -> list[Group]:
-        """Move groups from the replicas of one role to every rank of another, in order of
-        position; none elsewhere."""
-        first = taker.span.first
-        if giver.is_output_rank and groups:
-            self._send(groups, first)
-        if not taker.member:
-            return []
+    def receive_samples(self, senders: Sequence[int], taker: Grid) -> dict[int, Sample]:
+        """Take what these ranks send to this rank's replica, on all its ranks."""
+        found: dict[int, Sample] = {}
+        for sender in senders:
+            buffer = None
+            if taker.is_input_rank:
+                buffer = self._receive_samples(sender, self._tag(taker))
+            found |= wire.unpack_samples(self._tell_replica(buffer, taker))
+        return found
+
+    def join_outputs(
+        self, value: T, join: Callable[[list[T]], T], batch: Batch, giver: Grid, taker: Grid
+    ) -> T:
+        """Join a value of every output rank of a role, in order of their replicas.
+
+        All of them must come. Returns it there; `receive_joined` takes it on the taker's ranks.
+        """
+        ranks = [giver.span.output_rank(replica) for replica in range(giver.span.dp)]
+        leader = ranks[0]
+        if self.world.rank != leader:
+            self._send(value, leader, batch.step, UPWARD)
+            return self._receive(leader, DOWNWARD)
+        joined = join([value, *(self._receive(rank, UPWARD) for rank in ranks[1:])])
+        for rank in ranks[1:]:
+            self._send(joined, rank, batch.step, DOWNWARD)
+        self._send(joined, taker.span.first, batch.step, ONWARD)
+        return joined
+
+    def receive_joined(self, giver: Grid, taker: Grid) -> Any:
+        """Take what `join_outputs` joined, on every rank of the taking role."""
         assert taker.role_control is not None
-        arrived: list[Group] = []
-        if self.world.rank == first:
-            for sender in _senders(giver, positions):
-                arrived += self._receive(sender)
-            arrived.sort(key=lambda group: group.position)
-        return collectives.broadcast_object(arrived, first, taker.role_control)
+        joined = None
+        if self.world.rank == taker.span.first:
+            joined = self._receive(giver.span.output_rank(0), ONWARD)
+        return collectives.broadcast_object(joined, taker.span.first, taker.role_control)
 
     def all_gather(self, value: T) -> list[T]:
         """Collect one value from every rank, in rank order, on every rank."""
@@ -175,33 +187,37 @@ class RoleTransfer:
         """Collect one value from every rank, in rank order, on the controller; [] elsewhere."""
         return collectives.gather_objects(value, self.world.control) or []
 
-    def flush(self) -> None:
-        """Wait until everything sent has been taken, and until all ranks have come this far."""
-        for work, _ in self._pending:
-            work.wait()
-        self._pending.clear()
+    def flush(self, step: int) -> None:
+        """Wait until everything sent for this step has been taken, and until all ranks have come this
+        far. Samples of later steps may stay on their way."""
+        for of_step in [number for number in self._pending if number <= step]:
+            for work, _ in self._pending.pop(of_step):
+                work.wait()
         self.world.barrier()
 
-    def _send(self, value: object, rank: int) -> None:
+    def _send(
+        self, value: object, rank: int, step: int = 0, tag: int = collectives.CONTROL
+    ) -> None:
         if rank == self.world.rank:
-            self._to_myself.append(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL))
+            pickled = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+            self._to_myself[tag].append(pickled)
         else:
-            self._pending += collectives.isend_object(value, rank, self.world.control)
+            self._pending[step] += collectives.isend_object(value, rank, self.world.control, tag)
 
-    def _receive(self, rank: int) -> Any:
+    def _receive(self, rank: int, tag: int = collectives.CONTROL) -> Any:
         if rank == self.world.rank:
-            return pickle.loads(self._to_myself.popleft())
-        return collectives.recv_object(rank, self.world.control)
+            return pickle.loads(self._to_myself[tag].popleft())
+        return collectives.recv_object(rank, self.world.control, tag)
 
     def _tag(self, taker: Grid) -> int:
         """Of the samples that go to the replicas of a role."""
-        return collectives.CONTROL + 1 + list(self.world.roles).index(taker.span.role)
+        return FIRST_OF_ROLES + list(self.world.roles).index(taker.span.role)
 
-    def _send_samples(self, buffer: torch.Tensor, rank: int, tag: int) -> None:
+    def _send_samples(self, buffer: torch.Tensor, rank: int, tag: int, step: int) -> None:
         if rank == self.world.rank:
             self._samples_to_myself[tag].append(buffer)
         else:
-            self._pending += collectives.isend_bytes(buffer, rank, self.world.control, tag)
+            self._pending[step] += collectives.isend_bytes(buffer, rank, self.world.control, tag)
             self.traffic.sent += buffer.numel()
 
     def _receive_samples(self, rank: int, tag: int) -> torch.Tensor:

@@ -90,7 +90,7 @@ def _answer(
     groups = []
     for positions in shares(batch, round_samples, grid.span, grid.replica):
         context.engine.submit(batch, positions, config.sampling)
-        groups += context.engine.collect(0)
+        groups += context.engine.collect(batch.everything)
     groups = context.reward_manager.score(groups)
     if grid.is_output_rank:
         return groups

@@ -51,25 +51,28 @@ class Invariants:
         problems = _versions(batch, samples)
         first = updates[0]
         if first is not None:
-            problems += self._ratio(first)
+            problems += self._ratio(batch, first)
         problems += _tokens(batch, samples, updates, records)
         problems += _unused(samples)
-        if first is not None and self.same_start and batch.version == 0:
+        if first is not None and self.same_start and batch.version == batch.staleness == 0:
             problems += self._start_kl(first)
         problems += _gradients([update for update in updates if update is not None])
         return problems + [record.publish_fault for record in records[:1] if record.publish_fault]
 
-    def _ratio(self, first: UpdateStats) -> list[str]:
+    def _ratio(self, batch: Batch, first: UpdateStats) -> list[str]:
         problems = []
-        drift = joined([first], FIRST_DRIFT.key)
         mismatch = joined([first], MISMATCH.key)
+        drift = 0.0
+        if FIRST_DRIFT.key in first.tallies:  # not where the ratio is taken to the rollout engine
+            drift = joined([first], FIRST_DRIFT.key)
         if not drift <= RATIO_LIMIT:  # a NaN is broken, too
             problems.append(
                 f"the ratio of the first minibatch differs from 1 by {drift:.2g} a token (limit "
                 f"{RATIO_LIMIT:g}): its old log-probs are not those of the weights that it is "
                 "trained with"
             )
-        if not mismatch <= self.limits.mismatch:
+        # With other weights than those that drew them, samples must have other log-probs.
+        if not batch.staleness and not mismatch <= self.limits.mismatch:
             problems.append(
                 "trainer and rollout engine give the tokens of the first minibatch log-probs that "
                 f"differ by {mismatch:.2g} on average (limit {self.limits.mismatch:g}): they hold "

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1zero.types import Batch, Group
+from r1zero.types import Group
 
 # The columns of every file, whatever its rows hold: files of several replicas are read as one table.
 COLUMNS = {
@@ -82,14 +82,6 @@ def with_advantages(table: pa.Table, advantages: np.ndarray) -> pa.Table:
     number = table.column_names.index("advantage")
     values = pa.array(found, COLUMNS["advantage"], mask=np.isnan(found))
     return table.set_column(number, table.field(number), values)
-
-
-def advantage_table(batch: Batch, groups: Sequence[Group]) -> np.ndarray:
-    """The advantage of every sample of the batch, float64 [P, G]; NaN where none is known."""
-    found = np.full((len(batch.prompts), batch.samples_per_prompt), np.nan)
-    for group in groups:
-        found[group.position] = [sample.advantage for sample in group.samples]
-    return found
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,30 +17,31 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from r1zero.algo.advantage import fill_advantages, whiten
+from r1zero.algo.advantage import advantages_of, whiten
+from r1zero.algo.dealing import Deal
 from r1zero.algo.kl import KLCoefficient
 from r1zero.algo.loss import LossTerms, Sums, microbatch_loss
 from r1zero.algo.loss_batch import LossBatch
-from r1zero.algo.packing import Microbatch, TrainSample, balance_over_replicas, cut_microbatches
-from r1zero.algo.stats import KL
+from r1zero.algo.packing import Microbatch, TrainSample, cut_microbatches
+from r1zero.algo.stats import FIRST_DRIFT, IMPORTANCE, KL, MISMATCH, MISMATCH_MAX, TRUNCATED
 from r1zero.config.schema import KlCtrl
 from r1zero.distributed.collectives import all_max, all_sum
 from r1zero.policy import optimizer
 from r1zero.policy.actor_config import ActorConfig
+from r1zero.policy.handover import Delivery
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import compute_logprobs, run_pipeline
-from r1zero.types import Batch, Group, UpdateStats, joined
+from r1zero.types import Batch, UpdateStats, joined
 
 
-@dataclass(frozen=True, slots=True)
-class Minibatch:
-    """What one update learns from; the counts are those of all replicas together."""
+@dataclass(slots=True)
+class Update:
+    """An update that grows: what its samples gave so far, on this rank or over all replicas."""
 
-    items: list[TrainSample]
-    advantages: dict[int, float]  # by number of the item
-    num_tokens: int  # that the loss masks leave
-    num_sequences: int  # with at least one such token
-    is_first: bool  # of its step: the weights are still those that drew the samples
+    is_first: bool  # of its step: the weights are still those of its start
+    num_tokens: int = 0  # of all replicas, that the loss masks leave
+    num_sequences: int = 0  # of all replicas, with at least one such token
+    sums: list[Sums] = field(default_factory=list)  # of this replica's microbatches
 
 
 class Actor:
@@ -53,56 +53,58 @@ class Actor:
         self.grid = model.grid
         self.stats = cfg.objective.loss.all_stats
         self.kl = _kl_coefficient(cfg.kl_ctrl)
+        # Of every sample of the batch, [P, G], equal on all train ranks.
+        self.advantages = np.zeros((0, 0))  # float64, not a number until known
+        self.lengths = np.zeros((0, 0), np.int64)  # response tokens
         self._wrap()
         # Filled during a global batch.
-        self._behaviour: list[torch.Tensor] | None = None  # the weights that drew the samples
-        self._groups: dict[int, Group] = {}
+        self._batch: Batch | None = None
+        self._behaviour: list[torch.Tensor] | None = None  # the weights at its start
+        self._deliveries: list[Delivery] = []
         self._old_logprobs: dict[int, np.ndarray] = {}
+        self._update = Update(is_first=True)
 
     def begin(self, batch: Batch) -> None:
-        """Start a global batch: remember the weights that will have drawn its samples."""
-        self._groups.clear()
+        """Start a global batch: remember the weights that its old log-probs are taken under."""
+        self._batch = batch
+        self._deliveries.clear()
         self._old_logprobs.clear()
-        if batch.num_minibatches * self.cfg.ppo_epochs > 1:
+        shape = (len(batch.prompts), batch.samples_per_prompt)
+        self.advantages = np.full(shape, np.nan)
+        self.lengths = np.zeros(shape, np.int64)
+        if batch.num_minibatches > 1 and self.cfg.old_logprobs == "recompute":
             parameters = list(self.model.module.parameters())
             if self._behaviour is None:
                 self._behaviour = [torch.empty_like(p) for p in parameters]
             for kept, parameter in zip(self._behaviour, parameters, strict=True):
                 kept.copy_(parameter.detach())
 
-    def update(
-        self, batch: Batch, minibatch: int, arrived: list[Group], epoch: int = 0
-    ) -> UpdateStats | None:
-        """Take one optimizer step on a minibatch. All train ranks hold all of `arrived`.
+    def learn(self, delivery: Delivery) -> list[UpdateStats | None]:
+        """Learn from what has come. Returns the update that it completes, if it does.
 
-        None, and no step, when none of its groups trains.
+        That is None, and no step is taken, when none of its groups trains.
         """
-        fill_advantages(arrived, self.cfg.objective.advantage)
-        for group in arrived:
-            self._groups[group.position] = group
-        part = self._minibatch(batch, minibatch, epoch)
-        if not part.num_tokens:
-            return None
-        share = balance_over_replicas(part.items, self.grid.span.dp)[self.grid.replica]
-        # An idle replica joins the collectives with a sample that counts nothing.
-        weight = 1.0 if share else 0.0
-        microbatches = cut_microbatches(
-            share or part.items[:1], self.cfg.micro_batch_size, self.cfg.max_tokens_per_microbatch
+        groups = delivery.deal.groups
+        self.advantages[groups.positions] = advantages_of(
+            groups.rewards, groups.trains, self.cfg.objective.advantage
         )
-        if minibatch > 0 and epoch == 0:
-            with self._behaviour_weights():
-                self._old_logprobs |= compute_logprobs(
-                    self.model, self.ddp, microbatches, self.cfg.temperature
-                )
-        return self._step(part, microbatches, weight)
+        self.lengths[groups.positions] = groups.lengths
+        self._deliveries.append(delivery)
+        return self._learn(delivery, epoch=0)
 
-    def finish(self, updates: list[UpdateStats | None], batch: Batch) -> list[Group]:
-        """End a global batch: steer the KL coefficient, and hand out all groups in order."""
+    def learn_again(self) -> list[UpdateStats | None]:
+        """Learn once more from the whole batch, in the same order."""
+        updates = []
+        for delivery in self._deliveries:
+            updates += self._learn(delivery, epoch=1)
+        return updates
+
+    def finish(self, updates: list[UpdateStats | None], batch: Batch) -> None:
+        """End a global batch: steer the KL coefficient."""
         taken = [update for update in updates if update is not None]
         if taken:
             kl = joined(taken, KL.key)
             self.kl.update(kl, batch.num_samples)
-        return [self._groups[position] for position in sorted(self._groups)]
 
     def parameters(self) -> Mapping[str, torch.Tensor]:
         """This rank's parameters by Megatron name with global layer numbers."""
@@ -110,110 +112,174 @@ class Actor:
 
     # -- inside one update ----------------------------------------------------------------------
 
-    def _minibatch(self, batch: Batch, minibatch: int, epoch: int) -> Minibatch:
-        """Gather the samples of the groups that train, with their advantages and counts."""
-        size = batch.samples_per_prompt
-        items: list[TrainSample] = []
-        for number in batch.samples_of(minibatch):
-            group = self._groups[number // size]
-            if group.trains:
-                items.append(
-                    TrainSample(number, group.position, group.prompt, group.samples[number % size])
-                )
-        lengths = [int(item.sample.mask.sum()) for item in items]
-        values = [item.sample.advantage for item in items]
-        assert np.isfinite(values).all(), f"advantages of a minibatch: {values}"
-        if self.cfg.advantage_whiten and items:
-            values = whiten(values, lengths).tolist()
-        advantages = {item.number: float(value) for item, value in zip(items, values, strict=True)}
-        num_sequences = sum(length > 0 for length in lengths)
-        is_first = minibatch == 0 and epoch == 0
-        return Minibatch(items, advantages, sum(lengths), num_sequences, is_first)
+    def _learn(self, delivery: Delivery, epoch: int) -> list[UpdateStats | None]:
+        """Add the gradients of a delivery to its update, and take the step if it is complete."""
+        deal = delivery.deal
+        if deal.is_first:
+            self._update = Update(is_first=deal.update == 0 and epoch == 0)
+            self.ddp.zero_grad_buffer()
+            self.optimizer.zero_grad()
+        update = self._update
+        update.num_tokens += int(deal.counted.sum())
+        update.num_sequences += int((deal.counted > 0).sum())
+        items = self._items(delivery)
+        if items and deal.counted.any():
+            microbatches = cut_microbatches(
+                items, self.cfg.micro_batch_size, self.cfg.max_tokens_per_microbatch
+            )
+            if deal.update > 0 and epoch == 0 and self.cfg.old_logprobs == "recompute":
+                self._look_back(microbatches)
+            self._add_gradients(deal, microbatches)
+        if not deal.is_last:
+            return []
+        return [self._take_step() if update.num_tokens else None]
 
-    def _step(
-        self, part: Minibatch, microbatches: list[list[TrainSample]], weight: float
-    ) -> UpdateStats:
-        """One forward and backward pass over the microbatches, and one optimizer step."""
-        terms = LossTerms(self.cfg.kl_penalty, self.kl.value, self.cfg.entropy_coeff)
+    def _items(self, delivery: Delivery) -> list[TrainSample]:
+        """This replica's samples."""
+        assert self._batch is not None
+        size = self._batch.samples_per_prompt
+        items = []
+        for number in delivery.deal.shares[self.grid.replica]:
+            position = number // size
+            prompt = self._batch.prompts[position]
+            items.append(TrainSample(number, position, prompt, delivery.samples[number]))
+        return items
+
+    def _look_back(self, microbatches: list[list[TrainSample]]) -> None:
+        """Compute the old log-probs of samples that come after the first update of their batch."""
+        with self._behaviour_weights():
+            self._old_logprobs |= compute_logprobs(
+                self.model, self.ddp, microbatches, self.cfg.temperature
+            )
+
+    def _add_gradients(self, deal: Deal, microbatches: list[list[TrainSample]]) -> None:
+        """One forward and backward pass over the microbatches of this replica."""
+        terms = LossTerms(
+            self.cfg.kl_penalty, self.kl.value, self.cfg.entropy_coeff, self.cfg.importance_cap
+        )
+        advantages = self._advantages_of(deal)
 
         def loss(
             packed: Microbatch, logprobs: torch.Tensor, entropy: torch.Tensor
         ) -> tuple[torch.Tensor, Sums]:
-            batch = self._loss_batch(part, packed, logprobs, entropy, weight)
+            batch = self._loss_batch(advantages, packed, logprobs, entropy)
             return microbatch_loss(batch, self.cfg.objective, terms)
 
-        self.ddp.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        sums = run_pipeline(
+        self._update.sums += run_pipeline(
             self.model, self.ddp, microbatches, self.cfg.temperature, loss, backward=True
         )
-        self.scheduler.step(
-            increment=1
-        )  # before the update, so that a warm-up never wastes its first one
+
+    def _take_step(self) -> UpdateStats:
+        """Add the gradients of all replicas up, and take one optimizer step."""
+        update = self._update
         with self.model.active():
+            if self._accumulates:
+                self.ddp.scale_gradients(1 / self._denominator())
+            finalize_model_grads([self.ddp], None, pg_collection=self.model.groups)
+            # before the update, so that a warm-up never wastes its first one
+            self.scheduler.step(increment=1)
             _, grad_norm, _ = self.optimizer.step()
-        return self._reduce(sums, float(grad_norm), part.is_first)
+        return self._reduce(update, float(grad_norm))
+
+    @property
+    def _accumulates(self) -> bool:
+        assert self._batch is not None
+        return self._batch.accumulates
+
+    def _denominator(self) -> int:
+        """What the sum of an update that was accumulated is divided by."""
+        kind = self.cfg.objective.denominator
+        assert kind is not None, "gradients are accumulated for aggregations that divide by a count"
+        if kind == "tokens":
+            return self._update.num_tokens
+        return self._update.num_sequences
+
+    def _advantages_of(self, deal: Deal) -> dict[int, float]:
+        """The advantages of all samples of a deal, by number."""
+        values = self.advantages.reshape(-1)[deal.numbers]
+        assert np.isfinite(values).all(), f"advantages of a minibatch: {values}"
+        if self.cfg.advantage_whiten:
+            values = whiten(values, deal.counted)
+        return dict(zip(deal.numbers.tolist(), values.tolist(), strict=True))
 
     def _loss_batch(
         self,
-        part: Minibatch,
+        advantages: Mapping[int, float],
         packed: Microbatch,
         logprobs: torch.Tensor,
         entropy: torch.Tensor,
-        weight: float,
     ) -> LossBatch:
         """Lay what the samples bring beside what the policy says of their tokens."""
         samples = [item.sample for item in packed.items]
         ref_logprobs = [sample.ref_logprobs for sample in samples]
-        advantages = [part.advantages[item.number] for item in packed.items]
+        rollout_logprobs = packed.concat([sample.logprobs for sample in samples])
+        if self.cfg.old_logprobs == "rollout":
+            old_logprobs = rollout_logprobs
+            trainer_logprobs = logprobs.detach()
+        else:
+            old_logprobs = self._old(packed, logprobs)
+            trainer_logprobs = old_logprobs
         return LossBatch(
             logprobs=logprobs,
             entropy=entropy,
-            old_logprobs=self._old(packed, logprobs),
+            old_logprobs=old_logprobs,
+            trainer_logprobs=trainer_logprobs,
             ref_logprobs=packed.concat([values for values in ref_logprobs if values is not None]),
-            rollout_logprobs=packed.concat([sample.logprobs for sample in samples]),
-            advantages=packed.per_token(advantages),
-            mask=packed.concat([sample.mask for sample in samples]) * weight,
+            rollout_logprobs=rollout_logprobs,
+            advantages=packed.per_token([advantages[item.number] for item in packed.items]),
+            mask=packed.concat([sample.mask for sample in samples]),
             cu_seqlens=torch.tensor(
                 packed.response_cu_seqlens, dtype=torch.int32, device=logprobs.device
             ),
-            num_tokens=part.num_tokens,
-            num_sequences=part.num_sequences,
+            num_tokens=1 if self._accumulates else self._update.num_tokens,
+            num_sequences=1 if self._accumulates else self._update.num_sequences,
         )
 
     def _old(self, packed: Microbatch, logprobs: torch.Tensor) -> torch.Tensor:
-        """Log-probs under the weights that drew the samples: [R], no gradient."""
+        """Log-probs under the weights at the start of the batch: [R], no gradient."""
         numbers = [item.number for item in packed.items]
         if all(number in self._old_logprobs for number in numbers):
             return packed.concat([self._old_logprobs[number] for number in numbers])
-        # The first update on these samples: the weights are still those that drew them.
+        # The first update on these samples: the weights are still those of the start.
         old = logprobs.detach()
         self._old_logprobs |= zip(numbers, packed.split(old), strict=True)
         return old
 
-    def _reduce(self, parts: list[Sums], grad_norm: float, is_first: bool) -> UpdateStats:
+    def _reduce(self, update: Update, grad_norm: float) -> UpdateStats:
         """Add up the sums of all replicas; only output ranks count, so TP and PP do not count
         twice."""
         assert self.grid.role_control is not None
-        if self.grid.is_output_rank:
-            sums = Sums.join(parts)
+        if self.grid.is_output_rank and update.sums:
+            sums = Sums.join(update.sums)
         else:
             sums = Sums.zeros(self.stats)
         all_sum(sums.added, self.grid.role_control)
         all_max(sums.largest, self.grid.role_control)
         tallies = sums.tallies(self.stats)
-        for stat in self.stats:
-            if stat.first_update and not is_first:
-                del tallies[stat.key]
+        for key in self._not_measured(update):
+            del tallies[key]
         lr = self.optimizer.param_groups[0]["lr"]
         return UpdateStats(tallies, sums.tokens, grad_norm, lr)
 
+    def _not_measured(self, update: Update) -> set[str]:
+        """Statistics whose values say nothing in this update."""
+        keys = set()
+        if not update.is_first:
+            keys |= {stat.key for stat in self.stats if stat.first_update}
+        if self.cfg.old_logprobs == "rollout":
+            keys.add(FIRST_DRIFT.key)  # the ratio has the mismatch in it
+            if not update.is_first:  # weights have moved since the tokens were drawn
+                keys |= {MISMATCH.key, MISMATCH_MAX.key}
+        if self.cfg.importance_cap is None:
+            keys |= {IMPORTANCE.key, TRUNCATED.key}
+        return keys
+
     @contextlib.contextmanager
     def _behaviour_weights(self) -> Iterator[None]:
-        """Put back, for a moment, the weights that drew this batch. Takes one tensor more.
+        """Put back, for a moment, the weights at the start of this batch. Takes one tensor more.
 
         Later minibatches arrive after the first updates; their old log-probs are still those of the
-        weights that drew them. To wait for all samples first would stop the pipeline.
+        weights at the start, which drew them. To wait for all samples first would stop the pipeline.
         """
         assert self._behaviour is not None
         self._swap()
@@ -266,11 +332,9 @@ class Actor:
                     pg_collection=model.groups,
                 )
 
-        # The loss is divided by the token count already, so Megatron's own division is left out.
-        def finalize(modules: list[torch.nn.Module], _: object, **options: Any) -> None:
-            finalize_model_grads(modules, None, **options)
-
-        model.config.finalize_model_grads_func = finalize
+        # Several pipelines may add to one update, so its end is not that of a pipeline; and the loss
+        # is divided by a count already, so Megatron's own division is left out.
+        model.config.finalize_model_grads_func = None
         self.scheduler = OptimizerParamScheduler(
             self.optimizer,
             init_lr=0.0,

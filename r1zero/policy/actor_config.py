@@ -44,14 +44,26 @@ class ActorConfig:
     kl_ctrl: KlCtrl
     entropy_coeff: float
     temperature: float  # of the log-probs, as in sampling
+    old_logprobs: str  # "recompute" by the trainer, or those of the "rollout" engine
+    # of importance weights, where other weights learn first than drew; None: there are none
+    importance_cap: float | None
     ppo_epochs: int
     micro_batch_size: int  # in samples
     max_tokens_per_microbatch: int | None  # if given, instead
     optimizer: OptimizerConfig
 
 
-def actor_config(actor: ActorRollout, algorithm: Algorithm, total_updates: int) -> ActorConfig:
-    """Take what the policy needs; `total_updates` are those of the whole run."""
+def actor_config(
+    actor: ActorRollout, algorithm: Algorithm, total_updates: int, staleness: int = 0
+) -> ActorConfig:
+    """Take what the policy needs; `total_updates` are those of the whole run.
+
+    Samples are `staleness` steps old. The ratio to the rollout engine's log-probs needs no weights
+    beside it: it is taken to what drew the tokens.
+    """
+    importance_cap = None
+    if staleness and algorithm.old_logprobs == "recompute":
+        importance_cap = algorithm.importance_cap
     warmup = actor.lr_warmup_iters or round(total_updates * (actor.lr_warmup_fraction or 0.0))
     optimizer = OptimizerConfig(
         lr=actor.lr,
@@ -72,6 +84,8 @@ def actor_config(actor: ActorRollout, algorithm: Algorithm, total_updates: int) 
         kl_ctrl=algorithm.kl_ctrl,
         entropy_coeff=actor.entropy_coeff,
         temperature=actor.temperature,
+        old_logprobs=algorithm.old_logprobs,
+        importance_cap=importance_cap,
         ppo_epochs=actor.ppo_epochs,
         micro_batch_size=actor.micro_batch_size,
         max_tokens_per_microbatch=actor.max_tokens_per_microbatch,

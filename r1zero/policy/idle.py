@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from r1zero.policy.actor import Actor
+from r1zero.policy.handover import Delivery
 from r1zero.policy.reference import Reference
 from r1zero.types import Batch, Group, UpdateStats
 
@@ -18,16 +20,20 @@ from r1zero.types import Batch, Group, UpdateStats
 class IdleActor:
     """The actor of a rank that does not train."""
 
+    advantages = np.zeros((0, 0))
+    lengths = np.zeros((0, 0), np.int64)
+
     def begin(self, batch: Batch) -> None:
         pass
 
-    def update(
-        self, batch: Batch, minibatch: int, arrived: list[Group], epoch: int = 0
-    ) -> UpdateStats | None:
-        return None
-
-    def finish(self, updates: list[UpdateStats | None], batch: Batch) -> list[Group]:
+    def learn(self, delivery: Delivery) -> list[UpdateStats | None]:
         return []
+
+    def learn_again(self) -> list[UpdateStats | None]:
+        return []
+
+    def finish(self, updates: list[UpdateStats | None], batch: Batch) -> None:
+        pass
 
     def parameters(self) -> Mapping[str, torch.Tensor]:
         return {}

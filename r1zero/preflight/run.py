@@ -68,7 +68,10 @@ class Run:
     def actor_config(self) -> ActorConfig:
         """What the policy needs."""
         return actor_config(
-            self.config.actor_rollout, self.config.algorithm, total_updates=self.total_updates
+            self.config.actor_rollout,
+            self.config.algorithm,
+            total_updates=self.total_updates,
+            staleness=self.config.training.staleness,
         )
 
     @property

@@ -1,7 +1,7 @@
 """The native rollout engine: continuous batching over all samples of a step, one replica.
 
-`submit` takes the replica's share of a batch; `collect` decodes until the groups of one minibatch
-are complete, keeping every row busy with later samples meanwhile. Every rank of the replica runs
+`submit` takes the replica's share of a batch; `collect` decodes until the groups of one part are
+complete, keeping every row busy with all other samples meanwhile. Every rank of the replica runs
 the same scheduler on the same tokens, so tensor parallelism needs no commands between them.
 """
 
@@ -22,7 +22,7 @@ from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 from r1zero.rollout.prompts import PromptCache, PromptCaches
 from r1zero.rollout.sampler import uniforms
 from r1zero.rollout.scheduler import PartialSample, Queue, RunningBatch, SampleId
-from r1zero.types import Batch, Group, Sample
+from r1zero.types import Batch, Group, Part, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ class NativeEngine:
         self._request = _NOTHING
         self._groups: dict[int, Group] = {}
         self._open: dict[int, int] = {}  # members of a group that are not finished
+        self._longest: dict[int, int] = {}  # tokens of a group's longest response that does not run
 
     def submit(
         self,
@@ -119,25 +120,25 @@ class NativeEngine:
         self._tokens = 0
         self._groups = {p: Group.begun(p, batch.prompts[p], size) for p in positions}
         self._open = dict.fromkeys(positions, size)
+        self._longest = dict.fromkeys(positions, 0)
         for position in positions:
             for member in range(size):
                 self._queue.put(SampleId(position, member))
         self._reserve(len(positions), size)
 
     @torch.inference_mode()
-    def collect(self, minibatch: int) -> list[Group]:
-        """Decode until the groups of the minibatch are complete, keeping rows busy with later
-        samples."""
-        arrivals = self._request.batch.arrivals(minibatch)
-        positions = [p for p in arrivals if p in self._groups]
-        while any(self._open[p] for p in positions):
+    def collect(self, part: Part) -> list[Group]:
+        """Decode until the groups of the part are complete, keeping rows busy with all others."""
+        positions = [p for p in part.positions if p in self._groups]
+        while self._undecided(positions, part):
             self._admit()
             if self._rows.count:
                 self._append_block()
                 self._decode()
             for listener in self.listeners:
                 listener.on_step()
-        return [self._groups[p] for p in positions]
+        complete = [self._groups[p] for p in positions if not self._open[p]]
+        return [group for group in complete if group.longest in part.lengths]
 
     def progress(self) -> RolloutProgress:
         """How far the request is."""
@@ -157,6 +158,15 @@ class NativeEngine:
         )
         self.decoder.prepare()
         self.version = version
+
+    def _undecided(self, positions: Sequence[int], part: Part) -> bool:
+        """Whether a group at these positions may still turn out to belong to the part: it is not
+        complete, and none of its responses is too long for it."""
+        waits = {p for p in positions if self._open[p] and self._longest[p] < part.lengths.stop}
+        for sequence in self._rows.sequences:
+            if sequence.count >= part.lengths.stop:
+                waits.discard(sequence.sample_id.position)
+        return bool(waits)
 
     # -- one step -------------------------------------------------------------------------------
 
@@ -282,6 +292,8 @@ class NativeEngine:
     def _release(self, row: int) -> PartialSample:
         self._prompt(row).users -= 1
         sequence, blocks = self._rows.remove(row)
+        position = sequence.sample_id.position
+        self._longest[position] = max(self._longest[position], sequence.count)
         self._pool.give_back(blocks)
         self._layout = None
         return sequence

@@ -17,7 +17,7 @@ import numpy as np
 
 from r1zero.models.config import ModelConfig
 from r1zero.models.layout import WeightLayout, WeightTarget
-from r1zero.types import Batch, Group
+from r1zero.types import Batch, Group, Part
 
 if TYPE_CHECKING:
     import torch
@@ -84,11 +84,12 @@ class RolloutEngine(Protocol):
         before must have been collected whole.
         """
 
-    def collect(self, minibatch: int) -> list[Group]:
-        """Generate until the requested groups of a minibatch are complete; return them in order of
-        position.
+    def collect(self, part: Part) -> list[Group]:
+        """Generate until the requested groups of a part are complete and no other can belong to it;
+        return them in order of position.
 
-        Every sample has tokens, log-probs (of the whole distribution at the sampling temperature),
+        Parts come in the order of the batch: those of longer responses after those of shorter ones
+        at the same positions. Every sample has tokens, log-probs (of the whole distribution at the sampling temperature),
         `truncated`, `version` and `loss_mask`.
         """
 
@@ -154,7 +155,7 @@ class IdleEngine:
     ) -> None:
         assert not positions, "a rank that does not generate has no share of a batch"
 
-    def collect(self, minibatch: int) -> list[Group]:
+    def collect(self, part: Part) -> list[Group]:
         return []
 
     def progress(self) -> RolloutProgress:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.patience import LONG
 
-from r1zero.algo.advantage import fill_advantages
+from r1zero.algo.advantage import advantages_of
 from r1zero.algo.aggregation import AGGREGATIONS
 from r1zero.algo.loss import LossTerms, microbatch_loss
 from r1zero.algo.loss_batch import LossBatch
@@ -23,7 +23,7 @@ from r1zero.config.own_code import load_own
 from r1zero.errors import BadInput
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
-from r1zero.types import Group, Prompt, Reduce, Sample, UpdateStats, joined
+from r1zero.types import Reduce, UpdateStats, joined
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CLIP = {"clip_low": 0.2, "clip_high": 0.2}
@@ -40,6 +40,7 @@ def make_batch(logprobs, old, advantages, lengths, mask=None, **counts):
         logprobs=logprobs,
         entropy=zeros,
         old_logprobs=torch.tensor(old),
+        trainer_logprobs=torch.tensor(old),
         ref_logprobs=zeros,
         rollout_logprobs=torch.tensor(old),
         advantages=torch.tensor(advantages),
@@ -148,31 +149,11 @@ def test_aggregations_by_hand_and_without_the_tokens_of_a_response(name, expecte
     assert AGGREGATIONS[name](LOSS_OF_TOKENS, batch).item() == pytest.approx(masked)
 
 
-def groups_of(rewards):
-    tokens = np.zeros(2, np.int32)
-    return [
-        Group(
-            position,
-            Prompt(position, "", tokens, ""),
-            [Sample(tokens, np.zeros(2, np.float32), False, 0, reward=reward) for reward in row],
-        )
-        for position, row in enumerate(rewards)
-    ]
-
-
 def test_an_own_advantage_by_hand_and_groups_that_rest_have_none():
     own = load_own("algorithm.advantage", f"{EXAMPLES}/advantage_leave_one_out.py:leave_one_out")
-    groups = groups_of([[1.0, 0.0, 0.0], [3.0, 1.0, 2.0]])
-    groups[0].trains = False
-    fill_advantages(groups, own)
-    assert [sample.advantage for group in groups for sample in group.samples] == [
-        0,
-        0,
-        0,
-        1.5,
-        -1.5,
-        0,
-    ]
+    rewards = np.array([[1.0, 0.0, 0.0], [3.0, 1.0, 2.0]])
+    found = advantages_of(rewards, np.array([False, True]), own)
+    assert found.tolist() == [[0, 0, 0], [1.5, -1.5, 0]]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +165,7 @@ def test_an_own_advantage_by_hand_and_groups_that_rest_have_none():
 )
 def test_an_own_advantage_that_returns_something_else_is_told(own, said):
     with pytest.raises(BadInput) as caught:
-        fill_advantages(groups_of([[1.0, 0.0]]), own)
+        advantages_of(np.array([[1.0, 0.0]]), np.array([True]), own)
     assert said in str(caught.value)
 
 

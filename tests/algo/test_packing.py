@@ -80,12 +80,20 @@ def test_microbatches_hold_every_item_once_within_their_bounds(max_samples, max_
 @pytest.mark.parametrize("replicas", [1, 2, 3, 5, 9, 12])
 def test_shares_hold_every_item_once_and_are_balanced(replicas):
     items = random_items()
-    shares = balance_over_replicas(items, replicas)
+    shares = balance_over_replicas(items, [0] * replicas)
     assert sorted(i.number for share in shares for i in share) == list(range(9))
     assert all(shares) or replicas > 9
     if replicas == 2:
         loads = [len(pack(share, CPU).tokens) for share in shares]
         assert max(loads) <= 4 / 3 * sum(loads) / 2 + max(num_tokens([i]) for i in items)
+
+
+def test_a_share_makes_up_for_what_a_replica_has_already():
+    items = random_items()
+    loads = [0, 10**6, 0]
+    first, second, third = balance_over_replicas(items, loads)
+    assert second == [] and first and third
+    assert loads[0] == len(pack(first, CPU).tokens) and loads[1] == 10**6
 
 
 @pytest.mark.parametrize(("group", "minibatch"), [(4, 8), (4, 4), (4, 2), (4, 1), (4, 6), (3, 4)])

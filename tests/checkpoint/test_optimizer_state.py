@@ -13,7 +13,7 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 from support.models import make_model
 from support.multiproc import DEVICE, run_ranks
-from support.updates import make_groups
+from support.updates import deliveries, make_groups
 from support.worlds import make_world
 
 from r1zero.checkpoint.optimizer_state import SHARDING, boxes, sharded_optimizer_state
@@ -54,7 +54,8 @@ def update(policy: Actor) -> None:
     groups = make_groups()[:2]
     batch = Batch(1, 0, [group.prompt for group in groups], 4, 8)
     policy.begin(batch)
-    policy.update(batch, 0, groups)
+    for delivery in deliveries(batch, groups, policy.grid):
+        policy.learn(delivery)
 
 
 def by_megatron(policy: Actor, loading: bool = False) -> dict:

@@ -37,7 +37,8 @@ from r1zero.distributed.launch import Launch
 from r1zero.distributed.megatron_on_npu import import_mindspeed
 from r1zero.distributed.placement import RoleSize, place
 from r1zero.distributed.transfer import RoleTransfer
-from r1zero.types import Batch, Group, Prompt
+from r1zero.policy.handover import Giver, Taker
+from r1zero.types import Batch, Group, Prompt, Sample
 
 ROOT = Path(__file__).resolve().parents[2]
 # What goes over the device's own backend.
@@ -128,14 +129,19 @@ def moves_body(rank, size, store, folder, text):
         told["first"] = gather_objects(rank, world.train.role_control)
     mine = world.rollout.share(3)
     batch = Batch(1, 0, [Prompt(p, "", np.arange(p), "") for p in range(3)], 1, 3)
-    groups = [Group(p, batch.prompts[p], []) for p in mine]
+    samples = [Sample(np.arange(p), np.zeros(p), False, 0, reward=1.0) for p in range(3)]
+    groups = [Group(p, batch.prompts[p], [samples[p]]) for p in mine]
     groups = move.send_to_replicas(batch, groups, range(3), world.rollout, world.ref)
-    groups = move.broadcast_groups(groups, range(3), world.ref, world.train)
-    told["groups"] = [group.prompt.tokens.tolist() for group in groups]
+    Giver(move, batch, world.ref, world.train).give(groups)
+    told["samples"] = [
+        sample.tokens.tolist()
+        for delivery in Taker(move, batch, world.ref, world.train).take()
+        for _, sample in sorted(delivery.samples.items())
+    ]
     told["plan"] = move.from_controller(lambda: world.rank + 7)
     told["all"] = move.all_gather(rank)
     told["controller"] = move.to_controller(rank)
-    move.flush()
+    move.flush(1)
     if rank == 2:
         send_in_turn(world.control)
     if rank == 0:
@@ -175,7 +181,7 @@ def test_the_control_plane_uses_torchs_own_functions(tmp_path, text):
         assert told["sum"] == pytest.approx(total, rel=1e-15) and told["max"] == 3 + 1 / 3
         assert told.get("role") == (pytest.approx(5 / 3, rel=1e-15) if trains else None)
         assert told.get("first") == ([0, 1] if rank == 0 else None)
-        assert told["groups"] == ([[], [0], [0, 1]] if trains else [])
+        assert told["samples"] == ([[], [0], [0, 1]] if trains else [])
         assert told["plan"] == 7 and told["all"] == [0, 1, 2, 3]
         assert told["controller"] == ([0, 1, 2, 3] if rank == 0 else [])
     assert found[0]["streams"] == ["a plan", [2, 2], [1, 1, 1], [3]]

@@ -21,6 +21,7 @@ from r1zero.distributed.launch import Launch, read_launch
 from r1zero.distributed.placement import RoleSize, place
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
+from r1zero.policy.handover import Giver, Taker
 from r1zero.types import Batch, Group, Prompt, Sample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,12 +123,15 @@ def move_body(rank, size, store):
     )
     move, positions = RoleTransfer(world), range(2, 9)
     prompts = [Prompt(p, f"q{p}", np.arange(p, dtype=np.int32), "") for p in range(9)]
-    batch = Batch(1, 0, prompts, 1, 9)
+    batch = Batch(1, 0, prompts, 1, 9, accumulates=True)
 
     def roll():
         """Of what lies at these positions, 4 has not come this far."""
         mine = [p for p in positions if p in world.rollout.share(9) and p != 4]
-        return [Group(p, prompts[p], [Sample(np.full(3, p), np.zeros(3), False, 0)]) for p in mine]
+        return [
+            Group(p, prompts[p], [Sample(np.full(3, p), np.zeros(3), False, 0, reward=p)])
+            for p in mine
+        ]
 
     def look(groups):
         for group in groups:
@@ -138,15 +142,17 @@ def move_body(rank, size, store):
     groups = move.send_to_replicas(batch, groups, positions, world.rollout, world.ref)
     if world.ref.member:
         groups = look(groups)
-    groups = move.broadcast_groups(groups, positions, world.ref, world.train)
+    Giver(move, batch, world.ref, world.train).give(groups)
+    deliveries = Taker(move, batch, world.ref, world.train).take()
     nothing = move.send_to_replicas(batch, [], range(0), world.rollout, world.ref)
     told = move.from_controller(lambda: {"from": world.rank})
-    move.flush()
+    move.flush(1)
     return (
         world.role_names,
         [
-            (g.position, g.prompt.text, g.samples[0].tokens.tolist(), g.samples[0].ref_logprobs[0])
-            for g in groups
+            (number, sample.reward, sample.tokens.tolist(), sample.ref_logprobs[0])
+            for delivery in deliveries
+            for number, sample in sorted(delivery.samples.items())
         ],
         nothing,
         told,
@@ -199,12 +205,13 @@ for rank, size, speaks in ((0, 257, 1), (1, 256, 1), (2, 257, 0), (3, 257, 1)):
 
 def test_groups_move_between_roles():
     results = run_ranks(move_body, 7)
-    expected = [(p, f"q{p}", [p] * 3, 5 + p % 2) for p in (2, 3, 5, 6, 7, 8)]
+    expected = [(p, float(p), [p] * 3, 5 + p % 2) for p in (2, 3, 5, 6, 7, 8)]
     # A message has two counts of 8 bytes; a group of one sample of 3 tokens takes a row of 24 bytes,
     # one of 40, and 3 * 8. Every rollout rank tells both ref ranks, rank 3 of position 7 alone.
-    traffic = [(0, 0), (0, 0)]
+    # A sample on its way to train takes a row of 40 bytes and 3 * 12, a message one count.
+    traffic = [(0, 2 * 8 + 6 * 76)] * 2
     traffic += [(2 * 16 + groups * 88, 0) for groups in (2, 1, 3)]
-    traffic += [(0, 3 * 16 + 3 * 88)] * 2
+    traffic += [(8 + 3 * 76, 3 * 16 + 3 * 88)] * 2
     for rank, (roles, groups, nothing, told, bytes_moved) in enumerate(results):
         assert roles == ("train" if rank < 2 else "rollout" if rank < 5 else "ref")
         assert groups == (expected if rank < 2 else [])

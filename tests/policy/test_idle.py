@@ -7,14 +7,16 @@ import inspect
 import numpy as np
 import pytest
 
+from r1zero.algo.dealing import Dealer, SampleTable
 from r1zero.models.layout import WeightLayout
 from r1zero.observe.observer import IdleObserver, Observer
 from r1zero.policy.actor import Actor
+from r1zero.policy.handover import Delivery
 from r1zero.policy.idle import IdleActor, IdleReference
 from r1zero.policy.reference import Reference
 from r1zero.rollout.engine import NativeEngine
 from r1zero.rollout.interface import IdleEngine, RolloutProgress, Sampling
-from r1zero.types import Batch, Prompt
+from r1zero.types import Batch, Group, Prompt, Sample
 
 SAMPLING = Sampling(1.0, 1.0, 0, 0)
 
@@ -48,13 +50,17 @@ def test_idle_roles_have_no_groups_no_tokens_and_no_update() -> None:
     batch = Batch(1, 0, [Prompt(0, "", np.zeros(1, np.int32), "")], 2, 2)
     engine = IdleEngine(WeightLayout("megatron", cut=True))
     engine.submit(batch, range(0), SAMPLING)
-    assert engine.collect(0) == []
+    assert engine.collect(batch.everything) == []
     assert engine.progress() == RolloutProgress(0, 0, 0, 0)
     assert engine.weights().tensors == {}
+    sample = Sample(np.zeros(1, np.int32), np.zeros(1), False, 0, reward=1.0)
+    table = SampleTable.of([Group(0, batch.prompts[0], [sample, sample])], 2)
+    [deal] = Dealer(batch, 1).add(table)
     actor = IdleActor()
     actor.begin(batch)
-    assert actor.update(batch, 0, []) is None
-    assert actor.finish([None], batch) == []
+    assert actor.learn(Delivery(deal, {})) == []
+    assert actor.learn_again() == []
+    actor.finish([], batch)
     assert actor.parameters() == {}
     reference = IdleReference()
     assert reference.add_logprobs([]) == []

@@ -232,7 +232,7 @@ def engine_body(
     ]
     batch = Batch(step=2, version=4, prompts=prompts, samples_per_prompt=3, minibatch_size=15)
     engine.submit(batch, grid.share(len(prompts)), sampling)
-    groups = engine.collect(0)
+    groups = engine.collect(batch.everything)
     model = loaded_model(world, folder, False, unused)
     samples = [
         TrainSample(g.position * 3 + i, g.position, g.prompt, s)

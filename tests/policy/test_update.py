@@ -156,7 +156,8 @@ def held_body(rank, size, store, folder, *overrides):
     runtime.start()
     found = []
     for step in range(1, 9):
-        samples = [sample for group in train_step(step, runtime).groups for sample in group.samples]
+        train_step(step, runtime)
+        samples = [s for delivery in runtime.policy._deliveries for s in delivery.samples.values()]
         d = np.concatenate([sample.logprobs - sample.ref_logprobs for sample in samples])
         found.append(float(np.mean(d**2) / 2))
         runtime.progress.advance(runtime.run.config.training.global_batch_size)

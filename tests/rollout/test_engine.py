@@ -16,7 +16,7 @@ from support.shapes import small_shape
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import EngineLimits, NativeEngine
 from r1zero.rollout.interface import EngineListener, RolloutProgress, Sampling
-from r1zero.types import Batch, Prompt
+from r1zero.types import ANY_LENGTH, Batch, Part, Prompt
 
 SHAPE = small_shape(
     family="qwen3",
@@ -27,6 +27,7 @@ SHAPE = small_shape(
     qkv_bias=False,
     qk_norm=True,
 )
+EVERYTHING = Part(range(10), range(ANY_LENGTH))
 CPU = torch.device("cpu")
 SAMPLING = Sampling(1.0, 1.0, 0, 7)
 
@@ -45,7 +46,7 @@ def generate(limits, prompt_length, group_size, prompts):
     batch = Batch(1, 0, texts, group_size, group_size * prompts)
     engine.submit(batch, range(prompts), SAMPLING)
     return [
-        sample.tokens.tolist() for group in engine.collect(0) for sample in group.samples
+        sample.tokens.tolist() for group in engine.collect(EVERYTHING) for sample in group.samples
     ], engine
 
 
@@ -61,10 +62,10 @@ def test_samples_that_need_their_next_block_together_in_a_cache_for_one():
 def test_a_request_may_give_each_sample_its_own_budget():
     """Shorter samples are the beginnings of the longer ones: a budget changes no draw."""
     whole, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
-    batch = Batch(1, 0, [group.prompt for group in engine.collect(0)], 3, 6)
+    batch = Batch(1, 0, [group.prompt for group in engine.collect(EVERYTHING)], 3, 6)
     budgets = np.array([[8, 1, 3], [2, 5, 8]])
     engine.submit(batch, [0, 1], SAMPLING, budgets)
-    found = [sample for group in engine.collect(0) for sample in group.samples]
+    found = [sample for group in engine.collect(EVERYTHING) for sample in group.samples]
     assert [sample.tokens.tolist() for sample in found] == [
         tokens[:budget] for tokens, budget in zip(whole, budgets.flatten(), strict=True)
     ]
@@ -76,11 +77,15 @@ def test_a_request_may_give_each_sample_its_own_budget():
 def test_sampling_is_that_of_the_request():
     """A greedy request between two others leaves no trace in them."""
     whole, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
-    batch = Batch(1, 0, [group.prompt for group in engine.collect(0)], 3, 6)
+    batch = Batch(1, 0, [group.prompt for group in engine.collect(EVERYTHING)], 3, 6)
 
     def ask(sampling):
         engine.submit(batch, [0, 1], sampling)
-        return [sample.tokens.tolist() for group in engine.collect(0) for sample in group.samples]
+        return [
+            sample.tokens.tolist()
+            for group in engine.collect(EVERYTHING)
+            for sample in group.samples
+        ]
 
     greedy = ask(Sampling(1.0, 1.0, 1, 7))
     assert greedy[0] == greedy[1] == greedy[2] != whole[0]
@@ -89,7 +94,7 @@ def test_sampling_is_that_of_the_request():
 
 def test_listeners_are_told_in_their_order_and_until_they_are_removed():
     _, engine = generate(EngineLimits(8, 10**6), 8, 3, 2)
-    batch = Batch(1, 0, [group.prompt for group in engine.collect(0)], 3, 6)
+    batch = Batch(1, 0, [group.prompt for group in engine.collect(EVERYTHING)], 3, 6)
     told = []
 
     def listener(name):
@@ -101,7 +106,7 @@ def test_listeners_are_told_in_their_order_and_until_they_are_removed():
     first = listener("first")
     engine.listeners += [first, listener("second")]
     engine.submit(batch, [0, 1], SAMPLING)
-    engine.collect(0)
+    engine.collect(EVERYTHING)
     names = [name for name, *_ in told]
     assert names == ["first", "second"] * (len(told) // 2)
     samples = {tuple(what) for _, *what in told if what != ["step"]}
@@ -110,7 +115,7 @@ def test_listeners_are_told_in_their_order_and_until_they_are_removed():
     engine.listeners.remove(first)
     told.clear()
     engine.submit(batch, [0], SAMPLING)
-    engine.collect(0)
+    engine.collect(EVERYTHING)
     assert {name for name, *_ in told} == {"second"}
 
 
@@ -120,7 +125,9 @@ def test_samples_are_signed_by_the_weights_and_not_by_the_plan():
     engine.weights().commit(5)
     batch = Batch(2, 6, [Prompt(0, "", np.arange(1, 9, dtype=np.int32), "")], 3, 3)
     engine.submit(batch, [0], SAMPLING)
-    assert {sample.version for group in engine.collect(0) for sample in group.samples} == {5}
+    assert {sample.version for group in engine.collect(EVERYTHING) for sample in group.samples} == {
+        5
+    }
 
 
 def test_weights_do_not_change_under_samples_that_are_being_drawn():

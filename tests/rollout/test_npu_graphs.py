@@ -75,7 +75,7 @@ def drawn_tokens(graphs: bool, max_running: int) -> tuple[list[list[int]], list[
             prompts = [Prompt(number, "", tokens, "") for number, tokens in enumerate(ids)]
             batch = Batch(step, 0, prompts, 3, 3 * count)
             engine.submit(batch, range(count), Sampling(1.0, 1.0, 0, 7))
-            for group in engine.collect(0):
+            for group in engine.collect(batch.everything):
                 samples += [sample.tokens.tolist() for sample in group.samples]
     return samples, seen
 

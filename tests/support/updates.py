@@ -7,10 +7,13 @@ import torch
 from support.multiproc import DEVICE
 from support.worlds import make_world
 
+from r1zero.algo.dealing import Dealer, SampleTable
+from r1zero.distributed.groups import Grid
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.policy.actor import Actor
 from r1zero.policy.actor_config import actor_config
+from r1zero.policy.handover import Delivery
 from r1zero.policy.megatron import RoleModel
 from r1zero.preflight.resolve import load_config
 from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score, joined
@@ -94,15 +97,26 @@ def update_body(rank, size, store, folder, layout, overrides, chosen=()):
     batch = Batch(1, 0, [group.prompt for group in groups], 4, 8)
     policy.begin(batch)
     stats = []
-    for epoch in range(cfg.actor_rollout.ppo_epochs):
-        for m in range(3):
-            arrived = [groups[p] for p in batch.arrivals(m)] if epoch == 0 else []
-            stats.append(policy.update(batch, m, arrived, epoch))
+    for delivery in deliveries(batch, groups, world.train):
+        stats += policy.learn(delivery)
+    for _ in range(1, cfg.actor_rollout.ppo_epochs):
+        stats += policy.learn_again()
     weights = {
         t.name: tensor.clone() for t, tensor in gather_tensors(world, shape, model.parameters())
     }
     losses = [(joined([s], "loss"), joined([s], "kl"), s.grad_norm) for s in stats if s is not None]
     return losses, weights
+
+
+def deliveries(batch: Batch, groups: list[Group], grid: Grid) -> list[Delivery]:
+    """What this train rank is given when all groups come at once."""
+    size = batch.samples_per_prompt
+    deals = Dealer(batch, grid.span.dp).add(SampleTable.of(groups, size))
+    found = []
+    for deal in deals:
+        mine = deal.shares[grid.replica]
+        found.append(Delivery(deal, {n: groups[n // size].samples[n % size] for n in mine}))
+    return found
 
 
 def grpo_surrogate(logp, old, advantage):

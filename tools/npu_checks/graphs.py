@@ -128,7 +128,7 @@ def generate(
         for _ in range(1 if small else 2):  # graphs are captured the first time
             counter.start()
             engine.submit(batch, range(len(batch.prompts)), sampling, budgets)
-            groups = engine.collect(0)
+            groups = engine.collect(batch.everything)
             world.device.synchronize()
             rate = counter.steps / (time.perf_counter() - counter.began)
     samples = [sample for found in groups for sample in found.samples]

@@ -1,0 +1,84 @@
+"""The way of samples from the ref ranks to the train ranks: each goes to one replica, once.
+
+    ref output ranks    tables of their groups -> the first of them, which joins them and tells all
+    first of them       the joined table       -> the first train rank, which tells all train ranks
+    ref output ranks    samples                -> the input rank of the replica that learns from them,
+                                                  which tells its replica
+
+Lengths decide who learns from what (algo/dealing.py), and both sides know them from the same table.
+All sends are asynchronous: ref ranks go on with the next part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from r1zero.algo.dealing import Deal, Dealer, SampleTable
+from r1zero.distributed.groups import Grid
+from r1zero.distributed.transfer import RoleTransfer
+from r1zero.types import Batch, Group, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What a train rank learns from at a time."""
+
+    deal: Deal
+    samples: Mapping[int, Sample]  # its replica's share, by number
+
+
+class Giver:
+    """The end at the ref ranks, for one global batch. Does nothing but on output ranks."""
+
+    def __init__(self, move: RoleTransfer, batch: Batch, giver: Grid, taker: Grid) -> None:
+        self._move = move
+        self._batch = batch
+        self._giver = giver
+        self._taker = taker
+        self._dealer = Dealer(batch, taker.span.dp)
+        self._held: dict[int, Sample] = {}
+
+    def give(self, groups: list[Group]) -> None:
+        """Send what can be learned from now that these groups, of the next part, are there."""
+        if not self._giver.is_output_rank:
+            return
+        size = self._batch.samples_per_prompt
+        for group in groups:
+            for member, sample in enumerate(group.samples):
+                self._held[group.position * size + member] = sample
+        table = self._move.join_outputs(
+            SampleTable.of(groups, size), SampleTable.join, self._batch, self._giver, self._taker
+        )
+        for deal in self._dealer.add(table):
+            for replica, numbers in enumerate(deal.shares):
+                mine = {n: self._held.pop(n) for n in numbers if n in self._held}
+                if mine:
+                    receiver = self._taker.span.input_rank(replica)
+                    self._move.send_samples(self._batch, mine, receiver, self._taker)
+
+
+class Taker:
+    """The end at the train ranks, for one global batch. Takes nothing on other ranks."""
+
+    def __init__(self, move: RoleTransfer, batch: Batch, giver: Grid, taker: Grid) -> None:
+        self._move = move
+        self._batch = batch
+        self._giver = giver
+        self._taker = taker
+        self._dealer = Dealer(batch, taker.span.dp)
+
+    def take(self) -> list[Delivery]:
+        """Wait for the next part; returns what can be learned from now, in order."""
+        if not self._taker.member:
+            return []
+        table = self._move.receive_joined(self._giver, self._taker)
+        return [Delivery(deal, self._samples(deal)) for deal in self._dealer.add(table)]
+
+    def _samples(self, deal: Deal) -> Mapping[int, Sample]:
+        """This replica's share of a deal."""
+        numbers = deal.shares[self._taker.replica]
+        span = self._giver.span
+        size = self._batch.samples_per_prompt
+        senders = {span.output_rank(span.replica_of(number // size)) for number in numbers}
+        return self._move.receive_samples(sorted(senders), self._taker)
