@@ -36,8 +36,8 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.family import register_own
 from r1zero.models.params import param_table
 from r1zero.weights.detect import CONFIG, config_folder, detect
-from r1zero.weights.huggingface import copy_beside, save_hf
 from r1zero.weights.open import open_weights, stored_shape
+from r1zero.weights.save_huggingface import copy_beside, save_hf
 from r1zero.weights.save_megatron import LegacyLayout, save_dist, save_legacy
 from r1zero.weights.source import Weights
 

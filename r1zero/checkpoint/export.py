@@ -1,6 +1,7 @@
 """Export of the trained model as a Hugging Face folder, which is what the user waits for.
 
-If it cannot be written, the weights still go somewhere, and one sentence says where.
+Its files are dealt to train ranks, which gather and write them side by side. If it cannot be
+written, the weights still go somewhere, and one sentence says where.
 """
 
 from __future__ import annotations
@@ -8,15 +9,30 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from r1zero.checkpoint.manager import CheckpointManager
 from r1zero.checkpoint.state import RunState
+from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
+from r1zero.models.config import ModelConfig
 from r1zero.run_folder.exported import MARK, MODEL, in_the_way, mark
 from r1zero.run_folder.owner import plain
-from r1zero.weight_sync.gather import gather_tensors
-from r1zero.weights.huggingface import save_hf
+from r1zero.weight_sync.gather import assignments, gather_tensors, writers_of
+from r1zero.weights.save_huggingface import (
+    SHARD_BYTES,
+    ModelFile,
+    begin,
+    complete,
+    give_up,
+    plan_files,
+    way_to,
+    write,
+)
 
 log = logging.getLogger("r1zero")
 
@@ -43,7 +59,7 @@ def export(runtime: RunState, manager: CheckpointManager) -> None:
     name = runtime.checkpoint_config.run_name
     refuges = runtime.move.from_controller(_refuges, name, runtime.progress.step)
     for refuge in refuges:
-        if _write(runtime, refuge) is None:
+        if _write(runtime, refuge, alone=True) is None:
             raise RuntimeError(f"{told}; it is in {refuge} now: move it to a safe place")
     raise RuntimeError(f"{told}, nor anything to {', '.join(map(str, refuges))}")
 
@@ -62,26 +78,93 @@ def _refuges(name: str, step: int) -> list[Path]:
     return [Path(place) / unique for place in dict.fromkeys(places)]
 
 
-def _write(runtime: RunState, folder: Path) -> str | None:
-    """Write the model to `folder`, tensor by tensor; returns what stood against it. Collective."""
-    stream = gather_tensors(runtime.world, runtime.shape, runtime.policy.parameters())
+def _write(runtime: RunState, folder: Path, alone: bool = False) -> str | None:
+    """Write the model to `folder`; returns what stood against it. Collective."""
+    config = runtime.checkpoint_config
+    target = ModelFolder(
+        folder,
+        config.model_source,
+        config.model_dtype,
+        beside={MARK: mark(runtime.progress.step)},
+        end_ids=tuple(runtime.ends.ids),
+    )
+    return write_model(runtime.move, runtime.shape, runtime.policy.parameters(), target, alone)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A Hugging Face folder that is to be written: see save_hf."""
+
+    folder: Path
+    source: Path
+    dtype_name: str
+    beside: Mapping[str, str] = field(default_factory=dict)
+    end_ids: tuple[int, ...] = ()
+    shard_bytes: int = SHARD_BYTES
+
+
+def write_model(
+    move: RoleTransfer,
+    shape: ModelConfig,
+    parameters: Mapping[str, torch.Tensor],
+    target: ModelFolder,
+    alone: bool = False,
+) -> str | None:
+    """Write the model that the train ranks hold; returns what stood against it. Collective.
+
+    Its files are dealt to train ranks. With `alone` the controller writes all of them: other nodes
+    need not see the folder.
+    """
+    world = move.world
+    span = world.train.span
+    files = plan_files(shape, target.dtype_name, target.shard_bytes)
+    tensors = [file.tensors for file in files]
+    if alone:
+        writers = [0] * len(files)
+    else:
+        writers = writers_of(tensors, shape.num_layers, span)
+    partial = move.from_controller(_begun, target)
+    if isinstance(partial, str):
+        return partial
+    stream = gather_tensors(world, shape, parameters, assignments(tensors, writers, span))
     problem = None
-    if runtime.world.is_controller:
-        config = runtime.checkpoint_config
-        beside = {MARK: mark(runtime.progress.step)}
+    mine = [file for file, writer in zip(files, writers, strict=True) if writer == world.rank]
+    if mine:
         try:
-            save_hf(
-                folder,
-                runtime.shape,
-                stream,
-                config.model_source,
-                config.model_dtype,
-                beside=beside,
-                end_ids=runtime.ends.ids,
-            )
-        except (OSError, BadInput) as error:
-            problem = getattr(error, "strerror", None) or plain(error)
-            log.info("cause", exc_info=True)  # into the log file only
-    for _ in stream:  # the other ranks send all of it, whatever becomes of it
+            os.listdir(partial.parent)  # NFS may not show yet what is there: this lets it ask
+            write(partial, mine, stream)
+        except OSError as error:
+            problem = _told(error)
+    for _ in stream:  # all go through all of it, whatever becomes of it
         pass
-    return runtime.move.from_controller(lambda: problem)
+    problems = move.to_controller(problem)
+    return move.from_controller(_completed, target, files, problems)
+
+
+def _begun(target: ModelFolder) -> Path | str:
+    """Make the folder to write into; returns it, or what stands against it."""
+    try:
+        return begin(way_to(target.folder), target.source)
+    except (OSError, BadInput) as error:
+        return _told(error)
+
+
+def _completed(
+    target: ModelFolder, files: list[ModelFile], problems: list[str | None]
+) -> str | None:
+    """Give the model its place when all files are written; returns what stands against it."""
+    folder = way_to(target.folder)
+    problem = next(filter(None, problems), None)
+    if problem is None:
+        try:
+            complete(folder, files, target.source, target.dtype_name, target.beside, target.end_ids)
+        except OSError as error:
+            problem = _told(error)
+    give_up(folder)
+    return problem
+
+
+def _told(error: OSError | BadInput) -> str:
+    """An error in words; where it came from goes into the log file only."""
+    log.info("cause", exc_info=error)
+    return getattr(error, "strerror", None) or plain(error)

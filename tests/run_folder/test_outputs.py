@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from r1zero.run_folder.claim import take
 from r1zero.run_folder.exported import exported_step
 from r1zero.run_folder.folder import continue_folder, start_folder
 from r1zero.trainer import prepare, train
-from r1zero.weights.huggingface import save_hf
+from r1zero.weights.save_huggingface import write
 
 QUICK = [
     "training.train_iters=2",
@@ -288,17 +289,17 @@ def spoiled(rank: int, size: int, store: object, words: list[str], way: str) -> 
     cfg = load_config("tiny", words)[0]
     calls = []
 
-    def full(folder: Path, *args: object, **more: object) -> None:
+    def full(folder: Path, files: list, stream: Iterator) -> None:
         calls.append(folder)
         if way == "disk full" or len(calls) == 1:
-            next(args[1])  # some of it was written
+            next(stream)  # some of it was written
             raise OSError(28, "No space left on device")
-        save_hf(folder, *args, **more)
+        write(folder, files, stream)
 
     if way == "in the way":
         exporting.in_the_way = lambda folder, source, may_replace: "a file lies there"
     else:
-        exporting.save_hf = full
+        exporting.write = full
     if way == "no checkpoint either":
         manager.OPTIMIZER_BYTES = 10**15
     world = World(

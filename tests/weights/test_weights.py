@@ -23,8 +23,8 @@ from r1zero.models.params import (
     stage_params,
 )
 from r1zero.weights import huggingface
-from r1zero.weights.huggingface import save_hf
 from r1zero.weights.open import open_weights
+from r1zero.weights.save_huggingface import save_hf
 
 SIZES = dict(
     hidden_size=32,
