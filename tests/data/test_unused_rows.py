@@ -19,7 +19,8 @@ from tokenizers import AddedToken, Tokenizer, models
 from r1zero.data.vocabulary import Vocabulary
 from r1zero.errors import BadInput
 from r1zero.models.unused import local_columns
-from r1zero.observe.invariants import FP32, Invariants
+from r1zero.observe import invariants
+from r1zero.observe.sample_summary import summarize
 from r1zero.policy import logprobs
 from r1zero.policy.logprobs import token_logprobs
 from r1zero.types import Group, Prompt, Sample
@@ -137,18 +138,18 @@ def test_a_run_is_the_same_whatever_lies_in_rows_without_a_token(
 
 
 def test_a_sample_with_an_id_of_no_token_breaks_an_invariant() -> None:
-    rules = Invariants(FP32, False, (range(3, 5), range(9, 12)))
+    unused = (range(3, 5), range(9, 12))
     group = Group(
         0,
         Prompt(0, "", np.arange(3), ""),
         [
-            Sample(np.array(tokens), np.zeros(4, np.float32), False, 0)
+            Sample(np.array(tokens), np.zeros(4, np.float32), False, 0, reward=0.0)
             for tokens in ([0, 2, 5, 8], [1, 1, 2, 12])
         ],
     )
-    assert rules._drawn([group]) == []
+    assert invariants._unused(summarize([group], unused)) == []
     group.samples[1].tokens[2:] = 4, 11
-    [problem] = rules._drawn([group])
+    [problem] = invariants._unused(summarize([group], unused))
     assert problem.startswith(
         "2 of 8 response tokens have ids that the tokenizer knows no token for"
     )
