@@ -295,7 +295,7 @@ def test_a_second_start_is_refused_and_a_killed_run_is_followed(tiny, tmp_path, 
         assert run_ranks(as_program, 1, second, None) == [BAD_INPUT]
         [sentence] = capfd.readouterr().err.splitlines()
         assert "another run writes into" in sentence and f"process {first.pid} on " in sentence
-    first.join(60)
+    first.join(LONG)
     assert first.exitcode == 0 and not (tmp_path / "run.1").exists()
     found = [json.loads(line)["step"] for line in recorded.read_text().splitlines()]
     assert found == list(range(1, 41))
@@ -319,7 +319,7 @@ def test_a_run_whose_folder_was_moved_ends_and_leaves_what_is_there_now_alone(
     folder.rename(tmp_path / "moved")
     folder.mkdir()
     recorded.write_text("of somebody else\n")
-    first.join(30)
+    first.join(LONG)
     assert first.exitcode == BAD_INPUT
     [sentence] = [line for line in capfd.readouterr().err.splitlines() if "r1zero: " in line]
     assert sentence.startswith(
@@ -391,7 +391,7 @@ def test_a_folder_that_takes_the_place_between_the_look_and_the_write_is_left_al
     ]
     words.remove("training.eval_data_path=")
     run = begin(words)
-    run.join(60)
+    run.join(LONG)
     said = capfd.readouterr().err
     assert run.exitcode == BAD_INPUT, said
     [sentence] = [line for line in said.splitlines() if "r1zero: " in line]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,12 +16,16 @@ import pytest
 from support.multiproc import DEVICE, run_ranks
 from support.patience import LONG, wait_until
 
+from r1zero import main, trainer
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch, read_launch
 from r1zero.distributed.placement import RoleSize, place
+from r1zero.distributed.spawn import free_port
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
 from r1zero.policy.handover import Giver, Taker
+from r1zero.runtime import Runtime
+from r1zero.step import StepOutcome, train_step
 from r1zero.types import Batch, Group, Prompt, Sample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,73 +223,66 @@ def test_groups_move_between_roles():
         assert bytes_moved == traffic[rank]
 
 
-# -- failures: real processes, joined without torchrun, so that nobody else cleans up --------------
-
-FAILING = """
-import sys
-sys.path.insert(0, {root!r})
-import r1zero.step as step
-from r1zero import main
-if {rank} == {bad}:
-    learn = step.train_step
-    def broken(number, runtime):
-        if number == 3:
-            raise ValueError("the moon is in the way")
-        return learn(number, runtime)
-    import r1zero.trainer
-    r1zero.trainer.train_step = broken
-sys.argv = ["main.py", "--config", "tiny", "training.train_iters=100000", "training.eval_data_path=null", "output_dir={out}"]
-sys.exit(main.main())
-"""
+# -- failures: joined without torchrun, so that nobody else cleans up -----------------------------
 
 
-def start(out: Path, bad: int) -> list[subprocess.Popen]:
-    """Start the tiny job as four processes with Slurm's variables; rank `bad` fails in step 3."""
-    port = str(20000 + os.getpid() % 20000)
-    processes = []
-    for rank in range(4):
-        # Megatron must not be imported before the device is set, so the step is imported after it.
-        code = FAILING.format(root=str(ROOT), rank=rank, bad=bad, out=out).replace(
-            "import r1zero.step as step\n",
-            "from r1zero.distributed.device import prepare; prepare('cpu', 0)\n"
-            "import r1zero.step as step\n",
-        )
-        environment = os.environ | dict(
-            SLURM_PROCID=str(rank),
-            SLURM_STEP_NUM_TASKS="4",
-            SLURM_LOCALID=str(rank),
-            SLURM_JOB_ID="1",
-            SLURM_STEP_TASKS_PER_NODE="4",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-            OMP_NUM_THREADS="1",
-        )
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", code],
-                env=environment,
-                cwd=ROOT,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        )
-    return processes
+def rank_of_a_job(rank: int, bad: int, folder: Path, port: int) -> None:
+    """The program as Slurm starts it on a rank of four; what it says goes to `<rank>.err`. Rank
+    `bad` fails in step 3."""
+    os.environ |= SLURM | dict(
+        SLURM_PROCID=str(rank),
+        SLURM_STEP_NUM_TASKS="4",
+        SLURM_LOCALID=str(rank),
+        SLURM_STEP_TASKS_PER_NODE="4",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    os.dup2(os.open(folder / f"{rank}.err", os.O_CREAT | os.O_WRONLY), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    if rank == bad:
+        trainer.train_step = fails_in_step_3
+    job = ["training.train_iters=100000", "training.eval_data_path=null"]
+    sys.argv = ["main.py", "--config", "tiny", *job, f"output_dir={folder / 'run'}"]
+    os._exit(main.main())
 
 
-def finish(processes: list[subprocess.Popen]) -> tuple[list[int], str, float]:
-    """Wait for the end; exit codes, all of standard error, seconds since the first process
-    ended."""
-    wait_until(lambda: any(process.poll() is not None for process in processes))
-    began = time.monotonic()
-    errors = "".join(process.communicate(timeout=LONG)[1] for process in processes)
-    return [process.returncode for process in processes], errors, time.monotonic() - began
+def fails_in_step_3(number: int, runtime: Runtime) -> StepOutcome | None:
+    if number == 3:
+        raise ValueError("the moon is in the way")
+    return train_step(number, runtime)
+
+
+def run_job(folder: Path, bad: int = -1, killed: int | None = None) -> tuple[list[int], str]:
+    """Run the tiny job; kill a rank after the first step, if one is named. Exit codes, and all of
+    standard error.
+
+    A rank that nobody ends would wait for training.distributed_timeout_minutes, longer than this
+    does.
+    """
+    context = multiprocessing.get_context("fork")
+    port = free_port()
+    ranks = [
+        context.Process(target=rank_of_a_job, args=(rank, bad, folder, port)) for rank in range(4)
+    ]
+    for process in ranks:
+        process.start()
+    try:
+        if killed is not None:
+            wait_until((folder / "run" / "metrics.jsonl").exists)
+            os.kill(ranks[killed].pid, signal.SIGKILL)
+        wait_until(lambda: all(process.exitcode is not None for process in ranks))
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    errors = "".join((folder / f"{rank}.err").read_text() for rank in range(4))
+    return [process.exitcode for process in ranks], errors
 
 
 @pytest.mark.parametrize("bad", [0, 3])
 def test_a_failing_rank_ends_the_job_with_one_cause(tiny, tmp_path, bad):
-    codes, errors, seconds = finish(start(tmp_path / "run", bad))
-    assert codes == [1, 1, 1, 1] and seconds < 30
+    codes, errors = run_job(tmp_path, bad=bad)
+    assert codes == [1, 1, 1, 1]
     said = [line for line in errors.splitlines() if line.startswith("r1zero:")]
     role = {0: "train", 3: "ref"}[bad]
     assert said == [f"r1zero: rank {bad} ({role}) failed: ValueError: the moon is in the way"]
@@ -297,14 +294,8 @@ def test_a_failing_rank_ends_the_job_with_one_cause(tiny, tmp_path, bad):
 
 @pytest.mark.parametrize("killed", [0, 2])
 def test_a_killed_rank_ends_the_job(tiny, tmp_path, killed):
-    processes = start(tmp_path / "run", bad=-1)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while not metrics.exists():
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.2)
-    os.kill(processes[killed].pid, signal.SIGKILL)
-    codes, errors, seconds = finish(processes)
-    assert codes == [-signal.SIGKILL if rank == killed else 1 for rank in range(4)] and seconds < 30
+    codes, errors = run_job(tmp_path, killed=killed)
+    assert codes == [-signal.SIGKILL if rank == killed else 1 for rank in range(4)]
     assert len([line for line in errors.splitlines() if line.startswith("r1zero:")]) == 1, errors
     assert (
         "rank 0 or its node" if killed == 0 else f"rank {killed} (rollout)"

@@ -9,6 +9,8 @@ load_state_dict knows fewer ways of sharding. It replaces no module of Megatron.
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.distributed as dist
 import torch_npu.contrib.transfer_to_npu  # noqa: F401
@@ -41,7 +43,12 @@ torch.compile = _compile
 # torch 2.13 asks for it before a broadcast; MindSpeed answers with numbers, torch_npu with None.
 torch.cuda.get_device_capability = lambda *_: (8, 0)
 
+if "wandb" not in sys.modules:
+    sys.modules["wandb"] = None  # Megatron would import it, for nothing
 from megatron.core.tensor_parallel import random  # noqa: E402
+
+if sys.modules["wandb"] is None:
+    del sys.modules["wandb"]
 
 random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
 random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
