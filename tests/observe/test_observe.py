@@ -130,6 +130,8 @@ def break_body(rank, size, store, folder):
     step("version")  # drawn with the weights of the step before
 
     def lose_a_token(groups):
+        if not groups:  # a part of the batch that holds none
+            return
         sample = groups[0].samples[0]
         sample.tokens, sample.logprobs = sample.tokens[:-1], sample.logprobs[:-1]
         sample.loss_mask = sample.loss_mask[:-1]
@@ -138,19 +140,18 @@ def break_body(rank, size, store, folder):
     step("tokens")
     undo()
 
-    learn = runtime.policy.update
+    learn = runtime.policy.learn
 
-    def stale(batch, minibatch, arrived, epoch=0):
-        if minibatch == 0:
-            samples = [sample for group in arrived for sample in group.samples]
-            runtime.policy._old_logprobs = {
-                number: sample.logprobs + 0.01 for number, sample in enumerate(samples)
+    def stale(delivery):
+        if delivery.deal.update == 0:
+            runtime.policy._old_logprobs |= {
+                number: sample.logprobs + 0.01 for number, sample in delivery.samples.items()
             }
-        return learn(batch, minibatch, arrived, epoch)
+        return learn(delivery)
 
-    runtime.policy.update = stale
+    runtime.policy.learn = stale
     step("ratio")
-    runtime.policy.update = learn
+    runtime.policy.learn = learn
 
     def spoil(version):
         scale(runtime.engine.weights().tensors.values(), 1.1)
@@ -163,6 +164,8 @@ def break_body(rank, size, store, folder):
     step("healed")
 
     def no_number(groups):
+        if not groups:
+            return
         groups[0].samples[0].ref_logprobs[0] = float("nan")
 
     after(runtime.reference, "add_logprobs", no_number)
