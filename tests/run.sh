@@ -20,4 +20,6 @@ set_up test
 locked get_chromium
 make_tiny
 cd "$root"
+# All tests are shared by two processes, since most use one core; as many tests for each as it has time for.
+if (($# == 0)); then set -- -n logical --maxprocesses 2 --dist worksteal; fi
 exec "$python" -m pytest -q --durations=15 "$@"

@@ -182,6 +182,21 @@ def test_no_npu_can_be_asked_for_without_importing_torch():
     )
 
 
+def test_a_rank_on_a_cpu_imports_neither_the_compiler_nor_wandb():
+    """Megatron would, for functions that no run on a CPU calls: half of the seconds of a start."""
+    code = (
+        "import sys; from r1zero.distributed.device import prepare; prepare('cpu', 0); import "
+        "r1zero.trainer; assert not {'torch._inductor', 'torch._dynamo', 'wandb'} & set(sys.modules); "
+        "import torch, wandb; assert torch.compile.__module__ == 'torch'"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        timeout=LONG,
+    )
+
+
 def test_the_dry_run_counts_with_the_type_that_the_device_takes(tiny, torch_npu):
     def weights():
         cfg, _ = load_config("tiny", [])

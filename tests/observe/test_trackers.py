@@ -127,9 +127,9 @@ from r1zero.distributed.log import start_logging
 from r1zero.distributed.process import end
 
 kind, folder, first, largest_file = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+sinks.CLOSE_SECONDS = float(sys.argv[5])
 (folder / "logs").mkdir(parents=True, exist_ok=True)
 start_logging(folder / "logs", 0, 1, to_console=False)
-sinks.CLOSE_SECONDS = 5.0
 tracker = sinks.Sinks({kind: partial(sinks.open_tracker, kind, folder, "my_run", {"seed": 1})})
 if largest_file:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -141,9 +141,10 @@ end(0)
 """
 
 
-def track(kind, folder, first=1, largest_file=0, **variables):
+def track(kind, folder, first=1, largest_file=0, waits=LONG, **variables):
     """Send three steps to a real tracker, in a process of its own and with nothing of the user's
-    environment; returns what the log says."""
+    environment, and wait so many seconds for its end; returns what the log says."""
+    words = [kind, str(folder), str(first), str(largest_file), str(waits)]
     here = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -151,7 +152,7 @@ def track(kind, folder, first=1, largest_file=0, **variables):
         "WANDB_SILENT": "true",
     }
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, kind, str(folder), str(first), str(largest_file)],
+        [sys.executable, "-c", SCRIPT, *words],
         env=here | variables,
         capture_output=True,
         text=True,
@@ -210,7 +211,7 @@ def test_trackers_that_start_together_get_one_key(tmp_path, monkeypatch):
 
 def test_a_dead_server_or_no_account_is_told_once_and_nothing_waits_for_it(tmp_path):
     dead = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    [line] = track("wandb", tmp_path / "dead", **dead)
+    [line] = track("wandb", tmp_path / "dead", waits=5.0, **dead)
     assert (
         "warning: wandb: does not end; rows are missing there, metrics.jsonl has them all; "
         "training goes on"
