@@ -70,43 +70,23 @@ def nearest(word: str, known: Iterable[str], likeness: float = 0.5) -> str:
 
 
 def multiple(key: str, value: int, factors: Factors) -> list[str]:
-    return multiples(key, value, [factors])
-
-
-def multiples(key: str, value: int, all_factors: Iterable[Factors]) -> list[str]:
-    """One sentence for each product that does not divide the value; the neighbours meet all of
-    them."""
-    products = []
-    for factors in all_factors:
-        products.append((math.prod(number for _, number in factors), factors))
-    step = math.lcm(*(product for product, _ in products))
-    below = value // step * step
-    above = (value // step + 1) * step
-    works = [number for number in (below, above) if number > 0]
-    return [
-        f"{key}: {value} must be a multiple of {product} = {product_text(factors)}; "
-        f"{neighbours(value, works)}"
-        for product, factors in products
-        if value % product
-    ]
-
-
-def product_text(factors: Factors) -> str:
-    return " x ".join(f"{name} {number}" for name, number in factors)
+    """A sentence if the product does not divide the value."""
+    product = math.prod(number for _, number in factors)
+    if value % product == 0:
+        return []
+    below = value // product * product
+    works = [number for number in (below, below + product) if number > 0]
+    named = " x ".join(f"{name} {number}" for name, number in factors)
+    return [f"{key}: {value} must be a multiple of {product} = {named}; {neighbours(value, works)}"]
 
 
 def neighbours(value: int, works: Sequence[int]) -> str:
-    """Name the nearest working values on both sides."""
+    """Name the nearest working values on both sides; there is at least one."""
     near = [
         max((number for number in works if number <= value), default=None),
         min((number for number in works if number >= value), default=None),
     ]
     found = sorted({number for number in near if number is not None})
-    if not found:
-        return (
-            "no value would work with the other batch sizes: change training.global_batch_size "
-            "first"
-        )
     if len(found) == 1:
         verb = "would work"
     else:

@@ -13,13 +13,11 @@ from typing import Any
 from r1zero.config.rules import check_pool
 from r1zero.config.schema import Config, placement, with_ranks
 from r1zero.distributed.placement import Placement
-from r1zero.preflight.checks import check_batches
 from r1zero.preflight.step_model import Job, Lengths, Rates, Step, predict
 from r1zero.preflight.step_rates import measured_job, measured_lengths, measured_rates
 
 GAIN = 0.1  # less of the step's time is not worth a new start
-LOOKED_AT = 50  # splits, those that balance work best first: most fit the batch sizes
-PLAYED = 12  # of those that fit
+PLAYED = 12  # splits, those that balance work best first
 ROLES = {"train", "rollout", "ref"}  # that the model knows
 
 # What each option would be, by its key.
@@ -112,7 +110,7 @@ def _matters(job: Job, changes: Mapping[str, Any]) -> bool:
 def _best_split(
     cfg: Config, placed: Placement, job: Job, rates: Rates, lengths: Lengths, now: Step
 ) -> Split | None:
-    """The fastest split of these ranks that the batch sizes allow; None if it is the present one.
+    """The fastest split of these ranks; None if it is the present one.
 
     Work is first taken to shrink as replicas are added, so that a step lasts as long as its busiest
     role, and what the others need for one part. The splits that look best then are played.
@@ -127,9 +125,8 @@ def _best_split(
         return max(busy) + (sum(busy) - max(busy)) / job.parts
 
     best: Split | None = None
-    played = 0
     candidates = _splits(placed.world_size, ranks_of_replica)
-    for candidate in sorted(candidates, key=roughly)[:LOOKED_AT]:
+    for candidate in sorted(candidates, key=roughly)[:PLAYED]:
         ranks = {
             grid.role: count * size
             for grid, count, size in zip(placed.grids, candidate, ranks_of_replica, strict=True)
@@ -137,11 +134,7 @@ def _best_split(
         changed, keys = with_ranks(cfg, ranks)
         if check_pool(changed):
             continue
-        there = placement(changed, placed.world_size)
-        if check_batches(changed, there) or played == PLAYED:
-            continue
-        played += 1
-        step = predict(there, job, rates, lengths)
+        step = predict(placement(changed, placed.world_size), job, rates, lengths)
         if step.seconds < min(now.seconds, best.step.seconds if best else now.seconds):
             best = Split(keys, step)
     return best

@@ -16,15 +16,7 @@ from r1zero.config.rules import check_keys
 from r1zero.config.schema import ADVANTAGE, Config
 from r1zero.distributed.detect import check_dtype, uses_npu
 from r1zero.distributed.npu_environment import present
-from r1zero.distributed.placement import Placement
-from r1zero.errors import (
-    BadInput,
-    multiples,
-    neighbours,
-    product_text,
-    readable,
-    shown,
-)
+from r1zero.errors import BadInput, neighbours, readable, shown
 from r1zero.models.dtype import Dtype
 from r1zero.observe.trackers import check_loggers
 from r1zero.policy.actor_config import objective_of
@@ -63,8 +55,7 @@ def _check(found: Found, absent_ok: bool) -> list[str]:
     cfg = found.config
     problems = check_keys(cfg) + check_rewards(cfg) + check_objective(cfg)
     problems += found.misplaced
-    if found.placement is not None:
-        problems += check_batches(cfg, found.placement)
+    problems += check_batches(cfg)
     problems += engine_problems(cfg.actor_rollout.engine)
     problems += check_models(found)
     problems += check_inputs(found, absent_ok)
@@ -138,45 +129,18 @@ def check_rewards(cfg: Config) -> list[str]:
     return []
 
 
-def check_batches(cfg: Config, placed: Placement) -> list[str]:
-    """Divisibility of the batch sizes, with the replicas that each role has."""
-    actor = cfg.actor_rollout
-    ref = cfg.ref
-    rollout = [
-        ("rollout replicas", placed.rollout.dp),
-        ("num_samples_per_step", actor.num_samples_per_step),
-    ]
-    prompts = [rollout]
-    minibatch = [rollout]
-    if actor.max_tokens_per_microbatch is None:
-        train = [("train replicas", placed.train.dp), ("micro_batch_size", actor.micro_batch_size)]
-        prompts.append(train)
-        minibatch.append(train)
-    if ref.max_tokens_per_microbatch is None:
-        prompts.append(
-            [("ref replicas", placed.ref.dp), ("ref.micro_batch_size", ref.micro_batch_size)]
-        )
-    size = actor.ppo_mini_batch_size
+def check_batches(cfg: Config) -> list[str]:
+    """The minibatches must fill a global batch. How many replicas share them, and into microbatches
+    of what size they cut them, is free: shares may differ, and be empty."""
+    size = cfg.actor_rollout.ppo_mini_batch_size
     samples = cfg.num_samples
-    problems = multiples("training.global_batch_size", cfg.training.global_batch_size, prompts)
-    step = math.lcm(*(math.prod(value for _, value in factors) for factors in minibatch))
-    if samples % step == 0:
-        works = [step * number for number in _divisors(samples // step)]
-    else:
-        works = []
-    if samples % size:
-        problems.append(
-            f"actor_rollout.ppo_mini_batch_size: {size} must divide the {samples} responses of a "
-            f"global batch of {cfg.training.global_batch_size} prompts; {neighbours(size, works)}"
-        )
-    for factors in minibatch:
-        product = math.prod(value for _, value in factors)
-        if size % product:
-            problems.append(
-                f"actor_rollout.ppo_mini_batch_size: {size} must be a multiple of {product} = "
-                f"{product_text(factors)}; {neighbours(size, works)}"
-            )
-    return problems
+    if samples % size == 0:
+        return []
+    return [
+        f"actor_rollout.ppo_mini_batch_size: {size} must divide the {samples} responses of a "
+        f"global batch of {cfg.training.global_batch_size} prompts; "
+        f"{neighbours(size, _divisors(samples))}"
+    ]
 
 
 def _divisors(number: int) -> list[int]:

@@ -128,7 +128,9 @@ def batch_line(cfg: Config, placed: Placement) -> str:
         micro = f"microbatches of at most {actor.max_tokens_per_microbatch} tokens"
     else:
         count = -(-actor.ppo_mini_batch_size // (replicas * actor.micro_batch_size))
-        micro = f"{count} microbatch{'es' if count > 1 else ''} of {actor.micro_batch_size}"
+        even = actor.ppo_mini_batch_size % (replicas * actor.micro_batch_size) == 0
+        size = f"{'' if even else 'at most '}{actor.micro_batch_size}"
+        micro = f"{count} microbatch{'es' if count > 1 else ''} of {size}"
     prompts = cfg.training.global_batch_size
     plural = "s" if updates > 1 else ""
     return (

@@ -120,7 +120,7 @@ def test_ranks_go_to_the_busy_role() -> None:
     idle = [{**step, "time/rollout": 100.0, "time/ref": 1.0, "time/update": 1.0} for step in steps]
     said = faster_split(cfg, placement(cfg, 8), idle)
     assert said is not None
-    # 48 prompts and 96 responses: 5 replicas divide neither, 6 do.
+    # Two ranks generate, for 100 s of a step: all that the others can spare go there.
     assert "num_gpus_for_train 1, num_gpus_for_infer 6 and resource_pool.ref [1]" in said
     assert "on the same 8 ranks would take about" in said
 

@@ -204,6 +204,10 @@ def test_the_engine_makes_room_for_no_more_than_the_estimate(overrides: list[str
             ],
             "120 prompts x 4 = 480 samples -> 1 update of 480 -> DP 2 x 1 microbatch of 240",
         ),
+        (
+            ["actor_rollout.micro_batch_size=7"],
+            "120 prompts x 4 = 480 samples -> 8 updates of 60 -> DP 1 x 9 microbatches of at most 7",
+        ),
     ],
 )
 def test_batch_line(overrides: list[str], line: str) -> None:

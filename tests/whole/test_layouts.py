@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from support.models import make_model
 from support.worlds import metrics, run, samples, spans
@@ -95,6 +97,40 @@ def test_samples_and_metrics_do_not_depend_on_the_layout(world_of_one, tmp_path,
             if one["step"] == 1:
                 assert other[key] == one[key], key
         assert other["mismatch/max"] < 1e-3 and other["updates"] == 2
+
+
+def test_replicas_without_a_prompt_harm_nothing(tiny, tmp_path):
+    """Two prompts and two held-out problems for three replicas of each role; a minibatch is one
+    prompt, and microbatches divide nothing."""
+    table = pq.read_table(tiny / "eval.parquet").slice(0, 2)
+    pq.write_table(table, tmp_path / "two.parquet")
+    common = [
+        "training.train_iters=2",
+        "training.global_batch_size=2",
+        "actor_rollout.n_samples_per_prompt=5",
+        "actor_rollout.ppo_mini_batch_size=5",
+        "actor_rollout.micro_batch_size=3",
+        "ref.micro_batch_size=4",
+        f"training.eval_data_path={tmp_path}/two.parquet",
+    ]
+    idle = [
+        "resource_pool.colocate=true",
+        "resource_pool.actor_rollout=[3]",
+        "resource_pool.ref=[]",
+    ]
+    one = run(tmp_path / "one", 1, "tiny", common)
+    three = run(tmp_path / "three", 3, "tiny", common + idle)
+    for step in (1, 2):
+        for mine, other in zip(samples(one, step), samples(three, step), strict=True):
+            assert mine["response"] == other["response"] and mine["reward"] == other["reward"]
+    for mine, other in zip(metrics(one), metrics(three), strict=True):
+        for key in COMPARED:
+            assert other[key] == pytest.approx(mine[key], rel=TOLERANCE, abs=TOLERANCE), key
+    answers = [
+        json.loads((folder / "evaluation" / "step_000000.json").read_text())["scores"]
+        for folder in (one, three)
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_the_samples_are_the_same_again_and_others_with_another_seed(world_of_one, tmp_path):
