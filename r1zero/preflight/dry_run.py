@@ -21,8 +21,8 @@ ranks of a role the fullest is shown):
 
 The step is predicted by a model of it (step_model.py), with rates that are a guess.
 
-Not counted: kernels' workspaces, the allocator's fragmentation, and communication buffers (on
-Ascend 2 x HCCL_BUFFSIZE megabytes for each group in use).
+Not counted: kernels' workspaces and the allocator's fragmentation. Communication buffers stand in a
+table of their own (scale.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from r1zero.config.load import dump
+from r1zero.config.own_code import is_own
 from r1zero.config.schema import Config
+from r1zero.distributed.npu_environment import present, tensor_megabytes
 from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
@@ -46,8 +48,10 @@ from r1zero.preflight.advice import look_ahead
 from r1zero.preflight.files import absent
 from r1zero.preflight.found import Found, dtype_of
 from r1zero.preflight.run import Run
+from r1zero.preflight.scale import Load, Network, count, scale_table
 from r1zero.preflight.step_model import Step
 from r1zero.preflight.step_rates import guessed_lengths, guessed_rates, job_of
+from r1zero.rollout.engines import choose_engine
 
 CACHE_BLOCK = max(CPU_CACHE_BLOCK, NPU_CACHE_BLOCK)
 
@@ -77,6 +81,7 @@ def report(found: Found) -> str:
     table = placement_table(placed, found.node_of_rank)
     parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed)]
     parts.append(memory_table(cfg, placed, found.actor.shape, found.reference.shape))
+    parts.append(groups_table(cfg, placed, found.actor.shape))
     parts.append(outlook_table(cfg, placed, found.actor.shape))
     missing = absent(cfg)
     parts.append("\n".join(f"not checked: {path} is not on this machine" for path in missing))
@@ -100,7 +105,7 @@ def roles_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
         rows.append(
             [span.role, _range(span.ranks), _range(on), *map(str, (span.tp, span.pp, span.dp))]
         )
-    return _table(rows)
+    return aligned(rows)
 
 
 def placement_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
@@ -112,7 +117,7 @@ def placement_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
                 index = span.index_of(rank)
                 place = [str(index[axis]) for axis in ("tp", "pp", "dp")]
                 rows.append([str(rank), str(node_of_rank[rank]), span.role, *place])
-    return _table(rows)
+    return aligned(rows)
 
 
 def batch_line(cfg: Config, placed: Placement) -> str:
@@ -153,7 +158,7 @@ def memory_table(
     for role, item in found.items():
         values = [getattr(item, entry.name) for entry in fields(item)]
         rows.append([role, *(f"{value / 1e9:.2f}" for value in (*values, item.total))])
-    lines = [_table(rows)]
+    lines = [aligned(rows)]
     if placed.colocated:
         lines.append(
             f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB"
@@ -165,6 +170,37 @@ def memory_table(
         if section.load in missing
     )
     return "\n".join(lines)
+
+
+def groups_table(cfg: Config, placed: Placement, policy: ModelConfig | None) -> str:
+    """What a rank of each role has of groups, device memory for them, and bytes (scale.py)."""
+    if policy is None:
+        return ""
+    scale = count(
+        placed,
+        _engine_grid(cfg, placed),
+        Network(
+            tensors=param_table(policy),
+            num_layers=policy.num_layers,
+            element_size=dtype_of(cfg).itemsize,
+        ),
+        Load(
+            groups=cfg.training.global_batch_size,
+            group_size=cfg.actor_rollout.n_samples_per_prompt,
+            tokens=cfg.response_budget,
+        ),
+        cfg.training.publish_bucket_megabytes,
+        tensor_megabytes(present()),
+    )
+    return f"{aligned(scale_table(scale))}\nat most, of one step with the longest responses; of HCCL on NPUs"
+
+
+def _engine_grid(cfg: Config, placed: Placement) -> RankGrid:
+    """The rollout ranks as the engine cuts weights over them; ours, which needs torch, by TP."""
+    name = cfg.actor_rollout.engine
+    if is_own(name):
+        return choose_engine(name).layout.grid(placed.rollout)
+    return placed.rollout
 
 
 def outlook_table(cfg: Config, placed: Placement, policy: ModelConfig | None) -> str:
@@ -179,9 +215,9 @@ def outlook_table(cfg: Config, placed: Placement, policy: ModelConfig | None) ->
     rows = [["a step", "seconds", *(f"{role} idle" for role in placed.roles), "tokens/s a rank"]]
     rows.append(_outlook_row("as it is", outlook.now))
     rows += [_outlook_row(told, step) for told, step in outlook.options.items()]
-    lines = [_table(rows)]
+    lines = [aligned(rows)]
     if outlook.split is not None:
-        lines[0] = _table([*rows, _outlook_row("the split below", outlook.split.step)])
+        lines[0] = aligned([*rows, _outlook_row("the split below", outlook.split.step)])
         lines.append(f"the split that would be fastest: {outlook.split.keys}")
     elif not placed.colocated:
         lines.append(f"no other split of these {placed.world_size} ranks would be faster")
@@ -323,7 +359,7 @@ def _range(numbers: Sequence[int]) -> str:
     return f"{numbers[0]}-{numbers[-1]}"
 
 
-def _table(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
     """Align columns: text to the left, the rest to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []

@@ -21,15 +21,16 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 
+from r1zero.algo.parts import count_blocks, plan_parts
+from r1zero.data.expected_lengths import ExpectedLengths
 from r1zero.distributed.placement import Placement, RankGrid
+from r1zero.types import ANY_LENGTH, Part, Prompt
 
-ENDLESS = 2**40  # tokens: more than any response has
 # Of the logarithm of a prompt's longest response, how far an expectation of it is off: a guess.
 EXPECTATION_ERROR = 0.4
 DRAWS = 4  # batches whose mean is a prediction
@@ -43,15 +44,17 @@ class Job:
     group_size: int  # responses of a prompt
     minibatch_size: int  # responses between two optimizer steps
     prompt_tokens: float  # of one prompt, on average
+    longest: int  # tokens that a response may have
     microbatch: float = 1  # responses in one pass of a train replica, on average
     ref_microbatch: float = 1
     epochs: int = 1
-    max_running: int | None = None  # rows of a rollout replica; None: all
+    cache_tokens: int = ANY_LENGTH  # that a rollout replica can hold
+    max_running: int | None = None  # rows that it decodes at a time, at most
     updates: Literal["per_minibatch", "accumulate"] = "per_minibatch"
     minibatch_order: Literal["drawn", "expected_length"] = "drawn"
     old_logprobs: Literal["recompute", "rollout"] = "recompute"
     staleness: int = 0
-    parts: int = 8  # in which the batch travels, by length
+    parts: int = 8  # in which the batch travels, at most
 
     @property
     def num_minibatches(self) -> int:
@@ -117,15 +120,6 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What travels together: the groups at these positions whose longest response has one of these
-    lengths."""
-
-    positions: range
-    lengths: range
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """A step as the model sees it."""
 
@@ -153,29 +147,29 @@ def predict(
         rng = np.random.default_rng(seed)
         batch = lengths.draw(job.prompts, job.group_size, rng)
         before = lengths.draw(job.prompts, job.group_size, rng)
-        parts = plan_parts(job, before.max(axis=1))
-        steps.append(play(placed, job, rates, _in_order(job, batch, rng), parts))
+        rows, parts = plan(job, placed.rollout.dp, before)
+        running = replace(job, max_running=rows)
+        steps.append(play(placed, running, rates, _in_order(job, batch, rng), parts))
     busy = {role: float(np.mean([step.busy[role] for step in steps])) for role in steps[0].busy}
     seconds = float(np.mean([step.seconds for step in steps]))
     tokens = float(np.mean([step.tokens for step in steps]))
     return Step(seconds, busy, tokens, placed.world_size)
 
 
-def plan_parts(job: Job, expected: np.ndarray) -> list[Part]:
-    """Cut the batch by length into parts of as many groups each.
-
-    `expected` [prompts] are the longest responses that the groups are expected to have. Six groups
-    that are expected to be 1 to 6 tokens long, in two parts:
-
-    >>> job = Job(prompts=6, group_size=1, minibatch_size=6, prompt_tokens=0, parts=2)
-    >>> [part.lengths.start for part in plan_parts(job, np.arange(1, 7))]
-    [0, 4]
-    """
-    shares = np.arange(1, job.parts) / job.parts
-    starts = np.quantile(expected, shares, method="higher").astype(int)
-    edges = [0, *sorted(set(starts.tolist())), ENDLESS]
-    positions = range(job.prompts)
-    return [Part(positions, range(start, stop)) for start, stop in pairwise(edges)]
+def plan(job: Job, replicas: int, before: np.ndarray) -> tuple[int, tuple[Part, ...]]:
+    """How many rows a rollout replica decodes at a time, and the parts, as a run plans them
+    (`Runtime`). `before` [prompts, group_size] are the lengths of the step before."""
+    known = ExpectedLengths()
+    nothing = np.zeros(0, np.int32)
+    prompts = [Prompt(index, "", nothing, "") for index in range(len(before))]
+    known.record(prompts, before.tolist())
+    rows = max(1, job.cache_tokens // known.typical(job.longest))
+    if job.max_running is not None:
+        rows = min(rows, job.max_running)
+    samples = -(-job.prompts // replicas) * job.group_size
+    blocks = count_blocks(samples, rows, job.parts)
+    edges = known.band_edges(job.parts // blocks, job.longest)
+    return rows, plan_parts(job.prompts, blocks, edges)
 
 
 def play(
@@ -250,7 +244,7 @@ def _roll_out(
         if not len(positions):
             continue
         decoding = Decoding(lengths[positions], job, rates)
-        ends[replica] = decoding.known(ENDLESS).max()
+        ends[replica] = decoding.known(ANY_LENGTH).max()
         for number, part in enumerate(parts):
             there = (positions >= part.positions.start) & (positions < part.positions.stop)
             if there.any():

@@ -98,12 +98,19 @@ def job_of(cfg: Config, prompt_tokens: float | None = None, response: float | No
         group_size=actor.n_samples_per_prompt,
         minibatch_size=actor.ppo_mini_batch_size,
         prompt_tokens=prompt_tokens,
+        longest=cfg.response_budget,
         microbatch=_samples(actor.max_tokens_per_microbatch, actor.micro_batch_size, sample),
         ref_microbatch=_samples(
             cfg.ref.max_tokens_per_microbatch, cfg.ref.micro_batch_size, sample
         ),
         epochs=actor.ppo_epochs,
         max_running=actor.max_running_samples,
+        cache_tokens=actor.max_tokens_to_oom,
+        updates=cfg.training.updates,
+        minibatch_order=cfg.training.minibatch_order,
+        old_logprobs=cfg.algorithm.old_logprobs,
+        staleness=cfg.training.staleness,
+        parts=cfg.parts,
     )
 
 

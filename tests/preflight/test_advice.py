@@ -12,7 +12,7 @@ from r1zero.distributed.placement import RoleSize, place
 from r1zero.preflight.advice import faster_split, look_ahead
 from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
-from r1zero.preflight.step_model import LogNormal, Rates, plan_parts, play, predict
+from r1zero.preflight.step_model import LogNormal, Rates, plan, play, predict
 from r1zero.preflight.step_rates import (
     guessed_lengths,
     guessed_rates,
@@ -41,6 +41,7 @@ def on_eight_ranks(*overrides: str) -> Config:
         "tiny",
         [
             "training.seq_length=2048",
+            "actor_rollout.max_tokens_to_oom=1000000",
             "training.global_batch_size=48",
             "actor_rollout.ppo_mini_batch_size=96",
             "actor_rollout.micro_batch_size=1",
@@ -61,7 +62,7 @@ def steps_of(cfg: Config, lengths: LogNormal, count: int = 5) -> list[dict[str, 
     steps = []
     for _ in range(count):
         drawn = lengths.draw(job.prompts, job.group_size, rng)
-        step = play(ONE_OF_EACH, job, TRUE, drawn, plan_parts(job, drawn.max(axis=1)))
+        step = play(ONE_OF_EACH, job, TRUE, drawn, plan(job, 1, drawn)[1])
         steps.append(
             {
                 "time/step": step.seconds,

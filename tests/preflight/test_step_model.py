@@ -10,17 +10,16 @@ import pytest
 
 from r1zero.distributed.placement import Placement, RoleSize, place
 from r1zero.preflight.step_model import (
-    ENDLESS,
     Decoding,
     Job,
     LogNormal,
     Measured,
-    Part,
     Rates,
-    plan_parts,
+    plan,
     play,
     predict,
 )
+from r1zero.types import ANY_LENGTH, Part
 
 RATES = Rates(
     decode_step=1.0,
@@ -33,8 +32,8 @@ RATES = Rates(
     publish=2.0,
     source="made up",
 )
-JOB = Job(prompts=4, group_size=1, minibatch_size=2, prompt_tokens=0)
-SHORT_AND_LONG = [Part(range(4), range(4)), Part(range(4), range(4, ENDLESS))]
+JOB = Job(prompts=4, group_size=1, minibatch_size=2, prompt_tokens=0, longest=100)
+SHORT_AND_LONG = [Part(range(4), range(4)), Part(range(4), range(4, ANY_LENGTH))]
 
 
 def world(train: int = 1, rollout: int = 2, ref: int = 1, pp: int = 1) -> Placement:
@@ -95,7 +94,7 @@ def test_with_staleness_learning_lies_beside_generation() -> None:
 
 def test_roles_on_the_same_ranks_take_turns() -> None:
     placed = place({role: RoleSize(1) for role in ("train", "rollout", "ref")}, colocate=True)
-    everything = [Part(range(4), range(ENDLESS))]
+    everything = [Part(range(4), range(ANY_LENGTH))]
     step = play(placed, replace(JOB, updates="accumulate"), RATES, BY_HAND, everything)
     # Four rows: 2 steps of 3 s, 1 of 2.5 s, 2 of 2 s, 3 of 1.5 s.
     decoding = 6 + 2.5 + 4 + 4.5
@@ -124,7 +123,7 @@ def test_further_epochs_come_last_and_look_at_nothing() -> None:
 
 def test_a_pipeline_fills_and_drains_for_every_part() -> None:
     """Three stages, samples one by one: 4 microbatches take as long as 6, and 2 as long as 4."""
-    whole = [Part(range(4), range(ENDLESS))]
+    whole = [Part(range(4), range(ANY_LENGTH))]
     job = replace(JOB, updates="accumulate")
     rates = replace(RATES, optimizer=0.0, publish=0.0)
     placed = world(train=3, pp=3)
@@ -137,7 +136,7 @@ def test_rows_join_as_others_end() -> None:
     """Two rows at a time, a second a step: those of 3 and 2 tokens begin, that of 4 after 2 s."""
     job = replace(JOB, max_running=2)
     decoding = Decoding(column(3, 2, 4), job, replace(RATES, decode_row=0.0))
-    assert decoding.known(ENDLESS).tolist() == [3, 2, 6]
+    assert decoding.known(ANY_LENGTH).tolist() == [3, 2, 6]
     assert decoding.known(3).tolist() == [3, 2, 5]  # the last has 3 tokens one second earlier
 
 
@@ -145,7 +144,7 @@ def test_a_prompt_is_prefilled_once_for_its_group() -> None:
     job = replace(JOB, group_size=2, prompt_tokens=10)
     decoding = Decoding(np.array([[3, 2], [1, 1]]), job, replace(RATES, prefill=0.1))
     # Two prompts, a second each; then 1 step of 4 rows, 1 of 2, 1 of 1.
-    assert decoding.known(ENDLESS).tolist() == pytest.approx([2 + 3 + 2 + 1.5, 2 + 3])
+    assert decoding.known(ANY_LENGTH).tolist() == pytest.approx([2 + 3 + 2 + 1.5, 2 + 3])
 
 
 def test_a_group_is_known_to_be_longer_by_its_longest_row() -> None:
@@ -156,15 +155,14 @@ def test_a_group_is_known_to_be_longer_by_its_longest_row() -> None:
 # -- what must hold of any ------------------------------------------------------------------------
 
 
-def test_parts_hold_every_group_once() -> None:
-    rng = np.random.default_rng(0)
-    job = replace(JOB, prompts=50, parts=7)
-    for _ in range(20):
-        expected = rng.integers(1, 40, 50)
-        longest = rng.integers(1, 60, 50)
-        parts = plan_parts(job, expected)
-        held = [sum(length in part.lengths for part in parts) for length in longest.tolist()]
-        assert held == [1] * 50 and len(parts) <= 8
+def test_parts_are_planned_from_the_step_before() -> None:
+    """Four groups of one response, the longest of 9 tokens: two parts end at 3 and 100."""
+    job = replace(JOB, parts=2)
+    rows, parts = plan(job, 2, column(9, 1, 3, 5))
+    assert rows > 100 and [part.lengths.start for part in parts] == [0, 4]
+    # 10 tokens hold 2 responses of 4 or 5 tokens: as many blocks as the parts allow.
+    rows, parts = plan(replace(job, cache_tokens=10), 1, column(9, 1, 3, 5))
+    assert rows == 2 and [part.positions for part in parts] == [range(2), range(2, 4)]
 
 
 SEVEN_B = place(
@@ -175,6 +173,7 @@ SEED_JOB = Job(
     group_size=4,
     minibatch_size=60,
     prompt_tokens=200,
+    longest=2048,
     microbatch=2,
     ref_microbatch=4,
 )

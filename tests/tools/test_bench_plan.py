@@ -17,9 +17,9 @@ def test_it_prints_what_a_plan_takes(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_experts_are_in_the_list_one_by_one() -> None:
-    cases = functions("plan_cases.py")
-    few = cases["with_experts"](4)
-    many = cases["with_experts"](6)
-    assert len(many) - len(few) == 2 * 2 * cases["EXPERT_LAYERS"]
+    known = functions("known_models.py")
+    few = known["deepseek_v3"](4)
+    many = known["deepseek_v3"](6)
+    assert len(many) - len(few) == 2 * 2 * (known["LAYERS"] - known["DENSE_LAYERS"])
     names = [tensor.name for tensor in many]
     assert len(set(names)) == len(names)

@@ -1,0 +1,233 @@
+#!/usr/bin/env python3
+"""Count what a world would ask of each of its ranks, for any number of ranks and without any.
+
+    python tools/scale.py --config qwen25_7b                     # as the configuration has it
+    python tools/scale.py --config qwen25_7b --ranks 16 256      # its roles in proportion
+    python tools/scale.py --model 72b --train 2048 --train-tp 8 --train-pp 8 --rollout 4096 --rollout-tp 8
+    python tools/scale.py --model deepseek_v3 --train 512 --train-tp 8 --train-pp 16 --rollout 512 --rollout-tp 32
+
+Real code over simulated ranks: the placement, the list of groups, the plan of publishing. Of each role
+the rank with the most is shown; what the columns mean is in docs/scale.md. Other words are overrides
+of the configuration, such as actor_rollout.n_samples_per_prompt=16. --json prints one JSON line for
+each world instead. Exit code 2 for a world that cannot be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(1, str(Path(__file__).resolve().parent))
+
+from known_models import LAYERS, QWEN25_7B, QWEN25_32B, QWEN25_72B, deepseek_v3, dense
+
+from r1zero.config.command_line import CommandLine
+from r1zero.config.schema import Config, role_sizes
+from r1zero.distributed.npu_environment import present, tensor_megabytes
+from r1zero.distributed.placement import Placement, RoleSize, place
+from r1zero.errors import BadInput
+from r1zero.models.params import ParamSpec, param_table
+from r1zero.preflight.dry_run import aligned
+from r1zero.preflight.found import dtype_of, look
+from r1zero.preflight.resolve import load_config
+from r1zero.preflight.scale import Load, Network, Scale, count, scale_table
+
+ROLES = ("train", "rollout", "ref")
+BF16_BYTES = 2
+BUCKET_MEGABYTES = 64
+
+
+NETWORKS: dict[str, Callable[[], Network]] = {
+    "7b": lambda: _network(dense(QWEN25_7B), 28),
+    "32b": lambda: _network(dense(QWEN25_32B), 64),
+    "72b": lambda: _network(dense(QWEN25_72B), 80),
+    "deepseek_v3": lambda: _network(deepseek_v3(), LAYERS),
+}
+
+
+def main() -> int:
+    """Count one world or several; returns the exit code."""
+    args = parse()
+    try:
+        for world in worlds(args):
+            scale = count(
+                world.placed,
+                world.placed.rollout,
+                world.network,
+                world.load,
+                world.bucket_megabytes,
+                tensor_megabytes(present()),
+            )
+            if args.json:
+                print(json.dumps({"model": world.name, **asdict(scale)}))
+            else:
+                print(told(world, scale))
+    except BadInput as error:
+        print(f"scale: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = CommandLine(prog="scale.py", description=__doc__)
+    parser.add_argument("--config", help="name of a file under configs/, or a path")
+    parser.add_argument(
+        "--model", choices=NETWORKS, help="a built-in model in place of the config's"
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[], help="worlds of so many ranks")
+    for role in ROLES:
+        parser.add_argument(f"--{role}", type=int, help=f"ranks of {role}")
+        parser.add_argument(f"--{role}-tp", type=int, help="its tensor parallel size")
+        if role != "rollout":
+            parser.add_argument(f"--{role}-pp", type=int, help="its pipeline parallel size")
+    parser.add_argument(
+        "--prompts", type=int, help="in a global batch; default 512 or the config's"
+    )
+    parser.add_argument(
+        "--group", type=int, help="responses of a prompt; default 16 or the config's"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        help="of a response; default 8192 or the longest that the config allows",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON line for each world")
+    args = parser.parse_with_overrides()
+    if args.config is None and (args.model is None or not args.train or not args.rollout):
+        parser.error("name a --config, or a --model with --train and --rollout")
+    if args.config is None and args.overrides:
+        parser.error(f"{args.overrides[0]} is of a configuration; name it with --config")
+    return args
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What is counted."""
+
+    name: str
+    placed: Placement
+    network: Network
+    load: Load
+    bucket_megabytes: int
+
+
+def worlds(args: argparse.Namespace) -> Iterator[World]:
+    """Every world that is asked for."""
+    name = args.model
+    bucket = BUCKET_MEGABYTES
+    load = Load(groups=512, group_size=16, tokens=8192)
+    sizes = {}
+    network = None
+    if args.config is not None:
+        cfg, _ = load_config(args.config, args.overrides)
+        name = name or cfg.name
+        bucket = cfg.training.publish_bucket_megabytes
+        load = load_of(cfg)
+        sizes = role_sizes(cfg)
+        if args.model is None:
+            network = network_of(cfg)
+    load = Load(
+        groups=args.prompts or load.groups,
+        group_size=args.group or load.group_size,
+        tokens=args.tokens or load.tokens,
+    )
+    sizes = overridden(sizes, args)
+    network = network or NETWORKS[args.model]()
+    for asked in args.ranks or [sum(size.ranks for size in sizes.values())]:
+        placed = place(in_proportion(sizes, asked), colocate=False)
+        yield World(name, placed, network, load, bucket)
+
+
+def load_of(cfg: Config) -> Load:
+    """The samples of a step, all of them as long as they may be."""
+    return Load(
+        groups=cfg.training.global_batch_size,
+        group_size=cfg.actor_rollout.n_samples_per_prompt,
+        tokens=cfg.response_budget,
+    )
+
+
+def network_of(cfg: Config) -> Network:
+    """The model of a configuration. BadInput where its shape is not known here."""
+    shape = look(cfg).actor.shape
+    if shape is None:
+        raise BadInput(
+            f"actor_rollout.load: {cfg.actor_rollout.load} is not on this machine, and no model file "
+            "tells its shape; name one of the built-in models with --model"
+        )
+    return Network(
+        tensors=param_table(shape),
+        num_layers=shape.num_layers,
+        element_size=dtype_of(cfg).itemsize,
+    )
+
+
+def _network(tensors: list[ParamSpec], num_layers: int) -> Network:
+    return Network(tensors=tensors, num_layers=num_layers, element_size=BF16_BYTES)
+
+
+def overridden(sizes: dict[str, RoleSize], args: argparse.Namespace) -> dict[str, RoleSize]:
+    """The roles with what the flags say of them; one that nobody names is left out."""
+    found = {}
+    for role in ROLES:
+        size = sizes.get(role, RoleSize(0))
+        given = {"ranks": getattr(args, role), "tp": getattr(args, f"{role}_tp")}
+        given["pp"] = getattr(args, f"{role}_pp", None)
+        size = replace(size, **{key: value for key, value in given.items() if value is not None})
+        if size.ranks:
+            found[role] = size
+    return found
+
+
+def in_proportion(sizes: dict[str, RoleSize], ranks: int) -> dict[str, RoleSize]:
+    """Roles in a world of about so many ranks: whole replicas, at least one, as near to their shares
+    as can be. What is left goes to rollout.
+
+    >>> sizes = {"train": RoleSize(8, 2, 4), "rollout": RoleSize(6, 2), "ref": RoleSize(2, 2)}
+    >>> [size.ranks for size in in_proportion(sizes, 256).values()]
+    [128, 96, 32]
+    """
+    total = sum(size.ranks for size in sizes.values())
+    found = {}
+    for role, size in sizes.items():
+        replica = size.tp * size.pp
+        found[role] = replace(
+            size, ranks=replica * max(1, round(size.ranks / replica * ranks / total))
+        )
+    others = sum(size.ranks for role, size in found.items() if role != "rollout")
+    rollout = found["rollout"]
+    left = (ranks - others) // rollout.tp * rollout.tp
+    if left < 1:
+        raise BadInput(
+            f"--ranks: {ranks} are too few for one replica of each role; "
+            f"{others + rollout.tp} would work"
+        )
+    return found | {"rollout": replace(rollout, ranks=left)}
+
+
+def told(world: World, scale: Scale) -> str:
+    """A table for people."""
+    grids = ", ".join(
+        f"{grid.role} {grid.size} (TP {grid.tp}, PP {grid.pp}, DP {grid.dp})"
+        for grid in world.placed.grids
+    )
+    load = world.load
+    return "\n".join(
+        [
+            f"{world.name} on {scale.world_size} ranks: {grids}",
+            f"{load.samples} samples of {load.tokens} tokens a step",
+            aligned(scale_table(scale)),
+            f"all ranks together make {scale.groups} groups and {scale.publish_groups} for publishing",
+            f"publishing: {scale.pieces} pieces, planned in {scale.plan_seconds:.2f} s",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
