@@ -15,7 +15,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 def functions(name: str) -> dict[str, Any]:
     """Return what a tool defines; the import path stays as it was."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", sys.path[:])
+        patch.setattr(sys, "path", [str(TOOLS), *sys.path])  # as of a script there
         return runpy.run_path(str(TOOLS / name))
 
 

@@ -4,16 +4,20 @@ it looks at is broken."""
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.npu_process import on_npu
 from support.npu_worlds import environment
 from support.patience import LONG
+from support.tool import run_here
 
 from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
@@ -70,6 +74,15 @@ def npu_check(*arguments: str, **variables: str) -> tuple[int, str, str]:
         env={**os.environ, **variables},
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def npu_check_here(arguments: list[str]) -> tuple[int, str, str]:
+    """The same in this process."""
+    out = io.StringIO()
+    err = io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run_here("npu_check.py", *arguments)
+    return code, out.getvalue(), err.getvalue()
 
 
 def test_without_an_npu_it_says_so_in_one_sentence() -> None:
@@ -191,8 +204,8 @@ def test_one_device_leaves_out_what_needs_two(npu, tmp_path: Path) -> None:
         (["--limit-factor", "0"], "--limit-factor 0 must be above 0"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_sentence(npu, arguments: list[str], sentence: str) -> None:
-    code, out, err = npu_check(*arguments, **environment())
+def test_what_cannot_be_is_refused_in_a_sentence(arguments: list[str], sentence: str) -> None:
+    code, out, err = on_npu(npu_check_here, arguments)
     assert code == 2
     assert out == ""
     assert sentence in err and len(err.splitlines()) == 1
