@@ -45,9 +45,10 @@ from r1zero.rollout.interface import (
     RolloutEngine,
     Sampling,
 )
+from r1zero.rollout.stored import GroupSource
 from r1zero.run_folder.claim import Hold
 from r1zero.run_folder.samples import SampleFiles
-from r1zero.types import Batch, Part, RankRecord
+from r1zero.types import Batch, Group, Part, RankRecord
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 
@@ -86,6 +87,8 @@ class Runtime:
     expected_lengths: ExpectedLengths = field(default_factory=ExpectedLengths)
     # drawn and not yet learnt from, by the step that does
     batches: dict[int, Batch] = field(default_factory=dict)
+    # those of a checkpoint, with the groups of this rank's rollout replica
+    restored: list[tuple[Batch, list[Group]]] = field(default_factory=list)
     # response tokens of a batch that this rank's roles saw, by its step
     tokens: dict[int, dict[str, int]] = field(default_factory=dict)
     hold: Hold = field(default_factory=Hold)  # on the run's folders; empty but on the controller
@@ -108,9 +111,9 @@ class Runtime:
         actor = config.actor_rollout
         done = self.progress
         assert self.prompts is not None, "the controller draws"
-        size = training.global_batch_size
-        ahead = step - done.step - 1  # batches that are drawn and not yet learnt from
-        prompts = self.prompts.draw(done.prompts_drawn + ahead * size, size)
+        ahead = list(self.batches.values())  # drawn and not yet learnt from
+        start = done.prompts_drawn + sum(len(batch.prompts) for batch in ahead)
+        prompts = self.prompts.draw(start, training.global_batch_size)
         if training.minibatch_order == "expected_length":
             prompts = self.expected_lengths.order(prompts)
         accumulates = training.updates == "accumulate"
@@ -122,8 +125,8 @@ class Runtime:
             config.num_samples if accumulates else actor.ppo_mini_batch_size,
             actor.ppo_epochs,
             accumulates,
-            self._parts(size),
-            staleness=ahead,
+            self._parts(len(prompts)),
+            staleness=len(ahead),
         )
 
     def _parts(self, prompts: int) -> tuple[Part, ...]:
@@ -143,6 +146,11 @@ class Runtime:
         blocks = count_blocks(samples, max(1, rows), config.parts)
         edges = self.expected_lengths.band_edges(config.parts // blocks, budget)
         return plan_parts(prompts, blocks, edges)
+
+    def groups_in_flight(self) -> list[Group]:
+        """Groups that this rank's rollout replica drew and nobody has learnt from, on its output
+        rank."""
+        return self.sample_log.waiting()
 
     def publish(self) -> None:
         """Bring the rollout ranks' weights up to date with what was learned: the next version,
@@ -166,11 +174,11 @@ class Runtime:
             return self._publish_fault()
         return None
 
-    def count_tokens(self, batch: Batch) -> None:
+    def count_tokens(self, batch: Batch, engine: GroupSource) -> None:
         """Note how many response tokens of a batch this rank's roles saw, where results appear."""
         counted = {}
         if self.world.rollout.is_output_rank:
-            counted["rollout"] = self.engine.progress().tokens
+            counted["rollout"] = engine.progress().tokens
         if self.world.ref.is_output_rank:
             counted["ref"] = self.reference.take_tokens()
         self.tokens[batch.step] = counted

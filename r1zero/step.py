@@ -26,7 +26,7 @@ from __future__ import annotations
 from r1zero.observe.metrics import step_metrics
 from r1zero.observe.sample_summary import join_summaries
 from r1zero.policy.handover import Giver, Taker
-from r1zero.rollout.interface import RolloutEngine
+from r1zero.rollout.stored import GroupSource, StoredGroups
 from r1zero.runtime import Runtime
 from r1zero.types import Batch, StepOutcome
 
@@ -52,7 +52,7 @@ def draw(step: int, runtime: Runtime) -> Batch:
         return batch
 
 
-def generate(batch: Batch, engine: RolloutEngine, runtime: Runtime) -> None:
+def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
     """Sample, score, reference: part by part, each role as far as its input has come."""
     world = runtime.world
     move = runtime.move
@@ -71,11 +71,19 @@ def generate(batch: Batch, engine: RolloutEngine, runtime: Runtime) -> None:
             groups = runtime.reference.add_logprobs(groups)
         with clock.span("wait"):
             giver.give(groups)
-    runtime.count_tokens(batch)
+    runtime.count_tokens(batch, engine)
 
     # Rows of the samples file, as far as they are known, while others still learn.
     with clock.span("samples"):
         runtime.sample_log.prepare(batch)
+
+
+def take_up(runtime: Runtime) -> None:
+    """Send what a checkpoint held, drawn and not yet learnt from, on its way once more."""
+    for batch, groups in runtime.restored:
+        runtime.batches[batch.step] = batch
+        generate(batch, StoredGroups(groups), runtime)
+    runtime.restored.clear()
 
 
 def learn(step: int, runtime: Runtime) -> StepOutcome | None:

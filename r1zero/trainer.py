@@ -30,7 +30,7 @@ from r1zero.preflight.run import Run
 from r1zero.run_folder.claim import Hold, check_ways
 from r1zero.run_folder.exported import MODEL
 from r1zero.runtime import Runtime, build_runtime
-from r1zero.step import train_step
+from r1zero.step import take_up, train_step
 from r1zero.weights.detect import detect
 
 log = logging.getLogger("r1zero")
@@ -95,6 +95,7 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
     observer = _build_observer(runtime)
     try:
         runtime.start()
+        take_up(runtime)
         after = None
         if done.step == 0:
             done.evaluation = after = _evaluate(runtime, observer, 0)

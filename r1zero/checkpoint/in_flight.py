@@ -14,7 +14,7 @@ which alone see it, have spoken.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 from r1zero.checkpoint.manifest import File, describe
 from r1zero.errors import BadInput
 from r1zero.run_folder.durable import sync, sync_folder
-from r1zero.types import Group, Outcome, Prompt, Sample, Score
+from r1zero.types import Batch, Group, Outcome, Part, Prompt, Sample, Score
 
 FOLDER = "in_flight"
 TEXT = "text"
@@ -61,6 +61,43 @@ def read(folder: Path) -> list[Group]:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path} cannot be read ({error})") from None
     return sorted(groups, key=lambda group: group.position)
+
+
+def plan_of(batch: Batch) -> dict[str, Any]:
+    """All of a batch but its prompts, which its groups have, as JSON."""
+    parts = []
+    for part in batch.parts:
+        positions = part.positions
+        lengths = part.lengths
+        parts.append([positions.start, positions.stop, lengths.start, lengths.stop])
+    return {
+        "step": batch.step,
+        "version": batch.version,
+        "samples_per_prompt": batch.samples_per_prompt,
+        "minibatch_size": batch.minibatch_size,
+        "epochs": batch.epochs,
+        "accumulates": batch.accumulates,
+        "staleness": batch.staleness,
+        "parts": parts,
+    }
+
+
+def planned(plan: Mapping[str, Any], groups: Sequence[Group]) -> Batch:
+    """The batch of a plan, given the groups of all its positions in order."""
+    parts = []
+    for first, end, shortest, beyond in plan["parts"]:
+        parts.append(Part(range(first, end), range(shortest, beyond)))
+    return Batch(
+        step=plan["step"],
+        version=plan["version"],
+        prompts=[group.prompt for group in groups],
+        samples_per_prompt=plan["samples_per_prompt"],
+        minibatch_size=plan["minibatch_size"],
+        epochs=plan["epochs"],
+        accumulates=plan["accumulates"],
+        planned_parts=tuple(parts),
+        staleness=plan["staleness"],
+    )
 
 
 class _Pool:

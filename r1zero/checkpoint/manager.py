@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
-from r1zero.checkpoint import lengths, manifest, progress, store
+from r1zero.checkpoint import in_flight, lengths, manifest, progress, store
 from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.state import RunState
 from r1zero.checkpoint.train_state import Writing, rng_states
@@ -30,6 +30,7 @@ from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.policy.actor import Actor
 from r1zero.run_folder.durable import sync
 from r1zero.run_folder.owner import plain
+from r1zero.types import Group
 
 # room for what is written last, so that a disk that fills up meanwhile still takes it
 RESERVE = ".reserve"
@@ -49,6 +50,9 @@ class _Written:
     error: str | None
 
 
+NOTHING = _Written({}, None)
+
+
 @dataclass(slots=True)
 class _Save:
     """The save under way."""
@@ -58,6 +62,7 @@ class _Save:
     writing: Writing | None = None  # on train ranks
     rng: dict[str, torch.Tensor] | None = None  # on the controller
     lengths: dict[str, np.ndarray] | None = None  # on the controller
+    groups: _Written = NOTHING  # what is drawn and not yet learnt from, on ranks that hold it
 
     @property
     def reserve(self) -> Path:
@@ -132,6 +137,8 @@ class CheckpointManager:
                 save.writing.start()
             else:
                 save.writing.run()
+        if groups := runtime.groups_in_flight():
+            save.groups = self._write_groups(save.folder, groups)
         self._saved = step
         self._held = time.monotonic() - self._began
         if not self.config.async_save:
@@ -145,10 +152,12 @@ class CheckpointManager:
         self._save = None
         runtime = self.runtime
         waited = time.monotonic()
-        written = _Written({}, None)
+        written = save.groups
         if save.writing is not None:
             save.writing.join()
-            written = _Written(save.writing.files, save.writing.error)
+            written = _Written(
+                save.writing.files | written.files, save.writing.error or written.error
+            )
         reports = runtime.move.to_controller(written)
         problem = runtime.move.from_controller(_first_error, reports)
         if problem is None:
@@ -168,6 +177,14 @@ class CheckpointManager:
                 time.monotonic() - self._began,
                 held,
             )
+
+    def _write_groups(self, folder: Path, groups: list[Group]) -> _Written:
+        """Write what this rank's rollout replica drew ahead."""
+        try:
+            replica = self.runtime.world.rollout.replica
+            return _Written(in_flight.write(folder, replica, groups), None)
+        except OSError as error:
+            return _Written({}, str(error))
 
     def keep(self) -> Path | None:
         """The checkpoint of the current step, saved if need be; None when that fails.
@@ -287,6 +304,7 @@ class CheckpointManager:
             {"tp": span.tp, "pp": span.pp, "dp": span.dp},
             dict(self.config.start),
             versions={name: version(name) for name in ("torch", "megatron-core", "transformers")},
+            in_flight=next(map(in_flight.plan_of, runtime.batches.values()), None),
         )
 
     def _fail(self, step: int, problem: str) -> None:

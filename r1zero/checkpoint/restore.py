@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
-from r1zero.checkpoint import lengths, manifest, store
+from r1zero.checkpoint import in_flight, lengths, manifest, store
 from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.resume import changes
 from r1zero.checkpoint.state import RunState
@@ -48,6 +50,8 @@ def restore(runtime: RunState, folder: Path) -> None:
         policy.kl.value = record.kl_coefficient
         if same_layout:
             set_rng_states(policy, load_file(folder / "rng.safetensors"))
+    if record.in_flight is not None:
+        _restore_groups(runtime, folder, record.in_flight)
     runtime.move.flush(0)
     if runtime.world.is_controller:
         if known := lengths.read(folder):
@@ -55,6 +59,19 @@ def restore(runtime: RunState, folder: Path) -> None:
         log.info(_line(runtime, folder, record, layout))
         for change in changes(runtime.checkpoint_config.config_text, folder):
             log.info("changed since then: %s", change)
+
+
+def _restore_groups(runtime: RunState, folder: Path, plan: Mapping[str, Any]) -> None:
+    """Take back what was drawn ahead: every rank the batch, a rollout replica its groups."""
+    rollout = runtime.world.rollout
+    groups = []
+    if rollout.is_output_rank or runtime.world.is_controller:
+        groups = in_flight.read(folder)
+    batch = runtime.move.share_batch(runtime.move.at_controller(in_flight.planned, plan, groups))
+    mine = []
+    if rollout.is_output_rank:
+        mine = [groups[position] for position in rollout.share(len(batch.prompts))]
+    runtime.restored.append((batch, mine))
 
 
 def _line(runtime: RunState, folder: Path, record: CheckpointInfo, layout: dict[str, int]) -> str:

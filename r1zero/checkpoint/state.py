@@ -14,6 +14,7 @@ from r1zero.distributed.transfer import RoleTransfer
 from r1zero.models.config import ModelConfig
 from r1zero.policy.idle import AnyActor
 from r1zero.run_folder.claim import Hold
+from r1zero.types import Batch, Group
 
 
 class RunState(Protocol):
@@ -26,7 +27,13 @@ class RunState(Protocol):
     ends: Ends  # of a response
     policy: AnyActor  # train
     progress: TrainerState
+    batches: dict[int, Batch]  # drawn and not yet learnt from, by the step that does
+    # those of a checkpoint, with the groups of this rank's rollout replica
+    restored: list[tuple[Batch, list[Group]]]
     expected_lengths: ExpectedLengths  # controller, empty elsewhere
     hold: Hold  # on the run's folders; empty but on the controller
     folder: Path  # the run folder, and that of its checkpoints, by the paths to write by: Hold.way
     checkpoints: Path
+
+    def groups_in_flight(self) -> list[Group]:
+        """What this rank's rollout replica drew for those batches, on its output rank."""

@@ -155,7 +155,7 @@ class Actor:
     def _add_gradients(self, deal: Deal, microbatches: list[list[TrainSample]]) -> None:
         """One forward and backward pass over the microbatches of this replica."""
         terms = LossTerms(
-            self.cfg.kl_penalty, self.kl.value, self.cfg.entropy_coeff, self.cfg.importance_cap
+            self.cfg.kl_penalty, self.kl.value, self.cfg.entropy_coeff, self._importance_cap
         )
         advantages = self._advantages_of(deal)
 
@@ -185,6 +185,14 @@ class Actor:
     def _accumulates(self) -> bool:
         assert self._batch is not None
         return self._batch.accumulates
+
+    @property
+    def _importance_cap(self) -> float | None:
+        """Of importance weights; None where the ratio is taken to the weights that drew the tokens."""
+        assert self._batch is not None
+        if self._batch.staleness and self.cfg.old_logprobs == "recompute":
+            return self.cfg.importance_cap
+        return None
 
     def _denominator(self) -> int:
         """What the sum of an update that was accumulated is divided by."""
@@ -270,7 +278,7 @@ class Actor:
             keys.add(FIRST_DRIFT.key)  # the ratio has the mismatch in it
             if not update.is_first:  # weights have moved since the tokens were drawn
                 keys |= {MISMATCH.key, MISMATCH_MAX.key}
-        if self.cfg.importance_cap is None:
+        if self._importance_cap is None:
             keys |= {IMPORTANCE.key, TRUNCATED.key}
         return keys
 

@@ -45,25 +45,15 @@ class ActorConfig:
     entropy_coeff: float
     temperature: float  # of the log-probs, as in sampling
     old_logprobs: str  # "recompute" by the trainer, or those of the "rollout" engine
-    # of importance weights, where other weights learn first than drew; None: there are none
-    importance_cap: float | None
+    importance_cap: float  # of importance weights, where other weights learn first than drew
     ppo_epochs: int
     micro_batch_size: int  # in samples
     max_tokens_per_microbatch: int | None  # if given, instead
     optimizer: OptimizerConfig
 
 
-def actor_config(
-    actor: ActorRollout, algorithm: Algorithm, total_updates: int, staleness: int = 0
-) -> ActorConfig:
-    """Take what the policy needs; `total_updates` are those of the whole run.
-
-    Samples are `staleness` steps old. The ratio to the rollout engine's log-probs needs no weights
-    beside it: it is taken to what drew the tokens.
-    """
-    importance_cap = None
-    if staleness and algorithm.old_logprobs == "recompute":
-        importance_cap = algorithm.importance_cap
+def actor_config(actor: ActorRollout, algorithm: Algorithm, total_updates: int) -> ActorConfig:
+    """Take what the policy needs; `total_updates` are those of the whole run."""
     warmup = actor.lr_warmup_iters or round(total_updates * (actor.lr_warmup_fraction or 0.0))
     optimizer = OptimizerConfig(
         lr=actor.lr,
@@ -85,7 +75,7 @@ def actor_config(
         entropy_coeff=actor.entropy_coeff,
         temperature=actor.temperature,
         old_logprobs=algorithm.old_logprobs,
-        importance_cap=importance_cap,
+        importance_cap=algorithm.importance_cap,
         ppo_epochs=actor.ppo_epochs,
         micro_batch_size=actor.micro_batch_size,
         max_tokens_per_microbatch=actor.max_tokens_per_microbatch,

@@ -68,10 +68,7 @@ class Run:
     def actor_config(self) -> ActorConfig:
         """What the policy needs."""
         return actor_config(
-            self.config.actor_rollout,
-            self.config.algorithm,
-            total_updates=self.total_updates,
-            staleness=self.config.training.staleness,
+            self.config.actor_rollout, self.config.algorithm, total_updates=self.total_updates
         )
 
     @property

@@ -48,12 +48,14 @@ class RewardManager:
     def score(self, groups: list[Group]) -> list[Group]:
         """Wait for the scores of these groups and note them and the reward in every sample.
 
-        The data row of a prompt ends here: nothing behind this looks at it.
+        The data row of a prompt ends here: nothing behind this looks at it. Groups that have scores,
+        from a checkpoint, keep them.
         """
         if self._executor is None:
             return groups
-        found = self._executor.collect([group.position for group in groups])
-        for group in groups:
+        waiting = [group for group in groups if not group.samples[0].scores]
+        found = self._executor.collect([group.position for group in waiting])
+        for group in waiting:
             if group.prompt.row is not None:
                 group.prompt = replace(group.prompt, row=None)
             for sample, scores in zip(group.samples, found[group.position], strict=True):

@@ -13,6 +13,7 @@ import torch
 from support.shapes import small_shape
 from support.tool import run_here
 
+from r1zero.algo.parts import plan_parts
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import EngineLimits, NativeEngine
 from r1zero.rollout.interface import EngineListener, RolloutProgress, Sampling
@@ -72,6 +73,32 @@ def test_a_request_may_give_each_sample_its_own_budget():
     assert all(sample.truncated for sample in found)
     with pytest.raises(AssertionError, match="budgets out of bounds"):
         engine.submit(batch, [0, 1], SAMPLING, budgets + 1)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [EngineLimits(8, 10**6), EngineLimits(8, 10**6, max_running=4), EngineLimits(8, 1, block=4)],
+    ids=["all at once", "four at a time", "a cache for one, in which samples make way"],
+)
+def test_parts_hold_what_their_lengths_say_and_end_when_they_are_known(limits):
+    """The samples of a part are those of the whole; nobody draws their longer neighbours to the end
+    for it."""
+    budgets = np.array([[2, 1, 3], [2, 5, 8], [4, 4, 4], [1, 1, 1]])
+    _, engine = generate(limits, 8, 3, 4)
+    batch = Batch(1, 0, [group.prompt for group in engine.collect(EVERYTHING)], 3, 12)
+    engine.submit(batch, range(4), SAMPLING, budgets)
+    whole = {group.position: group.samples for group in engine.collect(batch.everything)}
+    parts = plan_parts(4, 1, [3, 4, 6, 8])
+    engine.submit(batch, range(4), SAMPLING, budgets)
+    found = []
+    for part in parts:
+        found.append([group.position for group in engine.collect(part)])
+        if len(found) == 1 and limits.max_running is None and limits.block is None:
+            assert engine.progress().tokens == 6 + 2 + 4 + 4 + 3 * 4 + 3
+    assert found == [[0, 3], [2], [], [1]]
+    for position, group in engine._groups.items():
+        for one, other in zip(group.samples, whole[position], strict=True):
+            assert one.tokens.tolist() == other.tokens.tolist()
 
 
 def test_sampling_is_that_of_the_request():

@@ -1,0 +1,126 @@
+"""Who learns from which sample: every one once, in the order of the updates, on every rank alike."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from r1zero.algo.dealing import Dealer, SampleTable
+from r1zero.algo.parts import count_blocks, plan_parts
+from r1zero.types import Batch, Group, Prompt, Sample
+
+
+def make_groups(prompts, size, resting=()):
+    """Groups of random lengths; those at the positions `resting` do not train."""
+    random = np.random.default_rng(3)
+    groups = []
+    for position in range(prompts):
+        prompt = Prompt(position, "", np.zeros(int(random.integers(1, 9)), np.int32), "")
+        samples = []
+        for _ in range(size):
+            tokens = np.zeros(int(random.lognormal(3, 1)) + 1, np.int32)
+            samples.append(Sample(tokens, np.zeros(len(tokens)), False, 0, reward=random.random()))
+        groups.append(Group(position, prompt, samples, position not in resting))
+    return groups
+
+
+def deal(batch, groups, replicas):
+    """All deals of a batch that comes in its parts."""
+    dealer = Dealer(batch, replicas)
+    deals = []
+    for part in batch.parts:
+        placed = [group for group in groups if group.position in part.positions]
+        table = SampleTable.of(
+            [group for group in placed if group.longest in part.lengths], batch.samples_per_prompt
+        )
+        deals.append(dealer.add(table))
+    return deals
+
+
+def make_batch(groups, minibatch, accumulates=False, blocks=1, edges=(10, 20, 40, 80, 160)):
+    size = len(groups[0].samples)
+    parts = plan_parts(len(groups), blocks, edges)
+    prompts = [group.prompt for group in groups]
+    if accumulates:
+        minibatch = len(groups) * size
+    return Batch(1, 0, prompts, size, minibatch, 1, accumulates, parts)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+@pytest.mark.parametrize("minibatch", [8, 4, 6, 2, 48])
+def test_minibatches_are_dealt_in_order_each_when_its_groups_are_known(minibatch, replicas, blocks):
+    groups = make_groups(12, 4, resting=(3, 7))
+    batch = make_batch(groups, minibatch, blocks=blocks)
+    by_part = deal(batch, groups, replicas)
+    deals = [found for part in by_part for found in part]
+    assert [found.update for found in deals] == list(range(48 // minibatch))
+    known = set()
+    for part, found in zip(batch.parts, by_part, strict=True):
+        for group in groups:
+            if group.position in part.positions and group.longest in part.lengths:
+                known.add(group.position)
+        for one in found:
+            assert {number // 4 for number in batch.samples_of(one.update)} <= known
+    training = [n for n in range(48) if n // 4 not in (3, 7)]
+    for one in deals:
+        mine = [n for n in training if n in batch.samples_of(one.update)]
+        assert one.numbers.tolist() == mine == sorted(n for share in one.shares for n in share)
+        assert one.is_first and one.is_last
+        lengths = [len(groups[n // 4].samples[n % 4].tokens) for n in mine]
+        assert one.counted.tolist() == lengths
+    due = [position for one in deals for position in one.groups.positions.tolist()]
+    assert due == list(range(12)), "the advantage of each group is due once"
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+def test_one_update_takes_each_part_as_it_comes(replicas, blocks):
+    groups = make_groups(12, 4, resting=(3, 7))
+    batch = make_batch(groups, None, accumulates=True, blocks=blocks)
+    deals = [found for part in deal(batch, groups, replicas) for found in part]
+    assert len(deals) > 2
+    assert [one.is_first for one in deals] == [True] + [False] * (len(deals) - 1)
+    assert [one.is_last for one in deals] == [False] * (len(deals) - 1) + [True]
+    given = sorted(n for one in deals for share in one.shares for n in share)
+    assert given == [n for n in range(48) if n // 4 not in (3, 7)]
+    due = sorted(position for one in deals for position in one.groups.positions.tolist())
+    assert due == list(range(12))
+
+
+def test_replicas_stay_balanced_over_the_parts_of_an_update():
+    """What one has more of in a part, the others get in the next: none is a sample above the mean."""
+    groups = make_groups(60, 4)
+    batch = make_batch(groups, None, accumulates=True)
+    loads = np.zeros(4)
+    for part in deal(batch, groups, 4):
+        for one in part:
+            for replica, share in enumerate(one.shares):
+                loads[replica] += sum(len(groups[n // 4].samples[n % 4].tokens) for n in share)
+    largest_group = max(sum(len(s.tokens) for s in group.samples) for group in groups)
+    assert loads.max() - loads.mean() <= largest_group
+
+
+def test_tables_join_by_position_and_give_rows_in_the_order_asked_for():
+    groups = make_groups(6, 2)
+    odd = SampleTable.of(groups[1::2], 2)
+    joined = SampleTable.join([odd, SampleTable.of([], 2), SampleTable.of(groups[::2], 2)])
+    assert joined.positions.tolist() == list(range(6))
+    assert joined.rewards.tolist() == [group.rewards for group in groups]
+    rows = joined.rows(np.array([4, 1]))
+    assert rows.rewards.tolist() == [groups[4].rewards, groups[1].rewards]
+
+
+def test_every_group_belongs_to_one_part_whatever_its_length():
+    parts = plan_parts(5, 2, [10, 30])
+    assert [(part.positions, part.lengths.start) for part in parts] == [
+        (range(2), 0),
+        (range(2), 11),
+        (range(2, 5), 0),
+        (range(2, 5), 11),
+    ]
+    for position in range(5):
+        for length in (1, 10, 11, 30, 31, 10**6):
+            holds = [p for p in parts if position in p.positions and length in p.lengths]
+            assert len(holds) == 1
+    assert [count_blocks(160, rows, 8) for rows in (160, 80, 79, 1)] == [1, 2, 3, 8]
