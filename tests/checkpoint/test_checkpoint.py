@@ -122,6 +122,41 @@ def test_resume_is_exact(straight, tmp_path, overrides):
     assert "resumed from" in said and "step 2 of 4" in said and "weights version 2" in said
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        [
+            "training.staleness=1",
+            "training.minibatch_order=expected_length",
+            "algorithm.old_logprobs=rollout",
+            "actor_rollout.ppo_mini_batch_size=8",
+        ],
+        ["training.staleness=1", "training.updates=accumulate", "training.parts=3"],
+    ],
+    ids=["minibatches", "one update"],
+)
+def test_a_run_one_step_off_resumes_exactly_and_on_another_layout(tiny, tmp_path, options):
+    """The batch that was drawn ahead goes on from the checkpoint: its weights are gone."""
+    whole = run(tmp_path / "whole", 4, "tiny", [*RUN, *options])
+    folder = tmp_path / "run"
+    stop_after(folder, 2, *options)
+    assert list((folder / "checkpoints" / "iter_0000002" / "in_flight").iterdir())
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    run(folder, 4, "tiny", [*RUN, *options])
+    run(elsewhere, 1, "tiny", [*RUN, *options])
+    assert numbers(folder) == numbers(whole)
+    for step in (3, 4):
+        rows = samples(whole, step)
+        assert samples(folder, step) == rows
+        assert {row["weights_version"] for row in rows} == {step - 2}
+    assert [row["response"] for row in samples(elsewhere, 3)] == [
+        row["response"] for row in samples(whole, 3)
+    ]
+    for ours, theirs in zip(numbers(elsewhere), numbers(whole), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4, abs=2e-6)
+
+
 def first_prompts(rank: int, size: int, store: object, overrides: list[str]) -> list[int]:
     """What a run that goes on would draw if the data began anew."""
     runtime = prepare(*resolved_run(rank, size, store, "tiny", overrides))

@@ -11,6 +11,7 @@ from support.multiproc import run_ranks
 from support.updates import CAP, DUAL, SEQUENCE_CLIP, compare, update_body
 from support.worlds import make_runtime
 
+from r1zero.algo.parts import plan_parts
 from r1zero.step import train_step
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -91,6 +92,56 @@ def test_each_loss_equals_plain_pytorch(
         update_body, size, str(tmp_path), layout, [*overrides, *keys], chosen
     )
     compare(model, losses, weights, loss_name=loss, mean_of=mean_of, chosen=chosen)
+
+
+# The longest responses of the groups have 22, 24, 15, 23, 23 and 19 tokens.
+PARTS = plan_parts(6, 1, [16, 21, 23, 40])
+WHOLE = {"accumulates": True, "minibatch_size": 24, "planned_parts": PARTS}
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "overrides"),
+    [
+        (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
+        (8, (2, 2), ["actor_rollout.micro_batch_size=2"]),
+        (4, (1, 1), ["actor_rollout.micro_batch_size=3"]),
+    ],
+)
+@pytest.mark.parametrize("mean_of", ["tokens", "sequences"])
+def test_gradients_of_parts_add_up_to_one_update(tmp_path, size, layout, overrides, mean_of):
+    """Two passes over the batch, each one update, where the loss leaves tokens out and one group
+    rests. With four replicas some have nothing to learn of a part."""
+    model = make_model("qwen2", tmp_path)
+    chosen = {"masked": True, "resting": (4,)}
+    keys = [
+        f"algorithm.aggregation={mean_of.removesuffix('s')}_mean",
+        "actor_rollout.ppo_epochs=2",
+    ]
+    (losses, weights), *_ = run_ranks(
+        update_body, size, str(tmp_path), layout, [*overrides, *keys], chosen, WHOLE
+    )
+    assert len(losses) == 2
+    compare(model, losses, weights, 2, chosen=chosen, prompts=6, mean_of=mean_of)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_ratio_goes_to_the_engines_log_probs_if_asked_for(tmp_path, size):
+    model = make_model("qwen2", tmp_path)
+    chosen = {"drawn_at": -6.2}
+    (losses, weights), *_ = run_ranks(
+        update_body, size, str(tmp_path), (1, 1), ["algorithm.old_logprobs=rollout"], chosen
+    )
+    compare(model, losses, weights, chosen=chosen, engine=True)
+
+
+@pytest.mark.parametrize("plan", [{}, WHOLE], ids=["minibatches", "one update"])
+def test_older_samples_have_truncated_importance_weights(tmp_path, plan):
+    """Engine and trainer differ by a factor of e on average, so many weights are cut off at 2."""
+    model = make_model("qwen2", tmp_path)
+    chosen = {"drawn_at": -7.2}
+    stale = {**plan, "staleness": 1}
+    (losses, weights), *_ = run_ranks(update_body, 2, str(tmp_path), (1, 1), [], chosen, stale)
+    compare(model, losses, weights, chosen=chosen, cap=2.0, prompts=6 if plan else 2)
 
 
 @pytest.mark.parametrize("size", [1, 2])

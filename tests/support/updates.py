@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from support.multiproc import DEVICE
@@ -46,12 +48,12 @@ PROMPT_LENGTHS = [3, 12, 7, 1, 20, 5]
 
 
 def make_groups(
-    vocab: int = 512, masked: bool = False, resting: tuple[int, ...] = ()
+    vocab: int = 512, masked: bool = False, resting: tuple[int, ...] = (), drawn_at: float = -3
 ) -> list[Group]:
     """Six prompts of four responses with rewards; the third group has equal rewards.
 
     With `masked` the loss leaves out every third token and the whole of one response; groups at the
-    positions `resting` do not train.
+    positions `resting` do not train. The engine's log-probs lie around `drawn_at`.
     """
     random = np.random.default_rng(11)
     groups = []
@@ -62,7 +64,7 @@ def make_groups(
             count = int(random.integers(1, 25))
             sample = Sample(
                 random.integers(3, vocab, count, dtype=np.int32),
-                random.normal(-3, 1, count).astype(np.float32),
+                random.normal(drawn_at, 1, count).astype(np.float32),
                 False,
                 version=0,
             )
@@ -80,8 +82,9 @@ def make_groups(
     return groups
 
 
-def update_body(rank, size, store, folder, layout, overrides, chosen=()):
-    """Three minibatches of two groups each; returns the stats and, on rank 0, the new weights."""
+def update_body(rank, size, store, folder, layout, overrides, chosen=(), plan=()):
+    """Three minibatches of two groups each, unless the `plan` of the batch says otherwise; returns the
+    stats and, on rank 0, the new weights."""
     cfg, _ = load_config("tiny", [*OVERRIDES, *overrides])
     world = make_world(rank, size, store, layout)
     shape = ModelConfig.from_folder(folder)
@@ -94,7 +97,7 @@ def update_body(rank, size, store, folder, layout, overrides, chosen=()):
         model, actor_config(cfg.actor_rollout, cfg.algorithm, 3 * cfg.actor_rollout.ppo_epochs)
     )
     groups = make_groups(**dict(chosen))
-    batch = Batch(1, 0, [group.prompt for group in groups], 4, 8)
+    batch = replace(Batch(1, 0, [group.prompt for group in groups], 4, 8), **dict(plan))
     policy.begin(batch)
     stats = []
     for delivery in deliveries(batch, groups, world.train):
@@ -109,13 +112,15 @@ def update_body(rank, size, store, folder, layout, overrides, chosen=()):
 
 
 def deliveries(batch: Batch, groups: list[Group], grid: Grid) -> list[Delivery]:
-    """What this train rank is given when all groups come at once."""
+    """What this train rank is given of a batch, part by part."""
     size = batch.samples_per_prompt
-    deals = Dealer(batch, grid.span.dp).add(SampleTable.of(groups, size))
+    dealer = Dealer(batch, grid.span.dp)
     found = []
-    for deal in deals:
-        mine = deal.shares[grid.replica]
-        found.append(Delivery(deal, {n: groups[n // size].samples[n % size] for n in mine}))
+    for part in batch.parts:
+        arrived = [group for group in groups if group.longest in part.lengths]
+        for deal in dealer.add(SampleTable.of(arrived, size)):
+            mine = deal.shares[grid.replica]
+            found.append(Delivery(deal, {n: groups[n // size].samples[n % size] for n in mine}))
     return found
 
 
@@ -152,9 +157,22 @@ SURROGATES = {
 }
 
 
-def plain_pytorch(model, epochs=1, loss_name="grpo", mean_of="tokens", chosen=()):
+def plain_pytorch(
+    model,
+    epochs=1,
+    loss_name="grpo",
+    mean_of="tokens",
+    chosen=(),
+    prompts=2,
+    engine=False,
+    cap=None,
+):
     """The same updates with transformers and torch.optim, one sequence at a time, written from the
-    papers."""
+    papers.
+
+    Each of so many prompts; old log-probs are the engine's, if asked for; with a cap the policy loss
+    has truncated importance weights.
+    """
     decay = [p for p in model.parameters() if p.dim() > 1]
     no_decay = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -176,11 +194,13 @@ def plain_pytorch(model, epochs=1, loss_name="grpo", mean_of="tokens", chosen=()
         ).sum(-1)
 
     with torch.no_grad():
-        old = {id(s): look(g, s)[0] for g in groups for s in g.samples}
+        start = {id(s): look(g, s)[0] for g in groups for s in g.samples}
+    drawn = {id(s): torch.from_numpy(s.logprobs) for g in groups for s in g.samples}
+    old = drawn if engine else start
     losses = []
     for _ in range(epochs):
-        for m in range(3):
-            part = [group for group in groups[2 * m : 2 * m + 2] if group.trains]
+        for first in range(0, len(groups), prompts):
+            part = [group for group in groups[first : first + prompts] if group.trains]
             if not part:
                 continue
             total = sum(s.mask.sum() for g in part for s in g.samples)
@@ -201,6 +221,9 @@ def plain_pytorch(model, epochs=1, loss_name="grpo", mean_of="tokens", chosen=()
                     held = d.square() / 2
                     kl = held + ((d.exp() - d - 1).clamp(max=10) - held).detach()
                     kl_sum += kl.sum().item()
+                    if cap is not None:
+                        weight = (start[id(sample)] - drawn[id(sample)])[mask].exp().clamp(max=cap)
+                        surrogate = weight * surrogate
                     of_tokens = -surrogate + KL * kl - ENTROPY * entropy
                     told += of_tokens.sum().item() / total
                     weight = 1 / total if mean_of == "tokens" else 1 / (sequences * len(logp))
