@@ -20,12 +20,12 @@ GAIN = 0.1  # less of the step's time is not worth a new start
 PLAYED = 12  # splits, those that balance work best first
 ROLES = {"train", "rollout", "ref"}  # that the model knows
 
-# What each option would be, by its key.
+# What each option would be, by its key, and what it changes beside the time.
 OPTIONS: dict[str, dict[str, Any]] = {
     "training.minibatch_order: expected_length": {"minibatch_order": "expected_length"},
     "algorithm.old_logprobs: rollout": {"old_logprobs": "rollout"},
-    "training.updates: accumulate": {"updates": "accumulate"},
-    "training.staleness: 1": {"staleness": 1},
+    "training.updates: accumulate (one update)": {"updates": "accumulate"},
+    "training.staleness: 1 (off-policy)": {"staleness": 1},
 }
 ON_POLICY = "all of these"  # but staleness, which stands below
 

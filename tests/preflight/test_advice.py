@@ -172,12 +172,12 @@ def test_options_that_are_set_or_change_nothing_are_not_offered() -> None:
     assert offered() == [
         "training.minibatch_order: expected_length",
         "algorithm.old_logprobs: rollout",
-        "training.updates: accumulate",
+        "training.updates: accumulate (one update)",
         "all of these",
-        "training.staleness: 1",
+        "training.staleness: 1 (off-policy)",
     ]
-    assert offered(updates="accumulate") == ["training.staleness: 1"]
+    assert offered(updates="accumulate") == ["training.staleness: 1 (off-policy)"]
     assert offered(staleness=1, minibatch_order="expected_length") == [
         "algorithm.old_logprobs: rollout",
-        "training.updates: accumulate",
+        "training.updates: accumulate (one update)",
     ]

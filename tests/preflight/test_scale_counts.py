@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from support.shapes import small_shape
 
+from r1zero.algo.dealing import SampleTable
 from r1zero.distributed import wire
 from r1zero.distributed.placement import Placement, RoleSize, place
 from r1zero.errors import BadInput
@@ -105,6 +108,12 @@ def test_samples_take_the_bytes_that_are_sent(looked_at: bool) -> None:
     sent = wire.pack(samples_of(LOAD, looked_at)).numel()
     token = LOOKED_AT_BYTES if looked_at else DRAWN_BYTES
     assert 0 <= sent - LOAD.bytes(token) <= 16  # the two counts in front
+
+
+def test_the_table_takes_the_bytes_of_its_columns() -> None:
+    table = SampleTable.of(samples_of(LOAD, looked_at=True), LOAD.group_size)
+    columns = [getattr(table, column.name) for column in fields(table)]
+    assert sum(column.nbytes for column in columns) == LOAD.table_bytes
 
 
 def test_bytes_of_samples_by_hand() -> None:
