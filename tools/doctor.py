@@ -7,8 +7,8 @@ out.
     srun -N 2 --ntasks-per-node 8 python tools/doctor.py --config qwen25_7b --seconds 120
 
 Looks at versions, devices, the configuration and its files, folders (writable, room, the same on
-all nodes), free memory against the estimate, the compiler of the CPU kernels, and on NPUs at the
-environment variables that torch_npu and HCCL read (docs/environment.md). Trains nothing
+all nodes), free memory against the estimate, open files, the compiler of the CPU kernels, and on
+NPUs at the environment variables that torch_npu and HCCL read (docs/environment.md). Trains nothing
 and leaves nothing behind. A rank that does not come, or gets stuck, is named when `--seconds` are
 over. Exit codes: 0 fine, 2 problems.
 """
@@ -43,6 +43,12 @@ from r1zero.distributed.launch import (
     read_launch,
 )
 from r1zero.distributed.npu_environment import environment_table, present, set_defaults
+from r1zero.distributed.open_files import (
+    UNLIMITED,
+    allowed_launcher,
+    most_allowed,
+    raise_limit,
+)
 from r1zero.distributed.placement import Placement
 from r1zero.distributed.process import BAD_INPUT, is_first, refuse
 from r1zero.errors import BadInput
@@ -149,6 +155,7 @@ def main(arguments: list[str]) -> int:
     hush_torch()
     from r1zero.distributed.rendezvous import RollCall, open_store
 
+    raise_limit()
     try:
         store = open_store(launch, args.seconds)
     except BadInput as error:
@@ -256,6 +263,7 @@ def look_at_nodes(job: Job, roll: RollCall, findings: Findings) -> None:
         tell_environment(job, findings)
     for number, rank in job.nodes:
         tell_node(job.cfg, everyone[rank], len(job.ranks_on(number)), findings)
+        tell_open_files(job, everyone[rank], number, findings)
     if len(job.nodes) > 1:
         findings.tell(
             "nodes",
@@ -299,6 +307,8 @@ def inspect(job: Job, sees_token: bool) -> NodeReport:
         sees_token,
         inputs,
         native.load()[1] if kind == "cpu" else "",
+        files=most_allowed(),
+        launcher_files=allowed_launcher() if job.started else UNLIMITED,
     )
     if kind != "npu":
         return report
@@ -346,6 +356,14 @@ def tell_node(cfg: Config | None, node: NodeReport, local_ranks: int, findings: 
         )
     elif node.kind == "cpu":
         findings.tell("kernels", [], f"{node.host}: the CPU kernels are compiled")
+
+
+def tell_open_files(job: Job, node: NodeReport, number: int, findings: Findings) -> None:
+    """The limit of open files of a node, if it is too low."""
+    size = len(job.node_of_rank)
+    has_rank_0 = number == job.node_of_rank[0]
+    if problems := machine.check_open_files(node, size, has_rank_0, job.launch.launcher):
+        findings.tell("files", problems)
 
 
 def tell_memory(job: Job, everyone: list[NodeReport], findings: Findings) -> None:

@@ -8,7 +8,7 @@ A role's code talks inside lines of its grid, named after the axes along which t
     tp               one tensor-parallel group         activations; in rollout while tokens are decoded
     dp               the same shard in each replica    gradients and parameters
     pp               one pipeline                      activations
-    mp               one replica                       nothing yet; Megatron asks who is in it
+    mp               one replica                       nothing; Megatron asks who is in it
     all              the whole role                    norms of gradients
     embd             first and last stage of a line    gradients of tied embeddings
     self             this rank                         nothing; for axes that a role does not have

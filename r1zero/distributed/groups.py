@@ -1,4 +1,7 @@
-"""Process groups: all of the world, made once, and this rank's place in each role's device mesh.
+"""Process groups: those that this rank is in, made once, and its place in each role's device mesh.
+
+Which they are is in group_list. Only its members make a group, so that a rank of thousands makes a
+dozen of them.
 
 Two planes. The control plane is gloo on the CPU: plans, samples, metrics, and all waiting. The
 tensor plane is the device's backend: Megatron's groups inside a role and the groups that publish
@@ -9,17 +12,20 @@ its members are about to, since HCCL gives up on a long wait without saying why.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from r1zero.distributed import collectives
 from r1zero.distributed.device import Device, warm_up
+from r1zero.distributed.group_list import BOTH, DEVICE, HOST, PlannedGroup, groups_of
 from r1zero.distributed.launch import Launch
 from r1zero.distributed.npu_environment import group_limit, tensor_megabytes
 from r1zero.distributed.placement import Placement, RankGrid
@@ -27,7 +33,11 @@ from r1zero.distributed.rendezvous import join
 from r1zero.distributed.watchdog import FailureWatch
 from r1zero.errors import BadInput
 
-SMALL_BUFFER = 16  # MB of device memory for a communicator in which scalars travel
+# Connect two ranks when they first talk: a mesh of all ranks of the world is n^2 connections, and
+# each rank would read the addresses of all in the store, of 154 + 8 n bytes each. torch reads it
+# from 2.8 on.
+LAZY_GLOO = "TORCH_GLOO_LAZY_INIT"
+JOINED = "r1zero/joined"  # in the store
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Grid:
     tp_index: int = 0
     replica: int = 0
     stage: int = 0
-    # tensor plane: tp dp pp mp all embd
+    # tensor plane: tp, and of dp pp mp all embd self those that the role uses
     groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
     # gloo over all ranks of the role; on devices it carries their tensors, too
     role_control: dist.ProcessGroup | None = None
@@ -102,8 +112,7 @@ class World:
         timeout: timedelta,
         store: dist.Store | None = None,
     ) -> None:
-        """Join the job and build all groups of the roles. `store` replaces the network
-        rendezvous."""
+        """Join the job and make this rank's groups. `store` replaces the network rendezvous."""
         assert launch.world_size == placement.world_size, "the placement is for another world size"
         self.launch = launch
         self.placement = placement
@@ -112,7 +121,7 @@ class World:
         self.rank = launch.rank
         self.size = launch.world_size
         self.watch: FailureWatch | None = None  # over the failures of ranks, where one was set up
-        self._groups: dict[tuple[str, tuple[int, ...]], dist.ProcessGroup | None] = {}
+        self._groups: dict[tuple[str, tuple[int, ...]], dist.ProcessGroup] = {}
         _join_everyone(launch, timeout, store or join(launch, timeout.total_seconds()))
         self.store = c10d._get_default_store()
         everyone = list(range(self.size))
@@ -120,7 +129,8 @@ class World:
         assert everyone_control is not None, "the default group was just made"
         self.control = everyone_control
         self._groups["gloo", tuple(everyone)] = self.control
-        self.roles = {role: self._build(span) for role, span in placement.roles.items()}
+        made = self._make_groups(groups_of(placement, self.rank, tensor_megabytes(os.environ)))
+        self.roles = {role: self._grid(span, made) for role, span in placement.roles.items()}
 
     @property
     def train(self) -> Grid:
@@ -147,9 +157,14 @@ class World:
         """The device group over these ranks, made and warmed up at its first mention; None outside
         it.
 
-        Collective: all ranks of the world must ask for the same groups in the same order.
+        Collective over these ranks; others need not call. Ranks that share several groups must ask
+        for them in the same order.
         """
-        return self._group(self.device.backend, ranks, buffer_megabytes)
+        if self.rank not in ranks:
+            return None
+        return self._group(
+            PlannedGroup((), tuple(ranks), DEVICE, buffer_megabytes, warm=True, decodes=False)
+        )
 
     def barrier(self) -> None:
         """Wait for all ranks on the control plane."""
@@ -160,68 +175,47 @@ class World:
         self.barrier()
         dist.destroy_process_group()
 
-    def _group(
-        self,
-        backend: str,
-        ranks: Sequence[int],
-        buffer_megabytes: int = 0,
-        decodes: bool = False,
-    ) -> dist.ProcessGroup | None:
-        key = (backend, tuple(ranks))
+    def _make_groups(self, planned: Sequence[PlannedGroup]) -> dict[str, dist.ProcessGroup]:
+        """Make these groups in their order; by all their names, such as "train tp"."""
+        made: dict[str, dist.ProcessGroup] = {}
+        for group in planned:
+            made |= dict.fromkeys(group.names, self._group(group))
+        return made
+
+    def _group(self, planned: PlannedGroup) -> dist.ProcessGroup:
+        """A group that this rank is in, made at its first mention."""
+        backend = self._backend(planned.plane)
+        key = (backend, planned.ranks)
         if key not in self._groups:
-            device_plane = backend == self.device.backend and not self.device.is_cpu
-            if backend != "gloo":
-                options = self.device.group_options(buffer_megabytes, decodes)
-                timeout = group_limit(self.timeout)
-            else:
+            if backend == "gloo":
                 options = None
                 timeout = self.timeout
-            made = dist.new_group(list(ranks), timeout=timeout, backend=backend, pg_options=options)
-            member = self.rank in ranks
-            self._groups[key] = made if member else None
-            if member and device_plane:
-                warm_up(made, self.device)
+            else:
+                options = self.device.group_options(planned.megabytes, planned.decodes)
+                timeout = group_limit(self.timeout)
+            self._groups[key] = _new_group(planned.ranks, backend, timeout, options)
+            if planned.warm and not self.device.is_cpu:
+                warm_up(self._groups[key], self.device)
         return self._groups[key]
 
-    def _build(self, span: RankGrid) -> Grid:
-        """Make the groups of one role: every rank makes all of them, in one order."""
-        mine: dict[str, dist.ProcessGroup] = {}
+    def _backend(self, plane: str) -> str:
+        """torch.distributed's name for what carries the tensors of a plane."""
+        return {
+            HOST: "gloo",
+            DEVICE: self.device.backend,
+            BOTH: self.device.control_backend,
+        }[plane]
 
-        def make(
-            name: str,
-            lines: list[list[int]],
-            backend: str,
-            buffer_megabytes: int,
-            decodes: bool = False,
-        ) -> None:
-            for ranks in lines:
-                group = self._group(backend, ranks, buffer_megabytes, decodes)
-                if self.rank in ranks:
-                    assert group is not None
-                    mine[name] = group
-
-        # Saving a checkpoint, Megatron sends a flag from device to device over its default group,
-        # which this one stands for. Its device half is not warmed up: most jobs never use it, and
-        # where it is used all its ranks come at once.
-        make("role_control", [span.ranks], self.device.control_backend, SMALL_BUFFER)
-        make("replica_control", span.replicas(), "gloo", 0)
-        large = tensor_megabytes(os.environ)
-        decodes = span.role == "rollout" and span.tp > 1
-        make("tp", span.rank_groups("tp"), self.device.backend, large, decodes)
-        for axis in ("dp", "pp"):
-            make(axis, span.rank_groups(axis), self.device.backend, large)
-        make("mp", span.replicas(), self.device.backend, SMALL_BUFFER)
-        make("all", [span.ranks], self.device.backend, SMALL_BUFFER)
-        make(
-            "embd",
-            [sorted({line[0], line[-1]}) for line in span.rank_groups("pp")],
-            self.device.backend,
-            large,
-        )
-        make("self", [[rank] for rank in span.ranks], self.device.backend, SMALL_BUFFER)
+    def _grid(self, span: RankGrid, made: Mapping[str, dist.ProcessGroup]) -> Grid:
+        """This rank's place in a role, and its groups there."""
         if self.rank not in span.ranks:
             return Grid(span, member=False)
         index = span.index_of(self.rank)
+        mine = {}
+        for name, group in made.items():
+            role, _, kind = name.partition(" ")
+            if role == span.role:
+                mine[kind] = group
         return Grid(
             span,
             True,
@@ -234,9 +228,41 @@ class World:
         )
 
 
+def _new_group(
+    ranks: tuple[int, ...], backend: str, timeout: timedelta, options: object | None
+) -> dist.ProcessGroup:
+    """Make a group, which only its members do.
+
+    torch would name it after its ranks and the count of groups that this process is in, which
+    differs between its members: they would wait for one another under different names. A rank makes
+    one group of a backend over the same ranks, so that these two are the name. What else makes
+    groups, all ranks together, is counted by torch as ever.
+    """
+    text = f"{backend} {' '.join(map(str, ranks))}"
+    name = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def named(ranks: object, use_hashed_name: bool) -> Any:  # torch's own type since 2.10
+        return name
+
+    named_by_torch = c10d._process_group_name
+    c10d._process_group_name = named
+    try:
+        return dist.new_group(
+            list(ranks),
+            timeout=timeout,
+            backend=backend,
+            pg_options=options,
+            use_local_synchronization=True,
+        )
+    finally:
+        c10d._process_group_name = named_by_torch
+
+
 def _join_everyone(launch: Launch, timeout: timedelta, store: dist.Store) -> None:
-    """Make the default group, gloo over all ranks. BadInput when this machine's network does not
+    """Make the default group, gloo over all ranks, and wait until all are in it: nobody changes a
+    folder while another still looks whether it may. BadInput when this machine's network does not
     allow it."""
+    os.environ.setdefault(LAZY_GLOO, "1")
     try:
         dist.init_process_group(
             "gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
@@ -256,3 +282,6 @@ def _join_everyone(launch: Launch, timeout: timedelta, store: dist.Store) -> Non
             f"rank {launch.rank} on {socket.gethostname()} could not join the others ({reason}); "
             f"{way_out}"
         ) from error
+    if store.add(f"{JOINED}/count", 1) == launch.world_size:
+        store.set(f"{JOINED}/all", "")
+    store.wait([f"{JOINED}/all"], timeout)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from r1zero.distributed.launch import Launch, hush_torch, launched, read_launch
 from r1zero.distributed.npu_environment import set_defaults
+from r1zero.distributed.open_files import raise_limit
 from r1zero.distributed.placement import Placement
 from r1zero.distributed.shutdown import BAD_INPUT
 from r1zero.errors import BadInput
@@ -112,6 +113,7 @@ def run_rank(
 
     hush_libraries()
     hush_torch()
+    raise_limit()
     from r1zero.distributed import device as devices
     from r1zero.distributed.groups import World
     from r1zero.distributed.rendezvous import join

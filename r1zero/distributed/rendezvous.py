@@ -93,35 +93,56 @@ def own_part(store: dist.Store, launch: Launch, seconds: float) -> dist.Store:
     torchrun's store outlives a restart: the addresses and failures in it are those of the ranks
     before. Its count of restarts would not tell them apart, since it differs between nodes when
     only some of them saw a failure. So rank 0 thinks of a name, and tells it to whoever asks; ranks
-    ask under names of their own, which none had before.
+    ask under names of their own, which none had before. That is five calls a rank, of which two
+    wait in the store; rank 0 tells each in one, and reads all of them in one.
     """
     mine = uuid.uuid4().hex
-    deadline = time.monotonic() + seconds
-    if launch.rank > 0:
+    if launch.rank == 0:
+        _tell(store, mine, launch.world_size, time.monotonic() + seconds, seconds)
+        return dist.PrefixStore(START + mine, store)
+    try:
         store.set(f"{START}asks/{launch.rank}", mine)
-        try:
-            name = store.get(f"{START}tells/{mine}").decode()
-            store.set(f"{START}{name}/here/{launch.rank}", "")
-            store.get(f"{START}{name}/complete")
-        except RuntimeError:
-            raise BadInput(
-                f"rank {launch.rank} waited for rank 0 in vain; see that all ranks start"
-            ) from None
-        return dist.PrefixStore(START + name, store)
-    coming = list(range(1, launch.world_size))
-    while coming:
-        for rank in coming:
-            if store.check([f"{START}asks/{rank}"]):
-                store.set(f"{START}tells/{store.get(f'{START}asks/{rank}').decode()}", mine)
-        coming = [rank for rank in coming if not store.check([f"{START}{mine}/here/{rank}"])]
-        if coming and time.monotonic() > deadline:
-            raise BadInput(
-                f"rank {', '.join(map(str, coming[:8]))} did not come within {seconds:g} s; see "
-                "that all ranks start"
-            )
-        time.sleep(POLL_SECONDS if coming else 0.0)
-    store.set(f"{START}{mine}/complete", "")
-    return dist.PrefixStore(START + mine, store)
+        name = store.get(f"{START}tells/{mine}").decode()
+        store.set(f"{START}{name}/here/{launch.rank}", "")
+        store.add(f"{START}{name}/count", 1)
+        store.get(f"{START}{name}/complete")
+    except RuntimeError:
+        raise BadInput(
+            f"rank {launch.rank} waited for rank 0 in vain; see that all ranks start"
+        ) from None
+    return dist.PrefixStore(START + name, store)
+
+
+def _tell(store: dist.Store, name: str, size: int, deadline: float, seconds: float) -> None:
+    """Tell the name to all other ranks, until each has come under it."""
+    asks = [f"{START}asks/{rank}" for rank in range(1, size)]
+    told: set[bytes] = set()
+    all_asked = _all_there(store, asks, deadline)
+    # Some may still be what a rank before the restart has asked.
+    while all_asked and store.add(f"{START}{name}/count", 0) < size - 1:
+        for ask in set(store.multi_get(asks)) - told:
+            store.set(f"{START}tells/{ask.decode()}", name)
+            told.add(ask)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    coming = [rank for rank in range(1, size) if not store.check([f"{START}{name}/here/{rank}"])]
+    if coming:
+        raise BadInput(
+            f"rank {', '.join(map(str, coming[:8]))} did not come within {seconds:g} s; see "
+            "that all ranks start"
+        )
+    store.set(f"{START}{name}/complete", "")
+
+
+def _all_there(store: dist.Store, keys: list[str], deadline: float) -> bool:
+    """Wait for keys in one call, until a moment; whether they came."""
+    left = max(0.01, deadline - time.monotonic())
+    try:
+        store.wait(keys, timedelta(seconds=left))
+    except dist.DistStoreError:
+        return False
+    return True
 
 
 class RollCall:
@@ -143,27 +164,36 @@ class RollCall:
         self._set(f"here/{self._launch.rank}")
         deadline = time.monotonic() + self.seconds
         if self._launch.rank == 0:
-            while (
-                missing := self._without("here", range(self._launch.world_size))
-            ) and time.monotonic() < deadline:
-                time.sleep(POLL_SECONDS)
+            missing = []
+            if not _all_there(self._store, self._keys("here"), deadline):
+                missing = self._without("here", range(self._launch.world_size))
             self._set("missing", json.dumps(missing))
             time.sleep(VERDICT_SECONDS if missing else 0.0)
             return missing
-        while not self._store.check([f"{PREFIX}missing"]):
-            if time.monotonic() > deadline + self.seconds:  # rank 0 may have begun to wait later
-                return [0]
-            time.sleep(POLL_SECONDS)
-        return json.loads(self._store.get(f"{PREFIX}missing"))
+        verdict = f"{PREFIX}missing"
+        # rank 0 may have begun to wait later
+        if not _all_there(self._store, [verdict], deadline + self.seconds):
+            return [0]
+        return json.loads(self._store.get(verdict))
 
     def gather(self, name: str, text: str) -> list[str]:
         """Collect a text from every rank, in rank order, on every rank. All have answered
-        `call`."""
+        `call`.
+
+        Rank 0 reads them all and writes them down as one, so that the others read once.
+        """
         self._set(f"{name}/{self._launch.rank}", text)
-        keys = [f"{PREFIX}{name}/{rank}" for rank in range(self._launch.world_size)]
+        joined = f"{PREFIX}{name}/all"
+        limit = timedelta(seconds=2 * self.seconds)
         with self.stage(f"{name}/read", range(self._launch.world_size)):
-            self._store.wait(keys, timedelta(seconds=2 * self.seconds))
-            return [self._store.get(key).decode() for key in keys]
+            if self._launch.rank == 0:
+                keys = self._keys(name)
+                self._store.wait(keys, limit)
+                texts = [found.decode() for found in self._store.multi_get(keys)]
+                self._store.set(joined, json.dumps(texts))
+                return texts
+            self._store.wait([joined], limit)
+            return json.loads(self._store.get(joined))
 
     @contextlib.contextmanager
     def stage(self, name: str, ranks: Sequence[int]) -> Iterator[None]:
@@ -204,6 +234,10 @@ class RollCall:
 
     def _set(self, key: str, text: str = "1") -> None:
         self._store.set(PREFIX + key, text)
+
+    def _keys(self, name: str) -> list[str]:
+        """What each rank writes under this name."""
+        return [f"{PREFIX}{name}/{rank}" for rank in range(self._launch.world_size)]
 
     def _without(self, name: str, ranks: Sequence[int]) -> list[int]:
         return [rank for rank in ranks if not self._store.check([f"{PREFIX}{name}/{rank}"])]

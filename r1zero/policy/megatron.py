@@ -178,30 +178,34 @@ class RoleModel:
 
 
 def _collection(grid: Grid) -> ProcessGroupCollection:
-    """Name the role's groups as Megatron does. No context or expert parallelism: groups of one."""
-    g = grid.groups
+    """Name the role's groups as Megatron does. No context or expert parallelism: groups of one; a
+    role that does not learn has no groups over its replicas either."""
     alone = grid.groups["self"]
+    tp = grid.groups["tp"]
+    dp = grid.groups.get("dp", alone)
+    mp = grid.groups.get("mp", alone)
+    everyone = grid.groups.get("all", alone)
     return ProcessGroupCollection(
-        tp=g["tp"],
-        pp=g["pp"],
-        mp=g["mp"],
-        dp=g["dp"],
-        dp_cp=g["dp"],
-        tp_cp=g["tp"],
-        tp_dp_cp=g["all"],
+        tp=tp,
+        pp=grid.groups["pp"],
+        mp=mp,
+        dp=dp,
+        dp_cp=dp,
+        tp_cp=tp,
+        tp_dp_cp=everyone,
         cp=alone,
         ep=alone,
         hcp=None,
-        embd=g.get("embd"),
+        embd=grid.groups.get("embd"),
         pos_embd=alone if grid.is_first_stage else None,
-        expt_tp=g["tp"],
-        tp_ep=g["tp"],
-        tp_ep_pp=g["mp"],
-        expt_dp=g["dp"],
-        intra_dp_cp=g["dp"],
-        intra_expt_dp=g["dp"],
+        expt_tp=tp,
+        tp_ep=tp,
+        tp_ep_pp=mp,
+        expt_dp=dp,
+        intra_dp_cp=dp,
+        intra_expt_dp=dp,
         inter_dist_opt=None,
-        intra_dist_opt=g["all"],
+        intra_dist_opt=everyone,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from r1zero.config.schema import Config
+from r1zero.distributed.open_files import UNLIMITED, needed, needed_by_agent
 from r1zero.preflight.dry_run import memory
 from r1zero.preflight.found import Found
 
@@ -43,6 +44,9 @@ class NodeReport:
     environment: dict[str, str] = field(default_factory=dict)
     environment_problems: list[str] = field(default_factory=list)
     environment_notes: list[str] = field(default_factory=list)
+    # Open files: how many a rank may have, and how many its launcher has.
+    files: int = UNLIMITED
+    launcher_files: int = UNLIMITED
 
 
 def needed_gigabytes(found: Found) -> list[float] | None:
@@ -74,6 +78,28 @@ def check_devices(cfg: Config, node: NodeReport, local_ranks: int) -> list[str]:
             f"{node.host} has {node.devices} {node.kind.upper()}s for {local_ranks} ranks; start "
             f"at most {node.devices} a node, or make more visible (ASCEND_RT_VISIBLE_DEVICES, "
             "CUDA_VISIBLE_DEVICES)"
+        ]
+    return []
+
+
+def check_open_files(
+    node: NodeReport, world_size: int, has_rank_0: bool, launcher: str
+) -> list[str]:
+    """The limits of open files of a node against the connections of its ranks."""
+    rank = needed(world_size, has_rank_0)
+    if node.files < rank:
+        whose = "rank 0" if has_rank_0 else "a rank"
+        return [
+            f"{node.host}: {whose} of a world of {world_size} needs about {rank} open files, most of "
+            f"them connections to other ranks, and at most {node.files} are allowed; raise the "
+            "hard limit (`nofile` in /etc/security/limits.conf, `LimitNOFILE` of the service, "
+            "`--ulimit nofile=` of the container)"
+        ]
+    agent = needed_by_agent(world_size)
+    if launcher == "torchrun" and has_rank_0 and node.launcher_files < agent:
+        return [
+            f"{node.host}: torchrun, which every rank connects to, needs about {agent} open files, "
+            f"and its shell allows {node.launcher_files}; run ulimit -n {agent} before it"
         ]
     return []
 

@@ -7,18 +7,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from support.patience import LONG
 
-from r1zero.distributed import npu_environment
+from r1zero.distributed import groups, npu_environment
 from r1zero.distributed.device import Device
+from r1zero.distributed.group_list import DEVICE, HOST, PlannedGroup, groups_of
 from r1zero.distributed.groups import World
 from r1zero.distributed.npu_environment import (
     MEANINGS,
@@ -80,18 +80,19 @@ def test_hccl_gives_up_before_torch_npu_ends_the_process() -> None:
 def test_groups_on_devices_wait_longer_than_those_on_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: dict[str, timedelta] = {}
 
-    def new_group(ranks: list[int], timeout: timedelta, backend: str, pg_options: object) -> None:
+    def new_group(
+        ranks: tuple[int, ...], backend: str, timeout: timedelta, options: object
+    ) -> None:
         limits[backend] = timeout
 
-    monkeypatch.setattr(dist, "new_group", new_group)
+    monkeypatch.setattr(groups, "_new_group", new_group)
     monkeypatch.setattr(Device, "group_options", lambda self, megabytes, decodes: None)
     world = object.__new__(World)
     world.device = Device("npu", torch.device("cpu"), "hccl")
     world.timeout = WAIT
-    world.rank = 9  # in no group
     world._groups = {}
-    for backend in ("gloo", "hccl"):
-        world._group(backend, [0, 1])
+    for plane in (HOST, DEVICE):
+        world._group(PlannedGroup((), (0, 1), plane, 0, warm=False, decodes=False))
     assert limits == {"gloo": WAIT, "hccl": WAIT + timedelta(minutes=2)}
 
 
@@ -148,28 +149,15 @@ def test_a_group_that_decodes_asks_for_the_vector_cores() -> None:
 def test_only_tensor_parallel_groups_of_rollout_decode(tp: int, decoding: list[list[int]]) -> None:
     """Train ranks have groups beside each other, which HCCL forbids for AIV; so have publications,
     whose members must agree on it."""
-    asked: list[tuple[list[int], bool]] = []
-
-    class Recorded(World):
-        def __init__(self) -> None:
-            self.device = Device("cpu", torch.device("cpu"), "gloo")
-            self.rank = 99  # in no role
-
-        def _group(
-            self,
-            backend: str,
-            ranks: Sequence[int],
-            buffer_megabytes: int = 0,
-            decodes: bool = False,
-        ) -> None:
-            asked.append((list(ranks), decodes))
-
-    world = Recorded()
     sizes = {"train": RoleSize(2, 2), "rollout": RoleSize(4, tp), "ref": RoleSize(2, 2)}
-    for span in place(sizes, colocate=False).grids:
-        world._build(span)
-    assert [ranks for ranks, decodes in asked if decodes] == decoding
-    assert len(asked) > 20
+    placed = place(sizes, colocate=False)
+    found = {
+        group.ranks
+        for rank in range(placed.world_size)
+        for group in groups_of(placed, rank, 200)
+        if group.decodes
+    }
+    assert sorted(map(list, found)) == decoding
 
 
 def test_each_variable_is_explained() -> None:

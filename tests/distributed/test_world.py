@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from support.multiproc import DEVICE, run_ranks
 from support.patience import LONG, wait_until
 
@@ -151,6 +153,7 @@ def move_body(rank, size, store):
     nothing = move.send_to_replicas(batch, [], range(0), world.rollout, world.ref)
     told = move.from_controller(lambda: {"from": world.rank})
     move.flush(1)
+    check_groups_of_members(world)
     return (
         world.role_names,
         [
@@ -205,6 +208,24 @@ for rank, size, speaks in ((0, 257, 1), (1, 256, 1), (2, 257, 0), (3, 257, 1)):
     if speaks:
         logging.getLogger("library").error("four")
 """
+
+
+def check_groups_of_members(world):
+    """Groups that only their members ask for, between those that a library makes on all ranks; by
+    now the ranks are in different numbers of groups."""
+    for members in ([1, 2, 6], [1, 2], [0, 6], [1, 2, 6]):
+        group = world.tensor_group(members, 64)
+        assert (group is not None) == (world.rank in members)
+        every = dist.new_group([0, 2, 5])
+        if group is not None:
+            total = torch.tensor([float(world.rank)])
+            dist.all_reduce(total, group=group)
+            assert total.item() == sum(members)
+        if world.rank in (0, 2, 5):
+            total = torch.ones(1)
+            dist.all_reduce(total, group=every)
+            assert total.item() == 3
+    assert world.tensor_group([1, 2, 6], 64) is world.tensor_group([1, 2, 6], 64)
 
 
 def test_groups_move_between_roles():

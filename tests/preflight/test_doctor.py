@@ -276,6 +276,14 @@ def test_memory_devices_and_nodes_that_do_not_suffice_are_named_with_a_way_out(h
     )
     [few] = machine.check_devices(cfg, npus, 4)
     assert "first has 2 NPUs for 4 ranks; start at most 2 a node" in few
+    assert machine.check_open_files(replace(NODE, files=2248), 1024, True, "slurm") == []
+    [files] = machine.check_open_files(replace(NODE, files=2247), 1024, True, "slurm")
+    assert "rank 0 of a world of 1024 needs about 2248 open files" in files
+    assert machine.check_open_files(replace(NODE, files=1224), 1024, False, "slurm") == []
+    [agent] = machine.check_open_files(replace(NODE, launcher_files=1024), 1024, True, "torchrun")
+    assert (
+        "torchrun, which every rank connects to" in agent and "run ulimit -n 1124 before" in agent
+    )
     other = replace(
         NODE,
         host="second",

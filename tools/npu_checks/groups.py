@@ -65,7 +65,7 @@ def taken(world: World, began: float, free: float) -> dict[str, float]:
 
 
 def pairs(world: World) -> dict[str, dict[str, float]]:
-    """Make the groups in which rank 0 would publish to each other rank; all ranks call alike."""
+    """Make the groups in which rank 0 would publish to each other rank."""
     found = {}
     for other in range(1, world.size):
         world.barrier()
@@ -79,7 +79,7 @@ def pairs(world: World) -> dict[str, dict[str, float]]:
 def groups_of(world: World) -> dict[str, dist.ProcessGroup]:
     """This rank's groups that are tried; every rank has all of these kinds."""
     return {
-        "the world": world.rollout.groups["all"],
+        "the world": world.train.groups["all"],
         "TP": world.train.groups["tp"],
         "DP": world.train.groups["dp"],
     }
