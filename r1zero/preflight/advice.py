@@ -17,6 +17,7 @@ from r1zero.preflight.step_model import Job, Lengths, Rates, Step, predict
 from r1zero.preflight.step_rates import measured_job, measured_lengths, measured_rates
 
 GAIN = 0.1  # less of the step's time is not worth a new start
+NOTABLE = 0.02  # less is not worth a word
 PLAYED = 12  # splits, those that balance work best first
 ROLES = {"train", "rollout", "ref"}  # that the model knows
 
@@ -125,6 +126,7 @@ def _best_split(
         return max(busy) + (sum(busy) - max(busy)) / job.parts
 
     best: Split | None = None
+    limit = (1 - NOTABLE) * now.seconds
     candidates = _splits(placed.world_size, ranks_of_replica)
     for candidate in sorted(candidates, key=roughly)[:PLAYED]:
         ranks = {
@@ -135,8 +137,9 @@ def _best_split(
         if check_pool(changed):
             continue
         step = predict(placement(changed, placed.world_size), job, rates, lengths)
-        if step.seconds < min(now.seconds, best.step.seconds if best else now.seconds):
+        if step.seconds < limit:
             best = Split(keys, step)
+            limit = step.seconds
     return best
 
 
