@@ -116,15 +116,14 @@ class Runtime:
         prompts = self.prompts.draw(start, training.global_batch_size)
         if training.minibatch_order == "expected_length":
             prompts = self.expected_lengths.order(prompts)
-        accumulates = training.updates == "accumulate"
         return Batch(
             step,
             done.weights_version,
             prompts,
             actor.n_samples_per_prompt,
-            config.num_samples if accumulates else actor.ppo_mini_batch_size,
+            config.minibatch_size,
             actor.ppo_epochs,
-            accumulates,
+            training.updates == "accumulate",
             self._parts(len(prompts)),
             staleness=len(ahead),
         )

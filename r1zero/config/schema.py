@@ -466,10 +466,21 @@ class Config:
     @property
     def updates_per_step(self) -> int:
         """Optimizer steps in a global batch."""
+        return self.num_samples // self.minibatch_size * self.actor_rollout.ppo_epochs
+
+    @property
+    def minibatch_size(self) -> int:
+        """Responses that an optimizer step learns from."""
         if self.training.updates == "accumulate":
-            return self.actor_rollout.ppo_epochs
-        minibatches = self.num_samples // self.actor_rollout.ppo_mini_batch_size
-        return minibatches * self.actor_rollout.ppo_epochs
+            return self.num_samples
+        return self.actor_rollout.ppo_mini_batch_size
+
+    @property
+    def keeps_start_weights(self) -> bool:
+        """Train ranks hold the weights at the start of a step until its last update, for old
+        log-probs of what comes after the first."""
+        recomputes = self.algorithm.old_logprobs == "recompute"
+        return recomputes and self.minibatch_size < self.num_samples
 
     @property
     def parts(self) -> int:

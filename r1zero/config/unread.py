@@ -62,6 +62,16 @@ def _microbatches(cfg: Config) -> Unread:
             yield f"{name}.micro_batch_size", "max_tokens_per_microbatch cuts microbatches instead"
 
 
+def _importance(cfg: Config) -> Unread:
+    if not _is_set(cfg.algorithm, "importance_cap"):
+        return
+    if not cfg.training.staleness:
+        yield "algorithm.importance_cap", "with staleness 0 samples come from the latest weights"
+    elif cfg.algorithm.old_logprobs == "rollout":
+        reason = "with old_logprobs rollout the ratio goes back to the weights that drew"
+        yield "algorithm.importance_cap", reason
+
+
 def _sequence_parallel(cfg: Config) -> Unread:
     if cfg.training.sequence_parallel and cfg.actor_rollout.tensor_model_parallel_size == 1:
         reason = "tensor_model_parallel_size is 1, so nothing is cut"
@@ -110,6 +120,7 @@ RULES = (
     _kl,
     _schedule,
     _microbatches,
+    _importance,
     _sequence_parallel,
     _colocated,
     _checkpoints,

@@ -38,7 +38,8 @@ def step_metrics(
         "throughput/tokens_per_second_per_rank": rate / len(records),
         "publish/bytes": written,
         "publish/gigabytes_per_second": written / 1e9 / seconds if seconds else 0.0,
-        "weights_version": batch.version,
+        "weights_version": batch.version,  # that drew the samples
+        "staleness": batch.staleness,  # updates of weights that it misses
     }
     return metrics
 

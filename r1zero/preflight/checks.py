@@ -132,7 +132,7 @@ def check_rewards(cfg: Config) -> list[str]:
 def check_batches(cfg: Config) -> list[str]:
     """The minibatches must fill a global batch. How many replicas share them, and into microbatches
     of what size they cut them, is free: shares may differ, and be empty."""
-    size = cfg.actor_rollout.ppo_mini_batch_size
+    size = cfg.minibatch_size
     samples = cfg.num_samples
     if samples % size == 0:
         return []

@@ -124,7 +124,7 @@ def batch_line(cfg: Config, placed: Placement) -> str:
     """Work the batch sizes out, as in `120 prompts x 4 = 480 samples -> 8 updates of 60 -> ...`."""
     actor = cfg.actor_rollout
     replicas = placed.train.dp
-    updates = cfg.num_samples // actor.ppo_mini_batch_size
+    updates = cfg.num_samples // cfg.minibatch_size
     if actor.ppo_epochs > 1:
         epochs = f" x {actor.ppo_epochs} epochs"
     else:
@@ -132,15 +132,15 @@ def batch_line(cfg: Config, placed: Placement) -> str:
     if actor.max_tokens_per_microbatch is not None:
         micro = f"microbatches of at most {actor.max_tokens_per_microbatch} tokens"
     else:
-        count = -(-actor.ppo_mini_batch_size // (replicas * actor.micro_batch_size))
-        even = actor.ppo_mini_batch_size % (replicas * actor.micro_batch_size) == 0
+        count = -(-cfg.minibatch_size // (replicas * actor.micro_batch_size))
+        even = cfg.minibatch_size % (replicas * actor.micro_batch_size) == 0
         size = f"{'' if even else 'at most '}{actor.micro_batch_size}"
         micro = f"{count} microbatch{'es' if count > 1 else ''} of {size}"
     prompts = cfg.training.global_batch_size
     plural = "s" if updates > 1 else ""
     return (
         f"{prompts} prompts x {actor.n_samples_per_prompt} = {cfg.num_samples} samples -> "
-        f"{updates} update{plural} of {actor.ppo_mini_batch_size}{epochs} -> DP {replicas} x "
+        f"{updates} update{plural} of {cfg.minibatch_size}{epochs} -> DP {replicas} x "
         f"{micro}"
     )
 
@@ -264,7 +264,7 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
         activations += logits_bytes(shape, span.tp, tokens)
         activations += shape.vocab_size / span.tp * shape.hidden_size * 4
     return Memory(
-        weights=parameters * size * (2 if cfg.updates_per_step > 1 else 1),
+        weights=parameters * size * (2 if cfg.keeps_start_weights else 1),
         gradients=parameters * 4,
         optimizer=parameters * dtype_of(cfg).optimizer_bytes / span.dp,
         activations=activations,

@@ -564,6 +564,7 @@ def test_missing_configs_and_model_files_are_named(home: Path) -> None:
 # -- keys that nothing reads --------------------------------------------------------------------
 
 ADAPTIVE = ("algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.target_kl=0.1")
+STALE = ("training.staleness=1",)
 HORIZON = "algorithm.kl_ctrl.horizon=1000"
 EVAL = "training.eval_data_path=embedded:tiny"
 
@@ -595,6 +596,12 @@ EVAL = "training.eval_data_path=embedded:tiny"
             "every rank has every role",
         ),
         (["training.sequence_parallel=true"], "training.sequence_parallel", "nothing is cut"),
+        (["algorithm.importance_cap=3"], "algorithm.importance_cap", "staleness 0"),
+        (
+            [*STALE, "algorithm.importance_cap=3", "algorithm.old_logprobs=rollout"],
+            "algorithm.importance_cap",
+            "goes back to the weights that drew",
+        ),
         (["training.keep_every=10"], "training.keep_every", "all checkpoints are kept"),
         (["training.eval_interval=5"], "training.eval_interval", "no eval_data_path"),
         (["training.eval_samples_per_prompt=8"], "training.eval_samples_per_prompt", "no eval"),
@@ -621,6 +628,7 @@ def test_a_key_that_another_key_makes_idle_is_told(
         [*ADAPTIVE, HORIZON],
         ["actor_rollout.lr_decay_style=linear", "actor_rollout.min_lr=1e-8"],
         ["training.keep_last=2", "training.keep_every=10"],
+        [*STALE, "algorithm.importance_cap=3"],
         [EVAL, "training.eval_temperature=0.5", "training.eval_top_k=5"],
         # what holds anyway is not worth a word
         ["training.eval_top_p=1.0", "algorithm.adv_estimator=group_norm"],

@@ -25,6 +25,7 @@ from r1zero.preflight.check_custom import check_custom
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
 
+OWN = f"{Path(__file__).resolve().parents[2]}/examples/aggregation_constant.py:constant"
 RULES = [
     # Each key by itself.
     (
@@ -67,6 +68,18 @@ RULES = [
         ["actor_rollout.recompute_granularity=selective"],
         ["actor_rollout.recompute_granularity: selective", "full"],
     ),
+    (["training.staleness=2"], ["training.staleness: 2 must be from 0 to 1"]),
+    (["training.parts=0"], ["training.parts: 0 must be from 1 to 1024, such as 8"]),
+    (["training.updates=acumulate"], ["training.updates: acumulate", "did you mean accumulate?"]),
+    (
+        ["training.updates=accumulate", "algorithm.advantage_whiten=true"],
+        ["algorithm.advantage_whiten: true needs all samples", "updates to per_minibatch"],
+    ),
+    (
+        ["training.updates=accumulate", f"algorithm.aggregation={OWN}"],
+        ["is your own", "set it to token_mean or sequence_mean"],
+    ),
+    (["algorithm.importance_cap=0.5"], ["algorithm.importance_cap: 0.5 must be from 1 to 1000"]),
     (["training.distributed_backend=mpi"], ["training.distributed_backend: mpi", "gloo"]),
     (["reward.verifier=false"], ["reward.verifier: false must be true"]),
     (["reward.deadline_seconds=0"], ["reward.deadline_seconds: 0.0", "10"]),
