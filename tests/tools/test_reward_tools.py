@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from support.boxed import boxed
 from support.patience import LONG
 from support.tool import TOOLS, functions, run_here
@@ -183,7 +184,9 @@ def test_rescore_by_other_scorers_and_settings(samples: Path, rescore: Rescore) 
     assert code == 0 and "reward" not in out
     assert re.search(r"length: 4 changes\n +4  not scored -> graded\n", out)
     config = samples.parents[1] / "config.yaml"
-    config.write_text(config.read_text() + "\nreward: {accuracy: {wrong: -0.5}}\n")
+    settings = yaml.safe_load(config.read_text())
+    settings["reward"]["accuracy"] = {"wrong": -0.5}
+    config.write_text(yaml.safe_dump(settings))
     code, out, _ = rescore(str(samples), "--verifier", "acc")
     assert code == 0 and re.search(r"acc: 3 changes\n", out) and "1  wrong -1 -> -0.5" in out
 
