@@ -348,7 +348,6 @@ def _publisher(run: Run, world: World, policy: AnyActor, engine: RolloutEngine) 
     """What brings the weights of the train ranks to the engines."""
     target = engine.weights()
     megabytes = run.config.training.publish_bucket_megabytes
-    group_for = partial(world.tensor_group, buffer_megabytes=megabytes)
     reshard = plan(
         param_table(run.actor.shape),
         run.actor.shape.num_layers,
@@ -357,12 +356,10 @@ def _publisher(run: Run, world: World, policy: AnyActor, engine: RolloutEngine) 
         run.dtype.itemsize,
         megabytes * 2**20,
     )
-    for ranks in reshard.groups():  # every rank makes all of them
-        group_for(ranks)
     return Publisher(
         reshard,
         world.rank,
-        group_for,
+        partial(world.tensor_group, buffer_megabytes=megabytes),
         policy.parameters(),
         target,
         run.dtype.torch,

@@ -33,7 +33,9 @@ def resolved_run(
     cfg, warnings = load_config(config, overrides)
     run = resolve(cfg, warnings, size, [0] * size)
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    return run, World(launch, run.placement, DEVICE, timedelta(seconds=LONG), store)
+    world = World(launch, run.placement, DEVICE, timedelta(seconds=LONG), store)
+    world.barrier()  # all have looked at the run folder before one takes it
+    return run, world
 
 
 def run(

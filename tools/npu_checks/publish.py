@@ -67,9 +67,6 @@ def publish(
     """Gigabytes a second of the second of two publications, all of whose bits were compared."""
     specs = param_table(shape)
     reshard = plan(specs, shape.num_layers, train, rollout, DTYPE.itemsize, megabytes * 2**20)
-    group_for = partial(world.tensor_group, buffer_megabytes=megabytes)
-    for ranks in reshard.groups():  # every rank makes all of them
-        group_for(ranks)
     device = world.device.torch
     held = {spec.name: local_shape(spec, 1) for spec in specs}
     source = {}
@@ -83,7 +80,7 @@ def publish(
     publisher = Publisher(
         reshard,
         world.rank,
-        group_for,
+        partial(world.tensor_group, buffer_megabytes=megabytes),
         source,
         target,
         DTYPE,
