@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from r1zero.algo.parts import count_blocks, plan_parts
+from r1zero.algo.parts import plan_parts
 from r1zero.algo.selection import AllGroups, GroupSelector
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
@@ -131,20 +131,24 @@ class Runtime:
     def _parts(self, prompts: int) -> tuple[Part, ...]:
         """Plan the parts of a batch of so many prompts.
 
-        What runs at a time in a replica makes a block: as many responses as the cache can hold, if
-        all were as long as they were in the last step, or half as long as they may be.
+        A replica runs as many responses at a time as its cache can hold, if all were as long as they
+        were in the last step, or half as long as they may be.
         """
         config = self.run.config
+        training = config.training
         engine = self.run.engine_config
         budget = config.response_budget
+        longest = self.expected_lengths.longest(budget)
         on_a_replica = -(-prompts // self.world.rollout.span.dp)
         samples = on_a_replica * config.actor_rollout.n_samples_per_prompt
-        rows = engine.max_cache_tokens // self.expected_lengths.typical(budget // 2)
+        rows = max(1, engine.max_cache_tokens // self.expected_lengths.typical(budget // 2))
         if engine.max_running is not None:
             rows = min(rows, engine.max_running)
-        blocks = count_blocks(samples, max(1, rows), config.parts)
-        edges = self.expected_lengths.band_edges(config.parts // blocks, budget)
-        return plan_parts(prompts, blocks, edges)
+        rounds = -(-samples // rows)
+        minibatches = None
+        if training.updates == "per_minibatch" and not training.staleness:
+            minibatches = config.num_samples // config.actor_rollout.ppo_mini_batch_size
+        return plan_parts(prompts, config.parts, rounds, minibatches, longest)
 
     def groups_in_flight(self) -> list[Group]:
         """Groups that this rank's rollout replica drew and nobody has learnt from, on its output

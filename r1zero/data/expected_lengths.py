@@ -57,24 +57,11 @@ class ExpectedLengths:
 
         return sorted(prompts, key=expected)
 
-    def band_edges(self, count: int, budget: int) -> list[int]:
-        """Cut lengths into `count` bands that hold about as many groups each, by the longest
-        response of each; returns the largest length of every band, ascending. The last is `budget`,
-        the length of no response is above it.
-
-        As the last step had it; even bands before the first. Edges that coincide count once. With
-        longest responses of 5, 7, 8, 20 and 90 tokens and a budget of 100, two bands end at 8 and
-        100, four at 7, 8, 20 and 100.
-        """
-        groups = len(self._longest)
-        edges = []
-        for band in range(1, count):
-            if groups:
-                edges.append(self._longest[-(-groups * band // count) - 1])
-            else:
-                edges.append(budget * band // count)
-        inner = {edge for edge in edges if 0 < edge < budget}
-        return [*sorted(inner), budget]
+    def longest(self, default: int) -> int:
+        """Tokens of the longest response of the last step; `default` before the first."""
+        if not self._longest:
+            return default
+        return self._longest[-1]
 
     def typical(self, default: int) -> int:
         """Tokens of the longest response of a group in the last step, on average and at least 1;

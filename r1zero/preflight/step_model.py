@@ -26,7 +26,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from r1zero.algo.parts import count_blocks, plan_parts
+from r1zero.algo.parts import plan_parts
+from r1zero.config.schema import DEFAULT_PARTS
 from r1zero.data.expected_lengths import ExpectedLengths
 from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.types import ANY_LENGTH, Part, Prompt
@@ -54,7 +55,7 @@ class Job:
     minibatch_order: Literal["drawn", "expected_length"] = "drawn"
     old_logprobs: Literal["recompute", "rollout"] = "recompute"
     staleness: int = 0
-    parts: int = 8  # in which the batch travels, at most
+    parts: int = DEFAULT_PARTS  # in which the batch travels, at most
 
     @property
     def num_minibatches(self) -> int:
@@ -167,9 +168,12 @@ def plan(job: Job, replicas: int, before: np.ndarray) -> tuple[int, tuple[Part, 
     if job.max_running is not None:
         rows = min(rows, job.max_running)
     samples = -(-job.prompts // replicas) * job.group_size
-    blocks = count_blocks(samples, rows, job.parts)
-    edges = known.band_edges(job.parts // blocks, job.longest)
-    return rows, plan_parts(job.prompts, blocks, edges)
+    rounds = -(-samples // rows)
+    minibatches = None
+    if job.updates == "per_minibatch" and not job.staleness:
+        minibatches = job.num_minibatches
+    longest = known.longest(job.longest)
+    return rows, plan_parts(job.prompts, job.parts, rounds, minibatches, longest)
 
 
 def play(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1zero.algo.dealing import Dealer, SampleTable
-from r1zero.algo.parts import count_blocks, plan_parts
+from r1zero.algo.parts import cut_parts
 from r1zero.types import Batch, Group, Prompt, Sample
 
 
@@ -37,9 +37,9 @@ def deal(batch, groups, replicas):
     return deals
 
 
-def make_batch(groups, minibatch, accumulates=False, blocks=1, edges=(10, 20, 40, 80, 160)):
+def make_batch(groups, minibatch, accumulates=False, blocks=1, edges=(10, 20, 40, 80)):
     size = len(groups[0].samples)
-    parts = plan_parts(len(groups), blocks, edges)
+    parts = cut_parts(len(groups), blocks, edges)
     prompts = [group.prompt for group in groups]
     if accumulates:
         minibatch = len(groups) * size
@@ -109,18 +109,3 @@ def test_tables_join_by_position_and_give_rows_in_the_order_asked_for():
     assert joined.rewards.tolist() == [group.rewards for group in groups]
     rows = joined.rows(np.array([4, 1]))
     assert rows.rewards.tolist() == [groups[4].rewards, groups[1].rewards]
-
-
-def test_every_group_belongs_to_one_part_whatever_its_length():
-    parts = plan_parts(5, 2, [10, 30])
-    assert [(part.positions, part.lengths.start) for part in parts] == [
-        (range(2), 0),
-        (range(2), 11),
-        (range(2, 5), 0),
-        (range(2, 5), 11),
-    ]
-    for position in range(5):
-        for length in (1, 10, 11, 30, 31, 10**6):
-            holds = [p for p in parts if position in p.positions and length in p.lengths]
-            assert len(holds) == 1
-    assert [count_blocks(160, rows, 8) for rows in (160, 80, 79, 1)] == [1, 2, 3, 8]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from r1zero.checkpoint import lengths
 from r1zero.data.expected_lengths import ExpectedLengths
@@ -41,33 +40,13 @@ def test_of_a_prompt_that_was_drawn_twice_the_later_one_counts():
     assert indices(known.order([prompt(1, 10), prompt(0, 10)])) == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("count", "edges"),
-    [
-        (1, [100]),
-        (2, [8, 100]),
-        (3, [7, 20, 100]),  # 2 of 5 groups are the first third, 4 of 5 the second
-        (4, [7, 8, 20, 100]),
-        (5, [5, 7, 8, 20, 100]),
-        (9, [5, 7, 8, 20, 90, 100]),  # no more than there are lengths
-    ],
-)
-def test_bands_hold_as_many_groups_each_as_the_last_step_had_it(count, edges):
+def test_the_longest_responses_are_those_of_the_last_step():
     known = ExpectedLengths()
-    known.record([prompt(0, 1)], [[3, 4]])  # a step that is over
+    assert (known.longest(100), known.typical(50)) == (100, 50), "before the first"
+    known.record([prompt(0, 1)], [[3, 400]])  # a step that is over
     groups = [[90, 1], [7, 7], [2, 20], [8, 0], [5, 3]]
     known.record([prompt(number, 10) for number in range(5)], groups)
-    assert known.band_edges(count, 100) == edges
-
-
-def test_bands_are_even_before_the_first_step_and_above_the_longest_nothing_is_cut():
-    known = ExpectedLengths()
-    assert known.band_edges(4, 100) == [25, 50, 75, 100]
-    assert known.band_edges(4, 2) == [1, 2]
-    known.record([prompt(0, 1), prompt(1, 1), prompt(2, 1)], [[0], [100], [100]])
-    assert known.band_edges(3, 100) == [100], "one group is empty, the others are cut off"
-    known.record([prompt(0, 1), prompt(1, 1)], [[30], [70]])
-    assert known.band_edges(2, 50) == [30, 50], "a budget that became smaller"
+    assert (known.longest(100), known.typical(50)) == (90, 26)
 
 
 def test_another_process_goes_on_where_a_checkpoint_was(tmp_path):
@@ -81,7 +60,8 @@ def test_another_process_goes_on_where_a_checkpoint_was(tmp_path):
     resumed.restore(lengths.read(tmp_path))
     drawn = [prompt(int(index), int(index)) for index in random.permutation(range(20, 80))]
     assert indices(resumed.order(drawn)) == indices(known.order(drawn))
-    assert resumed.band_edges(3, 300) == known.band_edges(3, 300)
+    assert resumed.longest(0) == known.longest(0) > 0
+    assert resumed.typical(0) == known.typical(0)
     for state in (known.state(), resumed.state()):
         assert list(state["index"]) == list(range(40))
 
@@ -91,4 +71,4 @@ def test_a_checkpoint_without_lengths_begins_with_none(tmp_path):
     empty = ExpectedLengths()
     lengths.write(tmp_path, empty.state())
     empty.restore(lengths.read(tmp_path))
-    assert empty.band_edges(2, 10) == [5, 10]
+    assert empty.longest(10) == 10

@@ -156,13 +156,17 @@ def test_a_group_is_known_to_be_longer_by_its_longest_row() -> None:
 
 
 def test_parts_are_planned_from_the_step_before() -> None:
-    """Four groups of one response, the longest of 9 tokens: two parts end at 3 and 100."""
-    job = replace(JOB, parts=2)
+    """Four groups of one response, the longest of 9 tokens, so the first of two parts ends at 4."""
+    job = replace(JOB, parts=2, updates="accumulate")
     rows, parts = plan(job, 2, column(9, 1, 3, 5))
-    assert rows > 100 and [part.lengths.start for part in parts] == [0, 4]
+    assert rows > 100 and [part.lengths.start for part in parts] == [0, 5]
     # 10 tokens hold 2 responses of 4 or 5 tokens: as many blocks as the parts allow.
     rows, parts = plan(replace(job, cache_tokens=10), 1, column(9, 1, 3, 5))
-    assert rows == 2 and [part.positions for part in parts] == [range(2), range(2, 4)]
+    halves = [range(2), range(2, 4)]
+    assert rows == 2 and [part.positions for part in parts] == halves
+    # So do minibatches that have updates of their own.
+    rows, parts = plan(replace(job, updates="per_minibatch"), 2, column(9, 1, 3, 5))
+    assert rows > 100 and [part.positions for part in parts] == halves
 
 
 SEVEN_B = place(

@@ -13,7 +13,7 @@ import torch
 from support.shapes import small_shape
 from support.tool import run_here
 
-from r1zero.algo.parts import plan_parts
+from r1zero.algo.parts import cut_parts
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import EngineLimits, NativeEngine
 from r1zero.rollout.interface import EngineListener, RolloutProgress, Sampling
@@ -88,7 +88,7 @@ def test_parts_hold_what_their_lengths_say_and_end_when_they_are_known(limits):
     batch = Batch(1, 0, [group.prompt for group in engine.collect(EVERYTHING)], 3, 12)
     engine.submit(batch, range(4), SAMPLING, budgets)
     whole = {group.position: group.samples for group in engine.collect(batch.everything)}
-    parts = plan_parts(4, 1, [3, 4, 6, 8])
+    parts = cut_parts(4, 1, [3, 4, 6])
     engine.submit(batch, range(4), SAMPLING, budgets)
     found = []
     for part in parts:

@@ -236,7 +236,7 @@ def test_rollout_of_the_next_minibatch_runs_while_one_is_trained(tiny, tmp_path)
     recorded = spans(folder, 2)
     rollout = [(start, end) for rank, name, start, end in recorded if name == "rollout"]
     update = [(start, end) for rank, name, start, end in recorded if name == "update" and rank == 0]
-    assert len(update) == 8  # parts, half of which complete a minibatch
+    assert len(update) == 16  # parts, a quarter of which complete a minibatch
     first_update = min((start, end) for start, end in update if end - start > 1e-3)
     assert any(start < first_update[1] and end > first_update[0] for start, end in rollout), (
         "no rollout span overlaps the first update"
