@@ -68,8 +68,9 @@ def test_score_takes_scorers_and_settings_of_a_config(tmp_path: Path, tiny: Path
         "scores": {"mine.length": 9, "acc": -1.0, "overlong": -0.5},
     }
     (tmp_path / "three.yaml").write_text(
-        (TOOLS.parent / "configs" / "tiny.yaml").read_text()
-        + "\nreward: {accuracy: {wrong: -0.5}}\n"
+        (TOOLS.parent / "configs" / "tiny.yaml")
+        .read_text()
+        .replace("\nreward:\n", "\nreward:\n  accuracy: {wrong: -0.5}\n")
     )
     code, out, _ = run("score.py", "--input", str(path), "--config", str(tmp_path / "three.yaml"))
     assert code == 0 and json.loads(out)["scores"] == {"acc": -0.5, "format": 0.0}
