@@ -70,7 +70,7 @@ def npu_check(*arguments: str, **variables: str) -> tuple[int, str, str]:
         [sys.executable, str(ROOT / "tools" / "npu_check.py"), *arguments],
         text=True,
         capture_output=True,
-        timeout=LONG,
+        timeout=len(ITEMS) * LONG,  # one process after the other
         env={**os.environ, **variables},
     )
     return done.returncode, done.stdout, done.stderr
