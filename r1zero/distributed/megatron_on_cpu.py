@@ -62,7 +62,7 @@ def answer_cuda_with_cpu() -> None:
 
 
 def _import_megatron() -> None:
-    """Import Megatron without what no run on CPUs uses, in half the time.
+    """Import Megatron without what no run on CPUs uses.
 
     Its decorators compile functions that a CPU never calls, which imports PyTorch's compiler;
     MindSpeed does without, too. And it imports wandb for an inference engine of its own.

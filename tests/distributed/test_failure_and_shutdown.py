@@ -120,6 +120,8 @@ def as_program(
     signals: Sequence[int] = (signal.SIGTERM,),
 ) -> int:
     """The program in a world of one, with `signals` once `after` exists; returns its exit code."""
+    for number in signals:  # a script's background jobs ignore some, and so would the program
+        signal.signal(number, signal.SIG_DFL)
     if after is not None:
 
         def ask() -> None:
