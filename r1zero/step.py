@@ -99,8 +99,8 @@ def learn(step: int, runtime: Runtime) -> StepOutcome | None:
     for _ in batch.parts:
         with clock.span("wait"):
             deliveries = taker.take()
-        with clock.span("update"):
-            for delivery in deliveries:
+        for delivery in deliveries:
+            with clock.span("update"):
                 updates += policy.learn(delivery)
     for _ in range(1, batch.epochs):
         with clock.span("update"):

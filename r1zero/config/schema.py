@@ -46,7 +46,7 @@ from r1zero.errors import BadInput
 CONFIGS = ROOT / "configs"
 CHECKPOINTS = "checkpoints"  # their folder in the run folder
 ADVANTAGE = "group_norm"  # default of algorithm.advantage
-DEFAULT_PARTS = 16  # of training.parts
+DEFAULT_PARTS = 8  # of training.parts
 MOST_RANKS = 2**16  # that an entry of the pool may have
 
 # Types that several keys share.
@@ -138,8 +138,8 @@ class Training:
     staleness: Annotated[Whole, between(0, 1, 0)] = 0
     # In how many parts a global batch travels from rollout over ref to train: groups of like length,
     # as they end. More let the roles wait less, fewer make larger forward passes. Default: 1 if
-    # roles are colocated, else 16.
-    parts: OrNull[Annotated[Whole, between(1, 1024, 16)]] = None
+    # roles are colocated, else 8.
+    parts: OrNull[Annotated[Whole, between(1, 1024, 8)]] = None
     # Of tensors; default hccl, nccl or gloo, as the device is.
     distributed_backend: OrNull[OneOf[Literal["hccl", "nccl", "gloo"]]] = None
     # How long ranks wait for one another.

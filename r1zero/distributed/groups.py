@@ -33,9 +33,8 @@ from r1zero.distributed.rendezvous import join
 from r1zero.distributed.watchdog import FailureWatch
 from r1zero.errors import BadInput
 
-# Connect two ranks when they first talk: a mesh of all ranks of the world is n^2 connections, and
-# each rank would read the addresses of all in the store, of 154 + 8 n bytes each. torch reads it
-# from 2.8 on.
+# Whether gloo connects two ranks when they first talk, and not all at start. torch reads it from 2.8
+# on.
 LAZY_GLOO = "TORCH_GLOO_LAZY_INIT"
 JOINED = "r1zero/joined"  # in the store
 
@@ -262,7 +261,9 @@ def _join_everyone(launch: Launch, timeout: timedelta, store: dist.Store) -> Non
     """Make the default group, gloo over all ranks, and wait until all are in it: nobody changes a
     folder while another still looks whether it may. BadInput when this machine's network does not
     allow it."""
-    os.environ.setdefault(LAZY_GLOO, "1")
+    # Connected at their first use, two ranks wait for each other there, and a send that shall not
+    # wait would: ranks that work ahead of one another were seen to hang.
+    os.environ[LAZY_GLOO] = "0"
     try:
         dist.init_process_group(
             "gloo", store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout

@@ -5,8 +5,7 @@ ranks and rounded up:
 
     rank 0            2 a rank: the store, which rank 0 holds unless torchrun does, and gathering;
                       + 200 of its own
-    others            1 a rank, where every two ranks of the world are connected (torch before 2.8),
-                      + 200 of its own
+    others            1 a rank, since every two ranks of the world are connected; + 200 of its own
     torchrun's agent  1 a rank, on the first node, where it holds the store; + 100 of its own. It
                       keeps the limit of the shell that it was started from
 """
