@@ -7,7 +7,9 @@ on PyTorch's operators, slower and with equal results within float error.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import logging
@@ -90,7 +92,7 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         if not library.is_file():
             if compiler is None:
                 return None, "no C++ compiler (c++, g++ or clang++) was found"
-            _compile(compiler, library)
+            _compile_once(compiler, library)
         return ctypes.CDLL(str(library)), ""
     except subprocess.CalledProcessError as error:
         return None, (
@@ -118,10 +120,21 @@ def _library() -> Path:
     )
 
 
+def _compile_once(compiler: str, library: Path) -> None:
+    """Compile where no other process of this user does, else wait for it: the ranks of a node start
+    together, and sixty compilers at once take all its memory."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with open(library.with_suffix(".lock"), "w") as turn:
+        # a home folder may be on a file system without locks: then each rank compiles
+        with contextlib.suppress(OSError):
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        if not library.is_file():
+            _compile(compiler, library)
+
+
 def _compile(compiler: str, library: Path) -> None:
     """Compile under another name, then rename: processes that start together never see half a
     file."""
-    library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         objects = Path(folder, "kernels.o")
         made = Path(folder, "kernels.so")

@@ -210,3 +210,25 @@ def test_a_user_without_a_home_folder_gets_the_reason_too(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     found, reason = native.load.__wrapped__()
     assert found is None and "home directory" in reason
+
+
+def test_of_processes_that_start_together_one_compiles(tmp_path):
+    """Sixty compilers at once would take all memory of a machine."""
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        f"echo call >> {tmp_path}/calls\n"
+        'sleep 0.3; while [ "$1" != -o ]; do shift; done; touch "$2"\n'
+    )
+    compiler.chmod(0o755)
+    library = tmp_path / "cache" / "kernels.so"
+    code = (
+        "import sys; from pathlib import Path; from r1zero.rollout import native; "
+        "native._compile_once(sys.argv[1], Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(compiler), str(library)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    together = [subprocess.Popen(command, env=environment) for _ in range(4)]
+    assert [process.wait(timeout=120) for process in together] == [0] * 4
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert library.is_file() and len(calls) == 2, "one compiles and links, the others wait for it"
