@@ -118,7 +118,7 @@ def build(args: argparse.Namespace) -> tuple[World, Actor, Callable[[], None]]:
         1,
     )
     role.load(args.model)
-    policy = Actor(role, actor_config(cfg.actor_rollout, cfg.algorithm, 1000))
+    policy = Actor(role, actor_config(cfg, 1000))
     batch, groups = samples(role.shape.vocab_size)
     dealer = Dealer(batch, world.train.span.dp)
     [deal] = dealer.add(SampleTable.of(groups, batch.samples_per_prompt))

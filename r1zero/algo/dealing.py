@@ -72,8 +72,9 @@ class Deal:
     is_first: bool  # of that update
     is_last: bool  # with it the update is complete
     groups: SampleTable  # whose advantages are due: those that begin in it
-    numbers: np.ndarray  # int64, the samples that train, ascending: position * G + member
-    counted: np.ndarray  # int64, tokens of each that the loss counts
+    numbers: np.ndarray  # int64 [n], its samples, ascending: position * G + member
+    counted: np.ndarray  # int64 [n], tokens of each that the loss mask leaves
+    trains: np.ndarray  # bool [n], those that are learnt from, and so in a share
     shares: list[list[int]]  # numbers, by replica
 
 
@@ -139,17 +140,16 @@ class Dealer:
         positions: np.ndarray,
         numbers: np.ndarray,
     ) -> Deal:
-        """Deal these samples out, those of groups that do not train left aside."""
+        """Deal these samples out; those of groups that do not train are in no share."""
         size = self._batch.samples_per_prompt
         known = self._known
         rows = np.searchsorted(known.positions, numbers // size)
-        trains = known.trains[rows]
-        numbers = numbers[trains]
-        rows = rows[trains]
         members = numbers % size
-        lengths = known.lengths[rows, members]
+        trains = known.trains[rows]
+        learnt = numbers[trains].tolist()
+        lengths = known.lengths[rows, members][trains].tolist()
         entries = []
-        for number, length in zip(numbers.tolist(), lengths.tolist(), strict=True):
+        for number, length in zip(learnt, lengths, strict=True):
             prompt = self._batch.prompts[number // size]
             entries.append(_Entry(number, number // size, len(prompt.tokens), length - 1))
         shares = balance_over_replicas(entries, self._loads)
@@ -160,5 +160,6 @@ class Dealer:
             known.rows(positions),
             numbers,
             known.counted[rows, members],
+            trains,
             [[entry.number for entry in share] for share in shares],
         )

@@ -86,9 +86,9 @@ def microbatch_loss(
 ) -> tuple[torch.Tensor, Sums]:
     """Return this microbatch's part of the minibatch loss, and the sums of all statistics, fp32.
 
-    loss = aggregate(weight * policy loss + kl_coefficient KL - entropy_coefficient H), with the
-    importance weight of each token: the aggregation weighs the three terms of a token alike. The
-    sums are detached.
+    loss = sum of c * (weight * policy loss + kl_coefficient KL - entropy_coefficient H), with the
+    importance weight of each token and its c of the aggregation, which weighs the three terms of a
+    token alike. The sums are detached.
     """
     policy, own = objective.loss(batch, **objective.settings)
     kl = kl_penalty(batch.logprobs, batch.ref_logprobs, terms.kl_estimator)
@@ -96,7 +96,7 @@ def microbatch_loss(
         batch.old_logprobs, batch.rollout_logprobs, terms.importance_cap
     )
     losses = weight * policy + terms.kl_coefficient * kl - terms.entropy_coefficient * batch.entropy
-    loss = objective.aggregation(losses, batch)
+    loss = (losses * batch.weights).sum()
     with torch.no_grad():
         mismatch = (batch.trainer_logprobs - batch.rollout_logprobs).abs()
         values = {

@@ -14,10 +14,10 @@ class LossBatch:
     The responses [a b c] and [d e] give R = 5 and cu_seqlens [0 3 5]: the tokens of sample i lie at
     cu_seqlens[i] up to cu_seqlens[i + 1]. Log-probs are at the sampling temperature.
 
-    The denominators belong to the whole minibatch, over all ranks. Both count what the mask leaves;
-    they are fixed before the first forward pass, and the parts of all microbatches add up. Where
-    gradients of a whole global batch are accumulated while it is drawn, both are 1 and the sum is
-    divided at the end.
+    The weights are those of the aggregation (algo/aggregation.py): fixed before the first forward
+    pass, for the whole update and over all ranks, so the parts of all microbatches add up. Where
+    gradients of a whole global batch are accumulated while it is drawn, its denominator is not known
+    yet: the weights are not divided by it, and the sum is at the end.
     """
 
     logprobs: torch.Tensor  # of the policy that learns, with gradient
@@ -30,8 +30,7 @@ class LossBatch:
     advantages: torch.Tensor
     mask: torch.Tensor  # 1 for tokens that the loss counts, else 0
     cu_seqlens: torch.Tensor  # int32 [samples + 1]
-    num_tokens: int  # that the mask leaves, in the minibatch
-    num_sequences: int  # with at least one such token
+    weights: torch.Tensor  # in the loss of the update; 0 for tokens that it leaves out
 
     def log_ratio(self) -> torch.Tensor:
         """log(p / p_old) of each token, with gradient: [R]."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from r1zero.algo.advantage import ADVANTAGES, Advantage
-from r1zero.algo.aggregation import AGGREGATIONS, DEFAULT, DENOMINATORS, Aggregation
+from r1zero.algo.aggregation import AGGREGATIONS, DEFAULT, Aggregation, check_aggregation
 from r1zero.algo.losses import LOSSES, PolicyLoss
 from r1zero.errors import BadInput
 
@@ -22,7 +22,6 @@ class Objective:
     loss: PolicyLoss
     settings: Mapping[str, Any]  # keyword arguments of the loss
     aggregation: Aggregation
-    denominator: Literal["tokens", "sequences"] | None  # of the aggregation; None: not known
     advantage: Advantage
 
 
@@ -57,10 +56,11 @@ def choose_objective(
             f"algorithm.aggregation: {aggregation} does not go with the loss {loss}; "
             f"set it to {names}"
         )
+    weighs = AGGREGATIONS[aggregation]
+    check_aggregation(aggregation, weighs)
     return Objective(
         loss=chosen,
         settings=completed,
-        aggregation=AGGREGATIONS[aggregation],
-        denominator=DENOMINATORS.get(aggregation),
+        aggregation=weighs,
         advantage=ADVANTAGES[advantage],
     )

@@ -353,8 +353,9 @@ class Algorithm:
     advantage: OrNull[Text] = None
     loss: Text = "grpo"  # policy loss: grpo, gspo, cispo or your own
     loss_settings: Settings = field(default_factory=dict)  # of that loss: docs/extending.md
-    # Weights of tokens and responses in the loss: token_mean, sequence_mean or your own. Default:
-    # what goes with the loss, sequence_mean for gspo and else token_mean.
+    # What a response weighs in the loss of an update: token_mean, sequence_mean, sequence_sum,
+    # constant, group_token_mean or your own (docs/algorithm.md). Default: what goes with the loss,
+    # sequence_mean for gspo and else token_mean.
     aggregation: OrNull[Text] = None
     # Log-probs that the ratio of the loss is taken to: those of the trainer under the weights at the
     # start of the step, or those that the rollout engine noted, which saves a forward pass and a

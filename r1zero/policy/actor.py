@@ -18,6 +18,7 @@ from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from r1zero.algo.advantage import advantages_of, whiten
+from r1zero.algo.aggregation import UpdateSamples, sample_weights
 from r1zero.algo.dealing import Deal
 from r1zero.algo.kl import KLCoefficient
 from r1zero.algo.loss import LossTerms, Sums, microbatch_loss
@@ -39,8 +40,10 @@ class Update:
     """An update that grows: what its samples gave so far, on this rank or over all replicas."""
 
     is_first: bool  # of its step: the weights are still those of its start
-    num_tokens: int = 0  # of all replicas, that the loss masks leave
-    num_sequences: int = 0  # of all replicas, with at least one such token
+    num_tokens: int = 0  # of all replicas, that are learnt from
+    # Of the aggregation, for the samples of all replicas: by number, and what they are divided by.
+    weights: dict[int, float] = field(default_factory=dict)
+    denominator: float = 0.0
     sums: list[Sums] = field(default_factory=list)  # of this replica's microbatches
 
 
@@ -120,10 +123,11 @@ class Actor:
             self.ddp.zero_grad_buffer()
             self.optimizer.zero_grad()
         update = self._update
-        update.num_tokens += int(deal.counted.sum())
-        update.num_sequences += int((deal.counted > 0).sum())
+        learnt = int(deal.counted[deal.trains].sum())
+        update.num_tokens += learnt
+        self._weigh(deal)
         items = self._items(delivery)
-        if items and deal.counted.any():
+        if items and learnt:
             microbatches = cut_microbatches(
                 items, self.cfg.micro_batch_size, self.cfg.max_tokens_per_microbatch
             )
@@ -174,7 +178,7 @@ class Actor:
         update = self._update
         with self.model.active():
             if self._accumulates:
-                self.ddp.scale_gradients(1 / self._denominator())
+                self.ddp.scale_gradients(1 / update.denominator)
             finalize_model_grads([self.ddp], None, pg_collection=self.model.groups)
             # before the update, so that a warm-up never wastes its first one
             self.scheduler.step(increment=1)
@@ -194,21 +198,28 @@ class Actor:
             return self.cfg.importance_cap
         return None
 
-    def _denominator(self) -> int:
-        """What the sum of an update that was accumulated is divided by."""
-        kind = self.cfg.objective.denominator
-        assert kind is not None, "gradients are accumulated for aggregations that divide by a count"
-        if kind == "tokens":
-            return self._update.num_tokens
-        return self._update.num_sequences
+    def _weigh(self, deal: Deal) -> None:
+        """Note the weights of a deal's samples in the loss.
+
+        Where gradients are accumulated the denominator still grows: they are divided at the end.
+        """
+        assert self._batch is not None
+        groups = deal.numbers // self._batch.samples_per_prompt
+        samples = UpdateSamples(deal.counted, groups, self.cfg.response_budget)
+        weights, denominator = sample_weights(self.cfg.objective.aggregation, samples)
+        self._update.denominator += denominator
+        if not self._accumulates:
+            weights = weights / (denominator or 1.0)  # 0: no token counts
+        self._update.weights |= zip(deal.numbers.tolist(), weights.tolist(), strict=True)
 
     def _advantages_of(self, deal: Deal) -> dict[int, float]:
-        """The advantages of all samples of a deal, by number."""
-        values = self.advantages.reshape(-1)[deal.numbers]
+        """The advantages of the samples of a deal that train, by number."""
+        numbers = deal.numbers[deal.trains]
+        values = self.advantages.reshape(-1)[numbers]
         assert np.isfinite(values).all(), f"advantages of a minibatch: {values}"
         if self.cfg.advantage_whiten:
-            values = whiten(values, deal.counted)
-        return dict(zip(deal.numbers.tolist(), values.tolist(), strict=True))
+            values = whiten(values, deal.counted[deal.trains])
+        return dict(zip(numbers.tolist(), values.tolist(), strict=True))
 
     def _loss_batch(
         self,
@@ -219,6 +230,7 @@ class Actor:
     ) -> LossBatch:
         """Lay what the samples bring beside what the policy says of their tokens."""
         samples = [item.sample for item in packed.items]
+        weights = self._update.weights
         ref_logprobs = [sample.ref_logprobs for sample in samples]
         rollout_logprobs = packed.concat([sample.logprobs for sample in samples])
         if self.cfg.old_logprobs == "rollout":
@@ -227,6 +239,7 @@ class Actor:
         else:
             old_logprobs = self._old(packed, logprobs)
             trainer_logprobs = old_logprobs
+        mask = packed.concat([sample.mask for sample in samples])
         return LossBatch(
             logprobs=logprobs,
             entropy=entropy,
@@ -235,12 +248,11 @@ class Actor:
             ref_logprobs=packed.concat([values for values in ref_logprobs if values is not None]),
             rollout_logprobs=rollout_logprobs,
             advantages=packed.per_token([advantages[item.number] for item in packed.items]),
-            mask=packed.concat([sample.mask for sample in samples]),
+            mask=mask,
             cu_seqlens=torch.tensor(
                 packed.response_cu_seqlens, dtype=torch.int32, device=logprobs.device
             ),
-            num_tokens=1 if self._accumulates else self._update.num_tokens,
-            num_sequences=1 if self._accumulates else self._update.num_sequences,
+            weights=mask * packed.per_token([weights[item.number] for item in packed.items]),
         )
 
     def _old(self, packed: Microbatch, logprobs: torch.Tensor) -> torch.Tensor:

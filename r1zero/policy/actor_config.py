@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from r1zero.algo.losses import LOSSES
 from r1zero.algo.objective import Objective, choose_objective
-from r1zero.config.schema import ADVANTAGE, ActorRollout, Algorithm, KlCtrl
+from r1zero.config.schema import ADVANTAGE, ActorRollout, Algorithm, Config, KlCtrl
 from r1zero.errors import Diagnostics
 
 CLIP_RATIO = 0.2  # where no key gives a bound
@@ -43,6 +43,7 @@ class ActorConfig:
     kl_penalty: str  # estimator
     kl_ctrl: KlCtrl
     entropy_coeff: float
+    response_budget: int  # tokens that a response may have
     temperature: float  # of the log-probs, as in sampling
     old_logprobs: str  # "recompute" by the trainer, or those of the "rollout" engine
     importance_cap: float  # of importance weights, where other weights learn first than drew
@@ -52,8 +53,10 @@ class ActorConfig:
     optimizer: OptimizerConfig
 
 
-def actor_config(actor: ActorRollout, algorithm: Algorithm, total_updates: int) -> ActorConfig:
+def actor_config(cfg: Config, total_updates: int) -> ActorConfig:
     """Take what the policy needs; `total_updates` are those of the whole run."""
+    actor = cfg.actor_rollout
+    algorithm = cfg.algorithm
     warmup = actor.lr_warmup_iters or round(total_updates * (actor.lr_warmup_fraction or 0.0))
     optimizer = OptimizerConfig(
         lr=actor.lr,
@@ -73,6 +76,7 @@ def actor_config(actor: ActorRollout, algorithm: Algorithm, total_updates: int) 
         kl_penalty=algorithm.kl_penalty,
         kl_ctrl=algorithm.kl_ctrl,
         entropy_coeff=actor.entropy_coeff,
+        response_budget=cfg.response_budget,
         temperature=actor.temperature,
         old_logprobs=algorithm.old_logprobs,
         importance_cap=algorithm.importance_cap,

@@ -108,15 +108,9 @@ def check_objective(cfg: Config) -> list[str]:
     if problems:
         return problems
     try:
-        objective = objective_of(algorithm, cfg.actor_rollout)
+        objective_of(algorithm, cfg.actor_rollout)
     except BadInput as error:
         return [str(error)]
-    if cfg.training.updates == "accumulate" and objective.denominator is None:
-        return [
-            f"algorithm.aggregation: {algorithm.aggregation} is your own, and training.updates: "
-            "accumulate must know what it divides by; set it to token_mean or sequence_mean, or "
-            "updates to per_minibatch"
-        ]
     return []
 
 

@@ -67,9 +67,7 @@ class Run:
     @property
     def actor_config(self) -> ActorConfig:
         """What the policy needs."""
-        return actor_config(
-            self.config.actor_rollout, self.config.algorithm, total_updates=self.total_updates
-        )
+        return actor_config(self.config, self.total_updates)
 
     @property
     def reward_config(self) -> RewardConfig:

@@ -1,4 +1,4 @@
-"""Advantages, KL, loss and its denominator against values worked by hand."""
+"""Advantages, KL, loss and its weights against values worked by hand."""
 
 from __future__ import annotations
 
@@ -80,8 +80,7 @@ def penalty_in_loss(logits, drawn_by, ref, estimator):
         advantages=nothing,
         mask=drawn_by.softmax(0),
         cu_seqlens=torch.tensor([0, len(logits)], dtype=torch.int32),
-        num_tokens=1,
-        num_sequences=1,
+        weights=drawn_by.softmax(0),
     )
     return microbatch_loss(batch, grpo(0.2, 0.2), LossTerms(estimator, 1.0, 0.0))[0]
 
@@ -173,8 +172,7 @@ def loss_of(ratio, advantage, mask=1.0, denominator=1):
         advantages=advantage * one,
         mask=mask * one,
         cu_seqlens=torch.tensor([0, 1], dtype=torch.int32),
-        num_tokens=denominator,
-        num_sequences=1,
+        weights=mask * one / denominator,
     )
     objective = grpo(0.2, 0.3)
     loss, sums = microbatch_loss(batch, objective, LossTerms("kl", 0.1, 0.01))
@@ -207,7 +205,7 @@ def test_loss_clips_each_side_by_hand(ratio, advantage, surrogate, clipped):
     ] == pytest.approx(kl, rel=1e-5)
 
 
-def test_masked_tokens_have_no_part_and_the_denominator_divides():
+def test_masked_tokens_have_no_part_and_the_weight_multiplies():
     logprobs, loss, stats = loss_of(1.1, 2.0, mask=0.0)
     loss.backward()
     assert loss.item() == 0 and logprobs.grad.item() == 0 and not any(stats.values())

@@ -1,4 +1,4 @@
-"""Policy losses, aggregations, own advantages: values by hand; what a configuration may say."""
+"""Policy losses, own advantages: values by hand; what a configuration may say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from support.patience import LONG
 
 from r1zero.algo.advantage import advantages_of
-from r1zero.algo.aggregation import AGGREGATIONS
 from r1zero.algo.loss import LossTerms, microbatch_loss
 from r1zero.algo.loss_batch import LossBatch
 from r1zero.algo.losses import LOSSES, policy_loss, stats_of
@@ -29,13 +28,12 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CLIP = {"clip_low": 0.2, "clip_high": 0.2}
 
 
-def make_batch(logprobs, old, advantages, lengths, mask=None, **counts):
+def make_batch(logprobs, old, advantages, lengths):
     """Fields that a loss of the policy alone looks at; the others are zero."""
     logprobs = torch.tensor(logprobs, requires_grad=True)
-    mask = torch.ones(len(logprobs)) if mask is None else torch.tensor(mask)
     zeros = torch.zeros(len(logprobs))
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    counts = {"num_tokens": int(mask.sum()), "num_sequences": len(lengths)} | counts
+    ones = torch.ones(len(logprobs))
     return LossBatch(
         logprobs=logprobs,
         entropy=zeros,
@@ -44,9 +42,9 @@ def make_batch(logprobs, old, advantages, lengths, mask=None, **counts):
         ref_logprobs=zeros,
         rollout_logprobs=torch.tensor(old),
         advantages=torch.tensor(advantages),
-        mask=mask,
+        mask=ones,
         cu_seqlens=cu_seqlens,
-        **counts,
+        weights=ones,
     )
 
 
@@ -125,30 +123,6 @@ def test_the_share_of_clipped_sequences_is_a_mean_over_sequences():
     assert found == {"gspo": 0.5, "grpo": 0.75}
 
 
-# Lengths 2 4 1 3 and losses 1 2 3 5 a token: 28 / 10, and (1 + 2 + 3 + 5) / 4.
-LENGTHS = [2, 4, 1, 3]
-LOSS_OF_TOKENS = torch.tensor(np.repeat([1.0, 2.0, 3.0, 5.0], LENGTHS))
-
-
-def of_tokens(mask=None, **counts):
-    return make_batch([0.0] * 10, [0.0] * 10, [0.0] * 10, LENGTHS, mask, **counts)
-
-
-@pytest.mark.parametrize(
-    ("name", "expected", "masked"),
-    [
-        ("token_mean", 2.8, 20 / 6),
-        ("sequence_mean", 2.75, 3.0),
-        (f"{EXAMPLES}/aggregation_constant.py:constant", 28 / 4 / 1024, 20 / 3 / 1024),
-    ],
-)
-def test_aggregations_by_hand_and_without_the_tokens_of_a_response(name, expected, masked):
-    assert AGGREGATIONS[name](LOSS_OF_TOKENS, of_tokens()).item() == pytest.approx(expected)
-    mask = np.repeat(np.float32([1, 0, 1, 1]), LENGTHS)
-    batch = of_tokens(mask, num_sequences=3)
-    assert AGGREGATIONS[name](LOSS_OF_TOKENS, batch).item() == pytest.approx(masked)
-
-
 def test_an_own_advantage_by_hand_and_groups_that_rest_have_none():
     own = load_own("algorithm.advantage", f"{EXAMPLES}/advantage_leave_one_out.py:leave_one_out")
     rewards = np.array([[1.0, 0.0, 0.0], [3.0, 1.0, 2.0]])
@@ -215,9 +189,12 @@ def test_a_statistic_joins_over_updates_as_it_is_reduced():
             ["algorithm.loss_settings.clip_low: wide must be a number from 0 to 1"],
         ),
         (["loss_settings=3"], ["algorithm.loss_settings: 3 must be a section with keys"]),
+        (["aggregation=math:pow"], ["must take one argument"]),
         (
             ["aggregation=tokens"],
-            ["algorithm.aggregation: tokens is not one of sequence_mean, token_mean"],
+            [
+                "algorithm.aggregation: tokens is not one of constant, group_token_mean, sequence_mean,"
+            ],
         ),
         (["advantage=group_mean"], ["algorithm.advantage: group_mean is not one of group_norm"]),
         (
@@ -251,7 +228,7 @@ def test_what_does_not_fit_is_told_with_its_key(tiny, overrides, said):
         [
             f"loss={EXAMPLES}/loss_dual_clip.py:dual_clip",
             f"advantage={EXAMPLES}/advantage_leave_one_out.py:leave_one_out",
-            f"aggregation={EXAMPLES}/aggregation_constant.py:constant",
+            f"aggregation={EXAMPLES}/aggregation_square_root.py:square_root",
         ],
     ],
 )

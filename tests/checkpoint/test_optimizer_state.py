@@ -47,7 +47,7 @@ def make_policy(world, folder: Path, dtype: torch.dtype) -> Actor:
     )
     model.load(folder)
     cfg, _ = load_config("tiny", ["actor_rollout.n_samples_per_prompt=4"])
-    return Actor(model, actor_config(cfg.actor_rollout, cfg.algorithm, 4))
+    return Actor(model, actor_config(cfg, 4))
 
 
 def update(policy: Actor) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.models import make_model
 from support.multiproc import run_ranks
-from support.updates import CAP, DUAL, SEQUENCE_CLIP, compare, update_body
+from support.updates import CAP, DUAL, SEQUENCE_CLIP, compare, update_body, variants_body
 from support.worlds import make_runtime
 
+from r1zero.algo.aggregation import AGGREGATIONS
 from r1zero.algo.parts import cut_parts
 from r1zero.step import train_step
 
@@ -46,6 +48,33 @@ def test_three_updates_equal_plain_pytorch(tmp_path, size, layout, overrides):
     compare(model, losses, weights)
 
 
+AGGREGATION_NAMES = [*AGGREGATIONS.names(), "square_root"]
+AGGREGATION_KEYS = [
+    [f"algorithm.aggregation={name}"]
+    for name in (*AGGREGATIONS.names(), f"{EXAMPLES}/aggregation_square_root.py:square_root")
+]
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "overrides"),
+    [
+        (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
+        (2, (1, 1), ["actor_rollout.micro_batch_size=3"]),
+        (2, (2, 1), ["actor_rollout.micro_batch_size=2"]),
+        (2, (1, 2), ["actor_rollout.max_tokens_per_microbatch=64"]),
+    ],
+)
+@pytest.mark.parametrize("chosen", [{}, {"masked": True, "resting": (2, 3, 4)}])
+def test_each_aggregation_equals_plain_pytorch(tmp_path, size, layout, overrides, chosen):
+    """Also where tokens and groups are left out: what remains weighs what it did."""
+    model = make_model("qwen2", tmp_path)
+    found, *_ = run_ranks(
+        variants_body, size, str(tmp_path), layout, overrides, AGGREGATION_KEYS, chosen
+    )
+    for name, (losses, weights) in zip(AGGREGATION_NAMES, found, strict=True):
+        compare(copy.deepcopy(model), losses, weights, aggregation=name, chosen=chosen)
+
+
 @pytest.mark.parametrize(
     ("size", "layout", "overrides"),
     [
@@ -55,12 +84,11 @@ def test_three_updates_equal_plain_pytorch(tmp_path, size, layout, overrides):
     ],
 )
 @pytest.mark.parametrize(
-    ("loss", "mean_of", "keys"),
+    ("loss", "aggregation", "keys"),
     [
-        ("grpo", "sequences", ["algorithm.loss=grpo", "algorithm.aggregation=sequence_mean"]),
         (
             "gspo",
-            "sequences",
+            "sequence_mean",
             [
                 "algorithm.loss=gspo",
                 (
@@ -69,10 +97,14 @@ def test_three_updates_equal_plain_pytorch(tmp_path, size, layout, overrides):
                 ),
             ],
         ),
-        ("cispo", "tokens", ["algorithm.loss=cispo", f"algorithm.loss_settings.ratio_cap={CAP}"]),
+        (
+            "cispo",
+            "token_mean",
+            ["algorithm.loss=cispo", f"algorithm.loss_settings.ratio_cap={CAP}"],
+        ),
         (
             "dual_clip",
-            "tokens",
+            "token_mean",
             [
                 f"algorithm.loss={EXAMPLES}/loss_dual_clip.py:dual_clip",
                 f"algorithm.loss_settings.most_cost={DUAL}",
@@ -82,7 +114,7 @@ def test_three_updates_equal_plain_pytorch(tmp_path, size, layout, overrides):
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_each_loss_equals_plain_pytorch(
-    tmp_path, size, layout, overrides, loss, mean_of, keys, masked
+    tmp_path, size, layout, overrides, loss, aggregation, keys, masked
 ):
     """Also where the loss leaves tokens out, which then count neither in a ratio nor in a
     denominator."""
@@ -91,7 +123,7 @@ def test_each_loss_equals_plain_pytorch(
     (losses, weights), *_ = run_ranks(
         update_body, size, str(tmp_path), layout, [*overrides, *keys], chosen
     )
-    compare(model, losses, weights, loss_name=loss, mean_of=mean_of, chosen=chosen)
+    compare(model, losses, weights, loss_name=loss, aggregation=aggregation, chosen=chosen)
 
 
 # The longest responses of the groups have 22, 24, 15, 23, 23 and 19 tokens.
@@ -107,21 +139,26 @@ WHOLE = {"accumulates": True, "minibatch_size": 24, "planned_parts": PARTS}
         (4, (1, 1), ["actor_rollout.micro_batch_size=3"]),
     ],
 )
-@pytest.mark.parametrize("mean_of", ["tokens", "sequences"])
-def test_gradients_of_parts_add_up_to_one_update(tmp_path, size, layout, overrides, mean_of):
+def test_gradients_of_parts_add_up_to_one_update(tmp_path, size, layout, overrides):
     """Two passes over the batch, each one update, where the loss leaves tokens out and one group
     rests. With four replicas some have nothing to learn of a part."""
     model = make_model("qwen2", tmp_path)
     chosen = {"masked": True, "resting": (4,)}
-    keys = [
-        f"algorithm.aggregation={mean_of.removesuffix('s')}_mean",
-        "actor_rollout.ppo_epochs=2",
-    ]
-    (losses, weights), *_ = run_ranks(
-        update_body, size, str(tmp_path), layout, [*overrides, *keys], chosen, WHOLE
+    keys = [*overrides, "actor_rollout.ppo_epochs=2"]
+    found, *_ = run_ranks(
+        variants_body, size, str(tmp_path), layout, keys, AGGREGATION_KEYS, chosen, WHOLE
     )
-    assert len(losses) == 2
-    compare(model, losses, weights, 2, chosen=chosen, prompts=6, mean_of=mean_of)
+    for name, (losses, weights) in zip(AGGREGATION_NAMES, found, strict=True):
+        assert len(losses) == 2
+        compare(
+            copy.deepcopy(model),
+            losses,
+            weights,
+            2,
+            chosen=chosen,
+            prompts=6,
+            aggregation=name,
+        )
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -25,7 +25,6 @@ from r1zero.preflight.check_custom import check_custom
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
 
-OWN = f"{Path(__file__).resolve().parents[2]}/examples/aggregation_constant.py:constant"
 RULES = [
     # Each key by itself.
     (
@@ -74,10 +73,6 @@ RULES = [
     (
         ["training.updates=accumulate", "algorithm.advantage_whiten=true"],
         ["algorithm.advantage_whiten: true needs all samples", "updates to per_minibatch"],
-    ),
-    (
-        ["training.updates=accumulate", f"algorithm.aggregation={OWN}"],
-        ["is your own", "set it to token_mean or sequence_mean"],
     ),
     (["algorithm.importance_cap=0.5"], ["algorithm.importance_cap: 0.5 must be from 1 to 1000"]),
     (["training.distributed_backend=mpi"], ["training.distributed_backend: mpi", "gloo"]),

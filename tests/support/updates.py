@@ -27,6 +27,7 @@ TEMPERATURE, KL, ENTROPY, LR, CLIP = 0.9, 0.07, 0.01, 2e-3, 0.1
 # the
 # gradient.
 EPS = 1e-3
+BUDGET = 32  # of a response, in tokens
 SEQUENCE_CLIP, CAP, DUAL = 0.02, 1.05, 1.15  # narrow enough that they bind in these updates
 OVERRIDES = [
     f"actor_rollout.temperature={TEMPERATURE}",
@@ -43,6 +44,8 @@ OVERRIDES = [
     "actor_rollout.n_samples_per_prompt=4",
     "actor_rollout.ppo_mini_batch_size=8",
     "training.global_batch_size=6",
+    f"training.seq_length={20 + BUDGET}",
+    "actor_rollout.max_prompt_length=20",
 ]
 PROMPT_LENGTHS = [3, 12, 7, 1, 20, 5]
 
@@ -85,17 +88,25 @@ def make_groups(
 def update_body(rank, size, store, folder, layout, overrides, chosen=(), plan=()):
     """Three minibatches of two groups each, unless the `plan` of the batch says otherwise; returns the
     stats and, on rank 0, the new weights."""
-    cfg, _ = load_config("tiny", [*OVERRIDES, *overrides])
+    return updates(make_world(rank, size, store, layout), folder, overrides, chosen, plan)
+
+
+def variants_body(rank, size, store, folder, layout, overrides, variants, chosen=(), plan=()):
+    """The same once for each of these lists of further overrides, in one world."""
     world = make_world(rank, size, store, layout)
+    return [updates(world, folder, [*overrides, *own], chosen, plan) for own in variants]
+
+
+def updates(world, folder, overrides, chosen, plan):
+    """The updates of `update_body`, from the weights in the folder."""
+    cfg, _ = load_config("tiny", [*OVERRIDES, *overrides])
     shape = ModelConfig.from_folder(folder)
     recompute = cfg.actor_rollout.recompute_granularity == "full"
     model = RoleModel(
         shape, world.train, DEVICE, torch.float32, 128, cfg.training.sequence_parallel, recompute, 1
     )
     model.load(folder)
-    policy = Actor(
-        model, actor_config(cfg.actor_rollout, cfg.algorithm, 3 * cfg.actor_rollout.ppo_epochs)
-    )
+    policy = Actor(model, actor_config(cfg, 3 * cfg.actor_rollout.ppo_epochs))
     groups = make_groups(**dict(chosen))
     batch = replace(Batch(1, 0, [group.prompt for group in groups], 4, 8), **dict(plan))
     policy.begin(batch)
@@ -157,11 +168,27 @@ SURROGATES = {
 }
 
 
+def plain_weight(aggregation, sample, group, update):
+    """What a token of a sample weighs in the loss of an update with these groups, of which some may
+    not train."""
+    tokens = {id(s): int(s.mask.sum()) for g in update for s in g.samples}
+    own_group = sum(tokens[id(s)] for s in group.samples)
+    responses = len(tokens)
+    return {
+        "token_mean": 1 / sum(tokens.values()),
+        "sequence_mean": 1 / responses / tokens[id(sample)],
+        "sequence_sum": 1 / responses,
+        "constant": 1 / responses / BUDGET,
+        "group_token_mean": 1 / len(update) / own_group,
+        "square_root": 1 / responses / tokens[id(sample)] ** 0.5,
+    }[aggregation]
+
+
 def plain_pytorch(
     model,
     epochs=1,
     loss_name="grpo",
-    mean_of="tokens",
+    aggregation="token_mean",
     chosen=(),
     prompts=2,
     engine=False,
@@ -200,11 +227,11 @@ def plain_pytorch(
     losses = []
     for _ in range(epochs):
         for first in range(0, len(groups), prompts):
-            part = [group for group in groups[first : first + prompts] if group.trains]
+            everything = groups[first : first + prompts]
+            part = [group for group in everything if group.trains]
             if not part:
                 continue
             total = sum(s.mask.sum() for g in part for s in g.samples)
-            sequences = sum(s.mask.any() for g in part for s in g.samples)
             loss = kl_sum = told = 0.0
             for group in part:
                 rewards = np.array([s.reward for s in group.samples])
@@ -226,8 +253,9 @@ def plain_pytorch(
                         surrogate = weight * surrogate
                     of_tokens = -surrogate + KL * kl - ENTROPY * entropy
                     told += of_tokens.sum().item() / total
-                    weight = 1 / total if mean_of == "tokens" else 1 / (sequences * len(logp))
-                    loss = loss + of_tokens.sum() * weight
+                    loss = loss + of_tokens.sum() * plain_weight(
+                        aggregation, sample, group, everything
+                    )
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
