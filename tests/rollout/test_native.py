@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.patience import LONG
 from support.shapes import small_shape
 
 from r1zero.rollout import native
@@ -229,6 +230,6 @@ def test_of_processes_that_start_together_one_compiles(tmp_path):
     command = [sys.executable, "-c", code, str(compiler), str(library)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     together = [subprocess.Popen(command, env=environment) for _ in range(4)]
-    assert [process.wait(timeout=120) for process in together] == [0] * 4
+    assert [process.wait(timeout=LONG) for process in together] == [0] * 4
     calls = (tmp_path / "calls").read_text().splitlines()
     assert library.is_file() and len(calls) == 2, "one compiles and links, the others wait for it"
