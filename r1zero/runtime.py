@@ -15,8 +15,8 @@ from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
 from r1zero.data.ends import Ends, find_ends
 from r1zero.data.expected_lengths import ExpectedLengths
-from r1zero.data.layout import DataSource
 from r1zero.data.prompts import Prompts, decode, load_tokenizer, vocabulary_of
+from r1zero.data.sources import DataSource
 from r1zero.distributed.collectives import first_finding
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
@@ -66,8 +66,8 @@ class Runtime:
     tokenizer: PreTrainedTokenizerBase
     ends: Ends  # of a response
     prompts: Prompts | None  # controller
-    # controller, when the configuration names eval data
-    eval_prompts: Prompts | None
+    # controller, empty elsewhere: the problems of each evaluation set, by its name
+    eval_prompts: dict[str, Prompts]
     engine: RolloutEngine  # rollout
     sampling: Sampling  # of the samples to train on
     reward_manager: RewardManager  # rollout
@@ -219,11 +219,11 @@ def build_runtime(run: Run, world: World) -> Runtime:
     """Build what this rank's roles need. Collective. BadInput for bad models, data or templates."""
     tokens = read_tokens(run)
     prompts = None
-    eval_prompts = None
+    eval_prompts = {}
     if world.is_controller:
         prompts = _prompts(run, run.train_data, tokens.tokenizer)
-        if run.eval_data is not None:
-            eval_prompts = _prompts(run, run.eval_data, tokens.tokenizer)
+        for source in run.eval_data:
+            eval_prompts[source.name] = _prompts(run, source, tokens.tokenizer)
     policy = _policy(run, world, tokens.unused)
     reference = _reference(run, world, tokens.unused)
     reward_manager = build_reward_manager(
@@ -281,7 +281,7 @@ def read_tokens(run: Run) -> Tokens:
     stop = run.config.actor_rollout.stop
     tokenizer = load_tokenizer(run.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
-    ends = find_ends(run.actor.folder, vocabulary, run.template, stop)
+    ends = find_ends(run.actor.folder, vocabulary, run.templates.values(), stop)
     return Tokens(tokenizer, ends, vocabulary.unused(run.actor.shape.vocab_size))
 
 
@@ -298,7 +298,7 @@ def _prompts(run: Run, source: DataSource, tokenizer: PreTrainedTokenizerBase) -
     return Prompts(
         source.path,
         source.layout,
-        run.template,
+        run.templates[source.prompt_type],
         tokenizer,
         run.config.actor_rollout.max_prompt_length,
         training.seed,

@@ -17,7 +17,7 @@ from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
 from r1zero.distributed.log import start_logging
 from r1zero.distributed.shutdown import PreemptionNotice
-from r1zero.evaluation.config import eval_config
+from r1zero.evaluation.config import EvalConfig, by_set, eval_configs
 from r1zero.evaluation.evaluate import evaluate
 from r1zero.evaluation.scores import table
 from r1zero.observe.live import Poster
@@ -208,8 +208,12 @@ def _announce(runtime: Runtime) -> None:
             dropped,
             run.config.actor_rollout.max_prompt_length,
         )
-        functions = run.config.algorithm.verifier_function
-        for line in look_at_prompts(run.template, functions, runtime.prompts, runtime.eval_prompts):
+        read = [(run.train_data, runtime.prompts)]
+        read += [(source, runtime.eval_prompts[source.name]) for source in run.eval_data]
+        looked_at = [
+            (source.key, run.templates[source.prompt_type], prompts) for source, prompts in read
+        ]
+        for line in look_at_prompts(run.config.algorithm.verifier_function, looked_at):
             log.info(line)
         _announce_tokens(runtime)
 
@@ -217,7 +221,6 @@ def _announce(runtime: Runtime) -> None:
 def _announce_tokens(runtime: Runtime) -> None:
     """Say what ends a response, which rows of the model are no tokens, and which marks are read as
     text."""
-    template = runtime.run.template
     vocabulary = vocabulary_of(runtime.tokenizer)
     log.info("a response ends with %s", runtime.ends)
     unused = sum(map(len, vocabulary.unused(runtime.shape.vocab_size)))
@@ -230,16 +233,17 @@ def _announce_tokens(runtime: Runtime) -> None:
             unused,
             runtime.shape.vocab_size,
         )
-    for mark in split_marks(template, vocabulary):
-        log.warning(
-            (
-                "warning: template %s marks turns with %s, which this tokenizer reads as ordinary "
-                "text: %s"
-            ),
-            template.name,
-            mark,
-            " ".join(vocabulary.split(mark)),
-        )
+    for template in runtime.run.templates.values():
+        for mark in split_marks(template, vocabulary):
+            log.warning(
+                (
+                    "warning: template %s marks turns with %s, which this tokenizer reads as "
+                    "ordinary text: %s"
+                ),
+                template.name,
+                mark,
+                " ".join(vocabulary.split(mark)),
+            )
 
 
 def _evaluate(
@@ -251,37 +255,36 @@ def _evaluate(
     due = step in (0, training.train_iters) or (
         training.eval_interval and step % training.eval_interval == 0
     )
-    config = eval_config(runtime.run)
-    if config is None or not due:
+    if not due:
         return None
     model = f"{runtime.run.actor.load} after {step} steps"
-    runtime.hold.check()
-    place = runtime.folder / "evaluation" / f"step_{step:06d}"
-    found = evaluate(runtime, config, runtime.progress.weights_version, model, place)
-    if found is None:
+    scores: dict[str, float] = {}
+    for config in eval_configs(runtime.run):
+        runtime.hold.check()
+        place = runtime.folder / "evaluation" / config.name / f"step_{step:06d}"
+        prompts = runtime.eval_prompts.get(config.name)
+        version = runtime.progress.weights_version
+        found = evaluate(runtime, config, prompts, version, model, place)
+        if found is not None:
+            scores |= config.told(found["scores"])
+            log.info("\nafter %d steps, %s\n", step, table(found))
+    if not scores:
         return None
-    observer.after_evaluation(step, found["scores"])
-    log.info("\nafter %d steps, %s\n", step, table(found))
-    return found["scores"]
+    observer.after_evaluation(step, scores)
+    return scores
 
 
 def _conclude(
     runtime: Runtime, before: dict[str, float] | None, after: dict[str, float] | None
 ) -> None:
     """Show what training did, and where everything is."""
-    problems = runtime.eval_prompts
-    if before is not None and after is not None and problems is not None:
-        training = runtime.run.config.training
-        log.info(
-            "\nheld-out problems: %s, %d problems x %d, temperature %g",
-            training.eval_data_path,
-            len(problems),
-            training.eval_samples_per_prompt,
-            training.eval_temperature,
-        )
-        log.info("%-24s %8s %8s", "", "before", "after")
-        for key, label in _rows([key for key in before if key in after]):
-            log.info("%-24s %8s %8s", label, _shown(key, before[key]), _shown(key, after[key]))
+    names = runtime.run.config.training.evaluation
+    first = by_set(before or {}, names)
+    last = by_set(after or {}, names)
+    for config in eval_configs(runtime.run):
+        if config.name in first and config.name in last:
+            problems = len(runtime.eval_prompts[config.name])
+            _compare(config, problems, first[config.name], last[config.name])
     folder = runtime.run.output_dir
     log.info(
         "\nrun folder: %s\nmodel:      %s\nreport:     %s",
@@ -289,6 +292,22 @@ def _conclude(
         folder / MODEL,
         folder / "report.html",
     )
+
+
+def _compare(
+    config: EvalConfig, problems: int, before: dict[str, float], after: dict[str, float]
+) -> None:
+    """Show the scores of an evaluation set before and after training."""
+    log.info(
+        "\nheld-out problems: %s, %d problems x %d, temperature %g",
+        config.data,
+        problems,
+        config.samples_per_problem,
+        config.temperature,
+    )
+    log.info("%-24s %8s %8s", "", "before", "after")
+    for key, label in _rows([key for key in before if key in after]):
+        log.info("%-24s %8s %8s", label, _shown(key, before[key]), _shown(key, after[key]))
 
 
 def _rows(keys: list[str]) -> list[tuple[str, str]]:

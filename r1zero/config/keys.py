@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,30 @@ OrNull = Annotated[T | None, BeforeValidator(_no_word)]
 Listed = Annotated[list[T], BeforeValidator(_list)]
 # Keys below a key; one that is null has its default.
 Section = Annotated[T, BeforeValidator(_section)]
+
+
+def _named(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise wrong(f"{value!r} must map names to what they stand for")
+    entries = spelled(value)
+    for name in entries:
+        if not NAME.fullmatch(name):
+            raise wrong(f"{name!r} must be a name of letters, digits, _ and ., such as math500")
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
+# Entries under names that the user chooses; one that is null is not there.
+Named = Annotated[dict[str, T], BeforeValidator(_named)]
+
+
+def text_for(key: str) -> BeforeValidator:
+    """A section that may be written as a text, which is the value of its key `key`."""
+
+    def as_section(value: Any) -> Any:
+        return {key: value} if isinstance(value, str) else value
+
+    return BeforeValidator(as_section)
 
 
 # -- bounds and choices ---------------------------------------------------------------------------

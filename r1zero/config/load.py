@@ -103,18 +103,21 @@ def dump(cfg: Config) -> str:
     tree = dataclasses.asdict(cfg)
     for section, kind in SECTIONS.items():
         tree[section] = _told_keys(section, kind, tree[section])
-    kl_ctrl = tree["algorithm"]["kl_ctrl"]
-    tree["algorithm"]["kl_ctrl"] = {
-        key: kl_ctrl[key] for key in kl_ctrl if kl_ctrl[key] is not None
-    }
+    tree["algorithm"]["kl_ctrl"] = _without_nulls(tree["algorithm"]["kl_ctrl"])
+    for name, entry in tree["training"]["evaluation"].items():
+        tree["training"]["evaluation"][name] = _without_nulls(entry)
     tree["actor_rollout_ref"] = {role: tree.pop(role) for role in ("actor_rollout", "ref")}
     told = {key: tree[key] for key in TOP if tree.get(key)}
     return yaml.safe_dump(told, sort_keys=False, width=110)
 
 
+def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def _told_keys(section: str, kind: type, values: dict[str, Any]) -> dict[str, Any]:
     """Leave out what is null, and keys without effect that say what they say anyway."""
-    told = {key: value for key, value in values.items() if value is not None}
+    told = _without_nulls(values)
     for entry in dataclasses.fields(kind):
         has_effect = f"{section}.{entry.name}" not in legacy.NO_EFFECT_FIELDS
         if not has_effect and told.get(entry.name) == entry.default:
@@ -418,7 +421,7 @@ def _training(cfg: Config) -> schema.Training:
     training = cfg.training
     actor = cfg.actor_rollout
     cuts_nothing = actor.tensor_model_parallel_size == 1
-    return dataclasses.replace(
+    training = dataclasses.replace(
         training,
         map_keys=MAP_KEYS | training.map_keys,
         sequence_parallel=training.sequence_parallel and not cuts_nothing,
@@ -426,6 +429,21 @@ def _training(cfg: Config) -> schema.Training:
         eval_temperature=_first_given(training.eval_temperature, actor.temperature),
         eval_top_p=_first_given(training.eval_top_p, actor.top_p),
         eval_top_k=_first_given(training.eval_top_k, actor.top_k),
+    )
+    sets = {name: _evaluation_set(entry, training) for name, entry in training.evaluation.items()}
+    return dataclasses.replace(training, evaluation=sets)
+
+
+def _evaluation_set(entry: schema.EvaluationSet, training: schema.Training) -> schema.EvaluationSet:
+    """What a named set leaves out is as for eval_data_path."""
+    samples = _first_given(entry.samples_per_prompt, training.eval_samples_per_prompt)
+    return dataclasses.replace(
+        entry,
+        samples_per_prompt=samples,
+        temperature=_first_given(entry.temperature, training.eval_temperature),
+        top_p=_first_given(entry.top_p, training.eval_top_p),
+        top_k=_first_given(entry.top_k, training.eval_top_k),
+        prompt_type=_first_given(entry.prompt_type, training.prompt_type),
     )
 
 

@@ -11,6 +11,8 @@ from operator import attrgetter
 from r1zero.config.schema import Config
 from r1zero.errors import multiple, shown
 
+SCORE_KEYS = ("reward", "response_length")  # what scores of an evaluation begin with
+
 
 def check_keys(cfg: Config) -> list[str]:
     """Return a sentence for every rule among keys that is broken."""
@@ -83,6 +85,18 @@ def check_warmup(cfg: Config) -> list[str]:
             f"updates of the run; {max(0, updates - 1)} is the most"
         )
     return problems
+
+
+# -- evaluation -----------------------------------------------------------------------------------
+
+
+def check_evaluation_names(cfg: Config) -> list[str]:
+    """A name stands in front of scores, whose own keys must not begin so."""
+    return [
+        f"training.evaluation.{name} cannot be told from scores of its name; call it {name}_set"
+        for name in cfg.training.evaluation
+        if name in SCORE_KEYS
+    ]
 
 
 # -- updates ----------------------------------------------------------------------------------------
@@ -192,6 +206,7 @@ RULES = (
     check_kl,
     check_min_lr,
     check_warmup,
+    check_evaluation_names,
     check_accumulation,
     check_pool,
     check_prompt_length,

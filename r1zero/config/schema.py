@@ -26,6 +26,7 @@ from r1zero.config.keys import (
     FilePath,
     Flag,
     Listed,
+    Named,
     Number,
     OneOf,
     OrNull,
@@ -38,6 +39,7 @@ from r1zero.config.keys import (
     embedded,
     readable_as,
     rule,
+    text_for,
 )
 from r1zero.distributed.placement import Placement, RoleSize, place
 from r1zero.distributed.shutdown import parse_moment
@@ -83,6 +85,32 @@ Ranks = Annotated[
 def _is_temperature(value: float) -> bool:
     """Logits divided by it stay finite."""
     return 0.01 <= value <= 100
+
+
+EvalSamples = Annotated[Whole, between(1, 10**6, 4)]
+EvalTemperature = Annotated[
+    Number,
+    rule(
+        lambda value: value == 0 or _is_temperature(value),
+        "must be from 0.01 to 100, such as 1.0, or 0 for the most likely token",
+    ),
+]
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSet:
+    """A data set that the run evaluates on, and how. A key that is left out is that of
+    eval_data_path."""
+
+    path: EvalData  # a file, a folder or the prefix of preprocessed files
+    samples_per_prompt: OrNull[EvalSamples] = None  # default eval_samples_per_prompt
+    temperature: OrNull[EvalTemperature] = None  # default eval_temperature
+    top_p: OrNull[TopP] = None  # default eval_top_p
+    top_k: OrNull[TopK] = None  # default eval_top_k
+    # Columns that differ from eval_map_keys, and those from map_keys.
+    map_keys: OrNull[Columns] = None
+    prompt_type: OrNull[Text] = None  # name of its prompt template; default training.prompt_type
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -150,19 +178,17 @@ class Training:
     eval_data_path: OrNull[EvalData] = None
     eval_interval: OrNull[Count] = None  # also after every so many steps
     # Responses for each of them: k of avg@k and of the largest pass@k.
-    eval_samples_per_prompt: Annotated[Whole, between(1, 10**6, 4)] = 1
+    eval_samples_per_prompt: EvalSamples = 1
     # 0 = the most likely token; default actor_rollout's, as for the two below.
-    eval_temperature: OrNull[
-        Annotated[
-            Number,
-            rule(
-                lambda value: value == 0 or _is_temperature(value),
-                "must be from 0.01 to 100, such as 1.0, or 0 for the most likely token",
-            ),
-        ]
-    ] = None
+    eval_temperature: OrNull[EvalTemperature] = None
     eval_top_p: OrNull[TopP] = None
     eval_top_k: OrNull[TopK] = None
+    # More data sets to evaluate on, by names, which stand in front of their scores: math500/pass@1.
+    # {math500: data/math500.parquet, aime: {path: data/aime.parquet, samples_per_prompt: 16}}
+    # (docs/evaluation.md).
+    evaluation: Named[Annotated[Section[EvaluationSet], text_for("path")]] = field(
+        default_factory=dict
+    )
     # Metrics also go to tensorboard, wandb, swanlab, trackio.
     logger: Listed[Text] = field(default_factory=list)
     # Steps traced by the profiler into profile/.
@@ -178,6 +204,11 @@ class Training:
     samples_interval: FromZero = 1
     # Steps between writings of report.html (1% of the time at most); 0 = at the end.
     report_interval: FromZero = 5
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are held-out problems to answer."""
+        return self.eval_data_path is not None or bool(self.evaluation)
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -93,14 +93,14 @@ def _checkpoints(cfg: Config) -> Unread:
 
 def _evaluation(cfg: Config) -> Unread:
     training = cfg.training
-    if training.eval_data_path is None:
+    if not training.evaluates:
         reason = "there is no eval_data_path to evaluate on"
         for key in ("eval_interval", "eval_map_keys", "eval_samples_per_prompt"):
             if _is_set(training, key):
                 yield f"training.{key}", reason
         if _differs_from_training(cfg, "temperature"):
             yield "training.eval_temperature", reason
-    elif training.eval_temperature == 0:
+    elif training.eval_temperature == 0 and not training.evaluation:
         reason = "eval_temperature 0 takes the most likely token"
     else:
         return

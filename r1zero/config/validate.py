@@ -106,7 +106,10 @@ def _sentence(key: str, kind: Any, mistake: ErrorDetails) -> str:
 
 
 def _section_at(kind: Any, path: Sequence[str]) -> Any:
-    """The dataclass of a section below another."""
+    """The dataclass of a section below another, or below a name that the user chose."""
     for name in path:
-        kind = typing.get_type_hints(kind)[name]
+        if typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        else:
+            kind = typing.get_type_hints(kind)[name]
     return kind

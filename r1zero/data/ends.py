@@ -7,7 +7,7 @@ instead) and the configuration. All of them count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,19 +40,19 @@ class Ends:
 
 
 def find_ends(
-    folder: Path, vocabulary: Vocabulary, template: Template, stop: Sequence[str]
+    folder: Path, vocabulary: Vocabulary, templates: Iterable[Template], stop: Sequence[str]
 ) -> Ends:
-    """Collect what ends a response of the model in `folder`. BadInput when nothing does, or by a
-    bad source.
+    """Collect what ends a response of the model in `folder`, whatever the template of its prompt.
+    BadInput when nothing does, or by a bad source.
 
     Ids that stand for no token are never drawn, so they end nothing and are left out.
     """
     named = [(number, name) for name in FILES for number in file_ends(folder / name)]
     if vocabulary.end_of_text is not None:
         named.append((vocabulary.end_of_text, "tokenizer"))
-    named += [
-        (number, f"template {template.name}") for number in template_ends(template, vocabulary)
-    ]
+    for template in templates:
+        source = f"template {template.name}"
+        named += [(number, source) for number in template_ends(template, vocabulary)]
     named += [(number, "stop") for number in stop_ends(stop, vocabulary)]
     found: dict[int, list[str]] = {}
     for number, source in sorted(

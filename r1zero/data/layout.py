@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from r1zero.config.schema import ActorRollout, Training
+from r1zero.config.schema import Training
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
 
@@ -37,26 +37,6 @@ class ColumnLayout:
                 f"{path} is preprocessed and has no column {column!r}, which the reward function "
                 f"{function} sees; name the data that it was made of"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class DataSource:
-    """A data set, or a blend of several, and how its rows are to be read."""
-
-    path: str  # a file, a folder, the prefix of preprocessed files, or a blend of these
-    layout: ColumnLayout
-
-
-def train_source(actor: ActorRollout, training: Training, kept: Mapping[str, str]) -> DataSource:
-    """The problems to train on. `kept` as in ColumnLayout."""
-    return DataSource(actor.data_path, layout_of(training, False, kept))
-
-
-def eval_source(training: Training, kept: Mapping[str, str]) -> DataSource | None:
-    """The held-out problems, if the configuration names any. `kept` as in ColumnLayout."""
-    if training.eval_data_path is None:
-        return None
-    return DataSource(training.eval_data_path, layout_of(training, True, kept))
 
 
 def layout_of(training: Training, held_out: bool, kept: Mapping[str, str]) -> ColumnLayout:

@@ -40,7 +40,6 @@ class EvalContext(Protocol):
     move: RoleTransfer
     tokenizer: PreTrainedTokenizerBase
     ends: Ends
-    eval_prompts: Prompts | None
     engine: RolloutEngine
     reward_manager: RewardManager
 
@@ -48,20 +47,21 @@ class EvalContext(Protocol):
 def evaluate(
     context: EvalContext,
     config: EvalConfig,
+    prompts: Prompts | None,
     version: int,
     model: str,
     place: Path,
     round_samples: int | None = None,
 ) -> dict[str, Any] | None:
-    """Answer all held-out problems; write `place`.json and `place`.parquet. Collective.
+    """Answer all problems of a data set; write `place`.json and `place`.parquet. Collective.
 
-    `version` is that of the engine's weights, `model` their name. With `round_samples`, about that
+    `prompts` are the problems, which only the controller needs to have. `version` is that of the engine's weights, `model` their name. With `round_samples`, about that
     many answers at a time are decoded together, always the same ones, so that not even rounding
     depends on the number of ranks; without it each replica decodes its whole share at once. Returns
     the report on the controller.
     """
     move = context.move
-    plan = move.at_controller(_plan, context, config, version)
+    plan = move.at_controller(_plan, prompts, config, version)
     span = context.world.rollout.span
 
     def share(replica: int) -> Iterable[int]:
@@ -70,14 +70,13 @@ def evaluate(
 
     batch = move.share_batch(plan, share)
     found = move.to_controller(_answer(context, config, batch, round_samples))
-    return move.at_controller(_conclude, context, config, batch, found, model, place)
+    return move.at_controller(_conclude, context, config, prompts, batch, found, model, place)
 
 
-def _plan(context: EvalContext, config: EvalConfig, version: int) -> Batch:
-    assert context.eval_prompts is not None, "the controller has the problems"
-    prompts = context.eval_prompts.prompts
+def _plan(prompts: Prompts | None, config: EvalConfig, version: int) -> Batch:
+    assert prompts is not None, "the controller has the problems"
     samples = config.samples_per_problem
-    return Batch(EVALUATION, version, prompts, samples, len(prompts) * samples)
+    return Batch(EVALUATION, version, prompts.prompts, samples, len(prompts) * samples)
 
 
 def _answer(
@@ -118,6 +117,7 @@ def shares(batch: Batch, round_samples: int | None, span: RankGrid, replica: int
 def _conclude(
     context: EvalContext,
     config: EvalConfig,
+    prompts: Prompts | None,
     batch: Batch,
     found: Sequence[list[Group]],
     model: str,
@@ -132,8 +132,8 @@ def _conclude(
     tags = {}
     if not is_preprocessed(config.data):
         tags = read_tags(config.data, TAGS)
-    assert context.eval_prompts is not None, "the controller has the problems"
-    protocol = eval_protocol(config, model, context.eval_prompts, context.ends)
+    assert prompts is not None, "the controller has the problems"
+    protocol = eval_protocol(config, model, prompts, context.ends)
     content = report(groups, tags, protocol)
     write_report(place, content, groups, tags, partial(decode, context.tokenizer, special=True))
     return content

@@ -66,7 +66,7 @@ class EvalRequest:
 
 @dataclass
 class Evaluator:
-    """What a rank works with; the fields that evaluate() uses have the names of a Runtime's."""
+    """What a rank answers a data set with; the fields of an EvalContext have its names."""
 
     config: EvalConfig
     model: str
@@ -74,7 +74,7 @@ class Evaluator:
     move: RoleTransfer
     tokenizer: PreTrainedTokenizerBase
     ends: Ends
-    eval_prompts: Prompts | None  # controller
+    prompts: Prompts | None  # controller
     engine: RolloutEngine
     reward_manager: RewardManager
 
@@ -87,7 +87,7 @@ def prepare(request: EvalRequest, world: World) -> list[Evaluator]:
     move = RoleTransfer(world)
     tokenizer = load_tokenizer(request.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
-    ends = find_ends(request.model.folder, vocabulary, request.template, request.stop)
+    ends = find_ends(request.model.folder, vocabulary, [request.template], request.stop)
     read: list[Prompts | None] = [None] * len(request.data)
     if world.is_controller:
         read = [_prompts(request, path, tokenizer) for path in request.data]
@@ -112,7 +112,7 @@ def prepare(request: EvalRequest, world: World) -> list[Evaluator]:
             move=move,
             tokenizer=tokenizer,
             ends=ends,
-            eval_prompts=prompts,
+            prompts=prompts,
             engine=engine,
             reward_manager=reward_manager,
         )
@@ -176,6 +176,7 @@ def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None
                 found = evaluate(
                     each,
                     each.config,
+                    each.prompts,
                     each.engine.version,
                     each.model,
                     output / path.stem,
@@ -198,7 +199,7 @@ def _prompts(request: EvalRequest, path: str, tokenizer: PreTrainedTokenizerBase
         path, request.data[path], request.template, tokenizer, ANY_LENGTH, request.seed
     )
     prompts.prompts = prompts.prompts[: request.problems]
-    said = look_at_prompts(request.template, request.rewards.names, None, prompts, "--data")
+    said = look_at_prompts(request.rewards.names, [("--data", request.template, prompts)])
     for line in said:
         print(line, file=sys.stderr)
     return prompts

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1zero.config.schema import Config, filled
 from r1zero.data.blend import split_blend
-from r1zero.data.layout import ColumnLayout, layout_of
+from r1zero.data.layout import ColumnLayout
 from r1zero.data.preprocessed import is_preprocessed, read_preprocessed
 from r1zero.data.problems import read_problems
+from r1zero.data.sources import EVAL_SETS, TRAIN_DATA, DataSource, eval_sources, train_source
 from r1zero.data.survey import DataSet, question_in, survey
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
@@ -20,25 +22,44 @@ from r1zero.reward.math.gold import are_hopeless, survey_golds
 if TYPE_CHECKING:  # transformers is imported where tokens are needed
     from r1zero.data.prompts import Prompts
 
-TRAIN_DATA = "actor_rollout.data_path"
-EVAL_DATA = "training.eval_data_path"
 
-
-def data_sets(cfg: Config) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return (key, path) of each data set, and a sentence for each blend that is malformed."""
+def data_sets(
+    cfg: Config, kept: Mapping[str, str] | None = None
+) -> tuple[list[DataSource], list[str]]:
+    """Return each data set, those of a blend one by one, and a sentence for each blend that is
+    malformed. `kept` as in ColumnLayout."""
+    training = cfg.training
     found = []
     problems = []
-    named = ((TRAIN_DATA, cfg.actor_rollout.data_path), (EVAL_DATA, cfg.training.eval_data_path))
-    for key, text in named:
+    kept = kept or {}
+    for source in (train_source(cfg.actor_rollout, training, kept), *eval_sources(training, kept)):
         try:
-            found += [(key, path) for _, path in split_blend(text)] if text is not None else []
+            parts = split_blend(source.path)
+        except BadInput as error:
+            problems.append(f"{source.key}: {error}")
+            continue
+        found += [replace(source, path=path) for _, path in parts]
+        if source.held_out and len(parts) > 1:
+            problems.append(
+                f"{source.key}: {source.path} is a blend, but each of its problems is answered "
+                f"once: name one data set here, and others in {EVAL_SETS}"
+            )
+    return found, problems
+
+
+def templates_of(
+    sources: Sequence[DataSource], templates_file: str
+) -> tuple[dict[str, Template], list[str]]:
+    """Return the prompt templates of these data sets by name, and a sentence for each that is
+    unknown or malformed."""
+    found: dict[str, Template] = {}
+    problems = []
+    keys = {source.prompt_type: source.prompt_type_key for source in reversed(sources)}
+    for name, key in keys.items():
+        try:
+            found[name] = Template(name, templates_file)
         except BadInput as error:
             problems.append(f"{key}: {error}")
-    if sum(key == EVAL_DATA for key, _ in found) > 1:
-        problems.append(
-            f"{EVAL_DATA}: {cfg.training.eval_data_path} is a blend, but each of its "
-            "problems is answered once: name one data set"
-        )
     return found, problems
 
 
@@ -89,36 +110,30 @@ def look_at_data(cfg: Config) -> list[str]:
 
     BadInput when something is wrong with it.
     """
-    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
+    file = filled(cfg.training.prompt_type_path)
     has_tokenizer = Path(cfg.training.tokenizer_name_or_path or "").exists()
     found = []
     notes: list[str] = []
-    for key, path in data_sets(cfg)[0]:
-        if is_preprocessed(path):
+    for source in data_sets(cfg, kept_columns(cfg.algorithm, cfg.reward))[0]:
+        if is_preprocessed(source.path):
             is_here = has_tokenizer
         else:
-            is_here = Path(path).exists()
+            is_here = Path(source.path).exists()
         if is_here:
-            found.append(_read(cfg, key, path, template, notes))
+            found.append(_read(cfg, source, Template(source.prompt_type, file), notes))
     return notes + _survey(cfg.algorithm.verifier_function, found)
 
 
 def look_at_prompts(
-    template: Template,
-    reward_functions: Sequence[str],
-    prompts: Prompts | None,
-    eval_prompts: Prompts | None,
-    eval_key: str = EVAL_DATA,
+    reward_functions: Sequence[str], read: Sequence[tuple[str, Template, Prompts]]
 ) -> list[str]:
-    """Return the same about data that has been read; `eval_key` is what names the held-out data."""
+    """Return the same about data that has been read: what named it, its template, its prompts."""
     found = []
     notes = []
-    for key, read in ((TRAIN_DATA, prompts), (eval_key, eval_prompts)):
-        if read is None:
-            continue
-        notes += [f"{key}: {note}" for note in read.notes]
-        for path, places in read.sets:
-            mine = read.prompts[places.start : places.stop]
+    for key, template, prompts in read:
+        notes += [f"{key}: {note}" for note in prompts.notes]
+        for path, places in prompts.sets:
+            mine = prompts.prompts[places.start : places.stop]
             found.append(
                 DataSet(
                     key,
@@ -136,9 +151,11 @@ def _survey(reward_functions: Sequence[str], found: list[DataSet]) -> list[str]:
     return survey(train, held_out, compares(reward_functions))
 
 
-def _read(cfg: Config, key: str, path: str, template: Template, notes: list[str]) -> DataSet:
+def _read(cfg: Config, source: DataSource, template: Template, notes: list[str]) -> DataSet:
     """Read a data set; `notes` hears what was chosen and left out."""
-    layout = layout_of(cfg.training, key == EVAL_DATA, kept_columns(cfg.algorithm, cfg.reward))
+    key = source.key
+    path = source.path
+    layout = source.layout
     if is_preprocessed(path):
         # Heavy, and needed only here: other data is looked at in a moment.
         from r1zero.data.prompts import load_tokenizer, read_prompts

@@ -281,7 +281,7 @@ def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int)
     # the first with the rest of the prompt
     blocks = samples * (-(-cfg.response_budget // CACHE_BLOCK) + 1)
     tokens = prompts * actor.max_prompt_length + blocks * CACHE_BLOCK
-    if cfg.training.eval_data_path is not None or tokens > actor.max_tokens_to_oom:
+    if cfg.training.evaluates or tokens > actor.max_tokens_to_oom:
         tokens = actor.max_tokens_to_oom
     prefill = layer_activations(shape, span.tp, actor.max_prompt_length, size, False)
     running = min(samples, actor.max_running_samples or samples)

@@ -7,23 +7,24 @@ Of weights only headers are read, so even a large model takes a moment; data is 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from r1zero.config.parse import LARGEST, read_json
 from r1zero.config.paths import expand
-from r1zero.config.schema import Config
+from r1zero.config.schema import Config, filled
 from r1zero.data.blend import split_blend
 from r1zero.data.ends import FILES, file_ends, find_ends, refuse_split_ends, stop_ends
-from r1zero.data.layout import layout_of
 from r1zero.data.preprocessed import is_preprocessed
+from r1zero.data.sources import EVAL_DATA, EVAL_SETS, TRAIN_DATA, DataSource
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import TOKENIZER, Vocabulary
 from r1zero.errors import BadInput, nearest, readable
 from r1zero.models.config import ModelConfig
-from r1zero.preflight.datasets import EVAL_DATA, TRAIN_DATA, check_data, compares, data_sets
+from r1zero.preflight.datasets import check_data, compares, data_sets, templates_of
 from r1zero.preflight.found import Found, ModelFound
 from r1zero.reward.choose import kept_columns
 from r1zero.weights.detect import CONFIG, check_files, detect
@@ -51,7 +52,7 @@ def absent(cfg: Config) -> dict[str, str]:
         ("actor_rollout.load", cfg.actor_rollout.load),
         ("ref.load", cfg.ref.load),
         ("training.tokenizer_name_or_path", cfg.training.tokenizer_name_or_path),
-        *data_sets(cfg)[0],
+        *((source.key, source.path) for source in data_sets(cfg)[0]),
     ]
     return _absent([(key, path) for key, path in named if path is not None])
 
@@ -70,8 +71,10 @@ def missing_beside_wrong_keys(sound: Config) -> list[str]:
     both are told at once."""
     problems = []
     named = []
-    for key in (*FOLDERS, TRAIN_DATA, EVAL_DATA):
-        text = _sound_value(sound, key)
+    values = [(key, _sound_value(sound, key)) for key in (*FOLDERS, TRAIN_DATA, EVAL_DATA)]
+    for name, entry in (_sound_value(sound, EVAL_SETS) or {}).items():
+        values.append((f"{EVAL_SETS}.{name}.path", entry.path))
+    for key, text in values:
         if text is None:
             continue
         try:
@@ -86,7 +89,7 @@ def missing_beside_wrong_keys(sound: Config) -> list[str]:
     return problems
 
 
-def _sound_value(sound: Config, key: str) -> str | None:
+def _sound_value(sound: Config, key: str) -> Any:
     """The value of a key; None, too, where it was wrong, which is told already."""
     try:
         return attrgetter(key)(sound)
@@ -106,7 +109,7 @@ def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:
     kind."""
     cfg = found.config
     missing = absent(cfg)
-    named, problems = data_sets(cfg)
+    named, problems = data_sets(cfg, kept_columns(cfg.algorithm, cfg.reward))
     if not absent_ok:
         problems += _missing_sentences(missing)
     no_models = set()
@@ -117,24 +120,36 @@ def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:
         problems += sentences
         if sentences and not (model.folder / CONFIG).is_file():
             no_models.add(model.load)  # of which enough was said
-    template, wrong = _template(cfg)
+    templates, wrong = templates_of(named, filled(cfg.training.prompt_type_path))
     of_tokens = _check_tokens(found, missing.keys() | no_models) + wrong
-    shape = found.actor.shape
     tokens_are_here = not {cfg.training.tokenizer_name_or_path, found.actor.load} & missing.keys()
-    if template is not None and not of_tokens and shape is not None and tokens_are_here:
-        tokenizer = Path(cfg.training.tokenizer_name_or_path or "")
-        renders = not all(is_preprocessed(path) for _, path in named)
-        stop = cfg.actor_rollout.stop
-        of_tokens += check_ends(found.actor.folder, tokenizer, template, stop, renders, END_KEYS)
-    kept = kept_columns(cfg.algorithm, cfg.reward)
-    for key, path in named:
-        if path not in missing:
-            layout = layout_of(cfg.training, key == EVAL_DATA, kept)
+    if not of_tokens and found.actor.shape is not None and tokens_are_here:
+        of_tokens += _check_all_ends(found, named, templates)
+    compared = compares(cfg.algorithm.verifier_function)
+    for source in named:
+        if source.path not in missing:
+            template = templates.get(source.prompt_type)
             rows = _vocabulary_rows(found)
-            problems += check_data(
-                key, path, layout, template, compares(cfg.algorithm.verifier_function), rows
-            )
+            problems += check_data(source.key, source.path, source.layout, template, compared, rows)
     return problems + of_tokens
+
+
+def _check_all_ends(
+    found: Found, sources: Sequence[DataSource], templates: Mapping[str, Template]
+) -> list[str]:
+    """What ends a response, by the template of each data set; what several have in common is told
+    once."""
+    cfg = found.config
+    tokenizer = Path(cfg.training.tokenizer_name_or_path or "")
+    problems: dict[str, None] = {}
+    for name, template in templates.items():
+        mine = [source for source in sources if source.prompt_type == name]
+        renders = not all(is_preprocessed(source.path) for source in mine)
+        keys = replace(END_KEYS, template=mine[0].prompt_type_key)
+        stop = cfg.actor_rollout.stop
+        told = check_ends(found.actor.folder, tokenizer, template, stop, renders, keys)
+        problems |= dict.fromkeys(told)
+    return list(problems)
 
 
 def _different(actor: ModelFound, reference: ModelFound) -> list[ModelFound]:
@@ -149,16 +164,6 @@ def _vocabulary_rows(found: Found) -> int:
     if found.actor.shape is None:
         return LARGEST
     return found.actor.shape.vocab_size
-
-
-def _template(cfg: Config) -> tuple[Template | None, list[str]]:
-    """The prompt template, or what is wrong with it."""
-    name = cfg.training.prompt_type
-    path = cfg.training.prompt_type_path or ""
-    problems = check_template("training.prompt_type", name, path)
-    if problems:
-        return None, problems
-    return Template(name, path), []
 
 
 def _check_tokens(found: Found, unknown: Set[str]) -> list[str]:
@@ -330,7 +335,7 @@ def check_ends(
         key = keys.stop
         stop_ends(stop, vocabulary)
         key = keys.load
-        find_ends(folder, vocabulary, template, stop)
+        find_ends(folder, vocabulary, [template], stop)
     except BadInput as error:
         return [f"{key}: {error}"]
     return []

@@ -15,9 +15,9 @@ from r1zero.checkpoint import resume
 from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.config.own_code import own_files
 from r1zero.config.schema import Config
-from r1zero.data.blend import split_blend
 from r1zero.errors import BadInput
 from r1zero.models.sizes import OPTIMIZER_BYTES
+from r1zero.preflight.datasets import data_sets
 from r1zero.preflight.files import check_weights
 from r1zero.preflight.found import Found, dtype_of
 from r1zero.run_folder.exported import MODEL, exported_step, in_the_way
@@ -102,12 +102,7 @@ def _read(cfg: Config) -> list[tuple[str, str]]:
         ("training.resume", training.resume),
         ("training.prompt_type_path", training.prompt_type_path),
     ]
-    for key, text in (
-        ("actor_rollout.data_path", actor.data_path),
-        ("training.eval_data_path", training.eval_data_path),
-    ):
-        if text is not None:
-            named += [(key, path) for _, path in split_blend(text)]
+    named += [(source.key, source.path) for source in data_sets(cfg)[0]]
     rewards = own_files(cfg.algorithm.verifier_function)
     named += [("algorithm.verifier_function", path) for path in rewards]
     families = own_files(training.model_families)

@@ -69,6 +69,11 @@ def _with_paths(section: Any, where: str, problems: list[str]) -> Any:
         value = getattr(section, key)
         if value is not None and names_files(hint):
             paths[key] = _expand(value, f"{where}{key}", problems)
+        elif isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
+            paths[key] = {
+                name: _with_paths(entry, f"{where}{key}.{name}.", problems)
+                for name, entry in value.items()
+            }
     return dataclasses.replace(section, **paths)
 
 

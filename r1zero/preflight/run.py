@@ -10,14 +10,14 @@ Whatever is built later is built from the Run, and each component takes its own 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.config.load import dump
 from r1zero.config.schema import Config, filled
-from r1zero.data.layout import DataSource, eval_source, train_source
+from r1zero.data.sources import DataSource, eval_sources, train_source
 from r1zero.data.template import Template
 from r1zero.distributed.placement import Placement
 from r1zero.errors import BadInput
@@ -25,6 +25,7 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
 from r1zero.policy.actor_config import ActorConfig, actor_config, unread_by_loss
 from r1zero.preflight.checks import check_found
+from r1zero.preflight.datasets import templates_of
 from r1zero.preflight.found import Found, ModelFound, dtype_of, look
 from r1zero.reward.choose import kept_columns
 from r1zero.reward.config import RewardConfig, reward_config
@@ -43,7 +44,7 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run, resolved. Only `eval_data` may be absent: a run need not evaluate."""
+    """A run, resolved. Only `eval_data` may be empty: a run need not evaluate."""
 
     config: Config
     placement: Placement
@@ -51,10 +52,10 @@ class Run:
     actor: ModelFiles
     reference: ModelFiles
     dtype: Dtype
-    template: Template
+    templates: Mapping[str, Template]  # of all data sets, by name
     tokenizer: str  # folder
     train_data: DataSource
-    eval_data: DataSource | None
+    eval_data: tuple[DataSource, ...]
     output_dir: Path  # the run folder
     checkpoints: Path  # the folder of its checkpoints
     warnings: tuple[str, ...]
@@ -135,6 +136,11 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
     cfg = found.config
     assert found.placement is not None, "checked before"
     kept = kept_columns(cfg.algorithm, cfg.reward)
+    train_data = train_source(cfg.actor_rollout, cfg.training, kept)
+    eval_data = tuple(eval_sources(cfg.training, kept))
+    templates_file = filled(cfg.training.prompt_type_path)
+    templates, wrong = templates_of([train_data, *eval_data], templates_file)
+    assert not wrong, "checked before"
     return Run(
         config=cfg,
         placement=found.placement,
@@ -142,10 +148,10 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
         actor=_complete_model(found.actor),
         reference=_complete_model(found.reference),
         dtype=dtype_of(cfg),
-        template=Template(cfg.training.prompt_type, filled(cfg.training.prompt_type_path)),
+        templates=templates,
         tokenizer=filled(cfg.training.tokenizer_name_or_path),
-        train_data=train_source(cfg.actor_rollout, cfg.training, kept),
-        eval_data=eval_source(cfg.training, kept),
+        train_data=train_data,
+        eval_data=eval_data,
         output_dir=Path(cfg.output_dir),
         checkpoints=cfg.checkpoints,
         warnings=(*warnings, *unread_by_loss(cfg.algorithm, cfg.actor_rollout)),

@@ -59,18 +59,21 @@ class Packed:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.every = 1
-        self.steps: dict[int, str] = {}
+        self.steps: dict[int, dict[str, str]] = {}  # by name, "" for what has none
 
     def due(self, step: int) -> bool:
         """Say whether a step would be kept now."""
         return step % self.every == 0
 
-    def add(self, step: int, packed: str) -> None:
-        """Keep a step, and thin all of them when that is too much."""
-        self.steps[step] = packed
-        while sum(map(len, self.steps.values())) > self._limit and len(self.steps) > 1:
+    def add(self, step: int, packed: str, name: str = "") -> None:
+        """Keep a step, or what has this name of it, and thin all of them when that is too much."""
+        self.steps.setdefault(step, {})[name] = packed
+        while self._size() > self._limit and len(self.steps) > 1:
             self.every *= 2
-            self.steps = {step: packed for step, packed in self.steps.items() if self.due(step)}
+            self.steps = {step: named for step, named in self.steps.items() if self.due(step)}
+
+    def _size(self) -> int:
+        return sum(len(packed) for named in self.steps.values() for packed in named.values())
 
 
 class RunHistory:
@@ -97,7 +100,7 @@ class RunHistory:
             self._add_spans(entry)
         for step in sorted(self._unread, reverse=True)[:most_files]:
             self._add_samples(step)
-        for path in sorted(set(self.folder.glob("evaluation/step_*.parquet")) - self._seen):
+        for path in sorted(set(self.folder.glob("evaluation/**/step_*.parquet")) - self._seen):
             self._add_held_out(path)
 
     def as_json(self) -> dict[str, Any]:
@@ -120,7 +123,7 @@ class RunHistory:
             "resumed": self._resumed,
             "roles": self._roles,
             "packedEvery": self._packed.every,
-            "packed": self._packed.steps,
+            "packed": {step: named[""] for step, named in self._packed.steps.items()},
             "heldOut": self._held_out.steps,
         }
 
@@ -183,13 +186,15 @@ class RunHistory:
             self._packed.add(step, packed)
 
     def _add_held_out(self, path: Path) -> None:
-        """Read and pack the answers of an evaluation; step_000010.parquet has those after 10
-        steps."""
+        """Read and pack the answers of an evaluation: step_000010.parquet has those after 10 steps,
+        those of a named data set lie in a folder of its name."""
         self._seen.add(path)
         number = path.stem.removeprefix("step_")
+        inside = path.parent.relative_to(self.folder / "evaluation")
+        name = "" if inside == Path() else str(inside)
         if number.isdecimal() and self._held_out.due(int(number)):
             with contextlib.suppress(OSError, ValueError, KeyError):  # cut off, or of another form
-                self._held_out.add(int(number), pack_step(pq.read_table(path), []))
+                self._held_out.add(int(number), pack_step(pq.read_table(path), []), name)
 
     def _config(self) -> tuple[str, dict[str, Any]]:
         """config.yaml as text and parsed; empty when it is missing or broken."""

@@ -630,6 +630,7 @@ def test_a_key_that_another_key_makes_idle_is_told(
         ["training.keep_last=2", "training.keep_every=10"],
         [*STALE, "algorithm.importance_cap=3"],
         [EVAL, "training.eval_temperature=0.5", "training.eval_top_k=5"],
+        ["training.evaluation.math=embedded:tiny", "training.eval_interval=5"],
         # what holds anyway is not worth a word
         ["training.eval_top_p=1.0", "algorithm.adv_estimator=group_norm"],
     ],
@@ -676,3 +677,48 @@ def test_bounds_that_the_loss_does_not_read_are_told(
     assert len(warnings) == len(expected)
     for key, reason in expected.items():
         assert warnings[0].startswith(f"actor_rollout.{key}: accepted, no effect: {reason}")
+
+
+# -- evaluation sets ------------------------------------------------------------------------------
+
+
+def test_an_evaluation_set_takes_what_it_leaves_out_from_the_run(home: Path) -> None:
+    cfg, _ = read_config(
+        str(home / "base.yaml"),
+        [
+            "training.eval_samples_per_prompt=3",
+            "training.eval_top_k=7",
+            "training.evaluation.tiny=embedded:tiny",
+            "training.evaluation.aime-24={path: aime.jsonl, samples-per-prompt: 16, temperature: 0}",
+            "training.evaluation.aime-24.prompt_type=plain",
+        ],
+    )
+    tiny, aime = cfg.training.evaluation.values()
+    assert list(cfg.training.evaluation) == ["tiny", "aime_24"]
+    assert tiny.path.endswith("eval.parquet") and aime.path == "aime.jsonl"
+    assert (tiny.samples_per_prompt, tiny.temperature, tiny.top_k) == (3, 1.0, 7)
+    assert (aime.samples_per_prompt, aime.temperature, aime.top_k) == (16, 0.0, 7)
+    assert (tiny.prompt_type, aime.prompt_type) == ("qwen_r1", "plain")
+    (home / "again.yaml").write_text(dump(cfg))
+    assert read_config(str(home / "again.yaml"))[0].training == cfg.training
+
+
+@pytest.mark.parametrize(
+    ("override", "pieces"),
+    [
+        ("evaluation=5", ["training.evaluation: 5 must map names"]),
+        ("evaluation={math 500: x}", ["training.evaluation: 'math 500' must be a name"]),
+        ("evaluation.math.k=3", ["training.evaluation.math.k is unknown"]),
+        ("evaluation.math.tempratur=1", ["evaluation.math.tempratur", "did you mean temperature"]),
+        ("evaluation.math.temperature=1", ["training.evaluation.math.path is missing"]),
+        ("evaluation.math={path: x, temperature: -1}", ["math.temperature: -1", "from 0.01"]),
+        ("evaluation.math={path: x, map_keys: {a: b}}", ["evaluation.math.map_keys.a is unknown"]),
+    ],
+)
+def test_a_wrong_evaluation_set_is_told_with_its_name(
+    home: Path, override: str, pieces: list[str]
+) -> None:
+    with pytest.raises(BadInput) as error:
+        read_config(str(home / "base.yaml"), [f"training.{override}"])
+    for piece in pieces:
+        assert piece in str(error.value)

@@ -34,7 +34,7 @@ def templates(folder: Path, **entries: dict) -> Path:
 def ends(folder: Path, template: Template, *stop: str) -> dict[int, list[str]]:
     vocabulary = Vocabulary.from_folder(folder)
     assert vocabulary is not None
-    return find_ends(folder, vocabulary, template, stop).sources
+    return find_ends(folder, vocabulary, [template], stop).sources
 
 
 # -- who names them -------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def test_all_that_name_an_end_count(home: Path) -> None:
 def test_one_line_says_them_all(home: Path) -> None:
     (home / "net" / "config.json").write_text('{"eos_token_id": 95}')
     vocabulary = Vocabulary.from_folder(home / "net")
-    assert str(find_ends(home / "net", vocabulary, Template("qwen_r1"), ["\\"])) == (
+    assert str(find_ends(home / "net", vocabulary, [Template("qwen_r1")], ["\\"])) == (
         "'\\\\' (60; stop) or '<|endoftext|>' (95; config.json) or '<|im_end|>' (97; template "
         "qwen_r1)"
     )
@@ -271,4 +271,4 @@ def test_a_stop_of_the_configuration_ends_responses_and_goes_along(
     exported = json.loads((found / "model" / "generation_config.json").read_text())
     assert exported == {"eos_token_id": [2, 264, 269]}
     again = Vocabulary.from_folder(found / "model")
-    assert list(find_ends(found / "model", again, Template("plain"), []).ids) == [2, 264, 269]
+    assert list(find_ends(found / "model", again, [Template("plain")], []).ids) == [2, 264, 269]

@@ -19,6 +19,7 @@ from support.tool import TOOLS, functions, run_here
 
 from r1zero.data.layout import ColumnLayout
 from r1zero.data.prompts import Prompts, load_tokenizer
+from r1zero.data.sources import EVAL_DATA, TRAIN_DATA
 from r1zero.data.survey import DataSet, question_in, survey
 from r1zero.data.template import Template
 from r1zero.preflight.checks import check
@@ -426,7 +427,9 @@ def test_preprocessed_data_is_looked_at_as_raw_data_is(
         )
         for path in (tmp_path / "made", data)
     ]
-    assert look_at_prompts(Template("qwen_r1"), ["acc"], *read) == told, "a run says the same"
+    keys = (TRAIN_DATA, EVAL_DATA)
+    named = [(key, Template("qwen_r1"), prompts) for key, prompts in zip(keys, read, strict=True)]
+    assert look_at_prompts(["acc"], named) == told, "a run says the same"
 
 
 def test_an_instruction_in_all_questions_is_told() -> None:

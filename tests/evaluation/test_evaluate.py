@@ -34,6 +34,8 @@ from r1zero.distributed.placement import RankGrid, RoleSize, place
 from r1zero.evaluation.evaluate import shares
 from r1zero.evaluation.pass_at_k import bootstrap_interval, pass_at_k
 from r1zero.evaluation.scores import EvalProtocol, attempts, report, table
+from r1zero.report.history import RunHistory
+from r1zero.report.page import PACKED_BYTES
 from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score
 
 # -- estimators -----------------------------------------------------------------------------------
@@ -516,3 +518,64 @@ def test_answers_longer_than_the_model_s_positions_are_refused(flags: list[str])
         AssertionError, match="BadInput: --max-new-tokens 100000: the longest prompt has"
     ):
         run_ranks(evaluate_body, 1, [*flags, "--max-new-tokens", "100000"])
+
+
+@pytest.fixture(scope="module")
+def on_several_sets(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One step, evaluated before and after: on eval_data_path, on the same data by another name,
+    and on data of other columns, template and sampling."""
+    folder = tmp_path_factory.mktemp("several")
+    table = pq.read_table(tiny / "eval.parquet").slice(0, 40)
+    renamed = table.select(["question", "ground_truth_answer"]).rename_columns(
+        ["problem", "solution"]
+    )
+    pq.write_table(renamed, folder / "renamed.parquet")
+    columns = "{prompt: problem, response: solution}"
+    return run(
+        folder / "run",
+        2,
+        "tiny",
+        [
+            *TWO_RANKS,
+            "training.train_iters=1",
+            "training.evaluation.again=embedded:tiny",
+            f"training.evaluation.greedy={{path: {folder}/renamed.parquet, map_keys: {columns}}}",
+            "training.evaluation.greedy.samples_per_prompt=2",
+            "training.evaluation.greedy.temperature=0",
+            "training.evaluation.greedy.prompt_type=plain",
+        ],
+    )
+
+
+def test_each_evaluation_set_has_scores_under_its_name(on_several_sets: Path) -> None:
+    lines = (on_several_sets / "evaluation.jsonl").read_text().splitlines()
+    before, after = map(json.loads, lines)
+    for line in (before, after):
+        names = {"again": {}, "greedy": {}}
+        for key, value in line.items():
+            name, _, rest = key.partition("/")
+            if name in names:
+                names[name][rest] = value
+        alone = {key: value for key, value in line.items() if key.partition("/")[0] not in names}
+        assert alone == names["again"] | {"step": line["step"]}, "others beside it change nothing"
+        assert names["greedy"]["pass@1"] == names["greedy"]["pass@2"]
+        assert "pass@2" not in alone
+        place = on_several_sets / "evaluation" / "greedy" / f"step_{line['step']:06d}.json"
+        content = json.loads(place.read_text())
+        assert content["scores"] == names["greedy"]
+        assert content["protocol"]["template"] == "plain"
+        assert (content["protocol"]["problems"], content["protocol"]["top_k"]) == (40, 1)
+    state = json.loads(lines[0])
+    log = (on_several_sets / "logs" / "rank_0000.log").read_text()
+    ending = log[log.rindex("held-out problems") - 3000 :]
+    assert ending.count("held-out problems:") == 3
+    assert f"{state['greedy/reward/acc/right']:.1%}" in ending
+
+
+def test_the_report_shows_the_answers_of_each_evaluation_set(on_several_sets: Path) -> None:
+    history = RunHistory(on_several_sets, PACKED_BYTES)
+    history.read()
+    shown = history.as_json()["heldOut"]
+    assert {step: sorted(named) for step, named in shown.items()} == {
+        step: ["", "again", "greedy"] for step in (0, 1)
+    }

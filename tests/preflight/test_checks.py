@@ -614,6 +614,38 @@ def test_bad_data(home: Path, name: str, content: str | None, pieces: list[str])
         assert name in problem and ("map_keys" in problem or problem.startswith(key))
 
 
+@pytest.mark.parametrize(
+    ("entry", "pieces"),
+    [
+        (
+            "{path: gone.parquet}",
+            ["training.evaluation.math.path: ", "gone.parquet does not exist"],
+        ),
+        (
+            "{path: DATA, prompt_type: r1}",
+            ["training.evaluation.math.prompt_type: ", "'r1' is not in"],
+        ),
+        (
+            "{path: DATA, map_keys: {response: label}}",
+            ["no column 'label'", "training.evaluation.math.map_keys"],
+        ),
+        ("{path: '1,DATA,2,DATA'}", ["training.evaluation.math.path: ", "is a blend"]),
+        ("{path: ''}", ["training.evaluation.math.path: ", "it is empty"]),
+    ],
+)
+def test_each_evaluation_set_is_looked_at(home: Path, entry: str, pieces: list[str]) -> None:
+    entry = entry.replace("DATA", str(home / "train.parquet"))
+    problem = only(check(load(home, f"training.evaluation.math={entry}")))
+    for piece in pieces:
+        assert piece in problem
+
+
+def test_an_evaluation_set_is_not_called_like_a_score(home: Path) -> None:
+    data = home / "train.parquet"
+    problem = only(check(load(home, f"training.evaluation.reward={data}")))
+    assert problem.startswith("training.evaluation.reward ") and "reward_set" in problem
+
+
 def test_empty_parquet_and_missing_column(home: Path) -> None:
     nothing = pa.array([], pa.string())
     pq.write_table(

@@ -30,12 +30,13 @@ def test_a_run_says_what_its_configuration_means_here(tiny: Path, tmp_path: Path
     assert run.actor.shape == ModelConfig.from_folder(run.actor.folder)
     assert (run.dtype, run.dtype.itemsize, run.dtype.full_name) == (Dtype.BF16, 2, "bfloat16")
     assert run.checkpoints == tmp_path / "run" / "checkpoints"
-    assert run.eval_data is not None and run.eval_data.layout.held_out
+    [held_out] = run.eval_data
+    assert held_out.held_out and held_out.name == ""
     assert run.engine_config.max_response == run.config.response_budget
     assert run.total_updates == run.config.training.train_iters * run.config.updates_per_step
     with pytest.raises(dataclasses.FrozenInstanceError):
         run.dtype = Dtype.FP32  # type: ignore[misc]
-    assert run_of(f"output_dir={tmp_path}/2", "training.eval_data_path=null").eval_data is None
+    assert run_of(f"output_dir={tmp_path}/2", "training.eval_data_path=null").eval_data == ()
 
 
 def test_resolving_tells_everything_that_is_wrong_at_once(tiny: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ function because(rule, outcome) {
 // Prompts with the same text are one object, over all steps and runs.
 const promptsByText = new Map();
 
-function samplesOf({ run, step, heldOut }, content) {
+function samplesOf({ run, step, heldOut, set }, content) {
   if (!content.samples) return [];
   const prompts = content.prompts.map((prompt) => {
     if (!promptsByText.has(prompt.prompt)) {
@@ -60,6 +60,7 @@ function samplesOf({ run, step, heldOut }, content) {
       run,
       step,
       heldOut,
+      set, // name of the held-out data set, if it has one
       prompt: prompts[columns.group[i]],
       member: columns.member[i],
       response,

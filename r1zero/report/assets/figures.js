@@ -60,17 +60,36 @@ function figures() {
   return scroller("Key figures of the runs", table("figures", heads, rows));
 }
 
-// Held-out problems, a row an evaluation: a line of evaluation.jsonl, or its entries before and after.
+// Held-out problems, a row a data set of an evaluation: a line of evaluation.jsonl, or its entries before
+// and after.
 function evaluations() {
   return RUNS.flatMap((run) =>
     run.evaluation.flatMap((entry) => {
       const named = Object.entries(entry).filter(([, value]) => value !== null && typeof value === "object");
-      const rows = named.length
-        ? named
-        : [[entry.step === undefined ? "evaluation" : `step ${entry.step}`, entry]];
+      const when = entry.step === undefined ? "evaluation" : `step ${entry.step}`;
+      const sets = Object.entries(bySet(entry)).map(([name, values]) => [
+        name ? `${name}, ${when}` : when,
+        values,
+      ]);
+      const rows = named.length ? named : sets;
       return rows.map(([name, values]) => [SEVERAL ? `${run.label}, ${name}` : name, values]);
     }),
   );
+}
+
+// The scores of a line by data set: each has a pass@1, with its name in front, math500/pass@1, if it has one.
+function bySet(entry) {
+  const names = Object.keys(entry)
+    .filter((key) => key.endsWith("/pass@1"))
+    .map((key) => key.slice(0, -"/pass@1".length));
+  const sets = {};
+  for (const [key, value] of Object.entries(entry)) {
+    if (key === "step") continue;
+    const name = names.find((each) => key.startsWith(`${each}/`)) ?? "";
+    sets[name] ??= {};
+    sets[name][name ? key.slice(name.length + 1) : key] = value;
+  }
+  return sets;
 }
 
 function evaluationTable() {

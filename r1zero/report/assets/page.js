@@ -114,7 +114,9 @@ async function sampleSection() {
   const node = section("samples", "Samples", el("p", { class: "note" }, "Unpacking ..."));
   const steps = RUNS.flatMap((run) => [
     ...Object.keys(run.packed).map((step) => ({ run, step: Number(step), heldOut: false })),
-    ...Object.keys(run.heldOut).map((step) => ({ run, step: Number(step), heldOut: true })),
+    ...Object.entries(run.heldOut).flatMap(([step, named]) =>
+      Object.keys(named).map((set) => ({ run, step: Number(step), heldOut: true, set })),
+    ),
   ]);
   if (typeof DecompressionStream === "undefined") {
     return node.lastChild.replaceWith(
@@ -122,7 +124,9 @@ async function sampleSection() {
     );
   }
   const contents = await Promise.all(
-    steps.map(({ run, step, heldOut }) => (heldOut ? unpack(run.heldOut[step]) : run.content(step))),
+    steps.map(({ run, step, heldOut, set }) =>
+      heldOut ? unpack(run.heldOut[step][set]) : run.content(step),
+    ),
   );
   const samples = contents.flatMap((content, i) => samplesOf(steps[i], content));
   const all = contents.reduce((sum, content) => sum + (content.total ?? 0), 0);

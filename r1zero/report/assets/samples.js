@@ -187,7 +187,7 @@ class SampleBrowser {
           { class: "entry-line" },
           (SEVERAL ? sample.run.label + " \u00b7 " : "") +
             when(sample) +
-            (sample.heldOut ? ", held out" : ""),
+            (sample.heldOut ? `, held out${sample.set ? ` (${sample.set})` : ""}` : ""),
           ...chips(sample),
           sample.truncated ? el("span", { class: "chip timeout" }, "cut off") : null,
         ),
@@ -232,6 +232,7 @@ class SampleBrowser {
         ["Advantage", sample.heldOut ? null : formatted(sample.advantage, "score")],
         ["Length", `${formatted(sample.length, "tokens")} tokens${sample.truncated ? ", cut off" : ""}`],
         ["Data row", prompt.index === undefined ? null : grouped(prompt.index)],
+        ["Data set", sample.set || null],
         ["Run", SEVERAL ? sample.run.label : null],
       ]),
       el("h4", {}, "Question"),
