@@ -3,14 +3,15 @@
 Of disks only the YAML files are read.
 
 For each role the keys are merged: model file < `training` < the role's section < override. So a
-key of a role may stand in any of the three. What is wrong is collected and raised once, a
-sentence each. What the machine decides, such as bf16 where it is left open, is filled in by
-`preflight/resolve.py`.
+key of a role may stand in any of the three. A preset lies over the model file and below the rest
+(presets.py). What is wrong is collected and raised once, a sentence each. What the machine decides,
+such as bf16 where it is left open, is filled in by `preflight/resolve.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,43 +20,26 @@ import yaml
 
 from r1zero.config import legacy, schema
 from r1zero.config.keys import MAP_KEYS, FilePath, Text
-from r1zero.config.parse import SourcedValue, parse, read_yaml, spelled
+from r1zero.config.overrides import Overrides, read_overrides
+from r1zero.config.parse import SourcedValue, read_yaml, spelled
 from r1zero.config.paths import expand
+from r1zero.config.presets import Preset, Sections, describe, lay_over, read_preset
 from r1zero.config.rules import check_sound_keys
 from r1zero.config.schema import ADVANTAGE, CONFIGS, Config
+from r1zero.config.sections import (
+    FREE_KEYS,
+    NETWORK_KEYS,
+    SECTIONS,
+    TOP,
+    accepted_keys,
+    known_keys,
+    refuse_unknown,
+    split,
+)
 from r1zero.config.settings import SettingsReader, as_given, given_settings
 from r1zero.config.unread import note_unread
 from r1zero.config.validate import build, field_names, value_of
 from r1zero.errors import BadInput, Diagnostics, nearest, readable
-
-SECTIONS: dict[str, type] = {
-    "training": schema.Training,
-    "actor_rollout": schema.ActorRollout,
-    "ref": schema.Ref,
-    "reward": schema.Reward,
-    "algorithm": schema.Algorithm,
-    "resource_pool": schema.ResourcePool,
-}
-TOP = (
-    "name",
-    "output_dir",
-    "defaults",
-    "model",
-    "training",
-    "actor_rollout_ref",
-    "reward",
-    "algorithm",
-    "resource_pool",
-)
-NETWORK_KEYS = field_names(schema.Network)
-# Keys that may stand in training, in a role or in a model file.
-FREE_KEYS = (
-    field_names(schema.Training)
-    | field_names(schema.ActorRollout)
-    | field_names(schema.Ref)
-    | set(legacy.NO_EFFECT)
-    | set(legacy.FIXED)
-)
 
 
 class WrongKeys(BadInput):
@@ -72,34 +56,39 @@ def read_config(
 ) -> tuple[Config, list[str]]:
     """Read a configuration and return it with warnings. BadInput with a sentence for each mistake.
 
-    A bare name means configs/<name>.yaml; an override is `section.key=value`. `read_settings`
-    knows what stands below reward.settings. Each key by itself is right then. Rules among keys are
-    told here when a key is wrong, else by the checks before a start, together with what is wrong
-    with files.
+    A bare name means configs/<name>.yaml; an override is `section.key=value`, or `algorithm=preset`.
+    `read_settings` knows what stands below reward.settings. Each key by itself is right then. Rules
+    among keys are told here when a key is wrong, else by the checks before a start, together with
+    what is wrong with files.
     """
     with readable():
         return _read(_find(expand(name_or_path)), overrides, read_settings)
 
 
 def _read(
-    path: Path, overrides: Sequence[str], read_settings: SettingsReader
+    path: Path, texts: Sequence[str], read_settings: SettingsReader
 ) -> tuple[Config, list[str]]:
     notes = Diagnostics()
-    sections = _split(read_yaml(path), notes)
+    sections = split(read_yaml(path), notes)
     wrong_sections = list(notes.problems)
-    for override in overrides:
-        _override(sections, override, notes)
-    models = _models(sections, path, notes)
+    overrides = read_overrides(texts, sections, notes)
+    named = _named_files(sections.get("defaults", []), notes)
+    preset = read_preset(overrides.preset or named.preset, path.parent, notes)
+    models = _models(sections["model"], named.models, path, notes)
     if wrong_sections:  # their keys would all seem to be missing
         raise BadInput("\n".join(notes.problems))
+    sections |= overrides.top | _layers(sections, preset, overrides)
     cfg = _build(sections, models, path, read_settings, notes)
+    if preset is not None:
+        cfg = dataclasses.replace(cfg, preset=describe(preset, sections))
     if notes.problems:
         raise WrongKeys([*notes.problems, *check_sound_keys(cfg)], cfg)
     return _with_defaults(cfg, notes), notes.warnings
 
 
 def dump(cfg: Config) -> str:
-    """Write the resolved configuration as YAML that loads back to an equal Config."""
+    """Write the resolved configuration as YAML that loads back to an equal Config. Above it, what a
+    preset set."""
     tree = dataclasses.asdict(cfg)
     for section, kind in SECTIONS.items():
         tree[section] = _told_keys(section, kind, tree[section])
@@ -108,7 +97,15 @@ def dump(cfg: Config) -> str:
         tree["training"]["evaluation"][name] = _without_nulls(entry)
     tree["actor_rollout_ref"] = {role: tree.pop(role) for role in ("actor_rollout", "ref")}
     told = {key: tree[key] for key in TOP if tree.get(key)}
-    return yaml.safe_dump(told, sort_keys=False, width=110)
+    text = yaml.safe_dump(told, sort_keys=False, width=110)
+    if cfg.preset is not None:
+        text = _comment(cfg.preset) + text
+    return text
+
+
+def _comment(text: str) -> str:
+    lines = textwrap.wrap(text, 108, break_long_words=False, break_on_hyphens=False)
+    return "".join(f"# {line}\n" for line in lines)
 
 
 def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
@@ -141,111 +138,75 @@ def _find(name_or_path: str) -> Path:
     )
 
 
-def _split(content: dict, notes: Diagnostics) -> dict[str, Any]:
-    """Bring the roles to the top and check that sections are known mappings."""
-    sections = {str(key).replace("-", "_"): value for key, value in content.items()}
-    for key in sorted(set(sections) - set(TOP)):
-        notes.refuse(
-            f"{key} is not a section of the configuration{_place(key) or nearest(key, TOP)}"
-        )
-    sections = {key: sections[key] for key in TOP if sections.get(key) is not None}
-    mappings = {key: sections.pop(key, {}) for key in (*SECTIONS, "actor_rollout_ref", "model")}
-    if isinstance(mappings["actor_rollout_ref"], dict):
-        roles = spelled(mappings.pop("actor_rollout_ref"))
-        for key in sorted(set(roles) - {"actor_rollout", "ref"}):
+@dataclasses.dataclass(slots=True)
+class _NamedFiles:
+    """What `defaults` names."""
+
+    models: list[str]
+    preset: str | None = None
+
+
+def _named_files(defaults: Any, notes: Diagnostics) -> _NamedFiles:
+    """Read `defaults`: model files, one or a list under `model`, and a preset under `algorithm`."""
+    found = _NamedFiles(models=[])
+    for entry in defaults if isinstance(defaults, list) else [defaults]:
+        if entry == "_self_":
+            continue
+        if isinstance(entry, dict) and set(entry) == {"model"}:
+            names = entry["model"]
+            found.models += map(str, names if isinstance(names, list) else [names])
+        elif isinstance(entry, dict) and set(entry) == {"algorithm"}:
+            _name_preset(found, entry["algorithm"], notes)
+        else:
             notes.refuse(
-                f"actor_rollout_ref.{key} is unknown: it has the sections actor_rollout and ref"
+                f"defaults: {entry!r} is unknown; it lists model files, `- model: [qwen25-7b]`, and "
+                "a preset, `- algorithm: dapo`"
             )
-        for role in ("actor_rollout", "ref"):
-            mappings[role] = _first_given(roles.get(role), {})
-    for key, mapping in mappings.items():
-        if not isinstance(mapping, dict):
-            notes.refuse(f"{key}: {mapping!r} must be a section with keys")
-            mapping = {}
-        sections[key] = mapping if key == "model" else spelled(mapping)
-    return sections
+    return found
 
 
-def _place(key: str) -> str:
-    """Say in which section a key belongs."""
-    owners = [name for name, kind in SECTIONS.items() if key in field_names(kind)]
-    return f"; did you mean {owners[0]}.{key}?" if owners else ""
-
-
-def _override(sections: dict[str, Any], text: str, notes: Diagnostics) -> None:
-    """Set one `section.key=value`; the value is read as YAML."""
-    name, equals, written = text.partition("=")
-    path = [part.replace("-", "_") for part in name.strip().split(".")]
-    if path[0] == "actor_rollout_ref":
-        path = path[1:]
-    if not equals or not path:
-        notes.refuse(f"the override {text!r} must have the form section.key=value")
-    elif path in (["name"], ["output_dir"]):
-        sections[path[0]] = _override_value(written)
-    elif path[0] not in SECTIONS:
-        hint = _place(path[-1]) or nearest(path[0], SECTIONS)
-        notes.refuse(
-            f"the override {text!r} must begin with one of the sections {', '.join(SECTIONS)}{hint}"
-        )
-    elif len(path) == 1:
-        notes.refuse(f"the override {text!r} must name a key of the section: {path[0]}.key=value")
+def _name_preset(found: _NamedFiles, name: Any, notes: Diagnostics) -> None:
+    if not isinstance(name, str):
+        notes.refuse(f"defaults: algorithm: {name!r} must be the name of a preset, such as dapo")
+    elif found.preset not in (None, name):
+        notes.refuse(f"defaults: algorithm is given twice, as {found.preset} and {name}; keep one")
     else:
-        _set(sections, path, _override_value(written), text, notes)
+        found.preset = name
 
 
-def _override_value(written: str) -> Any:
-    try:
-        return parse(written)
-    except yaml.YAMLError:
-        return written
+def _layers(
+    sections: dict[str, Any], preset: Preset | None, overrides: Overrides
+) -> dict[str, Any]:
+    """The keys of file, preset and command line: each layer's over those below it."""
+    layers: list[Sections] = [{section: sections[section] for section in SECTIONS}]
+    if preset is not None and overrides.preset is not None:
+        layers.append(preset.sections)
+    elif preset is not None:
+        layers.insert(0, preset.sections)
+    layers.append(overrides.sections)
+    lowest, *others = layers
+    merged: dict[str, Any] = dict(lowest)
+    for layer in others:
+        merged = lay_over(merged, layer)
+    return merged
 
 
-def _set(
-    sections: dict[str, Any], path: Sequence[str], value: Any, text: str, notes: Diagnostics
-) -> None:
-    """Put a value into a section, or into the sections below it, which are made where missing."""
-    *parents, key = path
-    place = sections
-    for part in parents:
-        if place.get(part) is None:
-            place[part] = {}
-        place = place[part]
-        if not isinstance(place, dict):
-            notes.refuse(f"the override {text!r}: {part} has no keys of its own")
-            return
-    place[key] = value
-
-
-def _models(sections: dict[str, Any], path: Path, notes: Diagnostics) -> dict[str, dict[str, Any]]:
-    """Collect the model files that `defaults` names, and models written in the file itself."""
+def _models(
+    written: dict[str, Any], named: Sequence[str], path: Path, notes: Diagnostics
+) -> dict[str, dict[str, Any]]:
+    """Read the model files that `defaults` names, beside models written in the file itself."""
     models = {}
-    for name, keys in sections.get("model", {}).items():
+    for name, keys in written.items():
         if isinstance(keys, dict):
             models[str(name)] = spelled(keys)
         else:
             notes.refuse(f"model {name}: {keys!r} must be a section with the keys of the model")
-    for name in _named_files(sections.get("defaults", []), notes):
+    for name in named:
         if name not in models:
             models[name] = _model_file(name, path, notes)
     for name, keys in models.items():
-        _refuse_unknown(keys, FREE_KEYS | NETWORK_KEYS, f"model {name}: ", notes)
+        refuse_unknown(keys, FREE_KEYS | NETWORK_KEYS, f"model {name}: ", notes)
     return models
-
-
-def _named_files(defaults: Any, notes: Diagnostics) -> list[str]:
-    """The names of model files in `defaults`: one, or a list, under `model` in each entry."""
-    found: list[str] = []
-    for entry in defaults if isinstance(defaults, list) else [defaults]:
-        if entry == "_self_":
-            continue
-        if not isinstance(entry, dict) or set(entry) != {"model"}:
-            notes.refuse(
-                f"defaults: {entry!r} is unknown; it lists model files: `- model: [qwen25-7b]`"
-            )
-            continue
-        names = entry["model"]
-        found += map(str, names if isinstance(names, list) else [names])
-    return found
 
 
 def _model_file(name: str, path: Path, notes: Diagnostics) -> dict[str, Any]:
@@ -307,10 +268,8 @@ def _given(
     given = {}
     for section, kind in SECTIONS.items():
         own = field_names(kind)
-        known = own | set(legacy.REWARD_SETTINGS) if section == "reward" else own
-        accepted = known if section in ("algorithm", "resource_pool") else known | FREE_KEYS
-        _refuse_unknown(sections[section], accepted, f"{section}.", notes)
-        _note_ineffective(section, sections[section], known, notes)
+        refuse_unknown(sections[section], accepted_keys(section), f"{section}.", notes)
+        _note_ineffective(section, sections[section], known_keys(section), notes)
         everything = merged.get(section) or _placed(sections[section], f"{section}.")
         given[section] = {key: item for key, item in everything.items() if key in own}
     return given
@@ -329,25 +288,6 @@ def _network(model: str, keys: dict[str, Any], notes: Diagnostics) -> dict[str, 
     if len(notes.problems) > before:
         return {}
     return {key: value for key, value in dataclasses.asdict(network).items() if value is not None}
-
-
-def _refuse_unknown(
-    mapping: dict[str, Any], accepted: set[str], where: str, notes: Diagnostics
-) -> None:
-    """Refuse keys that nothing reads, and keys that say something else than what always holds."""
-    for key, value in mapping.items():
-        if key in NETWORK_KEYS - accepted:
-            notes.refuse(
-                f"{where}{key} describes the network: put it into a model file under configs/model/"
-            )
-        elif key not in accepted:
-            notes.refuse(f"{where}{key} is unknown{nearest(key, accepted) or _place(key)}")
-        elif key in legacy.FIXED and value is not None:
-            values, reason = legacy.FIXED[key]
-            if value not in values:
-                notes.refuse(
-                    f"{where}{key}: {value!r} is not supported, only {values[0]!r}: {reason}"
-                )
 
 
 def _note_ineffective(section: str, mapping: dict, own: set[str], notes: Diagnostics) -> None:

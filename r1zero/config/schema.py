@@ -479,6 +479,7 @@ class Config:
     resource_pool: ResourcePool
     model: dict[str, dict[str, Any]]  # keys of Network that the model files give, by model name
     source: str | None = field(default=None, compare=False)  # file that it was read from; no key
+    preset: str | None = field(default=None, compare=False)  # what a preset set, in words; no key
 
     @property
     def checkpoints(self) -> Path:
