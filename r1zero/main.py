@@ -34,7 +34,7 @@ from r1zero.distributed.launch import Launch, announced_world_size, check_interf
 from r1zero.distributed.process import begin, end, is_first, refuse, run_rank, tell
 from r1zero.distributed.shutdown import EXIT_REQUEUE, PreemptionNotice, deadline
 from r1zero.errors import BadInput
-from r1zero.policy.actor_config import unread_by_loss
+from r1zero.policy.actor_config import unread_by_loss, unsummed_terms
 from r1zero.preflight import checks, dry_run
 from r1zero.preflight.datasets import look_at_data
 from r1zero.preflight.found import look
@@ -114,7 +114,8 @@ def _look(cfg: Config, warnings: list[str], report: bool) -> int:
     if report:
         lines.append(dry_run.report(found))
         ineffective = unread_by_loss(cfg.algorithm, cfg.actor_rollout)
-        lines += [f"warning: {warning}" for warning in warnings + ineffective]
+        unsummed = unsummed_terms(cfg.algorithm, cfg.actor_rollout)
+        lines += [f"warning: {warning}" for warning in warnings + ineffective + unsummed]
     return tell(lines + look_at_data(cfg))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from r1zero.algo.parts import plan_parts
-from r1zero.algo.selection import AllGroups, GroupSelector
+from r1zero.algo.selection import AllGroups, GroupSelector, TeachingGroups
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
 from r1zero.data.ends import Ends, find_ends
@@ -250,9 +250,9 @@ def build_runtime(run: Run, world: World) -> Runtime:
         engine=engine,
         sampling=run.sampling,
         reward_manager=reward_manager,
-        selector=AllGroups(),
+        selector=_selector(run, world, reward_manager),
         sample_files=files,
-        sample_log=_sample_log(files, world, tokens),
+        sample_log=_sample_log(files, world, tokens, reward_manager),
         reference=reference,
         policy=policy,
         publisher=_publisher(run, world, policy, engine),
@@ -285,12 +285,29 @@ def read_tokens(run: Run) -> Tokens:
     return Tokens(tokenizer, ends, vocabulary.unused(run.actor.shape.vocab_size))
 
 
-def _sample_log(files: SampleFiles, world: World, tokens: Tokens) -> AnySampleLog:
+def _selector(run: Run, world: World, reward_manager: RewardManager) -> GroupSelector:
+    """What decides which groups train, on the rank that scores them."""
+    algorithm = run.config.algorithm
+    if not world.rollout.is_output_rank:
+        return AllGroups()
+    return TeachingGroups(
+        verdict_functions=reward_manager.verdict_functions,
+        equal_groups=algorithm.equal_groups,
+        accuracy=algorithm.accuracy_bounds,
+        mask_truncated=algorithm.mask_truncated,
+    )
+
+
+def _sample_log(
+    files: SampleFiles, world: World, tokens: Tokens, reward_manager: RewardManager
+) -> AnySampleLog:
     """What keeps the samples of a rollout replica, on the rank that scores them."""
     if not world.rollout.is_output_rank:
         return IdleSampleLog()
     text_of = partial(decode, tokens.tokenizer, special=True)
-    return SampleLog(files, world.rollout.replica, text_of, tokens.unused)
+    return SampleLog(
+        files, world.rollout.replica, text_of, tokens.unused, reward_manager.verdict_functions
+    )
 
 
 def _prompts(run: Run, source: DataSource, tokenizer: PreTrainedTokenizerBase) -> Prompts:

@@ -74,6 +74,16 @@ class Outcome(IntEnum):
         return self in (Outcome.TIMEOUT, Outcome.CRASH)
 
 
+class Agreement(IntEnum):
+    """What the verdicts on the responses of a group have in common."""
+
+    MIXED = 0
+    ALL_RIGHT = 1
+    ALL_WRONG = 2
+    ALIKE = 3  # and neither of these
+    FAILED = 4  # a score of it failed, so it cannot be known
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """What one reward function said about one response: `value` before its weight, and how it came about."""
@@ -96,6 +106,14 @@ class Prompt:
     row: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """What a sample that travels as a stub tells of its arrays."""
+
+    length: int  # response tokens
+    counted: int  # those that the loss mask leaves
+
+
 @dataclass(slots=True)
 class Sample:
     """One response. `logprobs[t]` is the log-prob of `tokens[t]` under the policy that drew it,
@@ -112,6 +130,23 @@ class Sample:
     # bool [T], tokens that the loss counts: those that the policy drew itself. Default: all of
     # them.
     loss_mask: np.ndarray | None = None
+    # False: seen by advantages and counted in denominators, but not learnt from.
+    trains: bool = True
+    stub: TokenCounts | None = None  # in place of its arrays, which stayed behind and are empty
+
+    @property
+    def length(self) -> int:
+        """Response tokens."""
+        if self.stub is not None:
+            return self.stub.length
+        return len(self.tokens)
+
+    @property
+    def counted(self) -> int:
+        """Response tokens that the loss mask leaves."""
+        if self.stub is not None:
+            return self.stub.counted
+        return int(self.mask.sum())
 
     @property
     def mask(self) -> np.ndarray:
@@ -140,7 +175,8 @@ class Group:
     position: int
     prompt: Prompt
     samples: list[Sample]
-    trains: bool = True  # False: seen by metrics and samples only
+    trains: bool = True  # False: its samples are not learnt from
+    dropped: str = ""  # why not, in a word
 
     @classmethod
     def begun(cls, position: int, prompt: Prompt, size: int) -> Group:
@@ -153,6 +189,13 @@ class Group:
     def longest(self) -> int:
         """Tokens of the longest response."""
         return max(len(sample.tokens) for sample in self.samples)
+
+    @property
+    def training(self) -> list[Sample]:
+        """The samples that are learnt from; what does not train travels as stubs."""
+        if not self.trains:
+            return []
+        return [sample for sample in self.samples if sample.trains]
 
     @property
     def rewards(self) -> list[float]:
@@ -269,6 +312,8 @@ class SampleSummary:
 
     groups: int
     equal_groups: int  # all rewards of the group are equal, so it teaches nothing
+    agreements: Counter[Agreement]  # of the groups
+    dropped: Counter[str]  # groups that do not train, by the reason
     samples: int
     reward: Fraction  # sum of the rewards
     scores: dict[str, ScoreSummary]  # by reward function
@@ -280,7 +325,7 @@ class SampleSummary:
     longest: int  # response, in tokens
     truncated: int
     versions: Counter[int]  # samples by the weights that drew them
-    training_tokens: int  # response tokens of the groups that train
+    training_tokens: int  # response tokens of the samples that are learnt from
     unmasked_tokens: int  # those of them that the loss masks leave
     unused_ids: int  # response tokens whose id stands for no token
 

@@ -45,28 +45,24 @@ def group_advantages(rewards: Sequence[float] | np.ndarray) -> np.ndarray:
     return (values - values.mean()) / (values.std(ddof=1) + EPSILON)
 
 
-def advantages_of(rewards: np.ndarray, trains: np.ndarray, advantage: Advantage) -> np.ndarray:
+def advantages_of(rewards: np.ndarray, advantage: Advantage) -> np.ndarray:
     """The advantage of every sample, float64 [groups, G], from the rewards of the same shape.
 
-    It is 0 in groups that do not train, bool [groups], and others are not compared with them.
+    Of all samples, also of those that are not learnt from: to leave one out changes no other's.
     BadInput when an own function does not return one finite number a sample.
     """
-    found = np.zeros(rewards.shape)
-    if not trains.any():
-        return found
-    values = np.asarray(advantage(rewards[trains]), dtype=np.float64)
-    if values.shape != rewards[trains].shape:
+    values = np.asarray(advantage(rewards), dtype=np.float64)
+    if values.shape != rewards.shape:
         raise BadInput(
             f"algorithm.advantage returned the shape {values.shape} for rewards of the shape "
-            f"{rewards[trains].shape}; return one number a sample"
+            f"{rewards.shape}; return one number a sample"
         )
     if not np.isfinite(values).all():
         raise BadInput(
             f"algorithm.advantage returned {values.tolist()} for the rewards "
-            f"{rewards[trains].tolist()}; return finite numbers"
+            f"{rewards.tolist()}; return finite numbers"
         )
-    found[trains] = values
-    return found
+    return values
 
 
 def whiten(

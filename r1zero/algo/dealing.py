@@ -23,7 +23,7 @@ class SampleTable:
     lengths: np.ndarray  # int64 [n, G], response tokens
     counted: np.ndarray  # int64 [n, G], those that the loss mask leaves
     rewards: np.ndarray  # float64 [n, G]
-    trains: np.ndarray  # bool [n]
+    trains: np.ndarray  # bool [n, G], samples that are learnt from
 
     @classmethod
     def of(cls, groups: Sequence[Group], group_size: int) -> SampleTable:
@@ -32,12 +32,13 @@ class SampleTable:
         lengths = np.zeros(shape, np.int64)
         counted = np.zeros(shape, np.int64)
         rewards = np.zeros(shape, np.float64)
+        trains = np.zeros(shape, bool)
         for row, group in enumerate(groups):
-            lengths[row] = [len(sample.tokens) for sample in group.samples]
-            counted[row] = [sample.mask.sum() for sample in group.samples]
+            lengths[row] = [sample.length for sample in group.samples]
+            counted[row] = [sample.counted for sample in group.samples]
             rewards[row] = group.rewards
+            trains[row] = [group.trains and sample.trains for sample in group.samples]
         positions = np.array([group.position for group in groups], np.int64)
-        trains = np.array([group.trains for group in groups], bool)
         return cls(positions, lengths, counted, rewards, trains)
 
     @classmethod
@@ -145,7 +146,7 @@ class Dealer:
         known = self._known
         rows = np.searchsorted(known.positions, numbers // size)
         members = numbers % size
-        trains = known.trains[rows]
+        trains = known.trains[rows, members]
         learnt = numbers[trains].tolist()
         lengths = known.lengths[rows, members][trains].tolist()
         entries = []

@@ -1,28 +1,107 @@
-"""Group selection (filtering): which groups train, decided between reward and reference.
+"""Group selection (filtering, dynamic sampling): what is learnt from, decided between reward and reference.
 
-A group that does not train keeps its place in the batch: it travels, is counted in the metrics of
-rewards and is written with the samples. Neither the reference nor the policy looks at its tokens.
+A group that does not train keeps its place in the batch: it is counted in the metrics of rewards,
+written with the samples, and in the denominators of the loss. Neither the reference nor the policy
+looks at its tokens, which stay on the rollout ranks.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from r1zero.types import Group
+from r1zero.types import Agreement, Group, Outcome, Sample
+
+# Why a group does not train: values of Group.dropped.
+EQUAL = "equal"
+ACCURACY = "accuracy"
 
 
 class GroupSelector(Protocol):
     """Decides on the rollout ranks, each for the groups that its replica drew."""
 
     def select(self, groups: list[Group]) -> list[Group]:
-        """Set `trains` of each group, whose rewards are known, and return all of them.
+        """Set `trains` and `dropped` of each group, whose rewards are known, and `trains` of each
+        sample; return all of them.
 
         The decision about a group may depend on that group only: other replicas hold the others.
         """
 
 
 class AllGroups:
-    """Every group trains."""
+    """Everything trains."""
 
     def select(self, groups: list[Group]) -> list[Group]:
         return groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeachingGroups:
+    """Groups train that teach something, and samples that ended by themselves."""
+
+    verdict_functions: Sequence[str]  # reward functions that say whether a response is right
+    equal_groups: Literal["keep", "skip"]
+    accuracy: tuple[float, float] | None  # least and largest share of right answers
+    mask_truncated: bool
+
+    def select(self, groups: list[Group]) -> list[Group]:
+        """See GroupSelector. What a checkpoint held is decided anew, by the keys of today."""
+        for group in groups:
+            group.dropped = self._reason(group)
+            group.trains = not group.dropped
+            for sample in group.samples:
+                sample.trains = not (self.mask_truncated and sample.truncated)
+        return groups
+
+    def _reason(self, group: Group) -> str:
+        """Why the group does not train, "" if it does. A failed score says nothing about a
+        response, so a group with one is kept."""
+        found = agreement(group, self.verdict_functions)
+        if found is Agreement.FAILED:
+            return ""
+        if self.equal_groups == "skip" and found is not Agreement.MIXED and rewards_equal(group):
+            return EQUAL
+        if self.accuracy is not None:
+            low, high = self.accuracy
+            if not low <= accuracy(group, self.verdict_functions) <= high:
+                return ACCURACY
+        return ""
+
+
+def agreement(group: Group, verdict_functions: Sequence[str]) -> Agreement:
+    """What the verdicts on a group's responses have in common; without a reward function that gives
+    one, its rewards.
+
+    Not of the rewards otherwise: with `overlong` or `length` hardly two of them are equal. A response
+    without an answer is wrong.
+    """
+    if any(sample.failed for sample in group.samples):
+        return Agreement.FAILED
+    if not verdict_functions:
+        return Agreement.ALIKE if rewards_equal(group) else Agreement.MIXED
+    verdicts = {_rights(sample, verdict_functions) for sample in group.samples}
+    if len(verdicts) > 1:
+        return Agreement.MIXED
+    [rights] = verdicts
+    if all(rights):
+        return Agreement.ALL_RIGHT
+    if not any(rights):
+        return Agreement.ALL_WRONG
+    return Agreement.ALIKE  # functions of two minds
+
+
+def accuracy(group: Group, verdict_functions: Sequence[str]) -> float:
+    """The share of responses that every function calls right."""
+    rights = [all(_rights(sample, verdict_functions)) for sample in group.samples]
+    return sum(rights) / len(rights)
+
+
+def rewards_equal(group: Group) -> bool:
+    """Whether all rewards of the group are the same number."""
+    return len(set(group.rewards)) == 1
+
+
+def _rights(sample: Sample, verdict_functions: Sequence[str]) -> tuple[bool, ...]:
+    """Whether a response is right, as each function says."""
+    return tuple(sample.scores[name].outcome is Outcome.RIGHT for name in verdict_functions)

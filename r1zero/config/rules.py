@@ -112,6 +112,17 @@ def check_accumulation(cfg: Config) -> list[str]:
     ]
 
 
+def check_skipping(cfg: Config) -> list[str]:
+    """Groups that are skipped would have no advantage, which whitening would give them."""
+    if cfg.algorithm.equal_groups != "skip" or not cfg.algorithm.advantage_whiten:
+        return []
+    return [
+        "algorithm.equal_groups: skip leaves groups out whose advantages are 0, and "
+        "algorithm.advantage_whiten: true moves these away from 0; set it to false, or equal_groups to "
+        "keep"
+    ]
+
+
 # -- ranks ----------------------------------------------------------------------------------------
 
 
@@ -208,6 +219,7 @@ RULES = (
     check_warmup,
     check_evaluation_names,
     check_accumulation,
+    check_skipping,
     check_pool,
     check_prompt_length,
     check_token_limits,

@@ -73,6 +73,13 @@ ScoreWeights = Annotated[
         "must be from -1000000 to 1000000, such as 1, each of them",
     ),
 ]
+Shares = Annotated[
+    Listed[Number],
+    rule(
+        lambda bounds: len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] <= 1,
+        "must be two shares from 0 to 1, the smaller first, such as [0.2, 0.8]",
+    ),
+]
 Ranks = Annotated[
     Listed[Whole],
     rule(
@@ -403,10 +410,30 @@ class Algorithm:
     ] = "low_var_kl"
     kl_ctrl: Section[KlCtrl] = field(default_factory=KlCtrl)
     missing_eos_penalty: Number = 0.0
+    # Groups whose answers are all right or all wrong, by the verdicts of acc and the like (without
+    # one: whose rewards are all equal), teach nothing. keep: they train like the others. skip: those
+    # whose rewards are equal, too, have no advantage, so ref and train pass over them; without KL and
+    # entropy bonus the gradient is the same. A minibatch of such groups alone takes no step, where
+    # keep takes one with momentum and weight decay. A group with a failed score is kept.
+    equal_groups: OneOf[Literal["keep", "skip"]] = "keep"
+    # Groups train whose share of right answers is between these two, ends included: [0.2, 0.8]. The
+    # others are passed over as with skip. Default: any share.
+    keep_accuracy: OrNull[Shares] = None
+    # Leave responses that were cut at their longest out of the loss. Their rewards still count in the
+    # advantages of the others, their tokens in what the loss is divided by.
+    mask_truncated: Flag = False
     # Reward functions (docs/rewards.md); your own as module:function or path.py:function.
     verifier_function: Listed[FilePath] = field(default_factory=lambda: ["acc"])
     # The reward is their weighted sum.
     verifier_weight: ScoreWeights = field(default_factory=lambda: [1.0])
+
+    @property
+    def accuracy_bounds(self) -> tuple[float, float] | None:
+        """Least and largest share of right answers of a group that trains."""
+        if self.keep_accuracy is None:
+            return None
+        low, high = self.keep_accuracy
+        return low, high
 
 
 @with_config(ConfigDict(extra="forbid"))

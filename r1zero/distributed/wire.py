@@ -5,34 +5,37 @@ where its numbers may:
 
     int64     number of groups, then a row of GROUP for each
     int64     number of samples, then a row of SAMPLE for each, in order of the groups
-    int32     tokens of all samples
+    int32     tokens of the samples that are learnt from
     float32   their log-probs
     float32   reference log-probs of those that have them
     uint8     loss masks of those that leave a token out, 8 tokens a byte
 
 Two groups at the positions 4 and 9 with two samples of 3 and 0, 2 and 5 tokens, before the
-reference has seen them: 8 + 2 * 24 bytes for the groups, 8 + 4 * 40 for the samples, 10 * 4 for the
-tokens, 10 * 4 for the log-probs.
+reference has seen them: 8 + 2 * 24 bytes for the groups, 8 + 4 * 48 for the samples, 10 * 4 for the
+tokens, 10 * 4 for the log-probs. If the second group does not train, its samples are stubs, rows
+without arrays: 3 * 4 bytes of tokens, and as many of log-probs.
 
-Prompts, data rows and scores do not travel: every rank has the plan with its prompts, and scores
-stay where they were given. Advantages are computed where they are needed.
+Prompts, data rows, scores and the reason why a group was dropped do not travel: every rank has the
+plan with its prompts, and the others stay where they were given. Advantages are computed where they are needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import torch
 
-from r1zero.types import Group, Prompt, Sample
+from r1zero.types import Group, Prompt, Sample, TokenCounts
 
 GROUP = np.dtype([("position", np.int64), ("samples", np.int64), ("trains", np.int64)])
 SAMPLE = np.dtype(
     [
         ("number", np.int64),  # in the global batch; in the buffer where groups travel
         ("length", np.int64),
+        ("counted", np.int64),  # tokens that the loss mask leaves
         ("version", np.int64),
         ("flags", np.int64),
         ("reward", np.float64),
@@ -42,12 +45,17 @@ SAMPLE = np.dtype(
 TRUNCATED = 1
 HAS_REF = 2
 HAS_MASK = 4
+STUB = 8  # it is not learnt from, and has no arrays
 
 
 def pack(groups: Sequence[Group]) -> torch.Tensor:
     """Lay groups into a buffer, uint8 [bytes]."""
     rows = [(group.position, len(group.samples), group.trains) for group in groups]
-    samples = [sample for group in groups for sample in group.samples]
+    samples = [
+        sample if group.trains else replace(sample, trains=False)
+        for group in groups
+        for sample in group.samples
+    ]
     return _joined([*_table(GROUP, rows), *_columns(range(len(samples)), samples)])
 
 
@@ -78,17 +86,18 @@ def unpack_samples(buffer: torch.Tensor) -> dict[int, Sample]:
 
 def _columns(numbers: Iterable[int], samples: Sequence[Sample]) -> list[np.ndarray]:
     """The arrays of some samples in the order of the buffer."""
-    rows = [
-        (number, len(sample.tokens), sample.version, _flags(sample), sample.reward)
-        for number, sample in zip(numbers, samples, strict=True)
-    ]
+    rows = []
+    for number, sample in zip(numbers, samples, strict=True):
+        counts = (sample.length, sample.counted)
+        rows.append((number, *counts, sample.version, _flags(sample), sample.reward))
     columns = _table(SAMPLE, rows)
-    columns += [np.ascontiguousarray(sample.tokens, np.int32) for sample in samples]
-    columns += [np.ascontiguousarray(sample.logprobs, np.float32) for sample in samples]
-    for sample in samples:
+    training = [sample for sample in samples if sample.trains]
+    columns += [np.ascontiguousarray(sample.tokens, np.int32) for sample in training]
+    columns += [np.ascontiguousarray(sample.logprobs, np.float32) for sample in training]
+    for sample in training:
         if sample.ref_logprobs is not None:
             columns.append(np.ascontiguousarray(sample.ref_logprobs, np.float32))
-    columns += [np.packbits(sample.mask) for sample in samples if _leaves_out(sample)]
+    columns += [np.packbits(sample.mask) for sample in training if _leaves_out(sample)]
     return columns
 
 
@@ -96,6 +105,8 @@ def _flags(sample: Sample) -> int:
     flags = 0
     if sample.truncated:
         flags |= TRUNCATED
+    if not sample.trains:
+        return flags | STUB
     if sample.ref_logprobs is not None:
         flags |= HAS_REF
     if _leaves_out(sample):
@@ -135,12 +146,18 @@ class _Reader:
     def samples(self) -> dict[int, Sample]:
         """The samples, by their numbers, which are all that is left in the buffer."""
         rows = self.table(SAMPLE)
-        tokens = [self._take(np.dtype(np.int32), length) for length in rows["length"].tolist()]
-        logprobs = [self._take(np.dtype(np.float32), length) for length in rows["length"].tolist()]
+        is_stub = rows["flags"] & STUB != 0
+        held = np.where(is_stub, 0, rows["length"]).tolist()
+        tokens = [self._take(np.dtype(np.int32), length) for length in held]
+        logprobs = [self._take(np.dtype(np.float32), length) for length in held]
         found: dict[int, Sample] = {}
-        for at, (number, _, version, flags, reward) in enumerate(rows.tolist()):
+        for at, (number, length, counted, version, flags, reward) in enumerate(rows.tolist()):
             truncated = bool(flags & TRUNCATED)
-            found[number] = Sample(tokens[at], logprobs[at], truncated, version, reward=reward)
+            sample = Sample(tokens[at], logprobs[at], truncated, version, reward=reward)
+            if is_stub[at]:
+                sample.trains = False
+                sample.stub = TokenCounts(length, counted)
+            found[number] = sample
         for sample in self._flagged(found, rows, HAS_REF):
             sample.ref_logprobs = self._take(np.dtype(np.float32), len(sample.tokens))
         for sample in self._flagged(found, rows, HAS_MASK):

@@ -49,7 +49,7 @@ class Invariants:
     ) -> list[str]:
         """Return a sentence for everything that does not hold in this step."""
         problems = _versions(batch, samples)
-        first = updates[0]
+        first = next((update for update in updates if update is not None), None)
         if first is not None:
             problems += self._ratio(batch, first)
         problems += _tokens(batch, samples, updates, records)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from r1zero.distributed.placement import Placement
-from r1zero.types import Batch, Outcome, RankRecord, SampleSummary, UpdateStats, joined
+from r1zero.types import Agreement, Batch, Outcome, RankRecord, SampleSummary, UpdateStats, joined
 
 # Phases of a step whose time is that of the slowest rank: spans of step.py.
 PHASES = ("rollout", "reward", "ref", "update", "publish", "samples")
@@ -26,7 +26,9 @@ def step_metrics(
     nothing to learn from is None."""
     metrics: dict[str, float] = {"step": batch.step}
     metrics |= sample_metrics(samples)
+    metrics |= _group_metrics(samples)
     metrics |= _update_metrics([update for update in updates if update is not None])
+    metrics["updates/skipped"] = sum(update is None for update in updates)
     metrics |= _time_metrics(records, placement)
     rate = (samples.prompt_tokens + samples.response_tokens) / metrics["time/step"]
     written = sum(record.published_bytes for record in records)
@@ -62,6 +64,17 @@ def sample_metrics(found: SampleSummary) -> dict[str, float]:
         "response_length/mean": found.response_tokens / found.samples,
         "response_length/max": found.longest,
         "response_truncated": found.truncated / found.samples,
+    }
+
+
+def _group_metrics(found: SampleSummary) -> dict[str, float]:
+    """What was drawn and what was kept of it, in groups."""
+    return {
+        "groups/drawn": found.groups,
+        "groups/kept": found.groups - found.dropped.total(),
+        "groups/all_right": found.agreements[Agreement.ALL_RIGHT],
+        "groups/all_wrong": found.agreements[Agreement.ALL_WRONG],
+        "groups/failed": found.agreements[Agreement.FAILED],  # a score of them failed
     }
 
 

@@ -35,13 +35,15 @@ class SampleLog:
         replica: int,
         decode: Callable[[np.ndarray], str],
         unused: Sequence[range],
+        verdict_functions: Sequence[str] = (),
     ) -> None:
         """`decode` turns tokens into text, special ones written out; `unused` are ids that stand
-        for no token."""
+        for no token, `verdict_functions` reward functions that say whether a response is right."""
         self._files = files
         self._replica = replica
         self._decode = decode
         self._unused = unused
+        self._verdict_functions = verdict_functions
         # By the step of the batch.
         self._groups: defaultdict[int, list[Group]] = defaultdict(list)
         self._summaries: dict[int, SampleSummary] = {}
@@ -56,7 +58,7 @@ class SampleLog:
         """Sum up the groups of the batch, which are complete, and make rows of them if this step
         leaves any."""
         groups = self._groups[batch.step]
-        self._summaries[batch.step] = summarize(groups, self._unused)
+        self._summaries[batch.step] = summarize(groups, self._unused, self._verdict_functions)
         if groups and self._files.due(batch.step):
             self._tables[batch.step] = sample_table(groups, self._decode)
 

@@ -11,21 +11,28 @@ from fractions import Fraction
 
 import numpy as np
 
+from r1zero.algo.selection import agreement, rewards_equal
 from r1zero.types import Group, Outcome, Sample, SampleSummary, ScoreSummary
 
 REASONS = 8  # different ones of failed scores, from a replica
 
 
-def summarize(groups: Sequence[Group], unused: Sequence[range] = ()) -> SampleSummary:
-    """Sum up scored groups. `unused` are ids that stand for no token. AssertionError for a sample
-    without a reward."""
+def summarize(
+    groups: Sequence[Group],
+    unused: Sequence[range] = (),
+    verdict_functions: Sequence[str] = (),
+) -> SampleSummary:
+    """Sum up scored groups. `unused` are ids that stand for no token, `verdict_functions` those whose
+    scores say whether a response is right. AssertionError for a sample without a reward."""
     samples = [sample for group in groups for sample in group.samples]
     rewards = [group.rewards for group in groups]
-    training = [sample for group in groups if group.trains for sample in group.samples]
+    training = [sample for group in groups for sample in group.training]
     failures = Counter(sample.failure for sample in samples if sample.failed)
     return SampleSummary(
         groups=len(groups),
-        equal_groups=sum(len(set(found)) == 1 for found in rewards),
+        equal_groups=sum(map(rewards_equal, groups)),
+        agreements=Counter(agreement(group, verdict_functions) for group in groups),
+        dropped=Counter(group.dropped for group in groups if not group.trains),
         samples=len(samples),
         reward=_exact_sum(reward for found in rewards for reward in found),
         scores=_scores(samples),
@@ -48,6 +55,8 @@ def join_summaries(parts: Sequence[SampleSummary]) -> SampleSummary:
     return SampleSummary(
         groups=sum(part.groups for part in parts),
         equal_groups=sum(part.equal_groups for part in parts),
+        agreements=sum((part.agreements for part in parts), Counter()),
+        dropped=sum((part.dropped for part in parts), Counter()),
         samples=sum(part.samples for part in parts),
         reward=sum((part.reward for part in parts), Fraction()),
         scores=_join_scores(parts),

@@ -27,7 +27,9 @@ COLUMNS = {
     "truncated": pa.bool_(),
     "weights_version": pa.int64(),
     "failure": pa.string(),
+    "dropped": pa.string(),  # why nobody learned from it, "" if somebody did
 }
+TRUNCATED = "truncated"  # in that column: the loss leaves out what did not end by itself
 SCORE = "score/"
 OUTCOME = "outcome/"
 
@@ -53,6 +55,7 @@ def sample_rows(
                 "truncated": sample.truncated,
                 "weights_version": sample.version,
                 "failure": sample.failure,
+                "dropped": group.dropped or ("" if sample.trains else TRUNCATED),
             }
             for name, score in sample.scores.items():
                 row |= {SCORE + name: score.value, OUTCOME + name: score.outcome.name.lower()}
@@ -77,10 +80,11 @@ def sample_table(groups: Sequence[Group], decode: Callable[[np.ndarray], str]) -
 
 def with_advantages(table: pa.Table, advantages: np.ndarray) -> pa.Table:
     """The table with its advantages, from those of the whole batch: [P, G], NaN where nobody
-    learned."""
+    learned. Of what was dropped there is none, though it may have been computed."""
     found = advantages[table["position"].to_numpy(), table["member"].to_numpy()].astype(np.float64)
+    dropped = table["dropped"].to_numpy() != ""
     number = table.column_names.index("advantage")
-    values = pa.array(found, COLUMNS["advantage"], mask=np.isnan(found))
+    values = pa.array(found, COLUMNS["advantage"], mask=np.isnan(found) | dropped)
     return table.set_column(number, table.field(number), values)
 
 

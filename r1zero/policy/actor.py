@@ -66,10 +66,12 @@ class Actor:
         self._deliveries: list[Delivery] = []
         self._old_logprobs: dict[int, np.ndarray] = {}
         self._update = Update(is_first=True)
+        self._moved = False  # the weights, since its start
 
     def begin(self, batch: Batch) -> None:
         """Start a global batch: remember the weights that its old log-probs are taken under."""
         self._batch = batch
+        self._moved = False
         self._deliveries.clear()
         self._old_logprobs.clear()
         shape = (len(batch.prompts), batch.samples_per_prompt)
@@ -85,11 +87,11 @@ class Actor:
     def learn(self, delivery: Delivery) -> list[UpdateStats | None]:
         """Learn from what has come. Returns the update that it completes, if it does.
 
-        That is None, and no step is taken, when none of its groups trains.
+        That is None, and no step is taken, when nothing of it trains.
         """
         groups = delivery.deal.groups
         self.advantages[groups.positions] = advantages_of(
-            groups.rewards, groups.trains, self.cfg.objective.advantage
+            groups.rewards, self.cfg.objective.advantage
         )
         self.lengths[groups.positions] = groups.lengths
         self._deliveries.append(delivery)
@@ -119,7 +121,7 @@ class Actor:
         """Add the gradients of a delivery to its update, and take the step if it is complete."""
         deal = delivery.deal
         if deal.is_first:
-            self._update = Update(is_first=deal.update == 0 and epoch == 0)
+            self._update = Update(is_first=not self._moved)
             self.ddp.zero_grad_buffer()
             self.optimizer.zero_grad()
         update = self._update
@@ -131,7 +133,7 @@ class Actor:
             microbatches = cut_microbatches(
                 items, self.cfg.micro_batch_size, self.cfg.max_tokens_per_microbatch
             )
-            if deal.update > 0 and epoch == 0 and self.cfg.old_logprobs == "recompute":
+            if self._moved and epoch == 0 and self.cfg.old_logprobs == "recompute":
                 self._look_back(microbatches)
             self._add_gradients(deal, microbatches)
         if not deal.is_last:
@@ -176,6 +178,7 @@ class Actor:
     def _take_step(self) -> UpdateStats:
         """Add the gradients of all replicas up, and take one optimizer step."""
         update = self._update
+        self._moved = True
         with self.model.active():
             if self._accumulates:
                 self.ddp.scale_gradients(1 / update.denominator)
@@ -213,13 +216,13 @@ class Actor:
         self._update.weights |= zip(deal.numbers.tolist(), weights.tolist(), strict=True)
 
     def _advantages_of(self, deal: Deal) -> dict[int, float]:
-        """The advantages of the samples of a deal that train, by number."""
-        numbers = deal.numbers[deal.trains]
-        values = self.advantages.reshape(-1)[numbers]
+        """The advantages of all samples of a deal, by number; those that are not learnt from are
+        compared with, too."""
+        values = self.advantages.reshape(-1)[deal.numbers]
         assert np.isfinite(values).all(), f"advantages of a minibatch: {values}"
         if self.cfg.advantage_whiten:
-            values = whiten(values, deal.counted[deal.trains])
-        return dict(zip(numbers.tolist(), values.tolist(), strict=True))
+            values = whiten(values, deal.counted)
+        return dict(zip(deal.numbers.tolist(), values.tolist(), strict=True))
 
     def _loss_batch(
         self,

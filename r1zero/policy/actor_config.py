@@ -124,5 +124,22 @@ def unread_by_loss(algorithm: Algorithm, actor: ActorRollout) -> list[str]:
     return notes.warnings
 
 
+def unsummed_terms(algorithm: Algorithm, actor: ActorRollout) -> list[str]:
+    """A warning where skipped groups would have been learnt from, for want of an advantage by the
+    other terms of the loss alone."""
+    if algorithm.equal_groups != "skip":
+        return []
+    terms = {
+        "the KL (algorithm.kl_ctrl.kl_coef)": algorithm.kl_ctrl.kl_coef,
+        "the entropy bonus (actor_rollout.entropy_coeff)": actor.entropy_coeff,
+    }
+    return [
+        f"algorithm.equal_groups: skip leaves {term} of skipped groups out of the loss, though its "
+        f"coefficient is {coefficient:g}; the gradient is that of keep with a coefficient of 0"
+        for term, coefficient in terms.items()
+        if coefficient
+    ]
+
+
 def _first_given(actor: ActorRollout, keys: Sequence[str]) -> str | None:
     return next((key for key in keys if getattr(actor, key) is not None), None)

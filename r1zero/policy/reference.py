@@ -26,12 +26,8 @@ class Reference:
         as they are."""
         items: list[TrainSample] = []
         for group in groups:
-            if group.trains:
-                first = len(items)
-                items += [
-                    TrainSample(first + member, group.position, group.prompt, sample)
-                    for member, sample in enumerate(group.samples)
-                ]
+            for sample in group.training:
+                items.append(TrainSample(len(items), group.position, group.prompt, sample))
         if not items:
             return groups
         microbatches = cut_microbatches(items, self.max_samples, self.max_tokens)

@@ -29,6 +29,9 @@ from r1zero.preflight.outputs import check_outputs
 from r1zero.reward.choose import choose
 from r1zero.rollout.engines import engine_problems
 
+# Advantages that are 0 in a group whose rewards are all equal.
+ZERO_OF_EQUAL_GROUPS = ("group_norm",)
+
 
 def check(
     cfg: Config,
@@ -107,6 +110,12 @@ def check_objective(cfg: Config) -> list[str]:
         problems += ADVANTAGES.problems(advantage)
     if problems:
         return problems
+    if algorithm.equal_groups == "skip" and advantage not in ZERO_OF_EQUAL_GROUPS:
+        return [
+            "algorithm.equal_groups: skip leaves groups out whose advantages are 0, which those of "
+            f"algorithm.advantage: {advantage} need not be; set equal_groups to keep, or advantage to "
+            f"{ZERO_OF_EQUAL_GROUPS[0]}"
+        ]
     try:
         objective_of(algorithm, cfg.actor_rollout)
     except BadInput as error:
@@ -117,9 +126,17 @@ def check_objective(cfg: Config) -> list[str]:
 def check_rewards(cfg: Config) -> list[str]:
     """The reward functions: each is known, declares what it needs, and takes its settings."""
     try:
-        choose(cfg.algorithm.verifier_function, cfg.reward.settings)
+        chosen = choose(cfg.algorithm.verifier_function, cfg.reward.settings)
     except BadInput as error:
         return str(error).splitlines()
+    gives_verdict = any(each.declared.gives_verdict for each in chosen.values())
+    bounds = cfg.algorithm.keep_accuracy
+    if bounds is not None and not gives_verdict:
+        return [
+            f"algorithm.keep_accuracy: {bounds} needs a reward function that says which responses "
+            f"are right, and verifier_function {cfg.algorithm.verifier_function} has none; name acc, "
+            "too, or remove the key"
+        ]
     return []
 
 

@@ -23,7 +23,7 @@ from r1zero.distributed.placement import Placement
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
-from r1zero.policy.actor_config import ActorConfig, actor_config, unread_by_loss
+from r1zero.policy.actor_config import ActorConfig, actor_config, unread_by_loss, unsummed_terms
 from r1zero.preflight.checks import check_found
 from r1zero.preflight.datasets import templates_of
 from r1zero.preflight.found import Found, ModelFound, dtype_of, look
@@ -154,7 +154,11 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
         eval_data=eval_data,
         output_dir=Path(cfg.output_dir),
         checkpoints=cfg.checkpoints,
-        warnings=(*warnings, *unread_by_loss(cfg.algorithm, cfg.actor_rollout)),
+        warnings=(
+            *warnings,
+            *unread_by_loss(cfg.algorithm, cfg.actor_rollout),
+            *unsummed_terms(cfg.algorithm, cfg.actor_rollout),
+        ),
     )
 
 

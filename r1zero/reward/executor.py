@@ -48,7 +48,8 @@ class RewardExecutor:
         self.functions = list(chosen)  # by the names that scores have
         self._weights = dict(zip(chosen, config.weights, strict=True))
         declared = {name: each.declared for name, each in chosen.items()}
-        self._verdicts = [name for name in declared if declared[name].gives_verdict]
+        # those that say whether a response is right, in order
+        self.verdict_functions = [name for name in declared if declared[name].gives_verdict]
         self._of_group = [name for name in declared if declared[name].after_verdicts]
         self._of_sample = [name for name in declared if not declared[name].after_verdicts]
         self._groups: dict[Hashable, _PendingGroup] = {}
@@ -134,9 +135,9 @@ class RewardExecutor:
 
     def _verdict(self, scores: Mapping[str, Score]) -> bool | None:
         """Whether a response is right, by the first function that says so; None if none does."""
-        if not self._verdicts:
+        if not self.verdict_functions:
             return None
-        return scores[self._verdicts[0]].outcome is Outcome.RIGHT
+        return scores[self.verdict_functions[0]].outcome is Outcome.RIGHT
 
     def close(self) -> None:
         """End all workers; unfinished groups are lost."""

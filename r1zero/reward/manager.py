@@ -23,6 +23,13 @@ class RewardManager:
         self._decode = decode
         self._limit = limit
 
+    @property
+    def verdict_functions(self) -> list[str]:
+        """The reward functions that say whether a response is right."""
+        if self._executor is None:
+            return []
+        return self._executor.verdict_functions
+
     def submit(self, group: Group, member: int) -> None:
         """Queue a finished sample: it is scored while generation goes on."""
         if self._executor is None:

@@ -123,11 +123,11 @@ def test_the_share_of_clipped_sequences_is_a_mean_over_sequences():
     assert found == {"gspo": 0.5, "grpo": 0.75}
 
 
-def test_an_own_advantage_by_hand_and_groups_that_rest_have_none():
+def test_an_own_advantage_by_hand():
     own = load_own("algorithm.advantage", f"{EXAMPLES}/advantage_leave_one_out.py:leave_one_out")
     rewards = np.array([[1.0, 0.0, 0.0], [3.0, 1.0, 2.0]])
-    found = advantages_of(rewards, np.array([False, True]), own)
-    assert found.tolist() == [[0, 0, 0], [1.5, -1.5, 0]]
+    found = advantages_of(rewards, own)
+    assert found.tolist() == [[1, -0.5, -0.5], [1.5, -1.5, 0]]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_an_own_advantage_by_hand_and_groups_that_rest_have_none():
 )
 def test_an_own_advantage_that_returns_something_else_is_told(own, said):
     with pytest.raises(BadInput) as caught:
-        advantages_of(np.array([[1.0, 0.0]]), np.array([True]), own)
+        advantages_of(np.array([[1.0, 0.0]]), own)
     assert said in str(caught.value)
 
 

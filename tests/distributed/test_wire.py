@@ -25,11 +25,14 @@ def drawn(length: int, **fields: object) -> Sample:
 def plain(sample: Sample) -> dict:
     """Everything about a sample that travels, with the kinds of its numbers."""
     fields = {
+        "counts": (sample.length, sample.counted),
         "truncated": sample.truncated,
         "version": sample.version,
         "reward": repr(sample.reward),  # so that not a number equals itself
-        "mask": sample.mask.tolist(),
     }
+    if not sample.trains:
+        return fields | {"tokens": len(sample.tokens)}
+    fields["mask"] = sample.mask.tolist()
     for name in ("tokens", "logprobs", "ref_logprobs"):
         array = getattr(sample, name)
         fields[name] = None if array is None else (array.dtype, array.tolist())
@@ -55,20 +58,38 @@ SAMPLES = [
 def test_groups_come_out_as_they_went_in():
     groups = [
         Group(6, PROMPTS[6], SAMPLES[:3]),
-        Group(0, PROMPTS[0], SAMPLES[3:4], trains=False),
         Group(2, PROMPTS[2], []),
-        Group(1, PROMPTS[1], SAMPLES[4:]),
+        Group(1, PROMPTS[1], SAMPLES[3:]),
     ]
     found = unpack(pack(groups), PROMPTS)
-    assert [(group.position, group.trains) for group in found] == [
-        (6, True),
-        (0, False),
-        (2, True),
-        (1, True),
-    ]
+    assert [(group.position, group.trains) for group in found] == [(6, True), (2, True), (1, True)]
     for group, original in zip(found, groups, strict=True):
         assert group.prompt is original.prompt
         assert list(map(plain, group.samples)) == list(map(plain, original.samples))
+
+
+def test_what_is_not_learnt_from_travels_as_rows_alone():
+    """All samples of a group that does not train, and one sample of another."""
+    cut = dataclasses.replace(SAMPLES[4], trains=False)
+    groups = [
+        Group(0, PROMPTS[0], SAMPLES[2:5], trains=False),
+        Group(3, PROMPTS[3], [SAMPLES[0], cut, SAMPLES[7]]),
+    ]
+    buffer = pack(groups)
+    assert buffer.numel() == 8 + 2 * 24 + 8 + 6 * 48 + 5 * 8 + 3 * 12
+    for again in (buffer, pack(unpack(buffer, PROMPTS))):
+        dropped, kept = unpack(again, PROMPTS)
+        assert (dropped.trains, kept.trains) == (False, True)
+        for sample, original in zip(dropped.samples, SAMPLES[2:5], strict=True):
+            assert not sample.trains and len(sample.tokens) == len(sample.logprobs) == 0
+            assert (sample.length, sample.counted) == (original.length, original.counted)
+            assert (sample.reward, sample.truncated) == (original.reward, original.truncated) or (
+                math.isnan(original.reward)
+            )
+        assert [sample.trains for sample in kept.samples] == [True, False, True]
+        assert plain(kept.samples[0]) == plain(SAMPLES[0])
+        assert kept.samples[1].counted == cut.mask.sum() < cut.length == 17
+        assert plain(kept.samples[2]) == plain(SAMPLES[7])
 
 
 def test_samples_come_out_by_their_numbers():
@@ -87,11 +108,11 @@ def test_nothing_is_a_message_too():
 @pytest.mark.parametrize(
     ("sample", "size"),
     [
-        (drawn(100), 8 + 40 + 100 * 8),
-        (drawn(100, loss_mask=np.ones(100, bool)), 8 + 40 + 100 * 8),  # leaves nothing out
-        (drawn(100, loss_mask=odd_mask(100)), 8 + 40 + 100 * 8 + 13),
-        (drawn(100, ref_logprobs=np.zeros(100, np.float32)), 8 + 40 + 100 * 12),
-        (drawn(100, scores={"acc": Score(1.0, Outcome.RIGHT, "x" * 1000)}), 8 + 40 + 100 * 8),
+        (drawn(100), 8 + 48 + 100 * 8),
+        (drawn(100, loss_mask=np.ones(100, bool)), 8 + 48 + 100 * 8),  # leaves nothing out
+        (drawn(100, loss_mask=odd_mask(100)), 8 + 48 + 100 * 8 + 13),
+        (drawn(100, ref_logprobs=np.zeros(100, np.float32)), 8 + 48 + 100 * 12),
+        (drawn(100, scores={"acc": Score(1.0, Outcome.RIGHT, "x" * 1000)}), 8 + 48 + 100 * 8),
     ],
 )
 def test_a_buffer_has_its_arrays_and_little_else(sample, size):

@@ -193,6 +193,51 @@ def test_groups_that_do_not_train_leave_no_trace_and_a_minibatch_of_them_takes_n
     compare(model, losses, weights, chosen=chosen)
 
 
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("cut", [(0, 3, 6, 13, 22), (8, 9, 10, 11, 12, 13, 14, 15, 20)])
+def test_samples_that_are_cut_out_of_the_loss_still_count_in_advantages_and_denominators(
+    tmp_path, aggregation, cut
+):
+    """The second time they are all of a minibatch, which takes no step; the third is then held to be
+    the second update, whose old log-probs are those of the start."""
+    model = make_model("qwen2", tmp_path)
+    chosen = {"cut": cut, "masked": True}
+    keys = [f"algorithm.aggregation={aggregation}"]
+    (losses, weights), *_ = run_ranks(update_body, 2, str(tmp_path), (1, 1), keys, chosen)
+    assert len(losses) == (3 if 8 not in cut else 2)
+    compare(model, losses, weights, chosen=chosen, aggregation=aggregation)
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "overrides"),
+    [
+        (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
+        (2, (2, 1), ["actor_rollout.micro_batch_size=3"]),
+        (2, (1, 2), ["actor_rollout.micro_batch_size=2"]),
+        (2, (1, 1), ["actor_rollout.micro_batch_size=2", "algorithm.aggregation=sequence_mean"]),
+    ],
+    ids=["one", "TP 2", "PP 2", "DP 2"],
+)
+def test_to_skip_a_group_of_equal_rewards_changes_nothing_without_kl_and_entropy(
+    tmp_path, size, layout, overrides
+):
+    """The third group is one. Gradients of rounding are far below the large eps of Adam here, so
+    weights after three updates differ as little as the gradients do."""
+    make_model("qwen2", tmp_path)
+    keys = [*overrides, "algorithm.kl_ctrl.kl_coef=0", "actor_rollout.entropy_coeff=0"]
+    found = []
+    for resting in ((), (2,)):
+        [(losses, weights), *_] = run_ranks(
+            update_body, size, str(tmp_path), layout, keys, {"resting": resting}
+        )
+        found.append(([norm for *_, norm in losses], weights))
+    (kept_norms, kept), (skipped_norms, skipped) = found
+    assert skipped_norms == pytest.approx(kept_norms, rel=1e-6)
+    for name, value in kept.items():
+        error = (skipped[name] - value).norm() / value.norm()
+        assert error < 1e-6, f"{name} differs by {error:.1e} of its norm"
+
+
 @pytest.mark.parametrize(
     ("family", "size", "layout"),
     [

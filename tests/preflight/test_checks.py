@@ -222,6 +222,23 @@ RULES = [
         ["training.global_batch_size=11"],
         ["ppo_mini_batch_size: 24 must divide the 44 responses", "22 and 44"],
     ),
+    # Groups.
+    (
+        ["algorithm.equal_groups=skip", "algorithm.advantage_whiten=true"],
+        ["algorithm.equal_groups: skip", "advantage_whiten: true", "set it to false"],
+    ),
+    (
+        ["algorithm.keep_accuracy=[0.8, 0.2]"],
+        ["algorithm.keep_accuracy: [0.8, 0.2]", "the smaller first", "[0.2, 0.8]"],
+    ),
+    (
+        [
+            "algorithm.keep_accuracy=[0.2, 0.8]",
+            "algorithm.verifier_function=[format]",
+            "algorithm.verifier_weight=[1]",
+        ],
+        ["algorithm.keep_accuracy: [0.2, 0.8]", "has none", "name acc"],
+    ),
     # Lengths.
     (
         ["actor_rollout.max_prompt_length=96"],

@@ -51,12 +51,16 @@ PROMPT_LENGTHS = [3, 12, 7, 1, 20, 5]
 
 
 def make_groups(
-    vocab: int = 512, masked: bool = False, resting: tuple[int, ...] = (), drawn_at: float = -3
+    vocab: int = 512,
+    masked: bool = False,
+    resting: tuple[int, ...] = (),
+    cut: tuple[int, ...] = (),
+    drawn_at: float = -3,
 ) -> list[Group]:
     """Six prompts of four responses with rewards; the third group has equal rewards.
 
     With `masked` the loss leaves out every third token and the whole of one response; groups at the
-    positions `resting` do not train. The engine's log-probs lie around `drawn_at`.
+    positions `resting` and the samples of the numbers `cut` do not train. The engine's log-probs lie around `drawn_at`.
     """
     random = np.random.default_rng(11)
     groups = []
@@ -75,6 +79,8 @@ def make_groups(
             sample.reward = 0.7 if position == 2 else float(random.choice([-0.5, 0.0, 1.0]))
             sample.scores = {"acc": Score(sample.reward, Outcome.RIGHT)}
             group.samples.append(sample)
+        for member, sample in enumerate(group.samples):
+            sample.trains = position * 4 + member not in cut
         group.trains = position not in resting
         groups.append(group)
     if masked:
@@ -228,17 +234,17 @@ def plain_pytorch(
     for _ in range(epochs):
         for first in range(0, len(groups), prompts):
             everything = groups[first : first + prompts]
-            part = [group for group in everything if group.trains]
+            part = [group for group in everything if group.training]
             if not part:
                 continue
-            total = sum(s.mask.sum() for g in part for s in g.samples)
+            total = sum(s.mask.sum() for g in part for s in g.training)
             loss = kl_sum = told = 0.0
             for group in part:
                 rewards = np.array([s.reward for s in group.samples])
                 spread = rewards.std(ddof=1)
                 for sample, reward in zip(group.samples, rewards, strict=True):
                     advantage = (reward - rewards.mean()) / (spread + 1e-6) if spread else 0.0
-                    if not sample.mask.any():
+                    if not sample.trains or not sample.mask.any():
                         continue
                     mask = torch.from_numpy(sample.mask)
                     logp, entropy = (values[mask] for values in look(group, sample))
