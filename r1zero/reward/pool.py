@@ -5,7 +5,7 @@
 Nothing here blocks unless asked to. A worker runs the reward functions of an item one after the
 other and tells each result. It dies at the deadline of a call (TIMEOUT) or of anything else
 (CRASH): only the function in hand fails then; the rest of the item and what stood behind it wait again, first in line,
-and a new worker starts.
+and a new worker starts. Workers are forked from a process that has sympy loaded (reward/fork_server.py).
 """
 
 from __future__ import annotations
@@ -16,25 +16,16 @@ import os
 import pickle
 import selectors
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from itertools import count
 
-from r1zero.distributed.shutdown import SIGNALS
+from r1zero.reward.fork_client import ForkClient
 from r1zero.reward.types import RewardInput
-from r1zero.reward.worker import (
-    OUT_OF_MEMORY,
-    PROGRAM,
-    Order,
-    Setup,
-    framed,
-    setup_message,
-    unframe,
-)
+from r1zero.reward.worker import OUT_OF_MEMORY, Order, Setup, framed, setup_message, unframe
 from r1zero.types import Outcome, Score
 
 ITEMS_AT_WORKER = 16  # enough work until the next poll, few enough that the workers end together
@@ -65,10 +56,11 @@ class WorkItem:
 class _Worker:
     """A process, the bytes on their way to and from it, and its items, the one in hand first."""
 
-    process: subprocess.Popen[bytes]
-    inlet: IO[bytes]  # its stdin
-    outlet: IO[bytes]  # its stdout
+    number: int  # as the fork server knows it
+    inlet: int  # where it reads
+    outlet: int  # where it writes
     outgoing: bytearray
+    pid: int | None = None  # None until it is forked
     incoming: bytearray = field(default_factory=bytearray)
     items: deque[WorkItem] = field(default_factory=deque)
     ready: bool = False
@@ -78,7 +70,7 @@ class _Worker:
         """Hand over as many bytes as the pipe takes."""
         try:
             while self.outgoing:
-                del self.outgoing[: os.write(self.inlet.fileno(), self.outgoing)]
+                del self.outgoing[: os.write(self.inlet, self.outgoing)]
                 self.since = time.monotonic()
         except BlockingIOError:
             return
@@ -86,9 +78,9 @@ class _Worker:
             self.outgoing.clear()  # it is dead, which reading will tell
 
     def read(self) -> bool:
-        """Take what the pipe holds; return False when the process has ended."""
+        """Take what the pipe holds; return False when nobody can write to it any more."""
         try:
-            while chunk := os.read(self.outlet.fileno(), 1 << 16):
+            while chunk := os.read(self.outlet, 1 << 16):
                 self.incoming += chunk
         except BlockingIOError:
             return True
@@ -112,23 +104,26 @@ class Pool:
         self._failed = failed
         self._start_seconds = start_seconds
         self._setup = setup_message(setup)
+        self._names = setup.config.names
         self._waiting: deque[WorkItem] = deque()
         self._finished: list[WorkItem] = []
         self._failed_starts = 0
         self._selector = selectors.DefaultSelector()
-        self._workers: list[_Worker] = []
+        self._numbers = count()
+        self._workers: dict[int, _Worker] = {}  # by number
+        self._server = self._start_server()
         for _ in range(setup.config.workers):
             self._start()
 
     @property
     def processes(self) -> list[int]:
         """Process ids of the workers."""
-        return [worker.process.pid for worker in self._workers]
+        return [worker.pid for worker in self._workers.values() if worker.pid is not None]
 
     @property
     def ready(self) -> bool:
         """Whether all workers have started."""
-        return all(worker.ready for worker in self._workers)
+        return all(worker.ready for worker in self._workers.values())
 
     def put(self, item: WorkItem) -> None:
         """Queue an item."""
@@ -137,17 +132,12 @@ class Pool:
     def poll(self, wait_seconds: float = 0.0) -> list[WorkItem]:
         """Hand out work, replace dead workers, return finished items; wait for news if asked to."""
         self._hand_out()
+        self._server.flush()
         for event, _ in self._selector.select(wait_seconds):
-            worker: _Worker = event.data
-            if worker not in self._workers:
-                continue  # buried a moment ago
-            if event.fileobj is worker.inlet:
-                self._push(worker)
-            else:
-                alive = worker.read()
-                self._take(worker)
-                if not alive:
-                    self._bury(worker, *_cause(worker.process.wait(), self.deadline_seconds))
+            if event.fileobj is self._server:
+                self._hear()
+            elif event.data in self._workers:  # not buried a moment ago
+                self._exchange(self._workers[event.data], event.fd)
         self._kill_stuck()
         self._hand_out()
         finished = self._finished
@@ -156,35 +146,61 @@ class Pool:
 
     def close(self) -> None:
         """End all workers; unfinished items are lost."""
-        for worker in self._workers:
+        for worker in self._workers.values():
             self._end(worker)
         self._workers.clear()
+        self._server.close()
         self._selector.close()
 
+    def _start_server(self) -> ForkClient:
+        server = ForkClient(self._names)
+        self._selector.register(server, selectors.EVENT_READ)
+        return server
+
     def _start(self) -> None:
-        # Popen, since a fork of a process with torch's threads may hang; the environment is
-        # inherited. A scheduler signals all processes of a job; our end is the workers' end, so
-        # they take
-        # none.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        worker = _Worker(process, process.stdin, process.stdout, bytearray(self._setup))
-        for pipe in (worker.inlet, worker.outlet):
-            os.set_blocking(pipe.fileno(), False)
-        self._selector.register(worker.outlet, selectors.EVENT_READ, worker)
-        self._workers.append(worker)
+        number = next(self._numbers)
+        inlet, outlet = self._server.fork(number)
+        worker = _Worker(number, inlet, outlet, bytearray(self._setup))
+        self._selector.register(outlet, selectors.EVENT_READ, number)
+        self._workers[number] = worker
         self._push(worker)
+
+    def _exchange(self, worker: _Worker, pipe: int) -> None:
+        """Write to a worker or read from it, whichever its pipe is ready for."""
+        if pipe == worker.inlet:
+            self._push(worker)
+            return
+        if not worker.read():
+            self._selector.unregister(worker.outlet)  # the fork server tells how it ended
+        self._take(worker)
+
+    def _hear(self) -> None:
+        """Take the news of the fork server."""
+        try:
+            while (news := self._server.news()) is not None:
+                worker = self._workers.get(news["worker"])
+                if worker is None:
+                    continue  # killed and buried before
+                if "pid" in news:
+                    worker.pid = news["pid"]
+                else:
+                    self._replace(worker, news["status"])
+        except EOFError:
+            self._replace_server()
+
+    def _replace_server(self) -> None:
+        """Start another fork server in place of one that has ended, and all workers with it."""
+        self._selector.unregister(self._server)
+        status = self._server.close()
+        self._server = self._start_server()
+        for worker in list(self._workers.values()):
+            self._replace(worker, status)
+
+    def _replace(self, worker: _Worker, status: int) -> None:
+        """Take the last words of a worker that ended with this status, and start another."""
+        worker.read()
+        self._take(worker)
+        self._bury(worker, *_cause(status, self.deadline_seconds))
 
     def _take(self, worker: _Worker) -> None:
         """Read the messages that a worker has sent so far."""
@@ -220,7 +236,7 @@ class Pool:
     def _bury(self, worker: _Worker, outcome: Outcome, why: str) -> None:
         """Replace a worker that died: the function in its hands failed, all the rest waits again."""
         self._end(worker)
-        self._workers.remove(worker)
+        del self._workers[worker.number]
         if worker.ready:
             self.replaced += 1
             if worker.items:
@@ -240,19 +256,18 @@ class Pool:
         """Kill workers that neither answer nor die, such as stopped ones."""
         now = time.monotonic()
         deadline = self.deadline_seconds
-        for worker in list(self._workers):
+        for worker in list(self._workers.values()):
             if not worker.ready and now - worker.since > self._start_seconds:
                 raise RuntimeError(
                     f"a reward worker is not ready after {self._start_seconds:.0f} s: a reward "
                     f"function hangs when it is imported, or the disk of {sys.prefix} is very slow"
                 )
             if worker.items and now - worker.since > deadline + GRACE_SECONDS:
-                worker.process.kill()
                 self._bury(worker, *_cause(-signal.SIGALRM, deadline))
 
     def _hand_out(self) -> None:
         """Give waiting items to the workers with the least to do, and push bytes."""
-        ready = [worker for worker in self._workers if worker.ready]
+        ready = [worker for worker in self._workers.values() if worker.ready]
         while self._waiting and ready:
             worker = min(ready, key=lambda each: len(each.items))
             if len(worker.items) >= ITEMS_AT_WORKER:
@@ -271,18 +286,17 @@ class Pool:
         worker.write()
         listening = pipe in self._selector.get_map()
         if worker.outgoing and not listening:
-            self._selector.register(pipe, selectors.EVENT_WRITE, worker)
+            self._selector.register(pipe, selectors.EVENT_WRITE, worker.number)
         elif listening and not worker.outgoing:
             self._selector.unregister(pipe)
 
     def _end(self, worker: _Worker) -> None:
+        """Kill a worker, if it still lives, and forget its pipes."""
+        self._server.kill(worker.number)
         for pipe in (worker.inlet, worker.outlet):
             if pipe in self._selector.get_map():
                 self._selector.unregister(pipe)
-        worker.process.kill()
-        worker.process.wait()
-        worker.inlet.close()
-        worker.outlet.close()
+            os.close(pipe)
 
 
 def _cause(status: int, deadline_seconds: float) -> tuple[Outcome, str]:

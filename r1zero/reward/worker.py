@@ -1,4 +1,4 @@
-"""A worker process of the reward executor: orders on stdin, scores on stdout.
+"""A worker process of the reward executor: orders come by one pipe, scores go by another.
 
 It holds sympy and the user's own reward functions. Its life is cheap: the kernel ends it at the deadline of a call,
 whatever the response makes it do, and its memory is bounded; the reward executor starts another.
@@ -23,8 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import psutil
-
 from r1zero.errors import BadInput
 from r1zero.reward.config import RewardConfig
 from r1zero.reward.loaded import LoadedFunction, load_functions
@@ -35,10 +33,8 @@ from r1zero.types import Outcome
 # The package is found from its own place. The current folder comes last: nothing in it hides a
 # library.
 _ROOT = str(Path(__file__).resolve().parents[2])
-PROGRAM = (
-    f"import os, sys; sys.path = [{_ROOT!r}, *filter(None, sys.path), os.getcwd()]; "
-    "from r1zero.reward.worker import main; main()"
-)
+PATH_OF_PROGRAMS = f"import os, sys; sys.path = [{_ROOT!r}, *filter(None, sys.path), os.getcwd()]"
+PROGRAM = f"{PATH_OF_PROGRAMS}; from r1zero.reward.worker import main; main()"
 _LENGTH = struct.Struct(">I")
 OUT_OF_MEMORY = 113  # exit status that nothing else is likely to use
 WHY_CHARACTERS = 300
@@ -113,7 +109,7 @@ def _send(pipe: BinaryIO, message: dict[str, Any]) -> None:
     pipe.flush()
 
 
-def _self_test(functions: Iterable[LoadedFunction]) -> str:
+def self_test(functions: Iterable[LoadedFunction]) -> str:
     """Compare known answers, if responses are to be; return "" or a sentence about a wrong verdict."""
     if not any(function.declared.gives_verdict for function in functions):
         return ""
@@ -130,7 +126,8 @@ def _self_test(functions: Iterable[LoadedFunction]) -> str:
 def _bound_memory(extra_bytes: int) -> None:
     """Let this process grow by `extra_bytes` of address space from where it is, which Linux
     enforces."""
-    limit = psutil.Process().memory_info().vms + extra_bytes
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + extra_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -163,13 +160,8 @@ class _Told(logging.Handler):
         return lines
 
 
-def main() -> None:
-    """Serve the reward executor until stdin ends."""
-    inbox = os.fdopen(os.dup(0), "rb")
-    outbox = os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)  # what a library prints must not end up between messages
+def serve(inbox: BinaryIO, outbox: BinaryIO) -> None:
+    """Serve the reward executor until the inbox ends."""
     # Ctrl-C is for the reward executor, whose end is ours
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel kills; Python may be deep in C
@@ -181,7 +173,7 @@ def main() -> None:
     functions: dict[str, LoadedFunction] = {}
     try:
         functions = load_functions(setup.config)
-        broken = _self_test(functions.values())
+        broken = self_test(functions.values())
     except BadInput as error:
         broken = str(error)
     declared = {each.name: asdict(each.declared) for each in functions.values()}
@@ -193,6 +185,16 @@ def main() -> None:
             answer = _run(functions[name], order.cases)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _send(outbox, answer | {"told": told.take()})
+
+
+def main() -> None:
+    """Be a worker whose pipes are stdin and stdout."""
+    inbox = os.fdopen(os.dup(0), "rb")
+    outbox = os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)  # what a library prints must not end up between messages
+    serve(inbox, outbox)
 
 
 if __name__ == "__main__":

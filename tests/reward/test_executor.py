@@ -19,7 +19,7 @@ from support.boxed import boxed
 from support.patience import wait_until
 
 from r1zero.observe.sample_summary import summarize
-from r1zero.reward import pool as pool_module
+from r1zero.reward import fork_server
 from r1zero.reward.config import RewardConfig
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.failure_limit import WINDOW, FailureGuard
@@ -234,16 +234,20 @@ def test_workers_end_with_their_parent() -> None:
         "from r1zero.reward.executor import RewardExecutor\n"
         "one = RewardConfig(names=['acc'], weights=[1.0], workers=2, deadline_seconds=1)\n"
         "executor = RewardExecutor(one)\n"
-        "executor.submit(0, 0, 1, RewardInput('', r'\\boxed{1}', '1', 1, 9, False)); "
-        "executor.collect([0])\n"
+        "while not executor.pool.ready: executor.poll(0.1)\n"
         f"executor.submit(1, 0, 1, RewardInput('', {HOSTILE!r}, '5', 1, 9, False)); "
         "executor.poll(0.1)\n"
         "print(*executor.pool.processes, flush=True)\n"
-        "import os; os._exit(0)\n"
+        "import os, signal\n"
+        "os.kill(executor.pool.processes[1], signal.SIGSTOP)  # reads no end of a pipe\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    root = Path(pool_module.__file__).parents[2]
-    output = subprocess.check_output([sys.executable, "-c", program], cwd=root, text=True)
-    pids = [int(pid) for pid in output.split()]
+    root = Path(fork_server.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2
     wait_until(lambda: not any(map(is_running, pids)))
 
@@ -265,7 +269,7 @@ def test_nothing_in_the_current_folder_hides_a_library(
 
 
 def test_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r1zero.reward.pool.PROGRAM", "raise SystemExit(7)")
+    monkeypatch.setattr("r1zero.reward.fork_client.PROGRAM", "raise SystemExit(7)")
     with (
         RewardExecutor(ONE) as executor,
         pytest.raises(RuntimeError, match="status 7"),
@@ -275,7 +279,7 @@ def test_worker_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_worker_that_hangs_at_its_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("r1zero.reward.pool.PROGRAM", "import time; time.sleep(60)")
+    monkeypatch.setattr("r1zero.reward.fork_client.PROGRAM", "import time; time.sleep(60)")
     with (
         RewardExecutor(ONE, start_seconds=0.5) as executor,
         pytest.raises(RuntimeError, match="not ready after"),
@@ -286,10 +290,8 @@ def test_worker_that_hangs_at_its_start_is_reported(monkeypatch: pytest.MonkeyPa
 
 def test_checker_that_errs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     lie = "from r1zero.reward import worker; worker.SELF_TEST.append(('1', r'\\boxed{2}', True)); "
-    program = pool_module.PROGRAM.replace(
-        "from r1zero.reward.worker", lie + "from r1zero.reward.worker"
-    )
-    monkeypatch.setattr("r1zero.reward.pool.PROGRAM", program)
+    program = fork_server.PROGRAM.replace("from r1zero", lie + "from r1zero", 1)
+    monkeypatch.setattr("r1zero.reward.fork_client.PROGRAM", program)
     with (
         RewardExecutor(ONE) as executor,
         pytest.raises(RuntimeError, match="self-test.*is 1"),

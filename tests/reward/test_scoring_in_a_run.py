@@ -35,10 +35,10 @@ def train_and_kill(rank: int, size: int, store: object, overrides: list[str]) ->
         executor, submit = runtime.reward_manager._executor, runtime.reward_manager.submit
         while not executor.pool.ready:
             executor.poll(0.1)
+        [pid] = executor.pool.processes
 
         def submit_and_kill(group: Group, member: int) -> None:
             nonlocal count
-            [pid] = executor.pool.processes
             if count == 0:
                 os.kill(pid, signal.SIGSTOP)  # so that the sample is in its hands when it dies
             submit(group, member)
