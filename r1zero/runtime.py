@@ -126,6 +126,7 @@ class Runtime:
             training.updates == "accumulate",
             self._parts(len(prompts)),
             staleness=len(ahead),
+            reference_version=None if self.world.ref is None else 0,
         )
 
     def _parts(self, prompts: int) -> tuple[Part, ...]:
@@ -182,7 +183,8 @@ class Runtime:
         counted = {}
         if self.world.rollout.is_output_rank:
             counted["rollout"] = engine.progress().tokens
-        if self.world.ref.is_output_rank:
+        ref = self.world.ref
+        if ref is not None and ref.is_output_rank:
             counted["ref"] = self.reference.take_tokens()
         self.tokens[batch.step] = counted
 
@@ -258,7 +260,7 @@ def build_runtime(run: Run, world: World) -> Runtime:
         publisher=_publisher(run, world, policy, engine),
         invariants=Invariants(
             BF16 if run.dtype is Dtype.BF16 else FP32,
-            run.actor.load == run.reference.load,
+            run.actor.load == run.config.ref.load,
         ),
         keeps_spans=world.rank in span_ranks(world.placement),
         folder=run.output_dir,
@@ -343,12 +345,14 @@ def _policy(run: Run, world: World, unused: Sequence[range]) -> AnyActor:
 
 
 def _reference(run: Run, world: World, unused: Sequence[range]) -> AnyReference:
-    if not world.ref.member:
+    files = run.reference
+    grid = world.ref
+    if files is None or grid is None or not grid.member:
         return IdleReference()
     training = run.config.training
     model = RoleModel(
-        run.reference.shape,
-        world.ref,
+        files.shape,
+        grid,
         world.device,
         run.dtype.torch,
         training.seq_length,
@@ -357,7 +361,7 @@ def _reference(run: Run, world: World, unused: Sequence[range]) -> AnyReference:
         seed=training.seed,
         unused=unused,
     )
-    model.load(run.reference.load)
+    model.load(files.load)
     model.module.requires_grad_(False)
     ref = run.config.ref
     return Reference(

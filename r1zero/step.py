@@ -14,6 +14,8 @@ learn from what came earlier. What each role waits for, and who ends the wait:
     ref      the groups of the next part        rollout, by handing over
     train    the same with reference log-probs  ref, by handing over
 
+Without a KL term there is no ref, and rollout hands over to train: `world.giver` is who does.
+
 A part holds groups of like length, so short ones are learnt from while long ones are still drawn.
 What it holds follows from the samples alone, and never from who finished when.
 
@@ -57,7 +59,7 @@ def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
     world = runtime.world
     move = runtime.move
     clock = runtime.clock
-    giver = Giver(move, batch, world.ref, world.train)
+    giver = Giver(move, batch, world.giver, world.train)
     for part in batch.parts:
         with clock.span("rollout"):
             groups = engine.collect(part)
@@ -66,7 +68,9 @@ def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
             groups = runtime.selector.select(groups)
             runtime.sample_log.add(batch, groups)
         with clock.span("wait"):
-            groups = move.send_to_replicas(batch, groups, part.positions, world.rollout, world.ref)
+            groups = move.send_to_replicas(
+                batch, groups, part.positions, world.rollout, world.giver
+            )
         with clock.span("ref"):
             groups = runtime.reference.add_logprobs(groups)
         with clock.span("wait"):
@@ -93,7 +97,7 @@ def learn(step: int, runtime: Runtime) -> StepOutcome | None:
     clock = runtime.clock
     policy = runtime.policy
     batch = runtime.batches.pop(step)
-    taker = Taker(move, batch, world.ref, world.train)
+    taker = Taker(move, batch, world.giver, world.train)
     policy.begin(batch)
     updates = []
     for _ in batch.parts:

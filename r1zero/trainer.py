@@ -200,7 +200,8 @@ def _announce(runtime: Runtime) -> None:
         assert runtime.prompts is not None, "the controller draws"
         dropped = runtime.prompts.num_dropped
         kept = len(runtime.prompts)
-        for path in dict.fromkeys((run.actor.load, run.reference.load)):
+        loaded = [model.load for model in (run.actor, run.reference) if model is not None]
+        for path in dict.fromkeys(loaded):
             log.info("start weights: %s", detect(path))
         log.info(
             "%d prompts; %d dropped, longer than max_prompt_length=%d tokens",

@@ -237,6 +237,8 @@ class Batch:
     accumulates: bool = False  # gradients of each part, for one update with all of them
     planned_parts: tuple[Part, ...] = ()  # none: one with everything
     staleness: int = 0  # updates between the weights that draw and those that learn first
+    # of the weights that the reference holds: 0, what it was loaded with; None: no reference
+    reference_version: int | None = 0
 
     @property
     def num_samples(self) -> int:

@@ -201,15 +201,15 @@ def exchange(world: World, drawn: Batch, groups: list[Group]) -> None:
     """Every move of samples of a step."""
     move = RoleTransfer(world)
     batch = move.share_batch(drawn if world.is_controller else None)
-    giver = Giver(move, batch, world.ref, world.train)
+    giver = Giver(move, batch, world.giver, world.train)
     for part in batch.parts:
         mine = [group for group in groups if group.position in part.positions]
-        arrived = move.send_to_replicas(batch, mine, part.positions, world.rollout, world.ref)
+        arrived = move.send_to_replicas(batch, mine, part.positions, world.rollout, world.giver)
         for group in arrived:
             for sample in group.samples:
                 sample.ref_logprobs = sample.logprobs
         giver.give(arrived)
-    taker = Taker(move, batch, world.ref, world.train)
+    taker = Taker(move, batch, world.giver, world.train)
     learnt_from = []
     for _ in batch.parts:
         learnt_from += taker.take()

@@ -264,7 +264,7 @@ class Pace:
             actor.compute_logprobs = self.paced(actor.compute_logprobs, self.looking_back)
             optimizer = policy.optimizer
             optimizer.step = self.paced(optimizer.step, lambda: self.rates.optimizer)
-        if world.ref.member:
+        if world.ref is not None and world.ref.member:
             reference.compute_logprobs = self.paced(reference.compute_logprobs, self.referring)
         publisher.publish = self.paced(publisher.publish, lambda _: self.rates.publish)
 

@@ -288,7 +288,7 @@ def inspect(job: Job, sees_token: bool) -> NodeReport:
         paths = {
             "actor_rollout.load": actor.load,
             "actor_rollout.data_path": actor.data_path,
-            "ref.load": cfg.ref.load,
+            "ref.load": cfg.ref.load if cfg.has_reference else None,
         }
         inputs = {
             key: machine.fingerprint(path)

@@ -91,7 +91,9 @@ def microbatch_loss(
     token alike. The sums are detached.
     """
     policy, own = objective.loss(batch, **objective.settings)
-    kl = kl_penalty(batch.logprobs, batch.ref_logprobs, terms.kl_estimator)
+    kl = torch.zeros_like(batch.logprobs)
+    if batch.ref_logprobs is not None:
+        kl = kl_penalty(batch.logprobs, batch.ref_logprobs, terms.kl_estimator)
     weight, truncated = importance_weights(
         batch.old_logprobs, batch.rollout_logprobs, terms.importance_cap
     )

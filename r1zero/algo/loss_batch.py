@@ -25,7 +25,7 @@ class LossBatch:
     # of the weights that the ratio is taken to: by the trainer, or those of the rollout engine
     old_logprobs: torch.Tensor
     trainer_logprobs: torch.Tensor  # of the weights that learn first, by the trainer
-    ref_logprobs: torch.Tensor  # of the reference
+    ref_logprobs: torch.Tensor | None  # of the reference; None: there is none
     rollout_logprobs: torch.Tensor  # of the weights that drew the tokens, by the rollout engine
     advantages: torch.Tensor
     mask: torch.Tensor  # 1 for tokens that the loss counts, else 0

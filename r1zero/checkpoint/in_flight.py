@@ -78,6 +78,7 @@ def plan_of(batch: Batch) -> dict[str, Any]:
         "epochs": batch.epochs,
         "accumulates": batch.accumulates,
         "staleness": batch.staleness,
+        "reference_version": batch.reference_version,
         "parts": parts,
     }
 
@@ -97,6 +98,7 @@ def planned(plan: Mapping[str, Any], groups: Sequence[Group]) -> Batch:
         accumulates=plan["accumulates"],
         planned_parts=tuple(parts),
         staleness=plan["staleness"],
+        reference_version=plan.get("reference_version", 0),  # older plans have none
     )
 
 

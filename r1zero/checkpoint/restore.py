@@ -92,6 +92,13 @@ def _line(runtime: RunState, folder: Path, record: CheckpointInfo, layout: dict[
         f"resumed from {folder}: step {done.step} of {config.total_steps}; model "
         f"and optimizer ({where}), learning-rate schedule at update {record.updates}, KL "
         f"coefficient {record.kl_coefficient:g} ({config.kl_control}), {rng}, data at prompt "
-        f"{done.prompts_drawn}, weights version {done.weights_version}; the reference stays "
-        f"{config.start['ref']}"
+        f"{done.prompts_drawn}, weights version {done.weights_version}; "
+        f"{_reference_line(runtime, record)}"
     )
+
+
+def _reference_line(runtime: RunState, record: CheckpointInfo) -> str:
+    """Say what the reference is."""
+    if runtime.world.ref is None:
+        return "there is no reference"
+    return f"the reference is {runtime.checkpoint_config.start['ref']}"

@@ -405,7 +405,7 @@ def _pool(cfg: Config) -> schema.ResourcePool:
         ref = pool.ref
     else:
         ranks = actor.num_gpus_for_train + actor.num_gpus_for_infer
-        ref = pool.ref or [reference]
+        ref = pool.ref or ([reference] if cfg.has_reference else [])
     return dataclasses.replace(pool, actor_rollout=pool.actor_rollout or [ranks], ref=ref)
 
 

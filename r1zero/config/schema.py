@@ -323,7 +323,10 @@ class ActorRollout:
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ref:
-    """The frozen reference model of the KL term."""
+    """The frozen reference model of the KL term.
+
+    There is none where nothing asks for it: see resource_pool.ref.
+    """
 
     model: OrNull[Text] = None  # default that of actor_rollout
     load: OrNull[ModelPath] = None  # default actor_rollout.load
@@ -369,6 +372,7 @@ class KlCtrl:
 
     # adaptive: steered so that the KL stays near target_kl.
     type: OneOf[Literal["fixed", "adaptive"]] = "fixed"
+    # 0: no KL term, and no reference unless resource_pool.ref names ranks.
     kl_coef: Annotated[Number, between(0, 100, 0.05)] = 0.05
     target_kl: OrNull[Number] = None
     horizon: OrNull[Whole] = None  # responses within which an adaptive coefficient follows
@@ -445,7 +449,10 @@ class ResourcePool:
     """
 
     actor_rollout: Ranks = field(default_factory=list)  # default [train + infer ranks]
-    ref: Ranks = field(default_factory=list)  # default one replica, or none more if colocated
+    # Default one replica, or none more if colocated. With kl_coef 0 and type fixed the default is no
+    # reference at all, and rollout hands over to train; ranks that are named all the same hold one,
+    # whose KL is told and does nothing.
+    ref: Ranks = field(default_factory=list)
     reward: Annotated[
         Listed[Whole],
         rule(
@@ -552,6 +559,13 @@ class Config:
         return DEFAULT_PARTS
 
     @property
+    def has_reference(self) -> bool:
+        """A reference model is loaded: a KL term needs it, or ranks are named that tell its KL."""
+        control = self.algorithm.kl_ctrl
+        has_kl_term = control.kl_coef > 0 or control.type == "adaptive"
+        return has_kl_term or bool(self.resource_pool.ref)
+
+    @property
     def world_size(self) -> int:
         """Ranks that the resource pool asks for."""
         return sum(self.resource_pool.actor_rollout) + sum(self.resource_pool.ref)
@@ -583,31 +597,35 @@ def placement(cfg: Config, world_size: int) -> Placement:
 
 
 def role_sizes(cfg: Config) -> dict[str, RoleSize]:
-    """The roles in the order of their ranks, with ranks of their own; see `with_ranks`."""
+    """The roles in the order of their ranks, with ranks of their own; see `with_ranks`. A run
+    without a reference has no ref."""
     actor = cfg.actor_rollout
     ref = cfg.ref
     train_tp = actor.tensor_model_parallel_size
-    return {
+    sizes = {
         "train": RoleSize(actor.num_gpus_for_train, train_tp, actor.pipeline_model_parallel_size),
         "rollout": RoleSize(actor.num_gpus_for_infer, actor.infer_tensor_parallel_size or train_tp),
-        "ref": RoleSize(
+    }
+    if cfg.has_reference:
+        sizes["ref"] = RoleSize(
             sum(cfg.resource_pool.ref),
             ref.tensor_model_parallel_size,
             ref.pipeline_model_parallel_size,
-        ),
-    }
+        )
+    return sizes
 
 
 def with_ranks(cfg: Config, ranks: Mapping[str, int]) -> tuple[Config, str]:
     """Give each role of `role_sizes` so many ranks; the configuration, and its keys in words."""
     train = ranks["train"]
     rollout = ranks["rollout"]
-    ref = ranks["ref"]
     actor = replace(cfg.actor_rollout, num_gpus_for_train=train, num_gpus_for_infer=rollout)
-    pool = replace(
-        cfg.resource_pool, actor_rollout=[train + rollout], ref=[ref], ranks_per_node=None
-    )
-    told = f"num_gpus_for_train {train}, num_gpus_for_infer {rollout} and resource_pool.ref [{ref}]"
+    pool = replace(cfg.resource_pool, actor_rollout=[train + rollout], ranks_per_node=None)
+    told = f"num_gpus_for_train {train} and num_gpus_for_infer {rollout}"
+    if "ref" in ranks:
+        ref = ranks["ref"]
+        pool = replace(pool, ref=[ref])
+        told = f"num_gpus_for_train {train}, num_gpus_for_infer {rollout} and resource_pool.ref [{ref}]"
     return replace(cfg, actor_rollout=actor, resource_pool=pool), told
 
 

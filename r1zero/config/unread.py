@@ -49,6 +49,16 @@ def _kl(cfg: Config) -> Unread:
             yield f"algorithm.kl_ctrl.{key}", reason
 
 
+def _reference(cfg: Config) -> Unread:
+    if cfg.has_reference:
+        return
+    reason = "kl_coef is 0 and resource_pool.ref names no ranks, so there is no reference"
+    for entry in fields(cfg.ref):
+        # model and load are filled in, and stand in every configuration that a run wrote down
+        if entry.name not in ("model", "load") and _is_set(cfg.ref, entry.name):
+            yield f"ref.{entry.name}", reason
+
+
 def _schedule(cfg: Config) -> Unread:
     actor = cfg.actor_rollout
     if actor.lr_decay_style == "constant" and _is_set(actor, "min_lr"):
@@ -118,6 +128,7 @@ def _differs_from_training(cfg: Config, key: str) -> bool:
 RULES = (
     _advantage,
     _kl,
+    _reference,
     _schedule,
     _microbatches,
     _importance,

@@ -140,8 +140,14 @@ class World:
         return self.roles["rollout"]
 
     @property
-    def ref(self) -> Grid:
-        return self.roles["ref"]
+    def ref(self) -> Grid | None:
+        """None without a reference."""
+        return self.roles.get("ref")
+
+    @property
+    def giver(self) -> Grid:
+        """The role that hands groups over to train: ref, or rollout where there is no reference."""
+        return self.ref or self.rollout
 
     @property
     def is_controller(self) -> bool:

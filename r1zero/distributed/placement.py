@@ -8,7 +8,7 @@ A role is a set of consecutive ranks laid out as a grid with named axes. The fir
 
 so rank 9 has tp 1, dp 1, pp 1, its tensor-parallel group is 8 9, its pipeline 3 9, and its replica
 2 3 8 9. Roles follow each other in the order train, rollout, ref; when colocated, every role spans
-the whole world.
+the whole world. A run without a reference has no role ref.
 """
 
 from __future__ import annotations
@@ -152,8 +152,9 @@ class Placement:
         return self.roles["rollout"]
 
     @property
-    def ref(self) -> RankGrid:
-        return self.roles["ref"]
+    def ref(self) -> RankGrid | None:
+        """None without a reference."""
+        return self.roles.get("ref")
 
     @property
     def world_size(self) -> int:

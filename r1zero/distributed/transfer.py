@@ -113,8 +113,10 @@ class RoleTransfer:
         so ref replica 0 waits for both, the lower rank first, and has 0 3; 1 has 1 4, 2 has 2 5.
         Not all positions need to have a group: a sender whose groups are all missing sends an empty
         list, since only it knows that. Returns the taker's groups in order, none elsewhere; they
-        have the prompts of the batch, and no scores.
+        have the prompts of the batch, and no scores. From a role to itself nothing moves.
         """
+        if taker is giver:
+            return groups
         tag = self._tag(taker)
         if giver.is_output_rank:
             for replica in range(taker.span.dp):

@@ -54,7 +54,9 @@ class Invariants:
             problems += self._ratio(batch, first)
         problems += _tokens(batch, samples, updates, records)
         problems += _unused(samples)
-        if first is not None and self.same_start and batch.version == batch.staleness == 0:
+        has_reference = batch.reference_version is not None
+        is_start = self.same_start and batch.version == batch.staleness == 0
+        if first is not None and has_reference and is_start:
             problems += self._start_kl(first)
         problems += _gradients([update for update in updates if update is not None])
         return problems + [record.publish_fault for record in records[:1] if record.publish_fault]
@@ -140,7 +142,9 @@ def _tokens(
     records: Sequence[RankRecord],
 ) -> list[str]:
     """Each role must have seen as many response tokens as it is given, each of them once."""
-    counted = Counter({"rollout": 0, "ref": 0, "train": 0})
+    counted = Counter({"rollout": 0, "train": 0})
+    if batch.reference_version is not None:
+        counted["ref"] = 0
     for record in records:
         counted.update(record.tokens)
     learned = [update for update in updates[: batch.num_minibatches] if update is not None]

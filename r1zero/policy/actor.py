@@ -107,7 +107,7 @@ class Actor:
     def finish(self, updates: list[UpdateStats | None], batch: Batch) -> None:
         """End a global batch: steer the KL coefficient."""
         taken = [update for update in updates if update is not None]
-        if taken:
+        if taken and batch.reference_version is not None:
             kl = joined(taken, KL.key)
             self.kl.update(kl, batch.num_samples)
 
@@ -194,6 +194,11 @@ class Actor:
         return self._batch.accumulates
 
     @property
+    def _has_reference(self) -> bool:
+        assert self._batch is not None
+        return self._batch.reference_version is not None
+
+    @property
     def _importance_cap(self) -> float | None:
         """Of importance weights; None where the ratio is taken to the weights that drew the tokens."""
         assert self._batch is not None
@@ -234,7 +239,10 @@ class Actor:
         """Lay what the samples bring beside what the policy says of their tokens."""
         samples = [item.sample for item in packed.items]
         weights = self._update.weights
-        ref_logprobs = [sample.ref_logprobs for sample in samples]
+        ref_logprobs = None
+        if self._has_reference:
+            found = [sample.ref_logprobs for sample in samples]
+            ref_logprobs = packed.concat([values for values in found if values is not None])
         rollout_logprobs = packed.concat([sample.logprobs for sample in samples])
         if self.cfg.old_logprobs == "rollout":
             old_logprobs = rollout_logprobs
@@ -248,7 +256,7 @@ class Actor:
             entropy=entropy,
             old_logprobs=old_logprobs,
             trainer_logprobs=trainer_logprobs,
-            ref_logprobs=packed.concat([values for values in ref_logprobs if values is not None]),
+            ref_logprobs=ref_logprobs,
             rollout_logprobs=rollout_logprobs,
             advantages=packed.per_token([advantages[item.number] for item in packed.items]),
             mask=mask,
@@ -295,6 +303,8 @@ class Actor:
                 keys |= {MISMATCH.key, MISMATCH_MAX.key}
         if self._importance_cap is None:
             keys |= {IMPORTANCE.key, TRUNCATED.key}
+        if not self._has_reference:
+            keys.add(KL.key)
         return keys
 
     @contextlib.contextmanager

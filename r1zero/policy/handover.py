@@ -1,4 +1,5 @@
 """The way of samples from the ref ranks to the train ranks: each goes to one replica, once.
+Without a reference it begins at the rollout ranks (`World.giver`).
 
     ref output ranks    tables of their groups -> the first of them, which joins them and tells all
     first of them       the joined table       -> the first train rank, which tells all train ranks
@@ -29,7 +30,7 @@ class Delivery:
 
 
 class Giver:
-    """The end at the ref ranks, for one global batch. Does nothing but on output ranks."""
+    """The end at the giving ranks, for one global batch. Does nothing but on output ranks."""
 
     def __init__(self, move: RoleTransfer, batch: Batch, giver: Grid, taker: Grid) -> None:
         self._move = move

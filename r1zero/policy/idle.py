@@ -40,7 +40,7 @@ class IdleActor:
 
 
 class IdleReference:
-    """The reference of a rank outside the role."""
+    """The reference of a rank outside the role, and of all ranks where there is none."""
 
     def add_logprobs(self, groups: list[Group]) -> list[Group]:
         return groups

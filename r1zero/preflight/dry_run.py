@@ -32,7 +32,7 @@ from dataclasses import dataclass, fields
 
 from r1zero.config.load import dump
 from r1zero.config.own_code import is_own
-from r1zero.config.schema import Config
+from r1zero.config.schema import Config, filled
 from r1zero.distributed.npu_environment import present, tensor_megabytes
 from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.models.config import ModelConfig
@@ -80,7 +80,7 @@ def report(found: Found) -> str:
     assert placed is not None, "checked before"
     table = placement_table(placed, found.node_of_rank)
     parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed)]
-    parts.append(memory_table(cfg, placed, found.actor.shape, found.reference.shape))
+    parts.append(memory_table(cfg, placed, found.actor.shape, found.reference_shape))
     parts.append(groups_table(cfg, placed, found.actor.shape))
     parts.append(outlook_table(cfg, placed, found.actor.shape))
     missing = absent(cfg)
@@ -93,7 +93,7 @@ def banner(run: Run, node_of_rank: Sequence[int]) -> str:
     memory."""
     cfg = run.config
     parts = [roles_table(run.placement, node_of_rank), batch_line(cfg, run.placement)]
-    parts.append(memory_table(cfg, run.placement, run.actor.shape, run.reference.shape))
+    parts.append(memory_table(cfg, run.placement, run.actor.shape, run.reference_shape))
     return "\n".join(parts)
 
 
@@ -149,7 +149,7 @@ def memory_table(
     cfg: Config, placed: Placement, policy: ModelConfig | None, reference: ModelConfig | None
 ) -> str:
     """Gigabytes of the fullest rank of each role."""
-    if policy is None or reference is None:
+    if policy is None or (reference is None and placed.ref is not None):
         return (
             "memory: the shape of the model is not known here (neither its folder nor a model file)"
         )
@@ -164,10 +164,13 @@ def memory_table(
             f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB"
         )
     missing = absent(cfg)
+    loaded = [(cfg.actor_rollout.load, cfg.actor_rollout.model)]
+    if cfg.has_reference:
+        loaded.append((filled(cfg.ref.load), cfg.ref.model))
     lines += dict.fromkeys(
-        f"the shape of {section.load} is taken from the model file {section.model}"
-        for section in (cfg.actor_rollout, cfg.ref)
-        if section.load in missing
+        f"the shape of {load} is taken from the model file {model}"
+        for load, model in loaded
+        if load in missing
     )
     return "\n".join(lines)
 
@@ -232,10 +235,13 @@ def _outlook_row(told: str, step: Step) -> list[str]:
 
 
 def memory(
-    cfg: Config, placed: Placement, policy: ModelConfig, reference: ModelConfig
+    cfg: Config, placed: Placement, policy: ModelConfig, reference: ModelConfig | None
 ) -> dict[str, Memory]:
-    """Estimate the memory of the fullest rank of each role."""
-    models = {"ref": reference}  # of any other role that of the policy
+    """Estimate the memory of the fullest rank of each role. A run without a reference has no
+    `reference`."""
+    models = {}  # of any other role that of the policy
+    if reference is not None:
+        models["ref"] = reference
     found = {}
     for role, span in placed.roles.items():
         shape = models.get(role, policy)

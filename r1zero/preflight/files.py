@@ -50,7 +50,7 @@ def absent(cfg: Config) -> dict[str, str]:
     """The key of each path, of model folders and data, that is not on this machine."""
     named = [
         ("actor_rollout.load", cfg.actor_rollout.load),
-        ("ref.load", cfg.ref.load),
+        ("ref.load", cfg.ref.load if cfg.has_reference else None),
         ("training.tokenizer_name_or_path", cfg.training.tokenizer_name_or_path),
         *((source.key, source.path) for source in data_sets(cfg)[0]),
     ]
@@ -113,7 +113,7 @@ def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:
     if not absent_ok:
         problems += _missing_sentences(missing)
     no_models = set()
-    for model in _different(found.actor, found.reference):
+    for model in _models(found):
         if model.load in missing:
             continue
         sentences = _check_model(f"{model.role}.load", model)
@@ -152,11 +152,12 @@ def _check_all_ends(
     return list(problems)
 
 
-def _different(actor: ModelFound, reference: ModelFound) -> list[ModelFound]:
+def _models(found: Found) -> list[ModelFound]:
     """The models that are to be looked at, each once."""
-    if reference.load == actor.load:
-        return [actor]
-    return [actor, reference]
+    reference = found.reference
+    if reference is None or reference.load == found.actor.load:
+        return [found.actor]
+    return [found.actor, reference]
 
 
 def _vocabulary_rows(found: Found) -> int:

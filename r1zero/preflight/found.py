@@ -50,7 +50,12 @@ class Found:
     placement: Placement | None  # None: the roles do not fit the world
     misplaced: tuple[str, ...]  # why, or why the nodes do not suit
     actor: ModelFound
-    reference: ModelFound
+    reference: ModelFound | None  # None: the run has none
+
+    @property
+    def reference_shape(self) -> ModelConfig | None:
+        """None, too, when the run has no reference."""
+        return None if self.reference is None else self.reference.shape
 
 
 def dtype_of(cfg: Config) -> Dtype:
@@ -99,8 +104,10 @@ def _find_model(cfg: Config, role: str) -> ModelFound:
     return ModelFound(role=role, load=load, folder=folder, shape=shape, problem=problem)
 
 
-def _find_reference(cfg: Config, actor: ModelFound) -> ModelFound:
+def _find_reference(cfg: Config, actor: ModelFound) -> ModelFound | None:
     """The reference is the actor's own start, as a rule: its folder is not read again."""
+    if not cfg.has_reference:
+        return None
     if actor.folder.is_dir() and cfg.ref.load == cfg.actor_rollout.load:
         return replace(actor, role="ref")
     return _find_model(cfg, "ref")
@@ -116,7 +123,7 @@ def _place(
             f"{key}: {attrgetter(key)(cfg)} must be 1 in a world of one rank; start "
             f"{cfg.world_size} processes or set it to 1"
             for key in SIZES
-            if attrgetter(key)(cfg) != 1
+            if attrgetter(key)(cfg) != 1 and (cfg.has_reference or not key.startswith("ref."))
         ]
         if wrong:
             return None, wrong

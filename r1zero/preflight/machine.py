@@ -54,8 +54,8 @@ def needed_gigabytes(found: Found) -> list[float] | None:
     or a model's shape is not known."""
     placed = found.placement
     policy = found.actor.shape
-    reference = found.reference.shape
-    if placed is None or policy is None or reference is None:
+    reference = found.reference_shape
+    if placed is None or policy is None or (reference is None and placed.ref is not None):
         return None
     by_role = memory(found.config, placed, policy, reference)
     result = []

@@ -17,25 +17,33 @@ def check_models(found: Found) -> list[str]:
     known here."""
     cfg = found.config
     policy = found.actor.shape
-    reference = found.reference.shape
+    models = [model for model in (found.actor, found.reference) if model is not None]
     problems = []
-    for role in ("actor_rollout", "ref"):
-        for sentence in _check_model_file(cfg, role):
+    for model in models:
+        for sentence in _check_model_file(cfg, model.role):
             problems.append(sentence)
     if policy is not None:
         problems += _check_model_keys(cfg, found.actor, policy) + _check_positions(cfg, policy)
         for axis in ("tensor_model", "pipeline_model", "infer_tensor"):
             problems += _check_grid(cfg, f"actor_rollout.{axis}_parallel_size", policy)
-    if reference is not None:
-        problems += _check_model_keys(cfg, found.reference, reference)
-        for axis in ("tensor_model", "pipeline_model"):
-            problems += _check_grid(cfg, f"ref.{axis}_parallel_size", reference)
-    if policy is not None and reference is not None and policy.vocab_size != reference.vocab_size:
+    if found.reference is not None and found.reference.shape is not None:
+        problems += _check_reference(cfg, found.reference, found.reference.shape, policy)
+    return list(dict.fromkeys(problems))
+
+
+def _check_reference(
+    cfg: Config, model: ModelFound, reference: ModelConfig, policy: ModelConfig | None
+) -> list[str]:
+    """The reference by itself, and its vocabulary against the policy's."""
+    problems = _check_model_keys(cfg, model, reference)
+    for axis in ("tensor_model", "pipeline_model"):
+        problems += _check_grid(cfg, f"ref.{axis}_parallel_size", reference)
+    if policy is not None and policy.vocab_size != reference.vocab_size:
         problems.append(
             f"ref.load: {cfg.ref.load} has a vocabulary of {reference.vocab_size} rows, but "
             f"actor_rollout.load {cfg.actor_rollout.load} has {policy.vocab_size}"
         )
-    return list(dict.fromkeys(problems))
+    return problems
 
 
 def _check_model_file(cfg: Config, role: str) -> list[str]:

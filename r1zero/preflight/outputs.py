@@ -97,7 +97,7 @@ def _read(cfg: Config) -> list[tuple[str, str]]:
     actor = cfg.actor_rollout
     named = [
         ("actor_rollout.load", actor.load),
-        ("ref.load", cfg.ref.load),
+        ("ref.load", cfg.ref.load if cfg.has_reference else None),
         ("training.tokenizer_name_or_path", training.tokenizer_name_or_path),
         ("training.resume", training.resume),
         ("training.prompt_type_path", training.prompt_type_path),

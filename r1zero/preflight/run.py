@@ -44,13 +44,13 @@ class ModelFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run, resolved. Only `eval_data` may be empty: a run need not evaluate."""
+    """A run, resolved. It need not evaluate (then `eval_data` is empty), nor have a reference."""
 
     config: Config
     placement: Placement
     node_of_rank: tuple[int, ...]
     actor: ModelFiles
-    reference: ModelFiles
+    reference: ModelFiles | None
     dtype: Dtype
     templates: Mapping[str, Template]  # of all data sets, by name
     tokenizer: str  # folder
@@ -59,6 +59,11 @@ class Run:
     output_dir: Path  # the run folder
     checkpoints: Path  # the folder of its checkpoints
     warnings: tuple[str, ...]
+
+    @property
+    def reference_shape(self) -> ModelConfig | None:
+        """None when the run has no reference."""
+        return None if self.reference is None else self.reference.shape
 
     @property
     def total_updates(self) -> int:
@@ -102,7 +107,8 @@ class Run:
         return CheckpointConfig(
             run_name=self.config.name,
             folder=self.checkpoints,
-            start={"actor_rollout": self.actor.load, "ref": self.reference.load},
+            # that of a reference too where there is none: a later run of this one may have one
+            start={"actor_rollout": self.actor.load, "ref": filled(self.config.ref.load)},
             total_steps=training.train_iters,
             save_interval=training.save_interval,
             async_save=training.async_save,
@@ -146,7 +152,7 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
         placement=found.placement,
         node_of_rank=found.node_of_rank,
         actor=_complete_model(found.actor),
-        reference=_complete_model(found.reference),
+        reference=None if found.reference is None else _complete_model(found.reference),
         dtype=dtype_of(cfg),
         templates=templates,
         tokenizer=filled(cfg.training.tokenizer_name_or_path),

@@ -217,10 +217,13 @@ def _samples(placed: Placement, role: str, load: Load) -> tuple[int, int]:
     """
     grid = placed.roles[role]
     drawn = load.bytes(DRAWN_BYTES)
-    looked_at = load.bytes(LOOKED_AT_BYTES) if "ref" in placed.roles else drawn
+    has_ref = placed.ref is not None
+    looked_at = load.bytes(LOOKED_AT_BYTES) if has_ref else drawn
     told = _hops(grid.size // grid.dp)
     if role == "rollout":
-        return 0, drawn // grid.dp
+        # who hands over to train joins the table of all groups and tells it
+        tables = 0 if has_ref else load.table_bytes
+        return tables, drawn // grid.dp + 2 * tables
     if role == "ref":
         share = drawn // grid.dp
         return share + load.table_bytes, told * share + looked_at // grid.dp + 2 * load.table_bytes

@@ -4,6 +4,8 @@
     ref replica      takes part k when it is free and every rollout replica has handed it over
     train replicas   take part k together when they are free and every ref replica has handed it over
 
+Without a reference train takes over from rollout.
+
 So the page of step.py, with work in place of moves. A part is planned before generation: the groups
 at some positions of the batch whose longest response has a length in some range. It is known when
 every group at its positions has ended or is longer. Three groups of one response, of 2, 5 and 9
@@ -183,7 +185,7 @@ def play(
     members = [_members(part, lengths.max(axis=1)) for part in parts]
     handed, decoding = _roll_out(placed.rollout, job, rates, lengths, parts)
     looking = np.zeros((1, len(parts)))
-    if "ref" in placed.roles:
+    if placed.ref is not None:
         looking = _look_back(placed.ref, job, rates, lengths, members)
     learning = _learn(placed.train, job, rates, lengths, members)
     looked = _in_turn(handed.max(axis=0), looking).max(axis=0)

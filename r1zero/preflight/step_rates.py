@@ -57,7 +57,7 @@ def guessed_rates(cfg: Config, placed: Placement, shape: ModelConfig) -> Rates:
     parameters = shape.num_parameters
     train = placed.train.tp * placed.train.pp  # ranks of a replica, as the next two
     rollout = placed.rollout.tp
-    ref = placed.roles["ref"].tp * placed.roles["ref"].pp if "ref" in placed.roles else 1
+    ref = placed.ref.tp * placed.ref.pp if placed.ref is not None else 1
     forward = FORWARD_FLOPS * parameters / (PEAK * FORWARD_SHARE)
     learn = LEARN_FLOPS
     if actor.recompute_granularity == "full":

@@ -54,8 +54,7 @@ def estimated(overrides: list[str], ranks: int) -> dict[str, float]:
     cfg, _ = load_config(jobs.CONFIG, overrides)
     found = look(cfg, ranks)
     assert found.placement is not None and found.actor.shape is not None
-    assert found.reference.shape is not None
-    expected = memory(cfg, found.placement, found.actor.shape, found.reference.shape)
+    expected = memory(cfg, found.placement, found.actor.shape, found.reference_shape)
     alone = {role: entry.total / 1e9 for role, entry in expected.items()}
     if found.placement.colocated:
         return dict.fromkeys(alone, sum(alone.values()))

@@ -1,0 +1,124 @@
+"""The reference: runs without one, and runs whose reference is reset to the policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.worlds import metrics, run, samples
+
+from r1zero.preflight.dry_run import report
+from r1zero.preflight.found import look
+from r1zero.preflight.resolve import load_config
+from r1zero.preflight.run import resolve
+
+# Three steps of two updates each.
+STEPS = [
+    "training.train_iters=3",
+    "training.eval_data_path=null",
+    "training.global_batch_size=8",
+    "actor_rollout.ppo_mini_batch_size=32",
+    "actor_rollout.lr=1e-3",
+    "actor_rollout.lr_decay_style=constant",  # so that a run may stop earlier
+    "reward.workers=1",
+]
+NO_KL = [*STEPS, "algorithm.kl_ctrl.kl_coef=0"]
+NOBODY = "resource_pool.ref=[]"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of the model that a run wrote."""
+    return load_file(folder / "model" / "model.safetensors")
+
+
+CUT = [
+    "actor_rollout.num_gpus_for_train=2",
+    "actor_rollout.tensor_model_parallel_size=2",
+    "actor_rollout.infer_tensor_parallel_size=1",
+    "resource_pool.actor_rollout=[4]",
+]
+COLOCATED = ["resource_pool.colocate=true", "actor_rollout.tensor_model_parallel_size=2"]
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "size_with", "layout_with"),
+    [
+        (1, [NOBODY], 1, ["resource_pool.ref=[1]"]),
+        (4, [*CUT, NOBODY], 5, [*CUT, "resource_pool.ref=[1]"]),
+        # a colocated pool is one: what is named under ref counts as well
+        (2, [*COLOCATED, NOBODY], 2, [*COLOCATED, "resource_pool.ref=[1]"]),
+    ],
+    ids=["one rank", "train TP2, 2 rollout", "colocated"],
+)
+def test_without_a_reference_the_same_is_learnt(
+    tiny, tmp_path, size, layout, size_with, layout_with
+):
+    """A term of weight 0 adds exact zeros to loss and gradient: weights are equal to the last bit."""
+    one = run(tmp_path / "with", size_with, "tiny", [*NO_KL, *layout_with])
+    other = run(tmp_path / "without", size, "tiny", [*NO_KL, *layout])
+    ours = weights(other)
+    for name, value in weights(one).items():
+        assert torch.equal(ours[name], value), name
+    for step in (1, 2, 3):
+        assert samples(other, step) == samples(one, step)
+    for line, again in zip(metrics(one), metrics(other), strict=True):
+        assert line["kl"] >= 0 and "kl" not in again
+        assert line["loss"] == again["loss"] and line["grad_norm"] == again["grad_norm"]
+        assert again["invariants/broken"] == 0
+        assert ("time/wait/ref" in line) and ("time/wait/ref" not in again)
+    assert max(line["kl"] for line in metrics(one)) > 0, "its KL is told"
+
+
+def test_a_run_without_a_kl_term_asks_for_no_ref_ranks(tiny):
+    cfg, warnings = load_config("tiny", ["algorithm.kl_ctrl.kl_coef=0", "resource_pool.ref=null"])
+    assert not cfg.has_reference and cfg.resource_pool.ref == [] and cfg.world_size == 3
+    assert any("ref.micro_batch_size: accepted, no effect" in line for line in warnings)
+    found = look(cfg)
+    assert list(found.placement.roles) == ["train", "rollout"] and found.reference is None
+    told = report(found)
+    assert not any("ref" in line.split() for line in told.partition("rank  node")[2].splitlines())
+    assert "rollout idle" in told, "a step is predicted all the same"
+
+    named, _ = load_config("tiny", ["algorithm.kl_ctrl.kl_coef=0"])
+    assert named.has_reference and named.world_size == 4, "ranks that are named tell the KL"
+    steered, _ = load_config(
+        "tiny",
+        [
+            "algorithm.kl_ctrl.kl_coef=0",
+            "algorithm.kl_ctrl.type=adaptive",
+            "algorithm.kl_ctrl.target_kl=0.1",
+            "algorithm.kl_ctrl.horizon=100",
+            "resource_pool.ref=null",
+        ],
+    )
+    assert steered.has_reference and steered.world_size == 4
+
+
+def test_files_and_sizes_of_a_reference_that_is_not_loaded_do_not_matter(tiny, tmp_path):
+    nothing = [
+        "algorithm.kl_ctrl.kl_coef=0",
+        "resource_pool.ref=null",
+        f"ref.load={tmp_path}/nothing",
+        "ref.tensor_model_parallel_size=16",
+        f"output_dir={tmp_path}/run",
+    ]
+    for size in (1, 3):
+        assert resolve(load_config("tiny", nothing)[0], (), size).reference is None
+
+
+def test_a_run_goes_on_without_its_reference_and_with_it_again(tiny, tmp_path):
+    """The coefficient is 0, so whether there is one makes no difference to what is learnt."""
+    straight = run(tmp_path / "straight", 1, "tiny", [*NO_KL, NOBODY])
+    folder = tmp_path / "run"
+    stages = (["resource_pool.ref=[1]"], [NOBODY], ["resource_pool.ref=[1]"])
+    for last, ranks in enumerate(stages, start=1):
+        saved = ["training.save_interval=1", f"training.train_iters={last}"]
+        run(folder, 1, "tiny", [*NO_KL, *ranks, *saved])
+    with_kl = [line["step"] for line in metrics(folder) if "kl" in line]
+    assert with_kl == [1, 3]
+    ours = weights(folder)
+    assert all(torch.equal(ours[name], value) for name, value in weights(straight).items())
+    said = (folder / "logs" / "rank_0000.log").read_text()
+    assert "there is no reference" in said and f"the reference is {tiny / 'model'}" in said
