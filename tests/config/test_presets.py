@@ -26,6 +26,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "algorithm.advantage": "group_norm",
         "algorithm.loss": "grpo",
         "algorithm.aggregation": "token_mean",
+        "algorithm.equal_groups": "keep",
         "algorithm.kl_ctrl.type": "fixed",
         "algorithm.kl_ctrl.kl_coef": 0.001,
         **CLIP,
@@ -36,6 +37,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "algorithm.loss_settings.clip_low": 3e-4,
         "algorithm.loss_settings.clip_high": 4e-4,
         "algorithm.aggregation": "sequence_mean",
+        "algorithm.equal_groups": "skip",
         **NO_KL,
     },
     "cispo": {
@@ -43,11 +45,13 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "algorithm.loss": "cispo",
         "algorithm.loss_settings.ratio_cap": 5.0,
         "algorithm.aggregation": "token_mean",
+        "algorithm.equal_groups": "skip",
         **NO_KL,
     },
 }
-# For every key that a preset sets, a value that none of them has.
+# For every key that a preset sets, a value that this preset does not have.
 OTHER: dict[str, Any] = {
+    "algorithm.equal_groups": ("keep", "skip"),  # the first that differs
     "algorithm.advantage": "mine.py:advantage",
     "algorithm.loss": "mine.py:loss",
     "algorithm.loss_settings.clip_low": 0.11,
@@ -104,16 +108,19 @@ class TestShippedPreset:
         assert {".".join(path) for path, _ in leaves(read.sections)} == set(EXPECTED[preset])
 
     def test_each_of_its_keys_can_be_overridden(self, preset: str, config: str) -> None:
-        for key in EXPECTED[preset]:
+        for key, value in EXPECTED[preset].items():
+            other = OTHER[key]
+            if isinstance(other, tuple):
+                other = next(choice for choice in other if choice != value)
             if key.startswith("algorithm.kl_ctrl.type"):
                 more = ["algorithm.kl_ctrl.target_kl=0.1", "algorithm.kl_ctrl.horizon=1000"]
             else:
                 more = []
             for line in (
-                [f"algorithm={preset}", f"{key}={OTHER[key]}", *more],
-                [f"{key}={OTHER[key]}", *more, f"algorithm={preset}"],
+                [f"algorithm={preset}", f"{key}={other}", *more],
+                [f"{key}={other}", *more, f"algorithm={preset}"],
             ):
-                assert value_at(read_config(config, line)[0], key) == OTHER[key]
+                assert value_at(read_config(config, line)[0], key) == other
 
     def test_the_resolved_configuration_tells_and_loads_back(
         self, preset: str, config: str, tmp_path: Path

@@ -87,6 +87,19 @@ const SECTIONS = [
           { key: "reward/failure_rate", label: "scoring failed", color: "--c5" },
         ],
       },
+      {
+        title: "Groups",
+        kind: "count",
+        zero: true,
+        note: "Drawn in a step, and what they were. Only those that are kept are learnt from.",
+        lines: [
+          { key: "groups/drawn", label: "drawn", color: "--ink", dash: [4, 3] },
+          { key: "groups/kept", label: "kept", color: "--c1", width: 2.5 },
+          { key: "groups/all_right", label: "all right", color: "--c3" },
+          { key: "groups/all_wrong", label: "all wrong", color: "--c7" },
+          { key: "groups/failed", label: "scoring failed", color: "--c5" },
+        ],
+      },
     ],
   },
   {
@@ -100,6 +113,16 @@ const SECTIONS = [
         zero: true,
         note: "Before clipping, mean over the updates of a step.",
         lines: [{ key: "grad_norm", label: "norm", color: "--c5" }],
+      },
+      {
+        title: "Updates",
+        kind: "count",
+        zero: true,
+        note: "Optimizer steps of a step. A minibatch of which no group is kept takes none.",
+        lines: [
+          { key: "updates", label: "taken", color: "--c1" },
+          { key: "updates/skipped", label: "skipped", color: "--c7" },
+        ],
       },
       {
         title: "Learning rate",
