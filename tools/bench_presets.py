@@ -125,7 +125,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40, help="of a run")
     parser.add_argument("--interval", type=int, default=2, help="steps between evaluations")
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
-    args, args.overrides = parser.parse_known_args()
+    args, overrides = parser.parse_known_args()
+    args.overrides = overrides
     return args
 
 
