@@ -30,6 +30,7 @@ from r1zero.observe.sample_log import AnySampleLog, IdleSampleLog, SampleLog
 from r1zero.observe.spans import span_ranks
 from r1zero.policy.actor import Actor
 from r1zero.policy.idle import AnyActor, AnyReference, IdleActor, IdleReference
+from r1zero.policy.lora import Adapters
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.reference import Reference
 from r1zero.preflight.run import ModelFiles, Run
@@ -341,7 +342,10 @@ def _policy(run: Run, world: World, unused: Sequence[range]) -> AnyActor:
         unused,
     )
     model.load(run.actor.load)
-    return Actor(model, run.actor_config)
+    adapters = None
+    if run.lora is not None:
+        adapters = Adapters(model, run.lora, training.seed)
+    return Actor(model, run.actor_config, adapters)
 
 
 def _reference(run: Run, world: World, unused: Sequence[range]) -> AnyReference:

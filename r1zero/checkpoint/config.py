@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1zero.models.lora import LoraConfig
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
@@ -25,3 +27,4 @@ class CheckpointConfig:
     model: Path  # where the trained model goes, as the user calls it
     model_source: Path  # whose config.json and tokenizer go beside it
     model_dtype: str  # bfloat16 or float32
+    lora: LoraConfig | None  # of the adapters, if they learn in place of the weights

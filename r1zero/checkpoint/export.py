@@ -20,9 +20,11 @@ from r1zero.checkpoint.state import RunState
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.run_folder.exported import MARK, MODEL, in_the_way, mark
+from r1zero.models.lora import LoraConfig, adapter_params
+from r1zero.models.params import ParamSpec
+from r1zero.run_folder.exported import ADAPTER, MARK, MODEL, in_the_way, mark
 from r1zero.run_folder.owner import plain
-from r1zero.weight_sync.gather import assignments, gather_tensors, writers_of
+from r1zero.weight_sync.gather import Assignment, assignments, gather_tensors, writers_of
 from r1zero.weights.save_huggingface import (
     SHARD_BYTES,
     ModelFile,
@@ -33,6 +35,7 @@ from r1zero.weights.save_huggingface import (
     way_to,
     write,
 )
+from r1zero.weights.save_peft import save_peft
 
 log = logging.getLogger("r1zero")
 
@@ -43,8 +46,10 @@ def export(runtime: RunState, manager: CheckpointManager) -> None:
     RuntimeError when that fails: it names the checkpoint or the other folder with the weights.
     """
     folder = runtime.checkpoint_config.model
-    problem = runtime.move.from_controller(_obstacle, runtime) or _write(
-        runtime, runtime.folder / MODEL
+    problem = (
+        runtime.move.from_controller(_obstacle, runtime)
+        or _write_adapter(runtime)
+        or _write(runtime, runtime.folder / MODEL)
     )
     if problem is None:
         return
@@ -89,6 +94,35 @@ def _write(runtime: RunState, folder: Path, alone: bool = False) -> str | None:
         end_ids=tuple(runtime.ends.ids),
     )
     return write_model(runtime.move, runtime.shape, runtime.policy.parameters(), target, alone)
+
+
+def _write_adapter(runtime: RunState) -> str | None:
+    """Write the adapters, if there are any, before the model: a run with a model is done.
+
+    Returns what stood against it. Collective.
+    """
+    lora = runtime.checkpoint_config.lora
+    if lora is None:
+        return None
+    world = runtime.world
+    shape = runtime.shape
+    plan = [Assignment(spec, 0, 0) for spec in adapter_params(shape, lora)]
+    parameters = runtime.policy.adapter_parameters()
+    stream = list(gather_tensors(world, shape, parameters, plan))
+    return runtime.move.from_controller(_save_adapter, runtime, lora, stream)
+
+
+def _save_adapter(
+    runtime: RunState, lora: LoraConfig, stream: list[tuple[ParamSpec, torch.Tensor]]
+) -> str | None:
+    """Write the PEFT folder; returns what stands against it."""
+    base = os.path.abspath(runtime.checkpoint_config.model_source)
+    beside = {MARK: mark(runtime.progress.step)}
+    try:
+        save_peft(runtime.folder / ADAPTER, runtime.shape, lora, stream, base, beside)
+    except (OSError, BadInput) as error:
+        return _told(error)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

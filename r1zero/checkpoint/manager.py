@@ -26,6 +26,7 @@ from r1zero.checkpoint.state import RunState
 from r1zero.checkpoint.train_state import Writing, rng_states
 from r1zero.distributed.collectives import all_max
 from r1zero.distributed.shutdown import PreemptionNotice
+from r1zero.models.lora import trained_parameters
 from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.policy.actor import Actor
 from r1zero.run_folder.durable import sync
@@ -240,7 +241,8 @@ class CheckpointManager:
         policy = self.runtime.policy
         assert isinstance(policy, Actor), "the controller trains"
         of_parameter = policy.model.dtype.itemsize + OPTIMIZER_BYTES
-        return self.runtime.shape.num_parameters * of_parameter + RESERVE_BYTES
+        elements = trained_parameters(self.runtime.shape, self.config.lora)
+        return elements * of_parameter + RESERVE_BYTES
 
     def _make_room(self) -> Path | str:
         """Make the folder to write into; returns it, or what stands against it."""
@@ -304,6 +306,7 @@ class CheckpointManager:
             {"tp": span.tp, "pp": span.pp, "dp": span.dp},
             dict(self.config.start),
             versions={name: version(name) for name in ("torch", "megatron-core", "transformers")},
+            lora=None if self.config.lora is None else asdict(self.config.lora),
             in_flight=next(map(in_flight.plan_of, runtime.batches.values()), None),
         )
 

@@ -42,6 +42,8 @@ class CheckpointInfo:
     layout: dict[str, int]  # tp, dp, pp of train
     start: dict[str, str]  # folders of the start weights, by role: what the reference is, for ever
     versions: dict[str, str] = field(default_factory=dict)
+    # rank, alpha and targets of adapters, which the checkpoint holds in place of the model's weights
+    lora: dict[str, Any] | None = None
     # plan of a batch that is drawn and not yet learnt from (checkpoint/in_flight.py)
     in_flight: dict[str, Any] | None = None
 

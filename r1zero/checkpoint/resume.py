@@ -14,6 +14,7 @@ from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.config.schema import CHECKPOINTS
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
+from r1zero.models.lora import LoraConfig
 from r1zero.weights import detect
 from r1zero.weights.unpickle import check_pickles
 
@@ -96,13 +97,20 @@ def find(checkpoints: Path, resume: str | None) -> Path | None:
     return named
 
 
-def check_resume(checkpoints: Path, resume: str | None, load: str, shape: ModelConfig) -> list[str]:
-    """Return a sentence if the run would go on from a checkpoint that is damaged or of another
-    model than `load`, whose shape is given."""
+def check_resume(
+    checkpoints: Path,
+    resume: str | None,
+    load: str,
+    shape: ModelConfig,
+    lora: LoraConfig | None = None,
+) -> list[str]:
+    """Return a sentence if the run would go on from a checkpoint that is damaged, of another model
+    than `load`, whose shape is given, or of other adapters."""
     try:
         folder = find(checkpoints, resume)
         if folder is not None:
             _check(folder, load, shape)
+            _check_adapters(folder, lora)
     except BadInput as error:
         return [f"resume: {error}"]
     return []
@@ -124,6 +132,25 @@ def _check(folder: Path, load: str, model: ModelConfig) -> None:
                 f"{load} has {shape.get(key)}; name the model that was trained, "
                 "or another output_dir"
             )
+
+
+def _check_adapters(folder: Path, lora: LoraConfig | None) -> None:
+    """The adapters are those that the checkpoint holds, or all weights learnt and still do."""
+    saved = CheckpointInfo.read(folder).lora
+    asked = None if lora is None else dataclasses.asdict(lora) | {"targets": list(lora.targets)}
+    if saved == asked:
+        return
+    if saved is None or asked is None:
+        was, now = ("rank null", "one") if saved is None else (f"rank {saved['rank']}", "null")
+        raise BadInput(
+            f"{folder} was saved with actor_rollout.lora.{was}, and the configuration has {now}: "
+            "set it to that, or name another output_dir to start anew"
+        )
+    key = next(key for key in asked if asked[key] != saved[key])
+    raise BadInput(
+        f"{folder} holds adapters of {key} {saved[key]}, but actor_rollout.lora.{key} is "
+        f"{asked[key]}; set it to that, or name another output_dir to start anew"
+    )
 
 
 def changes(cfg_text: str, folder: Path) -> list[str]:

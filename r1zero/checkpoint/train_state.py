@@ -207,10 +207,8 @@ def load_policy(policy: Actor, folder: Path, updates: int) -> None:
                 f"{folder} does not hold this model and its optimizer: {error}"
             ) from None
         missing, unexpected = policy.model.module.load_state_dict(loaded["model"], strict=False)
-        assert not unexpected and all(name.endswith("._extra_state") for name in missing), (
-            missing,
-            unexpected,
-        )
+        expected = {name for name, p in policy.model.module.named_parameters() if p.requires_grad}
+        assert not unexpected and not expected & set(missing), (missing, unexpected)
     for group, values in zip(policy.optimizer.param_groups, configured, strict=True):
         group.update(values)
     policy.scheduler.num_steps = 0
@@ -264,18 +262,26 @@ def _inside(policy: Actor) -> Iterator[None]:
 
 def _sharded_state(policy: Actor) -> dict[str, Any]:
     """The tensors of model and optimizer on this rank, in place, and where they lie in the whole."""
-    metadata = SHARDING | {"dp_cp_group": policy.model.groups.dp}
-    # Linear layers keep an empty place for Transformer Engine's fp8 state: objects, which would be
-    # pickled.
-    model = {
-        name: part
-        for name, part in policy.model.module.sharded_state_dict(metadata=metadata).items()
-        if isinstance(part, ShardedTensor | ShardedTensorFactory)
-    }
+    model = _sharded_model(policy)
     [optimizer] = policy.optimizer.chained_optimizers
     return {
         "model": model,
         "optimizer": {"param_state": sharded_optimizer_state(optimizer, model)},
+    }
+
+
+def _sharded_model(policy: Actor) -> dict[str, ShardedTensor | ShardedTensorFactory]:
+    """What learns of the model; of one with adapters only these, its weights are still those of the
+    start."""
+    if policy.adapters is not None:
+        return policy.adapters.sharded_state()
+    metadata = SHARDING | {"dp_cp_group": policy.model.groups.dp}
+    # Linear layers keep an empty place for Transformer Engine's fp8 state: objects, which would be
+    # pickled.
+    return {
+        name: part
+        for name, part in policy.model.module.sharded_state_dict(metadata=metadata).items()
+        if isinstance(part, ShardedTensor | ShardedTensorFactory)
     }
 
 

@@ -93,6 +93,7 @@ def dump(cfg: Config) -> str:
     for section, kind in SECTIONS.items():
         tree[section] = _told_keys(section, kind, tree[section])
     tree["algorithm"]["kl_ctrl"] = _without_nulls(tree["algorithm"]["kl_ctrl"])
+    tree["actor_rollout"]["lora"] = _without_nulls(tree["actor_rollout"]["lora"])
     for name, entry in tree["training"]["evaluation"].items():
         tree["training"]["evaluation"][name] = _without_nulls(entry)
     tree["actor_rollout_ref"] = {role: tree.pop(role) for role in ("actor_rollout", "ref")}

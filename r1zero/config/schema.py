@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import ConfigDict, with_config
 
@@ -50,6 +50,10 @@ CHECKPOINTS = "checkpoints"  # their folder in the run folder
 ADVANTAGE = "group_norm"  # default of algorithm.advantage
 DEFAULT_PARTS = 8  # of training.parts
 MOST_RANKS = 2**16  # that an entry of the pool may have
+# Linear layers of a decoder layer: queries, keys and values as one; attention's output; gate and up
+# as one; down.
+Linear = Literal["qkv", "proj", "fc1", "fc2"]
+LINEARS: tuple[Linear, ...] = get_args(Linear)
 
 # Types that several keys share.
 ModelPath = Annotated[FilePath, embedded("model")]
@@ -220,6 +224,27 @@ class Training:
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): a layer computes
+    (W + alpha / rank * B A) x, and only A and B learn."""
+
+    rank: OrNull[Count] = None  # default off: all weights learn
+    alpha: OrNull[
+        Annotated[Number, rule(lambda value: 0 < value <= 10**6, "must be above 0, such as 16")]
+    ] = None  # default twice the rank
+    # Linear layers with adapters: those of all decoder layers of these names. qkv has one A for
+    # queries, keys and values, fc1 one for gate and up.
+    targets: Annotated[
+        Listed[OneOf[Linear]],
+        rule(
+            lambda names: 0 < len(names) == len(set(names)),
+            "must name some layers once each, such as [qkv, proj, fc1, fc2]",
+        ),
+    ] = field(default_factory=lambda: list(LINEARS))
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ActorRollout:
     """The model that learns: how it is trained, and how it generates."""
 
@@ -272,6 +297,10 @@ class ActorRollout:
     # full: keep only each layer's input for the backward pass.
     recompute_granularity: OrNull[OneOf[Literal["full"]]] = None
     ppo_epochs: Count = 1  # passes over a global batch
+    # Adapters learn in place of the weights: far less memory on train ranks. Needs an lr about 10
+    # times that of full training. They are merged for generation and in model/, and lie by
+    # themselves in adapter/, which peft loads.
+    lora: Section[Lora] = field(default_factory=Lora)
     shuffle_minibatch: Annotated[
         Flag,
         always(

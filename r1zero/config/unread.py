@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from r1zero.config.schema import Config
+from r1zero.config.schema import LINEARS, Config
 from r1zero.errors import Diagnostics
 
 Unread = Iterator[tuple[str, str]]  # key, and why nothing reads it
@@ -82,6 +82,16 @@ def _importance(cfg: Config) -> Unread:
         yield "algorithm.importance_cap", reason
 
 
+def _lora(cfg: Config) -> Unread:
+    lora = cfg.actor_rollout.lora
+    if lora.rank:
+        return
+    if lora.alpha is not None:
+        yield "actor_rollout.lora.alpha", "without lora.rank there are no adapters"
+    if lora.targets != list(LINEARS):
+        yield "actor_rollout.lora.targets", "without lora.rank there are no adapters"
+
+
 def _sequence_parallel(cfg: Config) -> Unread:
     if cfg.training.sequence_parallel and cfg.actor_rollout.tensor_model_parallel_size == 1:
         reason = "tensor_model_parallel_size is 1, so nothing is cut"
@@ -132,6 +142,7 @@ RULES = (
     _schedule,
     _microbatches,
     _importance,
+    _lora,
     _sequence_parallel,
     _colocated,
     _checkpoints,

@@ -30,6 +30,7 @@ from r1zero.distributed.collectives import all_max, all_sum
 from r1zero.policy import optimizer
 from r1zero.policy.actor_config import ActorConfig
 from r1zero.policy.handover import Delivery
+from r1zero.policy.lora import Adapters
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import compute_logprobs, run_pipeline
 from r1zero.types import Batch, UpdateStats, joined
@@ -50,8 +51,12 @@ class Update:
 class Actor:
     """The trained model, its optimizer, and what must be remembered during one global batch."""
 
-    def __init__(self, model: RoleModel, cfg: ActorConfig) -> None:
+    def __init__(
+        self, model: RoleModel, cfg: ActorConfig, adapters: Adapters | None = None
+    ) -> None:
+        """With `adapters`, which lie in `model`, they learn in place of its weights."""
         self.model = model
+        self.adapters = adapters
         self.cfg = cfg
         self.grid = model.grid
         self.stats = cfg.objective.loss.all_stats
@@ -78,10 +83,9 @@ class Actor:
         self.advantages = np.full(shape, np.nan)
         self.lengths = np.zeros(shape, np.int64)
         if batch.num_minibatches > 1 and self.cfg.old_logprobs == "recompute":
-            parameters = list(self.model.module.parameters())
             if self._behaviour is None:
-                self._behaviour = [torch.empty_like(p) for p in parameters]
-            for kept, parameter in zip(self._behaviour, parameters, strict=True):
+                self._behaviour = [torch.empty_like(p) for p in self._learning()]
+            for kept, parameter in zip(self._behaviour, self._learning(), strict=True):
                 kept.copy_(parameter.detach())
 
     def learn(self, delivery: Delivery) -> list[UpdateStats | None]:
@@ -112,8 +116,20 @@ class Actor:
             self.kl.update(kl, batch.num_samples)
 
     def parameters(self) -> Mapping[str, torch.Tensor]:
-        """This rank's parameters by Megatron name with global layer numbers."""
+        """This rank's parameters by Megatron name with global layer numbers, adapters merged."""
+        if self.adapters is not None:
+            return self.adapters.merged()
         return self.model.parameters()
+
+    def adapter_parameters(self) -> Mapping[str, torch.Tensor]:
+        """This rank's part of the adapters by name; empty where all weights learn."""
+        if self.adapters is None:
+            return {}
+        return self.adapters.parameters()
+
+    def _learning(self) -> list[torch.nn.Parameter]:
+        """What an update changes: all parameters, or those of the adapters."""
+        return [p for p in self.model.module.parameters() if p.requires_grad]
 
     # -- inside one update ----------------------------------------------------------------------
 
@@ -324,7 +340,7 @@ class Actor:
     @torch.no_grad()
     def _swap(self) -> None:
         assert self._behaviour is not None
-        for kept, parameter in zip(self._behaviour, self.model.module.parameters(), strict=True):
+        for kept, parameter in zip(self._behaviour, self._learning(), strict=True):
             current = parameter.clone()
             parameter.copy_(kept)
             kept.copy_(current)

@@ -38,6 +38,9 @@ class IdleActor:
     def parameters(self) -> Mapping[str, torch.Tensor]:
         return {}
 
+    def adapter_parameters(self) -> Mapping[str, torch.Tensor]:
+        return {}
+
 
 class IdleReference:
     """The reference of a rank outside the role, and of all ranks where there is none."""

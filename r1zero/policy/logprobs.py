@@ -63,7 +63,9 @@ class _TokenLogProbs(torch.autograd.Function):
         """d logprob / d logit = [is target] - p and d entropy / d logit = -p (log p + entropy)."""
         hidden, weight, targets, normaliser, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        grad_weight = None  # of a frozen output layer
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for rows in _chunks(hidden, weight):
             logits = _logits(hidden[rows], weight, ctx.temperature, ctx.unused)
             logp = logits.sub_(normaliser[rows, None])
@@ -74,8 +76,11 @@ class _TokenLogProbs(torch.autograd.Function):
             grad[torch.arange(len(local), device=local.device), local] += grad_logprobs[rows] * mine
             grad = grad.div_(ctx.temperature).to(weight.dtype)
             grad_hidden[rows] = grad @ weight
-            grad_weight += grad.t() @ hidden[rows]
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+            if grad_weight is not None:
+                grad_weight += grad.t() @ hidden[rows]
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:

@@ -18,6 +18,7 @@ from r1zero.distributed.detect import check_dtype, uses_npu
 from r1zero.distributed.npu_environment import present
 from r1zero.errors import BadInput, neighbours, readable, shown
 from r1zero.models.dtype import Dtype
+from r1zero.models.lora import lora_config
 from r1zero.observe.trackers import check_loggers
 from r1zero.policy.actor_config import objective_of
 from r1zero.preflight.check_custom import check_custom
@@ -70,7 +71,13 @@ def _check(found: Found, absent_ok: bool) -> list[str]:
     assert actor.shape is not None, "else check_inputs had found its folder wanting"
     # The last two make a folder, for a moment, and start a process.
     return (
-        check_resume(cfg.checkpoints, cfg.training.resume, actor.load, actor.shape)
+        check_resume(
+            cfg.checkpoints,
+            cfg.training.resume,
+            actor.load,
+            actor.shape,
+            lora_config(cfg.actor_rollout),
+        )
         or check_outputs(found)
         or check_custom(cfg)
     )

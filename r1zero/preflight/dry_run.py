@@ -5,7 +5,8 @@ Memory per rank (B = bytes of a parameter: 2 in bf16, 4 in fp32; N = parameters 
 ranks of a role the fullest is shown):
 
   weights      N x B; on train ranks twice when a step has several updates, since old log-probs of later
-               minibatches are taken with the weights that drew them
+               minibatches are taken with the weights that drew them. With actor_rollout.lora those of the
+               model once, and N is from here on the number of the adapters' parameters
   gradients    N x 4: Megatron accumulates and reduces them in fp32
   optimizer    N x 12 / DP in bf16 (fp32 master weight and two moments), N x 8 / DP in fp32, by the
                distributed optimizer (Rajbhandari et al. 2020, ZeRO stage 1)
@@ -37,7 +38,8 @@ from r1zero.distributed.npu_environment import present, tensor_megabytes
 from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
-from r1zero.models.params import num_elements, param_table
+from r1zero.models.lora import LoraConfig, adapter_params, lora_config
+from r1zero.models.params import num_elements, param_table, stage_of
 from r1zero.models.sizes import (
     BUCKETS_IN_FLIGHT,
     CPU_CACHE_BLOCK,
@@ -179,6 +181,7 @@ def groups_table(cfg: Config, placed: Placement, policy: ModelConfig | None) -> 
     """What a rank of each role has of groups, device memory for them, and bytes (scale.py)."""
     if policy is None:
         return ""
+    lora = lora_config(cfg.actor_rollout)
     scale = count(
         placed,
         _engine_grid(cfg, placed),
@@ -186,6 +189,7 @@ def groups_table(cfg: Config, placed: Placement, policy: ModelConfig | None) -> 
             tensors=param_table(policy),
             num_layers=policy.num_layers,
             element_size=dtype_of(cfg).itemsize,
+            adapters=() if lora is None else adapter_params(policy, lora),
         ),
         Load(
             groups=cfg.training.global_batch_size,
@@ -254,6 +258,9 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
     actor = cfg.actor_rollout
     size = dtype_of(cfg).itemsize
     parameters = stage_parameters(shape, span.tp, span.pp, stage)
+    frozen, learning = 0, parameters
+    if (lora := lora_config(actor)) is not None:
+        frozen, learning = parameters, stage_adapters(shape, lora, span.tp, span.pp, stage)
     tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
     layers = _stage_layers(shape, span.pp, stage)
     kept = [
@@ -268,11 +275,12 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
         activations = (span.pp - stage) * sum(kept)
     if stage == span.pp - 1:
         activations += logits_bytes(shape, span.tp, tokens)
-        activations += shape.vocab_size / span.tp * shape.hidden_size * 4
+        if lora is None:
+            activations += shape.vocab_size / span.tp * shape.hidden_size * 4
     return Memory(
-        weights=parameters * size * (2 if cfg.keeps_start_weights else 1),
-        gradients=parameters * 4,
-        optimizer=parameters * dtype_of(cfg).optimizer_bytes / span.dp,
+        weights=(frozen + learning * (2 if cfg.keeps_start_weights else 1)) * size,
+        gradients=learning * 4,
+        optimizer=learning * dtype_of(cfg).optimizer_bytes / span.dp,
         activations=activations,
         buckets=_bucket_bytes(cfg),
     )
@@ -333,6 +341,13 @@ def stage_parameters(shape: ModelConfig, tp: int, pp: int, stage: int) -> int:
     held = [spec for spec in table if spec.layer in layers or spec.place in places]
     if shape.tie_word_embeddings and last and stage > 0:
         held.append(table[0])
+    return sum(num_elements(spec, tp) for spec in held)
+
+
+def stage_adapters(shape: ModelConfig, lora: LoraConfig, tp: int, pp: int, stage: int) -> int:
+    """Parameters of adapters on one rank of a pipeline stage."""
+    specs = adapter_params(shape, lora)
+    held = [spec for spec in specs if stage_of(spec, shape.num_layers, pp) == stage]
     return sum(num_elements(spec, tp) for spec in held)
 
 

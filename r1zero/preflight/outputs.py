@@ -16,6 +16,7 @@ from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.config.own_code import own_files
 from r1zero.config.schema import Config
 from r1zero.errors import BadInput
+from r1zero.models.lora import lora_config, trained_parameters
 from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.preflight.datasets import data_sets
 from r1zero.preflight.files import check_weights
@@ -155,7 +156,8 @@ def check_disk(found: Found) -> list[str]:
     problems = _check_room("output_dir", Path(cfg.output_dir), weights, "the trained model")
     if not cfg.training.save_interval or problems:
         return problems
-    needed = weights + shape.num_parameters * OPTIMIZER_BYTES
+    learning = trained_parameters(shape, lora_config(cfg.actor_rollout))
+    needed = learning * (dtype_of(cfg).itemsize + OPTIMIZER_BYTES)
     what = "a checkpoint"
     if _disk(cfg.checkpoints) == _disk(Path(cfg.output_dir)):
         needed = needed + weights

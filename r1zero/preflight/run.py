@@ -23,6 +23,7 @@ from r1zero.distributed.placement import Placement
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
+from r1zero.models.lora import LoraConfig, lora_config
 from r1zero.policy.actor_config import ActorConfig, actor_config, unread_by_loss, unsummed_terms
 from r1zero.preflight.checks import check_found
 from r1zero.preflight.datasets import templates_of
@@ -76,6 +77,11 @@ class Run:
         return actor_config(self.config, self.total_updates)
 
     @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters that learn in place of the weights, if they do."""
+        return lora_config(self.config.actor_rollout)
+
+    @property
     def reward_config(self) -> RewardConfig:
         """What the reward executor needs."""
         return reward_config(self.config.algorithm, self.config.reward)
@@ -120,6 +126,7 @@ class Run:
             model=self.output_dir / MODEL,
             model_source=self.actor.folder,
             model_dtype=self.dtype.full_name,
+            lora=self.lora,
         )
 
 

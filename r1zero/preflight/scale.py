@@ -43,6 +43,7 @@ class Network:
     tensors: Sequence[ParamSpec]
     num_layers: int
     element_size: int
+    adapters: Sequence[ParamSpec] = ()  # that learn, and are saved, in place of the tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +240,7 @@ def _hops(ranks: int) -> int:
 def _checkpoint(network: Network, train: RankGrid) -> int:
     """Bytes that a train rank of the fullest stage writes."""
     elements = [0] * train.pp
-    for tensor in network.tensors:
+    for tensor in network.adapters or network.tensors:
         stage = stage_of(tensor, network.num_layers, train.pp)
         elements[stage] += num_elements(tensor, train.tp)
     return max(elements) * (OPTIMIZER_BYTES + network.element_size) // train.dp

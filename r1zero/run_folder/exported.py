@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 MODEL = "model"  # the folder of the trained model
+ADAPTER = "adapter"  # the folder of its adapters by themselves, if adapters were trained
 MARK = "r1zero.json"  # in it
 
 

@@ -140,7 +140,7 @@ def write(
         for tensor, full in stream:
             assert tensor.name in missing, f"{tensor.name} is not in these files, or came twice"
             missing.discard(tensor.name)
-            for name, part in _split(tensor, full):
+            for name, part in split(tensor, full):
                 if name in places:
                     target, place = places[name]
                     target.seek(place)
@@ -247,7 +247,7 @@ def _write_header(file: BinaryIO, header: Mapping[str, Any]) -> int:
     return file.tell()
 
 
-def _split(tensor: ParamSpec, full: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def split(tensor: ParamSpec, full: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Take a whole Megatron tensor apart into views of its Hugging Face sources."""
     view = local_view(tensor, full, 1)
     if tensor.kv_groups is not None:

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.layout import Box
+from r1zero.models.lora import A_NAME
 from r1zero.models.params import OUTPUT_LAYER, ParamSpec, param_table
 from r1zero.weights.detect import WeightsOnDisk
 from r1zero.weights.headers import refuse_misfits
@@ -85,6 +86,11 @@ class DistWeights(MegatronWeights):
             for key, entry in content.state_dict_metadata.items()
             for name, stored in _names(key, entry)
         }
+        if any(name.endswith(A_NAME) for name in self.stored):
+            raise BadInput(
+                f"{found.folder} holds adapters (actor_rollout.lora) and not the model they belong "
+                "to; let the run end, which writes both merged into model/ of its folder"
+            )
         refuse_misfits(found.folder, self._problems())
         self._check_files()
 

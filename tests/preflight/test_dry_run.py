@@ -103,6 +103,21 @@ def test_memory_of_7b_by_hand() -> None:
     assert ref.gradients == ref.optimizer == ref.kv_cache == 0
 
 
+def test_memory_of_adapters_by_hand() -> None:
+    """Gradients and optimizer are those of rank 16 adapters; the base weights lie there once."""
+    cfg, _ = load_config("qwen25_7b", ["actor_rollout.lora.rank=16"])
+    full, _ = load_config("qwen25_7b", ["actor_rollout.ppo_mini_batch_size=480"])  # no copy
+    train = memory(cfg, placement(cfg, 16), shape_7b(), shape_7b())["train"]
+    base = memory(full, placement(full, 16), shape_7b(), shape_7b())["train"].weights
+    # Cut by TP2: B of qkv and of gate and up, A of the output and of down. Whole: the others.
+    cut = 4608 + 3584 + 2 * 18944 + 18944
+    whole = 4 * 3584
+    adapters = 7 * 16 * (cut // 2 + whole)
+    assert train.weights == base + 2 * 2 * adapters  # twice: 8 updates a step
+    assert train.gradients == 4 * adapters
+    assert train.optimizer == 12 * adapters
+
+
 def test_layer_activations_by_hand() -> None:
     # 10 tokens, fp32: whole 6 x 8; cut 2 x qkv (24) + attention 8 + 4 x 12, halved by TP2.
     assert layer_activations(tiny_shape(), 2, 10, 4, False) == 10 * 4 * (48 + 104 / 2)

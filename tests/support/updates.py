@@ -12,14 +12,16 @@ from support.worlds import make_world
 from r1zero.algo.dealing import Dealer, SampleTable
 from r1zero.distributed.groups import Grid
 from r1zero.models.config import ModelConfig
+from r1zero.models.lora import adapter_params, lora_config
 from r1zero.models.params import param_table
 from r1zero.policy.actor import Actor
 from r1zero.policy.actor_config import actor_config
 from r1zero.policy.handover import Delivery
+from r1zero.policy.lora import Adapters
 from r1zero.policy.megatron import RoleModel
 from r1zero.preflight.resolve import load_config
 from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score, joined
-from r1zero.weight_sync.gather import gather_tensors
+from r1zero.weight_sync.gather import Assignment, gather_tensors
 
 TEMPERATURE, KL, ENTROPY, LR, CLIP = 0.9, 0.07, 0.01, 2e-3, 0.1
 # Adam divides by sqrt(v): with the usual eps, elements whose gradient is rounding noise would move
@@ -93,7 +95,7 @@ def make_groups(
 
 def update_body(rank, size, store, folder, layout, overrides, chosen=(), plan=()):
     """Three minibatches of two groups each, unless the `plan` of the batch says otherwise; returns the
-    stats and, on rank 0, the new weights."""
+    stats and, on rank 0, the new weights, those of adapters by themselves beside the merged ones."""
     return updates(make_world(rank, size, store, layout), folder, overrides, chosen, plan)
 
 
@@ -112,7 +114,9 @@ def updates(world, folder, overrides, chosen, plan):
         shape, world.train, DEVICE, torch.float32, 128, cfg.training.sequence_parallel, recompute, 1
     )
     model.load(folder)
-    policy = Actor(model, actor_config(cfg, 3 * cfg.actor_rollout.ppo_epochs))
+    lora = lora_config(cfg.actor_rollout)
+    adapters = Adapters(model, lora, seed=1) if lora else None
+    policy = Actor(model, actor_config(cfg, 3 * cfg.actor_rollout.ppo_epochs), adapters)
     groups = make_groups(**dict(chosen))
     batch = replace(Batch(1, 0, [group.prompt for group in groups], 4, 8), **dict(plan))
     policy.begin(batch)
@@ -122,8 +126,12 @@ def updates(world, folder, overrides, chosen, plan):
     for _ in range(1, cfg.actor_rollout.ppo_epochs):
         stats += policy.learn_again()
     weights = {
-        t.name: tensor.clone() for t, tensor in gather_tensors(world, shape, model.parameters())
+        t.name: tensor.clone() for t, tensor in gather_tensors(world, shape, policy.parameters())
     }
+    if adapters is not None:
+        plan = [Assignment(spec, 0, 0) for spec in adapter_params(shape, lora)]
+        for spec, tensor in gather_tensors(world, shape, adapters.parameters(), plan):
+            weights[spec.name] = tensor.clone()
     losses = [(joined([s], "loss"), joined([s], "kl"), s.grad_norm) for s in stats if s is not None]
     return losses, weights
 
