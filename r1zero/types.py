@@ -226,7 +226,11 @@ ANY_LENGTH = 2**31  # above the length of every response
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The plan of one global batch, equal on all ranks and fixed before generation starts."""
+    """The plan of one global batch, equal on all ranks and fixed before generation starts.
+
+    Where groups that are dropped are replaced, it is drawn in rounds. The plan of a later round has
+    the prompts of all rounds so far, and parts for its own positions.
+    """
 
     step: int  # that learns from it
     version: int  # of the weights that must draw every sample
@@ -239,10 +243,24 @@ class Batch:
     staleness: int = 0  # updates between the weights that draw and those that learn first
     # of the weights that the reference holds: 0, what it was loaded with; None: no reference
     reference_version: int | None = 0
+    # None: minibatch m has the groups at certain positions, whether they train or not. Else so many
+    # groups train, the first ones by position of those that are kept, and minibatches are whole groups
+    # of these: the pool.
+    pool: int | None = None
+    first: int = 0  # position of its first prompt: those before were drawn in earlier rounds
+    rounds_left: int = 0  # that may still draw for the pool
 
     @property
     def num_samples(self) -> int:
+        """Samples that updates are made for."""
+        if self.pool is not None:
+            return self.pool * self.samples_per_prompt
         return len(self.prompts) * self.samples_per_prompt
+
+    @property
+    def positions(self) -> range:
+        """Of the prompts of this round."""
+        return range(self.first, len(self.prompts))
 
     @property
     def num_minibatches(self) -> int:
@@ -250,8 +268,8 @@ class Batch:
 
     @property
     def everything(self) -> Part:
-        """All groups as one part."""
-        return Part(range(len(self.prompts)), range(ANY_LENGTH))
+        """All groups of this round as one part."""
+        return Part(self.positions, range(ANY_LENGTH))
 
     @property
     def parts(self) -> tuple[Part, ...]:

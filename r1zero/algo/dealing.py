@@ -53,6 +53,11 @@ class SampleTable:
             np.concatenate([table.trains for table in tables])[order],
         )
 
+    @property
+    def kept(self) -> np.ndarray:
+        """Whether anything of a group is learnt from: bool [n]."""
+        return np.asarray(self.trains.any(axis=1))
+
     def rows(self, positions: np.ndarray) -> SampleTable:
         """The rows of these positions, all of which are here; this table is in their order."""
         chosen = np.searchsorted(self.positions, positions)
@@ -90,7 +95,7 @@ class _Entry:
 
 
 class Dealer:
-    """Deals the samples of one global batch out, part by part."""
+    """Deals the samples of one global batch out, part by part and round by round."""
 
     def __init__(self, batch: Batch, replicas: int) -> None:
         self._batch = batch
@@ -98,29 +103,99 @@ class Dealer:
         self._known = SampleTable.of([], batch.samples_per_prompt)
         self._updates = 0  # dealt out
         self._loads = [0] * replicas  # tokens, of the update that is being dealt out
+        self._dealt: set[int] = set()  # positions of the pool
+
+    @property
+    def known(self) -> SampleTable:
+        """All groups that have come, by position."""
+        return self._known
+
+    def go_on(self, batch: Batch) -> None:
+        """Take the plan of another round of the same batch."""
+        self._batch = batch
 
     def add(self, table: SampleTable) -> list[Deal]:
         """Take note of the groups of a part; returns what can be learned from now, in order.
 
         With one update for each minibatch, those minibatches whose groups are all known, and those
-        before them. When gradients are accumulated, the part itself.
+        before them. When gradients are accumulated, what is sure to train of the groups that are
+        known: of a part all, of a pool see `_sure`.
         """
         batch = self._batch
         if not len(table.positions):
             return []
         is_first = not len(self._known.positions)
         self._known = SampleTable.join([self._known, table])
+        if batch.pool is not None:
+            return self._add_to_pool(batch.pool)
         if batch.accumulates:
-            is_last = len(self._known.positions) == len(batch.prompts)
-            return [self._deal(0, is_first, is_last, table.positions, self._numbers_of(table))]
+            is_last = self._all_known
+            numbers = self._numbers_of(table.positions)
+            return [self._deal(0, is_first, is_last, table.positions, numbers)]
         deals = []
         while self._updates < batch.num_minibatches and self._has_all(self._updates):
-            self._loads = [0] * self._replicas
             arrivals = np.array(batch.arrivals(self._updates), np.int64)
             numbers = np.array(batch.samples_of(self._updates), np.int64)
-            deals.append(self._deal(self._updates, True, True, arrivals, numbers))
-            self._updates += 1
+            deals.append(self._deal_minibatch(arrivals, numbers))
         return deals
+
+    # -- the pool -------------------------------------------------------------------------------
+
+    def _add_to_pool(self, pool: int) -> list[Deal]:
+        """What can be learned from now of the first `pool` groups that are kept, by position.
+
+        Positions 0 to 7 with two groups in a minibatch and a pool of four; 1 3 4 6 7 are kept. When 0
+        to 3 are known, 1 and 3 are dealt out; when all are, 4 and 6, and 7 is left over. What the last
+        round brings is dealt out in a smaller minibatch, if it is too little.
+        """
+        is_over = self._all_known and (not self._batch.rounds_left or self.known.kept.sum() >= pool)
+        if self._batch.accumulates:
+            return self._accumulate(self._sure(pool), is_over)
+        left = [position for position in self._settled(pool) if position not in self._dealt]
+        size = self._batch.minibatch_size // self._batch.samples_per_prompt
+        deals = []
+        while len(left) >= size or (is_over and left):
+            positions = np.array(left[:size], np.int64)
+            deals.append(self._deal_minibatch(positions, self._numbers_of(positions)))
+            self._dealt.update(left[:size])
+            left = left[size:]
+        return deals
+
+    def _accumulate(self, sure: list[int], is_over: bool) -> list[Deal]:
+        """One deal with those of the pool that were not dealt out yet; without any if the batch ends
+        with groups that are dropped."""
+        fresh = [position for position in sure if position not in self._dealt]
+        is_first = not self._dealt
+        was_full = len(self._dealt) == self._batch.pool
+        self._dealt.update(fresh)
+        is_last = is_over or len(self._dealt) == self._batch.pool
+        if not fresh and (is_first or was_full or not is_last):
+            return []
+        positions = np.array(fresh, np.int64)
+        return [self._deal(0, is_first, is_last, positions, self._numbers_of(positions))]
+
+    def _settled(self, pool: int) -> list[int]:
+        """Positions of kept groups before which all are known, the first `pool` of them: their order
+        is that in which they train."""
+        known = self._known
+        unbroken = known.positions == np.arange(len(known.positions))
+        return known.positions[unbroken & known.kept][:pool].tolist()
+
+    def _sure(self, pool: int) -> list[int]:
+        """Positions of kept groups that are among the first `pool`, whatever the unknown ones turn
+        out to be: of a pool of two, position 2 is not while both 0 and 1 may still be kept."""
+        known = self._known
+        may_train = np.ones(len(self._batch.prompts), bool)
+        may_train[known.positions] = known.kept
+        before = np.cumsum(may_train) - may_train
+        return known.positions[known.kept & (before[known.positions] < pool)].tolist()
+
+    # -- deals ----------------------------------------------------------------------------------
+
+    @property
+    def _all_known(self) -> bool:
+        """Of all rounds so far."""
+        return len(self._known.positions) == len(self._batch.prompts)
 
     def _has_all(self, minibatch: int) -> bool:
         samples = self._batch.samples_of(minibatch)
@@ -128,10 +203,17 @@ class Dealer:
         needed = range(samples.start // size, (samples.stop - 1) // size + 1)
         return bool(np.isin(np.array(needed), self._known.positions).all())
 
-    def _numbers_of(self, table: SampleTable) -> np.ndarray:
-        """All samples of the groups of a table, in order."""
+    def _numbers_of(self, positions: np.ndarray) -> np.ndarray:
+        """All samples of the groups at these positions, in order."""
         size = self._batch.samples_per_prompt
-        return (table.positions[:, None] * size + np.arange(size)).reshape(-1)
+        return (positions[:, None] * size + np.arange(size)).reshape(-1)
+
+    def _deal_minibatch(self, positions: np.ndarray, numbers: np.ndarray) -> Deal:
+        """Deal the next minibatch out, an update of its own."""
+        self._loads = [0] * self._replicas
+        update = self._updates
+        self._updates += 1
+        return self._deal(update, True, True, positions, numbers)
 
     def _deal(
         self,

@@ -16,6 +16,7 @@ from r1zero.types import Agreement, Group, Outcome, Sample
 # Why a group does not train: values of Group.dropped.
 EQUAL = "equal"
 ACCURACY = "accuracy"
+TRUNCATED = "truncated"  # all of its samples
 
 
 class GroupSelector(Protocol):
@@ -48,15 +49,17 @@ class TeachingGroups:
     def select(self, groups: list[Group]) -> list[Group]:
         """See GroupSelector. What a checkpoint held is decided anew, by the keys of today."""
         for group in groups:
-            group.dropped = self._reason(group)
-            group.trains = not group.dropped
             for sample in group.samples:
                 sample.trains = not (self.mask_truncated and sample.truncated)
+            group.dropped = self._reason(group)
+            group.trains = not group.dropped
         return groups
 
     def _reason(self, group: Group) -> str:
         """Why the group does not train, "" if it does. A failed score says nothing about a
         response, so a group with one is kept."""
+        if not any(sample.trains for sample in group.samples):
+            return TRUNCATED
         found = agreement(group, self.verdict_functions)
         if found is Agreement.FAILED:
             return ""

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from r1zero.algo.selection import TRUNCATED
 from r1zero.types import Group
 
 # The columns of every file, whatever its rows hold: files of several replicas are read as one table.
@@ -29,7 +30,6 @@ COLUMNS = {
     "failure": pa.string(),
     "dropped": pa.string(),  # why nobody learned from it, "" if somebody did
 }
-TRUNCATED = "truncated"  # in that column: the loss leaves out what did not end by itself
 SCORE = "score/"
 OUTCOME = "outcome/"
 

@@ -47,6 +47,8 @@ class Giver:
         size = self._batch.samples_per_prompt
         for group in groups:
             for member, sample in enumerate(group.samples):
+                if not (group.trains and sample.trains):
+                    continue
                 self._held[group.position * size + member] = sample
         table = self._move.join_outputs(
             SampleTable.of(groups, size), SampleTable.join, self._batch, self._giver, self._taker

@@ -111,3 +111,112 @@ def test_tables_join_by_position_and_give_rows_in_the_order_asked_for():
     assert joined.rewards.tolist() == [group.rewards for group in groups]
     rows = joined.rows(np.array([4, 1]))
     assert rows.rewards.tolist() == [groups[4].rewards, groups[1].rewards]
+
+
+# -- the pool -------------------------------------------------------------------------------------
+
+# E8: groups of four, two of them in an update, four in the pool; right answers by position.
+RIGHT = [4, 2, 0, 1, 3, 4, 1, 2]
+
+
+def pooled(kept, pool, minibatch, rounds, accumulates=False, seed=0):
+    """The positions of each deal of a pool whose groups come in a random order, round by round.
+
+    `rounds` are sizes; the last one is the last that may be drawn.
+    """
+    chance = np.random.default_rng(seed)
+    drawn = sum(rounds)
+    groups = make_groups(drawn, 4, resting=[p for p in range(drawn) if p not in kept])
+    prompts = [group.prompt for group in groups]
+    dealer = None
+    deals = []
+    first = 0
+    for number, size in enumerate(rounds):
+        left = len(rounds) - number - 1
+        batch = Batch(
+            1,
+            0,
+            prompts[: first + size],
+            4,
+            (pool if accumulates else minibatch) * 4,
+            accumulates=accumulates,
+            pool=pool,
+            first=first,
+            rounds_left=left,
+        )
+        assert batch.everything.positions == range(first, first + size)
+        assert batch.num_samples == pool * 4
+        if dealer is None:
+            dealer = Dealer(batch, 2)
+        dealer.go_on(batch)
+        unknown = chance.permutation(np.arange(first, first + size))
+        while len(unknown):
+            count = int(chance.integers(0, len(unknown) + 1))
+            table = SampleTable.of([groups[p] for p in sorted(unknown[:count])], 4)
+            unknown = unknown[count:]
+            deals += dealer.add(table)
+        first += size
+    return deals
+
+
+def positions_of(found):
+    assert found.trains.all() and sorted(n for share in found.shares for n in share) == sorted(
+        found.numbers.tolist()
+    )
+    assert (found.numbers.reshape(-1, 4)[:, 0] // 4).tolist() == found.groups.positions.tolist()
+    return found.groups.positions.tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_kept_groups_by_position_train_whatever_comes_first(seed):
+    kept = [position for position, right in enumerate(RIGHT) if 0 < right < 4]
+    deals = pooled(kept, 4, 2, [4, 4], seed=seed)
+    assert [positions_of(found) for found in deals] == [[1, 3], [4, 6]]
+    assert [(found.update, found.is_first, found.is_last) for found in deals] == [
+        (0, True, True),
+        (1, True, True),
+    ]
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+@pytest.mark.parametrize("seed", range(40))
+def test_a_pool_of_any_size_takes_the_first_and_at_the_end_what_there_is(seed, accumulates):
+    chance = np.random.default_rng(100 + seed)
+    rounds = [int(size) for size in chance.integers(1, 7, chance.integers(1, 4))]
+    drawn = sum(rounds)
+    kept = [p for p in range(drawn) if chance.random() < 0.5]
+    minibatch = int(chance.integers(1, 4))
+    pool = minibatch * int(chance.integers(1, 4))
+    # as many rounds as are needed, of those that may be
+    while len(rounds) > 1 and sum(p < sum(rounds[:-1]) for p in kept) >= pool:
+        rounds.pop()
+    kept = [p for p in kept if p < sum(rounds)]
+    deals = pooled(kept, pool, minibatch, rounds, accumulates, seed)
+    first = kept[:pool]
+    dealt = [positions_of(found) for found in deals]
+    if accumulates:
+        assert sorted(position for positions in dealt for position in positions) == first
+        assert [found.is_first for found in deals] == [True] * bool(first) + [False] * (
+            len(deals) - 1
+        )
+        assert [found.is_last for found in deals] == [False] * (len(deals) - 1) + [True] * bool(
+            first
+        )
+    else:
+        assert dealt == [first[i : i + minibatch] for i in range(0, len(first), minibatch)]
+        assert all(found.is_first and found.is_last for found in deals)
+
+
+def test_a_group_is_accumulated_once_it_is_sure_to_train():
+    groups = make_groups(5, 4, resting=(0,))
+    batch = Batch(1, 0, [group.prompt for group in groups], 4, 8, accumulates=True, pool=2)
+    dealer = Dealer(batch, 1)
+
+    def come(*positions):
+        found = dealer.add(SampleTable.of([groups[p] for p in positions], 4))
+        return [(positions_of(one), one.is_first, one.is_last) for one in found]
+
+    assert come(3) == []  # three before it may be kept
+    assert come(1) == [([1], True, False)]  # at most one before it
+    assert come(0, 4) == []  # 3 still waits for 2
+    assert come(2) == [([2], False, True)], "and 3 is left over"

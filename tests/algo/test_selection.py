@@ -99,6 +99,8 @@ def test_truncated_responses_are_left_out_one_by_one():
     select(group, mask_truncated=True)
     assert [sample.trains for sample in group.samples] == [True, False, True, False]
     assert group.training == [group.samples[0], group.samples[2]]
+    assert select(group_of("+-", cut="01"), mask_truncated=True) == "truncated"
+    assert select(group_of("+-", cut="01")) == ""
 
 
 def test_what_a_checkpoint_held_is_decided_anew():

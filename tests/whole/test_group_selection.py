@@ -67,6 +67,6 @@ def test_a_step_whose_responses_are_all_cut_takes_no_update_if_they_are_masked(
     keys = ["algorithm.mask_truncated=true", "training.seq_length=33"]
     folder = run(tmp_path / "run", size, "tiny", [*JOB, *data, *keys])
     for step, line in enumerate(metrics(folder), start=1):
-        assert line["response_truncated"] == 1 and line["groups/kept"] == 4
+        assert line["response_truncated"] == 1 and line["groups/kept"] == 0
         assert (line["updates"], line["updates/skipped"]) == (0, 2)
         assert rows_by_position(folder, step, "dropped") == [{"truncated"}] * 4
