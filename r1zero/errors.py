@@ -27,6 +27,7 @@ class Diagnostics:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.ineffective: dict[str, list[str]] = {}  # places by reason
+        self.remarks: list[str] = []
 
     def refuse(self, sentence: str) -> None:
         if sentence not in self.problems:  # a key that two roles share is converted twice
@@ -35,12 +36,17 @@ class Diagnostics:
     def ignore(self, where: str, reason: str) -> None:
         self.ineffective.setdefault(reason, []).append(where)
 
+    def remark(self, sentence: str) -> None:
+        """Something else that the user should know."""
+        self.remarks.append(sentence)
+
     @property
     def warnings(self) -> list[str]:
-        return [
+        ineffective = [
             f"{', '.join(places)}: accepted, no effect: {reason}"
             for reason, places in self.ineffective.items()
         ]
+        return ineffective + self.remarks
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ import logging
 import sys
 from functools import partial
 
-from r1zero.checkpoint.export import export
+from r1zero.checkpoint import store
+from r1zero.checkpoint.export import export, export_on_the_way
 from r1zero.checkpoint.manager import CheckpointManager
 from r1zero.checkpoint.restore import restore, verify
 from r1zero.config.load import dump
@@ -17,7 +18,7 @@ from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
 from r1zero.distributed.log import start_logging
 from r1zero.distributed.shutdown import PreemptionNotice
-from r1zero.evaluation.config import EvalConfig, by_set, eval_configs
+from r1zero.evaluation.config import EvalConfig, by_set, check_waited_for, eval_configs
 from r1zero.evaluation.evaluate import evaluate
 from r1zero.evaluation.scores import table
 from r1zero.observe.live import Poster
@@ -29,6 +30,7 @@ from r1zero.preflight.opening import Opening, open_run
 from r1zero.preflight.run import Run
 from r1zero.run_folder.claim import Hold, check_ways
 from r1zero.run_folder.exported import MODEL
+from r1zero.run_folder.owner import plain
 from r1zero.runtime import Runtime, build_runtime
 from r1zero.step import take_up, train_step
 from r1zero.weights.detect import detect
@@ -79,9 +81,10 @@ def _build(run: Run, world: World, opening: Opening, hold: Hold) -> Runtime:
 
 
 def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> str | None:
-    """Train to `train_iters`, from the start weights or where a checkpoint was. Collective.
+    """Train to `train_iters` or `stop_at`, from the start weights or where a checkpoint was.
+    Collective.
 
-    Returns why it left before the end, with everything saved; None at the end. Without a runtime
+    Returns why it left before that, with everything saved; None at the end. Without a runtime
     there is nothing to do.
     """
     if runtime is None:
@@ -96,16 +99,16 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
     try:
         runtime.start()
         take_up(runtime)
-        after = None
         if done.step == 0:
-            done.evaluation = after = _evaluate(runtime, observer, 0)
-        while done.step < last:
+            done.evaluation = _evaluate(runtime, observer, 0)
+        while not runtime.checkpoint_config.is_trained(done):
             with _traced(runtime, done.step + 1):
                 outcome = train_step(done.step + 1, runtime)
             if outcome is not None:
                 observer.after_step(outcome)
             done.advance(training.global_batch_size)
-            after = _evaluate(runtime, observer, done.step)
+            done.scores = _evaluate(runtime, observer, done.step)
+            export_on_the_way(runtime)
             if reason := manager.after_step():
                 log.info(
                     "left after step %d of %d: %s; the same command goes on",
@@ -114,8 +117,10 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
                     reason,
                 )
                 return reason
+        if done.step < last:
+            log.info("stopped after step %d of %d: training.stop_at is reached", done.step, last)
         export(runtime, manager)
-        runtime.move.at_controller(_conclude, runtime, done.evaluation, after)
+        runtime.move.at_controller(_conclude, runtime)
         observer.finish()
         return None
     except Exception as error:
@@ -250,17 +255,18 @@ def _announce_tokens(runtime: Runtime) -> None:
 def _evaluate(
     runtime: Runtime, observer: Observer | IdleObserver, step: int
 ) -> dict[str, float] | None:
-    """Evaluate before the first step, after the last, and when it is due. Returns the controller's
-    scores."""
+    """Evaluate before the first step, after the last, and when it is due. Returns the scores, on
+    all ranks. Collective. BadInput when one that the configuration waits for is not among them."""
     training = runtime.run.config.training
     due = step in (0, training.train_iters) or (
         training.eval_interval and step % training.eval_interval == 0
     )
-    if not due:
+    configs = eval_configs(runtime.run)
+    if not due or not configs:
         return None
     model = f"{runtime.run.actor.load} after {step} steps"
     scores: dict[str, float] = {}
-    for config in eval_configs(runtime.run):
+    for config in configs:
         runtime.hold.check()
         place = runtime.folder / "evaluation" / config.name / f"step_{step:06d}"
         prompts = runtime.eval_prompts.get(config.name)
@@ -269,23 +275,24 @@ def _evaluate(
         if found is not None:
             scores |= config.told(found["scores"])
             log.info("\nafter %d steps, %s\n", step, table(found))
-    if not scores:
-        return None
+    scores = runtime.move.from_controller(lambda: scores)
+    check_waited_for(training, scores)
     observer.after_evaluation(step, scores)
     return scores
 
 
-def _conclude(
-    runtime: Runtime, before: dict[str, float] | None, after: dict[str, float] | None
-) -> None:
+def _conclude(runtime: Runtime) -> None:
     """Show what training did, and where everything is."""
     names = runtime.run.config.training.evaluation
-    first = by_set(before or {}, names)
-    last = by_set(after or {}, names)
+    first = by_set(runtime.progress.evaluation or {}, names)
+    last = by_set(runtime.progress.scores or {}, names)
     for config in eval_configs(runtime.run):
         if config.name in first and config.name in last:
             problems = len(runtime.eval_prompts[config.name])
             _compare(config, problems, first[config.name], last[config.name])
+    retention = runtime.checkpoint_config.retention
+    if retention.keep_best and (best := store.best(runtime.checkpoints, retention)):
+        log.info("\nbest checkpoint: %s, %s %.4g", plain(best[0]), retention.best_score, best[1])
     folder = runtime.run.output_dir
     log.info(
         "\nrun folder: %s\nmodel:      %s\nreport:     %s",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1zero.checkpoint.progress import TrainerState
+from r1zero.checkpoint.retention import Retention
 from r1zero.models.lora import LoraConfig
 
 
@@ -19,8 +21,9 @@ class CheckpointConfig:
     total_steps: int
     save_interval: int | None  # in steps; None: only when the run leaves early
     async_save: bool
-    keep_last: int | None
-    keep_every: int | None
+    retention: Retention
+    export_interval: int | None  # in steps, of models on the way
+    stop_at: Mapping[str, float]  # scores that end the training
     stop_on_failure: bool  # else training goes on when a save fails
     config_text: str  # the whole configuration, kept beside the state
     kl_control: str  # fixed or adaptive
@@ -28,3 +31,7 @@ class CheckpointConfig:
     model_source: Path  # whose config.json and tokenizer go beside it
     model_dtype: str  # bfloat16 or float32
     lora: LoraConfig | None  # of the adapters, if they learn in place of the weights
+
+    def is_trained(self, progress: TrainerState) -> bool:
+        """Whether no step is left to take."""
+        return progress.is_trained(self.total_steps, self.stop_at)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,7 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.lora import LoraConfig, adapter_params
 from r1zero.models.params import ParamSpec
-from r1zero.run_folder.exported import ADAPTER, MARK, MODEL, in_the_way, mark
+from r1zero.run_folder.exported import ADAPTER, MARK, MODEL, export_path, exports, in_the_way, mark
 from r1zero.run_folder.owner import plain
 from r1zero.weight_sync.gather import Assignment, assignments, gather_tensors, writers_of
 from r1zero.weights.save_huggingface import (
@@ -69,6 +71,51 @@ def export(runtime: RunState, manager: CheckpointManager) -> None:
     raise RuntimeError(f"{told}, nor anything to {', '.join(map(str, refuges))}")
 
 
+def export_on_the_way(runtime: RunState) -> None:
+    """Write the model of this step beside those before it, if it is due: not at the end, when it
+    goes elsewhere. Collective.
+
+    RuntimeError if that fails and training is to end when a save fails.
+    """
+    config = runtime.checkpoint_config
+    step = runtime.progress.step
+    is_due = config.export_interval and step % config.export_interval == 0
+    if not is_due or config.is_trained(runtime.progress):
+        return
+    began = time.monotonic()
+    problem = runtime.move.from_controller(_room_on_the_way, runtime)
+    problem = problem or _write(runtime, export_path(runtime.folder, step))
+    if problem is None:
+        runtime.move.at_controller(_keep_on_the_way, runtime, time.monotonic() - began)
+        return
+    told = f"the model of step {step} could not be written: {problem}"
+    if config.stop_on_failure:
+        raise RuntimeError(told)
+    if runtime.world.is_controller:
+        log.warning("%s; training goes on (training.on_save_failure: go_on)", told)
+
+
+def _room_on_the_way(runtime: RunState) -> str | None:
+    """Make the folder of the models on the way; returns what stands against it."""
+    runtime.hold.check()
+    try:
+        export_path(runtime.folder, 0).parent.mkdir(exist_ok=True)
+    except OSError as error:
+        return _told(error)
+    return None
+
+
+def _keep_on_the_way(runtime: RunState, seconds: float) -> None:
+    """Tell of the model that was written, and delete those that need not be kept."""
+    config = runtime.checkpoint_config
+    step = runtime.progress.step
+    log.info("model %s written in %.1f s", export_path(config.model.parent, step), seconds)
+    until_now = {at: scores for at, scores in exports(runtime.folder).items() if at <= step}
+    for old in config.retention.spare(until_now):
+        shutil.rmtree(export_path(runtime.folder, old), ignore_errors=True)
+        log.info("model %s deleted (keep_last, keep_every, keep_best)", export_path(Path(), old))
+
+
 def _obstacle(runtime: RunState) -> str | None:
     """What lies where the model belongs: the look before the start may be days ago."""
     runtime.hold.check()
@@ -90,7 +137,7 @@ def _write(runtime: RunState, folder: Path, alone: bool = False) -> str | None:
         folder,
         config.model_source,
         config.model_dtype,
-        beside={MARK: mark(runtime.progress.step)},
+        beside={MARK: mark(runtime.progress.step, runtime.progress.scores)},
         end_ids=tuple(runtime.ends.ids),
     )
     return write_model(runtime.move, runtime.shape, runtime.policy.parameters(), target, alone)

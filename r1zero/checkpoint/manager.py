@@ -99,7 +99,7 @@ class CheckpointManager:
         if not somebody_writes:
             self.finish()
         step = runtime.progress.step
-        last = step >= config.total_steps
+        last = config.is_trained(runtime.progress)
         reason = None
         if somebody_leaves and not last:
             reason = next(filter(None, runtime.move.all_gather(wish)))
@@ -286,10 +286,8 @@ class CheckpointManager:
         except OSError as error:
             return str(error)
         try:
-            for old in store.prune(
-                self.runtime.checkpoints, step, config.keep_last, config.keep_every
-            ):
-                log.info("checkpoint %s deleted (keep_last, keep_every)", plain(old))
+            for old in store.prune(self.runtime.checkpoints, step, config.retention):
+                log.info("checkpoint %s deleted (keep_last, keep_every, keep_best)", plain(old))
         except OSError as error:  # the new one is safe all the same
             log.warning("an old checkpoint could not be deleted: %s", plain(error))
         return None

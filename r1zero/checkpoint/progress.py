@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,23 @@ class TrainerState:
     weights_version: int = 0
     prompts_drawn: int = 0  # from the stream of prompts: the data cursor
     evaluation: dict[str, float] | None = None  # held-out metrics of the start weights
+    scores: dict[str, float] | None = None  # those after the last step, if it was evaluated
 
     def advance(self, prompts: int) -> None:
         """A step is finished."""
         self.step += 1
         self.prompts_drawn += prompts
+        self.scores = None
+
+    def has_reached(self, stop_at: Mapping[str, float]) -> bool:
+        """Whether the last step was evaluated, and with all of these scores or better ones."""
+        if not stop_at or self.scores is None:
+            return False
+        return all(self.scores.get(key, -math.inf) >= value for key, value in stop_at.items())
+
+    def is_trained(self, total_steps: int, stop_at: Mapping[str, float]) -> bool:
+        """Whether no step is left to take."""
+        return self.step >= total_steps or self.has_reached(stop_at)
 
 
 @dataclass(frozen=True, slots=True)

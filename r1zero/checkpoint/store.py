@@ -22,6 +22,7 @@ import shutil
 from pathlib import Path
 
 from r1zero.checkpoint import manifest, progress
+from r1zero.checkpoint.retention import Retention, Scores
 from r1zero.errors import BadInput
 from r1zero.run_folder.durable import replace_synced, sync_folder
 from r1zero.weights.detect import TRACKER, is_megatron
@@ -141,21 +142,34 @@ def publish(partial: Path, iteration: int) -> Path:
     return folder
 
 
-def prune(save: Path, newest: int, keep_last: int | None, keep_every: int | None) -> list[Path]:
-    """Delete checkpoints before `newest` that are neither among the last `keep_last` nor multiples
-    of `keep_every`.
+def prune(save: Path, newest: int, retention: Retention) -> list[Path]:
+    """Delete the checkpoints up to `newest` that need not be kept.
 
     Only those that this program completed; returns them.
     """
-    if keep_last is None:
-        return []
-    until_now = [path for path in complete(save) if _number(path) <= newest]
-    spare = [
-        path for path in until_now[:-keep_last] if not keep_every or _number(path) % keep_every
-    ]
+    found = {_number(path): path for path in complete(save) if _number(path) <= newest}
+    scores = {step: _scores(path) for step, path in found.items()}
+    spare = [found[step] for step in retention.spare(scores)]
     for path in spare:
         discard(path)
     return spare
+
+
+def best(save: Path, retention: Retention) -> tuple[Path, float] | None:
+    """The checkpoint with the best score, and that; None when none has it."""
+    scores = {_number(path): _scores(path) or {} for path in complete(save)}
+    steps = retention.best(scores)
+    if not steps:
+        return None
+    return folder_of(save, steps[0]), scores[steps[0]][retention.best_score]
+
+
+def _scores(folder: Path) -> Scores | None:
+    """The scores of a checkpoint; None when it was not evaluated, or does not tell."""
+    try:
+        return progress.CheckpointInfo.read(folder).progress.scores
+    except BadInput:
+        return None
 
 
 def _number(folder: Path) -> int:

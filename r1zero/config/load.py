@@ -347,7 +347,7 @@ def _with_defaults(cfg: Config, notes: Diagnostics) -> Config:
     note_unread(cfg, notes)
     return dataclasses.replace(
         cfg,
-        training=_training(cfg),
+        training=_training(cfg, notes),
         actor_rollout=_actor(cfg),
         ref=dataclasses.replace(cfg.ref, model=cfg.ref.model or cfg.actor_rollout.model),
         algorithm=dataclasses.replace(
@@ -358,7 +358,7 @@ def _with_defaults(cfg: Config, notes: Diagnostics) -> Config:
     )
 
 
-def _training(cfg: Config) -> schema.Training:
+def _training(cfg: Config, notes: Diagnostics) -> schema.Training:
     training = cfg.training
     actor = cfg.actor_rollout
     cuts_nothing = actor.tensor_model_parallel_size == 1
@@ -372,7 +372,27 @@ def _training(cfg: Config) -> schema.Training:
         eval_top_k=_first_given(training.eval_top_k, actor.top_k),
     )
     sets = {name: _evaluation_set(entry, training) for name, entry in training.evaluation.items()}
-    return dataclasses.replace(training, evaluation=sets)
+    return _meeting(dataclasses.replace(training, evaluation=sets), notes)
+
+
+def _meeting(training: schema.Training, notes: Diagnostics) -> schema.Training:
+    """With keep_best, the steps that are evaluated and those that save meet, and a score is named."""
+    if training.keep_best is None or not training.evaluates:
+        return training
+    prefix = ""
+    if training.eval_data_path is None:
+        prefix = f"{next(iter(training.evaluation))}/"
+    best_score = training.best_score or f"{prefix}pass@1"
+    save = training.save_interval
+    interval = training.eval_interval
+    if save and interval and save % interval and interval % save:
+        rounded = -(-interval // save) * save
+        notes.remark(
+            f"training.eval_interval: {interval} becomes {rounded}, so that evaluations meet the "
+            f"checkpoints of save_interval {save}, of which keep_best keeps the best"
+        )
+        interval = rounded
+    return dataclasses.replace(training, best_score=best_score, eval_interval=interval)
 
 
 def _evaluation_set(entry: schema.EvaluationSet, training: schema.Training) -> schema.EvaluationSet:

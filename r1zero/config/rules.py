@@ -99,6 +99,50 @@ def check_evaluation_names(cfg: Config) -> list[str]:
     ]
 
 
+def check_scores(cfg: Config) -> list[str]:
+    """What waits for scores of evaluations needs them, and at some steps before the last."""
+    training = cfg.training
+    asked: dict[str, object] = {}
+    if training.keep_best is not None:
+        asked["keep_best"] = training.keep_best
+    if training.stop_at:
+        asked["stop_at"] = training.stop_at
+    problems = []
+    for key, value in asked.items():
+        missing = []
+        if not training.evaluates:
+            missing.append("eval_data_path or evaluation")
+        if training.eval_interval is None:
+            missing.append("eval_interval")
+        if key == "keep_best" and training.save_interval is None:
+            missing.append("save_interval")
+        if missing:
+            problems.append(
+                f"training.{key}: {value} waits for scores of evaluations on the way; set "
+                f"{' and '.join(missing)}, too"
+            )
+    return problems or check_score_sets(cfg)
+
+
+def check_score_sets(cfg: Config) -> list[str]:
+    """A pass@k belongs to an evaluation set that there is. Whether there are all other scores, the
+    evaluation before the first step shows."""
+    training = cfg.training
+    named = [("training.stop_at", score) for score in training.stop_at]
+    if training.keep_best is not None and training.best_score is not None:
+        named.append(("training.best_score", training.best_score))
+    sets = [f"{name}/" for name in training.evaluation]
+    if training.eval_data_path is not None:
+        sets.insert(0, "")
+    known = [f"{name}pass@1" for name in sets]
+    problems = []
+    for key, score in named:
+        prefix, is_pass, _ = score.rpartition("pass@")
+        if is_pass and prefix not in sets:
+            problems.append(f"{key}: {score} is of no evaluation set; there are {', '.join(known)}")
+    return problems
+
+
 # -- updates ----------------------------------------------------------------------------------------
 
 
@@ -218,6 +262,7 @@ RULES = (
     check_min_lr,
     check_warmup,
     check_evaluation_names,
+    check_scores,
     check_accumulation,
     check_skipping,
     check_pool,

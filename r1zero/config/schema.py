@@ -160,6 +160,12 @@ class Training:
     save_interval: OrNull[Count] = None
     keep_last: OrNull[Count] = None  # newest checkpoints that are kept; default all
     keep_every: OrNull[Count] = None  # and those of every so many steps
+    # And those with the best scores, this many: an evaluation that is due then waits for the next
+    # step that saves.
+    keep_best: OrNull[Count] = None
+    # Which score of evaluation.jsonl says which is best: the highest. Default pass@1, of the first
+    # evaluation set.
+    best_score: OrNull[Text] = None
     # Write checkpoints beside the next steps; takes host memory for a copy.
     async_save: Flag = False
     on_save_failure: OneOf[Literal["go_on", "stop"]] = "go_on"
@@ -167,6 +173,11 @@ class Training:
     resume: OrNull[FilePath] = None
     # Save and leave before: HH:MM:SS or minutes after the start, or a date.
     exit_before: OrNull[Moment] = None
+    # End as after train_iters when an evaluation reaches these scores, all of them:
+    # {pass@1: 0.9, math500/pass@1: 0.6}
+    stop_at: Section[dict[str, Number]] = field(default_factory=dict)
+    # Steps between Hugging Face folders of the model, exports/step_000100; kept as checkpoints are.
+    export_interval: OrNull[Count] = None
     deterministic: Flag = False  # ask the device for bit-equal repeats, at some cost in speed
     # How a global batch is learnt from: by an optimizer step for each minibatch of
     # ppo_mini_batch_size responses, or by one step with all of them, whose gradients are accumulated

@@ -107,8 +107,13 @@ def _colocated(cfg: Config) -> Unread:
 
 
 def _checkpoints(cfg: Config) -> Unread:
-    if cfg.training.keep_last is None and _is_set(cfg.training, "keep_every"):
-        yield "training.keep_every", "without keep_last all checkpoints are kept"
+    training = cfg.training
+    if training.keep_last is None:
+        for key in ("keep_every", "keep_best"):
+            if _is_set(training, key):
+                yield f"training.{key}", "without keep_last all checkpoints are kept"
+    if training.keep_best is None and _is_set(training, "best_score"):
+        yield "training.best_score", "only keep_best asks which checkpoint is best"
 
 
 def _evaluation(cfg: Config) -> Unread:

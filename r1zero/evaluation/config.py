@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from r1zero.config.schema import EvaluationSet, filled
+from r1zero.config.schema import EvaluationSet, Training, filled
 from r1zero.data.sources import DataSource
 from r1zero.data.template import Template
+from r1zero.errors import BadInput, nearest
 from r1zero.models.dtype import Dtype
 from r1zero.preflight.run import Run
 from r1zero.rollout.interface import Sampling
@@ -52,6 +53,19 @@ def by_set(told: Mapping[str, float], names: Collection[str]) -> dict[str, dict[
         else:
             found.setdefault("", {})[key] = value
     return found
+
+
+def check_waited_for(training: Training, scores: Mapping[str, float]) -> None:
+    """BadInput when a score that the run waits for is not among those of its evaluation."""
+    waited_for = [("training.stop_at", key) for key in training.stop_at]
+    if training.keep_best is not None and training.best_score is not None:
+        waited_for.append(("training.best_score", training.best_score))
+    for key, score in waited_for:
+        if score not in scores:
+            raise BadInput(
+                f"{key}: {score} is no score of the evaluation{nearest(score, scores)}; there are "
+                f"{', '.join(scores)}"
+            )
 
 
 def eval_configs(run: Run) -> list[EvalConfig]:

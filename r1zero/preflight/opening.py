@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1zero.checkpoint import resume
-from r1zero.checkpoint.progress import CheckpointInfo
+from r1zero.checkpoint.progress import CheckpointInfo, TrainerState
 from r1zero.config.load import dump
 from r1zero.config.schema import Config
 from r1zero.distributed.groups import World
@@ -80,15 +80,19 @@ def _open(run: Run, hold: Hold) -> Opening:
     folder = run.output_dir
     checkpoint = resume.find(run.checkpoints, cfg.training.resume)
     said = [*(f"warning: {warning}" for warning in run.warnings), *hold.said]
+    done = TrainerState()
     if checkpoint is not None:
-        step = CheckpointInfo.read(checkpoint).progress.step
-    else:
-        step = 0
-    progress = f"step {step} of {cfg.training.train_iters}"
+        done = CheckpointInfo.read(checkpoint).progress
+    training = cfg.training
+    step = done.step
+    progress = f"step {step} of {training.train_iters}"
+    way_on = "raise training.train_iters to go on"
+    if step < training.train_iters:
+        progress += ", where training.stop_at is reached"
+        way_on = "raise training.stop_at, or set it to null, to go on"
     if is_done(cfg, checkpoint):
         said.append(
-            f"nothing left to do: {progress}, and its model is in {folder / MODEL}; "
-            "raise training.train_iters to go on"
+            f"nothing left to do: {progress}, and its model is in {folder / MODEL}; {way_on}"
         )
         return Opening(checkpoint, said, True, hold.way(folder), hold.way(run.checkpoints))
     if problems := check_content(
@@ -99,7 +103,7 @@ def _open(run: Run, hold: Hold) -> Opening:
         said += start_folder(folder, dump(cfg))
     else:
         said += continue_folder(folder, dump(cfg), step)
-    if step >= cfg.training.train_iters:
+    if done.is_trained(training.train_iters, training.stop_at):
         said.append(f"nothing left to train: {progress}; only the model is still to be written")
     run.checkpoints.parent.mkdir(parents=True, exist_ok=True)  # a save makes none around its own
     return Opening(checkpoint, said, False, hold.way(folder), hold.way(run.checkpoints))

@@ -140,10 +140,11 @@ def is_done(cfg: Config, checkpoint: Path | None) -> bool:
     if starts_anew(cfg, checkpoint):
         return False
     assert checkpoint is not None, "else the run starts anew"
-    step = CheckpointInfo.read(checkpoint).progress.step
+    done = CheckpointInfo.read(checkpoint).progress
     folder = Path(cfg.output_dir) / MODEL
-    is_exported = exported_step(folder) == step and not check_weights("", folder, folder)
-    return step >= cfg.training.train_iters and is_exported
+    is_exported = exported_step(folder) == done.step and not check_weights("", folder, folder)
+    is_trained = done.is_trained(cfg.training.train_iters, cfg.training.stop_at)
+    return is_trained and is_exported
 
 
 def check_disk(found: Found) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from r1zero.checkpoint.config import CheckpointConfig
+from r1zero.checkpoint.retention import Retention
 from r1zero.config.load import dump
 from r1zero.config.schema import Config, filled
 from r1zero.data.sources import DataSource, eval_sources, train_source
@@ -118,8 +119,14 @@ class Run:
             total_steps=training.train_iters,
             save_interval=training.save_interval,
             async_save=training.async_save,
-            keep_last=training.keep_last,
-            keep_every=training.keep_every,
+            retention=Retention(
+                keep_last=training.keep_last,
+                keep_every=training.keep_every,
+                keep_best=training.keep_best,
+                best_score=training.best_score or "",
+            ),
+            export_interval=training.export_interval,
+            stop_at=training.stop_at,
             stop_on_failure=training.on_save_failure == "stop",
             config_text=dump(self.config),
             kl_control=self.config.algorithm.kl_ctrl.type,

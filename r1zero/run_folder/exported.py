@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 MODEL = "model"  # the folder of the trained model
 ADAPTER = "adapter"  # the folder of its adapters by themselves, if adapters were trained
-MARK = "r1zero.json"  # in it
+EXPORTS = "exports"  # the folder of the models on the way
+MARK = "r1zero.json"  # in each of them
+_NAME = re.compile(r"step_(\d{6,})")
 
 
-def mark(step: int) -> str:
-    """What is written beside an exported model."""
-    return json.dumps({"step": step}) + "\n"
+def mark(step: int, scores: Mapping[str, float] | None = None) -> str:
+    """What is written beside an exported model: its step, and its scores if it was evaluated."""
+    content: dict[str, Any] = {"step": step}
+    if scores is not None:
+        content["scores"] = dict(scores)
+    return json.dumps(content) + "\n"
+
+
+def export_path(run: Path, step: int) -> Path:
+    """Where the model of a step on the way goes in this run folder."""
+    return run / EXPORTS / f"step_{step:06d}"
+
+
+def exports(run: Path) -> dict[int, dict[str, float] | None]:
+    """The scores of each model on the way that is whole, by its step; None: not evaluated."""
+    found = {}
+    for path in (run / EXPORTS).glob("step_*"):
+        name = _NAME.fullmatch(path.name)
+        if name and exported_step(path) == int(name[1]):
+            found[int(name[1])] = json.loads((path / MARK).read_text()).get("scores")
+    return found
 
 
 def exported_step(folder: Path) -> int | None:

@@ -23,6 +23,7 @@ from support.worlds import metrics, resolved_run, run, samples
 from r1zero.checkpoint import lengths, manager, manifest, train_state
 from r1zero.checkpoint import store as checkpoint_store
 from r1zero.checkpoint.resume import changes, check_resume, find
+from r1zero.checkpoint.retention import Retention
 from r1zero.config.load import dump
 from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.errors import BadInput
@@ -485,7 +486,8 @@ def test_the_last_ones_and_every_so_many_are_kept(straight, tmp_path):
         manifest.write(partial, {})
         checkpoint_store.publish(partial, iteration)
     (save / "iter_0000000").mkdir()  # of another program
-    assert [path.name for path in checkpoint_store.prune(save, 6, keep_last=2, keep_every=3)] == [
+    retention = Retention(keep_last=2, keep_every=3)
+    assert [path.name for path in checkpoint_store.prune(save, 6, retention)] == [
         "iter_0000001",
         "iter_0000002",
         "iter_0000004",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.small_config import MODEL, load, write
+from support.small_config import MODEL, load, only, told, write
 
 from r1zero.config.load import CONFIGS, SECTIONS, dump, read_config
 from r1zero.config.schema import ROOT
@@ -567,6 +567,7 @@ ADAPTIVE = ("algorithm.kl_ctrl.type=adaptive", "algorithm.kl_ctrl.target_kl=0.1"
 STALE = ("training.staleness=1",)
 HORIZON = "algorithm.kl_ctrl.horizon=1000"
 EVAL = "training.eval_data_path=embedded:tiny"
+MEETING = ["training.eval_interval=5", "training.save_interval=5"]
 
 
 @pytest.mark.parametrize(
@@ -603,6 +604,12 @@ EVAL = "training.eval_data_path=embedded:tiny"
             "goes back to the weights that drew",
         ),
         (["training.keep_every=10"], "training.keep_every", "all checkpoints are kept"),
+        (
+            [EVAL, *MEETING, "training.keep_best=1"],
+            "training.keep_best",
+            "all checkpoints are kept",
+        ),
+        (["training.best_score=pass@1"], "training.best_score", "only keep_best asks"),
         (["training.eval_interval=5"], "training.eval_interval", "no eval_data_path"),
         (["training.eval_samples_per_prompt=8"], "training.eval_samples_per_prompt", "no eval"),
         (["training.eval_top_p=0.5"], "training.eval_top_p", "no eval_data_path"),
@@ -722,3 +729,58 @@ def test_a_wrong_evaluation_set_is_told_with_its_name(
         read_config(str(home / "base.yaml"), [f"training.{override}"])
     for piece in pieces:
         assert piece in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("save", "asked", "interval"),
+    [(10, 10, 10), (10, 20, 20), (10, 5, 5), (10, 15, 20), (15, 10, 15), (7, 30, 35)],
+)
+def test_evaluations_meet_the_checkpoints_of_which_the_best_are_kept(
+    home: Path, save: int, asked: int, interval: int
+) -> None:
+    options = [
+        "training.evaluation.tiny=embedded:tiny",
+        "training.keep_last=1",
+        f"training.save_interval={save}",
+        f"training.eval_interval={asked}",
+    ]
+    before, usual = read_config(str(home / "base.yaml"), options)
+    assert (before.training.eval_interval, before.training.best_score) == (asked, None)
+    cfg, warnings = read_config(str(home / "base.yaml"), [*options, "training.keep_best=2"])
+    assert (cfg.training.eval_interval, cfg.training.best_score) == (interval, "tiny/pass@1")
+    said = [warning for warning in warnings if warning not in usual]
+    assert len(said) == (asked != interval)
+    assert all(f"{asked} becomes {interval}" in warning for warning in said)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "pieces"),
+    [
+        (["stop_at={pass@1: 0.5}"], "stop_at", ["eval_data_path or evaluation and eval_interval"]),
+        (["keep_best=2", EVAL], "keep_best", ["set eval_interval and save_interval, too"]),
+        (
+            [
+                "stop_at={math/pass@1: 0.5}",
+                "eval_interval=1",
+                "evaluation.aime=embedded:tiny",
+                EVAL,
+            ],
+            "stop_at",
+            ["math/pass@1 is of no evaluation set", "pass@1, aime/pass@1"],
+        ),
+        (
+            ["keep_best=2", "best_score=pass@1", "evaluation.aime=embedded:tiny", *MEETING],
+            "best_score",
+            ["pass@1 is of no evaluation set", "there are aime/pass@1"],
+        ),
+        (["stop_at={pass@1: high}", EVAL], "stop_at.pass@1", ["'high' must be a number"]),
+    ],
+)
+def test_what_waits_for_scores_needs_evaluations(
+    home: Path, overrides: list[str], key: str, pieces: list[str]
+) -> None:
+    sections = [f"training.{text.removeprefix('training.')}" for text in overrides]
+    problem = only(told(home, *sections))
+    assert problem.startswith(f"training.{key}: ")
+    for piece in pieces:
+        assert piece in problem
