@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from r1zero.scores import Outcome, Score
+
 
 class Reduce(Enum):
     """How the values that a statistic has for all response tokens become one number."""
@@ -57,23 +59,6 @@ def joined(updates: Sequence[UpdateStats], key: str) -> float:
     return sum(tally.total for tally in tallies) / sum(tally.count for tally in tallies)
 
 
-class Outcome(IntEnum):
-    """How the scoring of one sample by one reward function ended. Failures are never a silent zero."""
-
-    RIGHT = 0
-    WRONG = 1
-    NO_ANSWER = 2
-    TIMEOUT = 3
-    CRASH = 4
-    GRADED = 5  # a value without a verdict, such as that of a length
-    COPIED = 6  # right by value, but a mere span of the question: counts as wrong
-
-    @property
-    def failed(self) -> bool:
-        """True when the function itself failed: the value says nothing about the response."""
-        return self in (Outcome.TIMEOUT, Outcome.CRASH)
-
-
 class Agreement(IntEnum):
     """What the verdicts on the responses of a group have in common."""
 
@@ -82,15 +67,6 @@ class Agreement(IntEnum):
     ALL_WRONG = 2
     ALIKE = 3  # and neither of these
     FAILED = 4  # a score of it failed, so it cannot be known
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What one reward function said about one response: `value` before its weight, and how it came about."""
-
-    value: float
-    outcome: Outcome
-    why: str = ""  # of a failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,10 @@ from r1zero.config.own_code import is_own, own_name
 from r1zero.config.schema import Algorithm, Reward
 from r1zero.config.settings import Given, as_given, read_settings
 from r1zero.errors import BadInput, Diagnostics, nearest
-from r1zero.reward.config import FunctionSettings
 from r1zero.reward.functions import REWARD_FUNCTIONS
 from r1zero.reward.loaded import load_function, settings_name, shown_name
 from r1zero.reward.own import describe
-from r1zero.reward.types import Declaration
+from r1zero.reward.types import Declaration, FunctionSettings
 
 
 @dataclass(frozen=True, slots=True)

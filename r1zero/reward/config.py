@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from r1zero.config.schema import Algorithm, Reward
+from r1zero.reward.types import FunctionSettings
+from r1zero.reward.worker import Setup
 
-# Settings of each reward function, by its name.
-FunctionSettings = Mapping[str, Mapping[str, Any]]
 _DEFAULTS = Reward()
 
 
@@ -26,6 +25,11 @@ class RewardConfig:
     workers: int = _DEFAULTS.workers  # processes
     deadline_seconds: float = _DEFAULTS.deadline_seconds  # of one call
     worker_memory_megabytes: int = _DEFAULTS.worker_memory_megabytes  # that a worker may grow by
+
+    @property
+    def of_worker(self) -> Setup:
+        """What a worker needs to know of it."""
+        return Setup(self.names, self.settings, self.deadline_seconds, self.worker_memory_megabytes)
 
 
 def reward_config(algorithm: Algorithm, reward: Reward) -> RewardConfig:

@@ -18,8 +18,7 @@ from r1zero.reward.choose import choose
 from r1zero.reward.config import RewardConfig
 from r1zero.reward.pool import START_SECONDS, Pool, WorkItem
 from r1zero.reward.types import RewardInput
-from r1zero.reward.worker import Setup
-from r1zero.types import Outcome, Score
+from r1zero.scores import Outcome, Score
 
 # groups of a stream scored at once, so that one that takes its deadline does not stop all
 IN_FLIGHT = 512
@@ -54,7 +53,7 @@ class RewardExecutor:
         self._of_sample = [name for name in declared if not declared[name].after_verdicts]
         self._groups: dict[Hashable, _PendingGroup] = {}
         failed = {name: float(each.failed) for name, each in declared.items()}
-        self.pool = Pool(Setup(config), failed, start_seconds)
+        self.pool = Pool(config, failed, start_seconds)
 
     def submit(self, group: Hashable, member: int, size: int, case: RewardInput) -> None:
         """Queue the response of one of the `size` members of a group; return at once."""

@@ -130,6 +130,7 @@ class ForkServer:
 
 def warm_up(names: Sequence[str]) -> None:
     """Import what workers need for the built-in ones among these reward functions."""
+    gc.disable()  # an import leaves next to nothing to collect
     functions = []
     for name in names:
         if is_own(name):
@@ -139,6 +140,7 @@ def warm_up(names: Sequence[str]) -> None:
     self_test(functions)  # a wrong verdict is told by the workers, who try again
     gc.collect()
     gc.freeze()  # a worker's garbage collector leaves these pages shared
+    gc.enable()
 
 
 def main() -> None:

@@ -11,10 +11,9 @@ from r1zero.config.own_code import is_own, load_own, own_name, short_name
 from r1zero.config.parse import SourcedValue
 from r1zero.config.settings import read_settings, settings_type
 from r1zero.errors import BadInput, Diagnostics
-from r1zero.reward.config import FunctionSettings, RewardConfig
 from r1zero.reward.functions import REWARD_FUNCTIONS, RewardFunction, as_reward_function
-from r1zero.reward.types import Declaration, RewardInput
-from r1zero.types import Score
+from r1zero.reward.types import Declaration, FunctionSettings, RewardInput
+from r1zero.scores import Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +52,13 @@ def settings_name(name: str) -> str:
     return function.declared.shares or function.__name__
 
 
-def load_functions(config: RewardConfig) -> dict[str, LoadedFunction]:
+def load_functions(names: Sequence[str], settings: FunctionSettings) -> dict[str, LoadedFunction]:
     """Load the reward functions of a run, by their shown names. BadInput with all that is wrong."""
     found = {}
     problems = []
-    for name in config.names:
+    for name in names:
         try:
-            found[shown_name(name)] = load_function(name, config.settings)
+            found[shown_name(name)] = load_function(name, settings)
         except BadInput as error:
             problems.append(str(error))
     if problems:

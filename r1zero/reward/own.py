@@ -15,10 +15,10 @@ from typing import Any
 
 from r1zero.config.own_code import own_name
 from r1zero.errors import BadInput
-from r1zero.reward.config import FunctionSettings, RewardConfig
+from r1zero.reward.config import RewardConfig
 from r1zero.reward.functions import REWARD_FUNCTIONS
-from r1zero.reward.types import Declaration
-from r1zero.reward.worker import PROGRAM, Setup, setup_message, unframe
+from r1zero.reward.types import Declaration, FunctionSettings
+from r1zero.reward.worker import PROGRAM, setup_message, unframe
 
 IMPORT_SECONDS = 60.0  # for a reward function to be imported
 
@@ -41,7 +41,7 @@ def _describe(names: tuple[str, ...], settings: str) -> dict[str, Declaration]:
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM],
-            input=setup_message(Setup(config)),
+            input=setup_message(config.of_worker),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=IMPORT_SECONDS,

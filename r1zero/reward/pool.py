@@ -23,10 +23,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+from r1zero.reward.config import RewardConfig
 from r1zero.reward.fork_client import ForkClient
 from r1zero.reward.types import RewardInput
-from r1zero.reward.worker import OUT_OF_MEMORY, Order, Setup, framed, setup_message, unframe
-from r1zero.types import Outcome, Score
+from r1zero.reward.worker import OUT_OF_MEMORY, Order, framed, setup_message, unframe
+from r1zero.scores import Outcome, Score
 
 ITEMS_AT_WORKER = 16  # enough work until the next poll, few enough that the workers end together
 START_SECONDS = 300.0  # for a worker to import sympy from a slow shared disk
@@ -93,18 +94,18 @@ class Pool:
 
     def __init__(
         self,
-        setup: Setup,
+        config: RewardConfig,
         failed: Mapping[str, float],
         start_seconds: float = START_SECONDS,
     ) -> None:
         """`failed` is what a response is worth on which a reward function fails, by shown name."""
         self.replaced = 0  # workers that died and were replaced
         self.slowest_seconds = 0.0  # longest call so far, as seen from here
-        self.deadline_seconds = setup.config.deadline_seconds
+        self.deadline_seconds = config.deadline_seconds
         self._failed = failed
         self._start_seconds = start_seconds
-        self._setup = setup_message(setup)
-        self._names = setup.config.names
+        self._setup = setup_message(config.of_worker)
+        self._names = config.names
         self._waiting: deque[WorkItem] = deque()
         self._finished: list[WorkItem] = []
         self._failed_starts = 0
@@ -112,7 +113,7 @@ class Pool:
         self._numbers = count()
         self._workers: dict[int, _Worker] = {}  # by number
         self._server = self._start_server()
-        for _ in range(setup.config.workers):
+        for _ in range(config.workers):
             self._start()
 
     @property

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Scope = Literal["sample", "group"]
+# Settings of each reward function, by its name.
+FunctionSettings = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from r1zero.reward.boxes import extract_answer
 from r1zero.reward.types import RewardInput
-from r1zero.types import Outcome
+from r1zero.scores import Outcome
 
 
 def verdict(case: RewardInput, copies_are_right: bool = False) -> Outcome:

@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from r1zero.errors import BadInput
-from r1zero.reward.config import RewardConfig
 from r1zero.reward.loaded import LoadedFunction, load_functions
-from r1zero.reward.types import RewardInput
+from r1zero.reward.types import FunctionSettings, RewardInput
 from r1zero.reward.verdict import verdict
-from r1zero.types import Outcome
+from r1zero.scores import Outcome
 
 # The package is found from its own place. The current folder comes last: nothing in it hides a
 # library.
@@ -59,7 +58,10 @@ SELF_TEST = [
 class Setup:
     """What a worker needs to know before its first order."""
 
-    config: RewardConfig
+    names: Sequence[str]  # of reward functions, as configured
+    settings: FunctionSettings
+    deadline_seconds: float  # of one call
+    memory_megabytes: int  # that it may grow by
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +174,16 @@ def serve(inbox: BinaryIO, outbox: BinaryIO) -> None:
     logging.getLogger("r1zero").addHandler(told)
     functions: dict[str, LoadedFunction] = {}
     try:
-        functions = load_functions(setup.config)
+        functions = load_functions(setup.names, setup.settings)
         broken = self_test(functions.values())
     except BadInput as error:
         broken = str(error)
     declared = {each.name: asdict(each.declared) for each in functions.values()}
-    _bound_memory(setup.config.worker_memory_megabytes << 20)
+    _bound_memory(setup.memory_megabytes << 20)
     _send(outbox, {"broken": broken, "declared": declared})
     while (order := _receive(inbox)) is not None:
         for name in order.names:
-            signal.setitimer(signal.ITIMER_REAL, setup.config.deadline_seconds)
+            signal.setitimer(signal.ITIMER_REAL, setup.deadline_seconds)
             answer = _run(functions[name], order.cases)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _send(outbox, answer | {"told": told.take()})

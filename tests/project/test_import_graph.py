@@ -9,7 +9,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[2] / "r1zero"
 # From the ground up. A room imports rooms of lower floors only, and none of its own floor.
 FLOORS = (
-    ("errors", "types"),
+    ("errors", "scores"),
+    ("types",),
     ("distributed",),
     ("ops", "run_folder"),
     ("config",),
@@ -25,7 +26,7 @@ FLOORS = (
     ("trainer",),
     ("main",),
 )
-TOP_FILES = {"__init__", "errors", "main", "runtime", "step", "trainer", "types"}
+TOP_FILES = {"__init__", "errors", "main", "runtime", "scores", "step", "trainer", "types"}
 HEAVY = ("torch", "megatron", "transformers")
 
 

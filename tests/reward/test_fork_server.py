@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +123,16 @@ def test_own_functions_are_imported_by_workers_only(tmp_path: Path) -> None:
         assert pids == executor.pool.processes * 2
         assert status(int(pids[0]), "Threads") == "2"
         assert status(server_of(executor), "Threads") == "1"
+
+
+def test_comparing_answers_needs_neither_the_configuration_nor_what_starts_threads() -> None:
+    code = (
+        "import sys; from r1zero.reward import fork_server; fork_server.warm_up(['acc', 'format']); "
+        "print(*sys.modules)"
+    )
+    modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert "r1zero.reward.math.grade" in modules
+    assert not {"numpy", "torch", "r1zero.config.schema"} & set(modules)
 
 
 def test_fork_server_that_is_killed_is_replaced(executor: RewardExecutor) -> None:

@@ -26,7 +26,7 @@ from typing import Annotated, Any, get_args
 from r1zero.config.keys import Number, between
 from r1zero.config.registry import Table
 from r1zero.reward.types import Declaration, RewardInput, Scope
-from r1zero.types import Outcome, Score
+from r1zero.scores import Outcome, Score
 
 # A setting that is worth so much: what lies far outside leaves no digits of the other scores.
 Worth = Annotated[Number, between(-(10**6), 10**6, 1)]

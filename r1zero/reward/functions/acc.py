@@ -8,7 +8,7 @@ from r1zero.config.keys import OneOf
 from r1zero.reward.functions import Worth, reward_function
 from r1zero.reward.types import RewardInput
 from r1zero.reward.verdict import verdict
-from r1zero.types import Outcome, Score
+from r1zero.scores import Outcome, Score
 
 
 # MindSpeed-LLM's three levels are right 1, wrong -0.5, missing -1.

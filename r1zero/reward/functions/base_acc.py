@@ -8,7 +8,7 @@ from r1zero.config.keys import OneOf
 from r1zero.reward.functions import reward_function
 from r1zero.reward.types import RewardInput
 from r1zero.reward.verdict import verdict
-from r1zero.types import Outcome, Score
+from r1zero.scores import Outcome, Score
 
 
 @reward_function(scope="sample", gives_verdict=True, shares="acc")

@@ -6,7 +6,7 @@ from r1zero.reward.boxes import answer_part, last_box
 from r1zero.reward.functions import checked, reward_function
 from r1zero.reward.types import RewardInput
 from r1zero.reward.visible import is_visible
-from r1zero.types import Score
+from r1zero.scores import Score
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 

@@ -6,7 +6,7 @@ import re
 
 from r1zero.reward.functions import checked, reward_function
 from r1zero.reward.types import RewardInput
-from r1zero.types import Score
+from r1zero.scores import Score
 
 _STEP = re.compile(
     r"Step \d+:"  # Step 3:

@@ -6,7 +6,7 @@ from r1zero.reward.boxes import last_box
 from r1zero.reward.functions import checked, reward_function
 from r1zero.reward.functions.format import full_format
 from r1zero.reward.types import RewardInput
-from r1zero.types import Score
+from r1zero.scores import Score
 
 
 @reward_function(scope="sample", failed=-1.0)
