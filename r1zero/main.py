@@ -36,6 +36,7 @@ from r1zero.distributed.shutdown import EXIT_REQUEUE, PreemptionNotice, deadline
 from r1zero.errors import BadInput
 from r1zero.policy.actor_config import unread_by_loss, unsummed_terms
 from r1zero.preflight import checks, dry_run
+from r1zero.preflight.cautions import cautions
 from r1zero.preflight.datasets import look_at_data
 from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
@@ -113,9 +114,13 @@ def _look(cfg: Config, warnings: list[str], report: bool) -> int:
     lines = []
     if report:
         lines.append(dry_run.report(found))
-        ineffective = unread_by_loss(cfg.algorithm, cfg.actor_rollout)
-        unsummed = unsummed_terms(cfg.algorithm, cfg.actor_rollout)
-        lines += [f"warning: {warning}" for warning in warnings + ineffective + unsummed]
+        told = (
+            warnings
+            + unread_by_loss(cfg.algorithm, cfg.actor_rollout)
+            + unsummed_terms(cfg.algorithm, cfg.actor_rollout)
+            + cautions(cfg)
+        )
+        lines += [f"warning: {warning}" for warning in told]
     return tell(lines + look_at_data(cfg))
 
 

@@ -6,39 +6,51 @@ from dataclasses import dataclass
 
 import torch
 
-# Log-ratios beyond this would overflow the exponential of `low_var_kl` and drown the batch, in its
+# Log-ratios beyond this would overflow the exponential of `k3` and drown the batch, in its
 # value and in the gradient of all.
 MAX_LOG_RATIO = 20.0
 MAX_KL = 10.0
+
+
+OLDER_NAMES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
 
 
 def kl_penalty(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
     """Penalty for each token, any shape: the value of the estimator, the gradient of KL(policy ||
     reference).
 
-    With d = log p - log ref the values are (http://joschu.net/blog/kl-approx.html): `kl` d, `abs`
-    |d|, `mse` d^2 / 2, `low_var_kl` exp(-d) - 1 + d, with d held to +-20 and the result to 10.
+    With d = log p - log ref the values are (http://joschu.net/blog/kl-approx.html): `k1` d, `abs`
+    |d|, `k2` d^2 / 2, `k3` exp(-d) - 1 + d, with d held to +-20 and the result to 10. `kl`, `mse`
+    and `low_var_kl` are older names of k1, k2 and k3.
 
     The gradient is d grad log p for each of them, with d held to +-20. Its mean over tokens that
-    the policy draws is the gradient of the KL (that of `mse` is the same). The own gradients of the
-    others are not: `kl`'s has mean 0 and holds nothing, `low_var_kl`'s is that of KL(reference ||
-    policy), `abs`'s that of neither (arXiv:2506.09477).
+    the policy draws is the gradient of the KL (that of `k2` is the same). The own gradients of the
+    others are not: `k1`'s has mean 0 and holds nothing, `k3`'s is that of KL(reference || policy),
+    `abs`'s that of neither (arXiv:2506.09477).
     """
     d = (logprobs - ref_logprobs).detach()
     # 0, and d for the gradient
-    pull = d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) * (logprobs - logprobs.detach())
-    return _value(d, estimator) + pull
+    pull = log_ratio_to_reference(logprobs, ref_logprobs) * (logprobs - logprobs.detach())
+    return _value(d, OLDER_NAMES.get(estimator, estimator)) + pull
+
+
+def log_ratio_to_reference(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    """d = log p - log ref of each token, held to +-20, without gradient: any shape.
+
+    As a punishment in a token's reward its gradient, d grad log p, is that of `kl_penalty`.
+    """
+    return (logprobs - ref_logprobs).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _value(d: torch.Tensor, estimator: str) -> torch.Tensor:
     """What the estimator says of log-ratios."""
-    if estimator == "kl":
+    if estimator == "k1":
         return d
     if estimator == "abs":
         return d.abs()
-    if estimator == "mse":
+    if estimator == "k2":
         return 0.5 * d.square()
-    assert estimator == "low_var_kl", estimator
+    assert estimator == "k3", estimator
     d = d.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return (torch.exp(-d) - 1 + d).clamp(max=MAX_KL)
 

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from r1zero.algo.correction import importance_weights
-from r1zero.algo.kl import kl_penalty
+from r1zero.algo.correction import correction_weights, importance_ratio, mismatch
+from r1zero.algo.kl import kl_penalty, log_ratio_to_reference
 from r1zero.algo.loss_batch import LossBatch
 from r1zero.algo.objective import Objective
 from r1zero.algo.stats import (
     ENTROPY,
+    ENTROPY_COEFFICIENT,
     FIRST_DRIFT,
     IMPORTANCE,
+    IMPORTANCE_RATIO,
     KL,
+    KL_COEFFICIENT,
     LOSS,
     MISMATCH,
+    MISMATCH_KL,
     MISMATCH_MAX,
+    MISMATCH_OF_SEQUENCES,
+    REJECTED,
     TRUNCATED,
     Stat,
 )
+from r1zero.config.schema import Correction
 from r1zero.types import Reduce, Tally
 
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """What is added to the policy loss of each token."""
+    """What is added to the policy loss of each token, and what weighs it."""
 
     kl_estimator: str
     kl_coefficient: float
     entropy_coefficient: float
-    importance_cap: float | None = None  # of importance weights; None: there are none
+    kl_in: str = "loss"  # or "reward"
+    correction: Correction = field(default_factory=Correction)
+    stale: bool = False  # other weights drew the tokens than learn first
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,32 +96,59 @@ def microbatch_loss(
     """Return this microbatch's part of the minibatch loss, and the sums of all statistics, fp32.
 
     loss = sum of c * (weight * policy loss + kl_coefficient KL - entropy_coefficient H), with the
-    importance weight of each token and its c of the aggregation, which weighs the three terms of a
-    token alike. The sums are detached.
+    weight that corrects a token for the engine that drew it, and its c of the aggregation, which
+    weighs the three terms of a token alike. With the KL in the reward it lowers the advantage of
+    the token instead. The sums are detached.
     """
-    policy, own = objective.loss(batch, **objective.settings)
     kl = torch.zeros_like(batch.logprobs)
+    kl_term = kl
     if batch.ref_logprobs is not None:
         kl = kl_penalty(batch.logprobs, batch.ref_logprobs, terms.kl_estimator)
-    weight, truncated = importance_weights(
-        batch.old_logprobs, batch.rollout_logprobs, terms.importance_cap
-    )
-    losses = weight * policy + terms.kl_coefficient * kl - terms.entropy_coefficient * batch.entropy
+        if terms.kl_in == "reward":
+            batch = _with_kl_in_reward(batch, batch.ref_logprobs, terms.kl_coefficient)
+        else:
+            kl_term = terms.kl_coefficient * kl
+    policy, own = objective.loss(batch, **objective.settings)
+    weights = correction_weights(batch, terms.correction, terms.stale)
+    losses = weights.values * policy + kl_term - terms.entropy_coefficient * batch.entropy
     loss = (losses * batch.weights).sum()
     with torch.no_grad():
-        mismatch = (batch.trainer_logprobs - batch.rollout_logprobs).abs()
         values = {
             LOSS.key: losses,
             KL.key: kl,
             ENTROPY.key: batch.entropy,
             FIRST_DRIFT.key: (batch.ratio() - 1).abs(),
-            MISMATCH.key: mismatch,
-            MISMATCH_MAX.key: mismatch,
-            IMPORTANCE.key: weight,
-            TRUNCATED.key: truncated,
+            IMPORTANCE.key: weights.values,
+            TRUNCATED.key: weights.bounded.to(kl.dtype),
+            REJECTED.key: weights.rejected.to(kl.dtype),
+            KL_COEFFICIENT.key: torch.full_like(kl, terms.kl_coefficient),
+            ENTROPY_COEFFICIENT.key: torch.full_like(kl, terms.entropy_coefficient),
         }
+        values |= _mismatch_values(batch)
         sums = _sums(batch, objective.loss.all_stats, values | own)
     return loss, sums
+
+
+def _with_kl_in_reward(
+    batch: LossBatch, ref_logprobs: torch.Tensor, coefficient: float
+) -> LossBatch:
+    """Punish each token for its log-ratio to the reference, which is the gradient of the KL."""
+    punishment = coefficient * log_ratio_to_reference(batch.logprobs, ref_logprobs)
+    return replace(batch, advantages=batch.advantages - punishment)
+
+
+def _mismatch_values(batch: LossBatch) -> dict[str, torch.Tensor]:
+    """How trainer and rollout engine differ, before any correction, for each token [R]."""
+    log_ratio = mismatch(batch)
+    ratio = importance_ratio(batch)
+    of_sequences = batch.to_tokens(batch.sequence_mean(log_ratio))
+    return {
+        MISMATCH.key: log_ratio.abs(),
+        MISMATCH_MAX.key: log_ratio.abs(),
+        MISMATCH_KL.key: ratio - 1 - log_ratio,  # k3 of KL(rollout engine || trainer)
+        MISMATCH_OF_SEQUENCES.key: of_sequences.abs(),
+        IMPORTANCE_RATIO.key: ratio,
+    }
 
 
 def _sums(batch: LossBatch, stats: Sequence[Stat], values: Mapping[str, torch.Tensor]) -> Sums:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+# Beyond these a log-ratio has no gradient: its exponential would overflow, or drown the others of a
+# minibatch. Of a token, and of the mean over a response.
+MAX_LOG_RATIO = 20.0
+MAX_MEAN_LOG_RATIO = 10.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossBatch:
@@ -37,8 +42,19 @@ class LossBatch:
         return self.logprobs - self.old_logprobs
 
     def ratio(self) -> torch.Tensor:
-        """p / p_old of each token, with gradient: [R]."""
-        return torch.exp(self.log_ratio())
+        """p / p_old of each token, with gradient: [R]. Its logarithm is held to +-20."""
+        return torch.exp(self.log_ratio().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+    def sequence_ratio(self, log_ratios: torch.Tensor) -> torch.Tensor:
+        """exp(mean over a response of `log_ratios`) at each of its tokens: [R] -> [R].
+
+        Equal for all tokens of a response, but the gradient of a token is that of its own log-ratio:
+        averaged over the tokens, they are the gradient of the exponential of the mean. The mean is
+        held to 10 from above.
+        """
+        mean = self.to_tokens(self.sequence_mean(log_ratios)).detach()
+        own = log_ratios - log_ratios.detach()  # 0, with a gradient
+        return torch.exp((mean + own).clamp(max=MAX_MEAN_LOG_RATIO))
 
     def sequence_sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the tokens of each sample that the mask leaves: [R] -> [samples]."""

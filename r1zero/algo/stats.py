@@ -77,6 +77,26 @@ MISMATCH_MAX = Stat(
     starts_at_zero=False,
     log_scale=True,
 )
+MISMATCH_KL = Stat(
+    key="mismatch/kl",
+    reduce=Reduce.TOKEN_MEAN,
+    title="Mismatch",
+    label="KL",
+    unit_name="nats",
+    note=MISMATCH.note,
+    starts_at_zero=False,
+    log_scale=True,
+)
+MISMATCH_OF_SEQUENCES = Stat(
+    key="mismatch/sequence",
+    reduce=Reduce.SEQUENCE_MEAN,
+    title="Mismatch",
+    label="mean of a response",
+    unit_name="nats",
+    note=MISMATCH.note,
+    starts_at_zero=False,
+    log_scale=True,
+)
 FIRST_DRIFT = Stat(
     key="ratio/first_drift",
     reduce=Reduce.TOKEN_MEAN,
@@ -85,21 +105,51 @@ FIRST_DRIFT = Stat(
     note="|p / p_old - 1| before the weights have moved: 0 but for rounding.",
     first_update=True,
 )
+IMPORTANCE_RATIO = Stat(
+    key="importance/ratio",
+    reduce=Reduce.TOKEN_MEAN,
+    title="Importance weights",
+    label="p_old / p of the engine",
+    note="What algorithm.correction weighs tokens by, before and after its bounds. Near 1.",
+    starts_at_zero=False,
+)
 IMPORTANCE = Stat(
     key="importance/mean",
     reduce=Reduce.TOKEN_MEAN,
     title="Importance weights",
-    label="mean",
-    note="p_old / p of the weights that drew the token, cut off at algorithm.importance_cap. Near 1.",
+    label="weight",
+    note=IMPORTANCE_RATIO.note,
     starts_at_zero=False,
 )
 TRUNCATED = Stat(
     key="importance/truncated",
     reduce=Reduce.TOKEN_MEAN,
-    title="Truncated importance weights",
-    label="tokens",
+    title="Bounded importance weights",
+    label="tokens cut off or masked",
     unit="share",
-    note="Share of the tokens whose weight was cut off.",
+    note="Tokens whose weight was bounded or set to 0, and responses without policy loss.",
+)
+REJECTED = Stat(
+    key="importance/rejected",
+    reduce=Reduce.SEQUENCE_MEAN,
+    title="Bounded importance weights",
+    label="responses rejected",
+    unit="share",
+    note=TRUNCATED.note,
+)
+KL_COEFFICIENT = Stat(
+    key="kl_coefficient",
+    reduce=Reduce.MAX,
+    title="KL coefficient",
+    label="coefficient",
+    note="As algorithm.kl_ctrl steers it.",
+)
+ENTROPY_COEFFICIENT = Stat(
+    key="entropy_coefficient",
+    reduce=Reduce.MAX,
+    title="Entropy coefficient",
+    label="coefficient",
+    note="As algorithm.entropy_ctrl steers it; 0 while the entropy is above its target.",
 )
 LOSS = Stat(
     key="loss",
@@ -111,7 +161,16 @@ LOSS = Stat(
 )
 
 BEFORE_OWN = (KL, ENTROPY)
-AFTER_OWN = (MISMATCH, MISMATCH_MAX, FIRST_DRIFT, IMPORTANCE, TRUNCATED, LOSS)
+OF_MISMATCH = (MISMATCH, MISMATCH_MAX, MISMATCH_KL, MISMATCH_OF_SEQUENCES, IMPORTANCE_RATIO)
+OF_CORRECTION = (IMPORTANCE, TRUNCATED, REJECTED)
+AFTER_OWN = (
+    *OF_MISMATCH,
+    *OF_CORRECTION,
+    FIRST_DRIFT,
+    KL_COEFFICIENT,
+    ENTROPY_COEFFICIENT,
+    LOSS,
+)
 
 
 def all_stats(own: tuple[Stat, ...]) -> tuple[Stat, ...]:

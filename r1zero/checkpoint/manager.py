@@ -303,6 +303,8 @@ class CheckpointManager:
             str(policy.model.dtype).removeprefix("torch."),
             {"tp": span.tp, "pp": span.pp, "dp": span.dp},
             dict(self.config.start),
+            entropy_coefficient=policy.entropy.value,
+            entropy_applies=policy.entropy.applies,
             versions={name: version(name) for name in ("torch", "megatron-core", "transformers")},
             lora=None if self.config.lora is None else asdict(self.config.lora),
             in_flight=next(map(in_flight.plan_of, runtime.batches.values()), None),

@@ -55,6 +55,9 @@ class CheckpointInfo:
     dtype: str
     layout: dict[str, int]  # tp, dp, pp of train
     start: dict[str, str]  # folders of the start weights, by role: what the reference is, for ever
+    # Of the entropy bonus, and whether it applies; None in checkpoints that are older than it.
+    entropy_coefficient: float | None = None
+    entropy_applies: bool = True
     versions: dict[str, str] = field(default_factory=dict)
     # rank, alpha and targets of adapters, which the checkpoint holds in place of the model's weights
     lora: dict[str, Any] | None = None

@@ -48,6 +48,7 @@ def restore(runtime: RunState, folder: Path) -> None:
     if isinstance(policy, Actor):
         load_policy(policy, folder, record.updates)
         policy.kl.value = record.kl_coefficient
+        policy.entropy.restore(record.entropy_coefficient, record.entropy_applies)
         if same_layout:
             set_rng_states(policy, load_file(folder / "rng.safetensors"))
     if record.in_flight is not None:

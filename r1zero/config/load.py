@@ -92,7 +92,8 @@ def dump(cfg: Config) -> str:
     tree = dataclasses.asdict(cfg)
     for section, kind in SECTIONS.items():
         tree[section] = _told_keys(section, kind, tree[section])
-    tree["algorithm"]["kl_ctrl"] = _without_nulls(tree["algorithm"]["kl_ctrl"])
+    for name in ("kl_ctrl", "entropy_ctrl"):
+        tree["algorithm"][name] = _without_nulls(tree["algorithm"][name])
     tree["actor_rollout"]["lora"] = _without_nulls(tree["actor_rollout"]["lora"])
     for name, entry in tree["training"]["evaluation"].items():
         tree["training"]["evaluation"][name] = _without_nulls(entry)

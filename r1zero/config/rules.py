@@ -60,6 +60,44 @@ def check_kl(cfg: Config) -> list[str]:
     ]
 
 
+def check_entropy(cfg: Config) -> list[str]:
+    """An adaptive coefficient needs to know where to, and starts within its bounds."""
+    control = cfg.algorithm.entropy_ctrl
+    start = cfg.actor_rollout.entropy_coeff
+    if control.type != "adaptive":
+        return []
+    problems = []
+    if control.target is None or control.target <= 0:
+        problems.append(
+            f"algorithm.entropy_ctrl.target: {shown(control.target)} must be above 0 with type "
+            "adaptive, such as 0.2"
+        )
+    if start > control.max:
+        problems.append(
+            f"actor_rollout.entropy_coeff: {start:g} is above algorithm.entropy_ctrl.max "
+            f"{control.max:g}, which type adaptive keeps to; {control.max:g} is the most"
+        )
+    return problems
+
+
+def check_correction(cfg: Config) -> list[str]:
+    """Where the ratio goes back to the rollout engine there is nothing left to correct."""
+    algorithm = cfg.algorithm
+    if algorithm.old_logprobs != "rollout":
+        return []
+    wanted = (
+        ("weights", algorithm.correction.weights, ("auto", "none")),
+        ("reject", algorithm.correction.reject, ("none",)),
+    )
+    return [
+        f"algorithm.correction.{key}: {value} corrects old log-probs of the trainer, but with "
+        "algorithm.old_logprobs: rollout the ratio itself goes back to the engine that drew the "
+        f"tokens; set {key} to none, or old_logprobs to recompute"
+        for key, value, idle in wanted
+        if value not in idle
+    ]
+
+
 def check_min_lr(cfg: Config) -> list[str]:
     actor = cfg.actor_rollout
     if actor.min_lr <= actor.lr:
@@ -259,6 +297,8 @@ def check_token_limits(cfg: Config) -> list[str]:
 RULES = (
     check_weights,
     check_kl,
+    check_entropy,
+    check_correction,
     check_min_lr,
     check_warmup,
     check_evaluation_names,

@@ -336,7 +336,7 @@ class ActorRollout:
             rule(lambda value: 0 < value <= 100, "must be above 0, at most 100, such as 0.28"),
         ]
     ] = None
-    # Weight of the entropy bonus in the loss.
+    # Weight of the entropy bonus in the loss; with entropy_ctrl.type adaptive that of the first step.
     entropy_coeff: Annotated[Number, between(0, 1, 0.001)] = 0.0
     lr: Annotated[Number, between(0, 1, 1e-6)] = 1e-6
     min_lr: Annotated[Number, between(0, 1, 0)] = 0.0
@@ -420,6 +420,51 @@ class KlCtrl:
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EntropyCtrl:
+    """The coefficient of the entropy bonus."""
+
+    # adaptive: after each step entropy_coeff grows by `step` if the entropy was at most `target`,
+    # and shrinks by it if not; while the entropy is above the target there is no bonus.
+    type: OneOf[Literal["fixed", "adaptive"]] = "fixed"
+    target: OrNull[Number] = None  # nats a token, such as 0.2
+    step: Annotated[Number, between(1e-6, 1, 0.005)] = 0.005
+    max: Annotated[Number, between(0, 1, 0.1)] = 0.1  # of the coefficient; 0 is the least
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """Of the mismatch between rollout engine and trainer.
+
+    A token has w = p_old / p_rollout: how much more likely the trainer holds it than the engine that
+    drew it. Weights are of the policy loss alone, not of KL and entropy, and have no gradient.
+    """
+
+    # clip: min(w, cap) (TIS, truncated importance sampling); mask: w from low to high, 0 outside
+    # (IcePop); none: 1. auto: clip where training.staleness is 1 and old_logprobs recompute, so that
+    # other weights drew than learn first; else none.
+    weights: OneOf[Literal["auto", "none", "clip", "mask"]] = "auto"
+    cap: Annotated[Number, between(1, 1000, 2)] = 2.0
+    low: Annotated[Number, between(0, 1, 0.5)] = 0.5
+    high: Annotated[Number, between(1, 1000, 5)] = 5.0
+    # Responses without policy loss: sequence, those whose geometric mean of w is below reject_low or
+    # above reject_high; token, those with any w below veto. They stay in the denominators.
+    reject: OneOf[Literal["none", "sequence", "token"]] = "none"
+    # A geometric mean is the nearer to 1 the longer the response: for thousands of tokens 0.999 and
+    # 1.002 are in use.
+    reject_low: Annotated[Number, between(0, 1, 0.99)] = 0.99
+    reject_high: Annotated[Number, between(1, 1000, 1.01)] = 1.01
+    veto: Annotated[Number, between(0, 1, 1e-4)] = 1e-4
+
+    def weights_for(self, stale: bool) -> str:
+        """What auto stands for. `stale`: other weights drew than learn first, by recomputed log-probs."""
+        if self.weights != "auto":
+            return self.weights
+        return "clip" if stale else "none"
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithm:
     """The objective: advantages, policy loss and its aggregation, KL in the loss; and the
     rewards."""
@@ -433,26 +478,32 @@ class Algorithm:
     # From the rewards of a group to the advantages of its responses; your own as module:function or
     # path.py:function. Default group_norm.
     advantage: OrNull[Text] = None
-    loss: Text = "grpo"  # policy loss: grpo, gspo, cispo or your own
+    # Policy loss: grpo, dual_clip, cispo, sapo, reinforce, gspo, gmpo or your own.
+    loss: Text = "grpo"
     loss_settings: Settings = field(default_factory=dict)  # of that loss: docs/extending.md
     # What a response weighs in the loss of an update: token_mean, sequence_mean, sequence_sum,
     # constant, group_token_mean or your own (docs/algorithm.md). Default: what goes with the loss,
-    # sequence_mean for gspo and else token_mean.
+    # sequence_mean for gspo and gmpo, else token_mean.
     aggregation: OrNull[Text] = None
     # Log-probs that the ratio of the loss is taken to: those of the trainer under the weights at the
     # start of the step, or those that the rollout engine noted, which saves a forward pass and a
     # copy of the weights.
     old_logprobs: OneOf[Literal["recompute", "rollout"]] = "recompute"
-    # Largest importance weight of a token with training.staleness 1 and old_logprobs recompute.
-    importance_cap: Annotated[Number, between(1, 1000, 2)] = 2.0
+    correction: Section[Correction] = field(default_factory=Correction)
     # Whiten advantages once more over the tokens of a minibatch.
     advantage_whiten: Flag = False
-    # What is told as the KL of a token. All are held by the same gradient, that of the KL.
+    # What is told as the KL of a token: k1, k2, k3, which older configurations call kl, mse and
+    # low_var_kl, or abs. All are held by the same gradient, that of the KL.
     kl_penalty: Annotated[
-        Literal["kl", "abs", "mse", "low_var_kl"],
+        Literal["kl", "abs", "mse", "low_var_kl", "k1", "k2", "k3"],
         Choice(full="it needs all logits of both models, which are never held"),
     ] = "low_var_kl"
+    # Where the KL term stands: in the loss, or in the reward of each token, whose advantage is then
+    # less by kl_coef times the log-ratio to the reference. Both have the same gradient until the
+    # weights move; then the ratio, bounds and weights of the policy loss hold for the KL, too.
+    kl_in: OneOf[Literal["loss", "reward"]] = "loss"
     kl_ctrl: Section[KlCtrl] = field(default_factory=KlCtrl)
+    entropy_ctrl: Section[EntropyCtrl] = field(default_factory=EntropyCtrl)
     missing_eos_penalty: Number = 0.0
     # Groups whose answers are all right or all wrong, by the verdicts of acc and the like (without
     # one: whose rewards are all equal), teach nothing. keep: they train like the others. skip: those

@@ -72,14 +72,34 @@ def _microbatches(cfg: Config) -> Unread:
             yield f"{name}.micro_batch_size", "max_tokens_per_microbatch cuts microbatches instead"
 
 
-def _importance(cfg: Config) -> Unread:
-    if not _is_set(cfg.algorithm, "importance_cap"):
+def _entropy(cfg: Config) -> Unread:
+    control = cfg.algorithm.entropy_ctrl
+    if control.type == "adaptive":
         return
-    if not cfg.training.staleness:
-        yield "algorithm.importance_cap", "with staleness 0 samples come from the latest weights"
-    elif cfg.algorithm.old_logprobs == "rollout":
-        reason = "with old_logprobs rollout the ratio goes back to the weights that drew"
-        yield "algorithm.importance_cap", reason
+    for key in ("target", "step", "max"):
+        if _is_set(control, key):
+            yield (
+                f"algorithm.entropy_ctrl.{key}",
+                "type fixed keeps entropy_coeff; adaptive steers it",
+            )
+
+
+def _correction(cfg: Config) -> Unread:
+    correction = cfg.algorithm.correction
+    recomputes = cfg.algorithm.old_logprobs == "recompute"
+    weights = correction.weights_for(stale=cfg.training.staleness > 0 and recomputes)
+    readers = (
+        ("cap", "weights", weights, "clip"),
+        ("low", "weights", weights, "mask"),
+        ("high", "weights", weights, "mask"),
+        ("reject_low", "reject", correction.reject, "sequence"),
+        ("reject_high", "reject", correction.reject, "sequence"),
+        ("veto", "reject", correction.reject, "token"),
+    )
+    for key, reader, chosen, needed in readers:
+        if chosen != needed and _is_set(correction, key):
+            reason = f"correction.{reader} is {chosen}; only {needed} reads it"
+            yield f"algorithm.correction.{key}", reason
 
 
 def _lora(cfg: Config) -> Unread:
@@ -146,7 +166,8 @@ RULES = (
     _reference,
     _schedule,
     _microbatches,
-    _importance,
+    _entropy,
+    _correction,
     _lora,
     _sequence_parallel,
     _colocated,

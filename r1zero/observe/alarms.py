@@ -21,6 +21,8 @@ KL_GROWTH = 10.0  # times the median of the last WINDOW steps, once it is above 
 KL_NOTABLE = 0.1
 ENTROPY_SHARE = 0.1  # of what it was in the first steps that this process saw
 ENTROPY_LOW = 0.1  # nats a token: nine tokens in ten are as good as certain
+ENTROPY_GROWTH = 3.0  # times what it was in the first steps, once it is above ENTROPY_HIGH
+ENTROPY_HIGH = 1.0  # nats a token: as if three tokens were equally likely each time
 # of the responses right by every reward function: equal rewards and low entropy are then what success looks
 # like
 LEARNED = 0.9
@@ -105,6 +107,11 @@ class Alarms:
         if len(self._entropies) < WINDOW:
             self._entropies.append(m["entropy"])
         start = float(np.mean(self._entropies))
+        if m["entropy"] > max(ENTROPY_HIGH, ENTROPY_GROWTH * start):
+            return (
+                f"entropy grew from {start:.3f} to {m['entropy']:.3f} nats a token: responses dissolve "
+                "into chance; lower lr, entropy_coeff or clip_ratio_high"
+            )
         is_low = m["entropy"] <= min(ENTROPY_LOW, ENTROPY_SHARE * start)  # NaN is not
         if not is_low or _learned(m):
             return None

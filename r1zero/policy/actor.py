@@ -20,12 +20,21 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from r1zero.algo.advantage import advantages_of, whiten
 from r1zero.algo.aggregation import UpdateSamples, sample_weights
 from r1zero.algo.dealing import Deal
+from r1zero.algo.entropy import EntropyCoefficient
 from r1zero.algo.kl import KLCoefficient
 from r1zero.algo.loss import LossTerms, Sums, microbatch_loss
 from r1zero.algo.loss_batch import LossBatch
 from r1zero.algo.packing import Microbatch, TrainSample, cut_microbatches
-from r1zero.algo.stats import FIRST_DRIFT, IMPORTANCE, KL, MISMATCH, MISMATCH_MAX, TRUNCATED
-from r1zero.config.schema import KlCtrl
+from r1zero.algo.stats import (
+    ENTROPY,
+    ENTROPY_COEFFICIENT,
+    FIRST_DRIFT,
+    KL,
+    KL_COEFFICIENT,
+    OF_CORRECTION,
+    OF_MISMATCH,
+)
+from r1zero.config.schema import EntropyCtrl, KlCtrl
 from r1zero.distributed.collectives import all_max, all_sum
 from r1zero.policy import optimizer
 from r1zero.policy.actor_config import ActorConfig
@@ -61,6 +70,7 @@ class Actor:
         self.grid = model.grid
         self.stats = cfg.objective.loss.all_stats
         self.kl = _kl_coefficient(cfg.kl_ctrl)
+        self.entropy = _entropy_coefficient(cfg.entropy_coeff, cfg.entropy_ctrl)
         # Of every sample of the batch, [P, G], equal on all train ranks.
         self.advantages = np.zeros((0, 0))  # float64, not a number until known
         self.lengths = np.zeros((0, 0), np.int64)  # response tokens
@@ -109,11 +119,13 @@ class Actor:
         return updates
 
     def finish(self, updates: list[UpdateStats | None], batch: Batch) -> None:
-        """End a global batch: steer the KL coefficient."""
+        """End a global batch: steer the coefficients of KL and entropy."""
         taken = [update for update in updates if update is not None]
-        if taken and batch.reference_version is not None:
-            kl = joined(taken, KL.key)
-            self.kl.update(kl, batch.num_samples)
+        if not taken:
+            return
+        self.entropy.update(joined(taken, ENTROPY.key))
+        if batch.reference_version is not None:
+            self.kl.update(joined(taken, KL.key), batch.num_samples)
 
     def parameters(self) -> Mapping[str, torch.Tensor]:
         """This rank's parameters by Megatron name with global layer numbers, adapters merged."""
@@ -177,7 +189,12 @@ class Actor:
     def _add_gradients(self, deal: Deal, microbatches: list[list[TrainSample]]) -> None:
         """One forward and backward pass over the microbatches of this replica."""
         terms = LossTerms(
-            self.cfg.kl_penalty, self.kl.value, self.cfg.entropy_coeff, self._importance_cap
+            self.cfg.kl_penalty,
+            self.kl.value,
+            self.entropy.applied,
+            self.cfg.kl_in,
+            self.cfg.correction,
+            self._stale,
         )
         advantages = self._advantages_of(deal)
 
@@ -215,12 +232,10 @@ class Actor:
         return self._batch.reference_version is not None
 
     @property
-    def _importance_cap(self) -> float | None:
-        """Of importance weights; None where the ratio is taken to the weights that drew the tokens."""
+    def _stale(self) -> bool:
+        """Other weights drew the tokens than learn first, and the ratio does not go back to them."""
         assert self._batch is not None
-        if self._batch.staleness and self.cfg.old_logprobs == "recompute":
-            return self.cfg.importance_cap
-        return None
+        return self._batch.staleness > 0 and self.cfg.old_logprobs == "recompute"
 
     def _weigh(self, deal: Deal) -> None:
         """Note the weights of a deal's samples in the loss.
@@ -316,9 +331,14 @@ class Actor:
         if self.cfg.old_logprobs == "rollout":
             keys.add(FIRST_DRIFT.key)  # the ratio has the mismatch in it
             if not update.is_first:  # weights have moved since the tokens were drawn
-                keys |= {MISMATCH.key, MISMATCH_MAX.key}
-        if self._importance_cap is None:
-            keys |= {IMPORTANCE.key, TRUNCATED.key}
+                keys |= {stat.key for stat in OF_MISMATCH}
+        correction = self.cfg.correction
+        if correction.weights_for(self._stale) == correction.reject == "none":
+            keys |= {stat.key for stat in OF_CORRECTION}
+        if self.kl.target is None:
+            keys.add(KL_COEFFICIENT.key)
+        if self.entropy.target is None:
+            keys.add(ENTROPY_COEFFICIENT.key)
         if not self._has_reference:
             keys.add(KL.key)
         return keys
@@ -403,3 +423,9 @@ def _kl_coefficient(control: KlCtrl) -> KLCoefficient:
     if control.type == "adaptive":
         return KLCoefficient(control.kl_coef, control.target_kl, control.horizon)
     return KLCoefficient(control.kl_coef)
+
+
+def _entropy_coefficient(start: float, control: EntropyCtrl) -> EntropyCoefficient:
+    if control.type == "adaptive":
+        return EntropyCoefficient(start, control.target, control.step, control.max)
+    return EntropyCoefficient(start)

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from r1zero.algo.losses import LOSSES
 from r1zero.algo.objective import Objective, choose_objective
-from r1zero.config.schema import ADVANTAGE, ActorRollout, Algorithm, Config, KlCtrl
+from r1zero.config.schema import (
+    ADVANTAGE,
+    ActorRollout,
+    Algorithm,
+    Config,
+    Correction,
+    EntropyCtrl,
+    KlCtrl,
+)
 from r1zero.errors import Diagnostics
 
 CLIP_RATIO = 0.2  # where no key gives a bound
@@ -41,12 +49,14 @@ class ActorConfig:
     objective: Objective
     advantage_whiten: bool  # once more, over the tokens of a minibatch
     kl_penalty: str  # estimator
+    kl_in: str  # "loss", or the "reward" of each token
     kl_ctrl: KlCtrl
-    entropy_coeff: float
+    entropy_coeff: float  # of the first step, if it is steered
+    entropy_ctrl: EntropyCtrl
     response_budget: int  # tokens that a response may have
     temperature: float  # of the log-probs, as in sampling
     old_logprobs: str  # "recompute" by the trainer, or those of the "rollout" engine
-    importance_cap: float  # of importance weights, where other weights learn first than drew
+    correction: Correction  # of the mismatch with the rollout engine
     ppo_epochs: int
     micro_batch_size: int  # in samples
     max_tokens_per_microbatch: int | None  # if given, instead
@@ -74,12 +84,14 @@ def actor_config(cfg: Config, total_updates: int) -> ActorConfig:
         objective=objective_of(algorithm, actor),
         advantage_whiten=algorithm.advantage_whiten,
         kl_penalty=algorithm.kl_penalty,
+        kl_in=algorithm.kl_in,
         kl_ctrl=algorithm.kl_ctrl,
         entropy_coeff=actor.entropy_coeff,
+        entropy_ctrl=algorithm.entropy_ctrl,
         response_budget=cfg.response_budget,
         temperature=actor.temperature,
         old_logprobs=algorithm.old_logprobs,
-        importance_cap=algorithm.importance_cap,
+        correction=algorithm.correction,
         ppo_epochs=actor.ppo_epochs,
         micro_batch_size=actor.micro_batch_size,
         max_tokens_per_microbatch=actor.max_tokens_per_microbatch,
@@ -129,9 +141,12 @@ def unsummed_terms(algorithm: Algorithm, actor: ActorRollout) -> list[str]:
     other terms of the loss alone."""
     if algorithm.equal_groups != "skip":
         return []
+    entropy_coeff = actor.entropy_coeff
+    if algorithm.entropy_ctrl.type == "adaptive":
+        entropy_coeff = algorithm.entropy_ctrl.max  # it may come to that
     terms = {
         "the KL (algorithm.kl_ctrl.kl_coef)": algorithm.kl_ctrl.kl_coef,
-        "the entropy bonus (actor_rollout.entropy_coeff)": actor.entropy_coeff,
+        "the entropy bonus (actor_rollout.entropy_coeff)": entropy_coeff,
     }
     return [
         f"algorithm.equal_groups: skip leaves {term} of skipped groups out of the loss, though its "

@@ -26,6 +26,7 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
 from r1zero.models.lora import LoraConfig, lora_config
 from r1zero.policy.actor_config import ActorConfig, actor_config, unread_by_loss, unsummed_terms
+from r1zero.preflight.cautions import cautions
 from r1zero.preflight.checks import check_found
 from r1zero.preflight.datasets import templates_of
 from r1zero.preflight.found import Found, ModelFound, dtype_of, look
@@ -178,6 +179,7 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
             *warnings,
             *unread_by_loss(cfg.algorithm, cfg.actor_rollout),
             *unsummed_terms(cfg.algorithm, cfg.actor_rollout),
+            *cautions(cfg),
         ),
     )
 

@@ -44,7 +44,15 @@ def test_whitening_weighs_by_tokens():
 
 @pytest.mark.parametrize(
     ("estimator", "expected"),
-    [("kl", -0.4), ("abs", 0.4), ("mse", 0.08), ("low_var_kl", math.exp(0.4) - 1 - 0.4)],
+    [
+        ("k1", -0.4),
+        ("k2", 0.08),
+        ("k3", math.exp(0.4) - 1 - 0.4),
+        ("kl", -0.4),
+        ("abs", 0.4),
+        ("mse", 0.08),
+        ("low_var_kl", math.exp(0.4) - 1 - 0.4),
+    ],
 )
 def test_kl_estimators(estimator, expected):
     found = kl_penalty(torch.tensor([-1.5]), torch.tensor([-1.1]), estimator)
@@ -89,7 +97,7 @@ def grpo(low, high):
     return choose_objective("grpo", {}, {"clip_low": low, "clip_high": high}, None, "group_norm")
 
 
-ESTIMATORS = ["kl", "abs", "mse", "low_var_kl"]
+ESTIMATORS = ["kl", "abs", "mse", "low_var_kl", "k1", "k2", "k3"]
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -100,7 +108,7 @@ def test_the_expected_gradient_of_every_estimator_is_that_of_the_kl(estimator, s
     loss = penalty_in_loss(logits, logits.detach(), ref, estimator)
     [found] = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-14)
-    if estimator in ("kl", "low_var_kl"):  # and these two tell its value without a bias
+    if estimator in ("kl", "low_var_kl", "k1", "k3"):  # and these two tell its value without a bias
         assert loss.item() == pytest.approx(divergence(logits, ref).item(), rel=1e-12)
 
 
@@ -199,6 +207,8 @@ def test_loss_clips_each_side_by_hand(ratio, advantage, surrogate, clipped):
     _, loss, stats = loss_of(ratio, advantage)
     kl = math.log(ratio) - 2.0 + 2.5
     assert loss.item() == pytest.approx(surrogate + 0.1 * kl - 0.01 * 3, rel=1e-5)
+    side = "high" if ratio > 1 else "low"
+    assert stats[f"clip_fraction/{side}"] == clipped
     assert stats["clip_fraction"] == clipped and stats["tokens"] == 1 and stats["entropy"] == 3
     assert stats["mismatch/mean"] == stats["mismatch/max"] == pytest.approx(0.25) and stats[
         "kl"

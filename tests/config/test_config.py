@@ -18,6 +18,7 @@ from r1zero.config.schema import ROOT
 from r1zero.config.validate import key_types, value_of
 from r1zero.errors import BadInput, Diagnostics
 from r1zero.policy.actor_config import objective_of, unread_by_loss
+from r1zero.preflight.cautions import cautions
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
 
@@ -597,12 +598,19 @@ MEETING = ["training.eval_interval=5", "training.save_interval=5"]
             "every rank has every role",
         ),
         (["training.sequence_parallel=true"], "training.sequence_parallel", "nothing is cut"),
-        (["algorithm.importance_cap=3"], "algorithm.importance_cap", "staleness 0"),
+        (["algorithm.correction.cap=3"], "algorithm.correction.cap", "weights is none"),
         (
-            [*STALE, "algorithm.importance_cap=3", "algorithm.old_logprobs=rollout"],
-            "algorithm.importance_cap",
-            "goes back to the weights that drew",
+            [*STALE, "algorithm.correction.cap=3", "algorithm.old_logprobs=rollout"],
+            "algorithm.correction.cap",
+            "weights is none",
         ),
+        (
+            [*STALE, "algorithm.correction.low=0.3"],
+            "algorithm.correction.low",
+            "weights is clip; only mask reads it",
+        ),
+        (["algorithm.correction.veto=0.1"], "algorithm.correction.veto", "reject is none"),
+        (["algorithm.entropy_ctrl.step=0.1"], "algorithm.entropy_ctrl.step", "type fixed"),
         (["training.keep_every=10"], "training.keep_every", "all checkpoints are kept"),
         (
             [EVAL, *MEETING, "training.keep_best=1"],
@@ -635,7 +643,9 @@ def test_a_key_that_another_key_makes_idle_is_told(
         [*ADAPTIVE, HORIZON],
         ["actor_rollout.lr_decay_style=linear", "actor_rollout.min_lr=1e-8"],
         ["training.keep_last=2", "training.keep_every=10"],
-        [*STALE, "algorithm.importance_cap=3"],
+        [*STALE, "algorithm.correction.cap=3"],
+        ["algorithm.correction={weights: mask, low: 0.3, reject: sequence, reject_low: 0.9}"],
+        ["algorithm.entropy_ctrl={type: adaptive, target: 0.2, step: 0.1}"],
         [EVAL, "training.eval_temperature=0.5", "training.eval_top_k=5"],
         ["training.evaluation.math=embedded:tiny", "training.eval_interval=5"],
         # what holds anyway is not worth a word
@@ -647,6 +657,27 @@ def test_keys_that_are_read_are_not_told(home: Path, overrides: list[str]) -> No
     cfg, warnings = read_config(str(home / "base.yaml"), overrides)
     assert warnings == before
     assert read_config(write(home, "again", dump(cfg)))[1] == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        ([], []),
+        (["actor_rollout.top_k=-1", "actor_rollout.top_p=1.0"], []),
+        (["actor_rollout.top_p=0.9"], ["actor_rollout.top_p: 0.9 cut"]),
+        (
+            ["actor_rollout.top_p=0.9", "actor_rollout.top_k=20"],
+            ["actor_rollout.top_p: 0.9 and actor_rollout.top_k: 20 cut"],
+        ),
+    ],
+)
+def test_training_on_samples_of_a_cut_distribution_deserves_a_warning(
+    home: Path, overrides: list[str], keys: list[str]
+) -> None:
+    warnings = cautions(load(home, *overrides))
+    assert [warning.startswith(key) for warning, key in zip(warnings, keys, strict=True)] == [
+        True for _ in keys
+    ]
 
 
 @pytest.mark.parametrize(

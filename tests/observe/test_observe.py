@@ -335,6 +335,7 @@ def watch(rows, faster=lambda working: None):
         ({"kl": 1.5}, "the KL to the reference is 1.50 nats a token"),
         ({"kl": 0.2}, "the KL to the reference jumped from 0.010 to 0.200"),
         ({"entropy": 0.05}, "nats a token: responses of a group become copies"),
+        ({"entropy": 2.8}, "entropy grew from 0.900 to 2.800 nats a token: responses dissolve"),
         ({"response_truncated": 0.6}, "60% of the responses were cut at the length limit"),
         ({"mismatch/mean": 0.01}, "log-probs of trainer and rollout engine differ by 0.01"),
         ({"reward/failure_rate": 0.02}, "scoring failed for 2.0% of the responses"),

@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support.models import make_model
 from support.multiproc import run_ranks
-from support.updates import CAP, DUAL, SEQUENCE_CLIP, compare, update_body, variants_body
-from support.worlds import make_runtime
+from support.updates import compare, update_body, variants_body
 
 from r1zero.algo.aggregation import AGGREGATIONS
 from r1zero.algo.parts import cut_parts
-from r1zero.step import train_step
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -75,57 +72,6 @@ def test_each_aggregation_equals_plain_pytorch(tmp_path, size, layout, overrides
         compare(copy.deepcopy(model), losses, weights, aggregation=name, chosen=chosen)
 
 
-@pytest.mark.parametrize(
-    ("size", "layout", "overrides"),
-    [
-        (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
-        (2, (1, 1), ["actor_rollout.micro_batch_size=3"]),
-        (4, (2, 2), ["actor_rollout.micro_batch_size=2"]),
-    ],
-)
-@pytest.mark.parametrize(
-    ("loss", "aggregation", "keys"),
-    [
-        (
-            "gspo",
-            "sequence_mean",
-            [
-                "algorithm.loss=gspo",
-                (
-                    f"algorithm.loss_settings={{clip_low: {SEQUENCE_CLIP}, clip_high: "
-                    f"{SEQUENCE_CLIP}}}"
-                ),
-            ],
-        ),
-        (
-            "cispo",
-            "token_mean",
-            ["algorithm.loss=cispo", f"algorithm.loss_settings.ratio_cap={CAP}"],
-        ),
-        (
-            "dual_clip",
-            "token_mean",
-            [
-                f"algorithm.loss={EXAMPLES}/loss_dual_clip.py:dual_clip",
-                f"algorithm.loss_settings.most_cost={DUAL}",
-            ],
-        ),
-    ],
-)
-@pytest.mark.parametrize("masked", [False, True])
-def test_each_loss_equals_plain_pytorch(
-    tmp_path, size, layout, overrides, loss, aggregation, keys, masked
-):
-    """Also where the loss leaves tokens out, which then count neither in a ratio nor in a
-    denominator."""
-    model = make_model("qwen2", tmp_path)
-    chosen = {"masked": masked}
-    (losses, weights), *_ = run_ranks(
-        update_body, size, str(tmp_path), layout, [*overrides, *keys], chosen
-    )
-    compare(model, losses, weights, loss_name=loss, aggregation=aggregation, chosen=chosen)
-
-
 # The longest responses of the groups have 22, 24, 15, 23, 23 and 19 tokens.
 PARTS = cut_parts(6, 1, [16, 21, 23])
 WHOLE = {"accumulates": True, "minibatch_size": 24, "planned_parts": PARTS}
@@ -171,6 +117,10 @@ def test_the_ratio_goes_to_the_engines_log_probs_if_asked_for(tmp_path, size):
     compare(model, losses, weights, chosen=chosen, engine=True)
 
 
+def cut_off_at_2(log_weights):
+    return log_weights.exp().clamp(max=2.0)
+
+
 @pytest.mark.parametrize("plan", [{}, WHOLE], ids=["minibatches", "one update"])
 def test_older_samples_have_truncated_importance_weights(tmp_path, plan):
     """Engine and trainer differ by a factor of e on average, so many weights are cut off at 2."""
@@ -178,7 +128,7 @@ def test_older_samples_have_truncated_importance_weights(tmp_path, plan):
     chosen = {"drawn_at": -7.2}
     stale = {**plan, "staleness": 1}
     (losses, weights), *_ = run_ranks(update_body, 2, str(tmp_path), (1, 1), [], chosen, stale)
-    compare(model, losses, weights, chosen=chosen, cap=2.0, prompts=6 if plan else 2)
+    compare(model, losses, weights, chosen=chosen, weigh=cut_off_at_2, prompts=6 if plan else 2)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -274,39 +224,3 @@ def test_two_epochs_equal_plain_pytorch(tmp_path):
     )
     # Six updates amplify rounding: each starts from weights that already differ in the last place.
     compare(model, losses, weights, epochs=2, tolerance=2e-5)
-
-
-def held_body(rank, size, store, folder, *overrides):
-    """Eight steps of one update each; returns the KL of the last four by d^2 / 2, whatever
-    estimator is told."""
-    runtime = make_runtime(
-        store,
-        folder,
-        "training.global_batch_size=8",
-        "actor_rollout.lr_decay_style=constant",
-        *overrides,
-    )
-    runtime.start()
-    found = []
-    for step in range(1, 9):
-        train_step(step, runtime)
-        samples = [s for delivery in runtime.policy._deliveries for s in delivery.samples.values()]
-        d = np.concatenate([sample.logprobs - sample.ref_logprobs for sample in samples])
-        found.append(float(np.mean(d**2) / 2))
-        runtime.progress.advance(runtime.run.config.training.global_batch_size)
-    return np.mean(found[4:])
-
-
-@pytest.mark.parametrize("estimator", ["kl", "abs"])
-def test_a_large_coefficient_holds_the_kl_of_a_run(tiny, tmp_path, estimator):
-    free, held = (
-        run_ranks(
-            held_body,
-            1,
-            str(tmp_path / weight),
-            f"algorithm.kl_penalty={estimator}",
-            f"algorithm.kl_ctrl.kl_coef={weight}",
-        )[0]
-        for weight in ("0", "5")
-    )
-    assert free > 0.01 and held < 0.25 * free, (free, held)

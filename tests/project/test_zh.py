@@ -20,7 +20,7 @@ from support.pages import (
 
 from r1zero.config import legacy
 from r1zero.config.load import FREE_KEYS, SECTIONS
-from r1zero.config.schema import KlCtrl
+from r1zero.config.schema import Correction, EntropyCtrl, KlCtrl
 from r1zero.config.validate import field_names
 
 PAGES = translations()
@@ -121,8 +121,9 @@ def exists(section: str, key: str) -> bool:
         return True
     if first in ("settings", "loss_settings", "map_keys"):
         return True
-    if first == "kl_ctrl" and below:
-        return below in field_names(KlCtrl)
+    sections_below = {"kl_ctrl": KlCtrl, "entropy_ctrl": EntropyCtrl, "correction": Correction}
+    if first in sections_below and below:
+        return below in field_names(sections_below[first])
     known = field_names(SECTIONS[section])
     if section == "reward":
         known |= set(legacy.REWARD_SETTINGS)

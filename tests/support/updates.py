@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from support.multiproc import DEVICE
+from support.surrogates import CLIP, SURROGATES
 from support.worlds import make_world
 
 from r1zero.algo.dealing import Dealer, SampleTable
@@ -23,14 +24,13 @@ from r1zero.preflight.resolve import load_config
 from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score, joined
 from r1zero.weight_sync.gather import Assignment, gather_tensors
 
-TEMPERATURE, KL, ENTROPY, LR, CLIP = 0.9, 0.07, 0.01, 2e-3, 0.1
+TEMPERATURE, KL, ENTROPY, LR = 0.9, 0.07, 0.01, 2e-3
 # Adam divides by sqrt(v): with the usual eps, elements whose gradient is rounding noise would move
 # by a full learning rate in a random direction. A large eps makes the update a smooth function of
 # the
 # gradient.
 EPS = 1e-3
 BUDGET = 32  # of a response, in tokens
-SEQUENCE_CLIP, CAP, DUAL = 0.02, 1.05, 1.15  # narrow enough that they bind in these updates
 OVERRIDES = [
     f"actor_rollout.temperature={TEMPERATURE}",
     f"algorithm.kl_ctrl.kl_coef={KL}",
@@ -105,6 +105,12 @@ def variants_body(rank, size, store, folder, layout, overrides, variants, chosen
     return [updates(world, folder, [*overrides, *own], chosen, plan) for own in variants]
 
 
+def cases_body(rank, size, store, folder, layout, cases):
+    """The same for each of these pairs of overrides and what is chosen, in one world."""
+    world = make_world(rank, size, store, layout)
+    return [updates(world, folder, overrides, chosen, ()) for overrides, chosen in cases]
+
+
 def updates(world, folder, overrides, chosen, plan):
     """The updates of `update_body`, from the weights in the folder."""
     cfg, _ = load_config("tiny", [*OVERRIDES, *overrides])
@@ -149,39 +155,6 @@ def deliveries(batch: Batch, groups: list[Group], grid: Grid) -> list[Delivery]:
     return found
 
 
-def grpo_surrogate(logp, old, advantage):
-    ratio = (logp - old).exp()
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
-
-
-def gspo_surrogate(logp, old, advantage):
-    """One number for the whole response, as in eq. 5 of the paper: no token form, no stopped
-    gradient."""
-    ratio = ((logp - old).sum() / len(old)).exp()
-    return torch.minimum(
-        ratio * advantage, ratio.clamp(1 - SEQUENCE_CLIP, 1 + SEQUENCE_CLIP) * advantage
-    )
-
-
-def cispo_surrogate(logp, old, advantage):
-    with torch.no_grad():
-        weight = torch.clamp((logp - old).exp(), max=CAP)
-    return weight * advantage * logp
-
-
-def dual_surrogate(logp, old, advantage):
-    clipped = grpo_surrogate(logp, old, advantage)
-    return clipped.clamp(min=DUAL * advantage) if advantage < 0 else clipped
-
-
-SURROGATES = {
-    "grpo": grpo_surrogate,
-    "gspo": gspo_surrogate,
-    "cispo": cispo_surrogate,
-    "dual_clip": dual_surrogate,
-}
-
-
 def plain_weight(aggregation, sample, group, update):
     """What a token of a sample weighs in the loss of an update with these groups, of which some may
     not train."""
@@ -206,13 +179,14 @@ def plain_pytorch(
     chosen=(),
     prompts=2,
     engine=False,
-    cap=None,
+    weigh=None,
+    kl_in="loss",
 ):
     """The same updates with transformers and torch.optim, one sequence at a time, written from the
     papers.
 
-    Each of so many prompts; old log-probs are the engine's, if asked for; with a cap the policy loss
-    has truncated importance weights.
+    Each of so many prompts; old log-probs are the engine's, if asked for; `weigh` gives the weights of
+    a response's policy loss from its log p_old - log p_rollout.
     """
     decay = [p for p in model.parameters() if p.dim() > 1]
     no_decay = [p for p in model.parameters() if p.dim() == 1]
@@ -256,16 +230,19 @@ def plain_pytorch(
                         continue
                     mask = torch.from_numpy(sample.mask)
                     logp, entropy = (values[mask] for values in look(group, sample))
-                    surrogate = SURROGATES[loss_name](logp, old[id(sample)][mask], advantage)
                     d = torch.from_numpy(sample.ref_logprobs)[mask] - logp
+                    if kl_in == "reward":
+                        advantage = advantage + KL * d.detach()
+                    surrogate = SURROGATES[loss_name](logp, old[id(sample)][mask], advantage)
                     # whose gradient is that of the KL; low_var_kl only gives its value
                     held = d.square() / 2
                     kl = held + ((d.exp() - d - 1).clamp(max=10) - held).detach()
                     kl_sum += kl.sum().item()
-                    if cap is not None:
-                        weight = (start[id(sample)] - drawn[id(sample)])[mask].exp().clamp(max=cap)
-                        surrogate = weight * surrogate
-                    of_tokens = -surrogate + KL * kl - ENTROPY * entropy
+                    if weigh is not None:
+                        log_weights = (start[id(sample)] - drawn[id(sample)])[mask]
+                        surrogate = weigh(log_weights) * surrogate
+                    kl_term = KL * kl if kl_in == "loss" else 0.0
+                    of_tokens = -surrogate + kl_term - ENTROPY * entropy
                     told += of_tokens.sum().item() / total
                     loss = loss + of_tokens.sum() * plain_weight(
                         aggregation, sample, group, everything

@@ -9,29 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from r1zero.algo.clipping import CLIPPED_TOKENS, clip_values, clipped
 from r1zero.algo.losses import policy_loss
-from r1zero.algo.stats import Stat
-from r1zero.types import Reduce
 
 if TYPE_CHECKING:
     from r1zero.algo.loss_batch import LossBatch
     from r1zero.algo.losses import TokenLoss
 
-CLIPPED = Stat(
-    key="clip_fraction",
-    reduce=Reduce.TOKEN_MEAN,
-    title="Clipped tokens",
-    label="clipped",
-    unit="share",
-    note="Tokens whose ratio to the old policy was clipped.",
-)
 
-
-@policy_loss(stats=(CLIPPED,), limits={"clip_low": (0, 1), "clip_high": (0, 100)})
+@policy_loss(stats=CLIPPED_TOKENS, limits={"clip_low": (0, 1), "clip_high": (0, 100)})
 def grpo(batch: LossBatch, *, clip_low: float, clip_high: float) -> TokenLoss:
     """A clip only ever bounds a gain: a token that got worse than the bound keeps its gradient."""
-    ratio = batch.ratio()
-    plain = -batch.advantages * ratio
-    clipped = -batch.advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
-    is_clipped = (clipped > plain).float()
-    return plain.maximum(clipped), {CLIPPED.key: is_clipped}
+    losses, low, high = clipped(batch.ratio(), batch.advantages, clip_low, clip_high)
+    return losses, clip_values(low, high)

@@ -13,40 +13,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from r1zero.algo.clipping import CLIPPED_SEQUENCES, clip_values, clipped
 from r1zero.algo.losses import policy_loss
-from r1zero.algo.stats import Stat
-from r1zero.types import Reduce
 
 if TYPE_CHECKING:
     from r1zero.algo.loss_batch import LossBatch
     from r1zero.algo.losses import TokenLoss
 
-CLIPPED = Stat(
-    key="clip_fraction",
-    reduce=Reduce.SEQUENCE_MEAN,
-    title="Clipped sequences",
-    label="clipped",
-    unit="share",
-    note="Responses whose ratio to the old policy was clipped. 10 to 30% are usual.",
-)
-
 # A ratio of a sequence moves far less than that of a token: section 5.1 of the paper has these.
+# 10 to 30% of clipped sequences are usual.
 CLIP_LOW = 3e-4
 CLIP_HIGH = 4e-4
 
 
 @policy_loss(
-    stats=(CLIPPED,),
+    stats=CLIPPED_SEQUENCES,
     aggregations=("sequence_mean",),
     limits={"clip_low": (0, 1), "clip_high": (0, 100)},
 )
 def gspo(
     batch: LossBatch, *, clip_low: float = CLIP_LOW, clip_high: float = CLIP_HIGH
 ) -> TokenLoss:
-    """All tokens of a response are clipped together or not at all."""
-    log_ratio = batch.to_tokens(batch.sequence_mean(batch.log_ratio())).detach()
-    ratio = (log_ratio + batch.logprobs - batch.logprobs.detach()).exp()
-    plain = -batch.advantages * ratio
-    clipped = -batch.advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
-    is_clipped = (clipped > plain).float()
-    return plain.maximum(clipped), {CLIPPED.key: is_clipped}
+    """All tokens of a response are clipped together or not at all, if they share one advantage."""
+    ratio = batch.sequence_ratio(batch.log_ratio())
+    losses, low, high = clipped(ratio, batch.advantages, clip_low, clip_high)
+    return losses, clip_values(low, high)
