@@ -121,11 +121,21 @@ class RunHistory:
                 _cleaned(entry) for entry in Lines(self.folder / "evaluation.jsonl").new()
             ],
             "resumed": self._resumed,
+            "resets": self._resets(config),
             "roles": self._roles,
             "packedEvery": self._packed.every,
             "packed": {step: named[""] for step, named in self._packed.steps.items()},
             "heldOut": self._held_out.steps,
         }
+
+    def _resets(self, config: dict[str, Any]) -> list[int]:
+        """Steps after which the reference took the policy's weights: multiples of an interval."""
+        roles = config.get("actor_rollout_ref")
+        reference = roles.get("ref") if isinstance(roles, dict) else None
+        interval = reference.get("reset_interval") if isinstance(reference, dict) else None
+        if not isinstance(interval, int) or interval < 1:
+            return []
+        return [step for step in self.metrics if step % interval == 0]
 
     @staticmethod
     def _loss(config: dict[str, Any]) -> str:

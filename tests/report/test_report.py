@@ -82,6 +82,15 @@ def test_a_resumed_run_shows_the_attempt_that_counts(tmp_path):
     assert set(unpacked(run["packed"][4])["samples"]["response"]) == {"second attempt"}
 
 
+@pytest.mark.parametrize(("written", "resets"), [("3", [3, 6]), ("null", []), ("often", [])])
+def test_steps_after_which_the_reference_was_reset(tmp_path, written, resets):
+    write_run(tmp_path, 7)
+    text = (tmp_path / "config.yaml").read_text()
+    text += f"actor_rollout_ref: {{ref: {{reset_interval: {written}}}}}\n"
+    (tmp_path / "config.yaml").write_text(text)
+    assert as_json(tmp_path)["resets"] == resets
+
+
 def test_steps_that_a_resumed_run_has_not_done_again_are_not_shown(tmp_path):
     history = RunHistory(tmp_path, PACKED_BYTES)
     for step in (1, 2, 3, 4):

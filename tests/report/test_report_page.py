@@ -396,6 +396,23 @@ def test_several_runs_are_laid_over_one_another(browser, run, tmp_path):
         assert count(page) == f"{8 * 128:,} of {len(rows(run)) + 8 * 128:,} samples"
 
 
+def test_steps_at_which_the_reference_was_reset_are_marked(browser, tmp_path):
+    pictures = []
+    for interval in ("null", "4"):
+        folder = write_run(tmp_path / interval, 9)
+        text = (folder / "config.yaml").read_text()
+        text += f"actor_rollout_ref: {{ref: {{reset_interval: {interval}}}}}\n"
+        (folder / "config.yaml").write_text(text)
+        write_report(folder / "report.html", open_runs([folder]))
+        with opened(browser, folder / "report.html") as found:
+            assert found.complaints == []
+            assert ("reference reset 2 times" in found.page.inner_text("#status")) == (
+                interval == "4"
+            )
+            pictures.append(picture(chart(found.page, "KL to the reference")))
+    assert pictures[0] != pictures[1]
+
+
 def test_a_hundred_steps_open_quickly(browser, tmp_path):
     write_run(tmp_path, 100)
     write_report(tmp_path / "report.html", open_runs([tmp_path]))

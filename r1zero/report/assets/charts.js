@@ -181,7 +181,7 @@ class Chart {
       ],
       series: [{}, ...series],
       bands,
-      hooks: { setCursor: [(u) => this.show(u.cursor.idx ?? null)], draw: [(u) => this.markResumes(u)] },
+      hooks: { setCursor: [(u) => this.show(u.cursor.idx ?? null)], draw: [(u) => this.markBreaks(u)] },
     };
   }
 
@@ -203,14 +203,23 @@ class Chart {
     });
   }
 
-  // A dotted line where a run went on after a stop.
-  markResumes(u) {
+  // A dotted line where a run went on after a stop, a dashed one where its reference was reset.
+  markBreaks(u) {
+    const shown = RUNS.filter((run) => !hiddenRuns.has(run));
+    const before = shown.flatMap((run) => run.resumed.map((step) => step - 0.5));
+    const after = shown.flatMap((run) => run.resets.map((step) => step + 0.5));
+    this.markAt(u, new Set(before), [2, 4]);
+    this.markAt(u, new Set(after), [8, 4]);
+  }
+
+  // Vertical lines at these places between steps.
+  markAt(u, places, dash) {
     const { ctx, bbox } = u;
     ctx.save();
     ctx.strokeStyle = color("--muted");
-    ctx.setLineDash([2, 4]);
-    for (const step of new Set(RUNS.flatMap((run) => (hiddenRuns.has(run) ? [] : run.resumed)))) {
-      const x = Math.round(u.valToPos(step - 0.5, "x", true));
+    ctx.setLineDash(dash);
+    for (const place of places) {
+      const x = Math.round(u.valToPos(place, "x", true));
       if (x < bbox.left || x > bbox.left + bbox.width) continue;
       ctx.beginPath();
       ctx.moveTo(x, bbox.top);

@@ -36,7 +36,8 @@ function status(run) {
   const resumed = run.resumed.length
     ? ` \u00b7 resumed ${run.resumed.map((step) => `at ${step}`).join(", ")}`
     : "";
-  return `step ${grouped(last)}${of}${resumed}`;
+  const resets = run.resets.length ? ` \u00b7 reference reset ${plural(run.resets.length, "time")}` : "";
+  return `step ${grouped(last)}${of}${resumed}${resets}`;
 }
 
 function header() {
