@@ -53,6 +53,8 @@ def _reference(cfg: Config) -> Unread:
     if cfg.has_reference:
         return
     reason = "kl_coef is 0 and resource_pool.ref names no ranks, so there is no reference"
+    if _is_set(cfg.algorithm, "kl_in"):
+        yield "algorithm.kl_in", reason
     for entry in fields(cfg.ref):
         # model and load are filled in, and stand in every configuration that a run wrote down
         if entry.name not in ("model", "load") and _is_set(cfg.ref, entry.name):

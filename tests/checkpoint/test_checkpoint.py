@@ -22,6 +22,7 @@ from support.worlds import metrics, resolved_run, run, samples
 
 from r1zero.checkpoint import lengths, manager, manifest, train_state
 from r1zero.checkpoint import store as checkpoint_store
+from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.resume import changes, check_resume, find
 from r1zero.checkpoint.retention import Retention
 from r1zero.config.load import dump
@@ -32,7 +33,7 @@ from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
 from r1zero.trainer import prepare, train
 
-# An adaptive KL coefficient, a decaying rate with warm-up and weight decay: all the state there is.
+# Steered coefficients of KL and entropy, a decaying rate with warm-up and weight decay: all the state there is.
 RUN = [
     "training.train_iters=4",
     "training.global_batch_size=4",
@@ -48,6 +49,7 @@ RUN = [
     "algorithm.kl_ctrl.target_kl=0.1",
     "algorithm.kl_ctrl.horizon=100",
     "algorithm.kl_ctrl.kl_coef=0.5",
+    "algorithm.entropy_ctrl={type: adaptive, target: 1.0, step: 0.001}",
 ]
 TIMES = ("time/", "throughput/", "memory/", "publish/gigabytes")
 
@@ -119,8 +121,18 @@ def test_resume_is_exact(straight, tmp_path, overrides):
         )
         assert len(ours["longest"]) == 4
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    coefficients = [line["entropy_coefficient"] for line in numbers(folder)]
+    np.testing.assert_allclose(coefficients, [0, 0.001, 0.002, 0.003], rtol=1e-6)
     said = (folder / "logs" / "rank_0000.log").read_text()
     assert "resumed from" in said and "step 2 of 4" in said and "weights version 2" in said
+
+
+def test_a_checkpoint_from_before_the_entropy_was_steered_can_be_read(straight, tmp_path):
+    content = json.loads((straight / "checkpoints" / "iter_0000002" / "trainer.json").read_text())
+    assert content.pop("entropy_coefficient") == pytest.approx(0.002)
+    assert content.pop("entropy_applies") is True
+    (tmp_path / "trainer.json").write_text(json.dumps(content))
+    assert CheckpointInfo.read(tmp_path).entropy_coefficient is None
 
 
 @pytest.mark.parametrize(

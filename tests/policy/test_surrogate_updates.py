@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 from support.models import make_model
 from support.multiproc import run_ranks
 from support.surrogates import SETTINGS
-from support.updates import cases_body, compare
+from support.updates import cases_body, compare, taught
+from support.worlds import make_world
 
 from r1zero.algo.losses import LOSSES
+from r1zero.policy import actor
+from r1zero.types import joined
 
 LAYOUTS = {
     "one": (1, (1, 1), "actor_rollout.max_tokens_per_microbatch=40"),
@@ -93,3 +97,38 @@ def test_each_loss_equals_plain_pytorch(tmp_path, layout):
     found, *_ = run_ranks(cases_body, size, str(tmp_path), cut, cases)
     for (losses, weights), (_, _, told) in zip(found, CASES, strict=True):
         compare(copy.deepcopy(model), losses, weights, **told)
+
+
+def still_body(rank, size, store, folder):
+    """GSPO's updates in bf16 with a learning rate of 0: the share of clipped responses in each, and
+    the microbatches of every pass in order, as numbers of their samples."""
+    passes = []
+
+    def noted(work):
+        def noting(model, ddp, microbatches, *rest, **options):
+            passes.append([[item.number for item in each] for each in microbatches])
+            return work(model, ddp, microbatches, *rest, **options)
+
+        return noting
+
+    actor.compute_logprobs = noted(actor.compute_logprobs)
+    actor.run_pipeline = noted(actor.run_pipeline)
+    world = make_world(rank, size, store, (1, 1))
+    keys = [
+        "algorithm.loss=gspo",
+        "actor_rollout.lr=0",
+        "actor_rollout.max_tokens_per_microbatch=64",
+    ]
+    _, stats = taught(world, folder, keys, dtype=torch.bfloat16)
+    return [joined([update], "clip_fraction") for update in stats], passes
+
+
+def test_old_log_probs_come_from_the_same_microbatches(tmp_path):
+    """The bounds of GSPO are narrower than the rounding of bf16: weights that have not moved would be
+    clipped as soon as one of the two log-probs were computed in other company."""
+    make_model("qwen2", tmp_path)
+    [(clipped, passes)] = run_ranks(still_body, 1, str(tmp_path))
+    assert clipped == [0.0, 0.0, 0.0]
+    first, old_of_second, second, old_of_third, third = passes
+    assert old_of_second == second and old_of_third == third
+    assert len(first) > 1, "several, or they could not differ"

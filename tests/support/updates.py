@@ -113,11 +113,27 @@ def cases_body(rank, size, store, folder, layout, cases):
 
 def updates(world, folder, overrides, chosen, plan):
     """The updates of `update_body`, from the weights in the folder."""
+    policy, stats = taught(world, folder, overrides, chosen, plan)
+    shape = policy.model.shape
+    weights = {
+        t.name: tensor.clone() for t, tensor in gather_tensors(world, shape, policy.parameters())
+    }
+    if policy.adapters is not None:
+        lora = policy.adapters.config
+        plan = [Assignment(spec, 0, 0) for spec in adapter_params(shape, lora)]
+        for spec, tensor in gather_tensors(world, shape, policy.adapters.parameters(), plan):
+            weights[spec.name] = tensor.clone()
+    losses = [(joined([s], "loss"), joined([s], "kl"), s.grad_norm) for s in stats if s is not None]
+    return losses, weights
+
+
+def taught(world, folder, overrides, chosen=(), plan=(), dtype=torch.float32):
+    """The actor after these updates, and what each told."""
     cfg, _ = load_config("tiny", [*OVERRIDES, *overrides])
     shape = ModelConfig.from_folder(folder)
     recompute = cfg.actor_rollout.recompute_granularity == "full"
     model = RoleModel(
-        shape, world.train, DEVICE, torch.float32, 128, cfg.training.sequence_parallel, recompute, 1
+        shape, world.train, DEVICE, dtype, 128, cfg.training.sequence_parallel, recompute, 1
     )
     model.load(folder)
     lora = lora_config(cfg.actor_rollout)
@@ -131,15 +147,7 @@ def updates(world, folder, overrides, chosen, plan):
         stats += policy.learn(delivery)
     for _ in range(1, cfg.actor_rollout.ppo_epochs):
         stats += policy.learn_again()
-    weights = {
-        t.name: tensor.clone() for t, tensor in gather_tensors(world, shape, policy.parameters())
-    }
-    if adapters is not None:
-        plan = [Assignment(spec, 0, 0) for spec in adapter_params(shape, lora)]
-        for spec, tensor in gather_tensors(world, shape, adapters.parameters(), plan):
-            weights[spec.name] = tensor.clone()
-    losses = [(joined([s], "loss"), joined([s], "kl"), s.grad_norm) for s in stats if s is not None]
-    return losses, weights
+    return policy, stats
 
 
 def deliveries(batch: Batch, groups: list[Group], grid: Grid) -> list[Delivery]:
