@@ -230,7 +230,11 @@ def build_runtime(run: Run, world: World) -> Runtime:
     policy = _policy(run, world, tokens.unused)
     reference = _reference(run, world, tokens.unused)
     reward_manager = build_reward_manager(
-        run.reward_config, run.config.response_budget, world, tokens.tokenizer
+        run.reward_config,
+        run.config.response_budget,
+        world,
+        tokens.tokenizer,
+        notes_values="scores" in run.actor_config.objective.advantage.needs,
     )
     engine = build_engine(
         run.engine_config, run.actor, run.dtype, world, tokens.ends, tokens.unused, reward_manager
@@ -397,14 +401,19 @@ def _publisher(run: Run, world: World, policy: AnyActor, engine: RolloutEngine) 
 
 
 def build_reward_manager(
-    config: RewardConfig, limit: int, world: World, tokenizer: PreTrainedTokenizerBase
+    config: RewardConfig,
+    limit: int,
+    world: World,
+    tokenizer: PreTrainedTokenizerBase,
+    notes_values: bool = False,
 ) -> RewardManager:
     """Build what scores the samples of a replica, of at most `limit` tokens, on the rank that hands
     them on; it does nothing elsewhere."""
     executor = None
     if world.rollout.is_output_rank:
         executor = RewardExecutor(config)
-    return RewardManager(executor, partial(decode, tokenizer, special=False), limit)
+    text_of = partial(decode, tokenizer, special=False)
+    return RewardManager(executor, text_of, limit, notes_values)
 
 
 def build_engine(

@@ -101,6 +101,9 @@ class Sample:
     version: int  # of the weights it was drawn with, as the engine that held them says
     scores: dict[str, Score] = field(default_factory=dict)  # by reward function
     reward: float = math.nan  # weighted sum of the scores
+    right: bool = False  # by the first reward function that gives a verdict
+    # float64 [K], values of all reward functions in their order; only where advantages need them
+    score_values: np.ndarray | None = None
     ref_logprobs: np.ndarray | None = None  # float32 [T]
     advantage: float = math.nan
     # bool [T], tokens that the loss counts: those that the policy drew itself. Default: all of

@@ -7,7 +7,7 @@ a sample travels once, to the replica that learns from it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class SampleTable:
     lengths: np.ndarray  # int64 [n, G], response tokens
     counted: np.ndarray  # int64 [n, G], those that the loss mask leaves
     rewards: np.ndarray  # float64 [n, G]
+    right: np.ndarray  # bool [n, G], the verdicts
+    scores: np.ndarray  # float64 [n, G, K], of K reward functions; K is 0 if nobody needs them
     trains: np.ndarray  # bool [n, G], samples that are learnt from
 
     @classmethod
@@ -32,25 +34,29 @@ class SampleTable:
         lengths = np.zeros(shape, np.int64)
         counted = np.zeros(shape, np.int64)
         rewards = np.zeros(shape, np.float64)
+        right = np.zeros(shape, bool)
+        scores = np.zeros((*shape, _num_scores(groups)), np.float64)
         trains = np.zeros(shape, bool)
         for row, group in enumerate(groups):
             lengths[row] = [sample.length for sample in group.samples]
             counted[row] = [sample.counted for sample in group.samples]
             rewards[row] = group.rewards
+            right[row] = [sample.right for sample in group.samples]
+            if scores.size:
+                scores[row] = [sample.score_values for sample in group.samples]
             trains[row] = [group.trains and sample.trains for sample in group.samples]
         positions = np.array([group.position for group in groups], np.int64)
-        return cls(positions, lengths, counted, rewards, trains)
+        return cls(positions, lengths, counted, rewards, right, scores, trains)
 
     @classmethod
     def join(cls, tables: Sequence[SampleTable]) -> SampleTable:
         """One table of several, by position."""
-        order = np.argsort(np.concatenate([table.positions for table in tables]))
+        # one without groups does not know how many scores there are
+        filled = [table for table in tables if len(table.positions)] or tables[:1]
+        order = np.argsort(np.concatenate([table.positions for table in filled]))
+        columns = [field.name for field in fields(cls)]
         return cls(
-            np.concatenate([table.positions for table in tables])[order],
-            np.concatenate([table.lengths for table in tables])[order],
-            np.concatenate([table.counted for table in tables])[order],
-            np.concatenate([table.rewards for table in tables])[order],
-            np.concatenate([table.trains for table in tables])[order],
+            *(np.concatenate([getattr(table, name) for table in filled])[order] for name in columns)
         )
 
     @property
@@ -61,13 +67,17 @@ class SampleTable:
     def rows(self, positions: np.ndarray) -> SampleTable:
         """The rows of these positions, all of which are here; this table is in their order."""
         chosen = np.searchsorted(self.positions, positions)
-        return SampleTable(
-            self.positions[chosen],
-            self.lengths[chosen],
-            self.counted[chosen],
-            self.rewards[chosen],
-            self.trains[chosen],
-        )
+        columns = [field.name for field in fields(self)]
+        return SampleTable(*(getattr(self, name)[chosen] for name in columns))
+
+
+def _num_scores(groups: Sequence[Group]) -> int:
+    """How many values of reward functions each sample of some groups has."""
+    for group in groups:
+        values = group.samples[0].score_values
+        if values is not None:
+            return len(values)
+    return 0
 
 
 @dataclass(frozen=True, slots=True)

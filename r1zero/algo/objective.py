@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from r1zero.algo.advantage import ADVANTAGES, Advantage
+from r1zero.algo.advantages import ADVANTAGES, Advantage, as_advantage
 from r1zero.algo.aggregation import AGGREGATIONS, DEFAULT, Aggregation, check_aggregation
 from r1zero.algo.losses import LOSSES, PolicyLoss
 from r1zero.errors import BadInput
@@ -23,6 +23,7 @@ class Objective:
     settings: Mapping[str, Any]  # keyword arguments of the loss
     aggregation: Aggregation
     advantage: Advantage
+    advantage_settings: Mapping[str, Any]  # keyword arguments of the advantage
 
 
 def choose_objective(
@@ -31,6 +32,7 @@ def choose_objective(
     inherited: Mapping[str, float],
     aggregation: str | None,
     advantage: str,
+    advantage_settings: Mapping[str, Any],
 ) -> Objective:
     """Look the names up. `inherited` are settings by older keys, for those without a default.
 
@@ -56,11 +58,13 @@ def choose_objective(
             f"algorithm.aggregation: {aggregation} does not go with the loss {loss}; "
             f"set it to {names}"
         )
+    estimator = as_advantage(ADVANTAGES[advantage])
     weighs = AGGREGATIONS[aggregation]
     check_aggregation(aggregation, weighs)
     return Objective(
         loss=chosen,
         settings=completed,
         aggregation=weighs,
-        advantage=ADVANTAGES[advantage],
+        advantage=estimator,
+        advantage_settings=estimator.settings(advantage_settings),
     )

@@ -475,9 +475,11 @@ class Algorithm:
     ] = 1.0
     lam: Number = 0.95
     adv_estimator: OrNull[Text] = None  # older name of the next key
-    # From the rewards of a group to the advantages of its responses; your own as module:function or
-    # path.py:function. Default group_norm.
+    # From the rewards of groups to the advantages of their responses (docs/algorithm.md): group_norm,
+    # group_mean, leave_one_out, lite_ppo, reinforce_pp, reinforce_pp_baseline, max_rl, opo, gdpo,
+    # pass_at_k; your own as module:function or path.py:function. Default group_norm.
     advantage: OrNull[Text] = None
+    advantage_settings: Settings = field(default_factory=dict)  # of that estimator: {k: 4}
     # Policy loss: grpo, dual_clip, cispo, sapo, reinforce, gspo, gmpo or your own.
     loss: Text = "grpo"
     loss_settings: Settings = field(default_factory=dict)  # of that loss: docs/extending.md

@@ -5,6 +5,7 @@ where its numbers may:
 
     int64     number of groups, then a row of GROUP for each
     int64     number of samples, then a row of SAMPLE for each, in order of the groups
+    float64   values of the reward functions of those samples that have them
     int32     tokens of the samples that are learnt from
     float32   their log-probs
     float32   reference log-probs of those that have them
@@ -16,7 +17,8 @@ tokens, 10 * 4 for the log-probs. If the second group does not train, its sample
 without arrays: 3 * 4 bytes of tokens, and as many of log-probs.
 
 Prompts, data rows, scores and the reason why a group was dropped do not travel: every rank has the
-plan with its prompts, and the others stay where they were given. Advantages are computed where they are needed.
+plan with its prompts, and the others stay where they were given; but for the values of the scores,
+where advantages need them. Advantages are computed where they are needed.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ SAMPLE = np.dtype(
 TRUNCATED = 1
 HAS_REF = 2
 HAS_MASK = 4
-STUB = 8  # it is not learnt from, and has no arrays
+STUB = 8  # it is not learnt from, and has no arrays but its scores
+RIGHT = 16
+SCORES_SHIFT = 16  # from this bit on: how many values of reward functions it has
 
 
 def pack(groups: Sequence[Group]) -> torch.Tensor:
@@ -91,6 +95,9 @@ def _columns(numbers: Iterable[int], samples: Sequence[Sample]) -> list[np.ndarr
         counts = (sample.length, sample.counted)
         rows.append((number, *counts, sample.version, _flags(sample), sample.reward))
     columns = _table(SAMPLE, rows)
+    for sample in samples:
+        if sample.score_values is not None:
+            columns.append(np.ascontiguousarray(sample.score_values, np.float64))
     training = [sample for sample in samples if sample.trains]
     columns += [np.ascontiguousarray(sample.tokens, np.int32) for sample in training]
     columns += [np.ascontiguousarray(sample.logprobs, np.float32) for sample in training]
@@ -105,6 +112,10 @@ def _flags(sample: Sample) -> int:
     flags = 0
     if sample.truncated:
         flags |= TRUNCATED
+    if sample.right:
+        flags |= RIGHT
+    if sample.score_values is not None:
+        flags |= len(sample.score_values) << SCORES_SHIFT
     if not sample.trains:
         return flags | STUB
     if sample.ref_logprobs is not None:
@@ -146,6 +157,7 @@ class _Reader:
     def samples(self) -> dict[int, Sample]:
         """The samples, by their numbers, which are all that is left in the buffer."""
         rows = self.table(SAMPLE)
+        scores = self._scores(rows["flags"] >> SCORES_SHIFT)
         is_stub = rows["flags"] & STUB != 0
         held = np.where(is_stub, 0, rows["length"]).tolist()
         tokens = [self._take(np.dtype(np.int32), length) for length in held]
@@ -154,6 +166,8 @@ class _Reader:
         for at, (number, length, counted, version, flags, reward) in enumerate(rows.tolist()):
             truncated = bool(flags & TRUNCATED)
             sample = Sample(tokens[at], logprobs[at], truncated, version, reward=reward)
+            sample.right = bool(flags & RIGHT)
+            sample.score_values = scores[at]
             if is_stub[at]:
                 sample.trains = False
                 sample.stub = TokenCounts(length, counted)
@@ -168,6 +182,11 @@ class _Reader:
     def _flagged(self, found: dict[int, Sample], rows: np.ndarray, flag: int) -> list[Sample]:
         """Those samples that have this flag."""
         return [found[number] for number in rows["number"][rows["flags"] & flag != 0].tolist()]
+
+    def _scores(self, counts: np.ndarray) -> list[np.ndarray | None]:
+        """The values of the reward functions of each sample, None for one without."""
+        kind = np.dtype(np.float64)
+        return [self._take(kind, count) if count else None for count in counts.tolist()]
 
     def _mask(self, length: int) -> np.ndarray:
         bits = self._take(np.dtype(np.uint8), -(-length // 8))

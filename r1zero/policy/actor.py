@@ -17,10 +17,11 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from r1zero.algo.advantage import advantages_of, whiten
+from r1zero.algo.advantages import advantages_of
 from r1zero.algo.aggregation import UpdateSamples, sample_weights
-from r1zero.algo.dealing import Deal
+from r1zero.algo.dealing import Deal, SampleTable
 from r1zero.algo.entropy import EntropyCoefficient
+from r1zero.algo.group_table import GroupTable
 from r1zero.algo.kl import KLCoefficient
 from r1zero.algo.loss import LossTerms, Sums, microbatch_loss
 from r1zero.algo.loss_batch import LossBatch
@@ -34,6 +35,7 @@ from r1zero.algo.stats import (
     OF_CORRECTION,
     OF_MISMATCH,
 )
+from r1zero.algo.whitening import whiten
 from r1zero.config.schema import EntropyCtrl, KlCtrl
 from r1zero.distributed.collectives import all_max, all_sum
 from r1zero.policy import optimizer
@@ -104,9 +106,11 @@ class Actor:
         That is None, and no step is taken, when nothing of it trains.
         """
         groups = delivery.deal.groups
+        objective = self.cfg.objective
         self.advantages[groups.positions] = advantages_of(
-            groups.rewards, self.cfg.objective.advantage
+            self._group_table(groups), objective.advantage, objective.advantage_settings
         )
+        self._whiten(delivery.deal)
         self.lengths[groups.positions] = groups.lengths
         self._deliveries.append(delivery)
         return self._learn(delivery, epoch=0)
@@ -251,13 +255,27 @@ class Actor:
             weights = weights / (denominator or 1.0)  # 0: no token counts
         self._update.weights |= zip(deal.numbers.tolist(), weights.tolist(), strict=True)
 
+    def _group_table(self, groups: SampleTable) -> GroupTable:
+        """What the advantages of these groups depend on."""
+        return GroupTable(
+            rewards=groups.rewards,
+            counted=groups.counted,
+            right=groups.right,
+            scores=groups.scores,
+            score_weights=np.array(self.cfg.score_weights),
+        )
+
+    def _whiten(self, deal: Deal) -> None:
+        """Whiten the advantages of a deal, which is a whole update then, if asked for."""
+        if self.cfg.whitens is None:
+            return
+        flat = self.advantages.reshape(-1)
+        flat[deal.numbers] = whiten(flat[deal.numbers], deal.counted, self.cfg.whitens)
+
     def _advantages_of(self, deal: Deal) -> dict[int, float]:
-        """The advantages of all samples of a deal, by number; those that are not learnt from are
-        compared with, too."""
+        """The advantages of all samples of a deal, by number."""
         values = self.advantages.reshape(-1)[deal.numbers]
         assert np.isfinite(values).all(), f"advantages of a minibatch: {values}"
-        if self.cfg.advantage_whiten:
-            values = whiten(values, deal.counted)
         return dict(zip(deal.numbers.tolist(), values.tolist(), strict=True))
 
     def _loss_batch(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from r1zero.algo.losses import LOSSES
 from r1zero.algo.objective import Objective, choose_objective
+from r1zero.algo.whitening import Whitening
 from r1zero.config.schema import (
     ADVANTAGE,
     ActorRollout,
@@ -47,7 +48,8 @@ class ActorConfig:
     """How the policy learns from a global batch."""
 
     objective: Objective
-    advantage_whiten: bool  # once more, over the tokens of a minibatch
+    whitens: Whitening | None  # the advantages, over the samples of an update
+    score_weights: tuple[float, ...]  # of the reward functions
     kl_penalty: str  # estimator
     kl_in: str  # "loss", or the "reward" of each token
     kl_ctrl: KlCtrl
@@ -80,9 +82,14 @@ def actor_config(cfg: Config, total_updates: int) -> ActorConfig:
         adam_beta2=actor.adam_beta2,
         adam_eps=actor.adam_eps,
     )
+    objective = objective_of(algorithm, actor)
+    whitens = objective.advantage.whitens
+    if algorithm.advantage_whiten:
+        whitens = "tokens"
     return ActorConfig(
-        objective=objective_of(algorithm, actor),
-        advantage_whiten=algorithm.advantage_whiten,
+        objective=objective,
+        whitens=whitens,
+        score_weights=tuple(algorithm.verifier_weight),
         kl_penalty=algorithm.kl_penalty,
         kl_in=algorithm.kl_in,
         kl_ctrl=algorithm.kl_ctrl,
@@ -112,6 +119,7 @@ def objective_of(algorithm: Algorithm, actor: ActorRollout) -> Objective:
         inherited,
         algorithm.aggregation,
         algorithm.advantage or algorithm.adv_estimator or ADVANTAGE,
+        algorithm.advantage_settings,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from r1zero.algo.advantage import ADVANTAGES
+from r1zero.algo.advantages import ADVANTAGES
 from r1zero.algo.aggregation import AGGREGATIONS
 from r1zero.algo.losses import LOSSES
 from r1zero.checkpoint.resume import check_resume
@@ -21,6 +21,7 @@ from r1zero.models.dtype import Dtype
 from r1zero.models.lora import lora_config
 from r1zero.observe.trackers import check_loggers
 from r1zero.policy.actor_config import objective_of
+from r1zero.preflight.check_advantage import check_advantage
 from r1zero.preflight.check_custom import check_custom
 from r1zero.preflight.environment import Asked, queue_for_graphs
 from r1zero.preflight.files import check_inputs
@@ -29,9 +30,6 @@ from r1zero.preflight.model import check_models
 from r1zero.preflight.outputs import check_outputs
 from r1zero.reward.choose import choose
 from r1zero.rollout.engines import engine_problems
-
-# Advantages that are 0 in a group whose rewards are all equal.
-ZERO_OF_EQUAL_GROUPS = ("group_norm",)
 
 
 def check(
@@ -117,17 +115,11 @@ def check_objective(cfg: Config) -> list[str]:
         problems += ADVANTAGES.problems(advantage)
     if problems:
         return problems
-    if algorithm.equal_groups == "skip" and advantage not in ZERO_OF_EQUAL_GROUPS:
-        return [
-            "algorithm.equal_groups: skip leaves groups out whose advantages are 0, which those of "
-            f"algorithm.advantage: {advantage} need not be; set equal_groups to keep, or advantage to "
-            f"{ZERO_OF_EQUAL_GROUPS[0]}"
-        ]
     try:
-        objective_of(algorithm, cfg.actor_rollout)
+        objective = objective_of(algorithm, cfg.actor_rollout)
     except BadInput as error:
         return [str(error)]
-    return []
+    return check_advantage(cfg, objective)
 
 
 def check_rewards(cfg: Config) -> list[str]:

@@ -33,7 +33,7 @@ DRAWN_BYTES = 8
 LOOKED_AT_BYTES = 12
 # Of the table that all train ranks get: of a group and of a sample.
 TABLE_GROUP_BYTES = 8
-TABLE_SAMPLE_BYTES = 25
+TABLE_SAMPLE_BYTES = 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 
+import numpy as np
+
 from r1zero.reward.choose import choose
 from r1zero.reward.config import RewardConfig
 from r1zero.reward.pool import START_SECONDS, Pool, WorkItem
@@ -99,6 +101,14 @@ class RewardExecutor:
         """Return the weighted sum of the scores of a response."""
         return sum(weight * scores[name].value for name, weight in self._weights.items())
 
+    def values(self, scores: Mapping[str, Score]) -> np.ndarray:
+        """Return the scores of a response in the order of the functions, float64 [K].
+
+        0 for a function that was named since it was scored.
+        """
+        found = [scores[name].value if name in scores else 0.0 for name in self.functions]
+        return np.array(found, np.float64)
+
     def is_done(self, group: Hashable) -> bool:
         """Tell whether `collect` would not wait for this group."""
         return self._groups[group].done
@@ -126,17 +136,18 @@ class RewardExecutor:
         cases = []
         for case, scores in zip(entry.cases, entry.scores, strict=True):
             assert case is not None, "all are here, since all are scored by themselves"
-            cases.append(replace(case, right=self._verdict(scores)))
+            cases.append(replace(case, right=self.verdict(scores)))
         self.pool.put(WorkItem(group, range(len(cases)), cases, deque(self._of_group)))
 
     def _in_order(self, scores: Mapping[str, Score]) -> dict[str, Score]:
         return {name: scores[name] for name in self.functions}
 
-    def _verdict(self, scores: Mapping[str, Score]) -> bool | None:
+    def verdict(self, scores: Mapping[str, Score]) -> bool | None:
         """Whether a response is right, by the first function that says so; None if none does."""
         if not self.verdict_functions:
             return None
-        return scores[self.verdict_functions[0]].outcome is Outcome.RIGHT
+        found = scores.get(self.verdict_functions[0])  # none: scored before it was named
+        return found is not None and found.outcome is Outcome.RIGHT
 
     def close(self) -> None:
         """End all workers; unfinished groups are lost."""

@@ -17,11 +17,17 @@ class RewardManager:
     it does nothing."""
 
     def __init__(
-        self, executor: RewardExecutor | None, decode: Callable[[np.ndarray], str], limit: int
+        self,
+        executor: RewardExecutor | None,
+        decode: Callable[[np.ndarray], str],
+        limit: int,
+        notes_values: bool = False,
     ) -> None:
+        """With `notes_values`, samples take the values of the reward functions along."""
         self._executor = executor
         self._decode = decode
         self._limit = limit
+        self._notes_values = notes_values
 
     @property
     def verdict_functions(self) -> list[str]:
@@ -68,6 +74,11 @@ class RewardManager:
             for sample, scores in zip(group.samples, found[group.position], strict=True):
                 sample.scores = scores
                 sample.reward = self._executor.reward(scores)
+        for group in groups:
+            for sample in group.samples:
+                sample.right = self._executor.verdict(sample.scores) is True
+                if self._notes_values:
+                    sample.score_values = self._executor.values(sample.scores)
         return groups
 
     def close(self) -> None:

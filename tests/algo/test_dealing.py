@@ -109,8 +109,22 @@ def test_tables_join_by_position_and_give_rows_in_the_order_asked_for():
     joined = SampleTable.join([odd, SampleTable.of([], 2), SampleTable.of(groups[::2], 2)])
     assert joined.positions.tolist() == list(range(6))
     assert joined.rewards.tolist() == [group.rewards for group in groups]
+    assert joined.scores.shape == (6, 2, 0), "nobody needs them"
     rows = joined.rows(np.array([4, 1]))
     assert rows.rewards.tolist() == [groups[4].rewards, groups[1].rewards]
+
+
+def test_tables_hold_the_values_of_reward_functions_where_samples_have_them():
+    groups = make_groups(4, 3)
+    for group in groups:
+        for member, sample in enumerate(group.samples):
+            sample.score_values = np.array([group.position, member + 0.5])
+            sample.right = member == 1
+    tables = [SampleTable.of(part, 3) for part in ([], groups[2:], groups[:2])]
+    joined = SampleTable.join(tables)
+    assert joined.scores[:, :, 0].tolist() == [[n] * 3 for n in range(4)]
+    assert joined.scores[:, :, 1].tolist() == [[0.5, 1.5, 2.5]] * 4
+    assert joined.right.tolist() == [[False, True, False]] * 4
 
 
 # -- the pool -------------------------------------------------------------------------------------

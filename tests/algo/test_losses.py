@@ -1,8 +1,7 @@
-"""Policy losses, own advantages: values by hand; what a configuration may say."""
+"""Policy losses: values by hand; what a configuration may say of the objective."""
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +11,11 @@ import pytest
 import torch
 from support.patience import LONG
 
-from r1zero.algo.advantage import advantages_of
 from r1zero.algo.loss import LossTerms, microbatch_loss
 from r1zero.algo.loss_batch import LossBatch
 from r1zero.algo.losses import LOSSES, policy_loss, stats_of
 from r1zero.algo.objective import choose_objective
 from r1zero.config.load import dump
-from r1zero.config.own_code import load_own
 from r1zero.errors import BadInput
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
@@ -117,31 +114,11 @@ def test_the_share_of_clipped_sequences_is_a_mean_over_sequences():
     batch = make_batch([-0.5, -0.5, -0.5, -1.0], [-1.0] * 4, [1.0] * 4, [3, 1])
     found = {}
     for loss, inherited in (("gspo", {}), ("grpo", CLIP)):
-        objective = choose_objective(loss, {}, inherited, None, "group_norm")
+        objective = choose_objective(loss, {}, inherited, None, "group_norm", {})
         _, sums = microbatch_loss(batch, objective, LossTerms("kl", 0.0, 0.0))
         update = UpdateStats(sums.tallies(objective.loss.all_stats), sums.tokens, 0.0, 0.0)
         found[loss] = joined([update], "clip_fraction")
     assert found == {"gspo": 0.5, "grpo": 0.75}
-
-
-def test_an_own_advantage_by_hand():
-    own = load_own("algorithm.advantage", f"{EXAMPLES}/advantage_leave_one_out.py:leave_one_out")
-    rewards = np.array([[1.0, 0.0, 0.0], [3.0, 1.0, 2.0]])
-    found = advantages_of(rewards, own)
-    assert found.tolist() == [[1, -0.5, -0.5], [1.5, -1.5, 0]]
-
-
-@pytest.mark.parametrize(
-    ("own", "said"),
-    [
-        (lambda rewards: rewards[0], "the shape (2,) for rewards of the shape (1, 2)"),
-        (lambda rewards: rewards * math.nan, "return finite numbers"),
-    ],
-)
-def test_an_own_advantage_that_returns_something_else_is_told(own, said):
-    with pytest.raises(BadInput) as caught:
-        advantages_of(np.array([[1.0, 0.0]]), own)
-    assert said in str(caught.value)
 
 
 def test_a_loss_must_return_the_statistics_that_it_declares():
@@ -197,10 +174,9 @@ def test_a_statistic_joins_over_updates_as_it_is_reduced():
                 "algorithm.aggregation: tokens is not one of constant, group_token_mean, sequence_mean,"
             ],
         ),
-        (["advantage=group_mean"], ["algorithm.advantage: group_mean is not one of group_norm"]),
         (
             ["adv_estimator=gae"],
-            ["algorithm.adv_estimator: gae is not one of group_norm", "critic"],
+            ["algorithm.adv_estimator: gae is not one of gdpo, group_mean, group_norm", "critic"],
         ),
         (["loss=nowhere.py:f"], ["there is no file nowhere.py"]),
         (["loss=os.path:join"], ["os.path:join is no policy loss: put @policy_loss()"]),
@@ -228,7 +204,7 @@ def test_what_does_not_fit_is_told_with_its_key(tiny, overrides, said):
         ["loss=cispo"],
         [
             f"loss={EXAMPLES}/loss_dppo.py:dppo",
-            f"advantage={EXAMPLES}/advantage_leave_one_out.py:leave_one_out",
+            f"advantage={EXAMPLES}/advantage_best_only.py:best_only",
             f"aggregation={EXAMPLES}/aggregation_square_root.py:square_root",
         ],
     ],
@@ -247,7 +223,7 @@ def test_the_losses_of_a_configuration_are_checked_without_torch():
         "from r1zero.algo.objective import choose_objective\n"
         "clip = {'clip_low': 0.2, 'clip_high': 0.2}\n"
         "for name in LOSSES.names():\n"
-        "    choose_objective(name, {}, clip, None, 'group_norm')\n"
+        "    choose_objective(name, {}, clip, None, 'group_norm', {})\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG)

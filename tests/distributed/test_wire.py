@@ -29,6 +29,8 @@ def plain(sample: Sample) -> dict:
         "truncated": sample.truncated,
         "version": sample.version,
         "reward": repr(sample.reward),  # so that not a number equals itself
+        "right": sample.right,
+        "scores": None if sample.score_values is None else sample.score_values.tolist(),
     }
     if not sample.trains:
         return fields | {"tokens": len(sample.tokens)}
@@ -126,6 +128,20 @@ def test_arrays_are_views_of_the_buffer():
     for array in (sample.tokens, sample.logprobs, sample.ref_logprobs):
         assert np.shares_memory(array, buffer.numpy())
         assert array.flags.aligned
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_values_of_reward_functions_travel_where_samples_have_them(trains):
+    given = {3: drawn(5, right=True), 8: drawn(0), 4: drawn(17)}
+    for number, sample in given.items():
+        sample.score_values = np.array([number, -0.25, 1 / 3])
+        sample.trains = trains
+    found = unpack_samples(pack_samples(given))
+    for number, sample in found.items():
+        assert sample.score_values.tolist() == [number, -0.25, 1 / 3]
+        assert (sample.right, sample.trains) == (number == 3, trains)
+        assert len(sample.tokens) == (given[number].length if trains else 0)
+    assert pack_samples({0: drawn(1, score_values=np.zeros(3))}).numel() == 8 + 48 + 8 + 24
 
 
 def test_scores_and_advantages_stay_where_they_are():

@@ -10,6 +10,7 @@ from support.models import make_model
 from support.multiproc import run_ranks
 from support.updates import compare, update_body, variants_body
 
+from r1zero.algo.advantages import ADVANTAGES
 from r1zero.algo.aggregation import AGGREGATIONS
 from r1zero.algo.parts import cut_parts
 
@@ -70,6 +71,33 @@ def test_each_aggregation_equals_plain_pytorch(tmp_path, size, layout, overrides
     )
     for name, (losses, weights) in zip(AGGREGATION_NAMES, found, strict=True):
         compare(copy.deepcopy(model), losses, weights, aggregation=name, chosen=chosen)
+
+
+ADVANTAGE_NAMES = [*ADVANTAGES.names(), "best_only"]
+ADVANTAGE_KEYS = [[f"algorithm.advantage={name}"] for name in ADVANTAGES.names()]
+ADVANTAGE_KEYS.append([f"algorithm.advantage={EXAMPLES}/advantage_best_only.py:best_only"])
+ADVANTAGE_KEYS[ADVANTAGE_NAMES.index("pass_at_k")].append("algorithm.advantage_settings.k=2")
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "overrides"),
+    [
+        (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
+        (2, (1, 1), ["actor_rollout.micro_batch_size=3"]),
+        (2, (2, 1), ["actor_rollout.micro_batch_size=2"]),
+        (2, (1, 2), ["actor_rollout.max_tokens_per_microbatch=64"]),
+    ],
+)
+def test_each_advantage_equals_plain_pytorch(tmp_path, size, layout, overrides):
+    """Where the loss leaves tokens out, which then count in no whitening and no length, and a
+    response, which counts."""
+    model = make_model("qwen2", tmp_path)
+    chosen = {"masked": True, "cut": (6,)}
+    found, *_ = run_ranks(
+        variants_body, size, str(tmp_path), layout, overrides, ADVANTAGE_KEYS, chosen
+    )
+    for name, (losses, weights) in zip(ADVANTAGE_NAMES, found, strict=True):
+        compare(copy.deepcopy(model), losses, weights, advantage=name, chosen=chosen)
 
 
 # The longest responses of the groups have 22, 24, 15, 23, 23 and 19 tokens.

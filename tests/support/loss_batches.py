@@ -52,7 +52,7 @@ def loss_batch(
 
 def objective_with(loss: str, aggregation: str | None = None, **settings: float) -> Objective:
     """A built-in loss; bounds that it takes from older keys are 0.2."""
-    return choose_objective(loss, settings, CLIP, aggregation, "group_norm")
+    return choose_objective(loss, settings, CLIP, aggregation, "group_norm", {})
 
 
 def with_sequence_mean(loss: str) -> Objective:

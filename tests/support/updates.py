@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from support.multiproc import DEVICE
+from support.plain_advantages import SCORE_WEIGHTS, plain_advantages
 from support.surrogates import CLIP, SURROGATES
 from support.worlds import make_world
 
@@ -46,6 +47,8 @@ OVERRIDES = [
     "actor_rollout.n_samples_per_prompt=4",
     "actor_rollout.ppo_mini_batch_size=8",
     "training.global_batch_size=6",
+    "algorithm.verifier_function=[acc, format]",
+    f"algorithm.verifier_weight={SCORE_WEIGHTS.tolist()}",
     f"training.seq_length={20 + BUDGET}",
     "actor_rollout.max_prompt_length=20",
 ]
@@ -80,6 +83,8 @@ def make_groups(
             sample.ref_logprobs = random.normal(-6, 0.5, count).astype(np.float32)
             sample.reward = 0.7 if position == 2 else float(random.choice([-0.5, 0.0, 1.0]))
             sample.scores = {"acc": Score(sample.reward, Outcome.RIGHT)}
+            sample.right = sample.reward > 0.5
+            sample.score_values = np.array([sample.reward, count % 3])
             group.samples.append(sample)
         for member, sample in enumerate(group.samples):
             sample.trains = position * 4 + member not in cut
@@ -184,6 +189,7 @@ def plain_pytorch(
     epochs=1,
     loss_name="grpo",
     aggregation="token_mean",
+    advantage="group_norm",
     chosen=(),
     prompts=2,
     engine=False,
@@ -228,20 +234,19 @@ def plain_pytorch(
             if not part:
                 continue
             total = sum(s.mask.sum() for g in part for s in g.training)
+            advantages = plain_advantages(advantage, everything)
             loss = kl_sum = told = 0.0
             for group in part:
-                rewards = np.array([s.reward for s in group.samples])
-                spread = rewards.std(ddof=1)
-                for sample, reward in zip(group.samples, rewards, strict=True):
-                    advantage = (reward - rewards.mean()) / (spread + 1e-6) if spread else 0.0
+                for sample in group.samples:
                     if not sample.trains or not sample.mask.any():
                         continue
                     mask = torch.from_numpy(sample.mask)
                     logp, entropy = (values[mask] for values in look(group, sample))
                     d = torch.from_numpy(sample.ref_logprobs)[mask] - logp
+                    of_sample = advantages[id(sample)]
                     if kl_in == "reward":
-                        advantage = advantage + KL * d.detach()
-                    surrogate = SURROGATES[loss_name](logp, old[id(sample)][mask], advantage)
+                        of_sample = of_sample + KL * d.detach()
+                    surrogate = SURROGATES[loss_name](logp, old[id(sample)][mask], of_sample)
                     # whose gradient is that of the KL; low_var_kl only gives its value
                     held = d.square() / 2
                     kl = held + ((d.exp() - d - 1).clamp(max=10) - held).detach()

@@ -1,0 +1,86 @@
+"""What an advantage estimator declares, against the other keys; and a trial call of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from r1zero.algo.advantages import Advantage, try_out
+from r1zero.algo.objective import Objective
+from r1zero.config.schema import ADVANTAGE, Config
+from r1zero.errors import BadInput
+from r1zero.reward.choose import choose
+
+
+def check_advantage(cfg: Config, objective: Objective) -> list[str]:
+    """Return a sentence for everything that does not go with the chosen estimator."""
+    chosen = objective.advantage
+    problems = [
+        *_twice_whitened(cfg, chosen),
+        *_accumulated(cfg, chosen),
+        *_skipped(cfg, chosen),
+        *_without_verdict(cfg, chosen),
+    ]
+    if problems:
+        return problems
+    weights = np.array(cfg.algorithm.verifier_weight)
+    size = cfg.actor_rollout.n_samples_per_prompt
+    try:
+        try_out(chosen, objective.advantage_settings, size, weights)
+    except BadInput as error:
+        return [str(error)]
+    return []
+
+
+def _name(cfg: Config) -> str:
+    """The estimator as the user calls it."""
+    return cfg.algorithm.advantage or cfg.algorithm.adv_estimator or ADVANTAGE
+
+
+def _twice_whitened(cfg: Config, chosen: Advantage) -> list[str]:
+    if chosen.whitens is None or not cfg.algorithm.advantage_whiten:
+        return []
+    return [
+        f"algorithm.advantage_whiten: true would whiten once more what {_name(cfg)} whitens over the "
+        f"{chosen.whitens} of an update; set it to false"
+    ]
+
+
+def _accumulated(cfg: Config, chosen: Advantage) -> list[str]:
+    if cfg.training.updates != "accumulate" or not chosen.needs_whole_update:
+        return []
+    way_out = "set advantage to one that looks at each group alone, such as group_norm"
+    if chosen.of_rewards:
+        way_out = (
+            "if it looks at each group alone, put @advantage() of r1zero.algo.advantages before it"
+        )
+    return [
+        f"algorithm.advantage: {_name(cfg)} compares the groups of an update, as far as is known, and "
+        "training.updates: accumulate learns from the first of them before the last are there; "
+        f"{way_out}, or set updates to per_minibatch"
+    ]
+
+
+def _skipped(cfg: Config, chosen: Advantage) -> list[str]:
+    if cfg.algorithm.equal_groups != "skip" or chosen.equal_groups_are_zero:
+        return []
+    return [
+        "algorithm.equal_groups: skip leaves groups out whose advantages are 0, which those of "
+        f"algorithm.advantage: {_name(cfg)} need not be; set equal_groups to keep, or advantage to "
+        "group_norm"
+    ]
+
+
+def _without_verdict(cfg: Config, chosen: Advantage) -> list[str]:
+    names = cfg.algorithm.verifier_function
+    if "verdict" not in chosen.needs:
+        return []
+    try:
+        functions = choose(names, cfg.reward.settings)
+    except BadInput:
+        return []  # told by the check of the reward functions
+    if any(each.declared.gives_verdict for each in functions.values()):
+        return []
+    return [
+        f"algorithm.advantage: {_name(cfg)} looks at which responses are right, and no function of "
+        f"algorithm.verifier_function: {names} says so; name acc, too"
+    ]
