@@ -104,6 +104,11 @@ class Runtime:
         drawn = max(self.batches, default=step - 1)
         return range(drawn + 1, last + 1)
 
+    @property
+    def has_reference(self) -> bool:
+        """There are reference log-probs, of ref ranks or of the model below the adapters."""
+        return self.world.ref is not None or self.run.config.base_is_reference
+
     def draw(self, step: int) -> Batch:
         """Plan the global batch of step 1, 2, ...; the weights were published once before each
         step."""
@@ -127,7 +132,7 @@ class Runtime:
             training.updates == "accumulate",
             self._parts(len(prompts)),
             staleness=len(ahead),
-            reference_version=None if self.world.ref is None else 0,
+            reference_version=0 if self.has_reference else None,
         )
 
     def _parts(self, prompts: int) -> tuple[Part, ...]:

@@ -101,5 +101,7 @@ def _line(runtime: RunState, folder: Path, record: CheckpointInfo, layout: dict[
 def _reference_line(runtime: RunState, record: CheckpointInfo) -> str:
     """Say what the reference is."""
     if runtime.world.ref is None:
+        if runtime.checkpoint_config.lora is not None:
+            return "a reference is the model below the adapters"
         return "there is no reference"
     return f"the reference is {runtime.checkpoint_config.start['ref']}"

@@ -181,6 +181,18 @@ def check_score_sets(cfg: Config) -> list[str]:
     return problems
 
 
+def check_base(cfg: Config) -> list[str]:
+    """The model below the adapters is a reference only of what was loaded there."""
+    load = cfg.ref.load
+    if not cfg.base_is_reference or load in (None, cfg.actor_rollout.load):
+        return []
+    return [
+        f"ref.load: {load} is another model than actor_rollout.load {cfg.actor_rollout.load}, and "
+        "with actor_rollout.lora the reference is the model below the adapters; leave ref.load out, "
+        "or name ranks for it, such as resource_pool.ref: [1]"
+    ]
+
+
 # -- updates ----------------------------------------------------------------------------------------
 
 
@@ -301,6 +313,7 @@ RULES = (
     check_correction,
     check_min_lr,
     check_warmup,
+    check_base,
     check_evaluation_names,
     check_scores,
     check_accumulation,

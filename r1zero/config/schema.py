@@ -544,7 +544,8 @@ class ResourcePool:
     actor_rollout: Ranks = field(default_factory=list)  # default [train + infer ranks]
     # Default one replica, or none more if colocated. With kl_coef 0 and type fixed the default is no
     # reference at all, and rollout hands over to train; ranks that are named all the same hold one,
-    # whose KL is told and does nothing.
+    # whose KL is told and does nothing. With actor_rollout.lora the default is none either: train
+    # ranks look back with the adapters switched off.
     ref: Ranks = field(default_factory=list)
     reward: Annotated[
         Listed[Whole],
@@ -652,11 +653,21 @@ class Config:
         return DEFAULT_PARTS
 
     @property
+    def has_kl_term(self) -> bool:
+        """The KL to a reference is in the objective."""
+        control = self.algorithm.kl_ctrl
+        return control.kl_coef > 0 or control.type == "adaptive"
+
+    @property
     def has_reference(self) -> bool:
         """A reference model is loaded: a KL term needs it, or ranks are named that tell its KL."""
-        control = self.algorithm.kl_ctrl
-        has_kl_term = control.kl_coef > 0 or control.type == "adaptive"
-        return has_kl_term or bool(self.resource_pool.ref)
+        needs_one = self.has_kl_term and not self.actor_rollout.lora.rank
+        return needs_one or bool(self.resource_pool.ref)
+
+    @property
+    def base_is_reference(self) -> bool:
+        """The KL term's reference is the model below the adapters, on the train ranks."""
+        return self.has_kl_term and not self.has_reference
 
     @property
     def world_size(self) -> int:

@@ -53,7 +53,9 @@ def _reference(cfg: Config) -> Unread:
     if cfg.has_reference:
         return
     reason = "kl_coef is 0 and resource_pool.ref names no ranks, so there is no reference"
-    if _is_set(cfg.algorithm, "kl_in"):
+    if cfg.base_is_reference:
+        reason = "the reference is the model below the adapters, on the train ranks"
+    elif _is_set(cfg.algorithm, "kl_in"):
         yield "algorithm.kl_in", reason
     for entry in fields(cfg.ref):
         # model and load are filled in, and stand in every configuration that a run wrote down

@@ -143,8 +143,6 @@ def _tokens(
 ) -> list[str]:
     """Each role must have seen as many response tokens as it is given, each of them once."""
     counted = Counter({"rollout": 0, "train": 0})
-    if batch.reference_version is not None:
-        counted["ref"] = 0
     for record in records:
         counted.update(record.tokens)
     learned = [update for update in updates[: batch.num_minibatches] if update is not None]

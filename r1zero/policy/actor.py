@@ -167,6 +167,8 @@ class Actor:
             )
             if self._moved and epoch == 0 and self.cfg.old_logprobs == "recompute":
                 self._look_back(microbatches)
+            if epoch == 0 and self.cfg.base_is_reference:
+                self._look_at_base(microbatches)
             self._add_gradients(deal, microbatches)
         if not deal.is_last:
             return []
@@ -189,6 +191,16 @@ class Actor:
             self._old_logprobs |= compute_logprobs(
                 self.model, self.ddp, microbatches, self.cfg.temperature
             )
+
+    def _look_at_base(self, microbatches: list[list[TrainSample]]) -> None:
+        """Compute the reference log-probs of samples, with the adapters switched off. The last stage
+        has them."""
+        assert self.adapters is not None
+        with self.adapters.disabled():
+            found = compute_logprobs(self.model, self.ddp, microbatches, self.cfg.temperature)
+        for microbatch in microbatches:
+            for item in microbatch:
+                item.sample.ref_logprobs = found.get(item.number)
 
     def _add_gradients(self, deal: Deal, microbatches: list[list[TrainSample]]) -> None:
         """One forward and backward pass over the microbatches of this replica."""

@@ -53,6 +53,7 @@ class ActorConfig:
     kl_penalty: str  # estimator
     kl_in: str  # "loss", or the "reward" of each token
     kl_ctrl: KlCtrl
+    base_is_reference: bool  # the model below the adapters is the KL term's reference
     entropy_coeff: float  # of the first step, if it is steered
     entropy_ctrl: EntropyCtrl
     response_budget: int  # tokens that a response may have
@@ -93,6 +94,7 @@ def actor_config(cfg: Config, total_updates: int) -> ActorConfig:
         kl_penalty=algorithm.kl_penalty,
         kl_in=algorithm.kl_in,
         kl_ctrl=algorithm.kl_ctrl,
+        base_is_reference=cfg.base_is_reference,
         entropy_coeff=actor.entropy_coeff,
         entropy_ctrl=algorithm.entropy_ctrl,
         response_budget=cfg.response_budget,

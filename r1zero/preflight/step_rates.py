@@ -45,6 +45,7 @@ GUESS = "a guess for NPUs like 910C, measured by nobody"
 FORWARD_FLOPS = 2
 LEARN_FLOPS = 6
 RECOMPUTE_FLOPS = 8  # the forward pass twice
+WEIGHT_GRADIENT_FLOPS = 2  # of LEARN_FLOPS; frozen weights have none
 
 
 # -- before a run ----------------------------------------------------------------------------------
@@ -62,6 +63,10 @@ def guessed_rates(cfg: Config, placed: Placement, shape: ModelConfig) -> Rates:
     learn = LEARN_FLOPS
     if actor.recompute_granularity == "full":
         learn = RECOMPUTE_FLOPS
+    if actor.lora.rank:
+        learn -= WEIGHT_GRADIENT_FLOPS
+    if cfg.base_is_reference:
+        learn += FORWARD_FLOPS
     floor = EAGER_FLOOR if actor.decode_graphs is False else GRAPH_FLOOR
     floor *= shape.num_layers / FLOOR_LAYERS
     context = MEAN_PROMPT * actor.max_prompt_length + MEAN_RESPONSE * cfg.response_budget / 2

@@ -8,11 +8,14 @@ import torch
 from support.models import make_model
 from support.multiproc import run_ranks
 from support.updates import plain_pytorch, to_hf, update_body
+from support.worlds import metrics, run
 
+from r1zero.config.rules import check_keys
 from r1zero.models.config import ModelConfig
 from r1zero.models.lora import LoraConfig, adapter_table
 from r1zero.models.params import param_table
 from r1zero.policy.lora import initial_a
+from r1zero.preflight.resolve import load_config
 
 RANK = 4
 SCALE = 3.0
@@ -122,3 +125,68 @@ def test_some_layers_alone(tmp_path):
     (losses, weights), *_ = run_ranks(update_body, 2, str(tmp_path), (1, 2), keys)
     compare(model, losses, weights, ("proj", "fc1"), epochs=2)
     assert not any("linear_qkv.adapter" in name for name in weights)
+
+
+# Two steps of two updates, whose KL counts.
+RUN = [
+    *LORA,
+    "training.train_iters=2",
+    "training.eval_data_path=null",
+    "training.global_batch_size=8",
+    "actor_rollout.ppo_mini_batch_size=32",
+    "actor_rollout.ppo_epochs=2",
+    "actor_rollout.lr=1e-2",
+    "algorithm.kl_ctrl.kl_coef=0.5",
+    "reward.workers=1",
+    "resource_pool.colocate=true",
+]
+
+
+@pytest.fixture(scope="module")
+def with_ref_ranks(tiny, tmp_path_factory):
+    """A run whose reference is a model of its own."""
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    return run(folder, 1, "tiny", [*RUN, "resource_pool.ref=[1]"])
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        [],
+        [
+            "actor_rollout.tensor_model_parallel_size=2",
+            "actor_rollout.pipeline_model_parallel_size=2",
+            "training.sequence_parallel=true",
+        ],
+    ],
+    ids=["one rank", "TP2 PP2"],
+)
+def test_the_model_below_the_adapters_is_the_reference(with_ref_ranks, tmp_path, layout):
+    """The same log-probs from another model, so the same is learnt, but for the order of sums."""
+    size = 4 if layout else 1
+    folder = run(tmp_path / "run", size, "tiny", [*RUN, *layout, "resource_pool.ref=[]"])
+    for ours, theirs in zip(metrics(folder), metrics(with_ref_ranks), strict=True):
+        assert ours["invariants/broken"] == 0
+        assert ("time/wait/ref" in theirs) and ("time/wait/ref" not in ours)
+        for key in ("kl", "loss", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3, abs=1e-6), key
+    assert ours["kl"] > 1e-3, "it counts"
+
+
+def test_adapters_ask_for_no_ref_ranks(tiny):
+    keys = ["resource_pool.ref=null", *LORA]
+    cfg, warnings = load_config("tiny", keys)
+    assert cfg.base_is_reference and not cfg.has_reference and cfg.world_size == 3
+    assert any("ref.micro_batch_size" in line and "adapters" in line for line in warnings)
+    free, _ = load_config("tiny", [*keys, "algorithm.kl_ctrl.kl_coef=0"])
+    assert not free.base_is_reference and not free.has_reference
+    named, _ = load_config("tiny", LORA)
+    assert named.has_reference and not named.base_is_reference, "ranks that are named hold one"
+
+
+def test_another_reference_needs_ranks(tiny, tmp_path):
+    keys = [*LORA, f"ref.load={tmp_path}"]
+    cfg, _ = load_config("tiny", [*keys, "resource_pool.ref=null"])
+    [problem] = check_keys(cfg)
+    assert "ref.load" in problem and "resource_pool.ref: [1]" in problem
+    assert check_keys(load_config("tiny", keys)[0]) == []
