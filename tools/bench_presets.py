@@ -91,10 +91,11 @@ def train(preset: str, seed: int, folder: Path, args: argparse.Namespace) -> Res
         return Result(preset, seed, seconds)
     scores = read_scores(output)
     result = Result(preset, seed, seconds, list(scores.values())[-1], first_step(scores, GOAL))
-    tell(
-        f"{preset}, seed {seed}: {result.accuracy:.1%}, {GOAL:.0%} after "
-        f"{result.steps_to_goal} steps, {seconds:.0f} s"
-    )
+    if result.steps_to_goal is None:
+        reached = f"never {GOAL:.0%}"
+    else:
+        reached = f"{GOAL:.0%} after {result.steps_to_goal} steps"
+    tell(f"{preset}, seed {seed}: {result.accuracy:.1%}, {reached}, {seconds:.0f} s")
     return result
 
 

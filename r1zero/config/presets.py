@@ -12,18 +12,19 @@ Sections here are those of sections.py: name -> keys, with the two roles beside 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from r1zero.config.parse import read_yaml
 from r1zero.config.paths import expand
-from r1zero.config.schema import CONFIGS, Algorithm
+from r1zero.config.schema import ADVANTAGE, CONFIGS
 from r1zero.config.sections import SECTIONS, accepted_keys, refuse_unknown, split
 from r1zero.errors import Diagnostics, nearest
 
 ALLOWED = ("training", "actor_rollout_ref", "reward", "algorithm", "resource_pool")
 FOLDER = "algorithm"  # of the shipped ones, and of one's own beside a configuration
+DEFAULTS = {"loss": "grpo", "advantage": ADVANTAGE}  # of keys that have settings beside them
 ROLES = ("actor_rollout", "ref")
 Sections = Mapping[str, Mapping[str, Any]]
 
@@ -112,20 +113,22 @@ def _replaced(section: str, keys: Mapping[str, Any], above: Sections) -> set[str
         places = (owner, "training")
         if section in places and any(_says(above, place, key) for place in places):
             found |= set(others)
-    if section == "algorithm" and _says(above, section, "loss"):
-        loss = keys.get("loss", _default_loss())
-        if loss != above[section]["loss"]:
-            found.add("loss_settings")  # they are of another loss
+    if section == "algorithm":
+        upper = above.get(section, {})
+        found |= {f"{key}_settings" for key in DEFAULTS if _chooses_another(key, keys, upper)}
     return found
+
+
+def _chooses_another(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
+    """Whether the upper layer says another function than the lower one, whose settings then go."""
+    if above.get(key) is None:
+        return False
+    lower = below.get(key)
+    return above[key] != (DEFAULTS[key] if lower is None else lower)
 
 
 def _says(layer: Sections, section: str, key: str) -> bool:
     return layer.get(section, {}).get(key) is not None
-
-
-def _default_loss() -> Any:
-    [default] = [entry.default for entry in fields(Algorithm) if entry.name == "loss"]
-    return default
 
 
 def _join(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

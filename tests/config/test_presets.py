@@ -20,38 +20,52 @@ from r1zero.preflight.resolve import load_config
 
 NO_KL = {"algorithm.kl_ctrl.type": "fixed", "algorithm.kl_ctrl.kl_coef": 0.0}
 CLIP = {"actor_rollout.clip_ratio_low": 0.2, "actor_rollout.clip_ratio_high": 0.2}
+
+
+def objective(advantage: str, loss: str, aggregation: str, equal_groups: str) -> dict[str, Any]:
+    return {
+        "algorithm.advantage": advantage,
+        "algorithm.advantage_whiten": False,
+        "algorithm.loss": loss,
+        "algorithm.aggregation": aggregation,
+        "algorithm.equal_groups": equal_groups,
+    }
+
+
+def kl(coefficient: float, place: str) -> dict[str, Any]:
+    return {
+        "algorithm.kl_ctrl.type": "fixed",
+        "algorithm.kl_ctrl.kl_coef": coefficient,
+        "algorithm.kl_in": place,
+    }
+
+
 # What each preset sets, from the paper that its file names.
 EXPECTED: dict[str, dict[str, Any]] = {
-    "grpo": {
-        "algorithm.advantage": "group_norm",
-        "algorithm.loss": "grpo",
-        "algorithm.aggregation": "token_mean",
-        "algorithm.equal_groups": "keep",
-        "algorithm.kl_ctrl.type": "fixed",
-        "algorithm.kl_ctrl.kl_coef": 0.001,
-        **CLIP,
-    },
-    "gspo": {
-        "algorithm.advantage": "group_norm",
-        "algorithm.loss": "gspo",
-        "algorithm.loss_settings.clip_low": 3e-4,
-        "algorithm.loss_settings.clip_high": 4e-4,
-        "algorithm.aggregation": "sequence_mean",
-        "algorithm.equal_groups": "skip",
-        **NO_KL,
-    },
-    "cispo": {
-        "algorithm.advantage": "group_norm",
-        "algorithm.loss": "cispo",
-        "algorithm.loss_settings.ratio_cap": 5.0,
-        "algorithm.aggregation": "token_mean",
-        "algorithm.equal_groups": "skip",
-        **NO_KL,
-    },
+    "grpo": objective("group_norm", "grpo", "token_mean", "keep") | CLIP | kl(0.001, "loss"),
+    "gspo": objective("group_norm", "gspo", "sequence_mean", "skip")
+    | {"algorithm.loss_settings.clip_low": 3e-4, "algorithm.loss_settings.clip_high": 4e-4}
+    | NO_KL,
+    "cispo": objective("group_norm", "cispo", "token_mean", "skip")
+    | {"algorithm.loss_settings.ratio_cap": 5.0}
+    | NO_KL,
+    "dr_grpo": objective("group_mean", "grpo", "constant", "skip") | CLIP | NO_KL,
+    "rloo": objective("leave_one_out", "reinforce", "sequence_sum", "keep") | kl(0.05, "reward"),
+    "reinforce_pp": objective("reinforce_pp", "grpo", "token_mean", "keep")
+    | CLIP
+    | kl(0.01, "reward"),
+    "reinforce_pp_baseline": objective("reinforce_pp_baseline", "grpo", "token_mean", "keep")
+    | CLIP
+    | kl(0.01, "loss")
+    | {"algorithm.kl_penalty": "k2"},
+    "lite_ppo": objective("lite_ppo", "grpo", "token_mean", "keep") | CLIP | NO_KL,
 }
 # For every key that a preset sets, a value that this preset does not have.
 OTHER: dict[str, Any] = {
     "algorithm.equal_groups": ("keep", "skip"),  # the first that differs
+    "algorithm.kl_in": ("loss", "reward"),
+    "algorithm.advantage_whiten": True,
+    "algorithm.kl_penalty": "k1",
     "algorithm.advantage": "mine.py:advantage",
     "algorithm.loss": "mine.py:loss",
     "algorithm.loss_settings.clip_low": 0.11,
@@ -116,9 +130,10 @@ class TestShippedPreset:
                 more = ["algorithm.kl_ctrl.target_kl=0.1", "algorithm.kl_ctrl.horizon=1000"]
             else:
                 more = []
+            override = f"{key}={str(other).lower() if other is True else other}"
             for line in (
-                [f"algorithm={preset}", f"{key}={other}", *more],
-                [f"{key}={other}", *more, f"algorithm={preset}"],
+                [f"algorithm={preset}", override, *more],
+                [override, *more, f"algorithm={preset}"],
             ):
                 assert value_at(read_config(config, line)[0], key) == other
 
