@@ -34,6 +34,7 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from torch.distributed import ProcessGroup
 
+from r1zero.errors import BadInput
 from r1zero.models.lora import AdapterSpec, LoraConfig, adapter_table
 from r1zero.models.params import ParamSpec, local_shape, name_on_stage, shard, stage_of
 from r1zero.policy.megatron import RoleModel
@@ -65,7 +66,12 @@ class Adapter(torch.nn.Module):
 
     def attach(self, linear: torch.nn.Module) -> None:
         """Add this adapter's product to that of a Megatron linear layer, within the layer: a sum
-        over TP, or a norm behind it, then sees both."""
+        over TP, or a norm behind it, then sees both. BadInput when it is none."""
+        if not hasattr(linear, PRODUCT):
+            raise BadInput(
+                f"actor_rollout.lora.targets: {self.spec.weight.name} is not of a linear layer of "
+                "Megatron, which adapters need; leave its layer out"
+            )
         linear.adapter = self
         setattr(linear, PRODUCT, partial(self.product, getattr(linear, PRODUCT)))
 
@@ -97,8 +103,8 @@ class Adapter(torch.nn.Module):
     @torch.no_grad()
     def merged(self, weight: torch.Tensor) -> torch.Tensor:
         """This rank's W + s B A, computed in fp32, in the type of `weight`."""
-        product = self.b.float() @ self.a.float()
-        return (weight.float() + self.scale * product).to(weight.dtype)
+        merged = torch.addmm(weight.float(), self.b.float(), self.a.float(), alpha=self.scale)
+        return merged.to(weight.dtype)
 
 
 class Adapters:
