@@ -12,7 +12,7 @@ import yaml
 from r1zero.checkpoint import manifest, store
 from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.config.schema import CHECKPOINTS
-from r1zero.errors import BadInput
+from r1zero.errors import BadInput, shown
 from r1zero.models.config import ModelConfig
 from r1zero.models.lora import LoraConfig
 from r1zero.weights import detect
@@ -135,22 +135,20 @@ def _check(folder: Path, load: str, model: ModelConfig) -> None:
 
 
 def _check_adapters(folder: Path, lora: LoraConfig | None) -> None:
-    """The adapters are those that the checkpoint holds, or all weights learnt and still do."""
-    saved = CheckpointInfo.read(folder).lora
-    asked = None if lora is None else dataclasses.asdict(lora) | {"targets": list(lora.targets)}
-    if saved == asked:
-        return
-    if saved is None or asked is None:
-        was, now = ("rank null", "one") if saved is None else (f"rank {saved['rank']}", "null")
-        raise BadInput(
-            f"{folder} was saved with actor_rollout.lora.{was}, and the configuration has {now}: "
-            "set it to that, or name another output_dir to start anew"
-        )
-    key = next(key for key in asked if asked[key] != saved[key])
-    raise BadInput(
-        f"{folder} holds adapters of {key} {saved[key]}, but actor_rollout.lora.{key} is "
-        f"{asked[key]}; set it to that, or name another output_dir to start anew"
-    )
+    """BadInput unless the adapters are those that the checkpoint holds; with none in either, all
+    weights learn."""
+    saved = CheckpointInfo.read(folder).lora or {"rank": None}
+    asked: dict[str, Any] = {"rank": None}
+    if lora is not None:
+        asked = dataclasses.asdict(lora) | {"targets": list(lora.targets)}
+    for key, value in asked.items():
+        before = saved.get(key, value)
+        if value != before:
+            raise BadInput(
+                f"{folder} was saved with actor_rollout.lora.{key} {shown(before)}, and the "
+                f"configuration has {shown(value)}; set it to that, or name another output_dir to "
+                "start anew"
+            )
 
 
 def changes(cfg_text: str, folder: Path) -> list[str]:

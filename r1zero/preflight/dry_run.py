@@ -255,12 +255,27 @@ def memory(
 
 
 def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
+    size = dtype_of(cfg).itemsize
+    frozen = 0
+    learning = stage_parameters(shape, span.tp, span.pp, stage)
+    lora = lora_config(cfg.actor_rollout)
+    if lora is not None:
+        frozen = learning
+        learning = stage_adapters(shape, lora, span.tp, span.pp, stage)
+    copies = 2 if cfg.keeps_start_weights else 1
+    return Memory(
+        weights=(frozen + learning * copies) * size,
+        gradients=learning * 4,
+        optimizer=learning * dtype_of(cfg).optimizer_bytes / span.dp,
+        activations=_train_activations(cfg, shape, span, stage),
+        buckets=_bucket_bytes(cfg),
+    )
+
+
+def _train_activations(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> float:
+    """Bytes that a train rank keeps for the backward pass."""
     actor = cfg.actor_rollout
     size = dtype_of(cfg).itemsize
-    parameters = stage_parameters(shape, span.tp, span.pp, stage)
-    frozen, learning = 0, parameters
-    if (lora := lora_config(actor)) is not None:
-        frozen, learning = parameters, stage_adapters(shape, lora, span.tp, span.pp, stage)
     tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
     layers = _stage_layers(shape, span.pp, stage)
     kept = [
@@ -273,17 +288,12 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
         activations = in_flight + max(kept)
     else:
         activations = (span.pp - stage) * sum(kept)
-    if stage == span.pp - 1:
-        activations += logits_bytes(shape, span.tp, tokens)
-        if lora is None:
-            activations += shape.vocab_size / span.tp * shape.hidden_size * 4
-    return Memory(
-        weights=(frozen + learning * (2 if cfg.keeps_start_weights else 1)) * size,
-        gradients=learning * 4,
-        optimizer=learning * dtype_of(cfg).optimizer_bytes / span.dp,
-        activations=activations,
-        buckets=_bucket_bytes(cfg),
-    )
+    if stage < span.pp - 1:
+        return activations
+    activations += logits_bytes(shape, span.tp, tokens)
+    if actor.lora.rank:  # the output layer does not learn
+        return activations
+    return activations + shape.vocab_size / span.tp * shape.hidden_size * 4
 
 
 def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:

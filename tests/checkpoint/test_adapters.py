@@ -152,7 +152,7 @@ def test_it_is_not_taken_for_a_model(straight, tiny):
 @pytest.mark.parametrize(
     ("lora", "said"),
     [
-        (None, ["lora.rank 4", "null"]),
+        (None, ["lora.rank 4", "has nothing"]),
         (LoraConfig(rank=8, alpha=ALPHA, targets=("qkv", "proj", "fc1", "fc2")), ["rank 4", "8"]),
         (LoraConfig(rank=RANK, alpha=8.0, targets=("qkv", "proj", "fc1", "fc2")), ["alpha 12.0"]),
         (LoraConfig(rank=RANK, alpha=ALPHA, targets=("qkv",)), ["targets ['qkv', 'proj'"]),
@@ -170,6 +170,16 @@ def test_the_same_adapters_are_not(straight, tiny):
     shape = ModelConfig.from_folder(tiny / "model")
     lora = LoraConfig(rank=RANK, alpha=ALPHA, targets=("qkv", "proj", "fc1", "fc2"))
     assert check_resume(straight / "checkpoints", None, "model", shape, lora) == []
+
+
+def test_adapters_do_not_go_on_from_a_run_of_all_weights(tiny, tmp_path):
+    once = ["training.train_iters=1", "training.save_interval=1", "actor_rollout.lora.rank=null"]
+    folder = run(tmp_path / "run", 1, "tiny", [*RUN, *once, "actor_rollout.lora.alpha=null"])
+    shape = ModelConfig.from_folder(tiny / "model")
+    lora = LoraConfig(rank=RANK, alpha=ALPHA, targets=("qkv",))
+    [problem] = check_resume(folder / "checkpoints", None, "model", shape, lora)
+    assert "lora.rank nothing" in problem and "has 4" in problem
+    assert not (folder / "adapter").exists()
 
 
 def publishing(rank, size, store, folder, overrides):
