@@ -118,7 +118,7 @@ def test_whitening_weighs_by_tokens_or_not():
 SETTINGS = {"pass_at_k": {"k": 3}}
 
 
-@pytest.mark.parametrize("name", [*ADVANTAGES.names(), OWN])
+@pytest.mark.parametrize("name", [*ADVANTAGES.names(), pytest.param(OWN, id="own")])
 def test_equal_groups_are_zero_where_that_is_declared(name):
     """Exactly: rounding must not invent a preference. Beside a group that is not equal."""
     chosen = ADVANTAGES[name]
@@ -269,7 +269,7 @@ def test_a_plain_function_of_rewards_is_tried_and_may_compare_groups(tiny, plain
     )
 
 
-@pytest.mark.parametrize("name", [*ADVANTAGES.names(), OWN, "rloo"])
+@pytest.mark.parametrize("name", [*ADVANTAGES.names(), pytest.param(OWN, id="own"), "rloo"])
 def test_every_estimator_breaks_no_rule(tiny, name):
     overrides = [f"algorithm.advantage={name}"]
     if name == "pass_at_k":

@@ -44,7 +44,7 @@ def test_the_loss_by_hand_and_a_response_left_out_takes_only_its_own_terms(
     assert (terms.sum() - terms[1]) / denominator == pytest.approx(without_the_second, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", [*AGGREGATIONS.names(), OWN])
+@pytest.mark.parametrize("name", [*AGGREGATIONS.names(), pytest.param(OWN, id="own")])
 def test_parts_of_whole_groups_have_the_same_weights_and_denominators_that_add_up(name):
     random = np.random.default_rng(5)
     counts = random.integers(0, 30, 24)
