@@ -19,10 +19,12 @@ from r1zero.data.prompts import Prompts, decode, load_tokenizer, vocabulary_of
 from r1zero.data.sources import DataSource
 from r1zero.distributed.collectives import first_finding
 from r1zero.distributed.groups import World
+from r1zero.distributed.placement import RankGrid
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
+from r1zero.models.layout import WeightTarget
 from r1zero.models.params import param_table
 from r1zero.observe.clock import Clock, seconds_by_name
 from r1zero.observe.invariants import BF16, FP32, Invariants
@@ -77,7 +79,8 @@ class Runtime:
     sample_log: AnySampleLog  # rollout
     reference: AnyReference  # ref
     policy: AnyActor  # train
-    publisher: Publisher
+    publisher: Publisher  # of the policy's weights to the engines
+    reference_publisher: Publisher | None  # and to the reference, where it is ever reset
     invariants: Invariants
     keeps_spans: bool  # this rank's spans are among those of logs/spans.jsonl
     folder: Path  # the run folder, and that of its checkpoints: see Opening
@@ -132,7 +135,7 @@ class Runtime:
             training.updates == "accumulate",
             self._parts(len(prompts)),
             staleness=len(ahead),
-            reference_version=0 if self.has_reference else None,
+            reference_version=done.reference_version if self.has_reference else None,
         )
 
     def _parts(self, prompts: int) -> tuple[Part, ...]:
@@ -168,6 +171,14 @@ class Runtime:
         self.progress.weights_version += 1
         self._bring()
 
+    def reset_reference(self, step: int) -> None:
+        """Give the reference the weights that were just published, every so many steps."""
+        interval = self.run.config.ref.reset_interval
+        if self.reference_publisher is None or interval is None or step % interval:
+            return
+        self.reference_publisher.publish(self.progress.weights_version)
+        self.progress.reference_version = self.progress.weights_version
+
     def start(self) -> None:
         """Publish the weights to begin with and prove that they arrived bit for bit. RuntimeError
         if not."""
@@ -178,10 +189,20 @@ class Runtime:
 
     def prove_publish(self) -> str | None:
         """Compare the checksums of what was sent and received, if this version is one of every so
-        many. Collective."""
+        many; of a reference that was reset always. Collective."""
         interval = self.run.config.training.publish_check_interval
+        fault = None
         if interval and self.progress.weights_version % interval == 0:
-            return self._publish_fault()
+            fault = self._publish_fault()
+        if fault is None and self._new_reference is not None:
+            fault = first_finding(self._new_reference.difference(), self.world.control)
+        return fault
+
+    @property
+    def _new_reference(self) -> Publisher | None:
+        """What brought the reference the weights of this version; None if it has older ones."""
+        if self.progress.reference_version == self.progress.weights_version > 0:
+            return self.reference_publisher
         return None
 
     def count_tokens(self, batch: Batch, engine: GroupSource) -> None:
@@ -197,11 +218,14 @@ class Runtime:
     def record(self, batch: Batch, publish_fault: str | None) -> RankRecord:
         """What this rank tells about the step that ends, which learned from this batch."""
         spans = self.clock.take()
+        published = self.publisher.received_bytes
+        if self._new_reference is not None:
+            published += self._new_reference.received_bytes
         return RankRecord(
             began=spans[0].start,
             ended=max(span.end for span in spans),
             seconds=seconds_by_name(spans),
-            published_bytes=self.publisher.received_bytes,
+            published_bytes=published,
             peak_gigabytes=self.world.device.peak_gigabytes(),
             tokens=self.tokens.pop(batch.step),
             publish_fault=publish_fault,
@@ -268,6 +292,7 @@ def build_runtime(run: Run, world: World) -> Runtime:
         reference=reference,
         policy=policy,
         publisher=_publisher(run, world, policy, engine),
+        reference_publisher=_reference_publisher(run, world, policy, reference),
         invariants=Invariants(
             BF16 if run.dtype is Dtype.BF16 else FP32,
             run.actor.load == run.config.ref.load,
@@ -385,12 +410,28 @@ def _reference(run: Run, world: World, unused: Sequence[range]) -> AnyReference:
 def _publisher(run: Run, world: World, policy: AnyActor, engine: RolloutEngine) -> Publisher:
     """What brings the weights of the train ranks to the engines."""
     target = engine.weights()
+    return _publisher_to(target, target.layout.grid(world.rollout.span), run, world, policy)
+
+
+def _reference_publisher(
+    run: Run, world: World, policy: AnyActor, reference: AnyReference
+) -> Publisher | None:
+    """What brings them to the reference; None where it is never reset."""
+    if world.ref is None or run.config.ref.reset_interval is None:
+        return None
+    return _publisher_to(reference.weights(), world.ref.span, run, world, policy)
+
+
+def _publisher_to(
+    target: WeightTarget, grid: RankGrid, run: Run, world: World, policy: AnyActor
+) -> Publisher:
+    """What brings the weights of the train ranks to those of `grid`, which hold them in `target`."""
     megabytes = run.config.training.publish_bucket_megabytes
     reshard = plan(
         param_table(run.actor.shape),
         run.actor.shape.num_layers,
         world.train.span,
-        target.layout.grid(world.rollout.span),
+        grid,
         run.dtype.itemsize,
         megabytes * 2**20,
     )

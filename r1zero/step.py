@@ -14,13 +14,13 @@ learn from what came earlier. What each role waits for, and who ends the wait:
     ref      the groups of the next part        rollout, by handing over
     train    the same with reference log-probs  ref, by handing over
 
-Without a KL term there is no ref, and rollout hands over to train: `world.giver` is who does.
+Without a KL term there is no ref, and rollout hands over to train: `world.giver` is who does. The
+reference is what it was loaded with, or takes the policy's weights every so many steps.
 
 A part holds groups of like length, so short ones are learnt from while long ones are still drawn.
 What it holds follows from the samples alone, and never from who finished when.
 
-Simpler than DeepSeek-R1-Zero (arXiv:2501.12948): one loss for all tokens of a minibatch, a
-reference that is never replaced. No branch is taken on a value that not all ranks hold.
+No branch is taken on a value that not all ranks hold.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def learn(step: int, runtime: Runtime) -> StepOutcome | None:
         move.flush(step)
     with clock.span("publish"):
         runtime.publish()
+        runtime.reset_reference(step)
         fault = runtime.prove_publish()
 
     # Report. Rollout replicas hold the samples: they write them and tell the controller of them.

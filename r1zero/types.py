@@ -336,7 +336,7 @@ class RankRecord:
     began: float  # its first span, in seconds since the epoch
     ended: float  # its last
     seconds: dict[str, float]  # by the name of the spans
-    published_bytes: int  # written into this rank's rollout weights
+    published_bytes: int  # written into this rank's rollout weights, and into its reference
     peak_gigabytes: float
     # response tokens seen by a role, where its results appear
     tokens: dict[str, int] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """The checkpoint manager: when checkpoints are saved, and how a save, async or not, ends.
 
-begin   the controller makes the folder; the train ranks copy their state      blocks the step
-write   each train rank writes, syncs and sums its files                       beside the next steps if async
+begin   the controller makes the folder; train and ref ranks copy their state  blocks the step
+write   each of them writes, syncs and sums its files                          beside the next steps if async
 finish  table of contents, list of files, rename, tracker, old ones deleted    at the end of a step
 """
 
@@ -22,13 +22,16 @@ from safetensors.torch import save as save_tensors
 
 from r1zero.checkpoint import in_flight, lengths, manifest, progress, store
 from r1zero.checkpoint.progress import CheckpointInfo
+from r1zero.checkpoint.reference_state import ReferenceWriting
 from r1zero.checkpoint.state import RunState
 from r1zero.checkpoint.train_state import Writing, rng_states
+from r1zero.checkpoint.writing import FileWriting
 from r1zero.distributed.collectives import all_max
 from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.models.lora import trained_parameters
 from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.policy.actor import Actor
+from r1zero.policy.reference import Reference
 from r1zero.run_folder.durable import sync
 from r1zero.run_folder.owner import plain
 from r1zero.types import Group
@@ -60,10 +63,18 @@ class _Save:
 
     folder: Path  # that it is written into
     info: CheckpointInfo | None = None  # on train ranks
-    writing: Writing | None = None  # on train ranks
+    policy: Writing | None = None  # on train ranks
+    reference: ReferenceWriting | None = (
+        None  # on ref ranks of the first replica, once it was reset
+    )
     rng: dict[str, torch.Tensor] | None = None  # on the controller
     lengths: dict[str, np.ndarray] | None = None  # on the controller
     groups: _Written = NOTHING  # what is drawn and not yet learnt from, on ranks that hold it
+
+    @property
+    def writings(self) -> list[FileWriting]:
+        """What this rank writes, at once or beside the next steps."""
+        return [part for part in (self.policy, self.reference) if part is not None]
 
     @property
     def reserve(self) -> Path:
@@ -130,14 +141,16 @@ class CheckpointManager:
             save.info = self._info(policy)
             save.rng = rng_states(policy)
             save.lengths = runtime.expected_lengths.state()
-            # NFS may not show yet what is there;
-            for folder in (runtime.checkpoints.parent, runtime.checkpoints):
-                os.listdir(folder)  # this lets it ask
-            save.writing = Writing(policy, save.folder, step)
+            self._show_folder()
+            save.policy = Writing(policy, save.folder, step)
+        if (reference := self._reference_to_write()) is not None:
+            self._show_folder()
+            save.reference = ReferenceWriting(reference, save.folder)
+        for writing in save.writings:
             if self.config.async_save:
-                save.writing.start()
+                writing.start()
             else:
-                save.writing.run()
+                writing.run()
         if groups := runtime.groups_in_flight():
             save.groups = self._write_groups(save.folder, groups)
         self._saved = step
@@ -154,17 +167,15 @@ class CheckpointManager:
         runtime = self.runtime
         waited = time.monotonic()
         written = save.groups
-        if save.writing is not None:
-            save.writing.join()
-            written = _Written(
-                save.writing.files | written.files, save.writing.error or written.error
-            )
+        for writing in save.writings:
+            writing.join()
+            written = _Written(writing.files | written.files, writing.error or written.error)
         reports = runtime.move.to_controller(written)
         problem = runtime.move.from_controller(_first_error, reports)
         if problem is None:
             runtime.move.at_controller(save.reserve.unlink)
-            if save.writing is not None:
-                save.writing.finalize()
+            if save.policy is not None:
+                save.policy.finalize()
             problem = runtime.move.from_controller(self._seal, save, reports)
         self._longest_save = max(self._longest_save or 0.0, time.monotonic() - self._began)
         if problem is not None:
@@ -178,6 +189,20 @@ class CheckpointManager:
                 time.monotonic() - self._began,
                 held,
             )
+
+    def _reference_to_write(self) -> Reference | None:
+        """The reference, on ranks of its first replica; None before it was ever reset: its start
+        weights are where they were."""
+        reference = self.runtime.reference
+        was_reset = self.runtime.progress.reference_version > 0
+        if isinstance(reference, Reference) and was_reset and reference.model.grid.replica == 0:
+            return reference
+        return None
+
+    def _show_folder(self) -> None:
+        """Let a network disk show what is there: NFS may not yet, until it is asked."""
+        for folder in (self.runtime.checkpoints.parent, self.runtime.checkpoints):
+            os.listdir(folder)
 
     def _write_groups(self, folder: Path, groups: list[Group]) -> _Written:
         """Write what this rank's rollout replica drew ahead."""
@@ -202,7 +227,7 @@ class CheckpointManager:
     @property
     def _is_written(self) -> bool:
         """Nothing is being written on this rank."""
-        return self._save is None or self._save.writing is None or self._save.writing.done
+        return self._save is None or all(writing.done for writing in self._save.writings)
 
     def _any_rank(self, *mine: bool) -> list[bool]:
         """Whether any rank says yes, question by question. Collective."""
@@ -242,7 +267,10 @@ class CheckpointManager:
         assert isinstance(policy, Actor), "the controller trains"
         of_parameter = policy.model.dtype.itemsize + OPTIMIZER_BYTES
         elements = trained_parameters(self.runtime.shape, self.config.lora)
-        return elements * of_parameter + RESERVE_BYTES
+        size = elements * of_parameter + RESERVE_BYTES
+        if self.runtime.progress.reference_version:
+            size += self.runtime.shape.num_parameters * policy.model.dtype.itemsize
+        return size
 
     def _make_room(self) -> Path | str:
         """Make the folder to write into; returns it, or what stands against it."""

@@ -23,6 +23,8 @@ class TrainerState:
     step: int = 0  # the last one that was finished
     # of the weights that draw the next step; counted where they are published
     weights_version: int = 0
+    # of those that the reference holds: 0, what it was loaded with, until it is reset
+    reference_version: int = 0
     prompts_drawn: int = 0  # from the stream of prompts: the data cursor
     evaluation: dict[str, float] | None = None  # held-out metrics of the start weights
     scores: dict[str, float] | None = None  # those after the last step, if it was evaluated
@@ -54,7 +56,9 @@ class CheckpointInfo:
     shape: dict[str, Any]  # of the model, as ModelConfig's fields
     dtype: str
     layout: dict[str, int]  # tp, dp, pp of train
-    start: dict[str, str]  # folders of the start weights, by role: what the reference is, for ever
+    # folders of the start weights, by role: what the reference is until it is first reset; from then
+    # on the checkpoint holds it (checkpoint/reference_state.py)
+    start: dict[str, str]
     # Of the entropy bonus, and whether it applies; None in checkpoints that are older than it.
     entropy_coefficient: float | None = None
     entropy_applies: bool = True

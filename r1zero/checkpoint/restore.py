@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from r1zero.checkpoint import in_flight, lengths, manifest, store
 from r1zero.checkpoint.progress import CheckpointInfo
+from r1zero.checkpoint.reference_state import StoredReference
 from r1zero.checkpoint.resume import changes
 from r1zero.checkpoint.state import RunState
 from r1zero.checkpoint.train_state import load_policy, set_rng_states
@@ -18,6 +19,7 @@ from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.errors import BadInput
 from r1zero.policy.actor import Actor
+from r1zero.policy.reference import Reference
 
 log = logging.getLogger("r1zero")
 
@@ -51,6 +53,7 @@ def restore(runtime: RunState, folder: Path) -> None:
         policy.entropy.restore(record.entropy_coefficient, record.entropy_applies)
         if same_layout:
             set_rng_states(policy, load_file(folder / "rng.safetensors"))
+    _restore_reference(runtime, folder)
     if record.in_flight is not None:
         _restore_groups(runtime, folder, record.in_flight)
     runtime.move.flush(0)
@@ -60,6 +63,15 @@ def restore(runtime: RunState, folder: Path) -> None:
         log.info(_line(runtime, folder, record, layout))
         for change in changes(runtime.checkpoint_config.config_text, folder):
             log.info("changed since then: %s", change)
+
+
+def _restore_reference(runtime: RunState, folder: Path) -> None:
+    """Take back a reference that was reset. A run without one leaves it behind, for good."""
+    if runtime.world.ref is None:
+        runtime.progress.reference_version = 0
+    reference = runtime.reference
+    if isinstance(reference, Reference) and runtime.progress.reference_version:
+        reference.model.fill(StoredReference(folder, runtime.shape))
 
 
 def _restore_groups(runtime: RunState, folder: Path, plan: Mapping[str, Any]) -> None:
@@ -104,4 +116,6 @@ def _reference_line(runtime: RunState, record: CheckpointInfo) -> str:
         if runtime.checkpoint_config.lora is not None:
             return "a reference is the model below the adapters"
         return "there is no reference"
+    if version := record.progress.reference_version:
+        return f"the reference is the policy after step {version}"
     return f"the reference is {runtime.checkpoint_config.start['ref']}"

@@ -45,8 +45,10 @@ def start_weights(
     """Where training and its reference began, if `load` or ref.load names a checkpoint of this
     program.
 
-    Returns (load, ref.load, resume). A checkpoint is where a run is, never where it began: the
-    reference stays what it was. BadInput when the checkpoint is damaged.
+    Returns (load, ref.load, resume). A checkpoint is where a run is, never where it began. A run that
+    goes on from it has its reference: what it began with, or what it was reset to, which the
+    checkpoint holds. BadInput when the checkpoint is damaged, or ref.load alone names one whose
+    reference was reset.
     """
     checkpoint = locate(load)
     if checkpoint is not None:
@@ -59,8 +61,21 @@ def start_weights(
     else:
         checkpoint = None
     if checkpoint is not None:
-        ref_load = CheckpointInfo.read(checkpoint).start["ref"]
+        ref_load = _start_of_reference(checkpoint, goes_on=resume is not None)
     return pinned(load), ref_load and pinned(ref_load), resume
+
+
+def _start_of_reference(checkpoint: Path, goes_on: bool) -> str:
+    """What the reference of a checkpoint began with."""
+    info = CheckpointInfo.read(checkpoint)
+    if info.progress.reference_version and not goes_on:
+        raise BadInput(
+            f"ref.load: the reference in {checkpoint} was reset after step "
+            f"{info.progress.reference_version}, and only a run that goes on from there can have it; "
+            f"name {info.start['ref']}, which it began with, or make a model folder of the checkpoint "
+            "with tools/convert_ckpt.py to take its policy as reference"
+        )
+    return info.start["ref"]
 
 
 def pinned(load: str) -> str:

@@ -12,7 +12,7 @@ from r1zero.data.expected_lengths import ExpectedLengths
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.models.config import ModelConfig
-from r1zero.policy.idle import AnyActor
+from r1zero.policy.idle import AnyActor, AnyReference
 from r1zero.run_folder.claim import Hold
 from r1zero.types import Batch, Group
 
@@ -26,6 +26,7 @@ class RunState(Protocol):
     shape: ModelConfig
     ends: Ends  # of a response
     policy: AnyActor  # train
+    reference: AnyReference  # ref
     progress: TrainerState
     batches: dict[int, Batch]  # drawn and not yet learnt from, by the step that does
     # those of a checkpoint, with the groups of this rank's rollout replica

@@ -2,6 +2,7 @@
 
     iter_0000010/                        a complete checkpoint: Megatron's torch_dist files, and
         trainer.json                     where the run was (checkpoint/progress.py)
+        reference/                       the reference, once it was reset (checkpoint/reference_state.py)
         rng.safetensors                  random states of the train ranks
         expected_lengths.safetensors     how long answers were (data/expected_lengths.py)
         config.yaml                      the resolved configuration

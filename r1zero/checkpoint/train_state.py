@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,9 @@ from megatron.core.tensor_parallel import random
 from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 
-from r1zero.checkpoint.manifest import File, describe
+from r1zero.checkpoint.manifest import describe
 from r1zero.checkpoint.optimizer_state import SHARDING, SHARDING_TYPE, sharded_optimizer_state
+from r1zero.checkpoint.writing import FileWriting
 from r1zero.distributed.collectives import gather_objects
 from r1zero.errors import BadInput
 from r1zero.policy.actor import Actor
@@ -85,7 +85,7 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
     return host.clone()
 
 
-class Writing:
+class Writing(FileWriting):
     """A save under way on this train rank: `run` writes this rank's files, `finalize` makes them
     one checkpoint.
 
@@ -93,10 +93,8 @@ class Writing:
     """
 
     def __init__(self, policy: Actor, folder: Path, step: int) -> None:
+        super().__init__()
         self._policy = policy
-        self.files: dict[str, File] = {}
-        self.error: str | None = None
-        self._thread: threading.Thread | None = None
         torch_strategies.FileSystemWriterAsync = Writer
         with _inside(policy):
             state = _sharded_state(policy)
@@ -121,25 +119,12 @@ class Writing:
             [(path, _, (_, self._tensors))] = buckets
             self._file = Path(path)
 
-    def start(self) -> None:
-        """Write beside the training, from a copy. A process that fails meanwhile does not wait for
-        it."""
-        # The next update changes all of it.
+    def copy(self) -> None:
+        """See FileWriting: the next update changes all of it."""
         self._tensors = [(item, tensor.to("cpu", copy=True)) for item, tensor in self._tensors]
-        self._thread = threading.Thread(target=self.run, name="checkpoint-writer", daemon=True)
-        self._thread.start()
-
-    @property
-    def done(self) -> bool:
-        return self._thread is None or not self._thread.is_alive()
-
-    def join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
 
     def run(self) -> None:
-        """Write and sync this rank's files, and describe them; `error` then says what went
-        wrong."""
+        """See FileWriting."""
         if self._file is None:
             return
         name = self._file.name

@@ -193,6 +193,32 @@ def check_base(cfg: Config) -> list[str]:
     ]
 
 
+def check_reset(cfg: Config) -> list[str]:
+    """A reset needs a reference, and that the next batch has not been looked at before."""
+    interval = cfg.ref.reset_interval
+    if interval is None:
+        return []
+    if cfg.base_is_reference:
+        return [
+            f"ref.reset_interval: {interval} needs a reference of its own, but with "
+            "actor_rollout.lora it is the model below the adapters; leave reset_interval out, or name "
+            "ranks for it, such as resource_pool.ref: [1]"
+        ]
+    if not cfg.has_reference:
+        return [
+            f"ref.reset_interval: {interval} resets a reference, but there is none: "
+            "algorithm.kl_ctrl.kl_coef is 0 and resource_pool.ref names no ranks; leave "
+            "reset_interval out, or give a kl_coef such as 0.001"
+        ]
+    if cfg.training.staleness:
+        return [
+            f"ref.reset_interval: {interval} needs training.staleness 0, not "
+            f"{cfg.training.staleness}: a batch that is drawn ahead has log-probs of the reference "
+            "before its reset; set staleness to 0, or leave reset_interval out"
+        ]
+    return []
+
+
 # -- updates ----------------------------------------------------------------------------------------
 
 
@@ -311,6 +337,7 @@ RULES = (
     check_kl,
     check_entropy,
     check_correction,
+    check_reset,
     check_min_lr,
     check_warmup,
     check_base,

@@ -363,13 +363,17 @@ class ActorRollout:
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ref:
-    """The frozen reference model of the KL term.
+    """The reference model of the KL term, which does not learn.
 
     There is none where nothing asks for it: see resource_pool.ref.
     """
 
     model: OrNull[Text] = None  # default that of actor_rollout
     load: OrNull[ModelPath] = None  # default actor_rollout.load
+    # Steps between two resets, in which the reference takes the policy's weights, as DeepSeek-R1-Zero's
+    # does every 400 updates; the checkpoints hold it from then on. Default: it stays what it was
+    # loaded with.
+    reset_interval: OrNull[Count] = None
     tensor_model_parallel_size: Count = 1
     pipeline_model_parallel_size: Count = 1
     micro_batch_size: Count = 1  # responses in one forward pass

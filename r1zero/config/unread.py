@@ -58,8 +58,9 @@ def _reference(cfg: Config) -> Unread:
     elif _is_set(cfg.algorithm, "kl_in"):
         yield "algorithm.kl_in", reason
     for entry in fields(cfg.ref):
-        # model and load are filled in, and stand in every configuration that a run wrote down
-        if entry.name not in ("model", "load") and _is_set(cfg.ref, entry.name):
+        # model and load are filled in, and stand in every configuration that a run wrote down; the
+        # last one is refused
+        if entry.name not in ("model", "load", "reset_interval") and _is_set(cfg.ref, entry.name):
             yield f"ref.{entry.name}", reason
 
 

@@ -89,12 +89,11 @@ class Alarms:
         )
 
     def _kl(self, m: Metrics) -> str | None:
-        before = [past["kl"] for past in self._recent if "kl" in past]
-        usual = float(np.median(before or [m["kl"]]))
+        usual = float(np.median(self._same_reference(m) or [m["kl"]]))
         if m["kl"] > KL_LIMIT:
             return (
-                f"the KL to the reference is {m['kl']:.2f} nats a token: the policy has left the "
-                "start model far behind; lower lr or raise algorithm.kl_ctrl.kl_coef"
+                f"the KL to the reference is {m['kl']:.2f} nats a token: the policy has left it "
+                "far behind; lower lr or raise algorithm.kl_ctrl.kl_coef"
             )
         if m["kl"] > max(KL_NOTABLE, KL_GROWTH * usual):
             return (
@@ -102,6 +101,15 @@ class Alarms:
                 "clip_grad, and look at the samples of this step"
             )
         return None
+
+    def _same_reference(self, m: Metrics) -> list[float]:
+        """The KL of the last steps whose reference was that of this one: it begins anew with a reset."""
+        version = m.get("reference_version")
+        return [
+            past["kl"]
+            for past in self._recent
+            if "kl" in past and past.get("reference_version") == version
+        ]
 
     def _entropy(self, m: Metrics) -> str | None:
         if len(self._entropies) < WINDOW:

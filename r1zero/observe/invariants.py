@@ -24,7 +24,9 @@ class Tolerances:
     """How far two computations of the same number may lie apart, as token means in nats."""
 
     mismatch: float  # |log p - log p of the rollout engine| in the first minibatch
-    start_kl: float  # KL to the reference before any update, when both start from the same weights
+    # KL to the reference in the first minibatch, when both hold the same weights: before any update
+    # and after a reset
+    start_kl: float
 
 
 # fp32: 100 times what is seen (1e-7). bf16 carries 8 bits of log-probs near 10, and the two sides
@@ -54,10 +56,8 @@ class Invariants:
             problems += self._ratio(batch, first)
         problems += _tokens(batch, samples, updates, records)
         problems += _unused(samples)
-        has_reference = batch.reference_version is not None
-        is_start = self.same_start and batch.version == batch.staleness == 0
-        if first is not None and has_reference and is_start:
-            problems += self._start_kl(first)
+        if first is not None and self._is_reference(batch):
+            problems += self._start_kl(batch, first)
         problems += _gradients([update for update in updates if update is not None])
         return problems + [record.publish_fault for record in records[:1] if record.publish_fault]
 
@@ -82,10 +82,22 @@ class Invariants:
             )
         return problems
 
-    def _start_kl(self, first: UpdateStats) -> list[str]:
+    def _is_reference(self, batch: Batch) -> bool:
+        """Whether the weights that learn first from a batch are those that the reference holds: at
+        the start, and after a reset."""
+        if batch.staleness or batch.version != batch.reference_version:
+            return False
+        return batch.version > 0 or self.same_start
+
+    def _start_kl(self, batch: Batch, first: UpdateStats) -> list[str]:
         kl = joined([first], KL.key)
         if abs(kl) <= self.limits.start_kl:
             return []
+        if batch.version > 0:
+            return [
+                f"after its reset the KL to the reference is {kl:.2g} in the first minibatch (limit "
+                f"{self.limits.start_kl:g}): the reference does not hold the policy's weights"
+            ]
         return [
             f"before the first update the KL to the reference is {kl:.2g} (limit "
             f"{self.limits.start_kl:g}), though actor_rollout.load and ref.load are the same: one "

@@ -43,6 +43,8 @@ def step_metrics(
         "weights_version": batch.version,  # that drew the samples
         "staleness": batch.staleness,  # updates of weights that it misses
     }
+    if batch.reference_version is not None:
+        metrics["reference_version"] = batch.reference_version  # of the weights that it holds
     return metrics
 
 

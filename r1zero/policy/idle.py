@@ -11,9 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from r1zero.models.layout import WeightTarget
 from r1zero.policy.actor import Actor
 from r1zero.policy.handover import Delivery
-from r1zero.policy.reference import Reference
+from r1zero.policy.reference import LAYOUT, Reference
 from r1zero.types import Batch, Group, UpdateStats
 
 
@@ -47,6 +48,9 @@ class IdleReference:
 
     def add_logprobs(self, groups: list[Group]) -> list[Group]:
         return groups
+
+    def weights(self) -> WeightTarget:
+        return WeightTarget(LAYOUT, {}, lambda version: None)
 
     def take_tokens(self) -> int:
         return 0

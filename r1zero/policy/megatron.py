@@ -35,6 +35,7 @@ from r1zero.models.params import local_shape, stage_params
 from r1zero.models.rotary import rotary_tables
 from r1zero.models.unused import local_columns
 from r1zero.weights.open import open_weights
+from r1zero.weights.source import Weights
 
 
 class Backbone(GPTModel):
@@ -143,14 +144,17 @@ class RoleModel:
                 dim = next((d for d in range(len(part)) if part[d] != whole[d]), 0)
                 set_tensor_model_parallel_attributes(parameter, True, dim, 1)
 
-    @torch.no_grad()
     def load(self, path: str) -> None:
         """Fill the parameters from a Hugging Face folder or a Megatron checkpoint. BadInput if it
         does not fit."""
+        self.fill(open_weights(path, self.shape))
+
+    @torch.no_grad()
+    def fill(self, weights: Weights) -> None:
+        """Fill the parameters. BadInput when they cannot be read."""
         parameters = self.parameters()
         span = self.grid.span
         held = stage_params(self.shape, self.grid.stage, span.pp)
-        weights = open_weights(path, self.shape)
         for tensor, shard in weights.stream(held, self.grid.tp_index, span.tp, self.dtype):
             parameters.pop(tensor.name).copy_(shard)
         assert not parameters, f"parameters without weights: {sorted(parameters)}"

@@ -18,7 +18,7 @@ ranks of a role the fullest is shown):
   KV cache     2 x layers x kv heads / TP x head size x B for each token of a replica's prompts, once, and of
                its responses, in whole blocks; max_tokens_to_oom tokens at most, and as many with
                eval_data_path, whose problems are answered all at once
-  buckets      broadcasts of weights under way
+  buckets      broadcasts of weights under way: to rollout ranks, and to ref ranks that are ever reset
 
 The step is predicted by a model of it (step_model.py), with rates that are a guess.
 
@@ -198,6 +198,7 @@ def groups_table(cfg: Config, placed: Placement, policy: ModelConfig | None) -> 
         ),
         cfg.training.publish_bucket_megabytes,
         tensor_megabytes(present()),
+        resets_reference=cfg.ref.reset_interval is not None,
     )
     return f"{aligned(scale_table(scale))}\nat most, of one step with the longest responses; of HCCL on NPUs"
 
@@ -268,7 +269,7 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
         gradients=learning * 4,
         optimizer=learning * dtype_of(cfg).optimizer_bytes / span.dp,
         activations=_train_activations(cfg, shape, span, stage),
-        buckets=_bucket_bytes(cfg),
+        buckets=_bucket_bytes(cfg) * (1 if cfg.ref.reset_interval is None else 2),
     )
 
 
@@ -328,6 +329,7 @@ def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> 
     return Memory(
         weights=stage_parameters(shape, span.tp, span.pp, stage) * size,
         activations=layer_activations(shape, span.tp, tokens, size, False) + logits,
+        buckets=0 if cfg.ref.reset_interval is None else _bucket_bytes(cfg),
     )
 
 

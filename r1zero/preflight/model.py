@@ -43,6 +43,12 @@ def _check_reference(
             f"ref.load: {cfg.ref.load} has a vocabulary of {reference.vocab_size} rows, but "
             f"actor_rollout.load {cfg.actor_rollout.load} has {policy.vocab_size}"
         )
+    elif policy not in (None, reference) and cfg.ref.reset_interval is not None:
+        problems.append(
+            f"ref.reset_interval: {cfg.ref.reset_interval} gives the reference the policy's weights, "
+            f"but ref.load {cfg.ref.load} is another network than actor_rollout.load "
+            f"{cfg.actor_rollout.load}; leave reset_interval out, or name the same network"
+        )
     return problems
 
 

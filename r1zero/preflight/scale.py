@@ -104,20 +104,29 @@ def count(
     load: Load,
     bucket_megabytes: int,
     tensor_megabytes: int,
+    resets_reference: bool = False,
 ) -> Scale:
     """Count. `rollout` as the engine cuts weights over it (WeightLayout.grid); `tensor_megabytes` as
-    in groups_of. BadInput when TP does not divide a tensor or PP the layers."""
+    in groups_of; of the steps that reset the reference, if there are any. BadInput when TP does not
+    divide a tensor or PP the layers."""
+    targets = [rollout]
+    if resets_reference and placed.ref is not None:
+        targets.append(placed.ref)
     began = time.perf_counter()
-    published = plan(
-        network.tensors,
-        network.num_layers,
-        placed.train,
-        rollout,
-        network.element_size,
-        bucket_megabytes * 2**20,
-    )
+    plans = []
+    for target in targets:
+        plans.append(
+            plan(
+                network.tensors,
+                network.num_layers,
+                placed.train,
+                target,
+                network.element_size,
+                bucket_megabytes * 2**20,
+            )
+        )
     seconds = time.perf_counter() - began
-    publishing = _Publishing.of(published, network.element_size)
+    publishing = _Publishing.of(plans, network.element_size)
     roles = {}
     for role, grid in placed.roles.items():
         roles[role] = _count_role(
@@ -127,7 +136,7 @@ def count(
         world_size=placed.world_size,
         roles=roles,
         groups=sum(count_groups(grid) for grid in placed.grids),
-        publish_groups=len(published.groups()),
+        publish_groups=len(publishing.rank_sets),
         pieces=publishing.pieces,
         plan_seconds=seconds,
     )
@@ -149,29 +158,33 @@ def scale_table(scale: Scale) -> list[list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Publishing:
-    """A plan of publishing, added up by rank."""
+    """Plans of publishing, added up by rank."""
 
+    rank_sets: set[tuple[int, ...]]  # of its process groups
     groups: Counter[int]
     received: Counter[int]  # bytes
     sent: Counter[int]
     pieces: int
 
     @classmethod
-    def of(cls, published: Plan, element_size: int) -> _Publishing:
+    def of(cls, plans: Sequence[Plan], element_size: int) -> _Publishing:
+        rank_sets: set[tuple[int, ...]] = set()
         groups: Counter[int] = Counter()
         received: Counter[int] = Counter()
         sent: Counter[int] = Counter()
         pieces = 0
-        for ranks in published.groups():
+        for published in plans:
+            rank_sets.update(published.groups())
+            for route in published.routes:
+                amount = route.numel * element_size
+                pieces += len(route.cuts)
+                for rank in route.receivers:
+                    received[rank] += amount
+                if not route.local:
+                    sent[route.source] += amount
+        for ranks in rank_sets:
             groups.update(ranks)
-        for route in published.routes:
-            amount = route.numel * element_size
-            pieces += len(route.cuts)
-            for rank in route.receivers:
-                received[rank] += amount
-            if not route.local:
-                sent[route.source] += amount
-        return cls(groups, received, sent, pieces)
+        return cls(rank_sets, groups, received, sent, pieces)
 
 
 def _count_role(

@@ -1,4 +1,5 @@
-"""Weight sync: broadcast the train ranks' parameters into the rollout engine, in place.
+"""Weight sync: broadcast the train ranks' parameters into the rollout engine, in place; or into the
+reference.
 
 What waits for what: a source packs a bucket and starts its broadcast; a receiver unpacks it when it
 has landed. Every rank goes through the plan in the same order and waits only for its oldest
@@ -53,7 +54,7 @@ class Publisher:
 
         Of the plan only this rank's part is kept. `group_for` is called for the groups that this
         rank is in; what order two of them come in is the same on all ranks. `source` has the
-        tensors of train ranks, `target` those of rollout ranks; elsewhere they are empty. All hold
+        tensors of train ranks, `target` those of ranks that receive; elsewhere they are empty. All hold
         `dtype`. At most `in_flight` buckets are under way at a time.
         """
         self.plan = plan.part_of(rank)
@@ -145,8 +146,8 @@ class Publisher:
         for tensor, gave, got in pairs:
             if gave != got:
                 sentence = (
-                    f"after publishing, {self.plan.tensors[tensor].name} on rollout rank "
-                    f"{self.rank} differs from train rank {route.source}: it was corrupted on the "
+                    f"after publishing, {self.plan.tensors[tensor].name} on {self.plan.target_role} "
+                    f"rank {self.rank} differs from train rank {route.source}: it was corrupted on the "
                     "way or has changed since"
                 )
                 return [(tensor, sentence)]
@@ -199,7 +200,7 @@ class Publisher:
 
     def _places(self, piece: Piece) -> Iterator[tuple[Index, torch.Tensor]]:
         tensor = self.plan.tensors[piece.tensor]
-        return self.target.regions(tensor, piece.target, self.plan.rollout_tp)
+        return self.target.regions(tensor, piece.target, self.plan.target_tp)
 
 
 def _version_in(buffer: torch.Tensor) -> torch.Tensor:

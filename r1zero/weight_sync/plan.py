@@ -1,6 +1,8 @@
 """The resharding plan of weight sync: who sends what to whom, computed alike everywhere.
 
-Train ranks hold the model cut by TP and PP, in DP replicas; each rollout rank needs its TP shard.
+Train ranks hold the model cut by TP and PP, in DP replicas; each rollout rank needs its TP shard. So
+does each ref rank of its stage, when the reference is reset: all below that is said of rollout ranks
+holds for the receivers of either role.
 For every tensor the plan intersects what is held with what is needed:
 
     linear_proj columns      0        n/4       n/2      3n/4       n
@@ -149,7 +151,8 @@ class Plan:
 
     tensors: Mapping[int, ParamSpec]  # by place in the parameter table
     train_tp: int
-    rollout_tp: int
+    target_tp: int
+    target_role: str  # rollout or ref
     routes: tuple[Route, ...]
 
     def part_of(self, rank: int) -> Plan:
@@ -182,7 +185,7 @@ class Plan:
         return list(dict.fromkeys(route.ranks for route in self.routes if not route.local))
 
     def received(self, rank: int) -> int:
-        """Count the elements that a publication puts into a rank's rollout weights."""
+        """Count the elements that a publication puts into the weights of a rank that receives."""
         return sum(route.numel for route in self.routes if rank in route.receivers)
 
     def sent(self, rank: int) -> int:
@@ -194,30 +197,32 @@ def plan(
     tensors: Sequence[ParamSpec],
     num_layers: int,
     train: RankGrid,
-    rollout: RankGrid,
+    target: RankGrid,
     element_size: int,
     bucket_bytes: int,
     senders: int = SENDING_REPLICAS,
 ) -> Plan:
-    """Lay out the publication of `tensors` (all of one dtype) in broadcasts of at most
-    `bucket_bytes`.
+    """Lay out the publication of `tensors` (all of one dtype) to the ranks of `target`, in
+    broadcasts of at most `bucket_bytes`.
 
     Up to `senders` replicas take turns as sources, the one that has sent least first.
     BadInput when TP does not divide a tensor or PP the layers.
     """
-    assert rollout.pp == 1, "rollout ranks have no pipeline stages"
     limit = bucket_bytes // element_size
     assert limit > 0, f"a bucket of {bucket_bytes} bytes holds no element"
-    planner = _Planner(train, rollout, limit, senders)
+    planner = _Planner(train, target, limit, senders)
     for number, tensor in enumerate(tensors):
-        planner.add(number, tensor, stage_of(tensor, num_layers, train.pp))
-    return Plan(dict(enumerate(tensors)), train.tp, rollout.tp, tuple(planner.routes.values()))
+        held = stage_of(tensor, num_layers, train.pp)
+        needed = stage_of(tensor, num_layers, target.pp)
+        planner.add(number, tensor, held, needed)
+    routes = tuple(planner.routes.values())
+    return Plan(dict(enumerate(tensors)), train.tp, target.tp, target.role, routes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """How one region gets to the receivers of a rollout TP index, for all tensors of one shape on
-    one stage."""
+    """How one region gets to the receivers of a TP index, for all tensors of one shape on one stage
+    of either side."""
 
     cuts: list[Cut]
     copying: list[int]  # receivers that hold it
@@ -229,24 +234,23 @@ class _Move:
 class _Planner:
     """Gathers the routes of a plan, tensor by tensor."""
 
-    def __init__(self, train: RankGrid, rollout: RankGrid, limit: int, senders: int) -> None:
+    def __init__(self, train: RankGrid, target: RankGrid, limit: int, senders: int) -> None:
         self.routes: dict[tuple[int, tuple[int, ...]], Route] = {}
         self._limit = limit
         self._train_tp = train.tp
         self._holders = _replica_lines(train)
         self._sending = _apart(train.dp, senders)
-        self._receivers = [
-            [rollout.rank_at(tp=needy, dp=replica) for replica in range(rollout.dp)]
-            for needy in range(rollout.tp)
-        ]
+        self._target_tp = target.tp
+        self._needing = _replica_lines(target)
         self._sent = dict.fromkeys(train.ranks, 0)
-        self._moves: dict[tuple[tuple[int, ...], int | None, int], list[_Move]] = {}
+        self._moves: dict[tuple[tuple[int, ...], int | None, int, int], list[_Move]] = {}
 
-    def add(self, number: int, tensor: ParamSpec, stage: int) -> None:
-        """Take in a tensor that the ranks of a stage hold."""
-        alike = (tensor.view, tensor.axis, stage)
+    def add(self, number: int, tensor: ParamSpec, held: int, needed: int) -> None:
+        """Take in a tensor that the ranks of stage `held` of train hold, and those of stage `needed`
+        of the target need."""
+        alike = (tensor.view, tensor.axis, held, needed)
         if alike not in self._moves:
-            self._moves[alike] = list(self._moves_of(tensor, stage))
+            self._moves[alike] = list(self._moves_of(tensor, held, needed))
         for move in self._moves[alike]:
             for cut in move.cuts:
                 for rank in move.copying:
@@ -262,9 +266,10 @@ class _Planner:
             move.routes[source] = self._route(source, move.receivers)
         move.routes[source].add(number, cut)
 
-    def _moves_of(self, tensor: ParamSpec, stage: int) -> Iterator[_Move]:
-        for needy, needing in enumerate(self._receivers):
-            regions = _overlaps(tensor, self._train_tp, len(self._receivers), needy)
+    def _moves_of(self, tensor: ParamSpec, stage: int, needed: int) -> Iterator[_Move]:
+        for needy in range(self._target_tp):
+            needing = self._needing[needy, needed]
+            regions = _overlaps(tensor, self._train_tp, self._target_tp, needy)
             for holders, senders, source, target in regions:
                 held = self._ranks_at(holders, stage)
                 yield _Move(
@@ -296,13 +301,13 @@ class _Planner:
         return self.routes[key]
 
 
-def _replica_lines(train: RankGrid) -> dict[tuple[int, int], list[int]]:
+def _replica_lines(grid: RankGrid) -> dict[tuple[int, int], list[int]]:
     """By TP index and stage: the ranks there, one of each replica."""
     lines = {}
-    for stage in range(train.pp):
-        for tp in range(train.tp):
+    for stage in range(grid.pp):
+        for tp in range(grid.tp):
             lines[tp, stage] = [
-                train.rank_at(tp=tp, dp=replica, pp=stage) for replica in range(train.dp)
+                grid.rank_at(tp=tp, dp=replica, pp=stage) for replica in range(grid.dp)
             ]
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,15 @@ import torch
 from safetensors.torch import load_file
 from support.worlds import metrics, run, samples
 
+from r1zero.checkpoint import store
+from r1zero.checkpoint.reference_state import StoredReference
+from r1zero.models.config import ModelConfig
+from r1zero.models.params import param_table
 from r1zero.preflight.dry_run import report
 from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
 from r1zero.preflight.run import resolve
+from r1zero.weights.open import open_weights
 
 # Three steps of two updates each.
 STEPS = [
@@ -122,3 +128,79 @@ def test_a_run_goes_on_without_its_reference_and_with_it_again(tiny, tmp_path):
     assert all(torch.equal(ours[name], value) for name, value in weights(straight).items())
     said = (folder / "logs" / "rank_0000.log").read_text()
     assert "there is no reference" in said and f"the reference is {tiny / 'model'}" in said
+
+
+# -- resets ---------------------------------------------------------------------------------------
+
+# Four steps of one update, the reference reset after the second and the fourth.
+RESETS = [
+    "training.train_iters=4",
+    "training.eval_data_path=null",
+    "training.global_batch_size=8",
+    "training.save_interval=1",
+    "actor_rollout.ppo_mini_batch_size=64",
+    "actor_rollout.lr=1e-3",
+    "algorithm.kl_ctrl.kl_coef=0.5",
+    "reward.workers=1",
+    "ref.reset_interval=2",
+]
+TRAIN_TP2_PP2_DP2 = [
+    "actor_rollout.num_gpus_for_train=8",
+    "actor_rollout.tensor_model_parallel_size=2",
+    "actor_rollout.pipeline_model_parallel_size=2",
+    "actor_rollout.num_gpus_for_infer=1",
+    "actor_rollout.infer_tensor_parallel_size=1",
+    "resource_pool.actor_rollout=[9]",
+]
+REF_PP2 = ["resource_pool.ref=[2]", "ref.pipeline_model_parallel_size=2"]
+REF_TP2_DP2 = ["resource_pool.ref=[4]", "ref.tensor_model_parallel_size=2"]
+
+
+def holds_the_policy_of(folder: Path, step: int, shape: ModelConfig, of_step: int) -> bool:
+    """Whether the reference in a checkpoint is the policy of another one, to the last bit."""
+    checkpoints = folder / "checkpoints"
+    reference = StoredReference(checkpoints / f"iter_{step:07d}", shape)
+    policy = open_weights(checkpoints / f"iter_{of_step:07d}", shape)
+    return all(
+        torch.equal(reference.read(tensor), policy.read(tensor)) for tensor in param_table(shape)
+    )
+
+
+@pytest.mark.parametrize("ref", [REF_PP2, REF_TP2_DP2], ids=["ref PP2", "ref TP2 DP2"])
+def test_a_reset_gives_the_reference_the_policy_and_a_run_goes_on_across_it(tiny, tmp_path, ref):
+    layout = [*RESETS, *TRAIN_TP2_PP2_DP2, *ref]
+    size = 9 + (2 if ref is REF_PP2 else 4)
+    straight = run(tmp_path / "straight", size, "tiny", layout)
+    shape = ModelConfig.from_folder(tiny / "model")
+    assert holds_the_policy_of(straight, 2, shape, of_step=2)
+    assert holds_the_policy_of(straight, 3, shape, of_step=2)
+    assert not holds_the_policy_of(straight, 3, shape, of_step=3)
+    assert holds_the_policy_of(straight, 4, shape, of_step=4)
+    lines = metrics(straight)
+    assert [line["reference_version"] for line in lines] == [0, 0, 2, 2]
+    # limits of the invariant: both sides compute in fp32, on layouts of their own
+    assert abs(lines[0]["kl"]) < 1e-5 and abs(lines[2]["kl"]) < 1e-5
+    assert lines[1]["kl"] > 1e-4 and lines[3]["kl"] > 1e-4
+    assert not any(line["invariants/broken"] for line in lines)
+
+    # killed after the third step: its checkpoint, which a reset lies before, is the last one
+    folder = tmp_path / "again"
+    shutil.copytree(straight, folder)
+    shutil.rmtree(folder / "checkpoints" / "iter_0000004")
+    (folder / "checkpoints" / store.TRACKER).write_text("3\n")
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    run(folder, size, "tiny", [*layout, "training.async_save=true"])
+    ours = weights(folder)
+    assert all(torch.equal(ours[name], value) for name, value in weights(straight).items())
+    for key in ("kl", "loss", "grad_norm", "reference_version"):
+        assert metrics(folder)[3][key] == lines[3][key]
+    assert holds_the_policy_of(folder, 4, shape, of_step=4)
+    assert (
+        "the reference is the policy after step 2"
+        in (folder / "logs" / "rank_0000.log").read_text()
+    )
+
+    run(elsewhere, 1, "tiny", RESETS)
+    # float sums in another order: see tests/whole/test_layouts.py
+    assert metrics(elsewhere)[3]["kl"] == pytest.approx(lines[3]["kl"], rel=2e-4)

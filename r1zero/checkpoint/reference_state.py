@@ -1,0 +1,117 @@
+"""The reference in a checkpoint: what the ref ranks of one replica hold, in the dtype of the run.
+
+    reference/stage_001_tp_00.safetensors    parameters of stage 1, those that TP rank 0 holds
+
+Tensors have Megatron's names with global layer numbers; one that TP does not cut lies with TP rank 0.
+Any layout reads what any other wrote, piece by piece. A reference that was never reset is not written:
+its start weights are where they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from r1zero.checkpoint.manifest import describe
+from r1zero.checkpoint.writing import FileWriting
+from r1zero.errors import BadInput
+from r1zero.models.config import ModelConfig
+from r1zero.models.params import EMBEDDING, ParamSpec, param_table, stage_params
+from r1zero.policy.reference import Reference
+from r1zero.run_folder.durable import sync, sync_folder
+from r1zero.weights.detect import WeightsOnDisk
+from r1zero.weights.source import MegatronWeights, StoredPiece, wanted_box
+
+FOLDER = "reference"
+
+
+class ReferenceWriting(FileWriting):
+    """This rank's part of the reference on its way to disk; of the first replica only."""
+
+    def __init__(self, reference: Reference, folder: Path) -> None:
+        super().__init__()
+        model = reference.model
+        grid = model.grid
+        assert grid.replica == 0, "one replica writes"
+        self._folder = folder
+        self._name = f"{FOLDER}/stage_{grid.stage:03d}_tp_{grid.tp_index:02d}.safetensors"
+        parameters = model.parameters()
+        self._tensors: dict[str, torch.Tensor] = {}
+        for tensor in _stored_here(model.shape, grid.stage, grid.span.pp):
+            if tensor.axis is not None or grid.tp_index == 0:
+                self._tensors[tensor.name] = parameters[tensor.name].detach()
+
+    def copy(self) -> None:
+        """See FileWriting: the next reset changes all of it."""
+        for name, tensor in self._tensors.items():
+            self._tensors[name] = tensor.to("cpu", copy=True)
+
+    def run(self) -> None:
+        """See FileWriting."""
+        path = self._folder / self._name
+        try:
+            path.parent.mkdir(exist_ok=True)
+            save_file({name: value.to("cpu") for name, value in self._tensors.items()}, path)
+            sync(path)
+            sync_folder(path.parent)
+            self.files[self._name] = describe(path)
+        except (OSError, SafetensorError) as error:  # which covers what the system said
+            self.error = str(error)
+        self._tensors = {}
+
+
+def _stored_here(shape: ModelConfig, stage: int, pp: int) -> Iterator[ParamSpec]:
+    """What a stage writes: each parameter of the table, and no copy of the embedding."""
+    names = {tensor.name for tensor in param_table(shape)}
+    for tensor in stage_params(shape, stage, pp):
+        if tensor.name in names:
+            yield tensor
+
+
+class StoredReference(MegatronWeights):
+    """The reference of a checkpoint, to be read by any layout."""
+
+    def __init__(self, checkpoint: Path, shape: ModelConfig) -> None:
+        """Open all files. BadInput when one cannot be read or a parameter is missing."""
+        folder = checkpoint / FOLDER
+        super().__init__(WeightsOnDisk("reference", folder), shape)
+        self._files: dict[str, list[safe_open]] = {}  # by parameter, in order of the TP ranks
+        try:
+            for path in sorted(folder.glob("stage_*_tp_*.safetensors")):
+                file = safe_open(path, framework="pt")
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    self._files.setdefault(name, []).append(file)
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"{folder} cannot be read ({error})") from None
+        missing = [spec.name for spec in param_table(shape) if spec.name not in self._files]
+        if missing:
+            raise BadInput(f"{folder} does not hold the reference: {missing[0]} is missing")
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The types of all tensors, of which there is one."""
+        return {self._files[EMBEDDING][0].get_tensor(EMBEDDING).dtype}
+
+    def pieces(self, tensor: ParamSpec) -> list[StoredPiece]:
+        """One piece for each TP rank that wrote a part."""
+        files = self._files[tensor.name]
+        found = []
+        for tp_rank, file in enumerate(files):
+            box = wanted_box(tensor, tp_rank, len(files))
+            sizes = [side.stop - side.start for side in box]
+            found.append(StoredPiece(box, partial(_load, file, tensor.name, sizes)))
+        return found
+
+    def stores(self, name: str) -> bool:
+        """Whether a tensor of this name is stored."""
+        return name in self._files
+
+
+def _load(file: safe_open, name: str, sizes: list[int]) -> torch.Tensor:
+    """A stored part, in the shape of its box."""
+    return file.get_tensor(name).view(sizes)
