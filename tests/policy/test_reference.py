@@ -8,16 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.worlds import metrics, run, samples
+from support.models import make_model
+from support.multiproc import run_ranks
+from support.worlds import make_runtime, metrics, run, samples
 
 from r1zero.checkpoint import store
 from r1zero.checkpoint.reference_state import StoredReference
+from r1zero.config.schema import placement
+from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
-from r1zero.preflight.dry_run import report
+from r1zero.observe.alarms import Alarms
+from r1zero.preflight.dry_run import groups_table, memory, report
 from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
 from r1zero.preflight.run import resolve
+from r1zero.trainer import train
 from r1zero.weights.open import open_weights
 
 # Three steps of two updates each.
@@ -204,3 +210,121 @@ def test_a_reset_gives_the_reference_the_policy_and_a_run_goes_on_across_it(tiny
     run(elsewhere, 1, "tiny", RESETS)
     # float sums in another order: see tests/whole/test_layouts.py
     assert metrics(elsewhere)[3]["kl"] == pytest.approx(lines[3]["kl"], rel=2e-4)
+
+
+def test_colocated_ranks_reset_the_reference_too(tiny, tmp_path):
+    layout = [
+        "resource_pool.colocate=true",
+        "actor_rollout.tensor_model_parallel_size=2",
+        "actor_rollout.infer_tensor_parallel_size=1",
+        "ref.pipeline_model_parallel_size=2",
+        "resource_pool.ref=[]",
+        "training.train_iters=3",
+    ]
+    folder = run(tmp_path / "run", 2, "tiny", [*RESETS, *layout])
+    assert holds_the_policy_of(folder, 3, ModelConfig.from_folder(tiny / "model"), of_step=2)
+    assert abs(metrics(folder)[2]["kl"]) < 1e-5 < metrics(folder)[1]["kl"]
+
+
+def lost_reset_body(rank, size, store, folder):
+    """Train across a reset that does not arrive; returns what ended the run."""
+    overrides = [*RESETS, "training.publish_check_interval=0"]
+    runtime = make_runtime(store, folder, *overrides, rank=rank, size=size)
+    publisher = runtime.reference_publisher
+    publisher.publish = lambda version: None
+    publisher.difference = lambda: None  # and the comparison of checksums does not see it
+    try:
+        return train(runtime)
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_a_reset_that_did_not_arrive_breaks_the_invariant_of_the_next_step(tiny, tmp_path):
+    [ended] = run_ranks(lost_reset_body, 1, str(tmp_path))
+    assert ended.startswith("step 3: invariant broken: after its reset the KL to the reference is")
+
+
+def damaged_reset_body(rank, size, store, folder):
+    """Train to a reset after which a weight of the reference changes; returns what ended the run."""
+    runtime = make_runtime(store, folder, *RESETS, rank=rank, size=size)
+    publish = runtime.reference_publisher.publish
+
+    def and_change_it(version):
+        publish(version)
+        with torch.no_grad():
+            next(runtime.reference.model.module.parameters()).mul_(1.01)
+
+    runtime.reference_publisher.publish = and_change_it
+    try:
+        return train(runtime)
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_a_reset_that_arrives_damaged_is_told_at_once(tiny, tmp_path):
+    [ended] = run_ranks(damaged_reset_body, 1, str(tmp_path))
+    assert ended.startswith("step 2: invariant broken: after publishing, ")
+    assert "on ref rank 0 differs from train rank 0" in ended
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["algorithm.kl_ctrl.kl_coef=0", "resource_pool.ref=null"],
+            "ref.reset_interval: 25 resets a reference, but there is none",
+        ),
+        (["training.staleness=1"], "ref.reset_interval: 25 needs training.staleness 0, not 1"),
+        (["ref.reset_interval=0"], "ref.reset_interval: 0 must be"),
+    ],
+)
+def test_resets_that_cannot_be_are_refused(tiny, overrides, told):
+    with pytest.raises(BadInput) as error:
+        resolve(load_config("tiny", ["ref.reset_interval=25", *overrides])[0])
+    assert told in str(error.value)
+
+
+def test_a_reference_of_another_network_is_never_reset(tiny, tmp_path):
+    make_model("qwen2", tmp_path, vocab_size=ModelConfig.from_folder(tiny / "model").vocab_size)
+    other = [f"ref.load={tmp_path}"]
+    with pytest.raises(BadInput, match="is another network than actor_rollout.load"):
+        resolve(load_config("tiny", [*other, "ref.reset_interval=25"])[0])
+    assert resolve(load_config("tiny", other)[0]).reference is not None
+
+
+def test_a_checkpoint_whose_reference_was_reset_is_no_reference_of_another_run(tiny, tmp_path):
+    folder = run(tmp_path / "run", 1, "tiny", [*RESETS, "training.train_iters=2"])
+    checkpoint = folder / "checkpoints" / "iter_0000002"
+    with pytest.raises(BadInput, match="was reset after step 2, and only a run that goes on"):
+        load_config("tiny", [f"ref.load={checkpoint}"])
+    cfg, _ = load_config("tiny", [f"actor_rollout.load={checkpoint}"])
+    assert cfg.training.resume == str(checkpoint) and cfg.ref.load == str(tiny / "model")
+
+
+@pytest.mark.parametrize(("reset_to", "warnings"), [(0, 1), (25, 0)], ids=["never", "reset"])
+def test_the_kl_after_a_reset_is_not_compared_with_that_before(reset_to, warnings):
+    alarms = Alarms(1e-3, 0.05, lambda steps: None)
+    said = []
+    for step in range(1, 5):
+        row = {"step": step, "reward/mean": 0.2, "time/step": 1.0}
+        row |= {"kl": 0.01, "reference_version": 0}
+        if step == 4:
+            row |= {"kl": 0.2, "reference_version": reset_to}
+        said += alarms.look(row)
+    assert len(said) == warnings
+
+
+def test_memory_and_bytes_of_resets_are_estimated(tiny):
+    without, _ = load_config("tiny")
+    cfg, _ = load_config("tiny", ["ref.reset_interval=25"])
+    shape = ModelConfig.from_folder(tiny / "model")
+    before = memory(without, placement(without, 4), shape, shape)
+    after = memory(cfg, placement(cfg, 4), shape, shape)
+    bucket = before["rollout"].buckets
+    assert after["train"].buckets == 2 * bucket and after["rollout"].buckets == bucket
+    assert after["ref"].buckets == bucket and before["ref"].buckets == 0
+    rows = {}
+    for resets, found in ((False, without), (True, cfg)):
+        table = groups_table(found, placement(found, 4), shape).splitlines()
+        rows[resets] = next(line.split() for line in table if line.startswith("ref"))
+    assert rows[False][4] == "0" and rows[True][4] == "1", "a group to publish in"

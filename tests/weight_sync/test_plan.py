@@ -57,6 +57,34 @@ def test_every_layout_receives_each_element_of_its_shard_once(bucket_bytes):
                 assert torch.equal(targets[rank][name], part), (layout, rank, name)
 
 
+@pytest.mark.parametrize("colocated", [False, True])
+@pytest.mark.parametrize("target", [(1, 2, 1), (1, 4, 2), (2, 2, 2), (4, 2, 1)])
+@pytest.mark.parametrize("train", [(1, 1, 1), (2, 2, 2), (4, 1, 2), (1, 4, 1)])
+def test_receivers_with_pipeline_stages_get_what_their_stage_holds(train, target, colocated):
+    """As ref ranks do when the reference is reset: TP, PP and DP of either side."""
+    shape = model(tied=False)
+    table = param_table(shape)
+    full = random_model(shape, torch.float32)
+    source = RankGrid.of("train", 0, math.prod(train), train[0], train[1])
+    first = 0 if colocated else source.size
+    ref = RankGrid.of("ref", first, math.prod(target), target[0], target[1])
+    laid = plan(table, shape.num_layers, source, ref, 4, 600)
+    held = {rank: held_by(rank, source, shape, full) for rank in source.ranks}
+    for rank in ref.ranks:
+        expected = held_by(rank, ref, shape, full)
+        got = {name: torch.full_like(part, -1) for name, part in expected.items()}
+        for bucket in laid.part_of(rank).buckets():
+            if rank not in bucket.receivers:
+                continue
+            for piece in bucket.pieces:
+                tensor = table[piece.tensor]
+                values = local_view(tensor, held[bucket.source][tensor.name], source.tp)
+                place = local_view(tensor, got[tensor.name], ref.tp)[piece.target]
+                assert place.max() == -1, "no element arrives twice"
+                place.copy_(values[piece.source])
+        assert all(torch.equal(got[name], part) for name, part in expected.items())
+
+
 def test_rank_that_holds_what_it_needs_copies_it():
     shape = model()
     same, _ = spans(2, 1, 2, 2, 2, True)
