@@ -274,6 +274,10 @@ def test_a_reset_that_arrives_damaged_is_told_at_once(tiny, tmp_path):
             ["algorithm.kl_ctrl.kl_coef=0", "resource_pool.ref=null"],
             "ref.reset_interval: 25 resets a reference, but there is none",
         ),
+        (
+            ["actor_rollout.lora.rank=4", "resource_pool.ref=null"],
+            "with actor_rollout.lora it is the model below the adapters",
+        ),
         (["training.staleness=1"], "ref.reset_interval: 25 needs training.staleness 0, not 1"),
         (["ref.reset_interval=0"], "ref.reset_interval: 0 must be"),
     ],
