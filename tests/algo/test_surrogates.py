@@ -7,9 +7,12 @@ import math
 import pytest
 import torch
 from support.loss_batches import CLIP, loss_batch, objective_with, with_sequence_mean
+from support.npu_kernels import missing_kernels
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from r1zero.algo.loss import LossTerms, microbatch_loss
 from r1zero.algo.losses import LOSSES
+from r1zero.config.schema import Correction
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
 
@@ -118,6 +121,36 @@ def test_a_ratio_beyond_all_bounds_leaves_numbers(loss, log_ratio, advantage):
     losses, _ = LOSSES[loss](batch, **objective_with(loss).settings)
     [gradient] = torch.autograd.grad(losses.sum(), batch.logprobs)
     assert losses.isfinite().all() and gradient.isfinite().all()
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss", LOSSES.names())
+@pytest.mark.parametrize(
+    "correction",
+    [
+        Correction(weights="clip", reject="sequence"),
+        Correction(weights="mask", reject="token"),
+    ],
+)
+def test_every_operator_of_a_loss_has_a_kernel_on_npus(loss, correction):
+    batch = loss_batch([-1.0, -2.0], [-1.1, -2.2], [1.0, -1.0], [1, 1], rollout=[-1.2, -2.0])
+    terms = LossTerms("k3", 0.1, 0.1, "reward", correction)
+    with Recorder() as recorder:
+        aggregated, _ = microbatch_loss(batch, objective_with(loss), terms)
+        aggregated.backward()
+    assert len(recorder.names) > 20
+    assert missing_kernels(recorder.names) == []
 
 
 @pytest.mark.parametrize(
