@@ -42,6 +42,10 @@ def kl(coefficient: float, place: str) -> dict[str, Any]:
 
 # What each preset sets, from the paper that its file names.
 EXPECTED: dict[str, dict[str, Any]] = {
+    "r1_zero": objective("group_norm", "grpo", "sequence_mean", "keep")
+    | {"actor_rollout.clip_ratio_low": 1.0, "actor_rollout.clip_ratio_high": 10.0}
+    | kl(0.001, "loss")
+    | {"algorithm.kl_penalty": "k3", "ref.reset_interval": 25},
     "grpo": objective("group_norm", "grpo", "token_mean", "keep") | CLIP | kl(0.001, "loss"),
     "gspo": objective("group_norm", "gspo", "sequence_mean", "skip")
     | {"algorithm.loss_settings.clip_low": 3e-4, "algorithm.loss_settings.clip_high": 4e-4}
@@ -66,6 +70,7 @@ OTHER: dict[str, Any] = {
     "algorithm.kl_in": ("loss", "reward"),
     "algorithm.advantage_whiten": True,
     "algorithm.kl_penalty": "k1",
+    "ref.reset_interval": 7,
     "algorithm.advantage": "mine.py:advantage",
     "algorithm.loss": "mine.py:loss",
     "algorithm.loss_settings.clip_low": 0.11,
