@@ -255,7 +255,7 @@ def build_runtime(run: Run, world: World) -> Runtime:
     if world.is_controller:
         prompts = _prompts(run, run.train_data, tokens.tokenizer)
         for source in run.eval_data:
-            eval_prompts[source.name] = _prompts(run, source, tokens.tokenizer)
+            eval_prompts[source.name] = _prompts(run, [source], tokens.tokenizer)
     policy = _policy(run, world, tokens.unused)
     reference = _reference(run, world, tokens.unused)
     reward_manager = build_reward_manager(
@@ -343,16 +343,22 @@ def _sample_log(
         return IdleSampleLog()
     text_of = partial(decode, tokens.tokenizer, special=True)
     return SampleLog(
-        files, world.rollout.replica, text_of, tokens.unused, reward_manager.verdict_functions
+        files,
+        world.rollout.replica,
+        text_of,
+        tokens.unused,
+        reward_manager.functions,
+        reward_manager.verdict_functions,
     )
 
 
-def _prompts(run: Run, source: DataSource, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+def _prompts(
+    run: Run, sources: Sequence[DataSource], tokenizer: PreTrainedTokenizerBase
+) -> Prompts:
     training = run.config.training
     return Prompts(
-        source.path,
-        source.layout,
-        run.templates[source.prompt_type],
+        sources,
+        run.templates,
         tokenizer,
         run.config.actor_rollout.max_prompt_length,
         training.seed,

@@ -214,12 +214,8 @@ def _announce(runtime: Runtime) -> None:
             dropped,
             run.config.actor_rollout.max_prompt_length,
         )
-        read = [(run.train_data, runtime.prompts)]
-        read += [(source, runtime.eval_prompts[source.name]) for source in run.eval_data]
-        looked_at = [
-            (source.key, run.templates[source.prompt_type], prompts) for source, prompts in read
-        ]
-        for line in look_at_prompts(run.config.algorithm.verifier_function, looked_at):
+        read = [runtime.prompts, *runtime.eval_prompts.values()]
+        for line in look_at_prompts(read, run.templates):
             log.info(line)
         _announce_tokens(runtime)
 

@@ -80,6 +80,7 @@ class Prompt:
     # The columns of the data that reward functions see; None where none sees any, and on ranks that
     # do not score.
     row: Mapping[str, Any] | None = None
+    source: str = ""  # which data set it is from, if that has a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +303,17 @@ class ScoreSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """What the samples of one data set amount to."""
+
+    samples: int
+    reward: Fraction  # sum of the rewards
+    judged: int  # samples that a reward function calls right or not
+    right: int
+    response_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SampleSummary:
     """What the samples of some groups amount to.
 
@@ -327,6 +339,8 @@ class SampleSummary:
     training_tokens: int  # response tokens of the samples that are learnt from
     unmasked_tokens: int  # those of them that the loss masks leave
     unused_ids: int  # response tokens whose id stands for no token
+    # by data set, of those that have names
+    sources: dict[str, SourceSummary] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

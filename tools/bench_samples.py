@@ -103,7 +103,7 @@ def _work(
     write = []
     summaries = []
     for replica in range(replicas):
-        log = SampleLog(files, replica, text_of, [])
+        log = SampleLog(files, replica, text_of, [], list(groups[0].samples[0].scores))
         log.add(batch, groups[replica::replicas])
         began = time.perf_counter()
         log.prepare(batch)

@@ -251,13 +251,14 @@ def prompts(args: argparse.Namespace) -> list[str]:
     """The prompts of our first steps, as text."""
     from r1zero.data.layout import ColumnLayout
     from r1zero.data.prompts import Prompts, load_tokenizer
+    from r1zero.data.sources import DataSource
     from r1zero.data.template import Template
 
     columns = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
     tokenizer = load_tokenizer(args.model)
-    stream = Prompts(
-        args.data, ColumnLayout(columns), Template(TEMPLATE), tokenizer, MAX_PROMPT, 1234
-    )
+    layout = ColumnLayout(columns)
+    source = DataSource(key="--data", path=args.data, layout=layout, prompt_type=TEMPLATE)
+    stream = Prompts([source], {TEMPLATE: Template(TEMPLATE)}, tokenizer, MAX_PROMPT, 1234)
     return [prompt.text for prompt in stream.draw(0, args.prompts * args.steps)]
 
 

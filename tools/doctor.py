@@ -33,6 +33,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from r1zero.config.command_line import CommandLine
 from r1zero.config.load import WrongKeys
 from r1zero.config.schema import Config
+from r1zero.data.sources import train_sources
 from r1zero.distributed.detect import cann_version, device_kind
 from r1zero.distributed.launch import (
     ALONE,
@@ -287,7 +288,7 @@ def inspect(job: Job, sees_token: bool) -> NodeReport:
         missing = absent(cfg)
         paths = {
             "actor_rollout.load": actor.load,
-            "actor_rollout.data_path": actor.data_path,
+            **{source.key: source.path for source in train_sources(cfg)},
             "ref.load": cfg.ref.load if cfg.has_reference else None,
         }
         inputs = {

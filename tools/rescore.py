@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -28,14 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from r1zero.config.command_line import CommandLine
 from r1zero.config.paths import user_path
 from r1zero.config.schema import Config, filled
-from r1zero.data.blend import split_blend
-from r1zero.data.layout import layout_of
 from r1zero.data.preprocessed import is_preprocessed
 from r1zero.data.problems import read_problems
 from r1zero.data.prompts import load_tokenizer, vocabulary_of
 from r1zero.data.row_reader import Problem
+from r1zero.data.sources import Keep, train_sources
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
+from r1zero.preflight.datasets import keeping
 from r1zero.preflight.resolve import load_config
 from r1zero.reward.choose import choose, columns_of
 from r1zero.reward.config import RewardConfig, reward_config
@@ -88,14 +88,17 @@ def main() -> int:
         cfg, _ = load_config(
             args.config or str(args.files[0].resolve().parent.parent / "config.yaml")
         )
-        config = reward_config(cfg.algorithm, cfg.reward)
+        of_sources = {source.label: source.scorers for source in train_sources(cfg)}
+        config = reward_config(cfg.algorithm, cfg.reward, of_sources)
         if args.verifier:
-            config = replace(config, names=args.verifier, weights=[1.0] * len(args.verifier))
-        kept = columns_of(choose(config.names, config.settings).values())
+            weights = [1.0] * len(args.verifier)
+            config = replace(config, names=args.verifier, weights=weights, of_sources={})
+        kept = columns_of(choose(config.functions, config.settings).values())
         special = vocabulary_of(load_tokenizer(filled(cfg.training.tokenizer_name_or_path))).special
         groups = [group for path in args.files for group in read_groups(path)]
         if kept:
-            add_rows(cfg, kept, groups)
+            keep = (lambda _: kept) if args.verifier else keeping(cfg)
+            add_rows(cfg, keep, groups)
         rescore(
             cfg,
             config,
@@ -127,18 +130,19 @@ def read_groups(path: Path) -> Iterator[list[dict]]:
         ]
 
 
-def add_rows(cfg: Config, kept: Mapping[str, str], groups: list[list[dict]]) -> None:
-    """Give each sample the columns `kept` of its row in the data that the run was trained on.
+def add_rows(cfg: Config, keep: Keep, groups: list[list[dict]]) -> None:
+    """Give each sample the columns of its row that are kept, in the data that the run was trained
+    on.
 
     BadInput when that data is not there, or is another.
     """
-    template = Template(cfg.training.prompt_type, cfg.training.prompt_type_path or "")
-    layout = layout_of(cfg.training, False, kept).fitting(template)
     problems: list[Problem | None] = []
-    for _, path in split_blend(cfg.actor_rollout.data_path):
-        if is_preprocessed(path):
-            layout.refuse_tokens(path)
-        rows = read_problems(path, layout).rows
+    parts = [part for source in train_sources(cfg, keep) for part in source.parts()]
+    for source in parts:
+        if is_preprocessed(source.path):
+            source.layout.refuse_tokens(source.path)
+        template = Template(source.prompt_type, cfg.training.prompt_type_path or "")
+        rows = read_problems(source.path, source.layout.fitting(template)).rows
         while rows[-1] is None:  # as in data/prompts.py: the next set begins behind the last prompt
             rows.pop()
         problems += rows
@@ -163,7 +167,9 @@ def rescore(
 ) -> None:
     """Score the groups and print what changed; the reward, too, when the functions are those of the
     run."""
-    whole = config.names == cfg.algorithm.verifier_function
+    whole = config.names == cfg.algorithm.verifier_function and bool(config.of_sources) == any(
+        source.name for source in train_sources(cfg)
+    )
     cases = (
         [
             RewardInput(
@@ -174,6 +180,7 @@ def rescore(
                 cfg.response_budget,
                 row["truncated"],
                 row=row.get("row") or {},
+                source=row.get("source") or "",
             )
             for row in group
         ]
@@ -188,14 +195,17 @@ def rescore(
             for row, scores in zip(group, members, strict=True):
                 for name, score in scores.items():
                     _note(changes[name], row, _change(row, name, score), shown)
-                if whole and abs(executor.reward(scores) - row["reward"]) > 1e-9:
+                if (
+                    whole
+                    and abs(executor.reward(scores, row.get("source") or "") - row["reward"]) > 1e-9
+                ):
                     _note(
                         changes["reward"],
                         row,
-                        f"{row['reward']:g} -> {executor.reward(scores):g}",
+                        f"{row['reward']:g} -> {executor.reward(scores, row.get('source') or ''):g}",
                         shown,
                     )
-    print(f"{sum(map(len, groups))} samples scored again by {', '.join(config.names)}")
+    print(f"{sum(map(len, groups))} samples scored again by {', '.join(config.functions)}")
     for name, change in changes.items():
         print(f"\n{name}: {change.outcomes.total() or 'no'} changes")
         for what, count in change.outcomes.most_common(20):

@@ -65,9 +65,10 @@ class TeachingGroups:
             return ""
         if self.equal_groups == "skip" and found is not Agreement.MIXED and rewards_equal(group):
             return EQUAL
-        if self.accuracy is not None:
+        functions = applied(group, self.verdict_functions)
+        if self.accuracy is not None and functions:
             low, high = self.accuracy
-            if not low <= accuracy(group, self.verdict_functions) <= high:
+            if not low <= accuracy(group, functions) <= high:
                 return ACCURACY
         return ""
 
@@ -81,6 +82,7 @@ def agreement(group: Group, verdict_functions: Sequence[str]) -> Agreement:
     """
     if any(sample.failed for sample in group.samples):
         return Agreement.FAILED
+    verdict_functions = applied(group, verdict_functions)
     if not verdict_functions:
         return Agreement.ALIKE if rewards_equal(group) else Agreement.MIXED
     verdicts = {_rights(sample, verdict_functions) for sample in group.samples}
@@ -94,10 +96,19 @@ def agreement(group: Group, verdict_functions: Sequence[str]) -> Agreement:
     return Agreement.ALIKE  # functions of two minds
 
 
+def applied(group: Group, verdict_functions: Sequence[str]) -> list[str]:
+    """Those of the functions that scored the group: a data set may have functions of its own."""
+    return [name for name in verdict_functions if name in group.samples[0].scores]
+
+
 def accuracy(group: Group, verdict_functions: Sequence[str]) -> float:
     """The share of responses that every function calls right."""
-    rights = [all(_rights(sample, verdict_functions)) for sample in group.samples]
-    return sum(rights) / len(rights)
+    return count_right(group, verdict_functions) / len(group.samples)
+
+
+def count_right(group: Group, verdict_functions: Sequence[str]) -> int:
+    """The number of responses that every function calls right."""
+    return sum(all(_rights(sample, verdict_functions)) for sample in group.samples)
 
 
 def rewards_equal(group: Group) -> bool:

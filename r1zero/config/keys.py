@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
     GetCoreSchemaHandler,
     ValidationError,
@@ -154,6 +155,16 @@ def _named(value: Any) -> dict[str, Any]:
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
 # Entries under names that the user chooses; one that is null is not there.
 Named = Annotated[dict[str, T], BeforeValidator(_named)]
+
+
+# What pydantic calls the two forms of a key where it tells of a mistake.
+ONE = "<one>"
+BY_NAME = "<by name>"
+
+
+def one_or_named() -> Discriminator:
+    """A key that holds one value, or a mapping from names to entries."""
+    return Discriminator(lambda value: BY_NAME if isinstance(value, dict) else ONE)
 
 
 def text_for(key: str) -> BeforeValidator:

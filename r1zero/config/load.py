@@ -14,7 +14,7 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -95,8 +95,10 @@ def dump(cfg: Config) -> str:
     for name in ("kl_ctrl", "entropy_ctrl"):
         tree["algorithm"][name] = _without_nulls(tree["algorithm"][name])
     tree["actor_rollout"]["lora"] = _without_nulls(tree["actor_rollout"]["lora"])
-    for name, entry in tree["training"]["evaluation"].items():
-        tree["training"]["evaluation"][name] = _without_nulls(entry)
+    for sets in (tree["training"]["evaluation"], tree["actor_rollout"]["data_path"]):
+        if isinstance(sets, dict):
+            for name, entry in sets.items():
+                sets[name] = _without_nulls(entry)
     tree["actor_rollout_ref"] = {role: tree.pop(role) for role in ("actor_rollout", "ref")}
     told = {key: tree[key] for key in TOP if tree.get(key)}
     text = yaml.safe_dump(told, sort_keys=False, width=110)
@@ -373,6 +375,7 @@ def _training(cfg: Config, notes: Diagnostics) -> schema.Training:
         eval_top_k=_first_given(training.eval_top_k, actor.top_k),
     )
     sets = {name: _evaluation_set(entry, training) for name, entry in training.evaluation.items()}
+    sets = {name: _with_scorers(entry, cfg.algorithm) for name, entry in sets.items()}
     return _meeting(dataclasses.replace(training, evaluation=sets), notes)
 
 
@@ -409,10 +412,33 @@ def _evaluation_set(entry: schema.EvaluationSet, training: schema.Training) -> s
     )
 
 
+DataSet = TypeVar("DataSet", schema.TrainingSet, schema.EvaluationSet)
+
+
+def _with_scorers(entry: DataSet, algorithm: schema.Algorithm) -> DataSet:
+    """A set without reward functions of its own has those of the run."""
+    functions = _first_given(entry.verifier_function, algorithm.verifier_function)
+    weights = entry.verifier_weight
+    if weights is None and entry.verifier_function is None:
+        weights = algorithm.verifier_weight
+    elif weights is None:
+        weights = [1 / len(functions)] * len(functions)
+    return dataclasses.replace(entry, verifier_function=functions, verifier_weight=weights)
+
+
 def _actor(cfg: Config) -> schema.ActorRollout:
     actor = cfg.actor_rollout
     infer_tp = _first_given(actor.infer_tensor_parallel_size, actor.tensor_model_parallel_size)
-    return dataclasses.replace(actor, infer_tensor_parallel_size=infer_tp)
+    data_path = actor.data_path
+    if isinstance(data_path, dict):
+        data_path = {name: _training_set(entry, cfg) for name, entry in data_path.items()}
+    return dataclasses.replace(actor, data_path=data_path, infer_tensor_parallel_size=infer_tp)
+
+
+def _training_set(entry: schema.TrainingSet, cfg: Config) -> schema.TrainingSet:
+    """What a set of a blend leaves out is as for the run."""
+    prompt_type = _first_given(entry.prompt_type, cfg.training.prompt_type)
+    return _with_scorers(dataclasses.replace(entry, prompt_type=prompt_type), cfg.algorithm)
 
 
 def _pool(cfg: Config) -> schema.ResourcePool:

@@ -7,6 +7,7 @@ before a run starts.
 from __future__ import annotations
 
 from operator import attrgetter
+from typing import Any
 
 from r1zero.config.schema import Config
 from r1zero.errors import multiple, shown
@@ -34,16 +35,33 @@ def check_sound_keys(cfg: Config) -> list[str]:
 
 
 def check_weights(cfg: Config) -> list[str]:
-    """One weight for each reward function."""
-    names = cfg.algorithm.verifier_function
-    weights = cfg.algorithm.verifier_weight
-    if len(names) == len(weights) or not names:  # that there are none is told by itself
+    """One weight for each reward function, of the run and of each data set."""
+    sections: dict[str, Any] = {"algorithm": cfg.algorithm}
+    sections |= {
+        f"training.evaluation.{name}": each for name, each in cfg.training.evaluation.items()
+    }
+    if isinstance(cfg.actor_rollout.data_path, dict):
+        for name, entry in cfg.actor_rollout.data_path.items():
+            sections[f"actor_rollout.data_path.{name}"] = entry
+    problems = []
+    for key, section in sections.items():
+        names = section.verifier_function
+        weights = section.verifier_weight
+        if not names or not weights or len(names) == len(weights):  # none is told by itself
+            continue
+        even = [round(1 / len(names), 2)] * len(names)
+        problems.append(
+            f"{key}.verifier_weight: {weights} has {len(weights)} weights for the {len(names)} "
+            f"reward functions of verifier_function {names}; give as many, such as {even}"
+        )
+    return problems
+
+
+def check_blend(cfg: Config) -> list[str]:
+    """A blend by names has a data set at least."""
+    if cfg.actor_rollout.data_path != {}:
         return []
-    even = [round(1 / len(names), 2)] * len(names)
-    return [
-        f"algorithm.verifier_weight: {weights} has {len(weights)} weights for the {len(names)} "
-        f"reward functions of verifier_function {names}; give as many, such as {even}"
-    ]
+    return ["actor_rollout.data_path: {} names no data set; name one, such as {math: data/math}"]
 
 
 def check_kl(cfg: Config) -> list[str]:
@@ -334,6 +352,7 @@ def check_token_limits(cfg: Config) -> list[str]:
 
 RULES = (
     check_weights,
+    check_blend,
     check_kl,
     check_entropy,
     check_correction,

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import ConfigDict, with_config
+from pydantic import ConfigDict, Tag, with_config
 
 from r1zero.config.keys import (
     BELOW_1,
+    BY_NAME,
     MAP_KEYS,
     NOT_NEGATIVE,
+    ONE,
     ROOT,
     Choice,
     Columns,
@@ -37,6 +39,7 @@ from r1zero.config.keys import (
     always,
     between,
     embedded,
+    one_or_named,
     readable_as,
     rule,
     text_for,
@@ -110,6 +113,32 @@ EvalTemperature = Annotated[
 
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSet:
+    """A data set of a blend, and how its prompts are made and scored. A key that is left out is that
+    of the run."""
+
+    path: TrainData  # a file, a folder or the prefix of preprocessed files
+    # Its share of the prompts, against the weights of the others.
+    weight: Annotated[
+        Number, rule(lambda value: 0 < value <= 10**6, "must be above 0, at most 1000000")
+    ] = 1.0
+    map_keys: OrNull[Columns] = None  # columns that differ from training.map_keys
+    prompt_type: OrNull[Text] = None  # name of its prompt template; default training.prompt_type
+    # Reward functions for its responses alone; default algorithm.verifier_function.
+    verifier_function: OrNull[Listed[FilePath]] = None
+    # Default algorithm.verifier_weight; with functions of its own equal shares of 1.
+    verifier_weight: OrNull[ScoreWeights] = None
+
+
+TrainingSets = Annotated[
+    Annotated[TrainData, Tag(ONE)]
+    | Annotated[Named[Annotated[Section[TrainingSet], text_for("path")]], Tag(BY_NAME)],
+    one_or_named(),
+]
+
+
+@with_config(ConfigDict(extra="forbid"))
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSet:
     """A data set that the run evaluates on, and how. A key that is left out is that of
     eval_data_path."""
@@ -122,6 +151,10 @@ class EvaluationSet:
     # Columns that differ from eval_map_keys, and those from map_keys.
     map_keys: OrNull[Columns] = None
     prompt_type: OrNull[Text] = None  # name of its prompt template; default training.prompt_type
+    # Reward functions for its responses alone; default algorithm.verifier_function.
+    verifier_function: OrNull[Listed[FilePath]] = None
+    # Default algorithm.verifier_weight; with functions of its own equal shares of 1.
+    verifier_weight: OrNull[ScoreWeights] = None
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -263,8 +296,10 @@ class ActorRollout:
     load: ModelPath
     # Prompts: a .parquet, .arrow, .jsonl, .json, .csv or .tsv file, a folder of such files, without
     # those of test or validation sets, the prefix of preprocessed .bin/.idx files, or a blend of
-    # these by weights: 0.7,data/math,0.3,data/gsm8k.parquet
-    data_path: TrainData
+    # these by weights: 0.7,data/math,0.3,data/gsm8k.parquet. Or names of data sets, each with path,
+    # weight, map_keys, prompt_type, verifier_function and verifier_weight of its own (docs/data.md):
+    # {math: {path: data/math, weight: 2}, code: {path: data/code, verifier_function: [mine.py:runs]}}
+    data_path: TrainingSets
     ppo_mini_batch_size: Count  # responses between two optimizer steps
     # Responses of a prompt: a group.
     n_samples_per_prompt: Annotated[

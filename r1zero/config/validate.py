@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from r1zero.config.keys import UNKNOWN_KEY, WRONG_VALUE
+from r1zero.config.keys import BY_NAME, ONE, UNKNOWN_KEY, WRONG_VALUE
 from r1zero.config.parse import SourcedValue
 from r1zero.errors import Diagnostics, nearest
 
@@ -86,9 +86,15 @@ def _sound_part(kind: Any, values: Mapping[str, Any], wrong: set[str]) -> Any:
 
 
 def _path(location: Location) -> str:
-    """`.key` and `[index]` of a place below a key. pydantic adds "[key]" where a name is wrong."""
-    steps = [step for step in location if step != "[key]"]
+    """`.key` and `[index]` of a place below a key."""
+    steps = _steps(location)
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+
+
+def _steps(location: Location) -> list[str | int]:
+    """The place without what pydantic adds: "[key]" where a name is wrong, and which form a value
+    has."""
+    return [step for step in location if step not in ("[key]", ONE, BY_NAME)]
 
 
 def _sentence(key: str, kind: Any, mistake: ErrorDetails) -> str:
@@ -100,7 +106,7 @@ def _sentence(key: str, kind: Any, mistake: ErrorDetails) -> str:
     if cause == "missing":
         return f"{key} is missing: it has no default"
     if cause == "unexpected_keyword_argument":
-        *sections, name = map(str, mistake["loc"])
+        *sections, name = map(str, _steps(mistake["loc"]))
         return f"{key} is unknown{nearest(name, field_names(_section_at(kind, sections)))}"
     return f"{key}: {mistake['input']!r:.60}: {mistake['msg']}"
 
@@ -108,6 +114,9 @@ def _sentence(key: str, kind: Any, mistake: ErrorDetails) -> str:
 def _section_at(kind: Any, path: Sequence[str]) -> Any:
     """The dataclass of a section below another, or below a name that the user chose."""
     for name in path:
+        forms = [form for form in typing.get_args(kind) if typing.get_origin(form) is dict]
+        if forms:  # one value, or several by name
+            [kind] = forms
         if typing.get_origin(kind) is dict:
             kind = typing.get_args(kind)[1]
         else:

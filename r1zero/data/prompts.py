@@ -6,18 +6,18 @@ resumes by asking for the next position. Also here: the model's tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from r1zero.data.blend import Blend, split_blend
+from r1zero.data.blend import Blend
 from r1zero.data.ends import refuse_split_ends
-from r1zero.data.layout import ColumnLayout
 from r1zero.data.preprocessed import is_preprocessed, read_preprocessed
 from r1zero.data.problems import parse_json, read_problems
+from r1zero.data.sources import DataSource
 from r1zero.data.template import Template
 from r1zero.data.vocabulary import CONFIG, TOKENIZER, Vocabulary, named_tokens, read_backend
 from r1zero.errors import BadInput
@@ -39,7 +39,7 @@ _PROBES = (
 
 
 class Prompts:
-    """The problems of one data set, or of a blend of several, as a stream of prompts without end.
+    """The problems of data sets, blended by their shares, as a stream of prompts without end.
 
     `prompts` are those of one epoch of every data set in the order of the data; their indices go on
     from one data set to the next. Each epoch of a data set is another permutation; the blend says
@@ -48,16 +48,15 @@ class Prompts:
 
     def __init__(
         self,
-        data_path: str | Path,
-        layout: ColumnLayout,
-        template: Template,
+        sources: Sequence[DataSource],
+        templates: Mapping[str, Template],
         tokenizer: PreTrainedTokenizerBase,
         max_prompt_length: int,
         seed: int,
         shuffle: bool = True,
     ) -> None:
-        """Read `data_path` (see data/blend.py) and drop prompts of more than `max_prompt_length`
-        tokens.
+        """Read the data sets, whose shares add up to 1, and drop prompts of more than
+        `max_prompt_length` tokens. `templates` has those of all sets by name.
 
         BadInput when a file, a row or a column is bad, or no prompt is left.
         """
@@ -66,26 +65,27 @@ class Prompts:
         self.prompts: list[Prompt] = []
         self.notes: list[str] = []  # what is to be said about the data
         self.num_rows = self.num_dropped = 0
-        self.sets: list[tuple[str, range]] = []  # path of each data set, its places in `prompts`
+        self.sets: list[tuple[DataSource, range]] = []  # the places of each set in `prompts`
         # of each data set, its epoch and permutation
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
-        blend = split_blend(str(data_path))
+        parts = [part for source in sources for part in source.parts()]
         first = 0
-        for _, path in blend:
-            found = read_prompts(path, first, layout, template, tokenizer)
+        for source in parts:
+            path = source.path
+            found = read_prompts(source, first, templates[source.prompt_type], tokenizer)
             kept = [prompt for prompt in found.prompts if len(prompt.tokens) <= max_prompt_length]
             if not kept:
                 raise BadInput(
                     f"{path}: all {len(found.prompts)} prompts are longer than "
                     f"max_prompt_length={max_prompt_length} tokens; set a larger one"
                 )
-            self.sets.append((path, range(len(self.prompts), len(self.prompts) + len(kept))))
+            self.sets.append((source, range(len(self.prompts), len(self.prompts) + len(kept))))
             self.prompts += kept
             self.notes += found.notes
             self.num_rows += found.num_rows
             self.num_dropped += len(found.prompts) - len(kept)
             first = found.prompts[-1].index + 1
-        self._blend = Blend([share for share, _ in blend])
+        self._blend = Blend([source.share for source in parts])
 
     def __len__(self) -> int:
         """Return the number of prompts of an epoch of every data set."""
@@ -125,34 +125,40 @@ class PromptSet:
 
 
 def read_prompts(
-    path: str,
-    first: int,
-    layout: ColumnLayout,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
+    source: DataSource, first: int, template: Template, tokenizer: PreTrainedTokenizerBase
 ) -> PromptSet:
     """Read a raw data set, or what is tokenised under a prefix; indices count rows from `first`."""
-    if is_preprocessed(path):
-        layout.refuse_tokens(path)
-        return _read_preprocessed(path, first, tokenizer)
+    if is_preprocessed(source.path):
+        source.layout.refuse_tokens(source.path)
+        return _read_preprocessed(source, first, tokenizer)
     refuse_split_ends(template, vocabulary_of(tokenizer))
-    found = read_problems(path, layout.fitting(template))
+    found = read_problems(source.path, source.layout.fitting(template))
     numbers = [number for number, problem in enumerate(found.rows) if problem is not None]
     texts = [template.render(problem.question, problem.system) for problem in found.problems]
     rows = zip(numbers, found.problems, texts, tokenize(tokenizer, texts), strict=True)
     prompts = [
-        Prompt(first + number, text, np.asarray(ids, np.int32), problem.answer, problem.row)
+        Prompt(
+            first + number,
+            text,
+            np.asarray(ids, np.int32),
+            problem.answer,
+            problem.row,
+            source.label,
+        )
         for number, problem, text, ids in rows
     ]
     return PromptSet(prompts, len(found.rows), found.notes)
 
 
-def _read_preprocessed(path: str, first: int, tokenizer: PreTrainedTokenizerBase) -> PromptSet:
+def _read_preprocessed(
+    source: DataSource, first: int, tokenizer: PreTrainedTokenizerBase
+) -> PromptSet:
+    path = source.path
     rows = list(read_preprocessed(path, vocabulary_of(tokenizer).size))
     texts = detokenize(tokenizer, [row.prompt for row in rows], special=True)
     golds = map(read_gold, detokenize(tokenizer, [row.answer for row in rows], special=False))
     prompts = [
-        Prompt(first + row.index, text, row.prompt, gold)
+        Prompt(first + row.index, text, row.prompt, gold, source=source.label)
         for row, text, gold in zip(rows, texts, golds, strict=True)
         if gold.casefold() not in NO_ANSWERS
     ]

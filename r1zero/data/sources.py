@@ -2,66 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-from r1zero.config.schema import ActorRollout, EvaluationSet, Training, filled
+from r1zero.config.schema import Config, EvaluationSet, TrainingSet, filled
+from r1zero.data.blend import split_blend
 from r1zero.data.layout import ColumnLayout, layout_of
 
 TRAIN_DATA = "actor_rollout.data_path"
 EVAL_DATA = "training.eval_data_path"
 EVAL_SETS = "training.evaluation"
 
+# From the names of reward functions to the columns that they see: see ColumnLayout.kept.
+Keep: TypeAlias = Callable[[Sequence[str]], Mapping[str, str]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSource:
-    """A data set, or a blend of several, and how its rows become prompts."""
+    """A data set, and how its rows become prompts and its responses are scored."""
 
     key: str  # of the configuration, which names it
     name: str = ""  # of one beside others
     path: str  # a file, a folder, the prefix of preprocessed files, or a blend of these
+    share: float = 1.0  # of the prompts of a blend
     layout: ColumnLayout
     prompt_type: str  # name of its template
     prompt_type_key: str = "training.prompt_type"
+    scorers: Mapping[str, float] = field(default_factory=dict)  # reward functions, their weights
 
     @property
     def held_out(self) -> bool:
         """Whether it is evaluated on, and not trained on."""
         return self.layout.held_out
 
+    @property
+    def label(self) -> str:
+        """What its prompts say of where they are from; "" for the one that needs no name."""
+        if self.held_out and self.name:
+            return f"evaluation/{self.name}"
+        return self.name
 
-def train_source(actor: ActorRollout, training: Training, kept: Mapping[str, str]) -> DataSource:
-    """The problems to train on. `kept` as in ColumnLayout."""
-    return DataSource(
-        key=TRAIN_DATA,
-        path=actor.data_path,
-        layout=layout_of(training, False, kept),
-        prompt_type=training.prompt_type,
-    )
+    def parts(self) -> list[DataSource]:
+        """The data sets of a blend one by one, with their shares. BadInput when it is malformed."""
+        return [
+            replace(self, path=path, share=share * self.share)
+            for share, path in split_blend(self.path)
+        ]
 
 
-def eval_sources(training: Training, kept: Mapping[str, str]) -> list[DataSource]:
-    """The held-out problems that the configuration names: those of eval_data_path, whose name is
-    "", and the named sets. `kept` as in ColumnLayout."""
+def no_columns(functions: Sequence[str]) -> Mapping[str, str]:
+    """Keeps nothing: where rows are not read."""
+    return {}
+
+
+def train_sources(cfg: Config, keep: Keep = no_columns) -> list[DataSource]:
+    """The problems to train on: those of data_path, which may be a blend, or its named sets."""
+    data_path = cfg.actor_rollout.data_path
+    if isinstance(data_path, dict):
+        total = sum(entry.weight for entry in data_path.values())
+        return [
+            replace(
+                _named(
+                    f"{TRAIN_DATA}.{name}", name, entry, _source(cfg, False, "", "", keep), keep
+                ),
+                share=entry.weight / total,
+            )
+            for name, entry in data_path.items()
+        ]
+    return [_source(cfg, False, TRAIN_DATA, data_path, keep)]
+
+
+def eval_sources(cfg: Config, keep: Keep = no_columns) -> list[DataSource]:
+    """The held-out problems: those of eval_data_path, whose name is "", and the named sets."""
+    training = cfg.training
     found = []
     if training.eval_data_path is not None:
-        found.append(
-            DataSource(
-                key=EVAL_DATA,
-                path=training.eval_data_path,
-                layout=layout_of(training, True, kept),
-                prompt_type=training.prompt_type,
-            )
-        )
-    found += [_named(name, entry, training, kept) for name, entry in training.evaluation.items()]
+        found.append(_source(cfg, True, EVAL_DATA, training.eval_data_path, keep))
+    for name, entry in training.evaluation.items():
+        usual = _source(cfg, True, "", "", keep)
+        found.append(_named(f"{EVAL_SETS}.{name}", name, entry, usual, keep))
     return found
 
 
+def _source(cfg: Config, held_out: bool, key: str, path: str, keep: Keep) -> DataSource:
+    """A data set that has everything from the run."""
+    functions = cfg.algorithm.verifier_function
+    return DataSource(
+        key=key,
+        path=path,
+        layout=layout_of(cfg.training, held_out, keep(functions)),
+        prompt_type=cfg.training.prompt_type,
+        scorers=dict(zip(functions, cfg.algorithm.verifier_weight, strict=False)),
+    )
+
+
 def _named(
-    name: str, entry: EvaluationSet, training: Training, kept: Mapping[str, str]
+    place: str, name: str, entry: TrainingSet | EvaluationSet, usual: DataSource, keep: Keep
 ) -> DataSource:
-    layout = layout_of(training, True, kept)
-    place = f"{EVAL_SETS}.{name}"
+    """A data set with keys of its own, in place of those of the `usual` one."""
+    functions = filled(entry.verifier_function)
+    layout = replace(usual.layout, kept=keep(functions))
     if entry.map_keys is not None:
         layout = replace(
             layout,
@@ -76,4 +117,5 @@ def _named(
         layout=layout,
         prompt_type=filled(entry.prompt_type),
         prompt_type_key=f"{place}.prompt_type",
+        scorers=dict(zip(functions, filled(entry.verifier_weight), strict=False)),
     )

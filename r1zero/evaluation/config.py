@@ -96,5 +96,5 @@ def _eval_config(run: Run, source: DataSource) -> EvalConfig:
         seed=training.seed,
         max_new_tokens=run.config.response_budget,
         dtype=run.dtype,
-        reward_functions=tuple(run.config.algorithm.verifier_function),
+        reward_functions=tuple(source.scorers),
     )

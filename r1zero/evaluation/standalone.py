@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from r1zero.data.ends import Ends, find_ends
 from r1zero.data.layout import ColumnLayout
 from r1zero.data.prompts import Prompts, load_tokenizer, vocabulary_of
+from r1zero.data.sources import DataSource
 from r1zero.data.template import Template
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
@@ -195,11 +196,15 @@ def run(evaluators: Sequence[Evaluator], output: Path, round_samples: int | None
 
 def _prompts(request: EvalRequest, path: str, tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """Read the problems that one data set holds, and say what is worth knowing about them."""
-    prompts = Prompts(
-        path, request.data[path], request.template, tokenizer, ANY_LENGTH, request.seed
+    name = request.template.name
+    scorers = dict(zip(request.rewards.names, request.rewards.weights, strict=True))
+    source = DataSource(
+        key="--data", path=path, layout=request.data[path], prompt_type=name, scorers=scorers
     )
+    templates = {name: request.template}
+    prompts = Prompts([source], templates, tokenizer, ANY_LENGTH, request.seed)
     prompts.prompts = prompts.prompts[: request.problems]
-    said = look_at_prompts(request.rewards.names, [("--data", request.template, prompts)])
+    said = look_at_prompts([prompts], templates)
     for line in said:
         print(line, file=sys.stderr)
     return prompts

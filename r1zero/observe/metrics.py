@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from r1zero.distributed.placement import Placement
-from r1zero.types import Agreement, Batch, Outcome, RankRecord, SampleSummary, UpdateStats, joined
+from r1zero.types import (
+    Agreement,
+    Batch,
+    Outcome,
+    RankRecord,
+    SampleSummary,
+    SourceSummary,
+    UpdateStats,
+    joined,
+)
 
 # Phases of a step whose time is that of the slowest rank: spans of step.py.
 PHASES = ("rollout", "reward", "ref", "update", "publish", "samples")
@@ -53,11 +62,14 @@ def sample_metrics(found: SampleSummary) -> dict[str, float]:
     metrics = {"reward/mean": float(found.reward / found.samples)}
     for name, scores in found.scores.items():
         outcomes = scores.outcomes
-        metrics[f"reward/{name}"] = float(scores.total / found.samples)
+        scored = outcomes.total()  # a function of one data set scores no others
+        metrics[f"reward/{name}"] = float(scores.total / scored)
         if not outcomes[Outcome.GRADED]:
-            metrics[f"reward/{name}/right"] = outcomes[Outcome.RIGHT] / found.samples
-        metrics[f"reward/{name}/timeout"] = outcomes[Outcome.TIMEOUT] / found.samples
-        metrics[f"reward/{name}/crash"] = outcomes[Outcome.CRASH] / found.samples
+            metrics[f"reward/{name}/right"] = outcomes[Outcome.RIGHT] / scored
+        metrics[f"reward/{name}/timeout"] = outcomes[Outcome.TIMEOUT] / scored
+        metrics[f"reward/{name}/crash"] = outcomes[Outcome.CRASH] / scored
+    for source, each in found.sources.items():
+        metrics |= _source_metrics(source, each)
     return metrics | {
         "reward/copied": found.copied,  # responses whose answer is a span of the question
         "reward/failed": found.failed,
@@ -78,6 +90,18 @@ def _group_metrics(found: SampleSummary) -> dict[str, float]:
         "groups/all_wrong": found.agreements[Agreement.ALL_WRONG],
         "groups/failed": found.agreements[Agreement.FAILED],  # a score of them failed
     }
+
+
+def _source_metrics(source: str, found: SourceSummary) -> dict[str, float]:
+    """The samples of a data set that has a name."""
+    metrics = {
+        f"data/{source}/samples": found.samples,
+        f"data/{source}/reward": float(found.reward / found.samples),
+        f"data/{source}/response_length": found.response_tokens / found.samples,
+    }
+    if found.judged:
+        metrics[f"data/{source}/right"] = found.right / found.judged
+    return metrics
 
 
 def _update_metrics(updates: Sequence[UpdateStats]) -> dict[str, float]:

@@ -35,14 +35,17 @@ class SampleLog:
         replica: int,
         decode: Callable[[np.ndarray], str],
         unused: Sequence[range],
+        functions: Sequence[str],
         verdict_functions: Sequence[str] = (),
     ) -> None:
         """`decode` turns tokens into text, special ones written out; `unused` are ids that stand
-        for no token, `verdict_functions` reward functions that say whether a response is right."""
+        for no token, `functions` all reward functions, `verdict_functions` those that say whether a
+        response is right."""
         self._files = files
         self._replica = replica
         self._decode = decode
         self._unused = unused
+        self._functions = functions
         self._verdict_functions = verdict_functions
         # By the step of the batch.
         self._groups: defaultdict[int, list[Group]] = defaultdict(list)
@@ -60,7 +63,7 @@ class SampleLog:
         groups = self._groups[batch.step]
         self._summaries[batch.step] = summarize(groups, self._unused, self._verdict_functions)
         if groups and self._files.due(batch.step):
-            self._tables[batch.step] = sample_table(groups, self._decode)
+            self._tables[batch.step] = sample_table(groups, self._decode, self._functions)
 
     def write(self, batch: Batch, advantages: np.ndarray, folder: Path) -> None:
         """Write the rows into the run folder; `advantages` are those of the batch, [P, G].

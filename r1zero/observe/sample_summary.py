@@ -5,14 +5,22 @@ Sums are exact fractions, so what is told does not depend on how many replicas d
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import numpy as np
 
-from r1zero.algo.selection import agreement, rewards_equal
-from r1zero.types import Group, Outcome, Sample, SampleSummary, ScoreSummary
+from r1zero.algo.selection import agreement, applied, count_right, rewards_equal
+from r1zero.types import (
+    Group,
+    Outcome,
+    Sample,
+    SampleSummary,
+    Score,
+    ScoreSummary,
+    SourceSummary,
+)
 
 REASONS = 8  # different ones of failed scores, from a replica
 
@@ -47,6 +55,7 @@ def summarize(
         training_tokens=sum(len(sample.tokens) for sample in training),
         unmasked_tokens=sum(int(sample.mask.sum()) for sample in training),
         unused_ids=sum(_count_unused(sample.tokens, unused) for sample in samples),
+        sources=_sources(groups, verdict_functions),
     )
 
 
@@ -71,16 +80,54 @@ def join_summaries(parts: Sequence[SampleSummary]) -> SampleSummary:
         training_tokens=sum(part.training_tokens for part in parts),
         unmasked_tokens=sum(part.unmasked_tokens for part in parts),
         unused_ids=sum(part.unused_ids for part in parts),
+        sources=_join_sources(parts),
     )
 
 
 def _scores(samples: Sequence[Sample]) -> dict[str, ScoreSummary]:
-    """By reward function; all samples have the same ones."""
+    """By reward function, of the samples that it scored."""
+    by_function: defaultdict[str, list[Score]] = defaultdict(list)
+    for sample in samples:
+        for name, score in sample.scores.items():
+            by_function[name].append(score)
     found = {}
-    for name in samples[0].scores if samples else ():
-        scores = [sample.scores[name] for sample in samples]
+    for name, scores in by_function.items():
         total = _exact_sum(score.value for score in scores)
         found[name] = ScoreSummary(total, Counter(score.outcome for score in scores))
+    return found
+
+
+def _sources(groups: Sequence[Group], verdict_functions: Sequence[str]) -> dict[str, SourceSummary]:
+    """By data set, of those that have names. A response is right if all functions say so that do."""
+    by_source: defaultdict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        if group.prompt.source:
+            by_source[group.prompt.source].append(group)
+    found = {}
+    for source, mine in by_source.items():
+        samples = [sample for group in mine for sample in group.samples]
+        judged = [group for group in mine if applied(group, verdict_functions)]
+        found[source] = SourceSummary(
+            samples=len(samples),
+            reward=_exact_sum(sample.reward for sample in samples),
+            judged=sum(len(group.samples) for group in judged),
+            right=sum(count_right(group, applied(group, verdict_functions)) for group in judged),
+            response_tokens=sum(len(sample.tokens) for sample in samples),
+        )
+    return found
+
+
+def _join_sources(parts: Sequence[SampleSummary]) -> dict[str, SourceSummary]:
+    found: dict[str, SourceSummary] = {}
+    for source in dict.fromkeys(source for part in parts for source in part.sources):
+        mine = [part.sources[source] for part in parts if source in part.sources]
+        found[source] = SourceSummary(
+            samples=sum(each.samples for each in mine),
+            reward=sum((each.reward for each in mine), Fraction()),
+            judged=sum(each.judged for each in mine),
+            right=sum(each.right for each in mine),
+            response_tokens=sum(each.response_tokens for each in mine),
+        )
     return found
 
 

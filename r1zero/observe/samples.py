@@ -29,6 +29,7 @@ COLUMNS = {
     "weights_version": pa.int64(),
     "failure": pa.string(),
     "dropped": pa.string(),  # why nobody learned from it, "" if somebody did
+    "source": pa.string(),  # the data set that it is from, if that has a name
 }
 SCORE = "score/"
 OUTCOME = "outcome/"
@@ -56,6 +57,7 @@ def sample_rows(
                 "weights_version": sample.version,
                 "failure": sample.failure,
                 "dropped": group.dropped or ("" if sample.trains else TRUNCATED),
+                "source": group.prompt.source,
             }
             for name, score in sample.scores.items():
                 row |= {SCORE + name: score.value, OUTCOME + name: score.outcome.name.lower()}
@@ -63,18 +65,19 @@ def sample_rows(
     return rows
 
 
-def sample_table(groups: Sequence[Group], decode: Callable[[np.ndarray], str]) -> pa.Table:
+def sample_table(
+    groups: Sequence[Group], decode: Callable[[np.ndarray], str], functions: Sequence[str]
+) -> pa.Table:
     """The rows of some groups, of which there is one, as a table in the order of their positions.
 
-    The advantages are still to come.
+    There are columns for all reward functions; what one did not score is null. The advantages are
+    still to come.
     """
     rows = sample_rows(sorted(groups, key=lambda group: group.position), decode)
     columns = dict(COLUMNS)
-    for name in rows[0]:
-        if name.startswith(SCORE):
-            columns[name] = pa.float64()
-        elif name.startswith(OUTCOME):
-            columns[name] = pa.string()
+    for name in functions:
+        columns[SCORE + name] = pa.float64()
+        columns[OUTCOME + name] = pa.string()
     return pa.Table.from_pylist(rows, pa.schema(columns))
 
 

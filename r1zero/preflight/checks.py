@@ -14,6 +14,7 @@ from r1zero.algo.losses import LOSSES
 from r1zero.checkpoint.resume import check_resume
 from r1zero.config.rules import check_keys
 from r1zero.config.schema import ADVANTAGE, Config
+from r1zero.data.sources import eval_sources, train_sources
 from r1zero.distributed.detect import check_dtype, uses_npu
 from r1zero.distributed.npu_environment import present
 from r1zero.errors import BadInput, neighbours, readable, shown
@@ -28,7 +29,7 @@ from r1zero.preflight.files import check_inputs
 from r1zero.preflight.found import Found, dtype_of, look
 from r1zero.preflight.model import check_models
 from r1zero.preflight.outputs import check_outputs
-from r1zero.reward.choose import choose
+from r1zero.reward.choose import check_each, gives_verdict
 from r1zero.rollout.engines import engine_problems
 
 
@@ -123,14 +124,18 @@ def check_objective(cfg: Config) -> list[str]:
 
 
 def check_rewards(cfg: Config) -> list[str]:
-    """The reward functions: each is known, declares what it needs, and takes its settings."""
-    try:
-        chosen = choose(cfg.algorithm.verifier_function, cfg.reward.settings)
-    except BadInput as error:
-        return str(error).splitlines()
-    gives_verdict = any(each.declared.gives_verdict for each in chosen.values())
+    """The reward functions, of the run and of each data set: each is known, declares what it needs,
+    and takes its settings."""
+    settings = cfg.reward.settings
+    lists = {"algorithm.verifier_function": cfg.algorithm.verifier_function}
+    for source in (*train_sources(cfg), *eval_sources(cfg)):
+        if source.name:
+            lists[source.key.removesuffix("path") + "verifier_function"] = list(source.scorers)
+    if problems := check_each(lists, settings):
+        return problems
     bounds = cfg.algorithm.keep_accuracy
-    if bounds is not None and not gives_verdict:
+    trained = {name for source in train_sources(cfg) for name in source.scorers}
+    if bounds is not None and not gives_verdict(sorted(trained), settings):
         return [
             f"algorithm.keep_accuracy: {bounds} needs a reward function that says which responses "
             f"are right, and verifier_function {cfg.algorithm.verifier_function} has none; name acc, "

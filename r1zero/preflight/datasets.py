@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1zero.config.schema import Config, filled
-from r1zero.data.blend import split_blend
 from r1zero.data.layout import ColumnLayout
 from r1zero.data.preprocessed import is_preprocessed, read_preprocessed
 from r1zero.data.problems import read_problems
-from r1zero.data.sources import EVAL_SETS, TRAIN_DATA, DataSource, eval_sources, train_source
+from r1zero.data.sources import (
+    EVAL_SETS,
+    DataSource,
+    Keep,
+    eval_sources,
+    no_columns,
+    train_sources,
+)
 from r1zero.data.survey import DataSet, question_in, survey
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
@@ -23,28 +29,29 @@ if TYPE_CHECKING:  # transformers is imported where tokens are needed
     from r1zero.data.prompts import Prompts
 
 
-def data_sets(
-    cfg: Config, kept: Mapping[str, str] | None = None
-) -> tuple[list[DataSource], list[str]]:
+def data_sets(cfg: Config, keep: Keep = no_columns) -> tuple[list[DataSource], list[str]]:
     """Return each data set, those of a blend one by one, and a sentence for each blend that is
-    malformed. `kept` as in ColumnLayout."""
-    training = cfg.training
+    malformed."""
     found = []
     problems = []
-    kept = kept or {}
-    for source in (train_source(cfg.actor_rollout, training, kept), *eval_sources(training, kept)):
+    for source in (*train_sources(cfg, keep), *eval_sources(cfg, keep)):
         try:
-            parts = split_blend(source.path)
+            parts = source.parts()
         except BadInput as error:
             problems.append(f"{source.key}: {error}")
             continue
-        found += [replace(source, path=path) for _, path in parts]
+        found += parts
         if source.held_out and len(parts) > 1:
             problems.append(
                 f"{source.key}: {source.path} is a blend, but each of its problems is answered "
                 f"once: name one data set here, and others in {EVAL_SETS}"
             )
     return found, problems
+
+
+def keeping(cfg: Config) -> Keep:
+    """What says which columns of the data reward functions see, with the settings of the run."""
+    return partial(kept_columns, settings=cfg.reward.settings)
 
 
 def templates_of(
@@ -114,61 +121,57 @@ def look_at_data(cfg: Config) -> list[str]:
     has_tokenizer = Path(cfg.training.tokenizer_name_or_path or "").exists()
     found = []
     notes: list[str] = []
-    for source in data_sets(cfg, kept_columns(cfg.algorithm, cfg.reward))[0]:
+    for source in data_sets(cfg, keeping(cfg))[0]:
         if is_preprocessed(source.path):
             is_here = has_tokenizer
         else:
             is_here = Path(source.path).exists()
         if is_here:
             found.append(_read(cfg, source, Template(source.prompt_type, file), notes))
-    return notes + _survey(cfg.algorithm.verifier_function, found)
+    return notes + _survey(found)
 
 
-def look_at_prompts(
-    reward_functions: Sequence[str], read: Sequence[tuple[str, Template, Prompts]]
-) -> list[str]:
-    """Return the same about data that has been read: what named it, its template, its prompts."""
+def look_at_prompts(read: Sequence[Prompts], templates: Mapping[str, Template]) -> list[str]:
+    """Return the same about data that has been read."""
     found = []
     notes = []
-    for key, template, prompts in read:
-        notes += [f"{key}: {note}" for note in prompts.notes]
-        for path, places in prompts.sets:
+    for prompts in read:
+        notes += [f"{prompts.sets[0][0].key}: {note}" for note in prompts.notes]
+        for source, places in prompts.sets:
             mine = prompts.prompts[places.start : places.stop]
-            found.append(
-                DataSet(
-                    key,
-                    path,
-                    [question_in(template, prompt.text) for prompt in mine],
-                    [prompt.answer for prompt in mine],
-                )
-            )
-    return notes + _survey(reward_functions, found)
+            template = templates[source.prompt_type]
+            questions = [question_in(template, prompt.text) for prompt in mine]
+            answers = [prompt.answer for prompt in mine]
+            found.append((source, DataSet(source.key, source.path, questions, answers)))
+    return notes + _survey(found)
 
 
-def _survey(reward_functions: Sequence[str], found: list[DataSet]) -> list[str]:
-    train = [data for data in found if data.key == TRAIN_DATA]
-    held_out = [data for data in found if data.key != TRAIN_DATA]
-    return survey(train, held_out, compares(reward_functions))
+def _survey(found: Sequence[tuple[DataSource, DataSet]]) -> list[str]:
+    train = [data for source, data in found if not source.held_out]
+    held_out = [data for source, data in found if source.held_out]
+    compared = any(compares(list(source.scorers)) for source, _ in found)
+    return survey(train, held_out, compared)
 
 
-def _read(cfg: Config, source: DataSource, template: Template, notes: list[str]) -> DataSet:
+def _read(
+    cfg: Config, source: DataSource, template: Template, notes: list[str]
+) -> tuple[DataSource, DataSet]:
     """Read a data set; `notes` hears what was chosen and left out."""
     key = source.key
     path = source.path
-    layout = source.layout
     if is_preprocessed(path):
         # Heavy, and needed only here: other data is looked at in a moment.
         from r1zero.data.prompts import load_tokenizer, read_prompts
 
         tokenizer = load_tokenizer(filled(cfg.training.tokenizer_name_or_path))
-        read = read_prompts(path, 0, layout, template, tokenizer)
+        read = read_prompts(source, 0, template, tokenizer)
         questions = [question_in(template, prompt.text) for prompt in read.prompts]
         answers = [prompt.answer for prompt in read.prompts]
         said = read.notes
     else:
-        found = read_problems(path, layout.fitting(template))
+        found = read_problems(path, source.layout.fitting(template))
         questions = [problem.question for problem in found.problems]
         answers = [problem.answer for problem in found.problems]
         said = found.notes
     notes += [f"{key}: {note}" for note in said]
-    return DataSet(key, path, questions, answers)
+    return source, DataSet(key, path, questions, answers)

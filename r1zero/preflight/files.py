@@ -24,9 +24,8 @@ from r1zero.data.template import Template
 from r1zero.data.vocabulary import TOKENIZER, Vocabulary
 from r1zero.errors import BadInput, nearest, readable
 from r1zero.models.config import ModelConfig
-from r1zero.preflight.datasets import check_data, compares, data_sets, templates_of
+from r1zero.preflight.datasets import check_data, compares, data_sets, keeping, templates_of
 from r1zero.preflight.found import Found, ModelFound
-from r1zero.reward.choose import kept_columns
 from r1zero.weights.detect import CONFIG, check_files, detect
 from r1zero.weights.headers import StoredTensor, read_header, refuse_others, weight_files
 
@@ -71,9 +70,13 @@ def missing_beside_wrong_keys(sound: Config) -> list[str]:
     both are told at once."""
     problems = []
     named = []
-    values = [(key, _sound_value(sound, key)) for key in (*FOLDERS, TRAIN_DATA, EVAL_DATA)]
-    for name, entry in (_sound_value(sound, EVAL_SETS) or {}).items():
-        values.append((f"{EVAL_SETS}.{name}.path", entry.path))
+    values = []
+    for key in (*FOLDERS, TRAIN_DATA, EVAL_DATA, EVAL_SETS):
+        value = _sound_value(sound, key)
+        if isinstance(value, dict):
+            values += [(f"{key}.{name}.path", entry.path) for name, entry in value.items()]
+        else:
+            values.append((key, value))
     for key, text in values:
         if text is None:
             continue
@@ -109,7 +112,7 @@ def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:
     kind."""
     cfg = found.config
     missing = absent(cfg)
-    named, problems = data_sets(cfg, kept_columns(cfg.algorithm, cfg.reward))
+    named, problems = data_sets(cfg, keeping(cfg))
     if not absent_ok:
         problems += _missing_sentences(missing)
     no_models = set()
@@ -125,9 +128,9 @@ def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:
     tokens_are_here = not {cfg.training.tokenizer_name_or_path, found.actor.load} & missing.keys()
     if not of_tokens and found.actor.shape is not None and tokens_are_here:
         of_tokens += _check_all_ends(found, named, templates)
-    compared = compares(cfg.algorithm.verifier_function)
     for source in named:
         if source.path not in missing:
+            compared = compares(list(source.scorers))
             template = templates.get(source.prompt_type)
             rows = _vocabulary_rows(found)
             problems += check_data(source.key, source.path, source.layout, template, compared, rows)

@@ -67,13 +67,13 @@ def _with_paths(section: Any, where: str, problems: list[str]) -> Any:
     paths = {}
     for key, hint in key_types(kind).items():
         value = getattr(section, key)
-        if value is not None and names_files(hint):
-            paths[key] = _expand(value, f"{where}{key}", problems)
-        elif isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
+        if isinstance(value, dict) and any(map(dataclasses.is_dataclass, value.values())):
             paths[key] = {
                 name: _with_paths(entry, f"{where}{key}.{name}.", problems)
                 for name, entry in value.items()
             }
+        elif value is not None and names_files(hint):
+            paths[key] = _expand(value, f"{where}{key}", problems)
     return dataclasses.replace(section, **paths)
 
 

@@ -18,7 +18,7 @@ from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.retention import Retention
 from r1zero.config.load import dump
 from r1zero.config.schema import Config, filled
-from r1zero.data.sources import DataSource, eval_sources, train_source
+from r1zero.data.sources import DataSource, eval_sources, train_sources
 from r1zero.data.template import Template
 from r1zero.distributed.placement import Placement
 from r1zero.errors import BadInput
@@ -28,9 +28,8 @@ from r1zero.models.lora import LoraConfig, lora_config
 from r1zero.policy.actor_config import ActorConfig, actor_config, unread_by_loss, unsummed_terms
 from r1zero.preflight.cautions import cautions
 from r1zero.preflight.checks import check_found
-from r1zero.preflight.datasets import templates_of
+from r1zero.preflight.datasets import keeping, templates_of
 from r1zero.preflight.found import Found, ModelFound, dtype_of, look
-from r1zero.reward.choose import kept_columns
 from r1zero.reward.config import RewardConfig, reward_config
 from r1zero.rollout.interface import EngineConfig, Sampling
 from r1zero.run_folder.exported import MODEL
@@ -57,7 +56,7 @@ class Run:
     dtype: Dtype
     templates: Mapping[str, Template]  # of all data sets, by name
     tokenizer: str  # folder
-    train_data: DataSource
+    train_data: tuple[DataSource, ...]
     eval_data: tuple[DataSource, ...]
     output_dir: Path  # the run folder
     checkpoints: Path  # the folder of its checkpoints
@@ -86,7 +85,9 @@ class Run:
     @property
     def reward_config(self) -> RewardConfig:
         """What the reward executor needs."""
-        return reward_config(self.config.algorithm, self.config.reward)
+        sources = (*self.train_data, *self.eval_data)
+        of_sources = {source.label: source.scorers for source in sources}
+        return reward_config(self.config.algorithm, self.config.reward, of_sources)
 
     @property
     def engine_config(self) -> EngineConfig:
@@ -156,11 +157,10 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
     """Make a run of what was found and checked."""
     cfg = found.config
     assert found.placement is not None, "checked before"
-    kept = kept_columns(cfg.algorithm, cfg.reward)
-    train_data = train_source(cfg.actor_rollout, cfg.training, kept)
-    eval_data = tuple(eval_sources(cfg.training, kept))
+    train_data = tuple(train_sources(cfg, keeping(cfg)))
+    eval_data = tuple(eval_sources(cfg, keeping(cfg)))
     templates_file = filled(cfg.training.prompt_type_path)
-    templates, wrong = templates_of([train_data, *eval_data], templates_file)
+    templates, wrong = templates_of([*train_data, *eval_data], templates_file)
     assert not wrong, "checked before"
     return Run(
         config=cfg,

@@ -6,12 +6,11 @@ no rank runs code that only the workers need.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from r1zero.config.own_code import is_own, own_name
-from r1zero.config.schema import Algorithm, Reward
 from r1zero.config.settings import Given, as_given, read_settings
 from r1zero.errors import BadInput, Diagnostics, nearest
 from r1zero.reward.functions import REWARD_FUNCTIONS
@@ -38,15 +37,53 @@ def choose(
     problems = check_names(names, key) or _check_settings_names(names, settings)
     if problems:
         raise BadInput("\n".join(problems))
+    chosen = _chosen(names, settings)
+    problems = _missing_verdict(chosen, key)
+    if problems:
+        raise BadInput("\n".join(problems))
+    return chosen
+
+
+def _chosen(names: Sequence[str], settings: FunctionSettings) -> dict[str, Chosen]:
+    """Reward functions that there are, by their shown names, with what they declare."""
     own = describe([name for name in names if is_own(name)], settings)
     chosen = {}
     for name in names:
         declared = own[name] if is_own(name) else load_function(name, settings).declared
         chosen[shown_name(name)] = Chosen(name, declared)
-    problems = _missing_verdict(chosen, key)
-    if problems:
-        raise BadInput("\n".join(problems))
     return chosen
+
+
+def check_each(lists: Mapping[str, Sequence[str]], settings: FunctionSettings) -> list[str]:
+    """Return a sentence for everything that is wrong with the reward functions of several data sets,
+    each list under its key, and with their settings."""
+    problems: dict[str, None] = {}
+    for key, names in lists.items():
+        problems |= dict.fromkeys(check_names(names, key))
+    everything = list(dict.fromkeys(name for names in lists.values() for name in names))
+    if not problems:
+        problems |= dict.fromkeys(_check_settings_names(everything, settings))
+    for key, names in lists.items():
+        if problems:
+            break
+        try:
+            choose(names, settings_of(names, settings), key)
+        except BadInput as error:
+            problems |= dict.fromkeys(str(error).splitlines())
+    return list(problems)
+
+
+def gives_verdict(names: Sequence[str], settings: FunctionSettings) -> bool:
+    """Whether one of these reward functions says which responses are right. BadInput for those that
+    cannot be chosen."""
+    chosen = _chosen(names, settings_of(names, settings))
+    return any(each.declared.gives_verdict for each in chosen.values())
+
+
+def settings_of(names: Sequence[str], settings: FunctionSettings) -> FunctionSettings:
+    """The settings without those of functions of the user's own that are not among these."""
+    known = {*REWARD_FUNCTIONS.names(), *(own_name(name) for name in names if is_own(name))}
+    return {name: values for name, values in settings.items() if name in known}
 
 
 def check_names(names: Sequence[str], key: str = REWARD_FUNCTIONS.key) -> list[str]:
@@ -93,13 +130,13 @@ def compares_answers(names: Sequence[str]) -> bool:
     return any(REWARD_FUNCTIONS[name].declared.gives_verdict for name in builtin)
 
 
-def kept_columns(algorithm: Algorithm, reward: Reward) -> dict[str, str]:
-    """The columns of the data that reward functions see, each with the name of one that does.
+def kept_columns(names: Sequence[str], settings: FunctionSettings) -> dict[str, str]:
+    """The columns of the data that these reward functions see, each with the name of one that does.
 
     None where the functions cannot be chosen, which is told by the checks.
     """
     try:
-        chosen = choose(algorithm.verifier_function, reward.settings)
+        chosen = choose(names, settings_of(names, settings))
     except BadInput:
         return {}
     return columns_of(chosen.values())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from r1zero.config.schema import Algorithm, Reward
 from r1zero.reward.types import FunctionSettings
@@ -21,6 +22,8 @@ class RewardConfig:
 
     names: Sequence[str]  # of reward functions, as configured
     weights: Sequence[float]  # one for each; the reward is their weighted sum
+    # Of data sets with reward functions of their own, by where a prompt is from: names, with weights.
+    of_sources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     settings: FunctionSettings = field(default_factory=dict)
     workers: int = _DEFAULTS.workers  # processes
     deadline_seconds: float = _DEFAULTS.deadline_seconds  # of one call
@@ -29,14 +32,34 @@ class RewardConfig:
     @property
     def of_worker(self) -> Setup:
         """What a worker needs to know of it."""
-        return Setup(self.names, self.settings, self.deadline_seconds, self.worker_memory_megabytes)
+        return Setup(
+            self.functions, self.settings, self.deadline_seconds, self.worker_memory_megabytes
+        )
+
+    @property
+    def functions(self) -> list[str]:
+        """All reward functions, each once: those of the run, then others of data sets."""
+        return list(dict.fromkeys([*self.names, *chain.from_iterable(self.of_sources.values())]))
+
+    def weights_of(self, source: str) -> Mapping[str, float]:
+        """The reward functions, with weights, for prompts from there."""
+        if source in self.of_sources:
+            return self.of_sources[source]
+        return dict(zip(self.names, self.weights, strict=True))
 
 
-def reward_config(algorithm: Algorithm, reward: Reward) -> RewardConfig:
-    """Take what concerns the reward functions."""
+def reward_config(
+    algorithm: Algorithm,
+    reward: Reward,
+    of_sources: Mapping[str, Mapping[str, float]] | None = None,
+) -> RewardConfig:
+    """Take what concerns the reward functions; `of_sources` as in RewardConfig."""
+    usual = dict(zip(algorithm.verifier_function, algorithm.verifier_weight, strict=True))
+    own = {name: scorers for name, scorers in (of_sources or {}).items() if scorers != usual}
     return RewardConfig(
         names=algorithm.verifier_function,
         weights=algorithm.verifier_weight,
+        of_sources=own,
         settings=reward.settings,
         workers=reward.workers,
         deadline_seconds=reward.deadline_seconds,

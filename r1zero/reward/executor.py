@@ -18,6 +18,7 @@ import numpy as np
 
 from r1zero.reward.choose import choose
 from r1zero.reward.config import RewardConfig
+from r1zero.reward.loaded import shown_name
 from r1zero.reward.pool import START_SECONDS, Pool, WorkItem
 from r1zero.reward.types import RewardInput
 from r1zero.scores import Outcome, Score
@@ -30,6 +31,7 @@ IN_FLIGHT = 512
 class _PendingGroup:
     """The responses to a prompt, by member, and their scores by reward function."""
 
+    source: str  # which data set they are from
     cases: list[RewardInput | None]
     scores: list[dict[str, Score]]
     open: int  # responses whose functions of a sample are still to come
@@ -45,9 +47,10 @@ class RewardExecutor:
     """
 
     def __init__(self, config: RewardConfig, start_seconds: float = START_SECONDS) -> None:
-        chosen = choose(config.names, config.settings)
+        chosen = choose(config.functions, config.settings)
         self.functions = list(chosen)  # by the names that scores have
-        self._weights = dict(zip(chosen, config.weights, strict=True))
+        self._config = config
+        self._weights: dict[str, dict[str, float]] = {}  # by data set, as far as they came
         declared = {name: each.declared for name, each in chosen.items()}
         # those that say whether a response is right, in order
         self.verdict_functions = [name for name in declared if declared[name].gives_verdict]
@@ -60,12 +63,13 @@ class RewardExecutor:
     def submit(self, group: Hashable, member: int, size: int, case: RewardInput) -> None:
         """Queue the response of one of the `size` members of a group; return at once."""
         entry = self._groups.setdefault(
-            group, _PendingGroup([None] * size, [{} for _ in range(size)], size)
+            group, _PendingGroup(case.source, [None] * size, [{} for _ in range(size)], size)
         )
         assert entry.cases[member] is None, f"member {member} of {group} is being scored already"
         entry.cases[member] = case
-        if self._of_sample:
-            self.pool.put(WorkItem(group, [member], [case], deque(self._of_sample)))
+        of_sample = self._applied(self._of_sample, case.source)
+        if of_sample:
+            self.pool.put(WorkItem(group, [member], [case], deque(of_sample)))
         else:
             self._close_member(group, entry)
         self.poll()
@@ -97,9 +101,11 @@ class RewardExecutor:
         while waiting:
             yield from self.collect([waiting.popleft()]).values()
 
-    def reward(self, scores: Mapping[str, Score]) -> float:
-        """Return the weighted sum of the scores of a response."""
-        return sum(weight * scores[name].value for name, weight in self._weights.items())
+    def reward(self, scores: Mapping[str, Score], source: str = "") -> float:
+        """Return the weighted sum of the scores of a response to a problem from there: of the
+        reward functions of its data set, and no others."""
+        weights = self._weights_of(source)
+        return sum(weight * scores[name].value for name, weight in weights.items())
 
     def values(self, scores: Mapping[str, Score]) -> np.ndarray:
         """Return the scores of a response in the order of the functions, float64 [K].
@@ -130,24 +136,37 @@ class RewardExecutor:
         entry.open -= 1
         if entry.open:
             return
-        if not self._of_group:
+        of_group = self._applied(self._of_group, entry.source)
+        if not of_group:
             entry.done = True
             return
         cases = []
         for case, scores in zip(entry.cases, entry.scores, strict=True):
             assert case is not None, "all are here, since all are scored by themselves"
             cases.append(replace(case, right=self.verdict(scores)))
-        self.pool.put(WorkItem(group, range(len(cases)), cases, deque(self._of_group)))
+        self.pool.put(WorkItem(group, range(len(cases)), cases, deque(of_group)))
 
     def _in_order(self, scores: Mapping[str, Score]) -> dict[str, Score]:
-        return {name: scores[name] for name in self.functions}
+        return {name: scores[name] for name in self.functions if name in scores}
+
+    def _weights_of(self, source: str) -> dict[str, float]:
+        """The reward functions of a data set by the names that scores have, with weights."""
+        if source not in self._weights:
+            weights = self._config.weights_of(source)
+            self._weights[source] = {shown_name(name): each for name, each in weights.items()}
+        return self._weights[source]
+
+    def _applied(self, functions: Sequence[str], source: str) -> list[str]:
+        """Those of the reward functions that score responses to problems from there."""
+        weights = self._weights_of(source)
+        return [name for name in functions if name in weights]
 
     def verdict(self, scores: Mapping[str, Score]) -> bool | None:
         """Whether a response is right, by the first function that says so; None if none does."""
-        if not self.verdict_functions:
+        applied = [name for name in self.verdict_functions if name in scores]
+        if not applied:
             return None
-        found = scores.get(self.verdict_functions[0])  # none: scored before it was named
-        return found is not None and found.outcome is Outcome.RIGHT
+        return scores[applied[0]].outcome is Outcome.RIGHT
 
     def close(self) -> None:
         """End all workers; unfinished groups are lost."""

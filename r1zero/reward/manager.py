@@ -30,6 +30,13 @@ class RewardManager:
         self._notes_values = notes_values
 
     @property
+    def functions(self) -> list[str]:
+        """All reward functions, by the names that scores have."""
+        if self._executor is None:
+            return []
+        return self._executor.functions
+
+    @property
     def verdict_functions(self) -> list[str]:
         """The reward functions that say whether a response is right."""
         if self._executor is None:
@@ -49,6 +56,7 @@ class RewardManager:
             limit=self._limit,
             truncated=sample.truncated,
             row=group.prompt.row or {},
+            source=group.prompt.source,
         )
         self._executor.submit(group.position, member, len(group.samples), case)
 
@@ -73,7 +81,7 @@ class RewardManager:
                 group.prompt = replace(group.prompt, row=None)
             for sample, scores in zip(group.samples, found[group.position], strict=True):
                 sample.scores = scores
-                sample.reward = self._executor.reward(scores)
+                sample.reward = self._executor.reward(scores, group.prompt.source)
         for group in groups:
             for sample in group.samples:
                 sample.right = self._executor.verdict(sample.scores) is True

@@ -105,7 +105,7 @@ class Pool:
         self._failed = failed
         self._start_seconds = start_seconds
         self._setup = setup_message(config.of_worker)
-        self._names = config.names
+        self._names = config.functions
         self._waiting: deque[WorkItem] = deque()
         self._finished: list[WorkItem] = []
         self._failed_starts = 0

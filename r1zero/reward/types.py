@@ -29,6 +29,7 @@ class RewardInput:
     right: bool | None = None
     # of the data: the columns that the reward functions of the run declare, as they stand there
     row: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""  # which data set the problem is from, if it has a name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

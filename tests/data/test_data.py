@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.prompt_streams import prompts_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -56,7 +57,7 @@ def read(path: Path, columns: dict[str, str] = KEYS, **rules: bool) -> list[Prob
 def stream(
     path: Path, tokenizer: Tokens, limit: int = 100, seed: int = 7, shuffle: bool = True
 ) -> Prompts:
-    return Prompts(path, ColumnLayout(KEYS), Template("plain"), tokenizer, limit, seed, shuffle)
+    return prompts_of(path, ColumnLayout(KEYS), Template("plain"), tokenizer, limit, seed, shuffle)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".json"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.model_folders import base, llama_like, variant
+from support.prompt_streams import prompts_of
 from support.small_config import load, only
 from support.tool import functions
 from support.worlds import SHORT, metrics, run, samples
@@ -14,7 +15,7 @@ from support.worlds import SHORT, metrics, run, samples
 from r1zero.data.ends import find_ends, split_marks
 from r1zero.data.preprocess import Recipe, preprocess
 from r1zero.data.problems import Problem
-from r1zero.data.prompts import Prompts, load_tokenizer
+from r1zero.data.prompts import load_tokenizer
 from r1zero.data.template import TEMPLATES, Template
 from r1zero.data.vocabulary import Vocabulary
 from r1zero.errors import BadInput
@@ -174,7 +175,7 @@ def test_a_template_with_marks_of_another_family_is_refused(tiny: Path, tmp_path
     assert ends(folder, Template("llama", path))[2][-1] == "template llama"
     # Whatever renders prompts refuses it, too, and what was rendered elsewhere is left alone.
     with pytest.raises(BadInput, match="closes a turn"):
-        Prompts(
+        prompts_of(
             tiny / "train.parquet",
             {"prompt": "question", "response": "ground_truth_answer"},
             Template("qwen_r1"),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from megatron.core.datasets import helpers
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from support.prompt_streams import prompts_of
 from support.small_config import load, only
 from support.tool import TOOLS, run_here
 from transformers import PreTrainedTokenizerBase
@@ -90,7 +91,7 @@ def made(
 def prompts(
     data_path: Path | str, tokenizer: Tokens, limit: int = 64, seed: int = 7, **keys: bool
 ) -> Prompts:
-    return Prompts(
+    return prompts_of(
         data_path, ColumnLayout(KEYS), Template("qwen_r1"), tokenizer, limit, seed, **keys
     )
 

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from support.boxed import boxed
 from support.patience import LONG
+from support.prompt_streams import prompts_of
 from support.small_config import load, only
 from support.tool import TOOLS, functions, run_here
 
 from r1zero.data.layout import ColumnLayout
-from r1zero.data.prompts import Prompts, load_tokenizer
+from r1zero.data.prompts import load_tokenizer
 from r1zero.data.sources import EVAL_DATA, TRAIN_DATA
 from r1zero.data.survey import DataSet, question_in, survey
 from r1zero.data.template import Template
@@ -91,11 +92,11 @@ def preprocess(data: Path | str, prefix: Path, tiny: Path, *more: str) -> int:
 def test_every_reader_gives_the_same_answer(tmp_path: Path, tiny: Path) -> None:
     data = lines(tmp_path / "gsm8k.jsonl", rows([SOLUTION, "#### 1,234", ["5"], "['22']", 7]))
     tokenizer, template = load_tokenizer(tiny / "model"), Template("qwen_r1")
-    raw = Prompts(data, ColumnLayout(KEYS), template, tokenizer, 500, seed=1)
+    raw = prompts_of(data, ColumnLayout(KEYS), template, tokenizer, 500, seed=1)
     expected = ["72", "1234", "5", "22", "7"]
     assert [prompt.answer for prompt in raw.prompts] == expected
     assert preprocess(data, tmp_path / "made", tiny) == 0
-    made = Prompts(tmp_path / "made", ColumnLayout(KEYS), template, tokenizer, 500, seed=1)
+    made = prompts_of(tmp_path / "made", ColumnLayout(KEYS), template, tokenizer, 500, seed=1)
     assert [prompt.answer for prompt in made.prompts] == expected
 
 
@@ -109,7 +110,7 @@ def test_preprocessed_files_of_others_are_read_alike(tmp_path: Path, tiny: Path)
     ) as writer:
         for answer in ("It is so. #### 72", "proof", "5"):
             writer.add([np.array(tokenizer(text)["input_ids"]) for text in ("1+1?", answer)])
-    made = Prompts(tmp_path / "made", ColumnLayout(), Template("plain"), tokenizer, 500, seed=1)
+    made = prompts_of(tmp_path / "made", ColumnLayout(), Template("plain"), tokenizer, 500, seed=1)
     assert [(prompt.index, prompt.answer) for prompt in made.prompts] == [(0, "72"), (2, "5")]
     assert "1 of 3 problems have no answer to compare with" in only(made.notes)
 
@@ -168,7 +169,7 @@ def test_rows_that_are_left_out_are_empty_documents(
     assert "1 of 5 rows are bad" in said.err and "1 x 'proof'" in said.err
     assert "1 of 3 right answers of" in said.err and "do not look like answers" in said.err
     made, raw = (
-        Prompts(
+        prompts_of(
             path,
             ColumnLayout(KEYS, skip_bad_rows=True),
             Template("qwen_r1"),
@@ -417,19 +418,18 @@ def test_preprocessed_data_is_looked_at_as_raw_data_is(
     ]
     assert "2 of the 2 different questions" in told[2] and len(told) == 3
     read = [
-        Prompts(
+        prompts_of(
             path,
-            ColumnLayout(KEYS),
+            ColumnLayout(KEYS, held_out=key == EVAL_DATA),
             Template("qwen_r1"),
             load_tokenizer(tiny / "model"),
             500,
             seed=1,
+            key=key,
         )
-        for path in (tmp_path / "made", data)
+        for key, path in ((TRAIN_DATA, tmp_path / "made"), (EVAL_DATA, data))
     ]
-    keys = (TRAIN_DATA, EVAL_DATA)
-    named = [(key, Template("qwen_r1"), prompts) for key, prompts in zip(keys, read, strict=True)]
-    assert look_at_prompts(["acc"], named) == told, "a run says the same"
+    assert look_at_prompts(read, {"qwen_r1": Template("qwen_r1")}) == told, "a run says the same"
 
 
 def test_an_instruction_in_all_questions_is_told() -> None:

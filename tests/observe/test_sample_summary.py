@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score
 UNUSED = [range(90, 95), range(98, 100)]
 GROUPS = 24
 SIZE = 5
+FUNCTIONS = ["acc", "length", "runs"]
 
 
 def group_at(position: int) -> Group:
@@ -84,6 +86,63 @@ def test_metrics_are_those_of_the_samples(groups: list[Group]) -> None:
     assert "reward/length/right" not in found, "a grade has no verdict"
 
 
+@pytest.fixture(scope="module")
+def of_two_sets(groups: list[Group]) -> list[Group]:
+    """The groups at even positions are of the set math, the others of code, which only `runs`
+    scores."""
+    found = []
+    for group in groups:
+        is_code = group.position % 2
+        prompt = replace(group.prompt, source="code" if is_code else "math")
+        samples = [replace(sample) for sample in group.samples]
+        if is_code:
+            for sample in samples:
+                sample.scores = {"runs": replace(sample.scores["acc"], value=float(sample.version))}
+        found.append(replace(group, prompt=prompt, samples=samples))
+    return found
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+def test_scores_count_where_a_function_scored_and_sets_are_told_apart(
+    of_two_sets: list[Group], replicas: int
+) -> None:
+    """With two replicas, each has the samples of one set only."""
+    judging = ["acc", "runs"]
+    parts = [summarize(of_two_sets[at::replicas], UNUSED, judging) for at in range(replicas)]
+    found = sample_metrics(join_summaries(parts))
+    for source, function in (("math", "acc"), ("code", "runs")):
+        samples = []
+        for group in of_two_sets:
+            if group.prompt.source == source:
+                samples += group.samples
+        scores = [sample.scores[function] for sample in samples]
+        right = np.mean([score.outcome is Outcome.RIGHT for score in scores])
+        values = [score.value for score in scores]
+        assert found[f"reward/{function}"] == pytest.approx(np.mean(values), rel=1e-12)
+        assert found[f"reward/{function}/right"] == found[f"data/{source}/right"] == right
+        rewards = [sample.reward for sample in samples]
+        assert found[f"data/{source}/reward"] == pytest.approx(np.mean(rewards), rel=1e-12)
+        lengths = [len(sample.tokens) for sample in samples]
+        assert found[f"data/{source}/response_length"] == pytest.approx(np.mean(lengths), rel=1e-12)
+        assert found[f"data/{source}/samples"] == len(samples) == GROUPS * SIZE // 2
+
+
+def test_what_a_function_did_not_score_is_null_in_the_rows(
+    of_two_sets: list[Group], tmp_path: Path
+) -> None:
+    files = SampleFiles(2, 1, 9)
+    write(tmp_path, of_two_sets, files, 3)
+    files.show(tmp_path, 3)
+    rows = pq.read_table(samples_path(tmp_path, 3)).to_pylist()
+    assert len(rows) == GROUPS * SIZE
+    for row in rows:
+        is_code = row["position"] % 2
+        assert row["source"] == ("code" if is_code else "math")
+        scored = {name for name in FUNCTIONS if row[f"score/{name}"] is not None}
+        assert scored == ({"runs"} if is_code else {"acc", "length"})
+        assert scored == {name for name in FUNCTIONS if row[f"outcome/{name}"] is not None}
+
+
 def test_a_summary_counts_what_the_roles_are_given(groups: list[Group]) -> None:
     found = summarize(groups, UNUSED)
     training = [sample for group in groups if group.trains for sample in group.samples]
@@ -111,7 +170,7 @@ def write(run: Path, groups: list[Group], files: SampleFiles, step: int) -> np.n
     advantages = np.random.default_rng(1).normal(size=(len(groups), SIZE))
     advantages[0::2] = np.nan  # with two replicas nobody learns from what the first one drew
     for replica in range(files.replicas):
-        log = SampleLog(files, replica, text_of, UNUSED)
+        log = SampleLog(files, replica, text_of, UNUSED, FUNCTIONS)
         for group in groups[replica :: files.replicas]:
             log.add(batch, [group])
         log.prepare(batch)
@@ -155,7 +214,7 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(
     files.drop(tmp_path, 1)
     assert list((tmp_path / "samples").iterdir()) == []
     batch = Batch(1, 7, [groups[0].prompt], SIZE, SIZE)
-    log = SampleLog(files, 0, text_of, UNUSED)
+    log = SampleLog(files, 0, text_of, UNUSED, FUNCTIONS)
     log.add(batch, groups[:1])
     log.prepare(batch)
     log.write(batch, np.zeros((1, SIZE)), tmp_path / "taken away")
@@ -167,7 +226,7 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(
 def test_batches_do_not_mix_while_one_is_generated_and_another_learnt_from(
     groups: list[Group],
 ) -> None:
-    log = SampleLog(SampleFiles(1, 0, 9), 0, text_of, UNUSED)
+    log = SampleLog(SampleFiles(1, 0, 9), 0, text_of, UNUSED, FUNCTIONS)
     first, second = (Batch(step, 7, [groups[0].prompt], SIZE, SIZE) for step in (1, 2))
     log.add(first, groups[:3])
     log.prepare(first)
