@@ -262,9 +262,13 @@ def _evaluate(
         return None
     model = f"{runtime.run.actor.load} after {step} steps"
     scores: dict[str, float] = {}
+    folder = runtime.folder / "evaluation"
     for config in configs:
         runtime.hold.check()
-        place = runtime.folder / "evaluation" / config.name / f"step_{step:06d}"
+        runtime.move.at_controller(
+            folder.mkdir, exist_ok=True
+        )  # what lies in it makes none around it
+        place = folder / config.name / f"step_{step:06d}"
         prompts = runtime.eval_prompts.get(config.name)
         version = runtime.progress.weights_version
         found = evaluate(runtime, config, prompts, version, model, place)

@@ -52,7 +52,7 @@ if TYPE_CHECKING:  # these need torch
     from r1zero.distributed.groups import World
     from r1zero.evaluation.standalone import EvalRequest, Evaluator
 
-END_KEYS = files.EndKeys("--model", "--prompt-type", "--stop")
+END_KEYS = files.EndKeys("--model", "--stop")
 
 
 def main(arguments: list[str]) -> int:
@@ -351,7 +351,8 @@ def check_files(args: argparse.Namespace) -> list[str]:
     if problems or template is None:
         return problems
     renders = not all(is_preprocessed(path) for path in args.data)
-    return files.check_ends(folder, tokenizer, template, args.stop, renders, END_KEYS)
+    rendering = {"--prompt-type": template} if renders else {}
+    return files.check_ends(folder, tokenizer, [template], args.stop, rendering, END_KEYS)
 
 
 def run(args: argparse.Namespace, launch: Launch) -> int:

@@ -57,13 +57,6 @@ def check_weights(cfg: Config) -> list[str]:
     return problems
 
 
-def check_blend(cfg: Config) -> list[str]:
-    """A blend by names has a data set at least."""
-    if cfg.actor_rollout.data_path != {}:
-        return []
-    return ["actor_rollout.data_path: {} names no data set; name one, such as {math: data/math}"]
-
-
 def check_kl(cfg: Config) -> list[str]:
     """An adaptive coefficient needs to know where to, and how fast."""
     control = cfg.algorithm.kl_ctrl
@@ -352,7 +345,6 @@ def check_token_limits(cfg: Config) -> list[str]:
 
 RULES = (
     check_weights,
-    check_blend,
     check_kl,
     check_entropy,
     check_correction,

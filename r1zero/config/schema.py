@@ -130,10 +130,12 @@ class TrainingSet:
     verifier_weight: OrNull[ScoreWeights] = None
 
 
+SeveralSets = Annotated[
+    Named[Annotated[Section[TrainingSet], text_for("path")]],
+    rule(bool, "must name a data set, such as {math: data/math}"),
+]
 TrainingSets = Annotated[
-    Annotated[TrainData, Tag(ONE)]
-    | Annotated[Named[Annotated[Section[TrainingSet], text_for("path")]], Tag(BY_NAME)],
-    one_or_named(),
+    Annotated[TrainData, Tag(ONE)] | Annotated[SeveralSets, Tag(BY_NAME)], one_or_named()
 ]
 
 

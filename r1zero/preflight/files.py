@@ -7,8 +7,8 @@ Of weights only headers are read, so even a large model takes a moment; data is 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,10 @@ class EndKeys:
     """What the user sets the tokens with that end a response."""
 
     load: str
-    template: str
     stop: str
 
 
-END_KEYS = EndKeys("actor_rollout.load", "training.prompt_type", "actor_rollout.stop")
+END_KEYS = EndKeys("actor_rollout.load", "actor_rollout.stop")
 
 
 def absent(cfg: Config) -> dict[str, str]:
@@ -126,7 +125,7 @@ def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:
     templates, wrong = templates_of(named, filled(cfg.training.prompt_type_path))
     of_tokens = _check_tokens(found, missing.keys() | no_models) + wrong
     tokens_are_here = not {cfg.training.tokenizer_name_or_path, found.actor.load} & missing.keys()
-    if not of_tokens and found.actor.shape is not None and tokens_are_here:
+    if templates and not of_tokens and found.actor.shape is not None and tokens_are_here:
         of_tokens += _check_all_ends(found, named, templates)
     for source in named:
         if source.path not in missing:
@@ -140,19 +139,16 @@ def check_inputs(found: Found, absent_ok: bool = False) -> list[str]:
 def _check_all_ends(
     found: Found, sources: Sequence[DataSource], templates: Mapping[str, Template]
 ) -> list[str]:
-    """What ends a response, by the template of each data set; what several have in common is told
-    once."""
+    """What ends a response, by the templates of all data sets together."""
     cfg = found.config
     tokenizer = Path(cfg.training.tokenizer_name_or_path or "")
-    problems: dict[str, None] = {}
-    for name, template in templates.items():
-        mine = [source for source in sources if source.prompt_type == name]
-        renders = not all(is_preprocessed(source.path) for source in mine)
-        keys = replace(END_KEYS, template=mine[0].prompt_type_key)
-        stop = cfg.actor_rollout.stop
-        told = check_ends(found.actor.folder, tokenizer, template, stop, renders, keys)
-        problems |= dict.fromkeys(told)
-    return list(problems)
+    rendering = {}
+    for source in reversed(sources):
+        if source.prompt_type in templates and not is_preprocessed(source.path):
+            rendering[source.prompt_type] = source.prompt_type_key
+    keys = {key: templates[name] for name, key in rendering.items()}
+    stop = cfg.actor_rollout.stop
+    return check_ends(found.actor.folder, tokenizer, templates.values(), stop, keys, END_KEYS)
 
 
 def _models(found: Found) -> list[ModelFound]:
@@ -318,13 +314,13 @@ def check_end_of_text(key: str, folder: Path, vocab_size: int) -> list[str]:
 def check_ends(
     folder: Path,
     tokenizer: Path,
-    template: Template,
+    templates: Iterable[Template],
     stop: Sequence[str],
-    renders: bool,
+    rendering: Mapping[str, Template],
     keys: EndKeys,
 ) -> list[str]:
-    """The model in `folder`, tokenizer, configuration, and the template, if raw data is rendered
-    with it, must agree on tokens that end a response.
+    """The model in `folder`, tokenizer, configuration and templates must agree on tokens that end a
+    response; `rendering` are those that render raw data, by the keys that name them.
 
     Without a tokenizer.json only its own library knows the tokens: then the run looks when it
     starts.
@@ -332,14 +328,15 @@ def check_ends(
     vocabulary = Vocabulary.from_folder(tokenizer)
     if vocabulary is None:
         return []
-    key = keys.template
+    key = keys.stop
     try:
-        if renders:
+        for named_by, template in rendering.items():
+            key = named_by
             refuse_split_ends(template, vocabulary)
         key = keys.stop
         stop_ends(stop, vocabulary)
         key = keys.load
-        find_ends(folder, vocabulary, [template], stop)
+        find_ends(folder, vocabulary, templates, stop)
     except BadInput as error:
         return [f"{key}: {error}"]
     return []

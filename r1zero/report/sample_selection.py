@@ -22,6 +22,7 @@ RAW_CHARACTERS = 400_000  # of a step before packing: bounds the seconds that it
 TEXT_LIMIT = 8_000  # characters of one response
 KEPT = ("member", "response", "reward", "advantage", "response_length", "truncated")
 KEPT_IF_THERE = ("failure",)  # which older runs have not
+SOURCE = "source"  # kept if data sets have names
 PERCENTILES = (10, 50, 90)
 
 
@@ -116,6 +117,8 @@ def _content(table: pa.Table, groups: Sequence[Sequence[int]]) -> dict[str, Any]
         name.removeprefix("score/") for name in table.column_names if name.startswith("score/")
     ]
     kept = [*KEPT, *(name for name in KEPT_IF_THERE if name in table.column_names)]
+    if SOURCE in table.column_names and any(chosen[SOURCE].to_pylist()):
+        kept.append(SOURCE)
     columns = {}
     for name in kept:
         columns[name] = [finite(value) for value in chosen[name].to_pylist()]

@@ -55,12 +55,15 @@ function samplesOf({ run, step, heldOut, set }, content) {
     rules = Object.entries(content.scores);
   return columns.response.map((response, i) => {
     const scores = {};
-    for (const [rule, score] of rules) scores[rule] = { value: score.value[i], outcome: score.outcome[i] };
+    for (const [rule, score] of rules) {
+      // a rule of one data set scores no others
+      if (score.outcome[i] !== null) scores[rule] = { value: score.value[i], outcome: score.outcome[i] };
+    }
     const sample = {
       run,
       step,
       heldOut,
-      set, // name of the held-out data set, if it has one
+      set: set || (columns.source?.[i] ?? ""), // name of its data set, if it has one
       prompt: prompts[columns.group[i]],
       member: columns.member[i],
       response,
