@@ -43,6 +43,13 @@ class DataSource:
             return f"evaluation/{self.name}"
         return self.name
 
+    @property
+    def scorers_key(self) -> str:
+        """What names its reward functions in the configuration."""
+        if self.name:
+            return self.key.removesuffix("path") + "verifier_function"
+        return "algorithm.verifier_function"
+
     def parts(self) -> list[DataSource]:
         """The data sets of a blend one by one, with their shares. BadInput when it is malformed."""
         return [

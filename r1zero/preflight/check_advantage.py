@@ -7,8 +7,9 @@ import numpy as np
 from r1zero.algo.advantages import Advantage, try_out
 from r1zero.algo.objective import Objective
 from r1zero.config.schema import ADVANTAGE, Config
+from r1zero.data.sources import train_sources
 from r1zero.errors import BadInput
-from r1zero.reward.choose import choose
+from r1zero.reward.choose import gives_verdict
 
 
 def check_advantage(cfg: Config, objective: Objective) -> list[str]:
@@ -19,6 +20,7 @@ def check_advantage(cfg: Config, objective: Objective) -> list[str]:
         *_accumulated(cfg, chosen),
         *_skipped(cfg, chosen),
         *_without_verdict(cfg, chosen),
+        *_of_other_functions(cfg, chosen),
     ]
     if problems:
         return problems
@@ -71,16 +73,33 @@ def _skipped(cfg: Config, chosen: Advantage) -> list[str]:
 
 
 def _without_verdict(cfg: Config, chosen: Advantage) -> list[str]:
-    names = cfg.algorithm.verifier_function
     if "verdict" not in chosen.needs:
         return []
-    try:
-        functions = choose(names, cfg.reward.settings)
-    except BadInput:
-        return []  # told by the check of the reward functions
-    if any(each.declared.gives_verdict for each in functions.values()):
+    problems = []
+    for source in train_sources(cfg):
+        names = list(source.scorers)
+        try:
+            is_told = gives_verdict(names, cfg.reward.settings)
+        except BadInput:
+            continue  # told by the check of the reward functions
+        if not is_told:
+            problems.append(
+                f"algorithm.advantage: {_name(cfg)} looks at which responses are right, and no "
+                f"function of {source.scorers_key}: {names} says so; name acc, too"
+            )
+    return problems
+
+
+def _of_other_functions(cfg: Config, chosen: Advantage) -> list[str]:
+    """Scores by function are compared over all groups of an update, so all have the same ones."""
+    if "scores" not in chosen.needs:
         return []
+    algorithm = cfg.algorithm
+    usual = dict(zip(algorithm.verifier_function, algorithm.verifier_weight, strict=False))
     return [
-        f"algorithm.advantage: {_name(cfg)} looks at which responses are right, and no function of "
-        f"algorithm.verifier_function: {names} says so; name acc, too"
+        f"algorithm.advantage: {_name(cfg)} looks at the scores of each function of "
+        f"algorithm.verifier_function, and {source.scorers_key} has others; leave it out, or set "
+        "advantage to group_norm"
+        for source in train_sources(cfg)
+        if source.scorers != usual
     ]

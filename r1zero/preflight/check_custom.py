@@ -15,7 +15,6 @@ from r1zero.preflight.datasets import keeping
 from r1zero.reward.choose import settings_of
 from r1zero.reward.config import RewardConfig
 from r1zero.reward.executor import RewardExecutor
-from r1zero.reward.functions import REWARD_FUNCTIONS
 from r1zero.reward.math.gold import read_gold
 from r1zero.reward.own import IMPORT_SECONDS
 from r1zero.reward.types import RewardInput
@@ -33,9 +32,7 @@ def check_custom(cfg: Config) -> list[str]:
 
 def _check_source(cfg: Config, source: DataSource) -> list[str]:
     """The same of one data set."""
-    key = REWARD_FUNCTIONS.key
-    if source.name:
-        key = source.key.removesuffix("path") + "verifier_function"
+    key = source.scorers_key
     prompt, answer, row = _first_problem(cfg, source)
     responses = [f"<think>I know it.</think><answer>\\boxed{{{answer}}}</answer>", "I do not know."]
     names = list(source.scorers)

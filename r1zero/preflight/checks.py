@@ -130,7 +130,7 @@ def check_rewards(cfg: Config) -> list[str]:
     lists = {"algorithm.verifier_function": cfg.algorithm.verifier_function}
     for source in (*train_sources(cfg), *eval_sources(cfg)):
         if source.name:
-            lists[source.key.removesuffix("path") + "verifier_function"] = list(source.scorers)
+            lists[source.scorers_key] = list(source.scorers)
     if problems := check_each(lists, settings):
         return problems
     bounds = cfg.algorithm.keep_accuracy

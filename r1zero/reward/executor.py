@@ -108,11 +108,11 @@ class RewardExecutor:
         return sum(weight * scores[name].value for name, weight in weights.items())
 
     def values(self, scores: Mapping[str, Score]) -> np.ndarray:
-        """Return the scores of a response in the order of the functions, float64 [K].
+        """Return the scores of a response in the order of the run's own functions, float64 [K].
 
         0 for a function that was named since it was scored.
         """
-        found = [scores[name].value if name in scores else 0.0 for name in self.functions]
+        found = [scores[name].value if name in scores else 0.0 for name in self._weights_of("")]
         return np.array(found, np.float64)
 
     def is_done(self, group: Hashable) -> bool:

@@ -27,6 +27,7 @@ def level(case):
     return float(case.row["level"])
 """
 PLACE = "actor_rollout.data_path"
+K = "algorithm.advantage_settings.k=2"
 COLUMNS = {"prompt": "problem", "response": "answer"}
 
 
@@ -105,6 +106,23 @@ def test_what_is_wrong_with_a_named_set_is_told_with_its_name(
     two: Path, key: str, value: object, pieces: list[str]
 ) -> None:
     problem = only(told(two, blend(two, **{key: value})))
+    for piece in pieces:
+        assert piece in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pieces"),
+    [
+        (["algorithm.advantage=gdpo"], ["gdpo looks at the scores of each", "leave it out"]),
+        (["algorithm.advantage=pass_at_k", K], ["which responses are right", "['format']"]),
+    ],
+)
+def test_an_estimator_that_needs_more_of_all_sets_is_refused(
+    two: Path, overrides: list[str], pieces: list[str]
+) -> None:
+    override = blend(two, verifier_function=["format"])
+    problem = only(told(two, override, *overrides))
+    assert f"{PLACE}.other.verifier_function" in problem
     for piece in pieces:
         assert piece in problem
 
