@@ -114,7 +114,7 @@ def _reference_line(runtime: RunState, record: CheckpointInfo) -> str:
     """Say what the reference is."""
     if runtime.world.ref is None:
         if runtime.checkpoint_config.lora is not None:
-            return "a reference is the model below the adapters"
+            return "the reference of a KL term is the model below the adapters"
         return "there is no reference"
     if version := record.progress.reference_version:
         return f"the reference is the policy after step {version}"
