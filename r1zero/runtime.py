@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from r1zero.algo.parts import plan_parts
+from r1zero.algo.dealing import SampleTable
+from r1zero.algo.parts import plan_parts, shifted
+from r1zero.algo.rounds import round_size
 from r1zero.algo.selection import AllGroups, GroupSelector, TeachingGroups
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
@@ -31,6 +34,7 @@ from r1zero.observe.invariants import BF16, FP32, Invariants
 from r1zero.observe.sample_log import AnySampleLog, IdleSampleLog, SampleLog
 from r1zero.observe.spans import span_ranks
 from r1zero.policy.actor import Actor
+from r1zero.policy.handover import Giver
 from r1zero.policy.idle import AnyActor, AnyReference, IdleActor, IdleReference
 from r1zero.policy.lora import Adapters
 from r1zero.policy.megatron import RoleModel
@@ -51,7 +55,7 @@ from r1zero.rollout.interface import (
 from r1zero.rollout.stored import GroupSource
 from r1zero.run_folder.claim import Hold
 from r1zero.run_folder.samples import SampleFiles
-from r1zero.types import Batch, Group, Part, RankRecord
+from r1zero.types import Batch, Drawn, Group, Part, Prompt, RankRecord
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 
@@ -93,6 +97,8 @@ class Runtime:
     batches: dict[int, Batch] = field(default_factory=dict)
     # those of a checkpoint, with the groups of this rank's rollout replica
     restored: list[tuple[Batch, list[Group]]] = field(default_factory=list)
+    drawn: Drawn = field(default_factory=lambda: Drawn(0, 0))  # by the last step
+    _giver: Giver | None = None  # of the batch that was generated last
     # response tokens of a batch that this rank's roles saw, by its step
     tokens: dict[int, dict[str, int]] = field(default_factory=dict)
     hold: Hold = field(default_factory=Hold)  # on the run's folders; empty but on the controller
@@ -122,7 +128,12 @@ class Runtime:
         assert self.prompts is not None, "the controller draws"
         ahead = list(self.batches.values())  # drawn and not yet learnt from
         start = done.prompts_drawn + sum(len(batch.prompts) for batch in ahead)
-        prompts = self.prompts.draw(start, training.global_batch_size)
+        count = training.global_batch_size
+        pool = None
+        if config.algorithm.equal_groups == "replace":
+            pool = count
+            count = round_size(pool, done.groups_kept, done.groups_drawn)
+        prompts = self.prompts.draw(start, count)
         if training.minibatch_order == "expected_length":
             prompts = self.expected_lengths.order(prompts)
         return Batch(
@@ -133,13 +144,45 @@ class Runtime:
             config.minibatch_size,
             actor.ppo_epochs,
             training.updates == "accumulate",
-            self._parts(len(prompts)),
+            self._parts(range(len(prompts))),
             staleness=len(ahead),
             reference_version=done.reference_version if self.has_reference else None,
+            pool=pool,
+            most_rounds=config.algorithm.max_rounds if pool else 1,
         )
 
-    def _parts(self, prompts: int) -> tuple[Part, ...]:
-        """Plan the parts of a batch of so many prompts.
+    def draw_more(self, batch: Batch, known: SampleTable) -> Batch:
+        """Plan another round of the batch for what is missing in its pool; without positions when
+        nothing is. `known` are all groups so far."""
+        assert batch.pool is not None and self.prompts is not None
+        first = len(batch.prompts)
+        kept = int(known.kept.sum())
+        more: list[Prompt] = []
+        if kept < batch.pool:
+            count = round_size(batch.pool - kept, kept, first)
+            more = self.prompts.draw(self.progress.prompts_drawn + first, count)
+        return replace(
+            batch,
+            prompts=[*batch.prompts, *more],
+            planned_parts=self._parts(range(first, first + len(more))),
+            first=first,
+            round=batch.round + 1,
+        )
+
+    def submit(self, batch: Batch) -> None:
+        """Ask this rank's engine for its share of a round."""
+        mine = self.world.rollout.share(len(batch.prompts), batch.first)
+        self.engine.submit(batch, mine, self.sampling)
+
+    def giver(self, batch: Batch) -> Giver:
+        """What gives the groups of a batch to train: one in all its rounds."""
+        if self._giver is None or not batch.first:
+            self._giver = Giver(self.move, batch, self.world.giver, self.world.train)
+        self._giver.go_on(batch)
+        return self._giver
+
+    def _parts(self, positions: range) -> tuple[Part, ...]:
+        """Plan the parts of a round with these positions.
 
         A replica runs as many responses at a time as its cache can hold, if all were as long as they
         were in the last step, or half as long as they may be.
@@ -149,6 +192,7 @@ class Runtime:
         engine = self.run.engine_config
         budget = config.response_budget
         longest = self.expected_lengths.longest(budget)
+        prompts = len(positions)
         on_a_replica = -(-prompts // self.world.rollout.span.dp)
         samples = on_a_replica * config.actor_rollout.n_samples_per_prompt
         rows = max(1, engine.max_cache_tokens // self.expected_lengths.typical(budget // 2))
@@ -157,8 +201,10 @@ class Runtime:
         rounds = -(-samples // rows)
         minibatches = None
         if training.updates == "per_minibatch" and not training.staleness:
-            minibatches = config.num_samples // config.actor_rollout.ppo_mini_batch_size
-        return plan_parts(prompts, config.parts, rounds, minibatches, longest)
+            drawn = prompts * config.actor_rollout.n_samples_per_prompt
+            minibatches = max(1, drawn // config.actor_rollout.ppo_mini_batch_size)
+        parts = plan_parts(prompts, config.parts, rounds, minibatches, longest)
+        return shifted(parts, positions.start)
 
     def groups_in_flight(self) -> list[Group]:
         """Groups that this rank's rollout replica drew and nobody has learnt from, on its output
@@ -207,13 +253,13 @@ class Runtime:
 
     def count_tokens(self, batch: Batch, engine: GroupSource) -> None:
         """Note how many response tokens of a batch this rank's roles saw, where results appear."""
-        counted = {}
+        counted = Counter(self.tokens.get(batch.step, {}))
         if self.world.rollout.is_output_rank:
-            counted["rollout"] = engine.progress().tokens
+            counted["rollout"] += engine.progress().tokens
         ref = self.world.ref
         if ref is not None and ref.is_output_rank:
-            counted["ref"] = self.reference.take_tokens()
-        self.tokens[batch.step] = counted
+            counted["ref"] += self.reference.take_tokens()
+        self.tokens[batch.step] = dict(counted)
 
     def record(self, batch: Batch, publish_fault: str | None) -> RankRecord:
         """What this rank tells about the step that ends, which learned from this batch."""

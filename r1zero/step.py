@@ -17,6 +17,9 @@ learn from what came earlier. What each role waits for, and who ends the wait:
 Without a KL term there is no ref, and rollout hands over to train: `world.giver` is who does. The
 reference is what it was loaded with, or takes the policy's weights every so many steps.
 
+Where groups that teach nothing are replaced, a batch is drawn in rounds: the same lines once more,
+with a plan that goes on behind the last position. It is known which groups train by their positions.
+
 A part holds groups of like length, so short ones are learnt from while long ones are still drawn.
 What it holds follows from the samples alone, and never from who finished when.
 
@@ -25,9 +28,11 @@ No branch is taken on a value that not all ranks hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from r1zero.observe.metrics import step_metrics
 from r1zero.observe.sample_summary import join_summaries
-from r1zero.policy.handover import Giver, Taker
+from r1zero.policy.handover import Taker
 from r1zero.rollout.stored import GroupSource, StoredGroups
 from r1zero.runtime import Runtime
 from r1zero.types import Batch, StepOutcome
@@ -49,9 +54,26 @@ def draw(step: int, runtime: Runtime) -> Batch:
     with runtime.clock.span("draw"):
         batch = runtime.move.share_batch(runtime.move.at_controller(runtime.draw, step))
         runtime.batches[step] = batch
-        mine = runtime.world.rollout.share(len(batch.prompts))
-        runtime.engine.submit(batch, mine, runtime.sampling)
+        runtime.submit(batch)
         return batch
+
+
+def rounds(batch: Batch, taker: Taker, runtime: Runtime) -> Iterator[Batch]:
+    """The plans of a batch: its first, and one more while groups that were dropped are to be replaced.
+
+    The controller trains, so it knows how many are kept. Whether another round follows stands in the
+    plan that it shares, so messages follow from plans and not from what each rank has seen.
+    """
+    yield batch
+    while batch.rounds_left:
+        with runtime.clock.span("wait"):
+            more = runtime.move.at_controller(runtime.draw_more, batch, taker.known)
+            batch = runtime.move.share_batch(more)
+        if not batch.positions:
+            break
+        runtime.submit(batch)
+        generate(batch, runtime.engine, runtime)
+        yield batch
 
 
 def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
@@ -59,7 +81,7 @@ def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
     world = runtime.world
     move = runtime.move
     clock = runtime.clock
-    giver = Giver(move, batch, world.giver, world.train)
+    giver = runtime.giver(batch)
     for part in batch.parts:
         with clock.span("rollout"):
             groups = engine.collect(part)
@@ -96,16 +118,19 @@ def learn(step: int, runtime: Runtime) -> StepOutcome | None:
     move = runtime.move
     clock = runtime.clock
     policy = runtime.policy
-    batch = runtime.batches.pop(step)
-    taker = Taker(move, batch, world.giver, world.train)
-    policy.begin(batch)
+    first = runtime.batches.pop(step)
+    taker = Taker(move, first, world.giver, world.train)
+    policy.begin(first)
     updates = []
-    for _ in batch.parts:
-        with clock.span("wait"):
-            deliveries = taker.take()
-        for delivery in deliveries:
-            with clock.span("update"):
-                updates += policy.learn(delivery)
+    for batch in rounds(first, taker, runtime):
+        taker.go_on(batch)
+        policy.go_on(batch)
+        for _ in batch.parts:
+            with clock.span("wait"):
+                deliveries = taker.take()
+            for delivery in deliveries:
+                with clock.span("update"):
+                    updates += policy.learn(delivery)
     for _ in range(1, batch.epochs):
         with clock.span("update"):
             updates += policy.learn_again()
@@ -120,13 +145,13 @@ def learn(step: int, runtime: Runtime) -> StepOutcome | None:
 
     # Report. Rollout replicas hold the samples: they write them and tell the controller of them.
     policy.finish(updates, batch)
-    advantages = move.from_controller(lambda: policy.advantages)
+    advantages, runtime.drawn = move.from_controller(lambda: (policy.advantages, taker.drawn))
     with clock.span("samples"):
         runtime.sample_log.write(batch, advantages, runtime.folder)
     records = move.to_controller(runtime.record(batch, fault))
     if not world.is_controller:
         return None
-    runtime.expected_lengths.record(batch.prompts, policy.lengths.tolist())
+    runtime.expected_lengths.record(batch.prompts, taker.known.lengths.tolist())
     samples = join_summaries([record.samples for record in records if record.samples])
     metrics = step_metrics(batch, samples, updates, records, world.placement)
     broken = runtime.invariants.broken(batch, samples, updates, records)

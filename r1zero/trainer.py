@@ -106,7 +106,7 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
                 outcome = train_step(done.step + 1, runtime)
             if outcome is not None:
                 observer.after_step(outcome)
-            done.advance(training.global_batch_size)
+            done.advance(runtime.drawn)
             done.scores = _evaluate(runtime, observer, done.step)
             export_on_the_way(runtime)
             if reason := manager.after_step():

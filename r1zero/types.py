@@ -228,7 +228,8 @@ class Batch:
     # of these: the pool.
     pool: int | None = None
     first: int = 0  # position of its first prompt: those before were drawn in earlier rounds
-    rounds_left: int = 0  # that may still draw for the pool
+    round: int = 1  # of those that draw for the pool
+    most_rounds: int = 1
 
     @property
     def num_samples(self) -> int:
@@ -236,6 +237,11 @@ class Batch:
         if self.pool is not None:
             return self.pool * self.samples_per_prompt
         return len(self.prompts) * self.samples_per_prompt
+
+    @property
+    def rounds_left(self) -> int:
+        """Rounds that may still follow."""
+        return self.most_rounds - self.round
 
     @property
     def positions(self) -> range:
@@ -276,6 +282,14 @@ class Batch:
     def samples_of(self, minibatch: int) -> range:
         """Numbers of the samples that this minibatch trains on."""
         return range(minibatch * self.minibatch_size, (minibatch + 1) * self.minibatch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Groups that a step drew, in all its rounds."""
+
+    groups: int
+    kept: int  # those of which something trains
 
 
 # -- records of a step ----------------------------------------------------------------------------
@@ -341,6 +355,8 @@ class SampleSummary:
     unused_ids: int  # response tokens whose id stands for no token
     # by data set, of those that have names
     sources: dict[str, SourceSummary] = field(default_factory=dict)
+    # of unmasked_tokens, those of kept groups that the pool had no place for
+    surplus_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,15 @@ def cut_parts(
     return tuple(parts)
 
 
+def shifted(parts: Sequence[Part], start: int) -> tuple[Part, ...]:
+    """The same parts for positions that begin at `start`."""
+    found = []
+    for part in parts:
+        positions = range(part.positions.start + start, part.positions.stop + start)
+        found.append(Part(positions, part.lengths))
+    return tuple(found)
+
+
 def _cut(positions: range, count: int) -> list[range]:
     """Cut positions into so many ranges whose lengths differ by one at most."""
     size = len(positions)

@@ -17,6 +17,7 @@ from r1zero.types import Agreement, Group, Outcome, Sample
 EQUAL = "equal"
 ACCURACY = "accuracy"
 TRUNCATED = "truncated"  # all of its samples
+SURPLUS = "surplus"  # kept, but the batch was full; told once that is known
 
 
 class GroupSelector(Protocol):
@@ -42,7 +43,7 @@ class TeachingGroups:
     """Groups train that teach something, and samples that ended by themselves."""
 
     verdict_functions: Sequence[str]  # reward functions that say whether a response is right
-    equal_groups: Literal["keep", "skip"]
+    equal_groups: Literal["keep", "skip", "replace"]
     accuracy: tuple[float, float] | None  # least and largest share of right answers
     mask_truncated: bool
 
@@ -63,8 +64,12 @@ class TeachingGroups:
         found = agreement(group, self.verdict_functions)
         if found is Agreement.FAILED:
             return ""
-        if self.equal_groups == "skip" and found is not Agreement.MIXED and rewards_equal(group):
-            return EQUAL
+        if found is not Agreement.MIXED:
+            # by rewards that differ a skipped group would have had an advantage
+            if self.equal_groups == "replace":
+                return EQUAL
+            if self.equal_groups == "skip" and rewards_equal(group):
+                return EQUAL
         functions = applied(group, self.verdict_functions)
         if self.accuracy is not None and functions:
             low, high = self.accuracy

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r1zero.errors import BadInput
+from r1zero.types import Drawn
 
 NAME = "trainer.json"
 
@@ -26,13 +27,18 @@ class TrainerState:
     # of those that the reference holds: 0, what it was loaded with, until it is reset
     reference_version: int = 0
     prompts_drawn: int = 0  # from the stream of prompts: the data cursor
+    # groups that the last step drew, and how many of them it kept: the next one draws accordingly
+    groups_drawn: int = 0
+    groups_kept: int = 0
     evaluation: dict[str, float] | None = None  # held-out metrics of the start weights
     scores: dict[str, float] | None = None  # those after the last step, if it was evaluated
 
-    def advance(self, prompts: int) -> None:
-        """A step is finished."""
+    def advance(self, drawn: Drawn) -> None:
+        """A step is finished, which drew so much."""
         self.step += 1
-        self.prompts_drawn += prompts
+        self.prompts_drawn += drawn.groups
+        self.groups_drawn = drawn.groups
+        self.groups_kept = drawn.kept
         self.scores = None
 
     def has_reached(self, stop_at: Mapping[str, float]) -> bool:

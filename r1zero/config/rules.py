@@ -254,6 +254,33 @@ def check_skipping(cfg: Config) -> list[str]:
     ]
 
 
+def check_replacing(cfg: Config) -> list[str]:
+    """What does not go with groups that are drawn until enough are kept."""
+    if cfg.algorithm.equal_groups != "replace":
+        return []
+    problems = []
+    if cfg.training.staleness:
+        problems.append(
+            f"training.staleness: {cfg.training.staleness} draws the next batch before it is known what "
+            "this one drops, which algorithm.equal_groups: replace must know; set staleness to 0, or "
+            "equal_groups to skip"
+        )
+    if cfg.training.minibatch_order == "expected_length":
+        problems.append(
+            "training.minibatch_order: expected_length puts long answers last, and algorithm.equal_groups: "
+            "replace leaves out what comes last when there are enough: training would prefer short "
+            "answers; set minibatch_order to drawn"
+        )
+    size = cfg.minibatch_size
+    group = cfg.actor_rollout.n_samples_per_prompt
+    if size % group:
+        problems.append(
+            f"actor_rollout.ppo_mini_batch_size: {size} must be whole groups of n_samples_per_prompt "
+            f"{group} with algorithm.equal_groups: replace, such as {-(-size // group) * group}"
+        )
+    return problems
+
+
 # -- ranks ----------------------------------------------------------------------------------------
 
 
@@ -356,6 +383,7 @@ RULES = (
     check_scores,
     check_accumulation,
     check_skipping,
+    check_replacing,
     check_pool,
     check_prompt_length,
     check_token_limits,

@@ -553,9 +553,15 @@ class Algorithm:
     # whose rewards are equal, too, have no advantage, so ref and train pass over them; without KL and
     # entropy bonus the gradient is the same. A minibatch of such groups alone takes no step, where
     # keep takes one with momentum and weight decay. A group with a failed score is kept.
-    equal_groups: OneOf[Literal["keep", "skip"]] = "keep"
+    # replace: they are dropped by the verdicts alone, whatever the rewards, and more prompts are drawn
+    # until global_batch_size groups are kept, the first ones in the order of the data (DAPO's dynamic
+    # sampling). A minibatch is then whole groups of those.
+    equal_groups: OneOf[Literal["keep", "skip", "replace"]] = "keep"
+    # Rounds in which prompts are drawn with equal_groups replace, at most. Then the step learns from what
+    # there is.
+    max_rounds: Annotated[Whole, between(1, 100, 3)] = 3
     # Groups train whose share of right answers is between these two, ends included: [0.2, 0.8]. The
-    # others are passed over as with skip. Default: any share.
+    # others are passed over, or with equal_groups replace replaced. Default: any share.
     keep_accuracy: OrNull[Shares] = None
     # Leave responses that were cut at their longest out of the loss. Their rewards still count in the
     # advantages of the others, their tokens in what the loss is divided by.

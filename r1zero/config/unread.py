@@ -107,6 +107,13 @@ def _correction(cfg: Config) -> Unread:
             yield f"algorithm.correction.{key}", reason
 
 
+def _rounds(cfg: Config) -> Unread:
+    algorithm = cfg.algorithm
+    if algorithm.equal_groups != "replace" and _is_set(algorithm, "max_rounds"):
+        reason = f"equal_groups is {algorithm.equal_groups}; only replace draws in rounds"
+        yield "algorithm.max_rounds", reason
+
+
 def _lora(cfg: Config) -> Unread:
     lora = cfg.actor_rollout.lora
     if lora.rank:
@@ -173,6 +180,7 @@ RULES = (
     _microbatches,
     _entropy,
     _correction,
+    _rounds,
     _lora,
     _sequence_parallel,
     _colocated,

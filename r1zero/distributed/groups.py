@@ -72,12 +72,12 @@ class Grid:
         """True on the rank where its replica's results appear."""
         return self.member and self.tp_index == 0 and self.is_last_stage
 
-    def share(self, count: int) -> range:
-        """The positions, out of `count`, that this rank's replica works on: see RankGrid.share.
-        None of them outside the role."""
+    def share(self, stop: int, start: int = 0) -> range:
+        """The positions from `start` up to `stop` that this rank's replica works on: see
+        RankGrid.share. None of them outside the role."""
         if not self.member:
             return range(0)
-        return self.span.share(self.replica, range(count))
+        return self.span.share(self.replica, range(start, stop))
 
     @contextlib.contextmanager
     def as_default_group(self) -> Iterator[None]:

@@ -89,8 +89,7 @@ class RoleTransfer:
             return shared
         if batch is not None:
             for replica in range(scoring.span.dp):
-                count = len(batch.prompts)
-                mine = share(replica) if share else scoring.span.share(replica, range(count))
+                mine = share(replica) if share else scoring.span.share(replica, batch.positions)
                 rows = {position: batch.prompts[position].row for position in mine}
                 self._send(rows, scoring.span.output_rank(replica))
         if scoring.is_output_rank:

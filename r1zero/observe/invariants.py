@@ -143,7 +143,7 @@ def _given(role: str, samples: SampleSummary) -> int:
     if role == "rollout":
         return samples.response_tokens
     if role == "train":
-        return samples.unmasked_tokens
+        return samples.unmasked_tokens - samples.surplus_tokens
     return samples.training_tokens
 
 
@@ -157,7 +157,8 @@ def _tokens(
     counted = Counter({"rollout": 0, "train": 0})
     for record in records:
         counted.update(record.tokens)
-    learned = [update for update in updates[: batch.num_minibatches] if update is not None]
+    once = len(updates) // batch.epochs  # updates of one pass over the batch
+    learned = [update for update in updates[:once] if update is not None]
     counted["train"] = sum(update.tokens for update in learned)
     seen = dict(counted)
     held = {role: _given(role, samples) for role in seen}

@@ -35,7 +35,7 @@ def step_metrics(
     nothing to learn from is None."""
     metrics: dict[str, float] = {"step": batch.step}
     metrics |= sample_metrics(samples)
-    metrics |= _group_metrics(samples)
+    metrics |= _group_metrics(samples, batch)
     metrics |= _update_metrics([update for update in updates if update is not None])
     metrics["updates/skipped"] = sum(update is None for update in updates)
     metrics |= _time_metrics(records, placement)
@@ -81,11 +81,16 @@ def sample_metrics(found: SampleSummary) -> dict[str, float]:
     }
 
 
-def _group_metrics(found: SampleSummary) -> dict[str, float]:
-    """What was drawn and what was kept of it, in groups."""
-    return {
-        "groups/drawn": found.groups,
-        "groups/kept": found.groups - found.dropped.total(),
+def _group_metrics(found: SampleSummary, batch: Batch) -> dict[str, float]:
+    """What was drawn and what was kept of it, in groups; of a pool also what it lacks or has too
+    many."""
+    kept = found.groups - found.dropped.total()
+    metrics: dict[str, float] = {"groups/drawn": found.groups, "groups/kept": kept}
+    if batch.pool is not None:
+        metrics["groups/rounds"] = batch.round
+        metrics["groups/surplus"] = max(0, kept - batch.pool)
+        metrics["groups/short"] = max(0, batch.pool - kept)
+    return metrics | {
         "groups/all_right": found.agreements[Agreement.ALL_RIGHT],
         "groups/all_wrong": found.agreements[Agreement.ALL_WRONG],
         "groups/failed": found.agreements[Agreement.FAILED],  # a score of them failed

@@ -1,7 +1,7 @@
 """The samples of a rollout replica, from their scores until they are told of and written.
 
 add      groups as they are scored
-prepare  summary and rows, in the time that this replica has nothing to generate
+prepare  summary and rows of a round, in the time that this replica has nothing to generate
 write    the rows into the run folder, as soon as the advantages are known
 take     the summary, for the controller
 
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from r1zero.observe.sample_summary import summarize
+from r1zero.observe.sample_summary import join_summaries, summarize
 from r1zero.observe.samples import sample_table, with_advantages, write_table
 from r1zero.run_folder.owner import plain
 from r1zero.run_folder.samples import SampleFiles
@@ -49,8 +50,8 @@ class SampleLog:
         self._verdict_functions = verdict_functions
         # By the step of the batch.
         self._groups: defaultdict[int, list[Group]] = defaultdict(list)
-        self._summaries: dict[int, SampleSummary] = {}
-        self._tables: dict[int, pa.Table] = {}
+        self._summaries: defaultdict[int, list[SampleSummary]] = defaultdict(list)  # of each round
+        self._tables: defaultdict[int, list[pa.Table]] = defaultdict(list)
         self.unwritten: str | None = None  # why the rows written last are not there
 
     def add(self, batch: Batch, groups: Sequence[Group]) -> None:
@@ -58,12 +59,14 @@ class SampleLog:
         self._groups[batch.step] += groups
 
     def prepare(self, batch: Batch) -> None:
-        """Sum up the groups of the batch, which are complete, and make rows of them if this step
-        leaves any."""
-        groups = self._groups[batch.step]
-        self._summaries[batch.step] = summarize(groups, self._unused, self._verdict_functions)
+        """Sum up the groups of this round of the batch, which are complete, and make rows of them if
+        this step leaves any."""
+        groups = [group for group in self._groups[batch.step] if group.position >= batch.first]
+        summary = summarize(groups, self._unused, self._verdict_functions)
+        self._summaries[batch.step].append(summary)
         if groups and self._files.due(batch.step):
-            self._tables[batch.step] = sample_table(groups, self._decode, self._functions)
+            table = sample_table(groups, self._decode, self._functions)
+            self._tables[batch.step].append(table)
 
     def write(self, batch: Batch, advantages: np.ndarray, folder: Path) -> None:
         """Write the rows into the run folder; `advantages` are those of the batch, [P, G].
@@ -71,24 +74,35 @@ class SampleLog:
         Trouble is noted in `unwritten`: training goes on without the rows.
         """
         self.unwritten = None
-        table = self._tables.pop(batch.step, None)
-        if table is None:
+        surplus = _surplus_tokens(self._groups[batch.step], advantages)
+        last = self._summaries[batch.step][-1]
+        self._summaries[batch.step][-1] = replace(last, surplus_tokens=surplus)
+        tables = self._tables.pop(batch.step, [])
+        if not tables:
             return
         try:
             path = self._files.open_share(folder, batch.step, self._replica)
-            write_table(path, with_advantages(table, advantages))
+            write_table(path, with_advantages(pa.concat_tables(tables), advantages))
         except OSError as error:
             self.unwritten = plain(error)
 
     def take(self, batch: Batch) -> SampleSummary | None:
         """Hand out the summary of the batch, whose groups end here."""
         del self._groups[batch.step]
-        return self._summaries.pop(batch.step)
+        return join_summaries(self._summaries.pop(batch.step))
 
     def waiting(self) -> list[Group]:
         """The groups that are not told of yet: a checkpoint keeps those of a batch that is drawn
         and not learnt from."""
         return [group for groups in self._groups.values() for group in groups]
+
+
+def _surplus_tokens(groups: Sequence[Group], advantages: np.ndarray) -> int:
+    """Response tokens of kept groups that nobody learned from, as far as loss masks leave them."""
+    surplus = [
+        group for group in groups if group.trains and np.isnan(advantages[group.position, 0])
+    ]
+    return sum(sample.counted for group in surplus for sample in group.training)
 
 
 class IdleSampleLog:

@@ -81,6 +81,7 @@ def join_summaries(parts: Sequence[SampleSummary]) -> SampleSummary:
         unmasked_tokens=sum(part.unmasked_tokens for part in parts),
         unused_ids=sum(part.unused_ids for part in parts),
         sources=_join_sources(parts),
+        surplus_tokens=sum(part.surplus_tokens for part in parts),
     )
 
 

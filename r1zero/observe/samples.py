@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1zero.algo.selection import TRUNCATED
+from r1zero.algo.selection import SURPLUS, TRUNCATED
 from r1zero.types import Group
 
 # The columns of every file, whatever its rows hold: files of several replicas are read as one table.
@@ -85,9 +85,16 @@ def with_advantages(table: pa.Table, advantages: np.ndarray) -> pa.Table:
     """The table with its advantages, from those of the whole batch: [P, G], NaN where nobody
     learned. Of what was dropped there is none, though it may have been computed."""
     found = advantages[table["position"].to_numpy(), table["member"].to_numpy()].astype(np.float64)
-    dropped = table["dropped"].to_numpy() != ""
-    number = table.column_names.index("advantage")
-    values = pa.array(found, COLUMNS["advantage"], mask=np.isnan(found) | dropped)
+    why = table["dropped"].to_numpy()
+    why = np.where((why == "") & np.isnan(found), SURPLUS, why)
+    values = pa.array(found, COLUMNS["advantage"], mask=why != "")
+    reasons = pa.array(why, COLUMNS["dropped"])
+    return _with_column(_with_column(table, "advantage", values), "dropped", reasons)
+
+
+def _with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """The table with other values in a column."""
+    number = table.column_names.index(name)
     return table.set_column(number, table.field(number), values)
 
 

@@ -75,7 +75,6 @@ class Actor:
         self.entropy = _entropy_coefficient(cfg.entropy_coeff, cfg.entropy_ctrl)
         # Of every sample of the batch, [P, G], equal on all train ranks.
         self.advantages = np.zeros((0, 0))  # float64, not a number until known
-        self.lengths = np.zeros((0, 0), np.int64)  # response tokens
         self._wrap()
         # Filled during a global batch.
         self._batch: Batch | None = None
@@ -91,14 +90,20 @@ class Actor:
         self._moved = False
         self._deliveries.clear()
         self._old_logprobs.clear()
-        shape = (len(batch.prompts), batch.samples_per_prompt)
-        self.advantages = np.full(shape, np.nan)
-        self.lengths = np.zeros(shape, np.int64)
+        self.advantages = np.zeros((0, batch.samples_per_prompt))
+        self.go_on(batch)
         if batch.num_minibatches > 1 and self.cfg.old_logprobs == "recompute":
             if self._behaviour is None:
                 self._behaviour = [torch.empty_like(p) for p in self._learning()]
             for kept, parameter in zip(self._behaviour, self._learning(), strict=True):
                 kept.copy_(parameter.detach())
+
+    def go_on(self, batch: Batch) -> None:
+        """Take the plan of the next round of the batch: it has more prompts."""
+        self._batch = batch
+        more = len(batch.prompts) - len(self.advantages)
+        unknown = np.full((more, batch.samples_per_prompt), np.nan)
+        self.advantages = np.concatenate([self.advantages, unknown])
 
     def learn(self, delivery: Delivery) -> list[UpdateStats | None]:
         """Learn from what has come. Returns the update that it completes, if it does.
@@ -111,7 +116,6 @@ class Actor:
             self._group_table(groups), objective.advantage, objective.advantage_settings
         )
         self._whiten(delivery.deal)
-        self.lengths[groups.positions] = groups.lengths
         self._deliveries.append(delivery)
         return self._learn(delivery, epoch=0)
 
@@ -259,6 +263,8 @@ class Actor:
         Where gradients are accumulated the denominator still grows: they are divided at the end.
         """
         assert self._batch is not None
+        if not len(deal.numbers):  # it only ends an update
+            return
         groups = deal.numbers // self._batch.samples_per_prompt
         samples = UpdateSamples(deal.counted, groups, self.cfg.response_budget)
         weights, denominator = sample_weights(self.cfg.objective.aggregation, samples)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from r1zero.algo.dealing import Deal, Dealer, SampleTable
 from r1zero.distributed.groups import Grid
 from r1zero.distributed.transfer import RoleTransfer
-from r1zero.types import Batch, Group, Sample
+from r1zero.types import Batch, Drawn, Group, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class Giver:
         self._taker = taker
         self._dealer = Dealer(batch, taker.span.dp)
         self._held: dict[int, Sample] = {}
+
+    def go_on(self, batch: Batch) -> None:
+        """Take the plan of another round of the batch."""
+        self._batch = batch
+        self._dealer.go_on(batch)
 
     def give(self, groups: list[Group]) -> None:
         """Send what can be learned from now that these groups, of the next part, are there."""
@@ -70,6 +75,21 @@ class Taker:
         self._giver = giver
         self._taker = taker
         self._dealer = Dealer(batch, taker.span.dp)
+
+    def go_on(self, batch: Batch) -> None:
+        """Take the plan of another round of the batch."""
+        self._batch = batch
+        self._dealer.go_on(batch)
+
+    @property
+    def known(self) -> SampleTable:
+        """All groups that have come, by position; none on other ranks."""
+        return self._dealer.known
+
+    @property
+    def drawn(self) -> Drawn:
+        """How many groups have come."""
+        return Drawn(len(self.known.positions), int(self.known.kept.sum()))
 
     def take(self) -> list[Delivery]:
         """Wait for the next part; returns what can be learned from now, in order."""

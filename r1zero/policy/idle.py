@@ -22,9 +22,11 @@ class IdleActor:
     """The actor of a rank that does not train."""
 
     advantages = np.zeros((0, 0))
-    lengths = np.zeros((0, 0), np.int64)
 
     def begin(self, batch: Batch) -> None:
+        pass
+
+    def go_on(self, batch: Batch) -> None:
         pass
 
     def learn(self, delivery: Delivery) -> list[UpdateStats | None]:

@@ -146,7 +146,6 @@ def pooled(kept, pool, minibatch, rounds, accumulates=False, seed=0):
     deals = []
     first = 0
     for number, size in enumerate(rounds):
-        left = len(rounds) - number - 1
         batch = Batch(
             1,
             0,
@@ -156,7 +155,8 @@ def pooled(kept, pool, minibatch, rounds, accumulates=False, seed=0):
             accumulates=accumulates,
             pool=pool,
             first=first,
-            rounds_left=left,
+            round=number + 1,
+            most_rounds=len(rounds),
         )
         assert batch.everything.positions == range(first, first + size)
         assert batch.num_samples == pool * 4

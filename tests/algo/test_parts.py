@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from r1zero.algo.parts import band_edges, cut_parts, plan_parts
+from r1zero.algo.parts import band_edges, cut_parts, plan_parts, shifted
 from r1zero.types import ANY_LENGTH, Part
 
 LONGER = range(11, ANY_LENGTH)
@@ -65,3 +65,9 @@ def test_each_group_is_in_one_part(rounds, most, minibatches):
     for position, length in product(range(7), range(40)):
         held = [position in part.positions and length in part.lengths for part in parts]
         assert held.count(True) == 1
+
+
+def test_the_parts_of_a_later_round_lie_behind_the_earlier_ones():
+    parts = shifted(cut_parts(5, blocks=2, edges=[10]), 7)
+    assert [part.positions for part in parts] == [*[range(7, 9)] * 2, *[range(9, 12)] * 2]
+    assert [part.lengths for part in parts] == [range(11), LONGER] * 2

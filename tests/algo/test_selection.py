@@ -109,3 +109,11 @@ def test_what_a_checkpoint_held_is_decided_anew():
     assert group.training == []
     select(group)
     assert group.training == group.samples
+
+
+def test_replace_goes_by_verdicts_alone():
+    shaped = [0.0, 0.1, 0.2, 0.3]
+    assert select(group_of("----", rewards=shaped), equal_groups="replace") == "equal"
+    assert select(group_of("++++", rewards=shaped), equal_groups="replace") == "equal"
+    assert select(group_of("+---", rewards=[1, 1, 1, 1]), equal_groups="replace") == ""
+    assert select(group_of("---t"), equal_groups="replace") == ""

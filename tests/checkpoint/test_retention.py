@@ -21,6 +21,7 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.trainer import prepare, train
+from r1zero.types import Drawn
 from r1zero.weights.open import open_weights
 
 # Six steps of 16 samples, each saved and evaluated.
@@ -66,7 +67,7 @@ def test_a_score_is_reached_when_all_of_them_are() -> None:
     assert done.has_reached({"pass@1": 0.5, "math/pass@1": 0.1})
     assert not done.has_reached({"pass@1": 0.5, "math/pass@1": 0.41})
     assert not done.has_reached({}), "no score ends nothing"
-    done.advance(4)
+    done.advance(Drawn(4, 4))
     assert not done.has_reached({"pass@1": 0.5}), "a step that is not evaluated"
 
 

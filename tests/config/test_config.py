@@ -599,6 +599,7 @@ MEETING = ["training.eval_interval=5", "training.save_interval=5"]
         ),
         (["training.sequence_parallel=true"], "training.sequence_parallel", "nothing is cut"),
         (["algorithm.correction.cap=3"], "algorithm.correction.cap", "weights is none"),
+        (["algorithm.max_rounds=5"], "algorithm.max_rounds", "only replace draws in rounds"),
         (
             [*STALE, "algorithm.correction.cap=3", "algorithm.old_logprobs=rollout"],
             "algorithm.correction.cap",

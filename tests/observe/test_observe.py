@@ -113,7 +113,7 @@ def break_body(rank, size, store, folder):
     def step(name):
         outcome = train_step(runtime.progress.step + 1, runtime)
         found[name] = outcome.broken
-        runtime.progress.advance(runtime.run.config.training.global_batch_size)
+        runtime.progress.advance(runtime.drawn)
         return outcome.samples.longest
 
     reference = list(runtime.reference.model.module.parameters())

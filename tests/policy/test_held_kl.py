@@ -30,7 +30,7 @@ def held_body(rank, size, store, folder, *overrides):
         samples = [s for delivery in runtime.policy._deliveries for s in delivery.samples.values()]
         d = np.concatenate([sample.logprobs - sample.ref_logprobs for sample in samples])
         found.append(float(np.mean(d**2) / 2))
-        runtime.progress.advance(runtime.run.config.training.global_batch_size)
+        runtime.progress.advance(runtime.drawn)
     return found
 
 

@@ -228,6 +228,27 @@ RULES = [
         ["algorithm.equal_groups: skip", "advantage_whiten: true", "set it to false"],
     ),
     (
+        ["algorithm.equal_groups=replace", "training.staleness=1"],
+        ["training.staleness: 1", "replace", "set staleness to 0"],
+    ),
+    (
+        ["algorithm.equal_groups=replace", "training.minibatch_order=expected_length"],
+        [
+            "training.minibatch_order: expected_length",
+            "short answers",
+            "set minibatch_order to drawn",
+        ],
+    ),
+    (
+        ["algorithm.equal_groups=replace", "actor_rollout.ppo_mini_batch_size=6"],
+        [
+            "actor_rollout.ppo_mini_batch_size: 6",
+            "whole groups",
+            "n_samples_per_prompt 4",
+            "such as 8",
+        ],
+    ),
+    (
         ["algorithm.keep_accuracy=[0.8, 0.2]"],
         ["algorithm.keep_accuracy: [0.8, 0.2]", "the smaller first", "[0.2, 0.8]"],
     ),

@@ -59,7 +59,7 @@ def samples_body(
         runtime.start()
         for step in range(1, STEPS + 1):
             outcome = train_step(step, runtime)
-            runtime.progress.advance(runtime.run.config.training.global_batch_size)
+            runtime.progress.advance(runtime.drawn)
             shares = runtime.move.to_controller(list(logged))
             logged.clear()
             if outcome is None:
