@@ -83,6 +83,25 @@ def test_without_a_reference_the_same_is_learnt(
     assert max(line["kl"] for line in metrics(one)) > 0, "its KL is told"
 
 
+def test_groups_that_do_not_train_and_parts_are_handed_over_by_rollout(tiny, tmp_path):
+    """Two rollout replicas deal to two train replicas what the ref rank dealt before."""
+    shared = [
+        *NO_KL,
+        "training.train_iters=2",
+        "training.parts=3",
+        "algorithm.equal_groups=skip",
+        "algorithm.mask_truncated=true",
+        "actor_rollout.num_gpus_for_train=2",
+        "resource_pool.actor_rollout=[4]",
+    ]
+    one = run(tmp_path / "with", 5, "tiny", [*shared, "resource_pool.ref=[1]"])
+    other = run(tmp_path / "without", 4, "tiny", [*shared, NOBODY])
+    ours = weights(other)
+    assert all(torch.equal(ours[name], value) for name, value in weights(one).items())
+    for line, again in zip(metrics(one), metrics(other), strict=True):
+        assert line["loss"] == again["loss"] and again["invariants/broken"] == 0
+
+
 def test_a_run_without_a_kl_term_asks_for_no_ref_ranks(tiny):
     cfg, warnings = load_config("tiny", ["algorithm.kl_ctrl.kl_coef=0", "resource_pool.ref=null"])
     assert not cfg.has_reference and cfg.resource_pool.ref == [] and cfg.world_size == 3
