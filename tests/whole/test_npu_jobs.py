@@ -91,6 +91,23 @@ def test_fp32_gives_the_samples_of_the_cpu(npu, on_cpu, tmp_path, layout):
     assert_same(on_cpu, npu.train(tmp_path / "run", ranks, JOB + overrides, fp32=True))
 
 
+def test_resets_of_a_reference_on_other_stages_give_the_samples_of_the_cpu(npu, tmp_path):
+    """The last stage has its copy of the tied embedding from the first."""
+    job = [
+        *JOB,
+        "ref.reset_interval=1",
+        "training.save_interval=1",
+        "algorithm.kl_ctrl.kl_coef=0.5",
+    ]
+    cut = ["actor_rollout.tensor_model_parallel_size=2", "ref.pipeline_model_parallel_size=2"]
+    expected = run(tmp_path / "cpu", 1, "tiny", job)
+    found = npu.train(tmp_path / "npu", 2, [*job, *colocated(2, *cut)], fp32=True)
+    assert_same(expected, found)
+    assert [step["reference_version"] for step in metrics(found)] == [0, 1]
+    files = found / "checkpoints" / "iter_0000002" / "reference"
+    assert len(list(files.iterdir())) == 2, "one a stage"
+
+
 def test_qwen3_with_its_norms_of_queries_and_keys_gives_the_samples_of_the_cpu(npu, tiny, tmp_path):
     folder = tmp_path / "qwen3"
     make_model("qwen3", folder, vocab_size=ModelConfig.from_folder(tiny / "model").vocab_size)
