@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,8 @@ def scores(groups: Sequence[Group], protocol: EvalProtocol) -> dict[str, float]:
         result |= {f"pass@{k}": float(values.mean()), f"pass@{k}/low": low, f"pass@{k}/high": high}
     no_answer = sum(found.count(Outcome.NO_ANSWER) for found in outcomes) / (samples * len(groups))
     rates = {f"avg@{samples}": float(right.mean() / samples), "no_answer": no_answer}
-    return result | rates | sample_metrics(summarize(groups))
+    summary = replace(summarize(groups), sources={})  # they are all of one
+    return result | rates | sample_metrics(summary)
 
 
 def deciding_rule(rules: Sequence[str]) -> str:
