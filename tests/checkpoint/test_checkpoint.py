@@ -170,6 +170,17 @@ def test_a_run_one_step_off_resumes_exactly_and_on_another_layout(tiny, tmp_path
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4, abs=2e-6)
 
 
+def test_every_prompt_is_drawn_once_when_the_size_changes_with_a_batch_on_its_way(tiny, tmp_path):
+    """The third step learns from what the checkpoint holds, by its size; the later ones by the new one."""
+    options = ["training.staleness=1", "training.no_shuffle=true", "training.minibatch_order=drawn"]
+    folder = tmp_path / "run"
+    stop_after(folder, 2, *options)
+    larger = ["training.global_batch_size=6", "training.train_iters=5"]
+    run(folder, 4, "tiny", [*RUN, *options, *larger])
+    drawn = [row["prompt_index"] for step in range(1, 6) for row in samples(folder, step)]
+    assert drawn == [prompt for prompt in range(4 + 4 + 4 + 6 + 6) for _ in range(4)]
+
+
 def first_prompts(rank: int, size: int, store: object, overrides: list[str]) -> list[int]:
     """What a run that goes on would draw if the data began anew."""
     runtime = prepare(*resolved_run(rank, size, store, "tiny", overrides))

@@ -129,3 +129,18 @@ def test_after_the_last_round_a_smaller_minibatch_has_what_there_is(tiny, tmp_pa
     [line] = metrics(folder)
     assert by_position(folder, 1, "dropped") == ["", "", "equal", "", "equal", "equal"]
     assert (line["groups/short"], line["updates"]) == (1, 1 if keys else 2)
+
+
+def test_without_a_reference_rollout_hands_all_rounds_to_train(tiny, tmp_path):
+    """As DAPO does it: no KL, groups replaced, answers that were cut left out of the loss."""
+    data = write_data(tmp_path / "data.parquet", tiny, RIGHT)
+    keys = [
+        "algorithm.kl_ctrl.kl_coef=0",
+        "resource_pool.ref=null",
+        "algorithm.mask_truncated=true",
+        "training.train_iters=1",
+    ]
+    folder = run(tmp_path / "run", 3, "tiny", [*JOB, *data, *keys])
+    [line] = metrics(folder)
+    assert by_position(folder, 1, "dropped") == DROPPED
+    assert (line["updates"], line["groups/rounds"], line["invariants/broken"]) == (2, 2, 0)
