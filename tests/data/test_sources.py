@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.small_config import load, only, told
+from support.tool import run_here
 from support.worlds import metrics, run, samples
 
 from r1zero.config.load import dump, read_config
 from r1zero.config.schema import ROOT
 from r1zero.data.sources import train_sources
 from r1zero.preflight.run import resolve
+from r1zero.run_folder.samples import samples_path
 
 # A reward function of one's own that sees a column and the name of the data set.
 OWN = """
@@ -246,3 +248,14 @@ def test_one_rank_draws_and_scores_the_same_and_a_resumed_run_goes_on(
 def _told(rows: list[dict]) -> list[dict]:
     """Rows without what rounding may change between layouts."""
     return [{key: value for key, value in row.items() if key != "advantage"} for row in rows]
+
+
+def test_samples_of_all_sets_are_scored_again_alike(trained: Path, capsys) -> None:
+    args = [str(samples_path(trained, 2))]
+    if samples_path(trained, 2).is_dir():
+        args = sorted(str(path) for path in samples_path(trained, 2).iterdir())
+    config = str(trained / "config.yaml")
+    assert run_here("rescore.py", *args, "--config", config) == 0
+    said = capsys.readouterr().out
+    assert "32 samples scored again by acc, format, " in said
+    assert said.count(": no changes") == 4, said

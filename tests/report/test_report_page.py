@@ -424,3 +424,37 @@ def test_a_hundred_steps_open_quickly(browser, tmp_path):
         assert page.evaluate("performance.now()") < 15_000
         page.get_by_role("tab", name="By question").click()
         assert page.locator(".board .column").count() == 100
+
+
+def test_named_data_sets_and_their_scores_are_told_apart(browser, tmp_path):
+    """Two evaluation sets, and a training set with a reward function that scores no other."""
+    folder = write_run(tmp_path / "run", 1)
+    scores = {"pass@1": 0.25, "hard/pass@1": 0.75, "hard/reward/acc/right": 0.5}
+    append(folder / "evaluation.jsonl", {"step": 1, **scores})
+    path = samples_path(folder, 1)
+    written = pq.read_table(path).to_pylist()
+    own = "score/mine.runs", "outcome/mine.runs"
+    for row in written:
+        is_code = row["position"] == 0
+        row["source"] = "code" if is_code else "math"
+        row |= dict(zip(own, (1.0, "right") if is_code else (None, None), strict=True))
+    pq.write_table(pa.Table.from_pylist(written), path)
+    for place in (folder / "evaluation", folder / "evaluation" / "hard"):
+        place.mkdir()
+        pq.write_table(pa.Table.from_pylist(written[:8]), place / "step_000001.parquet")
+    write_report(folder / "report.html", open_runs([folder]))
+    with opened(browser, folder / "report.html") as found:
+        assert found.complaints == []
+        told = found.page.locator(".held-out tbody tr").all_inner_texts()
+        assert len(told) == 2
+        assert told[0].startswith("step 1") and "25.0%" in told[0]
+        assert told[1].startswith("hard, step 1") and "75.0%" in told[1]
+        found.page.get_by_label("Problems", exact=True).select_option("training")
+        assert count(found.page).startswith(f"{len(written)} of ")
+        found.page.get_by_label("mine.runs", exact=True).select_option("right")
+        assert count(found.page).startswith("8 of ")
+        found.page.locator(".entry").first.click()
+        assert "code" in found.page.inner_text(".detail .facts")
+        found.page.get_by_label("Problems", exact=True).select_option("heldOut")
+        entries = found.page.locator(".entry").all_inner_texts()
+        assert sum("held out (hard)" in text for text in entries) == len(entries) / 2 == 8
