@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What goes over the device's own backend.
 TENSOR_PLANE = {
     "policy/logprobs.py",
+    "policy/reference.py",
     "rollout/decoder.py",
     "rollout/sampler.py",
     "weight_sync/broadcast.py",
