@@ -103,9 +103,11 @@ def _read(cfg: Config) -> list[tuple[str, str]]:
         ("training.resume", training.resume),
         ("training.prompt_type_path", training.prompt_type_path),
     ]
-    named += [(source.key, source.path) for source in data_sets(cfg)[0]]
     rewards = own_files(cfg.algorithm.verifier_function)
     named += [("algorithm.verifier_function", path) for path in rewards]
+    for source in data_sets(cfg)[0]:
+        named.append((source.key, source.path))
+        named += [(source.scorers_key, path) for path in own_files(list(source.scorers))]
     families = own_files(training.model_families)
     named += [("training.model_families", path) for path in families]
     named += [("actor_rollout.engine", path) for path in own_files([actor.engine])]

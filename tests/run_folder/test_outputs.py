@@ -127,6 +127,14 @@ def test_what_would_be_moved_aside_with_the_earlier_run_is_refused(inside, key, 
     assert problems(inside.with_name("other"), f"{key}={value}") == []
 
 
+def test_what_a_named_data_set_reads_is_refused_there_too(inside):
+    own = f"training.evaluation.own={{path: embedded:tiny, verifier_function: ['{inside}/mine.py:score']}}"
+    [found] = problems(inside, own)
+    assert found.startswith("training.evaluation.own.verifier_function: ")
+    [found] = problems(inside, f"training.evaluation.own={inside}/train.parquet")
+    assert found.startswith("training.evaluation.own.path: ")
+
+
 def test_a_config_file_there_is_refused_but_for_the_one_that_the_run_writes(inside):
     [found] = problems(inside, config=str(inside / "mine.yaml"))
     assert found.startswith(f"--config: {inside}/mine.yaml lies in")
