@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from r1zero.algo.dealing import SampleTable
-from r1zero.algo.parts import plan_parts, shifted
-from r1zero.algo.rounds import round_size
 from r1zero.algo.selection import AllGroups, GroupSelector, TeachingGroups
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
+from r1zero.data.batches import BatchPlanner, Standing
 from r1zero.data.ends import Ends, find_ends
-from r1zero.data.expected_lengths import ExpectedLengths
 from r1zero.data.prompts import Prompts, decode, load_tokenizer, vocabulary_of
 from r1zero.data.sources import DataSource
 from r1zero.distributed.collectives import first_finding
@@ -55,7 +54,7 @@ from r1zero.rollout.interface import (
 from r1zero.rollout.stored import GroupSource
 from r1zero.run_folder.claim import Hold
 from r1zero.run_folder.samples import SampleFiles
-from r1zero.types import Batch, Drawn, Group, Part, Prompt, RankRecord
+from r1zero.types import Batch, Drawn, Group, RankRecord
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 
@@ -73,6 +72,7 @@ class Runtime:
     tokenizer: PreTrainedTokenizerBase
     ends: Ends  # of a response
     prompts: Prompts | None  # controller
+    planner: BatchPlanner | None  # controller
     # controller, empty elsewhere: the problems of each evaluation set, by its name
     eval_prompts: dict[str, Prompts]
     engine: RolloutEngine  # rollout
@@ -91,13 +91,11 @@ class Runtime:
     checkpoints: Path
     checkpoint_config: CheckpointConfig
     progress: TrainerState = field(default_factory=TrainerState)
-    # controller, empty elsewhere
-    expected_lengths: ExpectedLengths = field(default_factory=ExpectedLengths)
     # drawn and not yet learnt from, by the step that does
     batches: dict[int, Batch] = field(default_factory=dict)
     # those of a checkpoint, with the groups of this rank's rollout replica
     restored: list[tuple[Batch, list[Group]]] = field(default_factory=list)
-    drawn: Drawn = field(default_factory=lambda: Drawn(0, 0))  # by the last step
+    drawn: Drawn = field(default_factory=lambda: Drawn(0, 0, 0))  # by the last step
     _giver: Giver | None = None  # of the batch that was generated last
     # response tokens of a batch that this rank's roles saw, by its step
     tokens: dict[int, dict[str, int]] = field(default_factory=dict)
@@ -121,58 +119,32 @@ class Runtime:
     def draw(self, step: int) -> Batch:
         """Plan the global batch of step 1, 2, ...; the weights were published once before each
         step."""
-        config = self.run.config
-        training = config.training
-        actor = config.actor_rollout
+        assert self.planner is not None, "the controller draws"
         done = self.progress
-        assert self.prompts is not None, "the controller draws"
         ahead = list(self.batches.values())  # drawn and not yet learnt from
-        start = done.prompts_drawn + sum(len(batch.prompts) for batch in ahead)
-        count = training.global_batch_size
-        pool = None
-        if config.algorithm.equal_groups == "replace":
-            pool = count
-            count = round_size(pool, done.groups_kept, done.groups_drawn)
-        prompts = self.prompts.draw(start, count)
-        if training.minibatch_order == "expected_length":
-            prompts = self.expected_lengths.order(prompts)
-        return Batch(
-            step,
-            done.weights_version,
-            prompts,
-            actor.n_samples_per_prompt,
-            config.minibatch_size,
-            actor.ppo_epochs,
-            training.updates == "accumulate",
-            self._parts(range(len(prompts))),
-            staleness=len(ahead),
+        start = done.prompts_drawn + sum(batch.fresh for batch in ahead)
+        now = Standing(
+            version=done.weights_version,
             reference_version=done.reference_version if self.has_reference else None,
-            pool=pool,
-            most_rounds=config.algorithm.max_rounds if pool else 1,
+            start=start,
+            ahead=len(ahead),
+            last=Drawn(0, done.groups_drawn, done.groups_kept),
         )
+        return self.planner.draw(step, now)
 
     def draw_more(self, batch: Batch, known: SampleTable) -> Batch:
-        """Plan another round of the batch for what is missing in its pool; without positions when
-        nothing is. `known` are all groups so far."""
-        assert batch.pool is not None and self.prompts is not None
-        first = len(batch.prompts)
-        kept = int(known.kept.sum())
-        more: list[Prompt] = []
-        if kept < batch.pool:
-            count = round_size(batch.pool - kept, kept, first)
-            more = self.prompts.draw(self.progress.prompts_drawn + first, count)
-        return replace(
-            batch,
-            prompts=[*batch.prompts, *more],
-            planned_parts=self._parts(range(first, first + len(more))),
-            first=first,
-            round=batch.round + 1,
-        )
+        """Plan another round of a batch of which these groups are known."""
+        assert self.planner is not None, "the controller draws"
+        return self.planner.draw_more(batch, known, self.progress.prompts_drawn)
 
     def submit(self, batch: Batch) -> None:
         """Ask this rank's engine for its share of a round."""
         mine = self.world.rollout.share(len(batch.prompts), batch.first)
-        self.engine.submit(batch, mine, self.sampling)
+        budgets = None
+        if batch.response_limit is not None:
+            shape = (len(batch.prompts), batch.samples_per_prompt)
+            budgets = np.full(shape, batch.response_limit)
+        self.engine.submit(batch, mine, self.sampling, budgets)
 
     def giver(self, batch: Batch) -> Giver:
         """What gives the groups of a batch to train: one in all its rounds."""
@@ -180,31 +152,6 @@ class Runtime:
             self._giver = Giver(self.move, batch, self.world.giver, self.world.train)
         self._giver.go_on(batch)
         return self._giver
-
-    def _parts(self, positions: range) -> tuple[Part, ...]:
-        """Plan the parts of a round with these positions.
-
-        A replica runs as many responses at a time as its cache can hold, if all were as long as they
-        were in the last step, or half as long as they may be.
-        """
-        config = self.run.config
-        training = config.training
-        engine = self.run.engine_config
-        budget = config.response_budget
-        longest = self.expected_lengths.longest(budget)
-        prompts = len(positions)
-        on_a_replica = -(-prompts // self.world.rollout.span.dp)
-        samples = on_a_replica * config.actor_rollout.n_samples_per_prompt
-        rows = max(1, engine.max_cache_tokens // self.expected_lengths.typical(budget // 2))
-        if engine.max_running is not None:
-            rows = min(rows, engine.max_running)
-        rounds = -(-samples // rows)
-        minibatches = None
-        if training.updates == "per_minibatch" and not training.staleness:
-            drawn = prompts * config.actor_rollout.n_samples_per_prompt
-            minibatches = max(1, drawn // config.actor_rollout.ppo_mini_batch_size)
-        parts = plan_parts(prompts, config.parts, rounds, minibatches, longest)
-        return shifted(parts, positions.start)
 
     def groups_in_flight(self) -> list[Group]:
         """Groups that this rank's rollout replica drew and nobody has learnt from, on its output
@@ -297,9 +244,11 @@ def build_runtime(run: Run, world: World) -> Runtime:
     """Build what this rank's roles need. Collective. BadInput for bad models, data or templates."""
     tokens = read_tokens(run)
     prompts = None
+    planner = None
     eval_prompts = {}
     if world.is_controller:
         prompts = _prompts(run, run.train_data, tokens.tokenizer)
+        planner = BatchPlanner(run.config, prompts, world.rollout.span.dp)
         for source in run.eval_data:
             eval_prompts[source.name] = _prompts(run, [source], tokens.tokenizer)
     policy = _policy(run, world, tokens.unused)
@@ -328,6 +277,7 @@ def build_runtime(run: Run, world: World) -> Runtime:
         tokenizer=tokens.tokenizer,
         ends=tokens.ends,
         prompts=prompts,
+        planner=planner,
         eval_prompts=eval_prompts,
         engine=engine,
         sampling=run.sampling,
@@ -378,6 +328,7 @@ def _selector(run: Run, world: World, reward_manager: RewardManager) -> GroupSel
         equal_groups=algorithm.equal_groups,
         accuracy=algorithm.accuracy_bounds,
         mask_truncated=algorithm.mask_truncated,
+        budget=run.config.response_budget,
     )
 
 

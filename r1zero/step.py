@@ -149,9 +149,9 @@ def learn(step: int, runtime: Runtime) -> StepOutcome | None:
     with clock.span("samples"):
         runtime.sample_log.write(batch, advantages, runtime.folder)
     records = move.to_controller(runtime.record(batch, fault))
-    if not world.is_controller:
-        return None
-    runtime.expected_lengths.record(batch.prompts, taker.known.lengths.tolist())
+    if runtime.planner is None:
+        return None  # the controller goes on
+    runtime.planner.record(batch, taker.known)
     samples = join_summaries([record.samples for record in records if record.samples])
     metrics = step_metrics(batch, samples, updates, records, world.placement)
     broken = runtime.invariants.broken(batch, samples, updates, records)

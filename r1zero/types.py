@@ -230,6 +230,11 @@ class Batch:
     first: int = 0  # position of its first prompt: those before were drawn in earlier rounds
     round: int = 1  # of those that draw for the pool
     most_rounds: int = 1
+    # Tokens at which responses stop, below the response budget; groups with one that has not ended
+    # are put off (data/tail_batching.py).
+    response_limit: int | None = None
+    # Its prompts were drawn from the stream in earlier steps, and put off.
+    drawn_before: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -237,6 +242,11 @@ class Batch:
         if self.pool is not None:
             return self.pool * self.samples_per_prompt
         return len(self.prompts) * self.samples_per_prompt
+
+    @property
+    def fresh(self) -> int:
+        """Prompts that it takes from the stream, in its rounds so far."""
+        return 0 if self.drawn_before else len(self.prompts)
 
     @property
     def rounds_left(self) -> int:
@@ -286,8 +296,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Groups that a step drew, in all its rounds."""
+    """What a step drew, in all its rounds."""
 
+    prompts: int  # from the stream of prompts
     groups: int
     kept: int  # those of which something trains
 
@@ -357,6 +368,9 @@ class SampleSummary:
     sources: dict[str, SourceSummary] = field(default_factory=dict)
     # of unmasked_tokens, those of kept groups that the pool had no place for
     surplus_tokens: int = 0
+    # Groups that are put off, and their response tokens: they are in none of the other numbers.
+    put_off: int = 0
+    put_off_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Prints one JSON line.
 
     python tools/bench_overlap.py [--sigma 0.8 1.2] [--variants NAME ...] [--rounds 2] [--real]
 
-A world of 5 processes (1 train, 3 rollout, 1 ref) trains with the real page, transfers, scheduler of
+A world of 5 processes (1 train, 3 rollout or as many as --rollout says, 1 ref) trains with the real page, transfers, scheduler of
 the engine, updates and publications; each process stands for a replica of configs/qwen25_7b.yaml on
 16 NPUs. Compute is slept: a decode step, a forward pass, an update and a publication of the tiny
 model last until they have taken the time that the guess for NPUs gives those of the 7B model
@@ -58,7 +58,7 @@ from r1zero.rollout.engine import NativeEngine
 from r1zero.rollout.interface import EngineListener, EngineSetup, Sampling
 from r1zero.runtime import Runtime
 from r1zero.trainer import prepare, train
-from r1zero.types import Batch
+from r1zero.types import Batch, Group, Part
 
 # The job that is played: that of docs/scale.md.
 PLAYED = "qwen25_7b"
@@ -88,6 +88,9 @@ VARIANTS = {
     "accumulate": ACCUMULATE,
     "staleness": STALE,
     "all": ORDER + OLD + ACCUMULATE + STALE,
+    # Tail batching draws other prompts in other steps: `rollout_tokens_per_second` compares it, over
+    # enough steps that those which were put off are among them.
+    "tail": ["training.tail_batching=0.8"],
 }
 
 
@@ -170,7 +173,18 @@ class ForcedEngine(NativeEngine):
         sampling: Sampling,
         budgets: np.ndarray | None = None,
     ) -> None:
-        super().submit(batch, positions, sampling, self.forced(batch))
+        self._lengths = self.forced(batch)
+        most = self._lengths if budgets is None else np.minimum(self._lengths, budgets)
+        super().submit(batch, positions, sampling, most)
+
+    def collect(self, part: Part) -> list[Group]:
+        """Groups whose responses are as long as they were to be have ended."""
+        groups = super().collect(part)
+        for group in groups:
+            wanted = self._lengths[group.position].tolist()
+            for sample, length in zip(group.samples, wanted, strict=True):
+                sample.truncated = len(sample.tokens) < length
+        return groups
 
 
 # -- slept compute ---------------------------------------------------------------------------------
@@ -329,6 +343,10 @@ def play(job: Job, rates: Rates, variant: Sequence[str]) -> dict[str, list[float
     found = {
         "seconds": [step["time/step"] for step in counted],
         "tokens_per_second": [step["tokens/response"] / step["time/step"] for step in counted],
+        "rollout_tokens_per_second": [
+            sum(step["tokens/response"] for step in counted)
+            / sum(step["time/rollout"] for step in counted)
+        ],
         "busiest": [max(real for real, _ in paces) / whole],
         "late": [max(late for _, late in paces) / whole],
     }
@@ -354,6 +372,7 @@ def wait_for(ranks: list, folder: Path) -> None:
 def main() -> int:
     """Run the benchmark."""
     args = parse()
+    RANKS["rollout"] = args.rollout
     config, _ = load_config(PLAYED, [])
     found = look(config)
     assert found.placement is not None and found.actor.shape is not None, PLAYED
@@ -367,6 +386,7 @@ def main() -> int:
             "shrink",
             "speed",
             "real",
+            "rollout",
             "steps",
             "rounds",
         )
@@ -424,6 +444,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--minibatches", type=int, default=8)
     parser.add_argument("--shrink", type=float, default=32, help="tokens that one token stands for")
+    parser.add_argument("--rollout", type=int, default=RANKS["rollout"], help="rollout ranks")
     parser.add_argument("--speed", type=float, default=10, help="that all is played at")
     parser.add_argument("--real", action="store_true", help="sleep nothing")
     parser.add_argument("--steps", type=int, default=7, help="of a world")

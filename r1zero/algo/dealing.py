@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from r1zero.algo.packing import balance_over_replicas
+from r1zero.algo.selection import PUT_OFF
 from r1zero.types import Batch, Group
 
 
@@ -26,6 +27,7 @@ class SampleTable:
     right: np.ndarray  # bool [n, G], the verdicts
     scores: np.ndarray  # float64 [n, G, K], of K reward functions; K is 0 if nobody needs them
     trains: np.ndarray  # bool [n, G], samples that are learnt from
+    put_off: np.ndarray  # bool [n], groups of a short step that have not ended
 
     @classmethod
     def of(cls, groups: Sequence[Group], group_size: int) -> SampleTable:
@@ -46,7 +48,8 @@ class SampleTable:
                 scores[row] = [sample.score_values for sample in group.samples]
             trains[row] = [group.trains and sample.trains for sample in group.samples]
         positions = np.array([group.position for group in groups], np.int64)
-        return cls(positions, lengths, counted, rewards, right, scores, trains)
+        put_off = np.array([group.dropped == PUT_OFF for group in groups], bool)
+        return cls(positions, lengths, counted, rewards, right, scores, trains, put_off)
 
     @classmethod
     def join(cls, tables: Sequence[SampleTable]) -> SampleTable:
@@ -158,7 +161,7 @@ class Dealer:
         to 3 are known, 1 and 3 are dealt out; when all are, 4 and 6, and 7 is left over. What the last
         round brings is dealt out in a smaller minibatch, if it is too little.
         """
-        is_over = self._all_known and (not self._batch.rounds_left or self.known.kept.sum() >= pool)
+        is_over = self._all_known and (not self._batch.rounds_left or self._in_pool.sum() >= pool)
         if self._batch.accumulates:
             return self._accumulate(self._sure(pool), is_over)
         left = [position for position in self._settled(pool) if position not in self._dealt]
@@ -189,16 +192,24 @@ class Dealer:
         is that in which they train."""
         known = self._known
         unbroken = known.positions == np.arange(len(known.positions))
-        return known.positions[unbroken & known.kept][:pool].tolist()
+        return known.positions[unbroken & self._in_pool][:pool].tolist()
 
     def _sure(self, pool: int) -> list[int]:
         """Positions of kept groups that are among the first `pool`, whatever the unknown ones turn
         out to be: of a pool of two, position 2 is not while both 0 and 1 may still be kept."""
         known = self._known
         may_train = np.ones(len(self._batch.prompts), bool)
-        may_train[known.positions] = known.kept
+        may_train[known.positions] = self._in_pool
         before = np.cumsum(may_train) - may_train
-        return known.positions[known.kept & (before[known.positions] < pool)].tolist()
+        return known.positions[self._in_pool & (before[known.positions] < pool)].tolist()
+
+    @property
+    def _in_pool(self) -> np.ndarray:
+        """Which of the known groups count to the pool: those that are kept, and in a short step those
+        that have ended, whether they train or not."""
+        if self._batch.response_limit is None:
+            return self._known.kept
+        return ~self._known.put_off
 
     # -- deals ----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from r1zero.types import Agreement, Group, Outcome, Sample
 # Why a group does not train: values of Group.dropped.
 EQUAL = "equal"
 ACCURACY = "accuracy"
+PUT_OFF = "put_off"  # not all of its responses ended below the limit of a short step
 TRUNCATED = "truncated"  # all of its samples
 SURPLUS = "surplus"  # kept, but the batch was full; told once that is known
 
@@ -46,6 +47,7 @@ class TeachingGroups:
     equal_groups: Literal["keep", "skip", "replace"]
     accuracy: tuple[float, float] | None  # least and largest share of right answers
     mask_truncated: bool
+    budget: int  # tokens that a response may have, but in short steps
 
     def select(self, groups: list[Group]) -> list[Group]:
         """See GroupSelector. What a checkpoint held is decided anew, by the keys of today."""
@@ -61,6 +63,8 @@ class TeachingGroups:
         response, so a group with one is kept."""
         if not any(sample.trains for sample in group.samples):
             return TRUNCATED
+        if any(sample.truncated and len(sample.tokens) < self.budget for sample in group.samples):
+            return PUT_OFF
         found = agreement(group, self.verdict_functions)
         if found is Agreement.FAILED:
             return ""

@@ -79,6 +79,9 @@ def plan_of(batch: Batch) -> dict[str, Any]:
         "accumulates": batch.accumulates,
         "staleness": batch.staleness,
         "reference_version": batch.reference_version,
+        "response_limit": batch.response_limit,
+        "drawn_before": batch.drawn_before,
+        "pool": batch.pool,
         "parts": parts,
     }
 
@@ -99,6 +102,10 @@ def planned(plan: Mapping[str, Any], groups: Sequence[Group]) -> Batch:
         planned_parts=tuple(parts),
         staleness=plan["staleness"],
         reference_version=plan.get("reference_version", 0),  # older plans have none
+        # older plans have none of these
+        response_limit=plan.get("response_limit"),
+        drawn_before=plan.get("drawn_before", False),
+        pool=plan.get("pool"),
     )
 
 

@@ -1,4 +1,4 @@
-"""The file of expected lengths in a checkpoint: what `data/expected_lengths.py` goes on from."""
+"""The file of lengths in a checkpoint: what `data/batches.py` plans the next batches from."""
 
 from __future__ import annotations
 

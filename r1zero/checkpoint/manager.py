@@ -140,7 +140,8 @@ class CheckpointManager:
         if isinstance(policy, Actor):
             save.info = self._info(policy)
             save.rng = rng_states(policy)
-            save.lengths = runtime.expected_lengths.state()
+            if runtime.planner is not None:
+                save.lengths = runtime.planner.state()
             self._show_folder()
             save.policy = Writing(policy, save.folder, step)
         if (reference := self._reference_to_write()) is not None:

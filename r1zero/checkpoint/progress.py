@@ -36,7 +36,7 @@ class TrainerState:
     def advance(self, drawn: Drawn) -> None:
         """A step is finished, which drew so much."""
         self.step += 1
-        self.prompts_drawn += drawn.groups
+        self.prompts_drawn += drawn.prompts
         self.groups_drawn = drawn.groups
         self.groups_kept = drawn.kept
         self.scores = None

@@ -57,9 +57,9 @@ def restore(runtime: RunState, folder: Path) -> None:
     if record.in_flight is not None:
         _restore_groups(runtime, folder, record.in_flight)
     runtime.move.flush(0)
-    if runtime.world.is_controller:
+    if runtime.planner is not None:
         if known := lengths.read(folder):
-            runtime.expected_lengths.restore(known)
+            runtime.planner.restore(known)
         log.info(_line(runtime, folder, record, layout))
         for change in changes(runtime.checkpoint_config.config_text, folder):
             log.info("changed since then: %s", change)

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
+from r1zero.data.batches import BatchPlanner
 from r1zero.data.ends import Ends
-from r1zero.data.expected_lengths import ExpectedLengths
 from r1zero.distributed.groups import World
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.models.config import ModelConfig
@@ -31,7 +31,7 @@ class RunState(Protocol):
     batches: dict[int, Batch]  # drawn and not yet learnt from, by the step that does
     # those of a checkpoint, with the groups of this rank's rollout replica
     restored: list[tuple[Batch, list[Group]]]
-    expected_lengths: ExpectedLengths  # controller, empty elsewhere
+    planner: BatchPlanner | None  # controller
     hold: Hold  # on the run's folders; empty but on the controller
     folder: Path  # the run folder, and that of its checkpoints, by the paths to write by: Hold.way
     checkpoints: Path

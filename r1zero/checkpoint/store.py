@@ -4,7 +4,7 @@
         trainer.json                     where the run was (checkpoint/progress.py)
         reference/                       the reference, once it was reset (checkpoint/reference_state.py)
         rng.safetensors                  random states of the train ranks
-        expected_lengths.safetensors     how long answers were (data/expected_lengths.py)
+        expected_lengths.safetensors     how long answers were (data/batches.py)
         config.yaml                      the resolved configuration
         complete.json                    the list of all files, written last (checkpoint/manifest.py)
     .iter_0000020.x1y2.partial/          one being written, or left by a save that did not end

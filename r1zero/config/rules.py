@@ -281,6 +281,27 @@ def check_replacing(cfg: Config) -> list[str]:
     return problems
 
 
+def check_tail_batching(cfg: Config) -> list[str]:
+    """What does not go with steps that put groups off."""
+    if cfg.training.tail_batching is None:
+        return []
+    problems = []
+    if cfg.algorithm.equal_groups == "replace":
+        problems.append(
+            f"training.tail_batching: {cfg.training.tail_batching} draws as many prompts as lengths "
+            "ask for, and algorithm.equal_groups: replace as many as verdicts do; set equal_groups to "
+            "skip or keep, or tail_batching to null"
+        )
+    size = cfg.minibatch_size
+    group = cfg.actor_rollout.n_samples_per_prompt
+    if size % group:
+        problems.append(
+            f"actor_rollout.ppo_mini_batch_size: {size} must be whole groups of n_samples_per_prompt "
+            f"{group} with training.tail_batching, such as {-(-size // group) * group}"
+        )
+    return problems
+
+
 # -- ranks ----------------------------------------------------------------------------------------
 
 
@@ -384,6 +405,7 @@ RULES = (
     check_accumulation,
     check_skipping,
     check_replacing,
+    check_tail_batching,
     check_pool,
     check_prompt_length,
     check_token_limits,

@@ -214,6 +214,19 @@ class Training:
     # Steps between Hugging Face folders of the model, exports/step_000100; kept as checkpoints are.
     export_interval: OrNull[Count] = None
     deterministic: Flag = False  # ask the device for bit-equal repeats, at some cost in speed
+    # Tail batching: in most steps responses stop at the length that this share of the groups stays
+    # below, such as 0.8. Groups with a longer one are put off and answered together, in steps with
+    # the full length of responses (docs/algorithm.md). Such steps draw more or fewer prompts than
+    # global_batch_size. null = off.
+    tail_batching: OrNull[
+        Annotated[
+            Number,
+            rule(
+                lambda share: 0.5 <= share <= 0.99,
+                "must be from 0.5 to 0.99, such as 0.8, or null to turn it off",
+            ),
+        ]
+    ] = None
     # How a global batch is learnt from: by an optimizer step for each minibatch of
     # ppo_mini_batch_size responses, or by one step with all of them, whose gradients are accumulated
     # as groups end (ppo_mini_batch_size then has no effect).

@@ -68,6 +68,7 @@ class Prompts:
         self.sets: list[tuple[DataSource, range]] = []  # the places of each set in `prompts`
         # of each data set, its epoch and permutation
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self._places: dict[int, int] = {}  # in `prompts`, by index; made where it is asked for
         parts = [part for source in sources for part in source.parts()]
         first = 0
         for source in parts:
@@ -94,6 +95,12 @@ class Prompts:
     def draw(self, start: int, count: int) -> list[Prompt]:
         """Return the prompts at the positions [start, start + count) of the stream."""
         return [self._prompt(*self._blend[position]) for position in range(start, start + count)]
+
+    def find(self, indices: Sequence[int]) -> list[Prompt]:
+        """Return the prompts with these indices, all of which were drawn before."""
+        if not self._places:
+            self._places = {prompt.index: place for place, prompt in enumerate(self.prompts)}
+        return [self.prompts[self._places[index]] for index in indices]
 
     def _prompt(self, data_set: int, number: int) -> Prompt:
         """Return the prompt that a data set gives when it is its turn for the `number`-th time,

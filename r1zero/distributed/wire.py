@@ -32,7 +32,14 @@ import torch
 
 from r1zero.types import Group, Prompt, Sample, TokenCounts
 
-GROUP = np.dtype([("position", np.int64), ("samples", np.int64), ("trains", np.int64)])
+GROUP = np.dtype(
+    [
+        ("position", np.int64),
+        ("samples", np.int64),
+        ("trains", np.int64),
+        ("dropped", "S16"),  # why it does not train, in ASCII
+    ]
+)
 SAMPLE = np.dtype(
     [
         ("number", np.int64),  # in the global batch; in the buffer where groups travel
@@ -54,7 +61,10 @@ SCORES_SHIFT = 16  # from this bit on: how many values of reward functions it ha
 
 def pack(groups: Sequence[Group]) -> torch.Tensor:
     """Lay groups into a buffer, uint8 [bytes]."""
-    rows = [(group.position, len(group.samples), group.trains) for group in groups]
+    rows = [
+        (group.position, len(group.samples), group.trains, group.dropped.encode("ascii"))
+        for group in groups
+    ]
     samples = [
         sample if group.trains else replace(sample, trains=False)
         for group in groups
@@ -72,9 +82,10 @@ def unpack(buffer: torch.Tensor, prompts: Sequence[Prompt]) -> list[Group]:
     rows = reader.table(GROUP)
     samples = iter(reader.samples().values())
     groups = []
-    for position, count, trains in rows.tolist():
+    for position, count, trains, dropped in rows.tolist():
         members = list(islice(samples, count))
-        groups.append(Group(position, prompts[position], members, bool(trains)))
+        prompt = prompts[position]
+        groups.append(Group(position, prompt, members, bool(trains), dropped.decode("ascii")))
     return groups
 
 

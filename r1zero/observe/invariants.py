@@ -141,7 +141,7 @@ def _given(role: str, samples: SampleSummary) -> int:
     """Response tokens that a role is given. Any other role that counts tokens works, as ref, behind
     the selection of the groups that train."""
     if role == "rollout":
-        return samples.response_tokens
+        return samples.response_tokens + samples.put_off_tokens
     if role == "train":
         return samples.unmasked_tokens - samples.surplus_tokens
     return samples.training_tokens

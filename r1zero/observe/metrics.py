@@ -36,6 +36,7 @@ def step_metrics(
     metrics: dict[str, float] = {"step": batch.step}
     metrics |= sample_metrics(samples)
     metrics |= _group_metrics(samples, batch)
+    metrics |= _tail_metrics(samples, batch)
     metrics |= _update_metrics([update for update in updates if update is not None])
     metrics["updates/skipped"] = sum(update is None for update in updates)
     metrics |= _time_metrics(records, placement)
@@ -58,8 +59,9 @@ def step_metrics(
 
 
 def sample_metrics(found: SampleSummary) -> dict[str, float]:
-    """Rewards and lengths of these samples, of which there is one."""
-    metrics = {"reward/mean": float(found.reward / found.samples)}
+    """Rewards and lengths of these samples; 0 if there is none."""
+    samples = max(1, found.samples)
+    metrics = {"reward/mean": float(found.reward / samples)}
     for name, scores in found.scores.items():
         outcomes = scores.outcomes
         scored = outcomes.total()  # a function of one data set scores no others
@@ -73,11 +75,12 @@ def sample_metrics(found: SampleSummary) -> dict[str, float]:
     return metrics | {
         "reward/copied": found.copied,  # responses whose answer is a span of the question
         "reward/failed": found.failed,
-        "reward/failure_rate": found.failed / found.samples,
-        "reward/equal_groups": found.equal_groups / found.groups,  # groups that teach nothing
-        "response_length/mean": found.response_tokens / found.samples,
+        "reward/failure_rate": found.failed / samples,
+        "reward/equal_groups": found.equal_groups
+        / max(1, found.groups),  # groups that teach nothing
+        "response_length/mean": found.response_tokens / samples,
         "response_length/max": found.longest,
-        "response_truncated": found.truncated / found.samples,
+        "response_truncated": found.truncated / samples,
     }
 
 
@@ -86,8 +89,9 @@ def _group_metrics(found: SampleSummary, batch: Batch) -> dict[str, float]:
     many."""
     kept = found.groups - found.dropped.total()
     metrics: dict[str, float] = {"groups/drawn": found.groups, "groups/kept": kept}
-    if batch.pool is not None:
+    if batch.most_rounds > 1:
         metrics["groups/rounds"] = batch.round
+        assert batch.pool is not None, "rounds draw for a pool"
         metrics["groups/surplus"] = max(0, kept - batch.pool)
         metrics["groups/short"] = max(0, batch.pool - kept)
     return metrics | {
@@ -107,6 +111,17 @@ def _source_metrics(source: str, found: SourceSummary) -> dict[str, float]:
     if found.judged:
         metrics[f"data/{source}/right"] = found.right / found.judged
     return metrics
+
+
+def _tail_metrics(found: SampleSummary, batch: Batch) -> dict[str, float]:
+    """Where responses stopped in a short step, and what was put off; their tokens are lost."""
+    if batch.response_limit is None:
+        return {}
+    return {
+        "tail/limit": batch.response_limit,
+        "tail/put_off": found.put_off,
+        "tail/lost_tokens": found.put_off_tokens,
+    }
 
 
 def _update_metrics(updates: Sequence[UpdateStats]) -> dict[str, float]:

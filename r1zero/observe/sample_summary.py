@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from r1zero.algo.selection import agreement, applied, count_right, rewards_equal
+from r1zero.algo.selection import PUT_OFF, agreement, applied, count_right, rewards_equal
 from r1zero.types import (
     Group,
     Outcome,
@@ -32,6 +32,8 @@ def summarize(
 ) -> SampleSummary:
     """Sum up scored groups. `unused` are ids that stand for no token, `verdict_functions` those whose
     scores say whether a response is right. AssertionError for a sample without a reward."""
+    put_off = [group for group in groups if group.dropped == PUT_OFF]
+    groups = [group for group in groups if group.dropped != PUT_OFF]
     samples = [sample for group in groups for sample in group.samples]
     rewards = [group.rewards for group in groups]
     training = [sample for group in groups for sample in group.training]
@@ -41,6 +43,8 @@ def summarize(
         equal_groups=sum(map(rewards_equal, groups)),
         agreements=Counter(agreement(group, verdict_functions) for group in groups),
         dropped=Counter(group.dropped for group in groups if not group.trains),
+        put_off=len(put_off),
+        put_off_tokens=sum(len(sample.tokens) for group in put_off for sample in group.samples),
         samples=len(samples),
         reward=_exact_sum(reward for found in rewards for reward in found),
         scores=_scores(samples),
@@ -66,6 +70,8 @@ def join_summaries(parts: Sequence[SampleSummary]) -> SampleSummary:
         equal_groups=sum(part.equal_groups for part in parts),
         agreements=sum((part.agreements for part in parts), Counter()),
         dropped=sum((part.dropped for part in parts), Counter()),
+        put_off=sum(part.put_off for part in parts),
+        put_off_tokens=sum(part.put_off_tokens for part in parts),
         samples=sum(part.samples for part in parts),
         reward=sum((part.reward for part in parts), Fraction()),
         scores=_join_scores(parts),

@@ -89,7 +89,7 @@ class Taker:
     @property
     def drawn(self) -> Drawn:
         """How many groups have come."""
-        return Drawn(len(self.known.positions), int(self.known.kept.sum()))
+        return Drawn(self._batch.fresh, len(self.known.positions), int(self.known.kept.sum()))
 
     def take(self) -> list[Delivery]:
         """Wait for the next part; returns what can be learned from now, in order."""

@@ -27,12 +27,12 @@ from r1zero.weight_sync.plan import Plan, plan
 
 # Bytes of samples on their way, at most: of a group and of a sample beside its tokens, and of a token
 # without and with the log-probs of the reference.
-GROUP_BYTES = 24
+GROUP_BYTES = 40
 SAMPLE_BYTES = 48
 DRAWN_BYTES = 8
 LOOKED_AT_BYTES = 12
 # Of the table that all train ranks get: of a group and of a sample.
-TABLE_GROUP_BYTES = 8
+TABLE_GROUP_BYTES = 9
 TABLE_SAMPLE_BYTES = 26
 
 

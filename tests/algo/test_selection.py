@@ -38,10 +38,18 @@ def group_of(acc: str, rewards: list[float] | None = None, other: str = "", cut:
 
 def select(group: Group, **keys: object) -> str:
     """Why the group is dropped."""
-    chosen = {"equal_groups": "keep", "accuracy": None, "mask_truncated": False} | keys
+    chosen = {"equal_groups": "keep", "accuracy": None, "mask_truncated": False, "budget": 3} | keys
     selector = TeachingGroups(verdict_functions=ACC, **chosen)
     assert selector.select([group]) == [group] and group.trains == (not group.dropped)
     return group.dropped
+
+
+def test_a_group_that_was_stopped_below_the_budget_is_put_off():
+    """Of three tokens each; one that ended by itself is as short as it likes."""
+    assert select(group_of("+--0", cut="2"), budget=4) == "put_off"
+    assert select(group_of("++++", cut="0123"), budget=4, equal_groups="skip") == "put_off"
+    assert select(group_of("+--0", cut="2"), budget=3) == ""
+    assert select(group_of("+--0"), budget=4) == ""
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_what_is_not_learnt_from_travels_as_rows_alone():
         Group(3, PROMPTS[3], [SAMPLES[0], cut, SAMPLES[7]]),
     ]
     buffer = pack(groups)
-    assert buffer.numel() == 8 + 2 * 24 + 8 + 6 * 48 + 5 * 8 + 3 * 12
+    assert buffer.numel() == 8 + 2 * 40 + 8 + 6 * 48 + 5 * 8 + 3 * 12
     for again in (buffer, pack(unpack(buffer, PROMPTS))):
         dropped, kept = unpack(again, PROMPTS)
         assert (dropped.trains, kept.trains) == (False, True)
@@ -119,7 +119,7 @@ def test_nothing_is_a_message_too():
 )
 def test_a_buffer_has_its_arrays_and_little_else(sample, size):
     assert pack_samples({0: sample}).numel() == size
-    assert pack([Group(0, PROMPTS[0], [sample])]).numel() == 8 + 24 + size
+    assert pack([Group(0, PROMPTS[0], [sample])]).numel() == 8 + 40 + size
 
 
 def test_arrays_are_views_of_the_buffer():

@@ -231,12 +231,12 @@ def check_groups_of_members(world):
 def test_groups_move_between_roles():
     results = run_ranks(move_body, 7)
     expected = [(p, float(p), [p] * 3, 5 + p % 2) for p in (2, 3, 5, 6, 7, 8)]
-    # A message has two counts of 8 bytes; a group of one sample of 3 tokens takes a row of 24 bytes,
+    # A message has two counts of 8 bytes; a group of one sample of 3 tokens takes a row of 40 bytes,
     # one of 48, and 3 * 8. Every rollout rank tells both ref ranks, rank 3 of position 7 alone.
     # A sample on its way to train takes a row of 48 bytes and 3 * 12, a message one count.
     traffic = [(0, 2 * 8 + 6 * 84)] * 2
-    traffic += [(2 * 16 + groups * 96, 0) for groups in (2, 1, 3)]
-    traffic += [(8 + 3 * 84, 3 * 16 + 3 * 96)] * 2
+    traffic += [(2 * 16 + groups * 112, 0) for groups in (2, 1, 3)]
+    traffic += [(8 + 3 * 84, 3 * 16 + 3 * 112)] * 2
     for rank, (roles, groups, nothing, told, bytes_moved) in enumerate(results):
         assert roles == ("train" if rank < 2 else "rollout" if rank < 5 else "ref")
         assert groups == (expected if rank < 2 else [])

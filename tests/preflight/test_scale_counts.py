@@ -119,8 +119,8 @@ def test_the_table_takes_the_bytes_of_its_columns() -> None:
 def test_bytes_of_samples_by_hand() -> None:
     """Six groups of four samples of ten tokens."""
     roles = counted(world(train=8, rollout=4, ref=2)).roles
-    drawn = 6 * 24 + 24 * (48 + 80)
-    looked_at = 6 * 24 + 24 * (48 + 120)
+    drawn = 6 * 40 + 24 * (48 + 80)
+    looked_at = 6 * 40 + 24 * (48 + 120)
     table = LOAD.table_bytes
     assert roles["rollout"].samples_out == drawn // 2
     assert roles["ref"].samples_in == drawn // 2 + table
