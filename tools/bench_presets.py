@@ -87,7 +87,8 @@ def train(preset: str, seed: int, folder: Path, args: argparse.Namespace) -> Res
     seconds = time.monotonic() - began
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
-        tell(f"{preset}, seed {seed}: failed after {seconds:.0f} s: {' / '.join(said[-3:])}")
+        code = f"exit code {done.returncode} after {seconds:.0f} s"
+        tell(f"{preset}, seed {seed}: {code}: {' / '.join(said[-3:])}")
         return Result(preset, seed, seconds)
     scores = read_scores(output)
     result = Result(preset, seed, seconds, list(scores.values())[-1], first_step(scores, GOAL))
