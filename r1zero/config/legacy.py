@@ -108,3 +108,13 @@ REWARD_SETTINGS: dict[str, tuple[str, ...]] = {
     "overlong_cache": ("overlong", "cache_tokens"),
     "repetition_ngram": ("repetition", "ngram"),
 }
+
+# Older names of advantage estimators.
+ADVANTAGES = {"grpo": "group_norm", "dr_grpo": "group_mean", "rloo": "leave_one_out"}
+
+# Settings of a loss that come from older keys of actor_rollout, the first one given, unless the loss
+# has defaults for them.
+LOSS_SETTINGS = {
+    "clip_low": ("clip_ratio_low", "clip_ratio"),
+    "clip_high": ("clip_ratio_high", "clip_ratio"),
+}

@@ -16,6 +16,11 @@ from r1zero.config.sections import SECTIONS, place_hint
 from r1zero.errors import Diagnostics, nearest
 
 
+class Whole(dict):
+    """A mapping that an override gives as a whole: it takes the place of what is below it. One that
+    leads to a key with dots adds that key."""
+
+
 @dataclass(slots=True)
 class Overrides:
     """What a command line says."""
@@ -87,4 +92,4 @@ def _set(sections: dict[str, Any], path: Sequence[str], value: Any) -> None:
         if place.get(part) is None:
             place[part] = {}
         place = place[part]
-    place[key] = value
+    place[key] = Whole(value) if isinstance(value, dict) else value

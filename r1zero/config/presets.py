@@ -6,16 +6,19 @@ wins, key by key:
 
     preset of the file < the file < preset of the command line < overrides
 
+Only a mapping that an override gives as a whole takes the place of all that is below it.
 Sections here are those of sections.py: name -> keys, with the two roles beside the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1zero.config import legacy
+from r1zero.config.overrides import Whole
 from r1zero.config.parse import read_yaml
 from r1zero.config.paths import expand
 from r1zero.config.schema import ADVANTAGE, CONFIGS
@@ -24,7 +27,6 @@ from r1zero.errors import Diagnostics, nearest
 
 ALLOWED = ("training", "actor_rollout_ref", "reward", "algorithm", "resource_pool")
 FOLDER = "algorithm"  # of the shipped ones, and of one's own beside a configuration
-DEFAULTS = {"loss": "grpo", "advantage": ADVANTAGE}  # of keys that have settings beside them
 ROLES = ("actor_rollout", "ref")
 Sections = Mapping[str, Mapping[str, Any]]
 
@@ -33,6 +35,21 @@ REPLACED = {
     ("algorithm", "adv_estimator"): ("advantage",),
     ("algorithm", "advantage"): ("adv_estimator",),
     ("actor_rollout", "clip_ratio"): ("clip_ratio_low", "clip_ratio_high"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A key that chooses a function with settings beside it."""
+
+    default: str
+    older_key: str | None = None  # that chooses it where the key is not given
+    older_names: Mapping[str, str] = field(default_factory=dict)  # of functions
+
+
+CHOICES = {
+    "loss": Choice("grpo"),
+    "advantage": Choice(ADVANTAGE, "adv_estimator", legacy.ADVANTAGES),
 }
 
 
@@ -100,6 +117,8 @@ def lay_over(below: Sections, above: Sections) -> dict[str, dict[str, Any]]:
     for section, keys in below.items():
         replaced = _replaced(section, keys, above)
         kept = {key: value for key, value in keys.items() if key not in replaced}
+        if section == "algorithm" and isinstance(kept.get("loss_settings"), dict):
+            kept["loss_settings"] = _without_bounds(kept["loss_settings"], above)
         joined[section] = _join(kept, above.get(section, {}))
     return joined
 
@@ -115,16 +134,41 @@ def _replaced(section: str, keys: Mapping[str, Any], above: Sections) -> set[str
             found |= set(others)
     if section == "algorithm":
         upper = above.get(section, {})
-        found |= {f"{key}_settings" for key in DEFAULTS if _chooses_another(key, keys, upper)}
+        found |= {f"{key}_settings" for key in CHOICES if _chooses_another(key, keys, upper)}
     return found
 
 
 def _chooses_another(key: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> bool:
     """Whether the upper layer says another function than the lower one, whose settings then go."""
-    if above.get(key) is None:
+    upper = _chosen(key, above)
+    if upper is None:
         return False
-    lower = below.get(key)
-    return above[key] != (DEFAULTS[key] if lower is None else lower)
+    lower = _chosen(key, below)
+    return upper != (CHOICES[key].default if lower is None else lower)
+
+
+def _chosen(key: str, keys: Mapping[str, Any]) -> Any:
+    """The function that a layer chooses, by its name of today; None if it chooses none."""
+    choice = CHOICES[key]
+    name = keys.get(key)
+    if name is None and choice.older_key is not None:
+        name = keys.get(choice.older_key)
+    if isinstance(name, str):
+        return choice.older_names.get(name, name)
+    return name
+
+
+def _without_bounds(settings: Mapping[str, Any], above: Sections) -> dict[str, Any]:
+    """The settings of a lower layer's loss without the bounds that the upper layer's gives by
+    another key: they would beat it there."""
+    if not _says(above, "algorithm", "loss"):
+        return dict(settings)
+    places = ("actor_rollout", "training")
+    said = set()
+    for setting, keys in legacy.LOSS_SETTINGS.items():
+        if any(_says(above, place, key) for place in places for key in keys):
+            said.add(setting)
+    return {name: value for name, value in settings.items() if name not in said}
 
 
 def _says(layer: Sections, section: str, key: str) -> bool:
@@ -135,10 +179,12 @@ def _join(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     joined = dict(below)
     for key, value in above.items():
         lower = joined.get(key)
-        if isinstance(value, dict) and isinstance(lower, dict):
+        if not isinstance(value, dict):
+            joined[key] = value
+        elif isinstance(lower, dict) and not isinstance(value, Whole):
             joined[key] = _join(lower, value)
         else:
-            joined[key] = value
+            joined[key] = _join({}, value)
     return joined
 
 

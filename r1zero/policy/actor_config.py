@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from r1zero.algo.losses import LOSSES
 from r1zero.algo.objective import Objective, choose_objective
 from r1zero.algo.whitening import Whitening
+from r1zero.config.legacy import LOSS_SETTINGS
 from r1zero.config.schema import (
     ADVANTAGE,
     ActorRollout,
@@ -20,11 +21,6 @@ from r1zero.config.schema import (
 from r1zero.errors import Diagnostics
 
 CLIP_RATIO = 0.2  # where no key gives a bound
-# Settings of a loss that come from older keys, the first one given, unless it has defaults for them.
-INHERITED = {
-    "clip_low": ("clip_ratio_low", "clip_ratio"),
-    "clip_high": ("clip_ratio_high", "clip_ratio"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +106,8 @@ def actor_config(cfg: Config, total_updates: int) -> ActorConfig:
 
 def objective_of(algorithm: Algorithm, actor: ActorRollout) -> Objective:
     """Look up loss, aggregation and advantage. BadInput, naming the key, for what does not fit."""
-    inherited = dict.fromkeys(INHERITED, CLIP_RATIO)
-    for setting, keys in INHERITED.items():
+    inherited = dict.fromkeys(LOSS_SETTINGS, CLIP_RATIO)
+    for setting, keys in LOSS_SETTINGS.items():
         key = _first_given(actor, keys)
         if key is not None:
             inherited[setting] = getattr(actor, key)
@@ -126,10 +122,10 @@ def objective_of(algorithm: Algorithm, actor: ActorRollout) -> Objective:
 
 
 def unread_by_loss(algorithm: Algorithm, actor: ActorRollout) -> list[str]:
-    """A warning for the keys of INHERITED that are given though the chosen loss reads others."""
+    """A warning for the keys of LOSS_SETTINGS that are given though the chosen loss reads others."""
     loss = LOSSES[algorithm.loss]
     read: dict[str, str | None] = {}  # by setting, the key that it comes from
-    for setting, keys in INHERITED.items():
+    for setting, keys in LOSS_SETTINGS.items():
         if loss.inherits(setting) and setting not in algorithm.loss_settings:
             read[setting] = _first_given(actor, keys)
     values_read = [getattr(actor, key) for key in read.values() if key is not None]
@@ -138,7 +134,7 @@ def unread_by_loss(algorithm: Algorithm, actor: ActorRollout) -> list[str]:
         value = getattr(actor, key)
         if value is None or key in read.values():
             continue
-        if not any(key in INHERITED[setting] for setting in read):
+        if not any(key in LOSS_SETTINGS[setting] for setting in read):
             reason = f"the loss {algorithm.loss} takes its bounds from algorithm.loss_settings"
             notes.ignore(f"actor_rollout.{key}", reason)
         elif value not in values_read:

@@ -229,6 +229,70 @@ def test_settings_go_with_the_loss_that_they_are_of(home: Path) -> None:
     assert cfg.algorithm.loss_settings == {"clip_low": 3e-4, "clip_high": 5e-4}
 
 
+@pytest.mark.parametrize(
+    ("preset", "bounds"),
+    [
+        ("dapo", {"clip_low": 0.2, "clip_high": 0.28}),
+        ("lite_ppo", {"clip_low": 0.2, "clip_high": 0.2}),
+    ],
+)
+def test_bounds_of_a_preset_beat_settings_of_the_same_loss(
+    home: Path, preset: str, bounds: dict[str, float]
+) -> None:
+    text = (home / "base.yaml").read_text()
+    settings = "algorithm: {loss: grpo, loss_settings: {clip_low: 0.1, clip_high: 0.1}, "
+    path = write(home, "mine", text.replace("algorithm: {", settings))
+    cfg, warnings = load_config(path, [f"algorithm={preset}"])
+    assert objective_of(cfg.algorithm, cfg.actor_rollout).settings == bounds
+    assert not any("no effect" in warning and "clip_ratio" in warning for warning in warnings)
+    line = [f"algorithm={preset}", "algorithm.loss_settings.clip_low=0.15"]
+    cfg, _ = load_config(path, line)
+    assert cfg.algorithm.loss_settings == {"clip_low": 0.15}
+
+
+@pytest.mark.parametrize("key", ["advantage", "adv_estimator"])
+def test_settings_go_with_the_advantage_that_they_are_of(home: Path, key: str) -> None:
+    text = (home / "base.yaml").read_text()
+    chosen = f"algorithm: {{{key}: pass_at_k, advantage_settings: {{k: 2}}, "
+    path = write(home, "mine", text.replace("algorithm: {", chosen))
+    for line in (["algorithm=grpo"], ["algorithm.adv_estimator=group_norm"]):
+        cfg, _ = load_config(path, line)
+        assert (cfg.algorithm.advantage, cfg.algorithm.advantage_settings) == ("group_norm", {})
+        assert check(cfg) == []
+
+
+def test_an_older_name_of_the_same_advantage_keeps_its_settings(home: Path) -> None:
+    own_preset(home, "algorithm: {advantage: grpo, advantage_settings: {unknown: 2}}")
+    line = ["algorithm=mine", "algorithm.advantage=group_norm"]
+    cfg, _ = load_config(str(home / "base.yaml"), line)
+    assert cfg.algorithm.advantage_settings == {"unknown": 2}
+
+
+def test_a_mapping_as_a_whole_takes_the_place_of_the_file_s(home: Path) -> None:
+    data = str(home / "train.parquet")
+    text = (home / "base.yaml").read_text()
+    blend = f"{{first: {{path: {data}}}, second: {{path: {data}}}}}"
+    keys = f"training: {{evaluation: {blend}, map_keys: {{query: q, prompt: p}}, "
+    text = text.replace("training: {", keys).replace(f"data_path: {data}", f"data_path: {blend}")
+    path = write(home, "mine", text)
+    line = [
+        f"actor_rollout.data_path={{third: {{path: {data}}}}}",
+        "actor_rollout.data_path.fourth.path=" + data,
+        "training.evaluation={}",
+        "training.map_keys={prompt: z}",
+    ]
+    cfg, _ = load_config(path, line)
+    assert list(cfg.actor_rollout.data_path) == ["third", "fourth"]
+    assert cfg.training.evaluation == {}
+    assert (cfg.training.map_keys["query"], cfg.training.map_keys["prompt"]) == ("", "z")
+    cfg, _ = load_config(path, ["training.map_keys.prompt=z"])
+    assert (cfg.training.map_keys["query"], cfg.training.map_keys["prompt"]) == ("q", "z")
+    line = ["algorithm=gspo", "algorithm.loss_settings={clip_high: 0.0005}"]
+    cfg, _ = load_config(path, line)
+    assert cfg.algorithm.loss_settings == {"clip_high": 5e-4}
+    assert load_config(write(home, "again", dump(cfg)))[0] == cfg
+
+
 def test_null_asks_for_the_default_below_a_preset(home: Path) -> None:
     line = ["algorithm=gspo", "algorithm.kl_ctrl=null", "algorithm.aggregation=null"]
     algorithm = load_config(str(home / "base.yaml"), line)[0].algorithm

@@ -22,6 +22,7 @@ import numpy as np
 
 from r1zero.algo.group_table import GroupTable
 from r1zero.algo.whitening import Whitening
+from r1zero.config import legacy
 from r1zero.config.parse import SourcedValue
 from r1zero.config.registry import Table
 from r1zero.config.settings import read_settings
@@ -94,7 +95,7 @@ ADVANTAGES: Table[Any] = Table(
     "algorithm.advantage",
     package=__name__,
     refused={"gae": ": it needs the values of a critic, which GRPO does not have"},
-    aliases={"grpo": "group_norm", "dr_grpo": "group_mean", "rloo": "leave_one_out"},
+    aliases=legacy.ADVANTAGES,
 )
 
 
