@@ -25,6 +25,11 @@ class EntropyCoefficient:
         """Weight of the bonus in the loss."""
         return self.value if self.applies else 0.0
 
+    @property
+    def kept(self) -> float | None:
+        """What a checkpoint keeps: None if it is fixed, as the configuration then says it."""
+        return None if self.target is None else self.value
+
     def update(self, measured: float) -> None:
         """Move by one step after a step of training with this mean entropy per token, in nats."""
         if self.target is None:
@@ -34,7 +39,7 @@ class EntropyCoefficient:
         self.value = min(max(moved, 0.0), self.most)
 
     def restore(self, value: float | None, applies: bool) -> None:
-        """Go on from a checkpoint; None: it is older than this, or was fixed."""
+        """Go on from a checkpoint; None: it is older than this, or it was fixed there."""
         if self.target is None or value is None:
             return
         self.value = min(value, self.most)

@@ -64,6 +64,16 @@ class KLCoefficient:
     # in samples; a shorter one than a step's samples counts as that step
     horizon: int | None = None
 
+    @property
+    def kept(self) -> float | None:
+        """What a checkpoint keeps: None if it is fixed, as the configuration then says it."""
+        return None if self.target is None else self.value
+
+    def restore(self, value: float | None) -> None:
+        """Go on from a checkpoint; None: it was fixed there."""
+        if self.target is not None and value is not None:
+            self.value = value
+
     def update(self, measured: float, num_samples: int) -> None:
         """Move towards the target after a step in which `measured` was the mean penalty per
         token."""

@@ -58,14 +58,16 @@ class CheckpointInfo:
 
     progress: TrainerState
     updates: int  # optimizer steps so far: where the learning-rate schedule stands
-    kl_coefficient: float
+    # None if it was fixed; older checkpoints have its value then, too
+    kl_coefficient: float | None
     shape: dict[str, Any]  # of the model, as ModelConfig's fields
     dtype: str
     layout: dict[str, int]  # tp, dp, pp of train
     # folders of the start weights, by role: what the reference is until it is first reset; from then
     # on the checkpoint holds it (checkpoint/reference_state.py)
     start: dict[str, str]
-    # Of the entropy bonus, and whether it applies; None in checkpoints that are older than it.
+    # Of the entropy bonus, and whether it applies; None if it was fixed, or in checkpoints that are
+    # older than it.
     entropy_coefficient: float | None = None
     entropy_applies: bool = True
     versions: dict[str, str] = field(default_factory=dict)

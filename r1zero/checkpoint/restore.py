@@ -49,7 +49,7 @@ def restore(runtime: RunState, folder: Path) -> None:
     policy = runtime.policy
     if isinstance(policy, Actor):
         load_policy(policy, folder, record.updates)
-        policy.kl.value = record.kl_coefficient
+        policy.kl.restore(record.kl_coefficient)
         policy.entropy.restore(record.entropy_coefficient, record.entropy_applies)
         if same_layout:
             set_rng_states(policy, load_file(folder / "rng.safetensors"))
@@ -93,6 +93,8 @@ def _line(runtime: RunState, folder: Path, record: CheckpointInfo, layout: dict[
     def shown(grid: dict[str, int]) -> str:
         return " ".join(f"{axis.upper()}{size}" for axis, size in grid.items())
 
+    policy = runtime.policy
+    assert isinstance(policy, Actor), "the controller trains"
     done = record.progress
     config = runtime.checkpoint_config
     if layout == record.layout:
@@ -104,7 +106,7 @@ def _line(runtime: RunState, folder: Path, record: CheckpointInfo, layout: dict[
     return (
         f"resumed from {folder}: step {done.step} of {config.total_steps}; model "
         f"and optimizer ({where}), learning-rate schedule at update {record.updates}, KL "
-        f"coefficient {record.kl_coefficient:g} ({config.kl_control}), {rng}, data at prompt "
+        f"coefficient {policy.kl.value:g} ({config.kl_control}), {rng}, data at prompt "
         f"{done.prompts_drawn}, weights version {done.weights_version}; "
         f"{_reference_line(runtime, record)}"
     )

@@ -132,6 +132,8 @@ def test_adaptive_coefficient_follows_its_target_and_a_fixed_one_stays():
     fixed, adaptive = KLCoefficient(0.05), KLCoefficient(0.05, target=0.1, horizon=1000)
     fixed.update(9.0, 100)
     assert fixed.value == 0.05
+    fixed.restore(0.3)
+    assert (fixed.value, fixed.kept) == (0.05, None), "a checkpoint says nothing about it"
     adaptive.update(0.11, 100)  # 10% above the target, 100 of 1000 samples: 1% up
     assert adaptive.value == pytest.approx(0.05 * 1.01)
     adaptive.update(5.0, 100)  # errors are held to 20%: 2% up

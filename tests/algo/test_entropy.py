@@ -15,6 +15,7 @@ def test_a_fixed_coefficient_stays():
     fixed.update(5.0)
     fixed.restore(0.3, False)
     assert fixed.applied == 0.01
+    assert fixed.kept is None, "one that is steered from here on starts where it is told to"
 
 
 def test_the_coefficient_moves_by_steps_and_applies_only_below_the_target():

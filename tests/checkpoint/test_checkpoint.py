@@ -127,6 +127,28 @@ def test_resume_is_exact(straight, tmp_path, overrides):
     assert "resumed from" in said and "step 2 of 4" in said and "weights version 2" in said
 
 
+def coefficients(rank: int, size: int, store: object, overrides: list[str]) -> tuple[float, float]:
+    """Those of KL and entropy that a run goes on with."""
+    runtime = prepare(*resolved_run(rank, size, store, "tiny", overrides))
+    found = runtime.policy.kl.value, runtime.policy.entropy.applied
+    runtime.close()
+    runtime.hold.release()
+    return found
+
+
+def test_fixed_coefficients_are_what_the_configuration_says_at_each_start(tiny, tmp_path):
+    """A run goes on with a KL term and a steered entropy that it did not have, and without both."""
+    base = [*RUN, "algorithm.kl_ctrl.type=fixed", f"output_dir={tmp_path}"]
+    without = [*base, "algorithm.kl_ctrl.kl_coef=0", "algorithm.entropy_ctrl.type=fixed"]
+    held = [*base, "algorithm.kl_ctrl.kl_coef=0.05", "actor_rollout.entropy_coeff=0.01"]
+    run_ranks(until, 1, without, 1)
+    assert run_ranks(coefficients, 1, held) == [(0.05, 0.01)]
+    assert run_ranks(coefficients, 1, [*held, "algorithm.kl_ctrl.type=adaptive"]) == [(0.05, 0.01)]
+    run_ranks(until, 1, held, 2)
+    assert run_ranks(coefficients, 1, without) == [(0.0, 0.0)]
+    assert "KL coefficient 0 (fixed)" in (tmp_path / "logs" / "rank_0000.log").read_text()
+
+
 def test_a_checkpoint_from_before_the_entropy_was_steered_can_be_read(straight, tmp_path):
     content = json.loads((straight / "checkpoints" / "iter_0000002" / "trainer.json").read_text())
     assert content.pop("entropy_coefficient") == pytest.approx(0.002)
