@@ -29,6 +29,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from r1zero.config.schema import placement
 from r1zero.distributed.launch import hush_torch, read_launch
 from r1zero.distributed.log import hush_libraries
+from r1zero.distributed.process import end
 from r1zero.preflight.resolve import load_config
 
 if TYPE_CHECKING:  # these are imported once the device is set
@@ -319,4 +320,4 @@ def timed(function: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -34,7 +34,7 @@ from r1zero.data.template import TEMPLATES, Template
 from r1zero.distributed.detect import check_dtype, uses_npu
 from r1zero.distributed.launch import Launch, read_launch
 from r1zero.distributed.placement import RoleSize, place
-from r1zero.distributed.process import is_first, refuse, run_rank
+from r1zero.distributed.process import end, is_first, refuse, run_rank
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
@@ -374,4 +374,4 @@ def run(args: argparse.Namespace, launch: Launch) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end(main(sys.argv[1:]))
