@@ -73,7 +73,9 @@ class TransformersEngine:
         for position in [p for p in self._waiting if p in part.positions]:
             group = Group.begun(position, batch.prompts[position], batch.samples_per_prompt)
             rows = [
-                uniforms(sampling.seed, batch.step, position, member, budgets[position, member])
+                uniforms(
+                    sampling.seed, *batch.random_key(position), member, budgets[position, member]
+                )
                 for member in range(batch.samples_per_prompt)
             ]
             self._generate(group, sampling, rows)

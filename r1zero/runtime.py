@@ -328,7 +328,6 @@ def _selector(run: Run, world: World, reward_manager: RewardManager) -> GroupSel
         equal_groups=algorithm.equal_groups,
         accuracy=algorithm.accuracy_bounds,
         mask_truncated=algorithm.mask_truncated,
-        budget=run.config.response_budget,
     )
 
 

@@ -87,7 +87,7 @@ def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
             groups = engine.collect(part)
         with clock.span("reward"):
             groups = runtime.reward_manager.score(groups)
-            groups = runtime.selector.select(groups)
+            groups = runtime.selector.select(batch, groups)
             runtime.sample_log.add(batch, groups)
         with clock.span("wait"):
             groups = move.send_to_replicas(

@@ -233,8 +233,8 @@ class Batch:
     # Tokens at which responses stop, below the response budget; groups with one that has not ended
     # are put off (data/tail_batching.py).
     response_limit: int | None = None
-    # Its prompts were drawn from the stream in earlier steps, and put off.
-    drawn_before: bool = False
+    # Of prompts that were put off in earlier steps: step and position of their first draw, [P].
+    first_draws: tuple[tuple[int, int], ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -246,7 +246,15 @@ class Batch:
     @property
     def fresh(self) -> int:
         """Prompts that it takes from the stream, in its rounds so far."""
-        return 0 if self.drawn_before else len(self.prompts)
+        return 0 if self.first_draws else len(self.prompts)
+
+    def random_key(self, position: int) -> tuple[int, int]:
+        """Step and position by which the samples of a prompt have their random numbers: those of its
+        first draw. So what was put off because it was long is not drawn once more in the hope of
+        something shorter."""
+        if self.first_draws:
+            return self.first_draws[position]
+        return self.step, position
 
     @property
     def rounds_left(self) -> int:
@@ -260,7 +268,7 @@ class Batch:
 
     @property
     def num_minibatches(self) -> int:
-        return self.num_samples // self.minibatch_size
+        return -(-self.num_samples // self.minibatch_size)
 
     @property
     def everything(self) -> Part:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from r1zero.types import Agreement, Group, Outcome, Sample
+from r1zero.types import Agreement, Batch, Group, Outcome, Sample
 
 # Why a group does not train: values of Group.dropped.
 EQUAL = "equal"
@@ -24,7 +24,7 @@ SURPLUS = "surplus"  # kept, but the batch was full; told once that is known
 class GroupSelector(Protocol):
     """Decides on the rollout ranks, each for the groups that its replica drew."""
 
-    def select(self, groups: list[Group]) -> list[Group]:
+    def select(self, batch: Batch, groups: list[Group]) -> list[Group]:
         """Set `trains` and `dropped` of each group, whose rewards are known, and `trains` of each
         sample; return all of them.
 
@@ -35,7 +35,7 @@ class GroupSelector(Protocol):
 class AllGroups:
     """Everything trains."""
 
-    def select(self, groups: list[Group]) -> list[Group]:
+    def select(self, batch: Batch, groups: list[Group]) -> list[Group]:
         return groups
 
 
@@ -47,14 +47,15 @@ class TeachingGroups:
     equal_groups: Literal["keep", "skip", "replace"]
     accuracy: tuple[float, float] | None  # least and largest share of right answers
     mask_truncated: bool
-    budget: int  # tokens that a response may have, but in short steps
 
-    def select(self, groups: list[Group]) -> list[Group]:
+    def select(self, batch: Batch, groups: list[Group]) -> list[Group]:
         """See GroupSelector. What a checkpoint held is decided anew, by the keys of today."""
         for group in groups:
             for sample in group.samples:
                 sample.trains = not (self.mask_truncated and sample.truncated)
             group.dropped = self._reason(group)
+            if _has_not_ended(group, batch.response_limit):
+                group.dropped = PUT_OFF  # whatever else holds for it: it is drawn once more
             group.trains = not group.dropped
         return groups
 
@@ -63,8 +64,6 @@ class TeachingGroups:
         response, so a group with one is kept."""
         if not any(sample.trains for sample in group.samples):
             return TRUNCATED
-        if any(sample.truncated and len(sample.tokens) < self.budget for sample in group.samples):
-            return PUT_OFF
         found = agreement(group, self.verdict_functions)
         if found is Agreement.FAILED:
             return ""
@@ -80,6 +79,13 @@ class TeachingGroups:
             if not low <= accuracy(group, functions) <= high:
                 return ACCURACY
         return ""
+
+
+def _has_not_ended(group: Group, limit: int | None) -> bool:
+    """Whether a response of the group was stopped at the limit of a short step."""
+    if limit is None:
+        return False
+    return any(sample.truncated and len(sample.tokens) >= limit for sample in group.samples)
 
 
 def agreement(group: Group, verdict_functions: Sequence[str]) -> Agreement:

@@ -80,7 +80,7 @@ def plan_of(batch: Batch) -> dict[str, Any]:
         "staleness": batch.staleness,
         "reference_version": batch.reference_version,
         "response_limit": batch.response_limit,
-        "drawn_before": batch.drawn_before,
+        "first_draws": batch.first_draws,
         "pool": batch.pool,
         "parts": parts,
     }
@@ -104,7 +104,7 @@ def planned(plan: Mapping[str, Any], groups: Sequence[Group]) -> Batch:
         reference_version=plan.get("reference_version", 0),  # older plans have none
         # older plans have none of these
         response_limit=plan.get("response_limit"),
-        drawn_before=plan.get("drawn_before", False),
+        first_draws=tuple((step, position) for step, position in plan.get("first_draws", ())),
         pool=plan.get("pool"),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,9 @@ def _restore_groups(runtime: RunState, folder: Path, plan: Mapping[str, Any]) ->
     if rollout.is_output_rank or runtime.world.is_controller:
         groups = in_flight.read(folder)
     batch = runtime.move.share_batch(runtime.move.at_controller(in_flight.planned, plan, groups))
+    # what the reference said is asked for anew: there may be one now, or none
+    version = runtime.progress.reference_version if runtime.has_reference else None
+    batch = replace(batch, reference_version=version)
     mine = []
     if rollout.is_output_rank:
         mine = [groups[position] for position in rollout.share(len(batch.prompts))]

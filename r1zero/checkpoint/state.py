@@ -36,5 +36,9 @@ class RunState(Protocol):
     folder: Path  # the run folder, and that of its checkpoints, by the paths to write by: Hold.way
     checkpoints: Path
 
+    @property
+    def has_reference(self) -> bool:
+        """There are reference log-probs, of ref ranks or of the model below adapters."""
+
     def groups_in_flight(self) -> list[Group]:
         """What this rank's rollout replica drew for those batches, on its output rank."""

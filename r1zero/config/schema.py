@@ -700,8 +700,11 @@ class Config:
     def keeps_start_weights(self) -> bool:
         """Train ranks hold the weights at the start of a step until its last update, for old
         log-probs of what comes after the first."""
-        recomputes = self.algorithm.old_logprobs == "recompute"
-        return recomputes and self.minibatch_size < self.num_samples
+        if self.algorithm.old_logprobs == "rollout":
+            return False
+        # a short step of tail batching may end with more groups than others draw
+        is_uneven = self.training.tail_batching and self.training.updates == "per_minibatch"
+        return bool(is_uneven) or self.minibatch_size < self.num_samples
 
     @property
     def parts(self) -> int:

@@ -6,6 +6,7 @@ of lengths and kept groups, all of which a checkpoint holds; so a resumed run dr
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,8 @@ from r1zero.data.expected_lengths import ExpectedLengths
 from r1zero.data.prompts import Prompts
 from r1zero.data.tail_batching import Draw, TailBatching
 from r1zero.types import Batch, Drawn, Part, Prompt
+
+log = logging.getLogger("r1zero")
 
 TAIL = "tail/"  # before the names of what tail batching keeps in a checkpoint
 
@@ -59,9 +62,10 @@ class BatchPlanner:
         if config.algorithm.equal_groups == "replace":
             pool = count
             draw = Draw(round_size(count, now.last.kept, now.last.groups))
-        prompts = self._prompts.find(draw.put_off) + self._prompts.draw(now.start, draw.fresh)
+        prompts = self._prompts.draw(now.start, draw.fresh)
         if training.minibatch_order == "expected_length":
             prompts = self._lengths.order(prompts)
+        prompts += self._prompts.find([late.index for late in draw.put_off])
         if draw.limit is not None:
             pool = len(prompts)  # of those that end all
         return Batch(
@@ -76,7 +80,7 @@ class BatchPlanner:
             staleness=now.ahead,
             reference_version=now.reference_version,
             response_limit=draw.limit,
-            drawn_before=bool(draw.put_off),
+            first_draws=draw.first_draws,
             pool=pool,
             most_rounds=config.algorithm.max_rounds if draw.limit is None and pool else 1,
         )
@@ -102,7 +106,9 @@ class BatchPlanner:
 
     def record(self, batch: Batch, known: SampleTable) -> None:
         """Take what a step brought: of all its groups."""
-        self._lengths.record(batch.prompts, known.lengths.tolist())
+        ended = np.flatnonzero(~known.put_off).tolist()
+        prompts = [batch.prompts[position] for position in ended]
+        self._lengths.record(prompts, known.lengths[ended].tolist())
         if self._tail is not None:
             self._tail.record(batch, known.lengths, known.put_off)
 
@@ -122,8 +128,16 @@ class BatchPlanner:
         """Go on from `state`, in which one part or the other may be missing."""
         self._lengths.restore(state)
         of_tail = {name.removeprefix(TAIL): state[name] for name in state if name.startswith(TAIL)}
-        if self._tail is not None and of_tail:
-            self._tail.restore(of_tail)
+        if not of_tail:
+            return
+        tail = self._tail or TailBatching(1.0)
+        tail.restore(of_tail, self._prompts.indices)
+        if self._tail is None and tail.waiting:
+            log.warning(
+                "warning: %d prompts were put off and are not answered, as training.tail_batching is "
+                "null now",
+                tail.waiting,
+            )
 
     def _parts(self, positions: range, draw: Draw) -> tuple[Part, ...]:
         """Plan the parts of a round with these positions.

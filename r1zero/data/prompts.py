@@ -6,8 +6,9 @@ resumes by asking for the next position. Also here: the model's tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,6 @@ class Prompts:
         self.sets: list[tuple[DataSource, range]] = []  # the places of each set in `prompts`
         # of each data set, its epoch and permutation
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
-        self._places: dict[int, int] = {}  # in `prompts`, by index; made where it is asked for
         parts = [part for source in sources for part in source.parts()]
         first = 0
         for source in parts:
@@ -98,9 +98,18 @@ class Prompts:
 
     def find(self, indices: Sequence[int]) -> list[Prompt]:
         """Return the prompts with these indices, all of which were drawn before."""
-        if not self._places:
-            self._places = {prompt.index: place for place, prompt in enumerate(self.prompts)}
-        return [self.prompts[self._places[index]] for index in indices]
+        places = self._places
+        return [self.prompts[places[index]] for index in indices]
+
+    @property
+    def indices(self) -> Set[int]:
+        """Those of all prompts."""
+        return self._places.keys()
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        """Where each prompt is in `prompts`, by its index."""
+        return {prompt.index: place for place, prompt in enumerate(self.prompts)}
 
     def _prompt(self, data_set: int, number: int) -> Prompt:
         """Return the prompt that a data set gives when it is its turn for the `number`-th time,

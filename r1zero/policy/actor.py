@@ -133,7 +133,8 @@ class Actor:
             return
         self.entropy.update(joined(taken, ENTROPY.key))
         if batch.reference_version is not None:
-            self.kl.update(joined(taken, KL.key), batch.num_samples)
+            learnt = sum(len(delivery.deal.numbers) for delivery in self._deliveries)
+            self.kl.update(joined(taken, KL.key), learnt)
 
     def parameters(self) -> Mapping[str, torch.Tensor]:
         """This rank's parameters by Megatron name with global layer numbers, adapters merged."""

@@ -19,6 +19,8 @@ def check_advantage(cfg: Config, objective: Objective) -> list[str]:
         *_twice_whitened(cfg, chosen),
         *_accumulated(cfg, chosen),
         *_skipped(cfg, chosen),
+        *_left_out(cfg, chosen),
+        *_cut(cfg, chosen),
         *_without_verdict(cfg, chosen),
         *_of_other_functions(cfg, chosen),
     ]
@@ -69,6 +71,36 @@ def _skipped(cfg: Config, chosen: Advantage) -> list[str]:
         "algorithm.equal_groups: skip leaves groups out whose advantages are 0, which those of "
         f"algorithm.advantage: {_name(cfg)} need not be; set equal_groups to keep, or advantage to "
         "group_norm"
+    ]
+
+
+def _left_out(cfg: Config, chosen: Advantage) -> list[str]:
+    """Whitening sees all groups of an update; over those that train the mean would not be 0."""
+    algorithm = cfg.algorithm
+    whitens = chosen.whitens is not None or algorithm.advantage_whiten
+    if algorithm.keep_accuracy is None or algorithm.equal_groups == "replace" or not whitens:
+        return []
+    return [
+        f"algorithm.keep_accuracy: {algorithm.keep_accuracy} leaves groups out of what "
+        f"algorithm.advantage: {_name(cfg)} has whitened with them; set equal_groups to replace, or "
+        "advantage to one that does not whiten, such as group_norm"
+    ]
+
+
+def _cut(cfg: Config, chosen: Advantage) -> list[str]:
+    """What looks at whole groups beside each other must have whole ones in an update."""
+    size = cfg.minibatch_size
+    group = cfg.actor_rollout.n_samples_per_prompt
+    asking = []
+    if chosen.compares_groups:
+        asking.append(f"algorithm.advantage: {_name(cfg)}")
+    if cfg.algorithm.aggregation == "group_token_mean":
+        asking.append("algorithm.aggregation: group_token_mean")
+    if size % group == 0 or not asking:
+        return []
+    return [
+        f"actor_rollout.ppo_mini_batch_size: {size} must be whole groups of n_samples_per_prompt "
+        f"{group} with {asking[0]}, such as {-(-size // group) * group}"
     ]
 
 

@@ -359,4 +359,4 @@ class NativeEngine:
         member = sample_id.member
         budget = int(self._request.budgets[position, member])
         request = self._request
-        return uniforms(request.sampling.seed, request.batch.step, position, member, budget)
+        return uniforms(request.sampling.seed, *request.batch.random_key(position), member, budget)

@@ -80,7 +80,8 @@ class RolloutEngine(Protocol):
         """Take a request: all samples of the prompts at these positions of the batch.
 
         A sample has at most `EngineConfig.max_response` tokens; `budgets`, int [P, G], sets lower
-        limits for each. The uniform number of a token is that of `sampler.uniforms`. The request
+        limits for each. The uniform number of a token is that of `sampler.uniforms`, by
+        `batch.random_key`. The request
         before must have been collected whole.
         """
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r1zero.algo.selection import TeachingGroups, agreement
-from r1zero.types import Agreement, Group, Outcome, Prompt, Sample, Score
+from r1zero.types import Agreement, Batch, Group, Outcome, Prompt, Sample, Score
 
 OUTCOMES = {
     "+": Outcome.RIGHT,
@@ -36,20 +36,23 @@ def group_of(acc: str, rewards: list[float] | None = None, other: str = "", cut:
     return Group(0, prompt, samples)
 
 
-def select(group: Group, **keys: object) -> str:
-    """Why the group is dropped."""
-    chosen = {"equal_groups": "keep", "accuracy": None, "mask_truncated": False, "budget": 3} | keys
+def select(group: Group, limit: int | None = None, **keys: object) -> str:
+    """Why the group is dropped, in a step whose responses stop at this limit."""
+    batch = Batch(1, 0, [group.prompt], 4, 4, response_limit=limit)
+    chosen = {"equal_groups": "keep", "accuracy": None, "mask_truncated": False} | keys
     selector = TeachingGroups(verdict_functions=ACC, **chosen)
-    assert selector.select([group]) == [group] and group.trains == (not group.dropped)
+    assert selector.select(batch, [group]) == [group] and group.trains == (not group.dropped)
     return group.dropped
 
 
-def test_a_group_that_was_stopped_below_the_budget_is_put_off():
+def test_a_group_that_was_stopped_in_a_short_step_is_put_off_whatever_else_holds():
     """Of three tokens each; one that ended by itself is as short as it likes."""
-    assert select(group_of("+--0", cut="2"), budget=4) == "put_off"
-    assert select(group_of("++++", cut="0123"), budget=4, equal_groups="skip") == "put_off"
-    assert select(group_of("+--0", cut="2"), budget=3) == ""
-    assert select(group_of("+--0"), budget=4) == ""
+    assert select(group_of("+--0", cut="2"), limit=3) == "put_off"
+    assert select(group_of("++++", cut="0123"), limit=3, equal_groups="skip") == "put_off"
+    assert select(group_of("+--0", cut="0123"), limit=3, mask_truncated=True) == "put_off"
+    assert select(group_of("+--0", cut="2"), limit=4) == "", "an engine stopped it before"
+    assert select(group_of("+--0", cut="2")) == "", "no short step"
+    assert select(group_of("+--0"), limit=3) == ""
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,16 @@ def test_a_run_one_step_off_resumes_exactly_and_on_another_layout(tiny, tmp_path
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-4, abs=2e-6)
 
 
+def test_what_was_drawn_ahead_is_learnt_from_without_the_reference_that_it_had(tiny, tmp_path):
+    folder = tmp_path / "run"
+    options = ["training.staleness=1", "resource_pool.ref=null"]
+    stop_after(folder, 2, "training.staleness=1")
+    none = ["algorithm.kl_ctrl.type=fixed", "algorithm.kl_ctrl.kl_coef=0"]
+    run(folder, 1, "tiny", [*RUN, *options, *none])
+    with_one, _, without, _ = metrics(folder)
+    assert "kl" in with_one and "kl" not in without
+
+
 def test_every_prompt_is_drawn_once_when_the_size_changes_with_a_batch_on_its_way(tiny, tmp_path):
     """The third step learns from what the checkpoint holds, by its size; the later ones by the new one."""
     options = ["training.staleness=1", "training.no_shuffle=true", "training.minibatch_order=drawn"]

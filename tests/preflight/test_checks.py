@@ -25,6 +25,8 @@ from r1zero.preflight.check_custom import check_custom
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
 
+# Minibatches that cut the groups of eight.
+CUT = ["actor_rollout.n_samples_per_prompt=8", "actor_rollout.ppo_mini_batch_size=4"]
 RULES = [
     # Each key by itself.
     (
@@ -73,6 +75,18 @@ RULES = [
     (
         ["training.updates=accumulate", "algorithm.advantage_whiten=true"],
         ["algorithm.advantage_whiten: true needs all samples", "updates to per_minibatch"],
+    ),
+    (
+        ["algorithm.keep_accuracy=[0.2,0.8]", "algorithm.advantage=reinforce_pp"],
+        ["algorithm.keep_accuracy: [0.2, 0.8]", "whitened", "equal_groups to replace"],
+    ),
+    (
+        ["algorithm.aggregation=group_token_mean", *CUT],
+        ["ppo_mini_batch_size: 4 must be whole groups", "group_token_mean, such as 8"],
+    ),
+    (
+        ["algorithm.advantage=lite_ppo", *CUT],
+        ["ppo_mini_batch_size: 4 must be whole groups", "advantage: lite_ppo, such as 8"],
     ),
     (["algorithm.correction.cap=0.5"], ["algorithm.correction.cap: 0.5 must be from 1 to 1000"]),
     (["training.distributed_backend=mpi"], ["training.distributed_backend: mpi", "gloo"]),

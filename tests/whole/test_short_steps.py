@@ -81,6 +81,28 @@ def test_the_same_samples_on_every_layout_and_every_prompt_once(tiny, tmp_path, 
     assert sorted(counts) == list(range(len(counts))), "the stream has no gap"
 
 
+def test_what_was_put_off_is_answered_with_its_own_random_numbers(tiny, tmp_path):
+    """Without learning an answer goes on where it was cut: none is drawn anew for being long."""
+    folder = run(tmp_path / "run", 1, "tiny", JOB)
+    cut: dict[tuple[int, int], str] = {}
+    compared = 0
+    for step in range(1, STEPS + 1):
+        for index, member, response, dropped in answers(folder, step):
+            if dropped:
+                cut[index, member] = response
+            elif (index, member) in cut:
+                assert response.startswith(cut[index, member])
+                compared += 1
+    assert compared >= 8
+
+
+def test_a_short_step_may_have_more_updates_than_a_whole_one(tiny, tmp_path):
+    """One minibatch of four groups; of five drawn, all may end."""
+    keys = ["training.tail_batching=0.8", "actor_rollout.ppo_mini_batch_size=16"]
+    folder = run(tmp_path / "run", 1, "tiny", [*JOB, *keys, "training.train_iters=8"])
+    assert max(line["updates"] for line in metrics(folder)) == 2
+
+
 def test_a_resumed_run_draws_what_the_whole_one_did(tiny, tmp_path):
     constant = ["actor_rollout.lr_decay_style=constant", "actor_rollout.lr_warmup_iters=0"]
     keys = [*JOB[:-1], *constant, "training.save_interval=3"]  # and learns
