@@ -292,6 +292,7 @@ def build_runtime(run: Run, world: World) -> Runtime:
         invariants=Invariants(
             BF16 if run.dtype is Dtype.BF16 else FP32,
             run.actor.load == run.config.ref.load,
+            run.config.algorithm.kl_penalty,
         ),
         keeps_spans=world.rank in span_ranks(world.placement),
         folder=run.output_dir,

@@ -28,6 +28,13 @@ class Tolerances:
     # and after a reset
     start_kl: float
 
+    def kl_limit(self, estimator: str) -> float:
+        """`start_kl` as this estimator tells it: `abs` adds up what the others cancel or square, so
+        for it rounding is as large as in the mismatch."""
+        if estimator == "abs":
+            return self.mismatch
+        return self.start_kl
+
 
 # fp32: 100 times what is seen (1e-7). bf16 carries 8 bits of log-probs near 10, and the two sides
 # round at different places: 0.02 to 0.04 is seen, and its square is what a KL makes of it.
@@ -41,6 +48,7 @@ class Invariants:
 
     limits: Tolerances
     same_start: bool  # policy and reference start from the same weights
+    kl_penalty: str  # estimator of the KL that is told
 
     def broken(
         self,
@@ -91,16 +99,17 @@ class Invariants:
 
     def _start_kl(self, batch: Batch, first: UpdateStats) -> list[str]:
         kl = joined([first], KL.key)
-        if abs(kl) <= self.limits.start_kl:
+        limit = self.limits.kl_limit(self.kl_penalty)
+        if abs(kl) <= limit:
             return []
         if batch.version > 0:
             return [
                 f"after its reset the KL to the reference is {kl:.2g} in the first minibatch (limit "
-                f"{self.limits.start_kl:g}): the reference does not hold the policy's weights"
+                f"{limit:g}): the reference does not hold the policy's weights"
             ]
         return [
             f"before the first update the KL to the reference is {kl:.2g} (limit "
-            f"{self.limits.start_kl:g}), though actor_rollout.load and ref.load are the same: one "
+            f"{limit:g}), though actor_rollout.load and ref.load are the same: one "
             "of the two was not loaded as it is"
         ]
 

@@ -21,6 +21,7 @@ from support.multiproc import DEVICE, run_ranks
 from support.patience import LONG
 from support.worlds import make_runtime, metrics, samples
 
+from r1zero.algo.stats import KL
 from r1zero.distributed.board import Board
 from r1zero.distributed.placement import RoleSize, place
 from r1zero.observe import alarms, invariants, live
@@ -38,8 +39,10 @@ from r1zero.types import (
     Outcome,
     Prompt,
     RankRecord,
+    Reduce,
     Sample,
     Score,
+    Tally,
     UpdateStats,
 )
 
@@ -301,6 +304,28 @@ def test_a_role_more_must_have_seen_the_tokens_of_what_trains():
 
     assert told(3) == []
     assert "critic ranks saw 2" in told(2)[0]
+
+
+@pytest.mark.parametrize("version", [0, 25], ids=["start", "reset"])
+@pytest.mark.parametrize(
+    ("limits", "estimator", "rounding", "fault"),
+    [
+        (invariants.BF16, "abs", 0.04, 0.2),
+        (invariants.BF16, "k3", 0.001, 0.04),
+        (invariants.FP32, "abs", 1e-6, 0.01),
+    ],
+)
+def test_what_rounding_makes_of_a_kl_is_no_fault(version, limits, estimator, rounding, fault):
+    """bf16 log-probs of the same weights differ by 0.02 to 0.04 nats, which |d| adds up."""
+    batch = Batch(version + 1, version, [], 1, 1, reference_version=version)
+    rules = invariants.Invariants(limits, same_start=True, kl_penalty=estimator)
+
+    def told(kl):
+        tally = Tally(Reduce.TOKEN_MEAN, kl, 1)
+        return rules._start_kl(batch, UpdateStats({KL.key: tally}, 1, 0.0, 0.0))
+
+    assert told(rounding) == []
+    assert f"{fault:.2g}" in told(fault)[0]
 
 
 # -- warnings -----------------------------------------------------------------------------------
