@@ -92,7 +92,7 @@ def check_entropy(cfg: Config) -> list[str]:
 
 
 def check_correction(cfg: Config) -> list[str]:
-    """Where the ratio goes back to the rollout engine there is nothing left to correct."""
+    """Where old log-probs are the rollout engine's there is nothing to compare them with."""
     algorithm = cfg.algorithm
     if algorithm.old_logprobs != "rollout":
         return []
@@ -101,9 +101,9 @@ def check_correction(cfg: Config) -> list[str]:
         ("reject", algorithm.correction.reject, ("none",)),
     )
     return [
-        f"algorithm.correction.{key}: {value} corrects old log-probs of the trainer, but with "
-        "algorithm.old_logprobs: rollout the ratio itself goes back to the engine that drew the "
-        f"tokens; set {key} to none, or old_logprobs to recompute"
+        f"algorithm.correction.{key}: {value} compares old log-probs of the trainer with the rollout "
+        "engine's, and with algorithm.old_logprobs: rollout there are only the engine's; "
+        f"set {key} to none, or old_logprobs to recompute"
         for key, value, idle in wanted
         if value not in idle
     ]

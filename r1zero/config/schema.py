@@ -543,7 +543,7 @@ class Algorithm:
     aggregation: OrNull[Text] = None
     # Log-probs that the ratio of the loss is taken to: those of the trainer under the weights at the
     # start of the step, or those that the rollout engine noted, which saves a forward pass and a
-    # copy of the weights.
+    # copy of the weights; not for reinforce, which has no ratio, and gspo, whose bounds are too narrow.
     old_logprobs: OneOf[Literal["recompute", "rollout"]] = "recompute"
     correction: Section[Correction] = field(default_factory=Correction)
     # Whiten advantages once more over the tokens of a minibatch.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from r1zero.algo.losses import LOSSES
 from r1zero.config.rules import check_pool
 from r1zero.config.schema import Config, placement, with_ranks
 from r1zero.distributed.placement import Placement
@@ -55,7 +56,7 @@ def look_ahead(cfg: Config, placed: Placement, job: Job, rates: Rates, lengths: 
     options: dict[str, Step] = {}
     split = None
     if not placed.colocated:
-        for told, changes in _options(job).items():
+        for told, changes in _options(cfg, job).items():
             options[told] = predict(placed, replace(job, **changes), rates, lengths)
         split = _best_split(cfg, placed, job, rates, lengths, now)
     return Outlook(now, options, split, rates.source)
@@ -86,12 +87,12 @@ def faster_split(
     return "; ".join(said) or None
 
 
-def _options(job: Job) -> dict[str, dict[str, Any]]:
+def _options(cfg: Config, job: Job) -> dict[str, dict[str, Any]]:
     """What could be set, and what it changes: only what is not set, and does something."""
     found: dict[str, dict[str, Any]] = {}
     together: dict[str, Any] = {}
     for told, changes in OPTIONS.items():
-        if replace(job, **changes) == job or not _matters(job, changes):
+        if replace(job, **changes) == job or not _matters(cfg, job, changes):
             continue
         if "staleness" in changes:
             if len(found) > 1:
@@ -102,8 +103,11 @@ def _options(job: Job) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _matters(job: Job, changes: Mapping[str, Any]) -> bool:
-    """Order and old log-probs mean something only where several updates follow each other."""
+def _matters(cfg: Config, job: Job, changes: Mapping[str, Any]) -> bool:
+    """Order and old log-probs mean something only where several updates follow each other, and only
+    a ratio of tokens is well taken to the engine."""
+    if "old_logprobs" in changes and LOSSES[cfg.algorithm.loss].ratio != "token":
+        return False
     several = job.updates == "per_minibatch" and job.num_minibatches > 1
     return several or "staleness" in changes
 

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from r1zero.algo.losses import LOSSES
 from r1zero.config.schema import Config
 
 
 def cautions(cfg: Config) -> list[str]:
     """Return a sentence for everything that deserves a second look."""
-    return _cut_sampling(cfg)
+    return _cut_sampling(cfg) + _several_updates(cfg) + _mean_mismatch(cfg)
+
+
+def _several_updates(cfg: Config) -> list[str]:
+    """From the second update of a step on, its samples are those of other weights."""
+    updates = cfg.updates_per_step
+    if LOSSES[cfg.algorithm.loss].ratio != "none" or updates == 1:
+        return []
+    return [
+        f"algorithm.loss: {cfg.algorithm.loss} has no ratio that corrects for the weights that drew, "
+        f"and all but the first of the {updates} updates of a step learn with others; set "
+        f"actor_rollout.ppo_mini_batch_size to {cfg.num_samples} and ppo_epochs to 1, or take another "
+        "loss"
+    ]
+
+
+def _mean_mismatch(cfg: Config) -> list[str]:
+    """One ratio of a response, to the rollout engine, scales all its tokens by their mean mismatch."""
+    algorithm = cfg.algorithm
+    if algorithm.old_logprobs != "rollout" or LOSSES[algorithm.loss].ratio != "sequence":
+        return []
+    return [
+        "algorithm.old_logprobs: rollout puts the mismatch of engine and trainer, as a mean over a "
+        f"response, into the ratio of the loss {algorithm.loss}, which weighs all its tokens; look at "
+        "mismatch/sequence, or set it to recompute"
+    ]
 
 
 def _cut_sampling(cfg: Config) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from r1zero.algo.advantages import ADVANTAGES
 from r1zero.algo.aggregation import AGGREGATIONS
 from r1zero.algo.losses import LOSSES
+from r1zero.algo.objective import Objective
 from r1zero.checkpoint.resume import check_resume
 from r1zero.config.rules import check_keys
 from r1zero.config.schema import ADVANTAGE, Config
@@ -31,6 +32,10 @@ from r1zero.preflight.model import check_models
 from r1zero.preflight.outputs import check_outputs
 from r1zero.reward.choose import check_each, gives_verdict
 from r1zero.rollout.engines import engine_problems
+
+# |mean over a response of log p - log p of the rollout engine|, as bf16 may have it; what
+# algorithm.correction.reject_low and reject_high let pass.
+MEAN_MISMATCH = 0.01
 
 
 def check(
@@ -120,7 +125,27 @@ def check_objective(cfg: Config) -> list[str]:
         objective = objective_of(algorithm, cfg.actor_rollout)
     except BadInput as error:
         return [str(error)]
-    return check_advantage(cfg, objective)
+    return check_ratio(cfg, objective) + check_advantage(cfg, objective)
+
+
+def check_ratio(cfg: Config, objective: Objective) -> list[str]:
+    """Whether the ratio of the loss can be taken to the rollout engine, if it is asked to be."""
+    if cfg.algorithm.old_logprobs != "rollout":
+        return []
+    bounds = [objective.settings.get(name, math.inf) for name in ("clip_low", "clip_high")]
+    if objective.loss.ratio == "none":
+        reason = "has no ratio that would correct for the engine that drew the tokens"
+    elif objective.loss.ratio == "sequence" and min(bounds) < MEAN_MISMATCH:
+        reason = (
+            f"cuts responses off whose ratio is {min(bounds):g} from 1, where the mismatch of engine "
+            f"and trainer alone may bring it to {MEAN_MISMATCH:g}"
+        )
+    else:
+        return []
+    return [
+        "algorithm.old_logprobs: rollout does not go with the loss "
+        f"{cfg.algorithm.loss}, which {reason}; set it to recompute"
+    ]
 
 
 def check_rewards(cfg: Config) -> list[str]:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from r1zero.algo.loss import LossTerms, microbatch_loss
 from r1zero.algo.losses import LOSSES
 from r1zero.config.schema import Correction
+from r1zero.preflight.cautions import cautions
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
 
@@ -165,3 +166,48 @@ def test_settings_that_do_not_fit_are_told(tiny, overrides, said):
     cfg, _ = load_config("tiny", [f"algorithm.{override}" for override in overrides])
     [problem] = check(cfg)
     assert said in problem
+
+
+ROLLOUT = "algorithm.old_logprobs=rollout"
+WIDE = "algorithm.loss_settings={clip_low: 0.02, clip_high: 0.02}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["algorithm.loss=reinforce"], "the loss reinforce, which has no ratio"),
+        (["algorithm=rloo", "training.staleness=1"], "the loss reinforce, which has no ratio"),
+        (["algorithm.loss=gspo"], "the loss gspo, which cuts responses off whose ratio is 0.0003"),
+        (["algorithm.loss=gspo", WIDE], None),
+        (["algorithm.loss=gmpo"], None),
+        (["algorithm.loss=cispo"], None),
+    ],
+)
+def test_a_ratio_is_taken_to_the_engine_only_where_there_is_one_with_room(tiny, overrides, said):
+    cfg, _ = load_config("tiny", [*overrides, ROLLOUT])
+    problems = check(cfg)
+    assert len(problems) == (said is not None)
+    for problem in problems:
+        assert problem.startswith("algorithm.old_logprobs: rollout does not go") and said in problem
+
+
+ONE_UPDATE = "training.updates=accumulate"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["algorithm.loss=reinforce"], ["of the 2 updates of a step learn with others"]),
+        (["algorithm=rloo"], ["algorithm.loss: reinforce has no ratio"]),
+        (["algorithm=rloo", ONE_UPDATE], []),
+        (["algorithm.loss=gmpo", ROLLOUT], ["into the ratio of the loss gmpo"]),
+        (["algorithm.loss=gspo", WIDE, ROLLOUT], ["into the ratio of the loss gspo"]),
+        (["algorithm.loss=gmpo"], []),
+        (["algorithm.loss=cispo", ROLLOUT], []),
+    ],
+)
+def test_samples_that_a_loss_cannot_correct_deserve_a_warning(tiny, overrides, said):
+    warnings = cautions(load_config("tiny", overrides)[0])
+    assert len(warnings) == len(said)
+    for warning, part in zip(warnings, said, strict=True):
+        assert part in warning

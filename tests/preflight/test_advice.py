@@ -181,3 +181,5 @@ def test_options_that_are_set_or_change_nothing_are_not_offered() -> None:
         "algorithm.old_logprobs: rollout",
         "training.updates: accumulate (one update)",
     ]
+    cfg = replace(cfg, algorithm=replace(cfg.algorithm, loss="gspo"))
+    assert "algorithm.old_logprobs: rollout" not in offered(), "its ratio is that of a response"

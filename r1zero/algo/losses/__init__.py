@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from r1zero.algo.stats import Stat, all_stats
 from r1zero.config.registry import Table
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Loss of each token [R], and the value of each declared statistic for each token [R], by its key.
 TokenLoss: TypeAlias = "tuple[torch.Tensor, dict[str, torch.Tensor]]"
+# What a loss compares with the weights that drew: each token, or a response; none: nothing is.
+Ratio: TypeAlias = Literal["token", "sequence", "none"]
 Limits = Mapping[str, tuple[float, float]]  # least and largest value of a setting
 
 
@@ -41,6 +43,7 @@ class PolicyLoss:
     stats: tuple[Stat, ...]  # its own, beside those that every loss has
     aggregations: tuple[str, ...]  # that it may be used with, the default first; empty: any
     limits: Limits
+    ratio: Ratio = "token"
 
     @property
     def __name__(self) -> str:
@@ -146,11 +149,13 @@ def policy_loss(
     stats: tuple[Stat, ...] = (),
     aggregations: tuple[str, ...] = (),
     limits: Limits | None = None,
+    ratio: Ratio = "token",
 ) -> Callable[[Callable[..., TokenLoss]], PolicyLoss]:
-    """Make a function a policy loss (decorator): its statistics, and the limits of its settings."""
+    """Make a function a policy loss (decorator): its statistics, the limits of its settings, and what
+    its ratio is of."""
 
     def declare(function: Callable[..., TokenLoss]) -> PolicyLoss:
-        return PolicyLoss(function, stats, aggregations, limits or {})
+        return PolicyLoss(function, stats, aggregations, limits or {}, ratio)
 
     return declare
 

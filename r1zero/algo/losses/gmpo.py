@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     stats=CLIPPED_TOKENS,
     aggregations=("sequence_mean",),
     limits={"clip_log": (1e-6, 20)},
+    ratio="sequence",
 )
 def gmpo(batch: LossBatch, *, clip_log: float = 0.4) -> TokenLoss:
     """`clip_log` bounds log-ratios: 0.4 lets a ratio gain up to e^0.4 = 1.49, or down to 0.67."""

@@ -30,6 +30,7 @@ CLIP_HIGH = 4e-4
     stats=CLIPPED_SEQUENCES,
     aggregations=("sequence_mean",),
     limits={"clip_low": (0, 1), "clip_high": (0, 100)},
+    ratio="sequence",
 )
 def gspo(
     batch: LossBatch, *, clip_low: float = CLIP_LOW, clip_high: float = CLIP_HIGH

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from r1zero.algo.losses import TokenLoss
 
 
-@policy_loss()
+@policy_loss(ratio="none")
 def reinforce(batch: LossBatch) -> TokenLoss:
     """Nothing corrects for the weights that drew the tokens: meant for one update a step."""
     return -batch.advantages * batch.logprobs, {}
