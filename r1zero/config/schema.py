@@ -718,8 +718,7 @@ class Config:
     @property
     def has_kl_term(self) -> bool:
         """The KL to a reference is in the objective."""
-        control = self.algorithm.kl_ctrl
-        return control.kl_coef > 0 or control.type == "adaptive"
+        return self.algorithm.kl_ctrl.kl_coef > 0  # steered or not: 0 stays 0
 
     @property
     def has_reference(self) -> bool:

@@ -55,8 +55,10 @@ def _reference(cfg: Config) -> Unread:
     reason = "kl_coef is 0 and resource_pool.ref names no ranks, so there is no reference"
     if cfg.base_is_reference:
         reason = "the reference is the model below the adapters, on the train ranks"
-    elif _is_set(cfg.algorithm, "kl_in"):
-        yield "algorithm.kl_in", reason
+    else:
+        for key in ("kl_in", "kl_penalty"):
+            if _is_set(cfg.algorithm, key):
+                yield f"algorithm.{key}", reason
     for entry in fields(cfg.ref):
         # model and load are filled in, and stand in every configuration that a run wrote down; the
         # last one is refused
@@ -105,6 +107,13 @@ def _correction(cfg: Config) -> Unread:
         if chosen != needed and _is_set(correction, key):
             reason = f"correction.{reader} is {chosen}; only {needed} reads it"
             yield f"algorithm.correction.{key}", reason
+
+
+def _accumulation(cfg: Config) -> Unread:
+    size = cfg.actor_rollout.ppo_mini_batch_size
+    if cfg.training.updates == "accumulate" and size != cfg.num_samples:
+        reason = f"updates: accumulate takes one step with all {cfg.num_samples} responses"
+        yield "actor_rollout.ppo_mini_batch_size", reason
 
 
 def _rounds(cfg: Config) -> Unread:
@@ -180,6 +189,7 @@ RULES = (
     _microbatches,
     _entropy,
     _correction,
+    _accumulation,
     _rounds,
     _lora,
     _sequence_parallel,

@@ -457,7 +457,7 @@ class Actor:
 
 
 def _kl_coefficient(control: KlCtrl) -> KLCoefficient:
-    if control.type == "adaptive":
+    if control.type == "adaptive" and control.kl_coef > 0:  # 0 stays 0
         return KLCoefficient(control.kl_coef, control.target_kl, control.horizon)
     return KLCoefficient(control.kl_coef)
 

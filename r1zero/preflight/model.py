@@ -9,6 +9,8 @@ from r1zero.config.schema import Config
 from r1zero.errors import BadInput, neighbours, shown
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
+from r1zero.models.lora import adapter_table, lora_config
+from r1zero.models.params import num_elements
 from r1zero.preflight.found import Found, ModelFound
 
 
@@ -26,6 +28,7 @@ def check_models(found: Found) -> list[str]:
         problems += _check_model_keys(cfg, found.actor, policy) + _check_positions(cfg, policy)
         for axis in ("tensor_model", "pipeline_model", "infer_tensor"):
             problems += _check_grid(cfg, f"actor_rollout.{axis}_parallel_size", policy)
+        problems += _check_rank(cfg, policy)
     if found.reference is not None and found.reference.shape is not None:
         problems += _check_reference(cfg, found.reference, found.reference.shape, policy)
     return list(dict.fromkeys(problems))
@@ -74,6 +77,25 @@ def _check_positions(cfg: Config, shape: ModelConfig) -> list[str]:
     return [
         f"training.seq_length: {cfg.training.seq_length} is more than the {limit} positions of "
         f"the model {cfg.actor_rollout.load}; {limit} is the most"
+    ]
+
+
+def _check_rank(cfg: Config, shape: ModelConfig) -> list[str]:
+    """A product B A has no higher rank than the smaller side of the weight that it is added to."""
+    lora = lora_config(cfg.actor_rollout)
+    if lora is None:
+        return []
+    sides = {}
+    for adapter in adapter_table(shape, lora):
+        columns = adapter.a.view[-1]
+        rows = num_elements(adapter.b) // lora.rank
+        sides[adapter.weight.name] = min(rows, columns)
+    name = min(sides, key=sides.__getitem__)
+    if lora.rank <= sides[name]:
+        return []
+    return [
+        f"actor_rollout.lora.rank: {lora.rank} is more than {name} of the model can have; "
+        f"{sides[name]} is the most, and 8 to 64 are usual"
     ]
 
 

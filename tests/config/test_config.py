@@ -599,6 +599,16 @@ MEETING = ["training.eval_interval=5", "training.save_interval=5"]
         ),
         (["training.sequence_parallel=true"], "training.sequence_parallel", "nothing is cut"),
         (["algorithm.correction.cap=3"], "algorithm.correction.cap", "weights is none"),
+        (
+            ["algorithm.kl_ctrl.kl_coef=0", "resource_pool.ref=[]", "algorithm.kl_penalty=k1"],
+            "algorithm.kl_penalty",
+            "there is no reference",
+        ),
+        (
+            ["training.updates=accumulate"],
+            "actor_rollout.ppo_mini_batch_size",
+            "one step with all 48 responses",
+        ),
         (["algorithm.max_rounds=5"], "algorithm.max_rounds", "only replace draws in rounds"),
         (
             [*STALE, "algorithm.correction.cap=3", "algorithm.old_logprobs=rollout"],
@@ -642,6 +652,8 @@ def test_a_key_that_another_key_makes_idle_is_told(
     "overrides",
     [
         [*ADAPTIVE, HORIZON],
+        ["training.updates=accumulate", "actor_rollout.ppo_mini_batch_size=48"],
+        ["algorithm.kl_ctrl.kl_coef=0", "algorithm.kl_penalty=k1"],  # ranks are named that tell it
         ["actor_rollout.lr_decay_style=linear", "actor_rollout.min_lr=1e-8"],
         ["training.keep_last=2", "training.keep_every=10"],
         [*STALE, "algorithm.correction.cap=3"],

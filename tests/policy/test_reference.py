@@ -124,7 +124,7 @@ def test_a_run_without_a_kl_term_asks_for_no_ref_ranks(tiny):
             "resource_pool.ref=null",
         ],
     )
-    assert steered.has_reference and steered.world_size == 4
+    assert not steered.has_reference and steered.world_size == 3, "0 stays 0"
 
 
 def test_files_and_sizes_of_a_reference_that_is_not_loaded_do_not_matter(tiny, tmp_path):

@@ -447,6 +447,14 @@ def test_model_file_must_agree_with_config_json(home: Path) -> None:
         )
 
 
+def test_adapters_have_no_higher_rank_than_their_weights(home: Path) -> None:
+    """hidden 32: qkv is 64 x 32, proj 32 x 32, fc1 96 x 32, fc2 32 x 48."""
+    assert check(load(home, "actor_rollout.lora.rank=32")) == []
+    problem = only(check(load(home, "actor_rollout.lora={rank: 33, targets: [fc2]}")))
+    assert "actor_rollout.lora.rank: 33 is more than" in problem
+    assert "fc2" in problem and "32 is the most" in problem
+
+
 def test_model_file_may_shorten_the_positions(home: Path) -> None:
     keys = MODEL | {"max_position_embeddings": 90}
     (home / "model" / "small.yaml").write_text(yaml.safe_dump({"small": keys}))
