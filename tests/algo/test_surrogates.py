@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,6 +101,16 @@ def test_a_token_counts_as_cut_where_its_advantage_leaves_no_gradient(loss, rati
     losses, measured = LOSSES[loss](batch, **objective_with(loss).settings)
     [gradient] = torch.autograd.grad(losses.sum(), batch.logprobs)
     assert bool(measured["clip_fraction"]) == (advantage != 0 and gradient.item() == 0)
+
+
+def test_the_page_of_choices_names_the_losses_that_tell_two_bounds_apart():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "algorithms.md").read_text()
+    _, told = page.split("tell which bound cut (with ")
+    named = set(re.findall("`([a-z_]+)`", told.partition(";")[0]))
+    both = {"clip_fraction/low", "clip_fraction/high"}
+    assert named == {
+        loss for loss in LOSSES.names() if both <= {stat.key for stat in LOSSES[loss].stats}
+    }
 
 
 @pytest.mark.parametrize("loss", LOSSES.names())
