@@ -84,7 +84,13 @@ def group_token_mean(samples: UpdateSamples) -> Weights:
 
 def sample_weights(aggregation: Aggregation, samples: UpdateSamples) -> Weights:
     """What the aggregation says, checked. BadInput when an own one returns something else."""
-    weights, denominator = aggregation(samples)
+    returned = aggregation(samples)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise BadInput(
+            f"algorithm.aggregation returned {returned!r:.80}; return a tuple of the weights and the "
+            "denominator"
+        )
+    weights, denominator = returned
     weights = np.asarray(weights, np.float64)
     wanted = samples.counts.shape
     if weights.shape != wanted or not np.isfinite(weights).all():
@@ -110,4 +116,20 @@ def check_aggregation(name: str, found: Callable[..., Any]) -> None:
         raise BadInput(
             f"algorithm.aggregation: {name} must take one argument, the UpdateSamples, and return "
             "their weights and the denominator: see docs/extending.md"
+        ) from None
+
+
+def try_aggregation(name: str, found: Aggregation) -> None:
+    """Call it with responses that could be of a run, one of them without counted tokens. BadInput
+    if it fails on them."""
+    counts = np.array([8, 3, 0, 5])
+    groups = np.array([0, 0, 1, 1])
+    try:
+        sample_weights(found, UpdateSamples(counts, groups, budget=8))
+    except BadInput:
+        raise
+    except Exception as error:  # noqa: BLE001 - code of the user: anything may happen
+        raise BadInput(
+            f"algorithm.aggregation: {name} fails on a trial with two groups: "
+            f"{type(error).__name__}: {error}"
         ) from None

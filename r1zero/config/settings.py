@@ -21,7 +21,7 @@ from pydantic import ConfigDict, with_config
 from r1zero.config import legacy
 from r1zero.config.keys import Flag, Number, Text, Whole
 from r1zero.config.parse import SourcedValue, spelled
-from r1zero.config.validate import build
+from r1zero.config.validate import adapter, build
 from r1zero.errors import Diagnostics
 
 # Kinds of values, as the configuration converts them, of types and of defaults without one.
@@ -32,7 +32,8 @@ _KINDS: dict[type, Any] = {bool: Flag, int: Whole, float: Number, str: Text}
 def settings_type(function: Callable[..., Any]) -> Any:
     """A dataclass with a key for each keyword-only argument of a function.
 
-    NameError for an annotation that means nothing in the module of the function.
+    Some error for a function whose annotations cannot be read: NameError for one that means nothing
+    in its module, one of pydantic for a type that no value of a configuration has.
     """
     parameters = inspect.signature(function).parameters.values()
     own = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
@@ -45,7 +46,9 @@ def settings_type(function: Callable[..., Any]) -> Any:
         fields.append((parameter.name, hints[parameter.name], entry))
     name = f"{function.__name__}_settings"
     made = dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
-    return with_config(ConfigDict(extra="forbid"))(made)
+    kind = with_config(ConfigDict(extra="forbid"))(made)
+    adapter(kind)
+    return kind
 
 
 def _hints(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> dict[str, Any]:
@@ -72,7 +75,17 @@ def read_settings(
 ) -> dict[str, Any]:
     """The settings given, converted, and the defaults of the others but null; mistakes are noted."""
     before = len(notes.problems)
-    settings = build(settings_type(function), given, section, notes)
+    try:
+        kind = settings_type(function)
+    except Exception as error:  # noqa: BLE001 - code of the user: anything may happen
+        reason = str(error).partition(". ")[0]
+        notes.refuse(
+            f"{section}: the keyword arguments of {function.__name__} cannot be read: "
+            f"{type(error).__name__}: {reason}; annotate them with types such as float or str, "
+            "imported where the function is"
+        )
+        return {}
+    settings = build(kind, given, section, notes)
     if len(notes.problems) > before:
         return {}
     found = {entry.name: getattr(settings, entry.name) for entry in dataclasses.fields(settings)}

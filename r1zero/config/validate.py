@@ -33,7 +33,8 @@ def key_types(kind: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """What converts values to a type. An error of pydantic for a type that it cannot check."""
     return TypeAdapter(kind)
 
 
@@ -46,7 +47,7 @@ def build(kind: Any, given: Mapping[str, SourcedValue], section: str, notes: Dia
     written = {name: item for name, item in given.items() if item.value is not None}
     values = {name: item.value for name, item in written.items()}
     try:
-        return _adapter(kind).validate_python(values)
+        return adapter(kind).validate_python(values)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
     for mistake in mistakes:
@@ -59,7 +60,7 @@ def build(kind: Any, given: Mapping[str, SourcedValue], section: str, notes: Dia
 def value_of(kind: Any, value: Any, where: str, notes: Diagnostics) -> Any:
     """Convert a single value; None, with the mistake noted, when it does not fit."""
     try:
-        return _adapter(kind).validate_python(value)
+        return adapter(kind).validate_python(value)
     except ValidationError as error:
         for mistake in error.errors(include_url=False):
             notes.refuse(_sentence(where + _path(mistake["loc"]), kind, mistake))
@@ -73,7 +74,7 @@ def _sound_part(kind: Any, values: Mapping[str, Any], wrong: set[str]) -> Any:
         if entry.name in wrong:
             continue
         if entry.name in values:
-            value = _adapter(key_types(kind)[entry.name]).validate_python(values[entry.name])
+            value = adapter(key_types(kind)[entry.name]).validate_python(values[entry.name])
         elif entry.default_factory is not dataclasses.MISSING:
             value = entry.default_factory()
         else:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from r1zero.algo.advantages import ADVANTAGES
-from r1zero.algo.aggregation import AGGREGATIONS
+from r1zero.algo.aggregation import AGGREGATIONS, DEFAULT, try_aggregation
 from r1zero.algo.losses import LOSSES
 from r1zero.algo.objective import Objective
 from r1zero.checkpoint.resume import check_resume
@@ -123,6 +123,7 @@ def check_objective(cfg: Config) -> list[str]:
         return problems
     try:
         objective = objective_of(algorithm, cfg.actor_rollout)
+        try_aggregation(algorithm.aggregation or DEFAULT, objective.aggregation)
     except BadInput as error:
         return [str(error)]
     return check_ratio(cfg, objective) + check_advantage(cfg, objective)

@@ -269,6 +269,29 @@ def test_a_plain_function_of_rewards_is_tried_and_may_compare_groups(tiny, plain
     )
 
 
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        ("Tensor", "NameError: name 'Tensor' is not defined"),
+        ("np.ndarray", "schema for <class 'numpy.ndarray'>"),
+        ("1", "of own cannot be read"),
+    ],
+)
+def test_annotations_of_an_own_function_that_are_no_settings_are_told(tiny, tmp_path, hint, said):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from typing import TYPE_CHECKING\n"
+        "import numpy as np\n"
+        "if TYPE_CHECKING:\n"
+        "    from torch import Tensor\n"
+        f"def own(rewards, *, by: {hint} = 1):\n"
+        "    return rewards\n"
+    )
+    place = f"algorithm.advantage={file}:own"
+    assert_told([place], ["algorithm.advantage_settings: ", said, "annotate them with types"])
+
+
 @pytest.mark.parametrize("name", [*ADVANTAGES.names(), pytest.param(OWN, id="own"), "rloo"])
 def test_every_estimator_breaks_no_rule(tiny, name):
     overrides = [f"algorithm.advantage={name}"]

@@ -9,6 +9,8 @@ import pytest
 
 from r1zero.algo.aggregation import AGGREGATIONS, UpdateSamples, check_aggregation, sample_weights
 from r1zero.errors import BadInput
+from r1zero.preflight.checks import check
+from r1zero.preflight.resolve import load_config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 OWN = f"{EXAMPLES}/aggregation_square_root.py:square_root"
@@ -67,6 +69,7 @@ def test_a_response_without_counted_tokens_still_counts_as_one():
 @pytest.mark.parametrize(
     ("own", "said"),
     [
+        (lambda samples: np.ones(4), "return a tuple of the weights and the denominator"),
         (lambda samples: (np.ones(3), 1.0), "[1.0, 1.0, 1.0] for 4 samples"),
         (lambda samples: (np.full(4, np.inf), 1.0), "one finite number a sample"),
         (lambda samples: (np.ones(4), 0.0), "the denominator 0.0; return one above 0"),
@@ -84,3 +87,20 @@ def test_an_own_aggregation_of_losses_is_told_what_it_takes_now():
 
     with pytest.raises(BadInput, match="mine must take one argument, the UpdateSamples"):
         check_aggregation("mine", before)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("samples.counts * 1.0", "return a tuple of the weights and the denominator"),
+        ("samples.lengths, 1.0", "own fails on a trial with two groups: AttributeError"),
+        ("1 / samples.counts.clip(0.5), None", "own fails on a trial with two groups: TypeError"),
+        ("1 / samples.counts, 4", "one finite number a sample"),
+    ],
+)
+def test_an_own_aggregation_is_tried_before_a_run(tiny, tmp_path, body, said):
+    file = tmp_path / "mine.py"
+    file.write_text(f"def own(samples):\n    return {body}\n")
+    cfg, _ = load_config("tiny", [f"algorithm.aggregation={file}:own"])
+    [problem] = check(cfg)
+    assert problem.startswith("algorithm.aggregation") and said in problem
