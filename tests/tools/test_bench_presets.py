@@ -28,7 +28,8 @@ def test_a_run_that_fails_is_told(tiny: Path, capfd: pytest.CaptureFixture[str])
     assert run_here("bench_presets.py", *arguments) == 1
     told = capfd.readouterr()
     assert json.loads(told.out)["presets"]["gspo"]["accuracy"] == [None]
-    assert "gspo, seed 1234: failed" in told.err and "does not go with the loss gspo" in told.err
+    assert "gspo, seed 1234: exit code 2" in told.err
+    assert "does not go with the loss gspo" in told.err
 
 
 def test_steps_to_a_goal() -> None:
