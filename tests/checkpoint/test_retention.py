@@ -67,7 +67,7 @@ def test_a_score_is_reached_when_all_of_them_are() -> None:
     assert done.has_reached({"pass@1": 0.5, "math/pass@1": 0.1})
     assert not done.has_reached({"pass@1": 0.5, "math/pass@1": 0.41})
     assert not done.has_reached({}), "no score ends nothing"
-    done.advance(Drawn(4, 4))
+    done.advance(Drawn(4, 4, 4))
     assert not done.has_reached({"pass@1": 0.5}), "a step that is not evaluated"
 
 
