@@ -108,6 +108,7 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
                 observer.after_step(outcome)
             done.advance(runtime.drawn)
             done.scores = _evaluate(runtime, observer, done.step)
+            export_on_the_way(runtime)
             if reason := manager.after_step():
                 log.info(
                     "left after step %d of %d: %s; the same command goes on",
@@ -116,7 +117,6 @@ def train(runtime: Runtime | None, notice: PreemptionNotice | None = None) -> st
                     reason,
                 )
                 return reason
-            export_on_the_way(runtime)  # it may take minutes, which one who leaves does not have
         if done.step < last:
             log.info("stopped after step %d of %d: training.stop_at is reached", done.step, last)
         export(runtime, manager)

@@ -178,13 +178,12 @@ class World:
     def leave(self) -> None:
         """Leave together, so that no rank takes the store away while another still needs it.
 
-        Only the groups of a device are ended. gloo's end with the process, which is at hand: to
-        close their sockets under gloo's thread has crashed a run that was through.
+        With a device its groups are ended. Those of gloo alone end with the process, which is at
+        hand: to close their sockets under gloo's thread has crashed a run that was through.
         """
         self.barrier()
-        for (backend, _), group in reversed(self._groups.items()):
-            if backend != "gloo":
-                dist.destroy_process_group(group)
+        if any(backend != "gloo" for backend, _ in self._groups):
+            dist.destroy_process_group()
 
     def _make_groups(self, planned: Sequence[PlannedGroup]) -> dict[str, dist.ProcessGroup]:
         """Make these groups in their order; by all their names, such as "train tp"."""
