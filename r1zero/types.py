@@ -110,6 +110,9 @@ class Sample:
     # bool [T], tokens that the loss counts: those that the policy drew itself. Default: all of
     # them.
     loss_mask: np.ndarray | None = None
+    # Of a model with experts: those that each token but the last one went to while it was drawn,
+    # uint8 [T - 1, layers with experts, experts per token].
+    routes: np.ndarray | None = None
     # False: seen by advantages and counted in denominators, but not learnt from.
     trains: bool = True
     stub: TokenCounts | None = None  # in place of its arrays, which stayed behind and are empty
@@ -157,6 +160,7 @@ class Group:
     samples: list[Sample]
     trains: bool = True  # False: its samples are not learnt from
     dropped: str = ""  # why not, in a word
+    prompt_routes: np.ndarray | None = None  # as Sample.routes, of all tokens of the prompt
 
     @classmethod
     def begun(cls, position: int, prompt: Prompt, size: int) -> Group:

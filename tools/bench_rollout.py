@@ -250,7 +250,7 @@ class Ours:
 
         import torch
 
-        from r1zero.models.params import param_table
+        from r1zero.models.params import FIRST, WHOLE, param_table
         from r1zero.rollout.decoder import Decoder
         from r1zero.rollout.engine import EngineLimits, NativeEngine
         from r1zero.rollout.interface import EngineListener, Sampling
@@ -268,8 +268,10 @@ class Ours:
         with tempfile.TemporaryDirectory() as folder:
             model.theirs.save_pretrained(folder)
             weights = open_weights(folder, model.shape)
-            for tensor, shard in weights.stream(param_table(model.shape), 0, 1, model.dtype):
-                self.target.write(tensor, shard, 1)
+            for tensor, shard in weights.stream(
+                param_table(model.shape), FIRST, WHOLE, model.dtype
+            ):
+                self.target.write(tensor, shard, WHOLE)
         self.sampling = Sampling(1.0, 1.0, 0, seed=0)
         texts = [Prompt(i, "", tokens, "") for i, tokens in enumerate(prompts)]
         self.batch = Batch(1, 0, texts, args.samples, args.prompts * args.samples)

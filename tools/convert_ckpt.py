@@ -34,7 +34,7 @@ from r1zero.config.paths import user_path
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import register_own
-from r1zero.models.params import param_table
+from r1zero.models.params import FIRST, WHOLE, param_table
 from r1zero.weights.detect import CONFIG, config_folder, detect
 from r1zero.weights.open import open_weights, stored_shape
 from r1zero.weights.save_huggingface import copy_beside, save_hf
@@ -194,7 +194,7 @@ def convert(args: argparse.Namespace) -> None:
         save_hf(
             target,
             shape,
-            weights.stream(param_table(shape), 0, 1, dtype),
+            weights.stream(param_table(shape), FIRST, WHOLE, dtype),
             beside,
             torch_name(dtype),
         )

@@ -21,7 +21,15 @@ from r1zero.checkpoint.manifest import describe
 from r1zero.checkpoint.writing import FileWriting
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import EMBEDDING, ParamSpec, param_table, stage_params
+from r1zero.models.params import (
+    EMBEDDING,
+    ParamSpec,
+    ShardIndex,
+    Shards,
+    Stages,
+    param_table,
+    stage_params,
+)
 from r1zero.policy.reference import Reference
 from r1zero.run_folder.durable import sync, sync_folder
 from r1zero.weights.detect import WeightsOnDisk
@@ -42,7 +50,7 @@ class ReferenceWriting(FileWriting):
         self._name = f"{FOLDER}/stage_{grid.stage:03d}_tp_{grid.tp_index:02d}.safetensors"
         parameters = model.parameters()
         self._tensors: dict[str, torch.Tensor] = {}
-        for tensor in _stored_here(model.shape, grid.stage, grid.span.pp):
+        for tensor in _stored_here(model.shape, grid.stage, model.stages):
             if tensor.axis is not None or grid.tp_index == 0:
                 self._tensors[tensor.name] = parameters[tensor.name].detach()
 
@@ -65,10 +73,10 @@ class ReferenceWriting(FileWriting):
         self._tensors = {}
 
 
-def _stored_here(shape: ModelConfig, stage: int, pp: int) -> Iterator[ParamSpec]:
+def _stored_here(shape: ModelConfig, stage: int, stages: Stages) -> Iterator[ParamSpec]:
     """What a stage writes: each parameter of the table, and no copy of the embedding."""
     names = {tensor.name for tensor in param_table(shape)}
-    for tensor in stage_params(shape, stage, pp):
+    for tensor in stage_params(shape, stage, stages):
         if tensor.name in names:
             yield tensor
 
@@ -102,7 +110,7 @@ class StoredReference(MegatronWeights):
         files = self._files[tensor.name]
         found = []
         for tp_rank, file in enumerate(files):
-            box = wanted_box(tensor, tp_rank, len(files))
+            box = wanted_box(tensor, ShardIndex(tp=tp_rank), Shards(tp=len(files)))
             sizes = [side.stop - side.start for side in box]
             found.append(StoredPiece(box, partial(_load, file, tensor.name, sizes)))
         return found

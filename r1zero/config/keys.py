@@ -249,6 +249,16 @@ OneOf = Annotated[T, Choice()]
 Count = Annotated[Whole, at_least(1)]
 
 
+def _layers(value: Any) -> Any:
+    """MindSpeed's "7,8,7" is a list, too."""
+    if isinstance(value, str) and "," in value and "[" not in value:
+        return [part.strip() for part in value.split(",")]
+    return value
+
+
+LayerList = Annotated[Listed[Count], BeforeValidator(_layers)]
+
+
 # -- paths ----------------------------------------------------------------------------------------
 
 

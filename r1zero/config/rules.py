@@ -334,11 +334,13 @@ def check_grids(cfg: Config) -> list[str]:
     train = [
         ("tensor_model_parallel_size", tp),
         ("pipeline_model_parallel_size", actor.pipeline_model_parallel_size),
+        ("training.context_parallel_size", cfg.training.context_parallel_size),
     ]
     infer = [("infer_tensor_parallel_size", actor.infer_tensor_parallel_size or tp)]
     reference = [
         ("ref.tensor_model_parallel_size", ref.tensor_model_parallel_size),
         ("ref.pipeline_model_parallel_size", ref.pipeline_model_parallel_size),
+        ("training.context_parallel_size", cfg.training.context_parallel_size),
     ]
     return [
         *multiple("actor_rollout.num_gpus_for_train", actor.num_gpus_for_train, train),

@@ -27,6 +27,7 @@ from r1zero.config.keys import (
     Count,
     FilePath,
     Flag,
+    LayerList,
     Listed,
     Named,
     Number,
@@ -173,6 +174,8 @@ class Training:
     bf16: OrNull[Flag] = None
     # Cut activations along the sequence between TP ranks; off at TP 1.
     sequence_parallel: Flag = False
+    # Ranks of train, and of ref, that share the tokens of each microbatch: for long responses.
+    context_parallel_size: Count = 1
     seed: FromZero = 1234  # of data order and sampling
     no_shuffle: Flag = False  # take the prompts in file order
     # How the prompts of a global batch are dealt to its minibatches: drawn, in the order of the
@@ -407,6 +410,10 @@ class ActorRollout:
     num_gpus_for_infer: Count = 1
     tensor_model_parallel_size: Count = 1  # of train
     pipeline_model_parallel_size: Count = 1  # of train
+    # Of train: ranks of a pipeline stage that share the experts of each layer, across replicas.
+    expert_model_parallel_size: Count = 1
+    # Of train: layers of each pipeline stage, as [7, 8, 7] or "7,8,7". Default: evenly.
+    num_layer_list: OrNull[LayerList] = None
     infer_tensor_parallel_size: OrNull[Count] = None  # default that of train
 
 
@@ -426,6 +433,8 @@ class Ref:
     reset_interval: OrNull[Count] = None
     tensor_model_parallel_size: Count = 1
     pipeline_model_parallel_size: Count = 1
+    expert_model_parallel_size: Count = 1
+    num_layer_list: OrNull[LayerList] = None  # layers of each pipeline stage; default: evenly
     micro_batch_size: Count = 1  # responses in one forward pass
     # If given, this many tokens at most instead.
     max_tokens_per_microbatch: OrNull[Whole] = None
@@ -767,16 +776,28 @@ def role_sizes(cfg: Config) -> dict[str, RoleSize]:
     without a reference has no ref."""
     actor = cfg.actor_rollout
     ref = cfg.ref
-    train_tp = actor.tensor_model_parallel_size
+    context_parallel = cfg.training.context_parallel_size
+    rollout_tp = actor.infer_tensor_parallel_size or actor.tensor_model_parallel_size
     sizes = {
-        "train": RoleSize(actor.num_gpus_for_train, train_tp, actor.pipeline_model_parallel_size),
-        "rollout": RoleSize(actor.num_gpus_for_infer, actor.infer_tensor_parallel_size or train_tp),
+        "train": RoleSize(
+            actor.num_gpus_for_train,
+            tp=actor.tensor_model_parallel_size,
+            pp=actor.pipeline_model_parallel_size,
+            cp=context_parallel,
+            ep=actor.expert_model_parallel_size,
+            num_layer_list=tuple(actor.num_layer_list or ()),
+        ),
+        # Each TP rank holds whole experts.
+        "rollout": RoleSize(actor.num_gpus_for_infer, tp=rollout_tp, ep=rollout_tp),
     }
     if cfg.has_reference:
         sizes["ref"] = RoleSize(
             sum(cfg.resource_pool.ref),
-            ref.tensor_model_parallel_size,
-            ref.pipeline_model_parallel_size,
+            tp=ref.tensor_model_parallel_size,
+            pp=ref.pipeline_model_parallel_size,
+            cp=context_parallel,
+            ep=ref.expert_model_parallel_size,
+            num_layer_list=tuple(ref.num_layer_list or ()),
         )
     return sizes
 

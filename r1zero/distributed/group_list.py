@@ -6,14 +6,20 @@ A role's code talks inside lines of its grid, named after the axes along which t
     role_control     the whole role                    decisions, samples, checkpoints; on the host
     replica_control  one replica                       samples; on the host
     tp               one tensor-parallel group         activations; in rollout while tokens are decoded
-    dp               the same shard in each replica    gradients and parameters
+    cp               one context-parallel group        keys and values
+    dp               the same shard everywhere         gradients and parameters; its ranks differ in cp, too
     pp               one pipeline                      activations
-    mp               one replica                       nothing; Megatron asks who is in it
+    mp               its ranks with one cp index       nothing; Megatron asks who is in it
+    ep               the experts of a layer            tokens on their way to experts and back
+    expt_dp          the same experts everywhere       their gradients and parameters
+    tp_ep_pp         all experts, of all layers        nothing, as mp
+    tp_dp            a stage                           nothing, as mp
     all              the whole role                    norms of gradients
     embd             first and last stage of a line    gradients of tied embeddings
     self             this rank                         nothing; for axes that a role does not have
 
-With TP 2, DP 2, PP 2 from rank 0, rank 5 is in tp 4 5, dp 5 7, pp 1 5, mp 0 1 4 5, embd 1 5.
+With TP 2, DP 2, PP 2 from rank 0, rank 5 is in tp 4 5, dp 5 7, pp 1 5, mp 0 1 4 5, embd 1 5; with EP 4
+in ep 4 5 6 7, expt_dp 5, tp_ep_pp 0 to 7, tp_dp 4 5 6 7.
 
 On NPUs every group in use takes two buffers of device memory, so that a role has no more of them
 than it uses. A group is connected at start (`warm`) where its first use would be in the middle of a
@@ -65,6 +71,7 @@ class PlannedGroup:
 
 
 CONTROL = Use(HOST)
+OF_EXPERTS = ("ep", "expt_dp", "tp_ep_pp", "tp_dp")
 EVERYTHING = {
     # Saving a checkpoint, Megatron sends a flag from device to device over its default group, which
     # this one stands for.
@@ -74,6 +81,11 @@ EVERYTHING = {
     "dp": Use(DEVICE, large=True, warm=True),
     "pp": Use(DEVICE, large=True, warm=True),
     "mp": Use(DEVICE),
+    "cp": Use(DEVICE, large=True, warm=True),
+    "ep": Use(DEVICE, large=True, warm=True),
+    "expt_dp": Use(DEVICE, large=True, warm=True),
+    "tp_ep_pp": Use(DEVICE),
+    "tp_dp": Use(DEVICE),
     "all": Use(DEVICE, warm=True),
     "embd": Use(DEVICE, large=True),
     "self": Use(DEVICE),
@@ -91,6 +103,11 @@ USES: Mapping[str, Mapping[str, Use]] = {
         "replica_control": CONTROL,
         "tp": Use(DEVICE, large=True, warm=True),
         "pp": Use(DEVICE, large=True, warm=True),
+        "cp": Use(DEVICE, large=True, warm=True),
+        "ep": Use(DEVICE, large=True, warm=True),
+        "expt_dp": Use(DEVICE),
+        "tp_ep_pp": Use(DEVICE),
+        "tp_dp": Use(DEVICE),
         "embd": Use(DEVICE),
         "self": Use(DEVICE),
     },
@@ -131,6 +148,8 @@ def _of_role(span: RankGrid, rank: int, tensor_megabytes: int) -> list[PlannedGr
         if rank not in ranks:
             continue
         alone = len(ranks) == 1
+        if name in OF_EXPERTS and span.ep == 1:
+            use = replace(use, large=False, warm=False)  # a model without experts uses none of them
         megabytes = 0
         if use.plane != HOST:
             megabytes = tensor_megabytes if use.large and not alone else SMALL_BUFFER
@@ -163,8 +182,12 @@ def _axes(span: RankGrid, name: str) -> list[str]:
     """The axes along which the ranks of a group differ."""
     if name in ("role_control", "all"):
         return list(span.axes)
-    if name in ("replica_control", "mp"):
+    if name == "replica_control":
         return [axis for axis in span.axes if axis != DATA_AXIS]
+    if name == "mp":
+        return [axis for axis in span.axes if axis not in (DATA_AXIS, "cp")]
+    if name == "dp":
+        return [axis for axis in span.axes if axis in (DATA_AXIS, "cp")]
     if name == "embd":
         return ["pp"]
     return [axis for axis in span.axes if axis == name]
@@ -172,6 +195,8 @@ def _axes(span: RankGrid, name: str) -> list[str]:
 
 def _line(span: RankGrid, rank: int, name: str) -> tuple[int, ...]:
     """The ranks of the group of this name on the line of `rank`, which need not be among them."""
+    if name in OF_EXPERTS:
+        return _expert_line(span, rank, name)
     axes = _axes(span, name)
     index = span.index_of(rank)
     choices: Iterable[range] = [range(span.axes.get(axis, 1)) for axis in axes]
@@ -185,7 +210,31 @@ def _line(span: RankGrid, rank: int, name: str) -> tuple[int, ...]:
     return tuple(ranks)
 
 
+def _expert_line(span: RankGrid, rank: int, name: str) -> tuple[int, ...]:
+    """The same for groups that expert parallelism makes: EP ranks of a stage that follow each other
+    hold all experts of a layer.
+
+    The ranks 0 to 7 of one stage with EP 4: ep 0 1 2 3 and 4 5 6 7, expt_dp 0 4, 1 5, 2 6 and 3 7.
+    """
+    stage_index = span.index_of(rank).get("pp", 0)
+    stage = span.stage_ranks(stage_index)
+    place = stage.index(rank)
+    if name == "tp_dp":
+        return tuple(stage)
+    if name == "expt_dp":
+        return tuple(stage[place % span.ep :: span.ep])
+    first = place - place % span.ep
+    if name == "ep":
+        return tuple(stage[first : first + span.ep])
+    ranks: list[int] = []
+    for number in range(span.pp):
+        ranks += span.stage_ranks(number)[first : first + span.ep]
+    return tuple(ranks)
+
+
 def _lines(span: RankGrid, name: str) -> int:
     """How many lines of this name a role has."""
+    if name in OF_EXPERTS:
+        return span.size // len(_expert_line(span, span.first, name))
     along = math.prod(span.axes.get(axis, 1) for axis in _axes(span, name))
     return span.size // along

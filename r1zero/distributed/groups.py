@@ -48,7 +48,10 @@ class Grid:
     tp_index: int = 0
     replica: int = 0
     stage: int = 0
-    # tensor plane: tp, and of dp pp mp all embd self those that the role uses
+    cp_index: int = 0
+    expert_index: int = 0  # which of the EP parts of the experts this rank holds
+    # tensor plane: tp, and of cp dp pp mp all embd self ep expt_dp tp_ep_pp tp_dp those that the
+    # role uses
     groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
     # gloo over all ranks of the role; on devices it carries their tensors, too
     role_control: dist.ProcessGroup | None = None
@@ -65,12 +68,12 @@ class Grid:
     @property
     def is_input_rank(self) -> bool:
         """True on the rank that receives for its replica."""
-        return self.member and self.tp_index == 0 and self.stage == 0
+        return self.member and self.tp_index == 0 and self.cp_index == 0 and self.stage == 0
 
     @property
     def is_output_rank(self) -> bool:
         """True on the rank where its replica's results appear."""
-        return self.member and self.tp_index == 0 and self.is_last_stage
+        return self.member and self.tp_index == 0 and self.cp_index == 0 and self.is_last_stage
 
     def share(self, stop: int, start: int = 0) -> range:
         """The positions from `start` up to `stop` that this rank's replica works on: see
@@ -226,15 +229,19 @@ class World:
             role, _, kind = name.partition(" ")
             if role == span.role:
                 mine[kind] = group
+        role_control = mine.pop("role_control")
+        replica_control = mine.pop("replica_control")
         return Grid(
             span,
-            True,
-            index["tp"],
-            index["dp"],
-            index["pp"],
-            mine,
-            mine.pop("role_control"),
-            mine.pop("replica_control"),
+            member=True,
+            tp_index=index["tp"],
+            replica=index["dp"],
+            stage=index["pp"],
+            cp_index=index["cp"],
+            expert_index=span.expert_index(self.rank),
+            groups=mine,
+            role_control=role_control,
+            replica_control=replica_control,
         )
 
 

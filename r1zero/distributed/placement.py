@@ -1,7 +1,7 @@
 """Which rank does what: the device mesh of each role. Pure arithmetic; no torch, no environment.
 
 A role is a set of consecutive ranks laid out as a grid with named axes. The first axis runs fastest
-(Megatron's order tp-dp-pp). With tp 2, dp 3, pp 2 the twelve ranks of a role lie so:
+(Megatron's order tp-cp-dp-pp). With tp 2, dp 3, pp 2 the twelve ranks of a role lie so:
 
     stage 0:  replica 0: 0 1   replica 1: 2 3   replica 2:  4  5
     stage 1:  replica 0: 6 7   replica 1: 8 9   replica 2: 10 11
@@ -9,6 +9,15 @@ A role is a set of consecutive ranks laid out as a grid with named axes. The fir
 so rank 9 has tp 1, dp 1, pp 1, its tensor-parallel group is 8 9, its pipeline 3 9, and its replica
 2 3 8 9. Roles follow each other in the order train, rollout, ref; when colocated, every role spans
 the whole world. A run without a reference has no role ref.
+
+Context parallelism cuts the tokens of a replica's microbatches over an axis of their own, cp, between
+tp and dp. Expert parallelism has no axis: it deals the experts of a layer to the ranks of a stage,
+across replicas. There rank number i = tp + TP * (cp + CP * dp) has the experts of index i mod EP. With
+tp 2, dp 4 and EP 4, one stage:
+
+    rank            0  1  2  3  4  5  6  7
+    replica         0  0  1  1  2  2  3  3
+    expert index    0  1  2  3  0  1  2  3
 """
 
 from __future__ import annotations
@@ -26,7 +35,7 @@ DATA_AXIS = "dp"  # along which a role has replicas of its model; all other axes
 
 @dataclass(frozen=True, slots=True)
 class RankGrid:
-    """The ranks of one role and their axes, fastest first: the sizes of `tp`, `dp`, `pp`.
+    """The ranks of one role and their axes, fastest first: the sizes of `tp`, `cp`, `dp`, `pp`.
 
     An axis that is not named has size 1.
     """
@@ -34,13 +43,30 @@ class RankGrid:
     role: str
     first: int
     axes: Mapping[str, int]
+    ep: int = 1  # ranks of a stage that share the experts of a layer
+    # Layers of each pipeline stage; empty: spread evenly.
+    num_layer_list: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, role: str, first: int, size: int, tp: int = 1, pp: int = 1) -> RankGrid:
-        """The grid of `size` ranks, which is a multiple of tp * pp."""
-        assert size > 0 and size % (tp * pp) == 0, f"{role}: {size} ranks for TP {tp} x PP {pp}"
-        axes = {"tp": tp, DATA_AXIS: size // (tp * pp), "pp": pp}
-        return cls(role, first, MappingProxyType(axes))
+    def of(
+        cls,
+        role: str,
+        first: int,
+        size: int,
+        tp: int = 1,
+        pp: int = 1,
+        cp: int = 1,
+        ep: int = 1,
+        num_layer_list: tuple[int, ...] = (),
+    ) -> RankGrid:
+        """The grid of `size` ranks, which is a multiple of tp * cp * pp."""
+        model = tp * cp * pp
+        assert size > 0 and size % model == 0, (
+            f"{role}: {size} ranks for TP {tp} x CP {cp} x PP {pp}"
+        )
+        assert (size // pp) % ep == 0, f"{role}: EP {ep} in stages of {size // pp} ranks"
+        axes = {"tp": tp, "cp": cp, DATA_AXIS: size // model, "pp": pp}
+        return cls(role, first, MappingProxyType(axes), ep, num_layer_list)
 
     @property
     def size(self) -> int:
@@ -51,6 +77,10 @@ class RankGrid:
         return self.axes.get("tp", 1)
 
     @property
+    def cp(self) -> int:
+        return self.axes.get("cp", 1)
+
+    @property
     def pp(self) -> int:
         return self.axes.get("pp", 1)
 
@@ -58,6 +88,11 @@ class RankGrid:
     def dp(self) -> int:
         """Number of replicas of the model."""
         return self.axes.get(DATA_AXIS, 1)
+
+    @property
+    def expert_data_size(self) -> int:
+        """Number of ranks of a stage that hold the same experts."""
+        return self.tp * self.cp * self.dp // self.ep
 
     @property
     def ranks(self) -> list[int]:
@@ -82,6 +117,16 @@ class RankGrid:
             found[axis] = left % size
             left //= size
         return found
+
+    def expert_index(self, rank: int) -> int:
+        """Which of the EP parts of a layer's experts a rank of this role holds."""
+        index = self.index_of(rank)
+        in_replica = index.get("tp", 0) + self.tp * index.get("cp", 0)
+        return (in_replica + self.tp * self.cp * index.get(DATA_AXIS, 0)) % self.ep
+
+    def stage_ranks(self, stage: int) -> list[int]:
+        """All ranks of a pipeline stage, ascending."""
+        return self.rank_groups(*(axis for axis in self.axes if axis != "pp"))[stage]
 
     def rank_groups(self, *axes: str) -> list[list[int]]:
         """All groups of ranks that differ along these axes only, in order of their first rank.
@@ -206,6 +251,9 @@ class RoleSize:
     ranks: int
     tp: int = 1
     pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    num_layer_list: tuple[int, ...] = ()
 
 
 def place(sizes: Mapping[str, RoleSize], colocate: bool) -> Placement:
@@ -223,18 +271,40 @@ def place(sizes: Mapping[str, RoleSize], colocate: bool) -> Placement:
     roles = {}
     for role, size in sizes.items():
         _check_size(role, size)
-        roles[role] = RankGrid.of(role, 0 if colocate else first, size.ranks, size.tp, size.pp)
+        roles[role] = RankGrid.of(
+            role,
+            0 if colocate else first,
+            size.ranks,
+            size.tp,
+            size.pp,
+            size.cp,
+            size.ep,
+            size.num_layer_list,
+        )
         first += size.ranks
     return Placement(MappingProxyType(roles), colocate)
 
 
 def _check_size(role: str, size: RoleSize) -> None:
-    model = size.tp * size.pp
-    if size.ranks >= 1 and size.ranks % model == 0:
-        return
-    whole = size.ranks // model
-    works = sorted({max(1, whole) * model, (whole + 1) * model})
-    raise BadInput(
-        f"{role} has {size.ranks} ranks, which is not a multiple of TP {size.tp} x PP {size.pp}; "
-        f"{' or '.join(map(str, works))} would work"
-    )
+    model = size.tp * size.cp * size.pp
+    if size.ranks < 1 or size.ranks % model:
+        whole = size.ranks // model
+        works = sorted({max(1, whole) * model, (whole + 1) * model})
+        cut = f"TP {size.tp} x PP {size.pp}"
+        if size.cp > 1:
+            cut = f"TP {size.tp} x CP {size.cp} x PP {size.pp}"
+        raise BadInput(
+            f"{role} has {size.ranks} ranks, which is not a multiple of {cut}; "
+            f"{' or '.join(map(str, works))} would work"
+        )
+    stage = size.ranks // size.pp
+    if stage % size.ep:
+        raise BadInput(
+            f"{role} has {stage} ranks in a pipeline stage, over which EP {size.ep} cannot deal the "
+            "experts; choose an expert parallel size that divides it"
+        )
+    if size.num_layer_list and len(size.num_layer_list) != size.pp:
+        raise BadInput(
+            f"{role} has {size.pp} pipeline stages, but num_layer_list {list(size.num_layer_list)} "
+            f"says the layers of {len(size.num_layer_list)}; give a number for each stage"
+        )

@@ -29,7 +29,7 @@ from r1zero.evaluation.evaluate import evaluate
 from r1zero.evaluation.scores import table
 from r1zero.models.dtype import Dtype
 from r1zero.models.layout import WeightTarget
-from r1zero.models.params import param_table
+from r1zero.models.params import ShardIndex, Shards, param_table
 from r1zero.preflight.datasets import look_at_prompts
 from r1zero.preflight.run import ModelFiles
 from r1zero.reward.config import RewardConfig
@@ -159,9 +159,10 @@ def _eval_config(request: EvalRequest, path: str) -> EvalConfig:
 def _load(target: WeightTarget, weights: Weights, world: World, dtype: torch.dtype) -> None:
     """Fill a rank's target from a model folder; the version is 0."""
     grid = target.layout.grid(world.rollout.span)
-    tp_index = grid.index_of(world.rank)["tp"]
-    for spec, part in weights.stream(param_table(weights.shape), tp_index, grid.tp, dtype):
-        target.write(spec, part, grid.tp)
+    index = ShardIndex.of_rank(grid, world.rank)
+    shards = Shards.of_grid(grid)
+    for spec, part in weights.stream(param_table(weights.shape), index, shards, dtype):
+        target.write(spec, part, shards)
     target.commit(0)
 
 

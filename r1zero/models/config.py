@@ -19,7 +19,17 @@ from r1zero.models.family import by_architecture, by_megatron, family_of
 from r1zero.models.hf_config import RopeScaling
 from r1zero.models.params import num_elements
 
-__all__ = ["ModelConfig", "RopeScaling"]
+__all__ = ["Experts", "ModelConfig", "RopeScaling"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """The routed experts of a mixture-of-experts model."""
+
+    count: int  # of a layer
+    top_k: int  # that each token goes to
+    ffn_hidden_size: int  # of each
+    layers: tuple[int, ...]  # that have them, ascending; the others have a dense MLP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +54,7 @@ class ModelConfig:
     tie_word_embeddings: bool  # the output layer is the embedding
     qkv_bias: bool
     qk_norm: bool  # queries and keys are normalised, how is the family's
+    experts: Experts | None = None  # None: all layers have a dense MLP
 
     @property
     def qkv_size(self) -> int:

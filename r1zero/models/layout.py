@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from r1zero.distributed.placement import RankGrid
 from r1zero.errors import BadInput
-from r1zero.models.params import ParamSpec, local_view, num_elements
+from r1zero.models.params import WHOLE, ParamSpec, Shards, local_view, num_elements
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +60,8 @@ class WeightTarget:
     tensors: Mapping[str, torch.Tensor]  # by the layout's names; all of one dtype
     commit: Callable[[int], None]
 
-    def problems(self, specs: Sequence[ParamSpec], tp: int) -> list[str]:
-        """Say of each parameter that has no place here what is wrong; `tp` as in `regions`."""
+    def problems(self, specs: Sequence[ParamSpec], shards: Shards) -> list[str]:
+        """Say of each parameter that has no place here what is wrong; `shards` as in `regions`."""
         found = []
         for spec in specs:
             names = spec.hf
@@ -69,34 +69,38 @@ class WeightTarget:
                 names = (spec.name,)
             missing = [name for name in names if name not in self.tensors]
             held = sum(self.tensors[name].numel() for name in names if name in self.tensors)
-            wanted = num_elements(spec, tp)
+            wanted = num_elements(spec, shards)
             if missing:
                 found.append(f"{missing[0]} is missing")
             elif held != wanted:
                 found.append(f"{' and '.join(names)}: {held} elements instead of {wanted}")
         return found
 
-    def regions(self, spec: ParamSpec, box: Box, tp: int) -> Iterator[tuple[Index, torch.Tensor]]:
-        """Where a box of a rank's part of `spec.view` lies, `tp` being that of the layout's grid.
+    def regions(
+        self, spec: ParamSpec, box: Box, shards: Shards
+    ) -> Iterator[tuple[Index, torch.Tensor]]:
+        """Where a box of a rank's part of `spec.view` lies, cut as by the layout's grid.
 
         Yields (index into the box's values, the view that takes them).
         """
         if self.layout.names == "megatron":
-            yield _everything(box), local_view(spec, self.tensors[spec.name], tp)[box]
+            yield _everything(box), local_view(spec, self.tensors[spec.name], shards)[box]
             return
-        for index, name, region in hf_regions(spec, box, tp):
+        for index, name, region in hf_regions(spec, box, shards):
             yield index, self.tensors[name].detach()[region]
 
-    def write(self, spec: ParamSpec, param: torch.Tensor, tp: int) -> None:
-        """Write a rank's parameter in Megatron's layout for TP `tp`, that of the layout's grid."""
-        values = local_view(spec, param, tp)
+    def write(self, spec: ParamSpec, param: torch.Tensor, shards: Shards) -> None:
+        """Write a rank's parameter in Megatron's layout, cut as by the layout's grid."""
+        values = local_view(spec, param, shards)
         whole = tuple(slice(0, size) for size in values.shape)
-        for index, place in self.regions(spec, whole, tp):
+        for index, place in self.regions(spec, whole, shards):
             place.copy_(values[index])
 
 
-def hf_regions(spec: ParamSpec, box: Box, tp: int = 1) -> Iterator[tuple[Index, str, Box]]:
-    """Cut a box of a TP rank's part of `spec.view` where it passes from one Hugging Face tensor to
+def hf_regions(
+    spec: ParamSpec, box: Box, shards: Shards = WHOLE
+) -> Iterator[tuple[Index, str, Box]]:
+    """Cut a box of a rank's part of `spec.view` where it passes from one Hugging Face tensor to
     the next.
 
     Yields (index into the box's values, name, region of the rank's part of that tensor). The box of
@@ -120,7 +124,7 @@ def hf_regions(spec: ParamSpec, box: Box, tp: int = 1) -> Iterator[tuple[Index, 
     3 5 -> q 2 4
     """
     if spec.kv_groups is not None:
-        assert spec.kv_groups % tp == 0, f"{spec.name}: TP {tp} cuts a group of heads"
+        assert spec.kv_groups % shards.tp == 0, f"{spec.name}: TP {shards.tp} cuts a group of heads"
         yield from _qkv_regions(spec, spec.kv_groups, box)
     elif len(spec.hf) > 1:  # one lies behind the other along the view's first axis
         for number in range(box[0].start, box[0].stop):

@@ -24,10 +24,11 @@ rank's weights are a plain dict from these names to tensors.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from r1zero.errors import BadInput
 from r1zero.models.family import family_of
@@ -35,28 +36,131 @@ from r1zero.models.family import family_of
 if TYPE_CHECKING:
     import torch
 
+    from r1zero.distributed.placement import RankGrid
     from r1zero.models.config import ModelConfig
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
 
 
+Cut = Literal["tp", "experts"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParamSpec:
     """One parameter of the whole model.
 
-    `view` is the global tensor shaped so that tensor parallelism cuts one axis of it: linear_fc1 is
-    (2, F, H) cut along axis 1, all others are as the table above says.
+    `view` is the global tensor shaped so that parallelism cuts one axis of it: linear_fc1 is
+    (2, F, H) cut along axis 1 by tensor parallelism, that of all experts (E, 2, F, H) along axis 0
+    by expert parallelism, all others are as the table above says.
     """
 
     name: str  # Megatron's, with the global layer number
     hf: tuple[str, ...]  # Hugging Face sources, in the order in which they are fused
     hf_shape: tuple[tuple[int, ...], ...]  # of each source
     view: tuple[int, ...]
-    axis: int | None  # of `view`, cut by TP; None: every TP rank holds the whole
+    axis: int | None  # of `view`, that is cut; None: every rank of its stage holds the whole
     layer: int | None  # None for the embedding, the final norm and the output layer
     place: str  # "first" stage, the stage of its "layer", or "last" stage
     kv_groups: int | None = None  # linear_qkv only: how many groups its rows interleave
+    cut: Cut = "tp"  # what cuts `axis`
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """Into how many parts a role cuts the parameters of a stage."""
+
+    tp: int = 1
+    ep: int = 1  # of experts
+
+    @classmethod
+    def of_grid(cls, grid: RankGrid) -> Shards:
+        """As the ranks of a role do."""
+        return cls(grid.tp, grid.ep)
+
+    def of(self, spec: ParamSpec) -> int:
+        """Into how many parts this parameter."""
+        if spec.axis is None:
+            return 1
+        return self.ep if spec.cut == "experts" else self.tp
+
+
+WHOLE = Shards()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """Which of these parts a rank holds."""
+
+    tp: int = 0
+    ep: int = 0
+
+    @classmethod
+    def of_rank(cls, grid: RankGrid, rank: int) -> ShardIndex:
+        """As a rank of a role does."""
+        return cls(grid.index_of(rank).get("tp", 0), grid.expert_index(rank))
+
+    def of(self, spec: ParamSpec) -> int:
+        """Which part of this parameter."""
+        if spec.axis is None:
+            return 0
+        return self.ep if spec.cut == "experts" else self.tp
+
+
+FIRST = ShardIndex()
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """How many layers each pipeline stage has.
+
+    >>> stages = Stages((2, 3))
+    >>> [stages.of_layer(layer) for layer in range(5)], stages.first_layer(1)
+    ([0, 0, 1, 1, 1], 2)
+    """
+
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, num_layers: int, grid: RankGrid) -> Stages:
+        """Of a role. BadInput when its layers cannot be spread so."""
+        if not grid.num_layer_list:
+            return cls.even(num_layers, grid.pp)
+        if sum(grid.num_layer_list) != num_layers:
+            raise BadInput(
+                f"num_layer_list {list(grid.num_layer_list)} of {grid.role} adds up to "
+                f"{sum(grid.num_layer_list)} layers, but the model has {num_layers}"
+            )
+        return cls(grid.num_layer_list)
+
+    @classmethod
+    def even(cls, num_layers: int, pp: int) -> Stages:
+        """The same number on each stage. BadInput if PP does not divide the layers."""
+        if num_layers % pp:
+            raise BadInput(
+                f"num_hidden_layers {num_layers} cannot be spread evenly over {pp} pipeline stages; "
+                "choose a pipeline size that divides it, or say the layers of each stage "
+                "(num_layer_list)"
+            )
+        return cls((num_layers // pp,) * pp)
+
+    @property
+    def last(self) -> int:
+        return len(self.counts) - 1
+
+    def first_layer(self, stage: int) -> int:
+        """Global number of the first layer of a stage."""
+        return sum(self.counts[:stage])
+
+    def layers(self, stage: int) -> range:
+        """Global numbers of the layers of a stage."""
+        first = self.first_layer(stage)
+        return range(first, first + self.counts[stage])
+
+    def of_layer(self, layer: int) -> int:
+        """The stage that has a layer."""
+        ends = itertools.accumulate(self.counts)
+        return next(stage for stage, end in enumerate(ends) if layer < end)
 
 
 def whole_param(
@@ -81,101 +185,99 @@ def param_table(config: ModelConfig) -> list[ParamSpec]:
     return family_of(config).params(config)
 
 
-def num_elements(spec: ParamSpec, tp: int = 1) -> int:
-    """Elements of one TP rank's part; rounded down where TP does not divide it."""
-    whole = prod(spec.view)
-    if spec.axis is None:
-        return whole
-    return whole // tp
+def num_elements(spec: ParamSpec, shards: Shards = WHOLE) -> int:
+    """Elements of one rank's part; rounded down where the parts are not equal."""
+    return prod(spec.view) // shards.of(spec)
 
 
-def stage_params(config: ModelConfig, stage: int, pp: int) -> list[ParamSpec]:
+def stage_params(config: ModelConfig, stage: int, stages: Stages) -> list[ParamSpec]:
     """List what the ranks of one pipeline stage hold, in the order of the table.
 
     With tied weights and several stages the last one owns a copy of the embedding named
     output_layer.weight. It is loaded from the embedding, and never published or saved.
     """
     table = param_table(config)
-    held = [spec for spec in table if stage_of(spec, config.num_layers, pp) == stage]
-    if config.tie_word_embeddings and pp > 1 and stage == pp - 1:
+    held = [spec for spec in table if stage_of(spec, stages) == stage]
+    if config.tie_word_embeddings and 0 < stage == stages.last:
         held.append(replace(table[0], name=OUTPUT_LAYER, place="last"))
     return held
 
 
-def stage_of(spec: ParamSpec, num_layers: int, pp: int) -> int:
-    """Return the pipeline stage of a parameter, layers being spread evenly. BadInput if they cannot
-    be.
-    """
-    if num_layers % pp:
-        raise BadInput(
-            f"num_hidden_layers {num_layers} cannot be spread evenly over {pp} pipeline stages; "
-            "choose a pipeline size that divides it"
-        )
+def stage_of(spec: ParamSpec, stages: Stages) -> int:
+    """Return the pipeline stage of a parameter."""
     if spec.layer is not None:
-        return spec.layer // (num_layers // pp)
+        return stages.of_layer(spec.layer)
     if spec.place == "first":
         return 0
-    return pp - 1
+    return stages.last
 
 
-def name_on_stage(spec: ParamSpec, num_layers: int, pp: int) -> str:
+def name_on_stage(spec: ParamSpec, stages: Stages) -> str:
     """Return the parameter's name as its stage's module has it: layers are counted from the stage's
     first.
     """
     if spec.layer is None:
         return spec.name
     head, _, tail = spec.name.split(".", 3)[1:]
-    return f"decoder.{head}.{spec.layer % (num_layers // pp)}.{tail}"
+    first = stages.first_layer(stages.of_layer(spec.layer))
+    return f"decoder.{head}.{spec.layer - first}.{tail}"
 
 
-def local_shape(spec: ParamSpec, tp: int) -> tuple[int, ...]:
-    """Return the shape of one TP rank's parameter in Megatron. BadInput if TP does not divide
-    it."""
-    return _fold(_local_view_shape(spec, tp))
+def local_shape(spec: ParamSpec, shards: Shards) -> tuple[int, ...]:
+    """Return the shape of one rank's parameter in Megatron. BadInput if it cannot be cut into equal
+    parts."""
+    return _fold(spec, _local_view_shape(spec, shards.of(spec)))
 
 
-def local_view(spec: ParamSpec, param: torch.Tensor, tp: int) -> torch.Tensor:
+def local_view(spec: ParamSpec, param: torch.Tensor, shards: Shards) -> torch.Tensor:
     """View a rank's parameter, in place, as its part of `spec.view`: writing there writes the
     parameter.
     """
     shape = tuple(param.shape)
-    assert shape == local_shape(spec, tp), f"{spec.name} has the shape {shape}"
-    return param.detach().view(_local_view_shape(spec, tp))
+    assert shape == local_shape(spec, shards), f"{spec.name} has the shape {shape}"
+    return param.detach().view(_local_view_shape(spec, shards.of(spec)))
 
 
-def shard(spec: ParamSpec, full: torch.Tensor, tp_rank: int, tp: int) -> torch.Tensor:
-    """Cut one rank's parameter out of the whole tensor in Megatron's layout for TP 1."""
-    view = local_view(spec, full, 1)
+def shard(spec: ParamSpec, full: torch.Tensor, index: ShardIndex, shards: Shards) -> torch.Tensor:
+    """Cut one rank's parameter out of the whole tensor in Megatron's layout."""
+    view = local_view(spec, full, WHOLE)
     if spec.axis is not None:
-        view = view.chunk(tp, dim=spec.axis)[tp_rank]
-    return view.reshape(local_shape(spec, tp))
+        view = view.chunk(shards.of(spec), dim=spec.axis)[index.of(spec)]
+    return view.reshape(local_shape(spec, shards))
 
 
-def merge(spec: ParamSpec, shards: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Join the parameters of all TP ranks into the whole tensor in Megatron's layout for TP 1."""
+def merge(spec: ParamSpec, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Join all parts of a parameter into the whole tensor in Megatron's layout."""
     if spec.axis is None:
-        return shards[0]
+        return parts[0]
     import torch
 
-    views = [local_view(spec, param, len(shards)) for param in shards]
-    return torch.cat(views, dim=spec.axis).view(local_shape(spec, 1))
+    shards = Shards(tp=len(parts), ep=len(parts))
+    views = [local_view(spec, param, shards) for param in parts]
+    return torch.cat(views, dim=spec.axis).view(local_shape(spec, WHOLE))
 
 
-def _local_view_shape(spec: ParamSpec, tp: int) -> tuple[int, ...]:
+def _local_view_shape(spec: ParamSpec, parts: int) -> tuple[int, ...]:
     if spec.axis is None:
         return spec.view
     size = spec.view[spec.axis]
-    if size % tp:
+    if size % parts:
+        kind = "expert" if spec.cut == "experts" else "tensor"
         raise BadInput(
-            f"{spec.name} has {size} slices along its cut axis, which tensor parallel size "
-            f"{tp} does not divide; choose a size that does"
+            f"{spec.name} has {size} slices along its cut axis, which {kind} parallel size "
+            f"{parts} does not divide; choose a size that does"
         )
-    return (*spec.view[: spec.axis], size // tp, *spec.view[spec.axis + 1 :])
+    return (*spec.view[: spec.axis], size // parts, *spec.view[spec.axis + 1 :])
 
 
-def _fold(view: tuple[int, ...]) -> tuple[int, ...]:
-    """Megatron's parameters are matrices and vectors: linear_fc1's halves lie one below the
-    other."""
-    if len(view) == 3:
-        return (view[0] * view[1], view[2])
+def _fold(spec: ParamSpec, view: tuple[int, ...]) -> tuple[int, ...]:
+    """Megatron's parameters are matrices and vectors, stacked where there are several experts:
+    linear_fc1's halves lie one below the other.
+
+    (2, F, H) becomes (2 F, H); of experts (E, 2, F, H) becomes (E, 2 F, H), and (E, H, F) stays.
+    """
+    stacked = 1 if spec.cut == "experts" else 0
+    matrix = view[stacked:]
+    if len(matrix) == 3:
+        return (*view[:stacked], matrix[0] * matrix[1], matrix[2])
     return view

@@ -36,7 +36,15 @@ from torch.distributed import ProcessGroup
 
 from r1zero.errors import BadInput
 from r1zero.models.lora import AdapterSpec, LoraConfig, adapter_table
-from r1zero.models.params import ParamSpec, local_shape, name_on_stage, shard, stage_of
+from r1zero.models.params import (
+    ParamSpec,
+    ShardIndex,
+    Shards,
+    local_shape,
+    name_on_stage,
+    shard,
+    stage_of,
+)
 from r1zero.policy.megatron import RoleModel
 
 # Megatron's name of a linear layer's product with its weight, before any sum over TP.
@@ -116,13 +124,11 @@ class Adapters:
         self.config = config
         self.by_weight: dict[str, Adapter] = {}  # by the weight's name
         model.module.requires_grad_(False)
-        span = model.grid.span
-        layers = model.shape.num_layers
         for spec in adapter_table(model.shape, config):
-            if stage_of(spec.weight, layers, span.pp) != model.grid.stage:
+            if stage_of(spec.weight, model.stages) != model.grid.stage:
                 continue
             adapter = self._adapter(spec, seed)
-            place = name_on_stage(spec.weight, layers, span.pp).removesuffix(".weight")
+            place = name_on_stage(spec.weight, model.stages).removesuffix(".weight")
             adapter.attach(model.module.get_submodule(place))
             self.by_weight[spec.weight.name] = adapter
         if model.config.recompute_granularity is not None and model.grid.is_first_stage:
@@ -132,9 +138,9 @@ class Adapters:
     def _adapter(self, spec: AdapterSpec, seed: int) -> Adapter:
         model = self.model
         full = initial_a(spec.a, seed)
-        tp = model.grid.span.tp
-        a = shard(spec.a, full, model.grid.tp_index, tp)
-        b = torch.zeros(local_shape(spec.b, tp))
+        shards = Shards.of_grid(model.grid.span)
+        a = shard(spec.a, full, ShardIndex(model.grid.tp_index, model.grid.expert_index), shards)
+        b = torch.zeros(local_shape(spec.b, shards))
         values = (
             a.to(model.device.torch, model.dtype),
             b.to(model.device.torch, model.dtype),
@@ -168,12 +174,10 @@ class Adapters:
 
     def sharded_state(self) -> dict[str, ShardedTensor | ShardedTensorFactory]:
         """A and B by their names in the module, in place, and where they lie in the whole model."""
-        grid = self.model.grid
-        layers = self.model.shape.num_layers
         state: dict[str, ShardedTensor | ShardedTensorFactory] = {}
         for adapter in self.by_weight.values():
             for spec, parameter in ((adapter.spec.a, adapter.a), (adapter.spec.b, adapter.b)):
-                name = name_on_stage(spec, layers, grid.span.pp)
+                name = name_on_stage(spec, self.model.stages)
                 state[name] = self._sharded(spec, parameter)
         return state
 

@@ -23,7 +23,6 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from r1zero.algo.packing import Microbatch
 from r1zero.distributed.device import Device
@@ -31,7 +30,14 @@ from r1zero.distributed.groups import Grid
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
 from r1zero.models.megatron_modules import PackedBatch, RMSNorm
-from r1zero.models.params import local_shape, stage_params
+from r1zero.models.params import (
+    WHOLE,
+    ShardIndex,
+    Shards,
+    Stages,
+    local_shape,
+    stage_params,
+)
 from r1zero.models.rotary import rotary_tables
 from r1zero.models.unused import local_columns
 from r1zero.weights.open import open_weights
@@ -74,6 +80,8 @@ class RoleModel:
         self.device = device
         self.dtype = dtype
         rows = shape.vocab_size // grid.span.tp
+        self.stages = Stages.of(shape.num_layers, grid.span)
+        self.shards = Shards.of_grid(grid.span)
         self.unused = local_columns(unused, grid.tp_index * rows, rows)  # of this rank's logits
         self.groups = _collection(grid)
         self.config = _transformer_config(shape, grid, device, dtype, sequence_parallel, recompute)
@@ -83,7 +91,7 @@ class RoleModel:
             )
             self.module = Backbone(
                 self.config,
-                _layer_specs(self.config, shape, grid, self.groups),
+                _layer_specs(shape, self.stages.layers(grid.stage), self.groups),
                 shape.vocab_size,
                 shape.max_positions,
                 pre_process=grid.is_first_stage,
@@ -121,7 +129,7 @@ class RoleModel:
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """This rank's parameters by Megatron name with global layer numbers."""
-        offset = get_transformer_layer_offset(self.config, pp_rank=self.grid.stage)
+        offset = self.stages.first_layer(self.grid.stage)
         named = {}
         for name, parameter in self.module.named_parameters():
             prefix, _, rest = name.partition("decoder.layers.")
@@ -135,12 +143,11 @@ class RoleModel:
         """Say which parameters TP cuts. Megatron does it while initialising at random, which
         loading leaves out; unmarked, the gradient norm would count one TP rank's shards only."""
         parameters = self.parameters()
-        span = self.grid.span
-        for tensor in stage_params(self.shape, self.grid.stage, span.pp):
+        for tensor in stage_params(self.shape, self.grid.stage, self.stages):
             parameter = parameters[tensor.name]
             if tensor.axis is not None and not getattr(parameter, "tensor_model_parallel", False):
-                whole = local_shape(tensor, 1)
-                part = local_shape(tensor, span.tp)
+                whole = local_shape(tensor, WHOLE)
+                part = local_shape(tensor, self.shards)
                 dim = next((d for d in range(len(part)) if part[d] != whole[d]), 0)
                 set_tensor_model_parallel_attributes(parameter, True, dim, 1)
 
@@ -153,9 +160,9 @@ class RoleModel:
     def fill(self, weights: Weights) -> None:
         """Fill the parameters. BadInput when they cannot be read."""
         parameters = self.parameters()
-        span = self.grid.span
-        held = stage_params(self.shape, self.grid.stage, span.pp)
-        for tensor, shard in weights.stream(held, self.grid.tp_index, span.tp, self.dtype):
+        held = stage_params(self.shape, self.grid.stage, self.stages)
+        index = ShardIndex(self.grid.tp_index, self.grid.expert_index)
+        for tensor, shard in weights.stream(held, index, self.shards, self.dtype):
             parameters.pop(tensor.name).copy_(shard)
         assert not parameters, f"parameters without weights: {sorted(parameters)}"
 
@@ -269,11 +276,9 @@ def _transformer_config(
 
 
 def _layer_specs(
-    config: TransformerConfig, shape: ModelConfig, grid: Grid, groups: ProcessGroupCollection
+    shape: ModelConfig, layers: range, groups: ProcessGroupCollection
 ) -> TransformerBlockSubmodules:
     """The family's layers of this stage, and the final norm."""
     family = family_of(shape)
-    count = shape.num_layers // config.pipeline_model_parallel_size
-    first = grid.stage * count
-    layers = [family.layer_spec(shape, layer, groups) for layer in range(first, first + count)]
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
+    specs = [family.layer_spec(shape, layer, groups) for layer in layers]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)

@@ -39,7 +39,14 @@ from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
 from r1zero.models.lora import LoraConfig, adapter_params, lora_config
-from r1zero.models.params import num_elements, param_table, stage_of
+from r1zero.models.params import (
+    Shards,
+    Stages,
+    num_elements,
+    param_table,
+    stage_of,
+    stage_params,
+)
 from r1zero.models.sizes import (
     BUCKETS_IN_FLIGHT,
     CPU_CACHE_BLOCK,
@@ -258,11 +265,11 @@ def memory(
 def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     size = dtype_of(cfg).itemsize
     frozen = 0
-    learning = stage_parameters(shape, span.tp, span.pp, stage)
+    learning = stage_parameters(shape, span, stage)
     lora = lora_config(cfg.actor_rollout)
     if lora is not None:
         frozen = learning
-        learning = stage_adapters(shape, lora, span.tp, span.pp, stage)
+        learning = stage_adapters(shape, lora, span, stage)
     copies = 2 if cfg.keeps_start_weights else 1
     return Memory(
         weights=(frozen + learning * copies) * size,
@@ -278,7 +285,7 @@ def _train_activations(cfg: Config, shape: ModelConfig, span: RankGrid, stage: i
     actor = cfg.actor_rollout
     size = dtype_of(cfg).itemsize
     tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
-    layers = _stage_layers(shape, span.pp, stage)
+    layers = Stages.of(shape.num_layers, span).layers(stage)
     kept = [
         layer_activations(shape, span.tp, tokens, size, cfg.training.sequence_parallel, layer)
         for layer in layers
@@ -312,7 +319,7 @@ def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int)
     running = min(samples, actor.max_running_samples or samples)
     logits = 2 * running * shape.vocab_size * 4  # of all vocabulary shards, and the probabilities
     return Memory(
-        weights=stage_parameters(shape, span.tp, span.pp, stage) * size,
+        weights=stage_parameters(shape, span, stage) * size,
         activations=prefill + logits,
         kv_cache=token * tokens,
         buckets=_bucket_bytes(cfg),
@@ -327,7 +334,7 @@ def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> 
     else:
         logits = 0
     return Memory(
-        weights=stage_parameters(shape, span.tp, span.pp, stage) * size,
+        weights=stage_parameters(shape, span, stage) * size,
         activations=layer_activations(shape, span.tp, tokens, size, False) + logits,
         buckets=0 if cfg.ref.reset_interval is None else _bucket_bytes(cfg),
     )
@@ -341,26 +348,22 @@ ESTIMATES: Mapping[str, Callable[[Config, ModelConfig, RankGrid, int], Memory]] 
 }
 
 
-def stage_parameters(shape: ModelConfig, tp: int, pp: int, stage: int) -> int:
+def stage_parameters(shape: ModelConfig, span: RankGrid, stage: int) -> int:
     """Parameters on one rank of a pipeline stage.
 
     A tied output layer is the embedding itself, unless that lives on another stage.
     """
-    layers = _stage_layers(shape, pp, stage)
-    last = stage == pp - 1
-    places = ["first"] * (stage == 0) + ["last"] * last
-    table = param_table(shape)
-    held = [spec for spec in table if spec.layer in layers or spec.place in places]
-    if shape.tie_word_embeddings and last and stage > 0:
-        held.append(table[0])
-    return sum(num_elements(spec, tp) for spec in held)
+    held = stage_params(shape, stage, Stages.of(shape.num_layers, span))
+    shards = Shards.of_grid(span)
+    return sum(num_elements(spec, shards) for spec in held)
 
 
-def stage_adapters(shape: ModelConfig, lora: LoraConfig, tp: int, pp: int, stage: int) -> int:
+def stage_adapters(shape: ModelConfig, lora: LoraConfig, span: RankGrid, stage: int) -> int:
     """Parameters of adapters on one rank of a pipeline stage."""
-    specs = adapter_params(shape, lora)
-    held = [spec for spec in specs if stage_of(spec, shape.num_layers, pp) == stage]
-    return sum(num_elements(spec, tp) for spec in held)
+    stages = Stages.of(shape.num_layers, span)
+    shards = Shards.of_grid(span)
+    held = [spec for spec in adapter_params(shape, lora) if stage_of(spec, stages) == stage]
+    return sum(num_elements(spec, shards) for spec in held)
 
 
 def layer_activations(
@@ -368,11 +371,6 @@ def layer_activations(
 ) -> float:
     """Bytes that one layer keeps for its backward pass."""
     return tokens * size * family_of(shape).activation_elements(shape, layer, tp, sequence_parallel)
-
-
-def _stage_layers(shape: ModelConfig, pp: int, stage: int) -> range:
-    count = shape.num_layers // pp
-    return range(stage * count, (stage + 1) * count)
 
 
 def logits_bytes(shape: ModelConfig, tp: int, tokens: int) -> float:

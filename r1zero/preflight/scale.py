@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from r1zero.distributed.group_list import HOST, count_groups, groups_of
 from r1zero.distributed.placement import Placement, RankGrid
-from r1zero.models.params import ParamSpec, num_elements, stage_of
+from r1zero.models.params import ParamSpec, Shards, Stages, num_elements, stage_of
 from r1zero.models.sizes import OPTIMIZER_BYTES
 from r1zero.weight_sync.plan import Plan, plan
 
@@ -253,7 +253,9 @@ def _hops(ranks: int) -> int:
 def _checkpoint(network: Network, train: RankGrid) -> int:
     """Bytes that a train rank of the fullest stage writes."""
     elements = [0] * train.pp
+    stages = Stages.of(network.num_layers, train)
+    shards = Shards.of_grid(train)
     for tensor in network.adapters or network.tensors:
-        stage = stage_of(tensor, network.num_layers, train.pp)
-        elements[stage] += num_elements(tensor, train.tp)
+        stage = stage_of(tensor, stages)
+        elements[stage] += num_elements(tensor, shards)
     return max(elements) * (OPTIMIZER_BYTES + network.element_size) // train.dp

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import Attend, DecoderBlock, ForwardPass, family_of
-from r1zero.models.params import local_shape, param_table
+from r1zero.models.params import Shards, local_shape, param_table
 from r1zero.models.rotary import rotary_tables
 from r1zero.models.unused import blank, local_columns
 from r1zero.ops.attention import Segments, packed_causal_attention
@@ -120,8 +120,9 @@ class Decoder:
         self.group = group if tp > 1 else None
         self.heads = shape.num_heads // tp
         self.kv_heads = shape.num_kv_heads // tp
+        shards = Shards(tp, ep=tp)  # experts are whole, and dealt to the TP ranks
         self.weights = {
-            t.name: torch.zeros(local_shape(t, tp), dtype=dtype, device=device)
+            t.name: torch.zeros(local_shape(t, shards), dtype=dtype, device=device)
             for t in param_table(shape)
         }
         cos, sin = rotary_tables(shape, max_positions, device)

@@ -184,7 +184,7 @@ class Publisher:
 
     def _source_view(self, piece: Piece) -> torch.Tensor:
         tensor = self.plan.tensors[piece.tensor]
-        return local_view(tensor, self.source[tensor.name], self.plan.train_tp)[piece.source]
+        return local_view(tensor, self.source[tensor.name], self.plan.train)[piece.source]
 
     def _write(self, piece: Piece, values: torch.Tensor) -> None:
         """Write a piece, of its shape, to where the target keeps it."""
@@ -200,7 +200,7 @@ class Publisher:
 
     def _places(self, piece: Piece) -> Iterator[tuple[Index, torch.Tensor]]:
         tensor = self.plan.tensors[piece.tensor]
-        return self.target.regions(tensor, piece.target, self.plan.target_tp)
+        return self.target.regions(tensor, piece.target, self.plan.target)
 
 
 def _version_in(buffer: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,15 @@ from r1zero.distributed.collectives import isend, recv
 from r1zero.distributed.groups import World
 from r1zero.distributed.placement import RankGrid
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import ParamSpec, local_shape, merge, param_table, stage_of
+from r1zero.models.params import (
+    ParamSpec,
+    Shards,
+    Stages,
+    local_shape,
+    merge,
+    param_table,
+    stage_of,
+)
 
 PENDING = 4  # shards that a rank has on their way, so that it goes on while receivers write
 
@@ -51,7 +59,7 @@ def writers_of(files: Sequence[Sequence[ParamSpec]], num_layers: int, span: Rank
     writers = []
     for number, tensors in enumerate(files):
         turn, replica = divmod(number, span.dp)
-        stage = stage_of(tensors[0], num_layers, span.pp)
+        stage = stage_of(tensors[0], Stages.of(num_layers, span))
         writers.append(span.rank_at(tp=turn % span.tp, dp=replica, pp=stage))
     return writers
 
@@ -96,8 +104,8 @@ def gather_tensors(
         tensor = assignment.tensor
         holders = holders_of(tensor, shape.num_layers, span, assignment.replica)
         if world.rank == assignment.receiver:
-            shards = [_fetch(world, tensor, span.tp, rank, parameters) for rank in holders]
-            yield tensor, merge(tensor, shards)
+            parts = [_fetch(world, tensor, rank, parameters) for rank in holders]
+            yield tensor, merge(tensor, parts)
         elif world.rank in holders:
             shard = parameters[tensor.name].detach().cpu().contiguous()
             sent.append((isend(shard, assignment.receiver, world.control), shard))
@@ -109,18 +117,24 @@ def gather_tensors(
 
 def holders_of(tensor: ParamSpec, num_layers: int, span: RankGrid, replica: int) -> list[int]:
     """The ranks of a replica that together hold a parameter, in the order of its parts."""
-    stage = stage_of(tensor, num_layers, span.pp)
+    stage = stage_of(tensor, Stages.of(num_layers, span))
     if tensor.axis is None:
         return [span.rank_at(dp=replica, pp=stage)]
+    if tensor.cut == "experts":
+        # EP ranks that follow each other have all of them; those of this replica, where it can be
+        ranks = span.stage_ranks(stage)
+        first = ranks.index(span.rank_at(dp=replica, pp=stage))
+        return ranks[first // span.ep * span.ep :][: span.ep]
     return [span.rank_at(tp=tp, dp=replica, pp=stage) for tp in range(span.tp)]
 
 
 def _fetch(
-    world: World, tensor: ParamSpec, tp: int, rank: int, parameters: Mapping[str, torch.Tensor]
+    world: World, tensor: ParamSpec, rank: int, parameters: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     if rank == world.rank:
         return parameters[tensor.name].detach().cpu()
-    shard = torch.empty(local_shape(tensor, tp), dtype=next(iter(parameters.values())).dtype)
+    shape = local_shape(tensor, Shards.of_grid(world.train.span))
+    shard = torch.empty(shape, dtype=next(iter(parameters.values())).dtype)
     return recv(shard, rank, world.control)
 
 

@@ -28,7 +28,7 @@ from math import lcm, prod
 
 from r1zero.distributed.placement import RankGrid
 from r1zero.models.layout import Box
-from r1zero.models.params import ParamSpec, local_shape, stage_of
+from r1zero.models.params import ParamSpec, Shards, Stages, local_shape, stage_of
 
 # Replicas of train that send. Each source is one more process group, with buffers on the device, of
 # every rank that receives from it, so they must not grow with the world. Nor need they: a receiver
@@ -150,8 +150,8 @@ class Plan:
     """A publication, whole or as one rank has part in it."""
 
     tensors: Mapping[int, ParamSpec]  # by place in the parameter table
-    train_tp: int
-    target_tp: int
+    train: Shards  # into how many parts the sources cut the tensors
+    target: Shards  # and the receivers
     target_role: str  # rollout or ref
     routes: tuple[Route, ...]
 
@@ -211,12 +211,20 @@ def plan(
     limit = bucket_bytes // element_size
     assert limit > 0, f"a bucket of {bucket_bytes} bytes holds no element"
     planner = _Planner(train, target, limit, senders)
+    train_stages = Stages.of(num_layers, train)
+    target_stages = Stages.of(num_layers, target)
     for number, tensor in enumerate(tensors):
-        held = stage_of(tensor, num_layers, train.pp)
-        needed = stage_of(tensor, num_layers, target.pp)
+        held = stage_of(tensor, train_stages)
+        needed = stage_of(tensor, target_stages)
         planner.add(number, tensor, held, needed)
     routes = tuple(planner.routes.values())
-    return Plan(dict(enumerate(tensors)), train.tp, target.tp, target.role, routes)
+    return Plan(
+        dict(enumerate(tensors)),
+        Shards.of_grid(train),
+        Shards.of_grid(target),
+        target.role,
+        routes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +350,7 @@ def _overlaps(
         yield range(train_tp), partners, whole, whole
         return
     # refuses a TP that does not divide
-    local_shape(tensor, train_tp), local_shape(tensor, rollout_tp)
+    local_shape(tensor, Shards(train_tp)), local_shape(tensor, Shards(rollout_tp))
     size = tensor.view[tensor.axis]
     for holder, start, stop in _intervals(size, train_tp, rollout_tp, needy):
         source = list(whole)

@@ -13,8 +13,12 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import (
     EMBEDDING,
+    FIRST,
     OUTPUT_LAYER,
+    WHOLE,
     ParamSpec,
+    ShardIndex,
+    Shards,
     local_shape,
     param_table,
 )
@@ -42,17 +46,18 @@ class HuggingFaceWeights(Weights):
                 result.add(FLOATS[self._files[name].get_slice(name).get_dtype()])
         return result
 
-    def read(self, tensor: ParamSpec, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Read one TP rank's parameter only. BadInput if a tied model has another output layer."""
-        part = _read(self._files, tensor, tp_rank, tp)
+    def read(
+        self, tensor: ParamSpec, index: ShardIndex = FIRST, shards: Shards = WHOLE
+    ) -> torch.Tensor:
+        """Read one rank's parameter only. BadInput if a tied model has another output layer."""
+        part = _read(self._files, tensor, index, shards)
         if (
             tensor.name in (EMBEDDING, OUTPUT_LAYER)
             and self.shape.tie_word_embeddings
             and HEAD in self._files
         ):
-            head = self._files[HEAD].get_slice(HEAD)[
-                tp_rank * len(part) : (tp_rank + 1) * len(part)
-            ]
+            first = index.of(tensor) * len(part)
+            head = self._files[HEAD].get_slice(HEAD)[first : first + len(part)]
             refuse_untied(self.found, part, head)
         return part
 
@@ -74,16 +79,19 @@ def _open(found: WeightsOnDisk, shape: ModelConfig) -> dict[str, safe_open]:
     return files
 
 
-def _read(files: dict[str, safe_open], tensor: ParamSpec, tp_rank: int, tp: int) -> torch.Tensor:
+def _read(
+    files: dict[str, safe_open], tensor: ParamSpec, index: ShardIndex, shards: Shards
+) -> torch.Tensor:
     """Build one rank's shard from slices of its sources, in the dtype of the file."""
     sources = [files[name].get_slice(name) for name in tensor.hf]
-    local = local_shape(tensor, tp)
+    local = local_shape(tensor, shards)
     if tensor.axis is None:
         return sources[0][:].contiguous()
     if tensor.kv_groups is not None:
-        return _read_qkv(sources, tensor, tp_rank * local[0], (tp_rank + 1) * local[0])
-    size = tensor.view[tensor.axis] // tp
-    cut = slice(tp_rank * size, (tp_rank + 1) * size)
+        return _read_qkv(sources, tensor, index.tp * local[0], (index.tp + 1) * local[0])
+    size = tensor.view[tensor.axis] // shards.of(tensor)
+    first = index.of(tensor) * size
+    cut = slice(first, first + size)
     by_columns = len(sources) == 1 and tensor.axis == 1
     parts = [source[:, cut] if by_columns else source[cut] for source in sources]
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous()

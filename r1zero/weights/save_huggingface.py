@@ -22,7 +22,7 @@ import torch
 
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import ParamSpec, local_view, param_table
+from r1zero.models.params import WHOLE, ParamSpec, local_view, param_table
 from r1zero.run_folder.durable import sync
 from r1zero.weights.detect import CONFIG, INDEX, SINGLE
 
@@ -249,7 +249,7 @@ def _write_header(file: BinaryIO, header: Mapping[str, Any]) -> int:
 
 def split(tensor: ParamSpec, full: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Take a whole Megatron tensor apart into views of its Hugging Face sources."""
-    view = local_view(tensor, full, 1)
+    view = local_view(tensor, full, WHOLE)
     if tensor.kv_groups is not None:
         view = view.view(tensor.kv_groups, -1, *tensor.view[1:])
         parts = view.split([size[0] // tensor.kv_groups for size in tensor.hf_shape], dim=1)

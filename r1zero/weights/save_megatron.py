@@ -23,7 +23,16 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from r1zero.models.params import OUTPUT_LAYER, ParamSpec, local_shape, param_table, shard
+from r1zero.models.params import (
+    OUTPUT_LAYER,
+    WHOLE,
+    ParamSpec,
+    ShardIndex,
+    Shards,
+    local_shape,
+    param_table,
+    shard,
+)
 from r1zero.weights.detect import TRACKER
 from r1zero.weights.source import FUSED_NORMS, PADDED, Weights
 
@@ -156,6 +165,7 @@ def _stage_shards(
     """The parameters of one stage by Megatron's names, for each TP rank, on mapped files."""
     shards: list[dict[str, torch.Tensor]] = [{} for _ in range(layout.tp)]
     first = sum(layout.layers[:stage])
+    parts = Shards(tp=layout.tp)
     for tensor in _held(weights, layout, stage):
         whole = weights.read(tensor).to(dtype)
         if tensor.name in PADDED:
@@ -164,9 +174,10 @@ def _stage_shards(
         if tensor.layer is not None:
             name = name.replace(f"layers.{tensor.layer}.", f"layers.{tensor.layer - first}.", 1)
         for tp_rank, model in enumerate(shards):
-            size = local_shape(tensor, layout.tp)
+            size = local_shape(tensor, parts)
             mapped = _map(scratch / f"{tp_rank}.{name}", prod(size), dtype)
-            model[name] = mapped.view(size).copy_(shard(tensor, whole, tp_rank, layout.tp))
+            part = shard(tensor, whole, ShardIndex(tp=tp_rank), parts)
+            model[name] = mapped.view(size).copy_(part)
     return shards
 
 
@@ -247,7 +258,7 @@ class _Planner(DefaultSavePlanner):
         return values.view(write_item.tensor_data.chunk.sizes)
 
     def _item(self, tensor: ParamSpec, count: int) -> WriteItem:
-        size = local_shape(tensor, 1)
+        size = local_shape(tensor, WHOLE)
         name = tensor.name
         offsets = (0,) * len(size)
         whole = size

@@ -14,7 +14,16 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
 from r1zero.models.layout import Box
-from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, local_shape
+from r1zero.models.params import (
+    EMBEDDING,
+    FIRST,
+    OUTPUT_LAYER,
+    WHOLE,
+    ParamSpec,
+    ShardIndex,
+    Shards,
+    local_shape,
+)
 from r1zero.weights.detect import WeightsOnDisk
 from r1zero.weights.headers import refuse_misfits
 
@@ -41,8 +50,10 @@ class Weights(ABC):
         self.shape = shape
 
     @abstractmethod
-    def read(self, tensor: ParamSpec, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Return one TP rank's parameter, contiguous, in the file's dtype. BadInput if it cannot be
+    def read(
+        self, tensor: ParamSpec, index: ShardIndex = FIRST, shards: Shards = WHOLE
+    ) -> torch.Tensor:
+        """Return one rank's parameter, contiguous, in the file's dtype. BadInput if it cannot be
         read.
 
         It may lie in a mapped file: use it up before the file changes, and write nothing into it.
@@ -54,14 +65,14 @@ class Weights(ABC):
         """The types of all tensors."""
 
     def stream(
-        self, wanted: Iterable[ParamSpec], tp_rank: int, tp: int, dtype: torch.dtype
+        self, wanted: Iterable[ParamSpec], index: ShardIndex, shards: Shards, dtype: torch.dtype
     ) -> Iterator[tuple[ParamSpec, torch.Tensor]]:
-        """Yield this TP rank's shard of each wanted tensor, read when its turn comes.
+        """Yield this rank's shard of each wanted tensor, read when its turn comes.
 
         BadInput when a value is not finite in `dtype`: every later number would be NaN.
         """
         for tensor in wanted:
-            part = self.read(tensor, tp_rank, tp).to(dtype)
+            part = self.read(tensor, index, shards).to(dtype)
             if not torch.isfinite(part.sum(dtype=torch.float32)):  # one pass, no copy
                 raise BadInput(
                     f"{tensor.name} in {self.found.folder} holds values that are NaN or infinite "
@@ -90,17 +101,18 @@ class MegatronWeights(Weights):
     def stores(self, name: str) -> bool:
         """Whether a tensor of this name is stored."""
 
-    def read(self, tensor: ParamSpec, tp_rank: int = 0, tp: int = 1) -> torch.Tensor:
-        """Assemble one TP rank's parameter. BadInput when a tied model has another output layer."""
+    def read(
+        self, tensor: ParamSpec, index: ShardIndex = FIRST, shards: Shards = WHOLE
+    ) -> torch.Tensor:
+        """Assemble one rank's parameter. BadInput when a tied model has another output layer."""
         tied = self.shape.tie_word_embeddings and tensor.name in (EMBEDDING, OUTPUT_LAYER)
-        part = self._assemble(replace(tensor, name=EMBEDDING) if tied else tensor, tp_rank, tp)
+        part = self._assemble(replace(tensor, name=EMBEDDING) if tied else tensor, index, shards)
         if tied and self.stores(OUTPUT_LAYER):
-            refuse_untied(
-                self.found, part, self._assemble(replace(tensor, name=OUTPUT_LAYER), tp_rank, tp)
-            )
+            head = self._assemble(replace(tensor, name=OUTPUT_LAYER), index, shards)
+            refuse_untied(self.found, part, head)
         return part
 
-    def _assemble(self, tensor: ParamSpec, tp_rank: int, tp: int) -> torch.Tensor:
+    def _assemble(self, tensor: ParamSpec, index: ShardIndex, shards: Shards) -> torch.Tensor:
         """Put a rank's parameter together from the pieces that touch it.
 
         Columns of linear_proj that were stored at TP 2, for rank 1 of TP 3 (8 of 24 columns):
@@ -110,7 +122,7 @@ class MegatronWeights(Weights):
             common                      |-------|-------|                     8:12    12:16
             in the piece, in the part                                8:12 -> 0:4,  0:4 -> 4:8
         """
-        wanted = wanted_box(tensor, tp_rank, tp)
+        wanted = wanted_box(tensor, index, shards)
         shard = None
         for piece in self.pieces(tensor):
             common = tuple(
@@ -120,29 +132,30 @@ class MegatronWeights(Weights):
             if all(side.start < side.stop for side in common):
                 part = piece.load()[_within(common, piece.box)]
                 if common == wanted:  # nothing to put together: no copy, unless columns were cut
-                    return part.contiguous().view(local_shape(tensor, tp))
+                    return part.contiguous().view(local_shape(tensor, shards))
                 if shard is None:
                     shard = torch.empty(
                         [side.stop - side.start for side in wanted], dtype=part.dtype
                     )
                 shard[_within(common, wanted)] = part
         assert shard is not None, f"{tensor.name} has no pieces"
-        return shard.view(local_shape(tensor, tp))
+        return shard.view(local_shape(tensor, shards))
 
 
-def wanted_box(tensor: ParamSpec, tp_rank: int, tp: int) -> Box:
-    """The region of `tensor.view` that one TP rank holds.
+def wanted_box(tensor: ParamSpec, index: ShardIndex, shards: Shards) -> Box:
+    """The region of `tensor.view` that one rank holds.
 
     >>> from r1zero.models.params import whole_param
     >>> linear_proj = whole_param("linear_proj", "o_proj", view=(16, 24), axis=1)
-    >>> wanted_box(linear_proj, tp_rank=1, tp=3)
+    >>> wanted_box(linear_proj, ShardIndex(tp=1), Shards(tp=3))
     (slice(0, 16, None), slice(8, 16, None))
     """
-    local_shape(tensor, tp)  # refuses a TP that does not divide
+    local_shape(tensor, shards)  # refuses parts that are not equal
     box = [slice(0, size) for size in tensor.view]
     if tensor.axis is not None:
-        size = tensor.view[tensor.axis] // tp
-        box[tensor.axis] = slice(tp_rank * size, (tp_rank + 1) * size)
+        size = tensor.view[tensor.axis] // shards.of(tensor)
+        first = index.of(tensor) * size
+        box[tensor.axis] = slice(first, first + size)
     return tuple(box)
 
 
@@ -169,7 +182,7 @@ def misfit(tensor: ParamSpec, found: tuple[int, ...], dtype: torch.dtype, tp: in
     if rows:
         expected = (-(-rows // tp), *tensor.view[1:])
     else:
-        expected = local_shape(tensor, tp)
+        expected = local_shape(tensor, Shards(tp))
     padded = rows and found[1:] == expected[1:] and rows <= found[0] * tp <= rows + MOST_PADDING
     if found != expected and not padded:
         return [f"{tensor.name} has the shape {found} instead of {expected}"]

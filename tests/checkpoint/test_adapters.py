@@ -15,7 +15,7 @@ from r1zero.checkpoint.resume import check_resume, find
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.lora import LoraConfig
-from r1zero.models.params import param_table
+from r1zero.models.params import FIRST, WHOLE, param_table
 from r1zero.step import train_step
 from r1zero.weights.open import open_weights
 
@@ -208,7 +208,7 @@ def test_engines_hold_the_base_with_the_adapters(tiny, tmp_path):
     assert before is None
     shape = ModelConfig.from_folder(tiny / "model")
     table = param_table(shape)
-    stream = open_weights(tiny / "model", shape).stream(table, 0, 1, torch.float32)
+    stream = open_weights(tiny / "model", shape).stream(table, FIRST, WHOLE, torch.float32)
     base = {spec.name: tensor.clone() for spec, tensor in stream}
     expected = dict(base)
     for name in [name for name in expected if ".linear_" in name and name.endswith("weight")]:

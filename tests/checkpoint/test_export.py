@@ -13,7 +13,7 @@ from support.worlds import make_world
 from r1zero.checkpoint import export
 from r1zero.distributed.transfer import RoleTransfer
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import param_table
+from r1zero.models.params import FIRST, WHOLE, param_table
 from r1zero.policy.megatron import RoleModel
 from r1zero.weights.open import open_weights
 from r1zero.weights.save_huggingface import save_hf, write
@@ -64,7 +64,7 @@ def test_several_ranks_write_the_bytes_that_one_writes(tiny, tmp_path, layout):
     model = tiny / "model"
     told = run_ranks(exporting, 4, str(model), str(tmp_path), layout)
     shape = ModelConfig.from_folder(model)
-    stream = open_weights(model, shape).stream(param_table(shape), 0, 1, torch.float32)
+    stream = open_weights(model, shape).stream(param_table(shape), FIRST, WHOLE, torch.float32)
     save_hf(tmp_path / "one", shape, stream, model, "float32", SHARD_BYTES, BESIDE, ENDS)
     expected = contents(tmp_path / "one")
     assert contents(tmp_path / "together") == expected

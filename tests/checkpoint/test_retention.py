@@ -19,7 +19,7 @@ from r1zero.checkpoint.retention import Retention
 from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import param_table
+from r1zero.models.params import FIRST, WHOLE, param_table
 from r1zero.trainer import prepare, train
 from r1zero.types import Drawn
 from r1zero.weights.open import open_weights
@@ -177,7 +177,7 @@ def test_a_model_on_the_way_is_that_of_the_checkpoint(stopped: Path, tiny: Path)
 
 
 def _tensors(folder: Path, shape: ModelConfig) -> list[tuple[str, torch.Tensor]]:
-    stream = open_weights(folder, shape).stream(param_table(shape), 0, 1, torch.float32)
+    stream = open_weights(folder, shape).stream(param_table(shape), FIRST, WHOLE, torch.float32)
     return [(spec.name, tensor.clone()) for spec, tensor in stream]
 
 

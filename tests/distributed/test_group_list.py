@@ -36,6 +36,11 @@ def test_the_groups_of_a_train_rank_worked_by_hand() -> None:
         "all": (0, 1, 2, 3, 4, 5, 6, 7),
         "embd": (1, 5),
         "self": (5,),
+        "cp": (5,),
+        "ep": (5,),
+        "expt_dp": (4, 5, 6, 7),
+        "tp_dp": (4, 5, 6, 7),
+        "tp_ep_pp": (1, 5),
     }
     taken = {name.split()[1]: group.device_megabytes for name, group in found.items()}
     assert taken == dict.fromkeys(taken, 0) | {
@@ -47,6 +52,25 @@ def test_the_groups_of_a_train_rank_worked_by_hand() -> None:
     }
 
 
+def test_the_groups_of_experts_and_of_context_parallelism_worked_by_hand() -> None:
+    """TP 2, CP 2, DP 2, PP 2: rank 5 of stage 0 has tp 1, cp 0, dp 1, and its experts have index 1 of
+    4."""
+    role = RoleSize(16, tp=2, pp=2, cp=2, ep=4)
+    placed = place({"train": role, "rollout": RoleSize(1)}, colocate=False)
+    assert placed.train.index_of(5) == {"tp": 1, "cp": 0, "dp": 1, "pp": 0}
+    assert placed.train.expert_index(5) == 1 and placed.train.expert_data_size == 2
+    found = {name.split()[1]: group for name, group in by_name(placed, 5).items()}
+    assert found["cp"].ranks == (5, 7)
+    assert found["dp"].ranks == (1, 3, 5, 7)
+    assert found["mp"].ranks == (4, 5, 12, 13)
+    assert found["replica_control"].ranks == (4, 5, 6, 7, 12, 13, 14, 15)
+    assert found["ep"].ranks == (4, 5, 6, 7)
+    assert found["expt_dp"].ranks == (1, 5)
+    assert found["tp_dp"].ranks == tuple(range(8))
+    assert found["tp_ep_pp"].ranks == (4, 5, 6, 7, 12, 13, 14, 15)
+    assert found["ep"].warm and found["expt_dp"].megabytes == 200
+
+
 @pytest.mark.parametrize(("rank", "megabytes"), [(0, 832), (8, 400), (14, 0)])
 def test_device_memory_of_groups_in_the_layout_of_the_text(rank: int, megabytes: int) -> None:
     """8 train TP2 PP4, 6 rollout TP2, 2 ref. Groups of one rank take none."""
@@ -55,7 +79,17 @@ def test_device_memory_of_groups_in_the_layout_of_the_text(rank: int, megabytes:
     assert all(group.megabytes <= 16 for group in groups if len(group.ranks) == 1)
 
 
-@pytest.mark.parametrize("placement", [SEED, WHOLE, WIDE])
+EXPERTS = place(
+    {
+        "train": RoleSize(16, tp=2, pp=2, cp=2, ep=4),
+        "rollout": RoleSize(4, tp=2, ep=2),
+        "ref": RoleSize(8, tp=2, ep=8, cp=2),
+    },
+    colocate=False,
+)
+
+
+@pytest.mark.parametrize("placement", [SEED, WHOLE, WIDE, EXPERTS])
 def test_all_members_list_a_group_alike_and_nobody_else_does(placement: Placement) -> None:
     listed: dict[tuple[str, tuple[int, ...]], dict[int, PlannedGroup]] = {}
     for rank in range(placement.world_size):
@@ -68,7 +102,7 @@ def test_all_members_list_a_group_alike_and_nobody_else_does(placement: Placemen
         assert len(listed) == sum(count_groups(span) for span in placement.grids)
 
 
-@pytest.mark.parametrize("placement", [SEED, WHOLE, WIDE])
+@pytest.mark.parametrize("placement", [SEED, WHOLE, WIDE, EXPERTS])
 def test_no_ranks_wait_for_one_another_in_a_circle(placement: Placement) -> None:
     """Whoever takes the first of its groups with all others that are there gets through."""
     waiting = {}

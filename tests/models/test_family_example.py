@@ -22,7 +22,7 @@ from r1zero.distributed.placement import RoleSize, place
 from r1zero.errors import BadInput
 from r1zero.models import family
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import param_table
+from r1zero.models.params import FIRST, WHOLE, param_table
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import compute_logprobs
 from r1zero.preflight.resolve import load_config
@@ -81,7 +81,9 @@ def logprobs_of_both_engines(
         model, model.module, [[TrainSample(0, 0, Prompt(0, "", tokens[:1], ""), sample)]], 1.0
     )
     decoder = Decoder(config, 1, None, torch.float32, torch.device("cpu"), 64)
-    for spec, part in open_weights(folder, config).stream(param_table(config), 0, 1, torch.float32):
+    for spec, part in open_weights(folder, config).stream(
+        param_table(config), FIRST, WHOLE, torch.float32
+    ):
         decoder.weights[spec.name].copy_(part)
     decoder.prepare()
     [extended] = decoder.extend([Chunk(tokens)])

@@ -15,7 +15,7 @@ from support.worlds import make_world
 
 from r1zero.algo.packing import TrainSample, pack
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import param_table
+from r1zero.models.params import ShardIndex, Shards, param_table
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.pipeline import compute_logprobs
 from r1zero.rollout.decoder import Decoder
@@ -216,7 +216,7 @@ def engine_body(
         shape, tp, grid.groups["tp"], torch.float32, torch.device("cpu"), 128, unused=unused
     )
     for tensor, shard in open_weights(folder, shape).stream(
-        param_table(shape), grid.tp_index, tp, torch.float32
+        param_table(shape), ShardIndex(grid.tp_index, grid.tp_index), Shards(tp, tp), torch.float32
     ):
         decoder.weights[tensor.name].copy_(shard)
     if not native:

@@ -13,6 +13,7 @@ from support.shapes import small_shape
 from r1zero.checkpoint import manager
 from r1zero.config.load import CONFIGS
 from r1zero.config.schema import ROOT, placement
+from r1zero.distributed.placement import RankGrid
 from r1zero.models import dtype
 from r1zero.models.config import ModelConfig
 from r1zero.policy import logprobs
@@ -41,6 +42,11 @@ from r1zero.weight_sync.broadcast import Publisher
 QWEN_7B = 7_615_616_512  # parameters that the model's card and its index file state
 
 
+def grid(tp: int, pp: int) -> RankGrid:
+    """One replica."""
+    return RankGrid.of("train", 0, tp * pp, tp, pp)
+
+
 def shape_7b() -> ModelConfig:
     shape = look(load_config("qwen25_7b")[0]).actor.shape
     assert shape is not None
@@ -67,21 +73,24 @@ def tiny_shape(**changes: object) -> ModelConfig:
 
 def test_shape_of_the_model_file_has_the_parameters_of_the_real_model() -> None:
     assert shape_7b().num_parameters == QWEN_7B
-    assert stage_parameters(shape_7b(), 1, 1, 0) == QWEN_7B
+    assert stage_parameters(shape_7b(), grid(1, 1), 0) == QWEN_7B
 
 
 def test_stages_add_up_to_the_model() -> None:
     shape = shape_7b()
-    assert sum(stage_parameters(shape, 1, 4, stage) for stage in range(4)) == QWEN_7B
+    assert sum(stage_parameters(shape, grid(1, 4), stage) for stage in range(4)) == QWEN_7B
     # Under TP only the norms, 2 a layer and the last, stand on both ranks.
-    assert 2 * stage_parameters(shape, 2, 1, 0) == QWEN_7B + (2 * 28 + 1) * 3584
+    assert 2 * stage_parameters(shape, grid(2, 1), 0) == QWEN_7B + (2 * 28 + 1) * 3584
 
 
 def test_last_stage_of_a_tied_model_holds_a_copy_of_the_embedding() -> None:
     shape = tiny_shape()
-    whole = stage_parameters(shape, 1, 1, 0)
+    whole = stage_parameters(shape, grid(1, 1), 0)
     assert whole == shape.num_parameters
-    assert stage_parameters(shape, 1, 2, 0) + stage_parameters(shape, 1, 2, 1) == whole + 16 * 8
+    assert (
+        stage_parameters(shape, grid(1, 2), 0) + stage_parameters(shape, grid(1, 2), 1)
+        == whole + 16 * 8
+    )
 
 
 def test_memory_of_7b_by_hand() -> None:

@@ -12,7 +12,7 @@ from r1zero.algo.dealing import SampleTable
 from r1zero.distributed import wire
 from r1zero.distributed.placement import Placement, RoleSize, place
 from r1zero.errors import BadInput
-from r1zero.models.params import num_elements, param_table
+from r1zero.models.params import Shards, num_elements, param_table
 from r1zero.preflight.scale import (
     DRAWN_BYTES,
     LOOKED_AT_BYTES,
@@ -45,7 +45,9 @@ def counted(placed: Placement) -> Scale:
 
 def shard(tp: int) -> int:
     """Bytes of all tensors on one TP rank."""
-    return sum(num_elements(tensor, tp) for tensor in NETWORK.tensors) * NETWORK.element_size
+    return (
+        sum(num_elements(tensor, Shards(tp)) for tensor in NETWORK.tensors) * NETWORK.element_size
+    )
 
 
 def test_groups_and_their_memory_by_hand() -> None:
@@ -85,7 +87,7 @@ def test_a_checkpoint_is_shared_out_among_the_replicas() -> None:
     assert once == pytest.approx(2 * twice, abs=8)
     # The first of two layers and the embedding on TP 2: weights of 2 bytes, 12 of the optimizer.
     first = [tensor for tensor in NETWORK.tensors if tensor.layer == 0 or tensor.place == "first"]
-    assert once == sum(num_elements(tensor, 2) for tensor in first) * 14
+    assert once == sum(num_elements(tensor, Shards(2)) for tensor in first) * 14
 
 
 def samples_of(load: Load, looked_at: bool) -> list[Group]:

@@ -21,7 +21,7 @@ from r1zero.distributed.placement import RankGrid
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.layout import WeightLayout, WeightTarget
-from r1zero.models.params import ParamSpec, local_view, param_table
+from r1zero.models.params import FIRST, WHOLE, ParamSpec, Shards, local_view, param_table
 from r1zero.rollout.engines import ENGINES, choose_engine, engine_problems
 from r1zero.runtime import Runtime
 from r1zero.step import train_step
@@ -114,7 +114,7 @@ def test_megatron_parameters_are_written_to_their_places(tmp_path: Path, family:
     shape, expected = whole_model(tmp_path, family)
     tensors = {name: torch.full_like(value, -1.0) for name, value in expected.items()}
     target = WeightTarget(WeightLayout("hf", cut=False), tensors, lambda version: None)
-    stream = open_weights(tmp_path, shape).stream(param_table(shape), 0, 1, torch.float32)
+    stream = open_weights(tmp_path, shape).stream(param_table(shape), FIRST, WHOLE, torch.float32)
     for spec, param in stream:
         target.write(spec, param, 1)
     for name, value in expected.items():
@@ -131,7 +131,7 @@ def test_boxes_that_cross_tensors_are_cut_there(tmp_path: Path, tp: int, element
     train = RankGrid.of("train", 0, 1)
     rollout = RankGrid.of("rollout", 1, tp, tp)
     laid = plan(table, shape.num_layers, train, rollout, 4, 4 * elements)
-    stream = open_weights(tmp_path, shape).stream(table, 0, 1, torch.float32)
+    stream = open_weights(tmp_path, shape).stream(table, FIRST, WHOLE, torch.float32)
     full = {spec.name: param for spec, param in stream}
     layout = WeightLayout("hf", cut=True)
     parts = [parts_of(table, whole, index, tp) for index in range(tp)]
@@ -142,9 +142,9 @@ def test_boxes_that_cross_tensors_are_cut_there(tmp_path: Path, tp: int, element
     for bucket in laid.buckets():
         for receiver, piece in product(bucket.receivers, bucket.pieces):
             spec = table[piece.tensor]
-            values = local_view(spec, full[spec.name], 1)[piece.source]
+            values = local_view(spec, full[spec.name], WHOLE)[piece.source]
             target = WeightTarget(layout, targets[receiver - 1], lambda version: None)
-            for index, place in target.regions(spec, piece.target, tp):
+            for index, place in target.regions(spec, piece.target, Shards(tp)):
                 assert place.shape == values[index].shape
                 assert place.isnan().all(), "no element arrives twice"
                 place.copy_(values[index])
@@ -174,7 +174,7 @@ def test_an_engine_without_a_place_for_a_parameter_is_told(tmp_path: Path) -> No
 
     def problems(tensors: dict[str, torch.Tensor], tp: int = 1) -> list[str]:
         layout = WeightLayout("hf", cut=True)
-        return WeightTarget(layout, tensors, lambda version: None).problems(table, tp)
+        return WeightTarget(layout, tensors, lambda version: None).problems(table, Shards(tp))
 
     assert problems(whole) == []
     assert problems(parts_of(table, whole, 1, 2), tp=2) == []

@@ -8,7 +8,16 @@ from support.shapes import small_shape
 
 from r1zero.distributed.placement import RankGrid
 from r1zero.models.layout import WeightLayout, WeightTarget
-from r1zero.models.params import local_shape, param_table, shard, stage_of
+from r1zero.models.params import (
+    WHOLE,
+    ShardIndex,
+    Shards,
+    Stages,
+    local_shape,
+    param_table,
+    shard,
+    stage_of,
+)
 
 
 def model(tied=True, qk_norm=False, family="qwen2"):
@@ -29,7 +38,7 @@ def model(tied=True, qk_norm=False, family="qwen2"):
 
 def random_model(shape, dtype=torch.bfloat16, seed=0):
     """Whole tensors by name, all elements of all tensors distinct in float32."""
-    made = {tensor.name: torch.empty(local_shape(tensor, 1)) for tensor in param_table(shape)}
+    made = {tensor.name: torch.empty(local_shape(tensor, WHOLE)) for tensor in param_table(shape)}
     sizes = [full.numel() for full in made.values()]
     order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(seed))
     for full, part in zip(made.values(), order.split(sizes), strict=True):
@@ -39,11 +48,15 @@ def random_model(shape, dtype=torch.bfloat16, seed=0):
 
 def held_by(rank, span, shape, full):
     """A rank's parameters, cut out of the whole model."""
-    tp_index, _, stage = span.index_of(rank).values()
+    index = span.index_of(rank)
+    tp_index = index["tp"]
+    stage = index["pp"]
     return {
-        tensor.name: shard(tensor, full[tensor.name], tp_index, span.tp).clone()
+        tensor.name: shard(
+            tensor, full[tensor.name], ShardIndex(tp_index), Shards.of_grid(span)
+        ).clone()
         for tensor in param_table(shape)
-        if stage_of(tensor, shape.num_layers, span.pp) == stage
+        if stage_of(tensor, Stages.of(shape.num_layers, span)) == stage
     }
 
 

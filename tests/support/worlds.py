@@ -97,12 +97,13 @@ def make_runtime(store, folder, *overrides, rank=0, size=1):
     return prepare(run, World(launch, run.placement, DEVICE, timedelta(seconds=LONG), store))
 
 
-def make_world(rank, size, store, train, rollout=None, ref=None):
-    """A colocated world: `train` is (TP, PP); rollout and ref follow with TP only."""
+def make_world(rank, size, store, train, rollout=None, ref=None, **layout):
+    """A colocated world: `train` is (TP, PP), `layout` the rest of its RoleSize; rollout and ref follow
+    with TP only."""
     placement = place(
         {
-            "train": RoleSize(size, *train),
-            "rollout": RoleSize(size, rollout or 1),
+            "train": RoleSize(size, *train, **layout),
+            "rollout": RoleSize(size, rollout or 1, ep=rollout or 1),
             "ref": RoleSize(size, ref or 1),
         },
         colocate=True,

@@ -9,7 +9,17 @@ from support.publishing import held_by, model, random_model, spans
 
 from r1zero.distributed.placement import RankGrid
 from r1zero.errors import BadInput
-from r1zero.models.params import local_view, merge, num_elements, param_table, shard, stage_of
+from r1zero.models.params import (
+    ShardIndex,
+    Shards,
+    Stages,
+    local_view,
+    merge,
+    num_elements,
+    param_table,
+    shard,
+    stage_of,
+)
 from r1zero.weight_sync.plan import plan
 
 LAYOUTS = [(*sizes, False) for sizes in product((1, 2, 4), (1, 2, 4), (1, 2), (1, 2, 4), (1, 3))]
@@ -41,14 +51,16 @@ def test_every_layout_receives_each_element_of_its_shard_once(bucket_bytes):
             flat = torch.full((bucket.numel,), -2.0)
             for piece in bucket.pieces:
                 tensor = table[piece.tensor]
-                values = local_view(tensor, sources[bucket.source][tensor.name], train.tp)[
-                    piece.source
-                ]
+                values = local_view(
+                    tensor, sources[bucket.source][tensor.name], Shards.of_grid(train)
+                )[piece.source]
                 flat[piece.offset : piece.offset + piece.numel] = values.flatten()
             assert flat.min() >= 0, "pieces leave no gap"
             for rank, piece in product(bucket.receivers, bucket.pieces):
                 tensor = table[piece.tensor]
-                region = local_view(tensor, targets[rank][tensor.name], rollout.tp)[piece.target]
+                region = local_view(tensor, targets[rank][tensor.name], Shards.of_grid(rollout))[
+                    piece.target
+                ]
                 assert region.max() == -1, "no element arrives twice"
                 region.copy_(flat[piece.offset : piece.offset + piece.numel].view(region.shape))
         for rank in rollout.ranks:
@@ -78,8 +90,10 @@ def test_receivers_with_pipeline_stages_get_what_their_stage_holds(train, target
                 continue
             for piece in bucket.pieces:
                 tensor = table[piece.tensor]
-                values = local_view(tensor, held[bucket.source][tensor.name], source.tp)
-                place = local_view(tensor, got[tensor.name], ref.tp)[piece.target]
+                values = local_view(
+                    tensor, held[bucket.source][tensor.name], Shards.of_grid(source)
+                )
+                place = local_view(tensor, got[tensor.name], Shards.of_grid(ref))[piece.target]
                 assert place.max() == -1, "no element arrives twice"
                 place.copy_(values[piece.source])
         assert all(torch.equal(got[name], part) for name, part in expected.items())
@@ -152,8 +166,12 @@ def test_colocated_replicas_that_do_not_send_still_copy():
     for rank in train.ranks:
         copied = sum(bucket.numel for bucket in laid.part_of(rank).buckets() if bucket.local)
         stage = train.index_of(rank)["pp"]
-        held = [spec for spec in param_table(shape) if stage_of(spec, shape.num_layers, 2) == stage]
-        assert copied == sum(num_elements(spec, 2) for spec in held), "all that it holds"
+        held = [
+            spec
+            for spec in param_table(shape)
+            if stage_of(spec, Stages.even(shape.num_layers, 2)) == stage
+        ]
+        assert copied == sum(num_elements(spec, Shards(2)) for spec in held), "all that it holds"
 
 
 # -- against a plan that asks every rank about every region ----------------------------------------
@@ -182,7 +200,7 @@ def plain_moves(table, num_layers, train, rollout, limit, sending):
     """Every (source, receivers, tensor, (source box, target box)), in order."""
     sent = dict.fromkeys(train.ranks, 0)
     for number, spec in enumerate(table):
-        stage = stage_of(spec, num_layers, train.pp)
+        stage = stage_of(spec, Stages.of(num_layers, train))
         for needy, holder, part in plain_parts_of(spec, train.tp, rollout.tp, limit):
             held = []
             able = []
@@ -320,6 +338,12 @@ def test_merge_undoes_shard():
     full = random_model(shape)
     for tensor in param_table(shape):
         assert torch.equal(
-            merge(tensor, [shard(tensor, full[tensor.name], rank, 4) for rank in range(4)]),
+            merge(
+                tensor,
+                [
+                    shard(tensor, full[tensor.name], ShardIndex(rank), Shards(4))
+                    for rank in range(4)
+                ],
+            ),
             full[tensor.name],
         )

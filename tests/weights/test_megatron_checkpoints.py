@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from r1zero.algo.packing import TrainSample, pack
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import param_table
+from r1zero.models.params import FIRST, WHOLE, param_table
 from r1zero.policy.megatron import RoleModel
 from r1zero.types import Prompt, Sample
 from r1zero.weights.detect import detect
@@ -85,7 +85,7 @@ def whole(path):
     config.json."""
     folder = path if (path / "config.json").is_file() else path.parent
     shape = ModelConfig.from_folder(folder)
-    stream = open_weights(path, shape).stream(param_table(shape), 0, 1, torch.float32)
+    stream = open_weights(path, shape).stream(param_table(shape), FIRST, WHOLE, torch.float32)
     # what is mapped would change with the file
     return {tensor.name: part.clone() for tensor, part in stream}
 

@@ -13,6 +13,11 @@ from safetensors.torch import load_file, save_file
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import (
+    FIRST,
+    WHOLE,
+    ShardIndex,
+    Shards,
+    Stages,
     local_shape,
     local_view,
     merge,
@@ -26,6 +31,7 @@ from r1zero.weights import huggingface
 from r1zero.weights.open import open_weights
 from r1zero.weights.save_huggingface import save_hf
 
+TWO = Stages.even(4, 2)
 SIZES = dict(
     hidden_size=32,
     intermediate_size=48,
@@ -129,7 +135,7 @@ def named(stream):
 
 def whole(folder, shape):
     """The table's stream for TP 1."""
-    return open_weights(folder, shape).stream(param_table(shape), 0, 1, torch.bfloat16)
+    return open_weights(folder, shape).stream(param_table(shape), FIRST, WHOLE, torch.bfloat16)
 
 
 # The table.
@@ -150,20 +156,20 @@ def test_table_names_every_parameter_of_transformers_once(model, folders):
 
 def test_stages_hold_all_tensors_and_the_last_a_copy_of_a_tied_embedding(folders):
     shape = ModelConfig.from_folder(folders["qwen2_tied"])
-    first, second = (stage_params(shape, stage, 2) for stage in (0, 1))
+    first, second = (stage_params(shape, stage, TWO) for stage in (0, 1))
     assert first + second[:-1] == param_table(shape)
     assert second[-1].name == "output_layer.weight" and second[-1].hf == (
         "model.embed_tokens.weight",
     )
-    assert stage_params(shape, 0, 1) == param_table(shape)
+    assert stage_params(shape, 0, Stages.even(4, 1)) == param_table(shape)
     assert {tensor.layer for tensor in first} == {None, 0, 1}
     untied = ModelConfig.from_folder(folders["qwen2_untied"])
-    assert stage_params(untied, 0, 2) + stage_params(untied, 1, 2) == param_table(untied)
+    assert stage_params(untied, 0, TWO) + stage_params(untied, 1, TWO) == param_table(untied)
 
 
 def test_layers_are_numbered_from_the_first_of_the_stage(folders):
     shape = ModelConfig.from_folder(folders["llama"])
-    names = [name_on_stage(tensor, 4, 2) for tensor in stage_params(shape, 1, 2)]
+    names = [name_on_stage(tensor, TWO) for tensor in stage_params(shape, 1, TWO)]
     assert names[0] == "decoder.layers.0.input_layernorm.weight"
     assert names[-3] == "decoder.layers.1.mlp.linear_fc2.weight"
     assert names[-2:] == ["decoder.final_layernorm.weight", "output_layer.weight"]
@@ -172,7 +178,7 @@ def test_layers_are_numbered_from_the_first_of_the_stage(folders):
 def test_layers_that_cannot_be_spread_are_refused(folders):
     table = param_table(ModelConfig.from_folder(folders["llama"]))
     with pytest.raises(BadInput, match="4 cannot be spread evenly over 3"):
-        stage_of(table[0], 4, 3)
+        stage_of(table[0], Stages.even(4, 3))
 
 
 def test_writing_to_a_local_view_writes_the_parameter(folders):
@@ -180,15 +186,15 @@ def test_writing_to_a_local_view_writes_the_parameter(folders):
         tensor.name: tensor for tensor in param_table(ModelConfig.from_folder(folders["llama"]))
     }
     fc1 = table["decoder.layers.0.mlp.linear_fc1.weight"]
-    param = torch.nn.Parameter(torch.zeros(local_shape(fc1, 2)))
+    param = torch.nn.Parameter(torch.zeros(local_shape(fc1, Shards(2))))
     assert param.shape == (48, 32)
-    local_view(fc1, param, 2)[1, 3:5] = 7.0  # up rows 3 and 4
+    local_view(fc1, param, Shards(2))[1, 3:5] = 7.0  # up rows 3 and 4
     assert param[:, 0].nonzero().flatten().tolist() == [24 + 3, 24 + 4]
 
 
 def test_tp_that_does_not_divide_is_refused(folders):
     with pytest.raises(BadInput, match="word_embeddings.weight has 64 .* tensor parallel size 3"):
-        local_shape(param_table(ModelConfig.from_folder(folders["llama"]))[0], 3)
+        local_shape(param_table(ModelConfig.from_folder(folders["llama"]))[0], Shards(3))
 
 
 # Loading.
@@ -201,18 +207,22 @@ def test_loaded_shards_merge_into_the_mapping_made_by_hand(model, tp, folders):
     shape = ModelConfig.from_folder(folder)
     weights = open_weights(folder, shape)
     ranks = [
-        dict(weights.stream(param_table(shape), rank, tp, torch.bfloat16)) for rank in range(tp)
+        dict(weights.stream(param_table(shape), ShardIndex(rank), Shards(tp), torch.bfloat16))
+        for rank in range(tp)
     ]
     reference = by_hand(folder, shape)
     assert {tensor.name for tensor in param_table(shape)} == set(reference)
     for tensor in param_table(shape):
         shards = [rank[tensor] for rank in ranks]
         assert all(
-            part.shape == local_shape(tensor, tp) and part.is_contiguous() for part in shards
+            part.shape == local_shape(tensor, Shards(tp)) and part.is_contiguous()
+            for part in shards
         )
         assert torch.equal(merge(tensor, shards), reference[tensor.name]), tensor.name
         for rank, part in enumerate(shards):
-            assert torch.equal(shard(tensor, reference[tensor.name], rank, tp), part), tensor.name
+            assert torch.equal(
+                shard(tensor, reference[tensor.name], ShardIndex(rank), Shards(tp)), part
+            ), tensor.name
 
 
 def test_each_rank_holds_its_gate_rows_above_its_up_rows(folders):
@@ -221,7 +231,9 @@ def test_each_rank_holds_its_gate_rows_above_its_up_rows(folders):
     gate, up = (state[f"model.layers.3.mlp.{part}_proj.weight"] for part in ("gate", "up"))
     for rank in range(2):
         loaded = named(
-            open_weights(folder, shape).stream(param_table(shape), rank, 2, torch.float32)
+            open_weights(folder, shape).stream(
+                param_table(shape), ShardIndex(rank), Shards(2), torch.float32
+            )
         )
         expected = torch.cat([gate.chunk(2)[rank], up.chunk(2)[rank]]).float()
         assert torch.equal(loaded["decoder.layers.3.mlp.linear_fc1.weight"], expected)
@@ -233,7 +245,9 @@ def test_attention_of_tp_2_is_cut_between_groups(folders):
     q, k, v = (state[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv")
     for rank in range(2):
         loaded = named(
-            open_weights(folder, shape).stream(param_table(shape), rank, 2, torch.bfloat16)
+            open_weights(folder, shape).stream(
+                param_table(shape), ShardIndex(rank), Shards(2), torch.bfloat16
+            )
         )
         # one key-value group a rank
         expected = torch.cat([part.chunk(2)[rank] for part in (q, k, v)])
@@ -263,8 +277,10 @@ def test_only_the_shards_own_elements_are_read(folders, monkeypatch):
 
     monkeypatch.setattr(huggingface, "safe_open", Recorder)
     shape = ModelConfig.from_folder(folders["qwen2_untied"])
-    wanted = stage_params(shape, 1, 2)
-    stream = open_weights(folders["qwen2_untied"], shape).stream(wanted, 1, 2, torch.bfloat16)
+    wanted = stage_params(shape, 1, TWO)
+    stream = open_weights(folders["qwen2_untied"], shape).stream(
+        wanted, ShardIndex(1), Shards(2), torch.bfloat16
+    )
     assert not read, "opening the folder reads headers only"
     count = 0
     for _, part in stream:
@@ -278,7 +294,7 @@ def test_last_stage_of_a_tied_model_loads_its_copy_from_the_embedding(folders):
     folder = folders["qwen3"]
     shape = ModelConfig.from_folder(folder)
     *_, (tensor, part) = open_weights(folder, shape).stream(
-        stage_params(shape, 1, 2), 1, 2, torch.bfloat16
+        stage_params(shape, 1, TWO), ShardIndex(1), Shards(2), torch.bfloat16
     )
     assert tensor.name == "output_layer.weight"
     assert torch.equal(part, state_of(folder)["model.embed_tokens.weight"][32:])
@@ -448,9 +464,9 @@ def test_output_layer_beside_a_tied_embedding_must_be_equal(folders, tmp_path):
     rewrite(folder, lambda state: state["lm_head.weight"][40].neg_())
     weights = open_weights(folder, shape)
     # the row is not in this rank's shard
-    list(weights.stream(param_table(shape), 0, 2, torch.bfloat16))
+    list(weights.stream(param_table(shape), FIRST, Shards(2), torch.bfloat16))
     with pytest.raises(BadInput, match="tie_word_embeddings"):
-        list(weights.stream(param_table(shape), 1, 2, torch.bfloat16))
+        list(weights.stream(param_table(shape), ShardIndex(1), Shards(2), torch.bfloat16))
 
 
 def test_truncated_file_is_refused(broken):

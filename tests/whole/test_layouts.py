@@ -13,7 +13,7 @@ from support.models import make_model
 from support.worlds import metrics, run, samples, spans
 
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import local_shape, param_table
+from r1zero.models.params import Shards, local_shape, param_table
 from r1zero.preflight.resolve import load_config
 
 # fp32 sums in another order; three updates carry the difference on.
@@ -215,7 +215,9 @@ def test_the_7b_placement_trains_and_each_rollout_rank_gets_its_shard(tiny, smal
     ]
     folder = run(tmp_path / "run", 16, "tiny", overrides)
     shape = ModelConfig.from_folder(small_qwen)
-    shard_bytes = 4 * sum(int(np.prod(local_shape(tensor, 2))) for tensor in param_table(shape))
+    shard_bytes = 4 * sum(
+        int(np.prod(local_shape(tensor, Shards(2)))) for tensor in param_table(shape)
+    )
     for step in metrics(folder):
         assert step["publish/bytes"] == 6 * shard_bytes
         assert np.isfinite(step["loss"]) and step["grad_norm"] > 0

@@ -16,7 +16,7 @@ from r1zero.distributed.groups import World
 from r1zero.distributed.placement import RankGrid, RoleSize
 from r1zero.models.config import ModelConfig
 from r1zero.models.layout import WeightLayout, WeightTarget
-from r1zero.models.params import local_shape, param_table
+from r1zero.models.params import WHOLE, local_shape, param_table
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 
@@ -68,7 +68,7 @@ def publish(
     specs = param_table(shape)
     reshard = plan(specs, shape.num_layers, train, rollout, DTYPE.itemsize, megabytes * 2**20)
     device = world.device.torch
-    held = {spec.name: local_shape(spec, 1) for spec in specs}
+    held = {spec.name: local_shape(spec, WHOLE) for spec in specs}
     source = {}
     received: dict[str, torch.Tensor] = {}
     if world.rank in train.ranks:
