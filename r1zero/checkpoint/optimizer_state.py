@@ -1,8 +1,8 @@
 """What a train rank holds of the optimizer's state, told as boxes of whole tensors.
 
 Megatron's distributed optimizer lays a rank's parameters end to end and cuts the line into one run
-for each data-parallel rank, wherever the cut falls. The run of one parameter is at most three boxes
-of it. Elements 3 to 16 of four rows of five:
+for each data-parallel rank, wherever the cut falls. The run of one matrix is at most three boxes of
+it, that of stacked experts at most five. Elements 3 to 16 of four rows of five:
 
      .  .  .  3  4        row 0, columns 3 and 4
      5  6  7  8  9        rows 1 and 2
@@ -16,12 +16,15 @@ layout reads them, and so does Megatron.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from r1zero.policy.offload import master_of
+from r1zero.policy.optimizer import MOMENTS
 
 # What megatron-core writes beside the tensors, for its own reader.
 SHARDING_TYPE = "fully_reshardable"
@@ -30,7 +33,6 @@ SHARDING = {
     "distrib_optim_fully_reshardable_mem_efficient": False,
     "chained_optim_avoid_prefix": True,
 }
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def sharded_optimizer_state(
@@ -52,27 +54,34 @@ def sharded_optimizer_state(
 
 
 def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Cut the elements start..stop of a vector or matrix, in flat order, into boxes: (offset, size)
-    of each, in that order.
+    """Cut the elements start..stop of a tensor, in flat order, into boxes: (offset, size) of each,
+    in that order.
 
     >>> list(boxes((4, 5), 3, 17))
     [((0, 3), (1, 2)), ((1, 0), (2, 5)), ((3, 0), (1, 2))]
+
+    Of experts, two matrices of one row each: the rest of the first, and half of the second.
+
+    >>> list(boxes((2, 1, 4), 3, 6))
+    [((0, 0, 3), (1, 1, 1)), ((1, 0, 0), (1, 1, 2))]
     """
-    assert len(shape) <= 2, f"parameters are vectors and matrices, not {shape}"
-    if len(shape) == 1:
-        if start < stop:
-            yield (start,), (stop - start,)
-        return
-    columns = shape[1]
+    strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
     while start < stop:
-        row, column = divmod(start, columns)
-        whole_rows = (stop - start) // columns
-        if column == 0 and whole_rows:
-            offset, size = (row, 0), (whole_rows, columns)
-        else:  # to the end of the row, or of the run
-            offset, size = (row, column), (1, min(columns - column, stop - start))
+        axis = _whole_axis(strides, start, stop)
+        offset = tuple(start // stride % side for stride, side in zip(strides, shape, strict=True))
+        whole = (stop - start) // strides[axis]
+        count = min(whole, shape[axis] - offset[axis])
+        size = (1,) * axis + (count,) + shape[axis + 1 :]
         yield offset, size
         start += prod(size)
+
+
+def _whole_axis(strides: Sequence[int], start: int, stop: int) -> int:
+    """The first axis of which start..stop begins with a whole slice: rows before their elements."""
+    for axis, stride in enumerate(strides):
+        if start % stride == 0 and stop - start >= stride:
+            return axis
+    raise AssertionError("the last axis has slices of one element")
 
 
 def _runs(optimizer: DistributedOptimizer) -> Iterator[tuple[torch.nn.Parameter, int, int]]:
@@ -92,7 +101,7 @@ def _values(
     group, number = optimizer.model_param_group_index_map[parameter]
     main = optimizer.optimizer.param_groups[group]["params"][number]
     moments = optimizer.optimizer.state.get(main, {})
-    values = {"param": main.detach()}
+    values = {"param": master_of(main).detach()}
     for name in MOMENTS:
         values[name] = moments[name] if name in moments else torch.zeros_like(values["param"])
     return values

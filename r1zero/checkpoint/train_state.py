@@ -97,10 +97,13 @@ class Writing(FileWriting):
         self._policy = policy
         torch_strategies.FileSystemWriterAsync = Writer
         with _inside(policy):
-            state = _sharded_state(policy)
-            state["optimizer"] |= policy.optimizer.state_dict()  # of its groups: rates, steps
-            state["optimizer"]["param_state_sharding_type"] = SHARDING_TYPE
-            state |= {
+            model, optimizers = _sharded_state(policy)
+            for own, optimizer in zip(optimizers, policy.optimizer.chained_optimizers, strict=True):
+                own |= optimizer.state_dict()  # of its groups: rates, steps
+                own["param_state_sharding_type"] = SHARDING_TYPE
+            state = {
+                "model": model,
+                "optimizer": _chained(optimizers),
                 "iteration": step,
                 "checkpoint_version": 3.0,
                 "opt_param_scheduler": policy.scheduler.state_dict(),
@@ -185,7 +188,8 @@ def load_policy(policy: Actor, folder: Path, updates: int) -> None:
             # Past the state of its parameters, with which MindSpeed's `load_state_dict`, standing for
             # Megatron's on NPUs, does not know what to do. It makes room for that, which is filled here.
             policy.optimizer.load_state_dict(common["optimizer"])
-            state = _sharded_state(policy)
+            model, optimizers = _sharded_state(policy)
+            state = {"model": model, "optimizer": _chained(optimizers)}
             loaded = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RAISE_ALL)
         except (CheckpointingException, KeyError) as error:
             raise BadInput(
@@ -245,14 +249,24 @@ def _inside(policy: Actor) -> Iterator[None]:
         yield
 
 
-def _sharded_state(policy: Actor) -> dict[str, Any]:
-    """The tensors of model and optimizer on this rank, in place, and where they lie in the whole."""
+def _sharded_state(
+    policy: Actor,
+) -> tuple[dict[str, ShardedTensor | ShardedTensorFactory], list[dict[str, Any]]]:
+    """The tensors of the model and of its optimizers on this rank, in place, and where they lie in
+    the whole."""
     model = _sharded_model(policy)
-    [optimizer] = policy.optimizer.chained_optimizers
-    return {
-        "model": model,
-        "optimizer": {"param_state": sharded_optimizer_state(optimizer, model)},
-    }
+    optimizers = []
+    for optimizer in policy.optimizer.chained_optimizers:
+        optimizers.append({"param_state": sharded_optimizer_state(optimizer, model)})
+    return model, optimizers
+
+
+def _chained(states: list[dict[str, Any]]) -> dict[Any, Any]:
+    """The states of optimizers as Megatron lays them out: of a model without experts, which have
+    their own, there is one; else by number."""
+    if len(states) == 1:
+        return states[0]
+    return dict(enumerate(states))
 
 
 def _sharded_model(policy: Actor) -> dict[str, ShardedTensor | ShardedTensorFactory]:
@@ -272,8 +286,9 @@ def _sharded_model(policy: Actor) -> dict[str, ShardedTensor | ShardedTensorFact
 
 # Megatron's save strategies have no common public type
 def _strategy(policy: Actor) -> Any:
-    """One file a train rank; data-parallel replicas share the work."""
+    """One file a train rank; those that hold the same (Megatron's data-parallel ranks) share the
+    work."""
     strategy = TorchDistSaveShardedStrategy("torch_dist", 1, thread_count=1)
-    if policy.grid.span.dp > 1:
+    if policy.model.groups.dp.size() > 1:
         return FullyParallelSaveStrategyWrapper(strategy, policy.model.groups.dp)
     return strategy

@@ -176,6 +176,10 @@ class Training:
     sequence_parallel: Flag = False
     # Ranks of train, and of ref, that share the tokens of each microbatch: for long responses.
     context_parallel_size: Count = 1
+    # Keep Adam's moments and the fp32 master weights in host memory, pinned, between updates: 12 bytes
+    # less of device memory for each parameter of a train rank's share, and as many over the bus each
+    # way in an update. The numbers stay the same.
+    optimizer_offload: Flag = False
     seed: FromZero = 1234  # of data order and sampling
     no_shuffle: Flag = False  # take the prompts in file order
     # How the prompts of a global batch are dealt to its minibatches: drawn, in the order of the

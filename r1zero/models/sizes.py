@@ -14,3 +14,5 @@ NPU_CACHE_BLOCK = 128
 MOMENT_BYTES = 8
 MASTER_BYTES = 4
 OPTIMIZER_BYTES = MOMENT_BYTES + MASTER_BYTES
+# Parameters whose optimizer state visits the device at a time where it lies on the host: 400 MB.
+OFFLOAD_VISIT_ELEMENTS = 2**25

@@ -43,6 +43,7 @@ from r1zero.policy.actor_config import ActorConfig
 from r1zero.policy.handover import Delivery
 from r1zero.policy.lora import Adapters
 from r1zero.policy.megatron import RoleModel
+from r1zero.policy.offload import OffloadedState
 from r1zero.policy.pipeline import compute_logprobs, run_pipeline
 from r1zero.types import Batch, UpdateStats, joined
 
@@ -438,6 +439,10 @@ class Actor:
                     pg_collection=model.groups,
                 )
 
+        if chosen.offload:
+            for part in self.optimizer.chained_optimizers:
+                if not part.is_stub_optimizer:
+                    OffloadedState(part, model.device)
         # Several pipelines may add to one update, so its end is not that of a pipeline; and the loss
         # is divided by a count already, so Megatron's own division is left out.
         model.config.finalize_model_grads_func = None

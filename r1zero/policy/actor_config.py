@@ -37,6 +37,7 @@ class OptimizerConfig:
     adam_beta1: float
     adam_beta2: float
     adam_eps: float
+    offload: bool  # its state lies on the host between updates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,7 @@ def actor_config(cfg: Config, total_updates: int) -> ActorConfig:
         adam_beta1=actor.adam_beta1,
         adam_beta2=actor.adam_beta2,
         adam_eps=actor.adam_eps,
+        offload=cfg.training.optimizer_offload,
     )
     objective = objective_of(algorithm, actor)
     whitens = objective.advantage.whitens

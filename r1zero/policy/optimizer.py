@@ -15,6 +15,7 @@ from megatron.core.optimizer import distrib_optimizer
 from torch.optim.adamw import adamw
 
 FUSED = ("cpu", "cuda")  # devices for which torch has a fused kernel
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what every Adam calls its two
 
 
 class GroupStepAdamW(torch.optim.Optimizer):
@@ -44,9 +45,7 @@ class GroupStepAdamW(torch.optim.Optimizer):
                 continue
             for parameter in parameters:
                 if not self.state[parameter]:
-                    self.state[parameter] = {
-                        key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")
-                    }
+                    self.state[parameter] = {key: torch.zeros_like(parameter) for key in MOMENTS}
             states = [self.state[parameter] for parameter in parameters]
             device = parameters[0].device
             beta1, beta2 = group["betas"]

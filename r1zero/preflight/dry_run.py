@@ -9,7 +9,9 @@ ranks of a role the fullest is shown):
                model once, and N is from here on the number of the adapters' parameters
   gradients    N x 4: Megatron accumulates and reduces them in fp32
   optimizer    N x 12 / DP in bf16 (fp32 master weight and two moments), N x 8 / DP in fp32, by the
-               distributed optimizer (Rajbhandari et al. 2020, ZeRO stage 1)
+               distributed optimizer (Rajbhandari et al. 2020, ZeRO stage 1). With
+               training.optimizer_offload that is in host memory, and here what visits at a time: as much
+               of 32 M parameters, or of the largest tensor on the rank
   activations  T tokens of a microbatch. With full recomputation the input of every layer, T x hidden x B,
                plus what one layer keeps for its backward pass; without, what every layer keeps (counted as
                by Korthikanti et al. 2022, with fused attention and a gated MLP); times the microbatches in
@@ -40,6 +42,7 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
 from r1zero.models.lora import LoraConfig, adapter_params, lora_config
 from r1zero.models.params import (
+    ParamSpec,
     Shards,
     Stages,
     num_elements,
@@ -52,6 +55,7 @@ from r1zero.models.sizes import (
     CPU_CACHE_BLOCK,
     LOGIT_CHUNK_ELEMENTS,
     NPU_CACHE_BLOCK,
+    OFFLOAD_VISIT_ELEMENTS,
 )
 from r1zero.preflight.advice import look_ahead
 from r1zero.preflight.files import absent
@@ -172,6 +176,10 @@ def memory_table(
         lines.append(
             f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB"
         )
+    if cfg.training.optimizer_offload:
+        train = placed.train
+        states = [_optimizer_state(cfg, policy, train, stage) for stage in range(train.pp)]
+        lines.append(f"host memory of the optimizer: {max(states) / 1e9:.2f} GB a train rank")
     missing = absent(cfg)
     loaded = [(cfg.actor_rollout.load, cfg.actor_rollout.model)]
     if cfg.has_reference:
@@ -274,10 +282,41 @@ def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -
     return Memory(
         weights=(frozen + learning * copies) * size,
         gradients=learning * 4,
-        optimizer=learning * dtype_of(cfg).optimizer_bytes / span.dp,
+        optimizer=_optimizer_here(cfg, shape, span, stage),
         activations=_train_activations(cfg, shape, span, stage),
         buckets=_bucket_bytes(cfg) * (1 if cfg.ref.reset_interval is None else 2),
     )
+
+
+def _optimizer_state(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> float:
+    """Bytes of the optimizer's state that belong to a train rank: each parameter's is shared out among
+    the ranks that hold it."""
+    shards = Shards.of_grid(span)
+    elements = 0.0
+    for spec in _learning(cfg, shape, span, stage):
+        holders = span.expert_data_size if spec.cut == "experts" else span.cp * span.dp
+        elements += num_elements(spec, shards) / holders
+    return elements * dtype_of(cfg).optimizer_bytes
+
+
+def _optimizer_here(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> float:
+    """Bytes of it on the device: all, or what visits where it lies in host memory."""
+    state = _optimizer_state(cfg, shape, span, stage)
+    if not cfg.training.optimizer_offload:
+        return state
+    shards = Shards.of_grid(span)
+    largest = max(num_elements(spec, shards) for spec in _learning(cfg, shape, span, stage))
+    visit = max(OFFLOAD_VISIT_ELEMENTS, largest)
+    return min(state, visit * dtype_of(cfg).optimizer_bytes)
+
+
+def _learning(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Sequence[ParamSpec]:
+    """What learns on a stage: its parameters, or those of adapters."""
+    stages = Stages.of(shape.num_layers, span)
+    lora = lora_config(cfg.actor_rollout)
+    if lora is None:
+        return stage_params(shape, stage, stages)
+    return [spec for spec in adapter_params(shape, lora) if stage_of(spec, stages) == stage]
 
 
 def _train_activations(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> float:

@@ -35,6 +35,7 @@ FLOOR_LAYERS = 28
 GRAPH_FLOOR = 0.0108
 EAGER_FLOOR = 0.030
 OPTIMIZER = 0.4 / 0.95e9  # seconds of an optimizer step for each parameter of a rank
+BUS = 20e9  # bytes/s between host and device, where the optimizer's state visits
 # Of the lengths that are allowed.
 MEAN_RESPONSE = 1 / 3
 MEAN_PROMPT = 1 / 10
@@ -67,6 +68,10 @@ def guessed_rates(cfg: Config, placed: Placement, shape: ModelConfig) -> Rates:
         learn -= WEIGHT_GRADIENT_FLOPS
     if cfg.base_is_reference:
         learn += FORWARD_FLOPS
+    optimizer = OPTIMIZER * parameters / train
+    if cfg.training.optimizer_offload:  # there and back
+        state = parameters / train / placed.train.dp * dtype_of(cfg).optimizer_bytes
+        optimizer += 2 * state / BUS
     floor = EAGER_FLOOR if actor.decode_graphs is False else GRAPH_FLOOR
     floor *= shape.num_layers / FLOOR_LAYERS
     context = MEAN_PROMPT * actor.max_prompt_length + MEAN_RESPONSE * cfg.response_budget / 2
@@ -79,7 +84,7 @@ def guessed_rates(cfg: Config, placed: Placement, shape: ModelConfig) -> Rates:
         ref=forward / ref,
         learn=learn * parameters / (PEAK * LEARN_SHARE) / train,
         look=forward / train,
-        optimizer=OPTIMIZER * parameters / train,
+        optimizer=optimizer,
         publish=parameters * size / rollout / LINK,
         source=GUESS,
     )

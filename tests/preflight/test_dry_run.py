@@ -127,6 +127,20 @@ def test_memory_of_adapters_by_hand() -> None:
     assert train.optimizer == 12 * adapters
 
 
+def test_an_offloaded_optimizer_by_hand() -> None:
+    """On the device lies what visits: as much of the largest tensor, the embedding's half."""
+    plain, _ = load_config("qwen25_7b")
+    cfg, _ = load_config("qwen25_7b", ["training.optimizer_offload=true"])
+    placed = placement(cfg, 16)
+    before = memory(plain, placed, shape_7b(), shape_7b())["train"]
+    found = memory(cfg, placed, shape_7b(), shape_7b())["train"]
+    assert found.optimizer == 12 * (152064 // 2 * 3584)
+    assert before.total - found.total == before.optimizer - found.optimizer
+    table = memory_table(cfg, placed, shape_7b(), shape_7b())
+    assert f"host memory of the optimizer: {before.optimizer / 1e9:.2f} GB a train rank" in table
+    assert "host memory" not in memory_table(plain, placed, shape_7b(), shape_7b())
+
+
 def test_layer_activations_by_hand() -> None:
     # 10 tokens, fp32: whole 6 x 8; cut 2 x qkv (24) + attention 8 + 4 x 12, halved by TP2.
     assert layer_activations(tiny_shape(), 2, 10, 4, False) == 10 * 4 * (48 + 104 / 2)
