@@ -237,6 +237,7 @@ class Batch:
     # Tokens at which responses stop, below the response budget; groups with one that has not ended
     # are put off (data/tail_batching.py).
     response_limit: int | None = None
+    keeps_routes: bool = False  # engines tell the experts that each token went to
     # Of prompts that were put off in earlier steps: step and position of their first draw, [P].
     first_draws: tuple[tuple[int, int], ...] = ()
 

@@ -9,7 +9,7 @@ positions (Su et al. 2021), SwiGLU (Shazeer 2020). A family that differs overrid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from r1zero.models import hf_config
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import torch
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.spec_utils import ModuleSpec
+
+# x [T, H] -> this TP rank's part of the MLP's output, which is summed over the ranks.
+Mlp = Callable[["torch.Tensor", ForwardPass], "torch.Tensor"]
 
 # Keys of config.json that would change what is computed, with the one value that does not.
 NEUTRAL: dict[str, object] = {
@@ -229,10 +232,25 @@ class DenseFamily(ModelFamily):
         return DenseBlock(config, layer, weights)
 
 
+class GatedMlp:
+    """SwiGLU of the rollout engine: gate and up in one product."""
+
+    def __init__(self, weights: LayerWeights) -> None:
+        self.gate_up = weights.linear("mlp.linear_fc1")
+        self.down = weights.linear("mlp.linear_fc2")
+
+    def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
+        """[T, H] -> [T, H], to be summed over the TP ranks."""
+        return self.down(run.operators.silu_mul(self.gate_up(x)))
+
+
 class DenseBlock:
     """The dense block in the rollout engine, tensor parallel with one all-reduce for each half."""
 
-    def __init__(self, config: ModelConfig, layer: int, weights: LayerWeights) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, weights: LayerWeights, mlp: Mlp | None = None
+    ) -> None:
+        """`mlp` takes the place of the gated MLP."""
         self.layer = layer
         self.input_norm = weights.tensor("input_layernorm.weight")
         self.qkv = weights.linear("self_attention.linear_qkv")
@@ -243,8 +261,7 @@ class DenseBlock:
             self.k_norm = weights.tensor("self_attention.k_layernorm.weight")
         self.proj = weights.linear("self_attention.linear_proj")
         self.mlp_norm = weights.tensor("pre_mlp_layernorm.weight")
-        self.gate_up = weights.linear("mlp.linear_fc1")
-        self.down = weights.linear("mlp.linear_fc2")
+        self.mlp = mlp or GatedMlp(weights)
 
     def __call__(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, run: ForwardPass
@@ -254,7 +271,7 @@ class DenseBlock:
         mixed = run.attend(self.layer, self.qkv(x), self.q_norm, self.k_norm)
         delta = run.all_reduce(self.proj(mixed))
         x, hidden = run.operators.add_norm(hidden, delta, self.mlp_norm)
-        return hidden, run.all_reduce(self.down(run.operators.silu_mul(self.gate_up(x))))
+        return hidden, run.all_reduce(self.mlp(x, run))
 
 
 # -- rows of the parameter table that families put together

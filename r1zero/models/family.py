@@ -106,6 +106,23 @@ class LayerWeights(Protocol):
     def linear(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """x -> x W^T + b by the weight `name`.weight and, if there is one, `name`.bias."""
 
+    def router(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """x [T, H] -> scores [T, experts] by the weight of this name, multiplied in fp32."""
+
+    def experts(self, name: str) -> LocalExperts:
+        """This rank's experts, of the weights `name`.linear_fc1.weight and
+        `name`.linear_fc2.weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalExperts:
+    """The experts of one layer that a rollout rank holds: E of them, from number `first` on."""
+
+    gate_up: torch.Tensor  # [E, 2 F, H]
+    down: torch.Tensor  # [E, H, F]
+    first: int
+    total: int  # of all ranks together
+
 
 class DecoderOperators(Protocol):
     """What the rollout engine computes between matrix products: fused kernels where there are
@@ -121,6 +138,19 @@ class DecoderOperators(Protocol):
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """SwiGLU: [T, 2 F] -> silu(first half) * second half, [T, F]."""
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        experts: LocalExperts,
+    ) -> torch.Tensor:
+        """What this rank's experts add to each token: x [T, H] -> [T, H].
+
+        A token goes to the experts ids [T, k], int64, each of which counts with its weight [T, k],
+        fp32; those of other ranks add nothing here.
+        """
 
 
 class Attend(Protocol):
@@ -148,6 +178,9 @@ class ForwardPass:
     operators: DecoderOperators
     attend: Attend
     all_reduce: Callable[[torch.Tensor], torch.Tensor]  # sum over the TP ranks, in place
+    # (number of the layer among those with experts, scores fp32 [T, experts]) -> the experts of each
+    # token, int64 [T, k]: those with the highest scores, or those of an earlier pass
+    choose_experts: Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class DecoderBlock(Protocol):

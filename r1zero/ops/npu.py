@@ -1,4 +1,4 @@
-"""Fused operators of torch_npu (Ascend NPU): RMSNorm, SwiGLU, RoPE, KV cache, attention.
+"""Fused operators of torch_npu (Ascend NPU): RMSNorm, SwiGLU, RoPE, KV cache, attention, experts.
 
 One function an operator, its arguments and shapes in our terms; the call is held to torch_npu's
 published signature by a test. Not yet run on hardware.
@@ -17,6 +17,14 @@ MASK_SIDE = 2048
 # Values of `sparse_mode`: which part of the mask counts.
 NO_MASK = 0
 CAUSAL_TO_THE_LAST = 3  # causal, aligned at the last query and the last key
+# Values of arguments of the experts' operators.
+COUNTS = (
+    1  # of `expert_tokens_num_type` and `group_list_type`: tokens of each expert, not their sums
+)
+NOT_QUANTISED = -1
+PLACES_BY_COPY = 0  # of `row_idx_type`: for each copy its place among the sorted rows
+ONE_OUTPUT = 2  # of `split_item`
+SPLIT_ROWS = 0  # of `group_type`: the groups are groups of rows
 # Packed sequences of one call of npu_fusion_attention, by its documentation.
 MOST_SEQUENCES = 1024
 
@@ -111,6 +119,48 @@ def add_rms_norm(
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(first half) * second half of the last axis by npu_swiglu: [..., 2 F] -> [..., F]."""
     return torch_npu_module().npu_swiglu(gate_up, dim=-1)
+
+
+def sort_by_expert(
+    x: torch.Tensor, ids: torch.Tensor, first: int, end: int, total: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Copies of tokens, sorted by their experts, by npu_moe_init_routing_v2. Not differentiable.
+
+    x [T, H], ids int32 [T, k] in [0, total). Returns rows [T * k, H], of which those that go to the
+    experts [first, end) come first, and what follows them is undefined; the place of each copy
+    among them, int32 [T * k], -1 of those that go elsewhere; and the rows of each expert, int64
+    [end - first]. Copy i is that of token i // k: so vllm-ascend uses the places, the
+    documentation does not say it.
+    """
+    rows, places, counts, _ = torch_npu_module().npu_moe_init_routing_v2(
+        x,
+        ids,
+        active_num=ids.numel(),
+        expert_num=total,
+        expert_tokens_num_type=COUNTS,
+        expert_tokens_num_flag=True,
+        quant_mode=NOT_QUANTISED,
+        active_expert_range=[first, end],
+        row_idx_type=PLACES_BY_COPY,
+    )
+    return rows, places, counts
+
+
+def grouped_matmul(rows: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Multiply groups of rows by a matrix each, by npu_grouped_matmul. Not differentiable.
+
+    rows [T, in], weight [groups, in, out] or a transposed view, counts int64 [groups], the rows of
+    each group, which add up to T. Two groups at least, and 1024 at most; `in` and `out` are below
+    65536. Returns [T, out].
+    """
+    return torch_npu_module().npu_grouped_matmul(
+        [rows],
+        [weight],
+        group_list=counts,
+        group_list_type=COUNTS,
+        split_item=ONE_OUTPUT,
+        group_type=SPLIT_ROWS,
+    )[0]
 
 
 def rotary_mul(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

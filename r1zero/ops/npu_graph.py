@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 from r1zero.distributed.torch_modules import torch_npu_module
+
+Output = TypeVar("Output")
 
 
 class GraphPool:
@@ -21,8 +21,8 @@ class GraphPool:
         self._replayed = torch_npu_module().npu.Event()  # recorded behind every replay
         self._graphs: dict[int, Any] = {}
 
-    def capture(self, size: int, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Capture what `run` launches as the graph of this size. Returns the tensor that it will
+    def capture(self, size: int, run: Callable[[], Output]) -> Output:
+        """Capture what `run` launches as the graph of this size. Returns the tensors that it will
         write."""
         npu = torch_npu_module().npu
         graph = npu.NPUGraph()

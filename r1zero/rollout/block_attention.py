@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -73,3 +74,17 @@ class DecodeStep:
     def mask_bias(self) -> torch.Tensor:
         """fp32 [n, 1, W * block], added to the scores: hides what lies beyond each row's tokens."""
         return self.layout.products.mask_bias(self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class PassOutput:
+    """What the layers leave of a pass over T tokens."""
+
+    hidden: torch.Tensor  # [T, H] behind the last norm: the output layer's input
+    routes: torch.Tensor | None  # uint8 [T, MoE layers, k], the experts of each token
+
+    def first(self, rows: int) -> PassOutput:
+        """That of the first tokens."""
+        if self.routes is None:
+            return PassOutput(self.hidden[:rows], None)
+        return PassOutput(self.hidden[:rows], self.routes[:rows])

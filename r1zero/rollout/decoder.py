@@ -18,30 +18,39 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.models.family import Attend, DecoderBlock, ForwardPass, family_of
+from r1zero.models.family import Attend, DecoderBlock, ForwardPass, LocalExperts, family_of
 from r1zero.models.params import Shards, local_shape, param_table
 from r1zero.models.rotary import rotary_tables
 from r1zero.models.unused import blank, local_columns
 from r1zero.ops.attention import Segments, packed_causal_attention
-from r1zero.rollout.block_attention import DecodeStep
-from r1zero.rollout.linear import Linear
+from r1zero.rollout.block_attention import DecodeStep, PassOutput
+from r1zero.rollout.linear import Linear, Router
 from r1zero.rollout.native import operators
 from r1zero.rollout.npu_graphs import MOST_PADDING, DecodeGraphs
 from r1zero.rollout.operators import Heads
+from r1zero.rollout.routes import Routes, forced_routes, ranks_agree
 
 
 class LayerShards:
     """A rank's weights of one layer, as its family's block takes them (models/family.py)."""
 
     def __init__(
-        self, weights: Mapping[str, torch.Tensor], layer: int, linears: list[Linear]
+        self,
+        weights: Mapping[str, torch.Tensor],
+        layer: int,
+        products: list[Linear | Router],
+        rank: int,
+        ranks: int,
     ) -> None:
-        """Each product that is made is added to `linears`, to be laid out when weights were
-        written."""
+        """Each product that is made is added to `products`, to be laid out when weights were
+        written. `rank` is this one's among the `ranks` of TP."""
         self._weights = weights
         self._prefix = f"decoder.layers.{layer}."
-        self._linears = linears
+        self._products = products
+        self._rank = rank
+        self._ranks = ranks
 
     def tensor(self, name: str) -> torch.Tensor:
         """The weight of this name."""
@@ -51,8 +60,21 @@ class LayerShards:
         """The product by `name`.weight with, if there is one, `name`.bias."""
         bias = self._weights.get(f"{self._prefix}{name}.bias")
         linear = Linear(self.tensor(f"{name}.weight"), bias)
-        self._linears.append(linear)
+        self._products.append(linear)
         return linear
+
+    def router(self, name: str) -> Router:
+        """The product in fp32 by the weight of this name."""
+        router = Router(self.tensor(name))
+        self._products.append(router)
+        return router
+
+    def experts(self, name: str) -> LocalExperts:
+        """This rank's experts. Of 8 on 4 ranks the third has those from 4 on."""
+        gate_up = self.tensor(f"{name}.linear_fc1.weight")
+        down = self.tensor(f"{name}.linear_fc2.weight")
+        held = len(gate_up)
+        return LocalExperts(gate_up, down, first=self._rank * held, total=self._ranks * held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +100,8 @@ class Chunk:
 
     tokens: np.ndarray  # int [T], T > 0
     before: KeyValues | None = None  # None: these are the first
+    # uint8 [T, MoE layers, k], the experts that they went to before; None: they choose
+    routes: np.ndarray | None = None
 
     @property
     def start(self) -> int:
@@ -96,6 +120,15 @@ class Extended:
 
     new: KeyValues  # of its tokens
     logits: torch.Tensor  # [V / TP] after the last one
+    routes: torch.Tensor | None  # uint8 [T, MoE layers, k], the experts of its tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a decoding step gave, good until the next one."""
+
+    logits: torch.Tensor  # [n, V / TP]
+    routes: torch.Tensor | None  # uint8 [n, MoE layers, k], the experts of the n tokens
 
 
 class Decoder:
@@ -118,6 +151,7 @@ class Decoder:
         self.dtype = dtype
         self.device = device
         self.group = group if tp > 1 else None
+        self._ranks = tp
         self.heads = shape.num_heads // tp
         self.kv_heads = shape.num_kv_heads // tp
         shards = Shards(tp, ep=tp)  # experts are whole, and dealt to the TP ranks
@@ -136,7 +170,7 @@ class Decoder:
                 sin.to(dtype),
             )
         )
-        self._linears: list[Linear] = []
+        self._products: list[Linear | Router] = []
         self.blocks = [self._block(layer) for layer in range(shape.num_layers)]
         self.embedding = self.weights["embedding.word_embeddings.weight"]
         self.final_norm = self.weights["decoder.final_layernorm.weight"]
@@ -144,17 +178,19 @@ class Decoder:
             self.embedding if shape.tie_word_embeddings else self.weights["output_layer.weight"]
         )
         self._unused = local_columns(unused, self._first_row(), len(self.head.weight))
+        self._routes_unchecked = True  # since weights were written
         self.padding = 0  # rows at most that pad a step, each with a token in the cache
-        self._step: Callable[[torch.Tensor, DecodeStep], torch.Tensor] = self._decode
+        self._step: Callable[[torch.Tensor, DecodeStep], PassOutput] = self._decode
         if graphs:
             self.padding = MOST_PADDING
             self._step = DecodeGraphs(self._decode, max_positions)
 
     def prepare(self) -> None:
         """Lay out the weights for the processor; call after they were written."""
-        for linear in self._linears:
-            linear.prepare()
+        for product in self._products:
+            product.prepare()
         self.head.prepare()
+        self._routes_unchecked = True
 
     @torch.inference_mode()
     def extend(self, chunks: Sequence[Chunk]) -> list[Extended]:
@@ -181,29 +217,42 @@ class Decoder:
             return found.reshape(len(tokens), -1)
 
         last_rows = self._tensor(np.asarray(ends)) - 1
-        logits = self._logits(self._run(tokens, attend, last_rows))
+        lengths = [len(chunk.tokens) for chunk in chunks]
+        forced = forced_routes([chunk.routes for chunk in chunks], lengths, self.device)
+        output = self._run(tokens, attend, last_rows, forced)
+        self._compare_routes(output.routes)
+        logits = self._logits(output.hidden)
         all_keys = torch.stack(keys).transpose(1, 2)
         all_values = torch.stack(values).transpose(1, 2)
-        return [
-            Extended(KeyValues(all_keys[:, :, first:end], all_values[:, :, first:end]), last)
-            for (first, end), last in zip(pairwise([0, *ends]), logits, strict=True)
-        ]
+        extended = []
+        for (first, end), last in zip(pairwise([0, *ends]), logits, strict=True):
+            new = KeyValues(all_keys[:, :, first:end], all_values[:, :, first:end])
+            routes = None if output.routes is None else output.routes[first:end]
+            extended.append(Extended(new, last, routes))
+        return extended
 
     @torch.inference_mode()
-    def decode(self, tokens: np.ndarray, step: DecodeStep) -> torch.Tensor:
-        """Run one token of each running sample, int64 [n]: logits [n, V / TP], good until the next
-        call."""
-        return self._logits(self._step(self._tensor(tokens), step))
+    def decode(self, tokens: np.ndarray, step: DecodeStep) -> Decoded:
+        """Run one token of each running sample, int64 [n]."""
+        output = self._step(self._tensor(tokens), step)
+        return Decoded(self._logits(output.hidden), output.routes)
 
-    def _decode(self, tokens: torch.Tensor, step: DecodeStep) -> torch.Tensor:
-        """All layers of a decoding step: [n, H], the output layer's input."""
+    def _decode(self, tokens: torch.Tensor, step: DecodeStep) -> PassOutput:
+        """All layers of a decoding step."""
         return self._run(tokens, self.operators.decoding(step))
 
     def _run(
-        self, tokens: torch.Tensor, attend: Attend, last: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """All layers and the last norm: [T, H] of all tokens, or of those at `last`."""
-        run = ForwardPass(self.operators, attend, self._sum)
+        self,
+        tokens: torch.Tensor,
+        attend: Attend,
+        last: torch.Tensor | None = None,
+        forced: torch.Tensor | None = None,
+    ) -> PassOutput:
+        """All layers and the last norm, of all tokens, or for `hidden` of those at `last`. `forced`
+        as in `Routes`."""
+        top_k = self.shape.experts.top_k if self.shape.experts else 0
+        routes = Routes(top_k, forced)
+        run = ForwardPass(self.operators, attend, self._sum, routes.choose)
         hidden = self._embed(tokens)
         delta: torch.Tensor | None = None
         for block in self.blocks:
@@ -213,7 +262,23 @@ class Decoder:
             hidden = hidden[last]
             delta = delta[last]
         x, _ = self.operators.add_norm(hidden, delta, self.final_norm)
-        return x
+        return PassOutput(x, routes.taken())
+
+    def _compare_routes(self, routes: torch.Tensor | None) -> None:
+        """Compare the routes of the first pass with new weights over the TP ranks.
+
+        Each computes the router's scores itself. If a sum over the ranks leaves other bits on each
+        of them, two ranks may choose otherwise, and an expert is computed twice or never.
+        """
+        if routes is None or self.group is None or not self._routes_unchecked:
+            return
+        self._routes_unchecked = False
+        if not ranks_agree(routes, self.group):
+            raise BadInput(
+                "the tensor parallel ranks of a rollout replica choose different experts for the "
+                "same tokens, as their sums differ in the last bits; set "
+                "training.deterministic=true, or actor_rollout's tensor parallel size to 1"
+            )
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         """The output layer: [T, H] -> [T, V / TP]."""
@@ -234,9 +299,13 @@ class Decoder:
 
     def _first_row(self) -> int:
         """Id that the first row of this rank's part of the vocabulary has."""
+        return self._rank() * self.embedding.shape[0]
+
+    def _rank(self) -> int:
+        """This rank's number in TP."""
         if self.group is None:
             return 0
-        return dist.get_rank(self.group) * self.embedding.shape[0]
+        return dist.get_rank(self.group)
 
     def _sum(self, partial: torch.Tensor) -> torch.Tensor:
         if self.group is not None:
@@ -244,7 +313,7 @@ class Decoder:
         return partial
 
     def _block(self, layer: int) -> DecoderBlock:
-        weights = LayerShards(self.weights, layer, self._linears)
+        weights = LayerShards(self.weights, layer, self._products, self._rank(), self._ranks)
         return family_of(self.shape).decoder_block(self.shape, layer, weights)
 
 

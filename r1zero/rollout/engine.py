@@ -95,6 +95,7 @@ class NativeEngine:
             spare=decoder.padding,
         )
         self._caches = PromptCaches(decoder, self._pool, limits.prefill_tokens)
+        self._routes_of_token: tuple[int, int] | None = None  # kept, in MoE layers and experts
         self._queue = Queue()
         self._rows = RunningBatch(0)
         self._layout: DecodeLayout | None = None  # None: rows or blocks have changed since
@@ -117,6 +118,7 @@ class NativeEngine:
             budgets = np.full((len(batch.prompts), size), self.limits.budget)
         assert budgets.min() > 0 and budgets.max() <= self.limits.budget, "budgets out of bounds"
         self._request = _Request(batch, sampling, budgets)
+        self._keep_routes(batch.keeps_routes)
         self._tokens = 0
         self._groups = {p: Group.begun(p, batch.prompts[p], size) for p in positions}
         self._open = dict.fromkeys(positions, size)
@@ -188,7 +190,8 @@ class NativeEngine:
             _, begun = self._queue.take()
             blocks = self._pool.take_own(self._blocks_to_start(sample_id, begun))
             if begun is None:
-                begun = PartialSample.fresh(sample_id, self._uniforms(sample_id))
+                uniform = self._uniforms(sample_id)
+                begun = PartialSample.fresh(sample_id, uniform, self._routes_of_token)
                 fresh.append(rows.count)
             self._restore(begun, prompt, blocks)
             rows.add(begun, prompt.length + max(begun.count - 1, 0), blocks)
@@ -241,9 +244,13 @@ class NativeEngine:
                 self.decoder.device,
             )
         positions = rows.lengths[: rows.count]
-        logits = self.decoder.decode(rows.newest[: rows.count], DecodeStep(self._layout, positions))
+        step = DecodeStep(self._layout, positions)
+        decoded = self.decoder.decode(rows.newest[: rows.count], step)
+        if self._routes_of_token is not None:
+            assert decoded.routes is not None, "a model with experts has routes"
+            rows.record_routes(decoded.routes.cpu().numpy())
         positions += 1
-        self._sample(list(range(rows.count)), logits)
+        self._sample(list(range(rows.count)), decoded.logits)
 
     def _sample(self, numbers: list[int], logits: torch.Tensor) -> None:
         """Draw the next token of these rows, in ascending order, and let finished samples go."""
@@ -269,18 +276,22 @@ class NativeEngine:
         position = sequence.sample_id.position
         member = sequence.sample_id.member
         count = sequence.count
-        self._groups[position].samples[member] = Sample(
+        routes = sequence.known_routes
+        group = self._groups[position]
+        group.samples[member] = Sample(
             sequence.tokens[:count].copy(),
             sequence.logprobs[:count].copy(),
             bool(truncated),
             self.version,
             loss_mask=np.ones(count, dtype=bool),
+            routes=None if routes is None else routes.copy(),
         )  # the policy drew every token itself
         self._open[position] -= 1
         if not self._open[position]:
+            group.prompt_routes = self._caches.routes(position)
             self._caches.drop(position)
         for listener in self.listeners:
-            listener.on_sample(self._groups[position], member)
+            listener.on_sample(group, member)
 
     def _preempt(self, row: int) -> None:
         """Let a sample wait again with the tokens it has; its keys are computed anew when its turn
@@ -303,7 +314,9 @@ class NativeEngine:
         token."""
         own = prompt.tail
         if sequence.count > 1:
-            drawn = Chunk(sequence.tokens[: sequence.count - 1], self._caches.read(prompt))
+            before = self._caches.read(prompt)
+            tokens = sequence.tokens[: sequence.count - 1]
+            drawn = Chunk(tokens, before, sequence.known_routes)
             [again] = self.decoder.extend([drawn])
             own = own.then(again.new)
         self._pool.write(blocks, own.keys, own.values)
@@ -353,6 +366,14 @@ class NativeEngine:
         prompt = self._caches.get(self._rows.sequences[row].sample_id.position)
         assert prompt is not None, "a sample runs while its prompt is not in the cache"
         return prompt
+
+    def _keep_routes(self, wanted: bool) -> None:
+        """Keep the experts of each token from now on, or do not."""
+        experts = self.decoder.shape.experts
+        self._routes_of_token = None
+        if wanted and experts is not None:
+            self._routes_of_token = (len(experts.layers), experts.top_k)
+        self._caches.keeps_routes = self._routes_of_token is not None
 
     def _uniforms(self, sample_id: SampleId) -> np.ndarray:
         position = sample_id.position

@@ -91,7 +91,8 @@ class RolloutEngine(Protocol):
 
         Parts come in the order of the batch: those of longer responses after those of shorter ones
         at the same positions. Every sample has tokens, log-probs (of the whole distribution at the sampling temperature),
-        `truncated`, `version` and `loss_mask`.
+        `truncated`, `version` and `loss_mask`. Of a model with experts it also has `routes`, and its
+        group `prompt_routes`, if the batch wants them (`keeps_routes`).
         """
 
     def progress(self) -> RolloutProgress:

@@ -161,6 +161,117 @@ void silu_mul(const T* gate_up, T* out, int64_t rows, int64_t width, int threads
   }
 }
 
+// -- mixture of experts -------------------------------------------------------------------------
+
+constexpr int MAX_ROWS = 4;  // tokens that share one reading of a weight
+
+inline int64_t padded(int64_t width) { return (width + WIDTH - 1) / WIDTH * WIDTH; }
+
+// One layer's experts of this rank, and the tokens that come. Mirrored in native.py.
+struct ExpertsOfLayer {
+  int64_t tokens, top_k, width, inner;  // of a token; of an expert
+  int64_t first, held;  // this rank has the experts [first, first + held)
+  int64_t threads;
+};
+
+// at_a[r] = the product of row r of x and `a`, at_b[r] that with `b`. Rows of x are floats, zero behind
+// their end, and `apart` from each other; results of rows are `out_apart`.
+template <int ROWS, typename T>
+void multiply_two(const float* x, int64_t apart, const T* a, const T* b, int64_t width, float* at_a,
+                  float* at_b, int64_t out_apart) {
+  Floats sums_a[ROWS] = {}, sums_b[ROWS] = {};
+  for (int64_t i = 0; i < width; i += WIDTH) {
+    const Floats of_a = load(a + i, width - i), of_b = load(b + i, width - i);
+    for (int r = 0; r < ROWS; r++) {
+      const Floats of_x = load(x + r * apart + i);
+      sums_a[r] += of_x * of_a;
+      sums_b[r] += of_x * of_b;
+    }
+  }
+  for (int r = 0; r < ROWS; r++) {
+    at_a[r * out_apart] = sum(sums_a[r]);
+    at_b[r * out_apart] = sum(sums_b[r]);
+  }
+}
+
+// The same for any number of rows.
+template <typename T>
+void multiply_rows(int64_t rows, const float* x, int64_t apart, const T* a, const T* b, int64_t width,
+                   float* at_a, float* at_b, int64_t out_apart) {
+  for (int64_t r = 0; r < rows; r += MAX_ROWS) {
+    const float* from = x + r * apart;
+    float *to_a = at_a + r * out_apart, *to_b = at_b + r * out_apart;
+    switch (std::min<int64_t>(rows - r, MAX_ROWS)) {
+      case 1: multiply_two<1>(from, apart, a, b, width, to_a, to_b, out_apart); break;
+      case 2: multiply_two<2>(from, apart, a, b, width, to_a, to_b, out_apart); break;
+      case 3: multiply_two<3>(from, apart, a, b, width, to_a, to_b, out_apart); break;
+      default: multiply_two<4>(from, apart, a, b, width, to_a, to_b, out_apart);
+    }
+  }
+}
+
+// One expert over the copies of tokens that go to it: found[copy] = down(silu(gate x) * up x * weight).
+// gate_up [2 inner, width], down [width, inner].
+template <typename T>
+void run_expert(const ExpertsOfLayer& layer, const std::vector<int64_t>& copies, const T* x,
+                const float* weights, const T* gate_up, const T* down, float* found) {
+  thread_local std::vector<float> scratch;
+  const int64_t rows = copies.size(), width = layer.width, inner = layer.inner;
+  const int64_t wide = padded(width), long_inner = padded(inner);
+  scratch.assign(rows * (2 * wide + 2 * long_inner), 0.0f);
+  float *tokens = scratch.data(), *gates = tokens + rows * wide, *ups = gates + rows * long_inner;
+  float* results = ups + rows * long_inner;
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t i = 0; i < width; i += WIDTH)
+      store(tokens + r * wide + i, load(x + copies[r] / layer.top_k * width + i, width - i));
+  for (int64_t f = 0; f < inner; f++)
+    multiply_rows(rows, tokens, wide, gate_up + f * width, gate_up + (inner + f) * width, width, gates + f,
+                  ups + f, long_inner);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t f = 0; f < inner; f += WIDTH) {
+      const Floats g = load(gates + r * long_inner + f), u = load(ups + r * long_inner + f);
+      store(gates + r * long_inner + f, g / (1.0f + exponential(-g)) * u * weights[copies[r]]);
+    }
+  for (int64_t o = 0; o < width; o += 2) {
+    const int64_t next = std::min(o + 1, width - 1);
+    multiply_rows(rows, gates, long_inner, down + o * inner, down + next * inner, inner, results + o,
+                  results + next, wide);
+  }
+  for (int64_t r = 0; r < rows; r++)
+    std::memcpy(found + copies[r] * width, results + r * wide, width * sizeof(float));
+}
+
+// x, out [tokens, width], ids and weights [tokens, top_k]: out = the sum of what this rank's experts make
+// of each token, in the order of its ids.
+template <typename T>
+void experts(const ExpertsOfLayer* given, const T* x, const int64_t* ids, const float* weights,
+             const T* gate_up, const T* down, T* out) {
+  thread_local std::vector<float> products;
+  const ExpertsOfLayer layer = *given;
+  const int64_t width = layer.width, size = layer.inner * width;
+  std::vector<std::vector<int64_t>> copies_of(layer.held);
+  for (int64_t copy = 0; copy < layer.tokens * layer.top_k; copy++) {
+    const int64_t expert = ids[copy] - layer.first;
+    if (expert >= 0 && expert < layer.held) copies_of[expert].push_back(copy);
+  }
+  products.resize(layer.tokens * layer.top_k * width + WIDTH);
+  float* found = products.data();
+#pragma omp parallel for num_threads(layer.threads) schedule(dynamic)
+  for (int64_t e = 0; e < layer.held; e++)
+    if (!copies_of[e].empty())
+      run_expert(layer, copies_of[e], x, weights, gate_up + 2 * e * size, down + e * size, found);
+#pragma omp parallel for num_threads(layer.threads) schedule(static)
+  for (int64_t token = 0; token < layer.tokens; token++)
+    for (int64_t i = 0; i < width; i += WIDTH) {
+      Floats total = {};
+      for (int64_t copy = token * layer.top_k; copy < (token + 1) * layer.top_k; copy++) {
+        const int64_t expert = ids[copy] - layer.first;
+        if (expert >= 0 && expert < layer.held) total += load(found + copy * width + i);
+      }
+      store(out + token * width + i, total, width - i);
+    }
+}
+
 // -- attention over blocks ----------------------------------------------------------------------
 
 // What a kernel reads of `row`, VECTORS vectors, it asks for of the next block, `ahead`, at the same time:
@@ -390,6 +501,10 @@ void sample(const T* logits, const float* uniform, int64_t rows, int64_t size, f
   }                                                                                                       \
   extern "C" void silu_mul_##T(const T* gate_up, T* out, int64_t rows, int64_t width, int threads) {      \
     silu_mul(gate_up, out, rows, width, threads);                                                         \
+  }                                                                                                       \
+  extern "C" void experts_##T(const ExpertsOfLayer* layer, const T* x, const int64_t* ids,                \
+                              const float* weights, const T* gate_up, const T* down, T* out) {            \
+    experts(layer, x, ids, weights, gate_up, down, out);                                                  \
   }                                                                                                       \
   extern "C" void attend_##T(const DecodeStep* step, T* keys, T* values, T* qkv, const T* q_norm,               \
                              const T* k_norm, T* out) {                                                   \

@@ -36,6 +36,22 @@ class Linear:
         )
 
 
+class Router:
+    """x -> scores x weight^T in fp32. `prepare` must be called after the weight was written."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.weight = weight
+        self._wide = weight.float()  # the weight itself, if it is fp32
+
+    def prepare(self) -> None:
+        """Take the weight anew."""
+        self._wide.copy_(self.weight)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply x [rows, in] -> fp32 [rows, experts]."""
+        return F.linear(x.float(), self._wide)
+
+
 def has_layout(weight: torch.Tensor) -> bool:
     """Whether oneDNN is there and multiplies this type on this processor: bf16 needs AVX-512 or the
     like."""

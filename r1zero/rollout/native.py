@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from r1zero.models.family import Attend
+from r1zero.models.family import Attend, LocalExperts
 from r1zero.rollout.block_attention import DecodeStep
 from r1zero.rollout.npu_operators import NpuOperators
 from r1zero.rollout.operators import Heads, Operators
@@ -38,6 +38,9 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-
 COMPILERS = ("c++", "g++", "clang++")
 TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 
+# Tokens of an expert on average, up to which the kernel is faster.
+MOST_TOKENS_OF_EXPERT = 16
+
 _int64 = ctypes.c_int64
 _float = ctypes.c_float
 _int = ctypes.c_int
@@ -45,9 +48,24 @@ _pointer = ctypes.c_void_p
 SIGNATURES = {
     "add_norm": (_pointer, _pointer, _pointer, _pointer, _int64, _int64, _float, _int),
     "silu_mul": (_pointer, _pointer, _int64, _int64, _int),
+    "experts": (_pointer, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
     "attend": (_pointer, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
     "sample": (_pointer, _pointer, _int64, _int64, _float, _pointer, _pointer, _int),
 }
+
+
+class _ExpertsOfLayerStruct(ctypes.Structure):
+    """kernels.cpp's ExpertsOfLayer."""
+
+    _fields_ = [
+        ("tokens", _int64),
+        ("top_k", _int64),
+        ("width", _int64),
+        ("inner", _int64),
+        ("first", _int64),
+        ("held", _int64),
+        ("threads", _int64),
+    ]
 
 
 class _DecodeStepStruct(ctypes.Structure):
@@ -179,6 +197,36 @@ class NativeOperators(Operators):
         out = gate_up.new_empty(rows, width)
         self._kernels["silu_mul"](
             gate_up.data_ptr(), out.data_ptr(), rows, width, torch.get_num_threads()
+        )
+        return out
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        experts: LocalExperts,
+    ) -> torch.Tensor:
+        """As Operators.experts. Few tokens an expert are bound by reading its weights, which the
+        kernel does once and as they lie; many are better off with oneDNN's products."""
+        if ids.numel() > MOST_TOKENS_OF_EXPERT * experts.total:
+            return super().experts(x, ids, weights, experts)
+        _, width, inner = experts.down.shape
+        described = _ExpertsOfLayerStruct(
+            *ids.shape, width, inner, experts.first, len(experts.down), torch.get_num_threads()
+        )
+        x = x.contiguous()
+        ids = ids.contiguous()
+        weights = weights.contiguous()
+        out = torch.empty_like(x)
+        self._kernels["experts"](
+            ctypes.byref(described),
+            x.data_ptr(),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            experts.gate_up.data_ptr(),
+            experts.down.data_ptr(),
+            out.data_ptr(),
         )
         return out
 

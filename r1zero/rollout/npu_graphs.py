@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from r1zero.ops.npu_graph import GraphPool
-from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
+from r1zero.rollout.block_attention import DecodeLayout, DecodeStep, PassOutput
 
 # Rows of the graphs. Up to some 200 rows (an estimate: 300 TFLOP/s over 1.6 TB/s) a step takes the
 # time of reading the weights, however many rows there are, so sizes may double; below 16 nothing is
@@ -33,7 +33,7 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self, run: Callable[[torch.Tensor, DecodeStep], torch.Tensor], max_positions: int
+        self, run: Callable[[torch.Tensor, DecodeStep], PassOutput], max_positions: int
     ) -> None:
         self._run = run
         self._max_positions = max_positions
@@ -41,7 +41,7 @@ class DecodeGraphs:
         self._blocks = 0  # of the cache that the graphs read
         self._graphs: GraphPool  # made for that cache
 
-    def __call__(self, tokens: torch.Tensor, step: DecodeStep) -> torch.Tensor:
+    def __call__(self, tokens: torch.Tensor, step: DecodeStep) -> PassOutput:
         """What `run` gives for each row, to be used before the next call."""
         rows = len(tokens)
         if rows > SIZES[-1]:
@@ -53,7 +53,7 @@ class DecodeGraphs:
         captured = self._captured[size]
         captured.inputs.fill(tokens, step)
         self._graphs.replay(size, step.lengths + [1] * (size - rows))
-        return captured.output[:rows]
+        return captured.output.first(rows)
 
     def _drop_if_moved(self, step: DecodeStep) -> None:
         """Forget graphs that read a cache that was allocated anew: layers lie elsewhere, if not
@@ -122,4 +122,4 @@ class _Captured:
     """What a graph reads and what it writes."""
 
     inputs: _Inputs
-    output: torch.Tensor
+    output: PassOutput

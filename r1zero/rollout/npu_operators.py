@@ -1,8 +1,9 @@
 """Operators of the decoder by fused kernels of torch_npu (Ascend NPU).
 
 A dense layer is eleven launches: add and norm, qkv, RoPE of the queries, RoPE of the keys, cache
-write, attention, output, add and norm, gate and up, SwiGLU, down. Checked against torch_npu's
-published contract, not yet run on hardware.
+write, attention, output, add and norm, gate and up, SwiGLU, down. Experts take the place of the last
+three with a sort, two grouped products and PyTorch's operators around them. Checked against
+torch_npu's published contract, not yet run on hardware.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ from typing import ClassVar
 
 import torch
 
-from r1zero.models.family import Attend
+from r1zero.models.family import Attend, LocalExperts
 from r1zero.ops import npu
 from r1zero.rollout.block_attention import DecodeStep
+from r1zero.rollout.experts import multiply_by_experts
+from r1zero.rollout.npu_graphs import SIZES
 from r1zero.rollout.operators import Heads, Operators, RotaryRows
+
+# Up to so many tokens, those of the largest captured step, the host does not wait to learn how many
+# of their copies go to this rank's experts: it lets all of them be multiplied.
+FEW_TOKENS = SIZES[-1]
 
 
 class NpuOperators(Operators):
@@ -41,6 +48,42 @@ class NpuOperators(Operators):
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """As Operators.silu_mul."""
         return npu.swiglu(gate_up)
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        experts: LocalExperts,
+    ) -> torch.Tensor:
+        """As Operators.experts.
+
+        A grouped product wants groups that add up to its rows. So of many tokens those rows are cut
+        off that go to other ranks; of few they count to the last expert, and what it makes of them
+        is left out of the sum.
+        """
+        held = len(experts.gate_up)
+        if held == 1:  # the grouped product takes two groups at least
+            return multiply_by_experts(x, ids, weights, experts, self.silu_mul)
+        first = experts.first
+        rows, places, counts = npu.sort_by_expert(x, ids.int(), first, first + held, experts.total)
+        elsewhere = places < 0
+        scales = _in_sorted_order(weights, places, elsewhere)
+        if held < experts.total:
+            if len(x) > FEW_TOKENS:
+                own = int(counts.sum())
+                rows = rows[:own]
+                scales = scales[:own]
+            else:
+                counts[-1].add_(len(rows) - counts.sum())
+        if not len(rows):
+            return torch.zeros_like(x)
+        gate_up = npu.grouped_matmul(rows, experts.gate_up.transpose(1, 2), counts)
+        hidden = (self.silu_mul(gate_up) * scales[:, None]).to(x.dtype)
+        found = npu.grouped_matmul(hidden, experts.down.transpose(1, 2), counts)
+        copies = found.index_select(0, places.clamp(min=0)).masked_fill(elsewhere[:, None], 0)
+        # npu_moe_token_unpermute adds up, too, but has no word for copies without a place
+        return copies.view(*ids.shape, -1).sum(dim=1)
 
     def rotary(self, positions: torch.Tensor) -> RotaryRows:
         """Rows for keys and values, [2, T, 1, D]."""
@@ -95,3 +138,16 @@ class NpuOperators(Operators):
         values = step.layout.pool.values[layer].transpose(1, 2)
         npu.write_cache(key, value, keys, values, slots)
         return npu.paged_attention(query, keys, values, step.layout.table, step.lengths)
+
+
+def _in_sorted_order(
+    weights: torch.Tensor, places: torch.Tensor, elsewhere: torch.Tensor
+) -> torch.Tensor:
+    """Lay the weights [T, k] of copies to their places among the sorted rows, [T * k].
+
+    Copies that go elsewhere have no place, and go to one behind all: with places 1 -1 0 of three
+    copies, whose weights are a b c, that is c a - and behind them b.
+    """
+    copies = len(places)
+    at = places.masked_fill(elsewhere, copies).long()
+    return weights.new_zeros(copies + 1).index_copy_(0, at, weights.flatten())[:copies]

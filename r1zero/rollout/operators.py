@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from r1zero.models.family import Attend
+from r1zero.models.family import Attend, LocalExperts
 from r1zero.ops.rotary import rotate
 from r1zero.rollout import sampler
 from r1zero.rollout.block_attention import DecodeStep
+from r1zero.rollout.experts import multiply_by_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,16 @@ class Operators:
         """SwiGLU: [T, 2 F] -> silu(first half) * second half, [T, F]."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def experts(
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        experts: LocalExperts,
+    ) -> torch.Tensor:
+        """What this rank's experts add to each token: see experts.py."""
+        return multiply_by_experts(x, ids, weights, experts, self.silu_mul)
 
     def rotary(self, positions: torch.Tensor) -> RotaryRows:
         """Fetch the rows of cos and sin for tokens at `positions` [T], once for all layers."""

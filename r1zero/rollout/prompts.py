@@ -1,4 +1,8 @@
-"""Prefix cache: prompts after their prefill, shared by the samples of their group."""
+"""Prefix cache: prompts after their prefill, shared by the samples of their group.
+
+A prompt whose blocks are given up for others runs anew when it is wanted again, through the experts
+that its tokens went to the first time.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ class PromptCache:
 
 class PromptCaches:
     """The prompts of a batch by position. At most `max_tokens` prompt tokens run in one call of
-    `fill`."""
+    `fill`. `keeps_routes`: remember the experts of each token, until the prompt is dropped."""
 
     def __init__(self, decoder: Decoder, pool: BlockPool, max_tokens: int) -> None:
         self._decoder = decoder
@@ -33,6 +37,8 @@ class PromptCaches:
         self._max_tokens = max_tokens
         self._ready: dict[int, PromptCache] = {}
         self._begun: dict[int, KeyValues] = {}  # of a long prompt, the pieces that have run
+        self.keeps_routes = False
+        self._routes: dict[int, np.ndarray] = {}  # uint8 [tokens that have run, MoE layers, k]
 
     def get(self, position: int) -> PromptCache | None:
         """The cache of a prompt that has run whole."""
@@ -52,7 +58,7 @@ class PromptCaches:
             begun = self._begun.get(position)
             done = begun.length if begun else 0
             piece = tokens[done : done + room]
-            chunks.append(Chunk(piece, begun))
+            chunks.append(Chunk(piece, begun, self._known_routes(position, done, len(piece))))
             taken.append((position, len(tokens)))
             room -= len(piece)
         if not chunks:
@@ -60,6 +66,7 @@ class PromptCaches:
         for (position, length), chunk, extended in zip(
             taken, chunks, self._decoder.extend(chunks), strict=True
         ):
+            self._keep_routes(position, chunk, extended.routes)
             whole = extended.new
             if chunk.before is not None:
                 whole = chunk.before.then(whole)
@@ -76,9 +83,15 @@ class PromptCaches:
         shared = KeyValues(*self._pool.read(prompt.shared))
         return shared.then(prompt.tail)
 
+    def routes(self, position: int) -> np.ndarray | None:
+        """The experts of all tokens of a prompt, uint8 [T, MoE layers, k]; None if they are not
+        kept."""
+        return self._routes.get(position)
+
     def drop(self, position: int) -> None:
-        """Forget a prompt and free its blocks; it will run anew if it is wanted again."""
-        self._pool.give_back(self._ready.pop(position).shared)
+        """Forget a prompt that nobody wants any more, and free its blocks."""
+        self._evict(position)
+        self._routes.pop(position, None)
 
     def drop_idle(self, but: int | None = None) -> bool:
         """Drop the last prompt that holds blocks and that no running sample uses; False if there is
@@ -89,8 +102,28 @@ class PromptCaches:
             if cache.shared and not cache.users and position != but
         ]
         if idle:
-            self.drop(max(idle))
+            self._evict(max(idle))
         return bool(idle)
+
+    def _evict(self, position: int) -> None:
+        """Free the blocks of a prompt; it will run anew if it is wanted again."""
+        self._pool.give_back(self._ready.pop(position).shared)
+
+    def _known_routes(self, position: int, begin: int, length: int) -> np.ndarray | None:
+        """The experts of so many tokens of a prompt from `begin` on, if they have run before."""
+        routes = self._routes.get(position)
+        if routes is None or len(routes) <= begin:
+            return None
+        return routes[begin : begin + length]
+
+    def _keep_routes(self, position: int, chunk: Chunk, routes: torch.Tensor | None) -> None:
+        """Remember the experts of the tokens of a piece that ran for the first time."""
+        if not self.keeps_routes or routes is None or chunk.routes is not None:
+            return
+        known = routes.cpu().numpy()
+        if chunk.start:
+            known = np.concatenate([self._routes[position], known])
+        self._routes[position] = known
 
     def _keep(self, prompt: KeyValues, logits: torch.Tensor) -> PromptCache:
         """Write the whole blocks of a prompt: with blocks of 16, 37 tokens make 2, tail 5."""

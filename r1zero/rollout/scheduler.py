@@ -31,12 +31,33 @@ class PartialSample:
     tokens: np.ndarray  # int32 [budget], the first `count` are drawn
     logprobs: np.ndarray  # float32 [budget]
     count: int = 0
+    # uint8 [budget, MoE layers, k], the experts of each drawn token but the newest, which has run
+    # through no layer yet; None where they are not kept
+    routes: np.ndarray | None = None
 
     @classmethod
-    def fresh(cls, sample_id: SampleId, uniforms: np.ndarray) -> PartialSample:
-        """A sample without tokens; its budget is the number of uniforms."""
+    def fresh(
+        cls,
+        sample_id: SampleId,
+        uniforms: np.ndarray,
+        routes_of_token: tuple[int, int] | None = None,
+    ) -> PartialSample:
+        """A sample without tokens; its budget is the number of uniforms. `routes_of_token`: MoE
+        layers and k, to keep the experts."""
         budget = len(uniforms)
-        return cls(sample_id, uniforms, np.zeros(budget, np.int32), np.zeros(budget, np.float32))
+        tokens = np.zeros(budget, np.int32)
+        logprobs = np.zeros(budget, np.float32)
+        routes = None
+        if routes_of_token is not None:
+            routes = np.zeros((budget, *routes_of_token), np.uint8)
+        return cls(sample_id, uniforms, tokens, logprobs, routes=routes)
+
+    @property
+    def known_routes(self) -> np.ndarray | None:
+        """The experts of the drawn tokens but the newest: uint8 [count - 1, MoE layers, k]."""
+        if self.routes is None:
+            return None
+        return self.routes[: self.count - 1]
 
 
 @dataclass(slots=True)
@@ -88,6 +109,12 @@ class RunningBatch:
         return np.array(
             [sequence.uniforms[sequence.count] for sequence in running], dtype=np.float32
         )
+
+    def record_routes(self, routes: np.ndarray) -> None:
+        """Take the experts that the newest token of every row went to, uint8 [n, MoE layers, k]."""
+        for sequence, of_token in zip(self.sequences, routes, strict=True):
+            assert sequence.routes is not None, "a row of a request that keeps no routes"
+            sequence.routes[sequence.count - 1] = of_token
 
     def record(self, rows: list[int], tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """Append one drawn token to each of these rows."""

@@ -14,7 +14,8 @@ import torch
 from support.npu_process import on_npu
 from support.shapes import small_shape
 
-from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
+from r1zero.models.config import ModelConfig
+from r1zero.rollout.block_attention import DecodeLayout, DecodeStep, PassOutput
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import EngineLimits, NativeEngine
 from r1zero.rollout.interface import EngineConfig, EngineSetup, Sampling
@@ -52,20 +53,25 @@ def noted(method: Any, seen: list[str]) -> Any:
     return call
 
 
-def decoder_on_npu(graphs: bool) -> Decoder:
+DENSE = small_shape()
+
+
+def decoder_on_npu(graphs: bool, shape: ModelConfig = DENSE) -> Decoder:
     device = torch.device("npu")
-    decoder = Decoder(small_shape(), 1, None, torch.bfloat16, device, 96, graphs=graphs)
+    decoder = Decoder(shape, 1, None, torch.bfloat16, device, 96, graphs=graphs)
     torch.manual_seed(5)
     for weight in decoder.weights.values():
         weight.copy_(torch.randn(weight.shape) * 0.2)
     return decoder
 
 
-def drawn_tokens(graphs: bool, max_running: int) -> tuple[list[list[int]], list[str]]:
-    """All samples of three batches, and what was called: graphs outlive a batch, and the second one
-    is larger, so that the cache moves."""
+def drawn_tokens(
+    graphs: bool, max_running: int, shape: ModelConfig = DENSE
+) -> tuple[list[list[int]], list[str]]:
+    """All samples of three batches, each with the experts of its tokens, and what was called: graphs
+    outlive a batch, and the second one is larger, so that the cache moves."""
     engine = NativeEngine(
-        decoder_on_npu(graphs), (3,), EngineLimits(48, 10**6, max_running, block=BLOCK)
+        decoder_on_npu(graphs, shape), (3,), EngineLimits(48, 10**6, max_running, block=BLOCK)
     )
     engine.weights().commit(0)
     samples = []
@@ -73,10 +79,12 @@ def drawn_tokens(graphs: bool, max_running: int) -> tuple[list[list[int]], list[
         for step, count in ((1, 3), (2, 6), (3, 6)):
             ids = [np.arange(4, 9 + 5 * number, dtype=np.int32) for number in range(count)]
             prompts = [Prompt(number, "", tokens, "") for number, tokens in enumerate(ids)]
-            batch = Batch(step, 0, prompts, 3, 3 * count)
+            batch = Batch(step, 0, prompts, 3, 3 * count, keeps_routes=True)
             engine.submit(batch, range(count), Sampling(1.0, 1.0, 0, 7))
             for group in engine.collect(batch.everything):
-                samples += [sample.tokens.tolist() for sample in group.samples]
+                for sample in group.samples:
+                    routes = [] if sample.routes is None else sample.routes.flatten().tolist()
+                    samples.append(sample.tokens.tolist() + routes)
     return samples, seen
 
 
@@ -115,9 +123,9 @@ def step_by_graph(rows: int) -> tuple[float, int, int, int]:
     pool.keys.fill_(1)
     pool.values.fill_(1)
     with torch.inference_mode():
-        plain = decoder._decode(tokens, step)
+        plain = decoder._decode(tokens, step).hidden
         with calls() as seen:
-            found = decoder._step(tokens, step)
+            found = decoder._step(tokens, step).hidden
     changed = (pool.keys != 1).any(-1).any(2).any(0).cpu()  # [blocks, block]
     return (
         float((found - plain).abs().max()),
@@ -145,7 +153,7 @@ def test_more_rows_than_the_largest_graph_has_run_without():
 def graphs_of_caches(blocks: list[int]) -> list[tuple[set, int]]:
     """Pools of memory and number of the graphs for two sizes of steps, in each of these caches."""
     found = []
-    decode = DecodeGraphs(lambda tokens, step: tokens + step.positions, 32)
+    decode = DecodeGraphs(lambda tokens, step: PassOutput(tokens + step.positions, None), 32)
     for count in blocks:
         pool = BlockPool(
             small_shape(), 2, torch.bfloat16, torch.device("npu"), BLOCK, True, spare=256

@@ -109,6 +109,16 @@ def _lengths_are_one_short(function: Callable) -> Callable:
     return call
 
 
+def _copies_run_by_choice(function: Callable) -> Callable:
+    """All first experts of the tokens, then all second ones."""
+
+    def call(x: torch.Tensor, ids: torch.Tensor, **given: Any) -> Any:
+        rows, places, *rest = function(x, ids, **given)
+        return (rows, places.view(ids.shape).t().flatten(), *rest)
+
+    return call
+
+
 def _sine_is_negative(function: Callable) -> Callable:
     def tables(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = function(*args)
@@ -210,6 +220,9 @@ FAULTS: dict[str, Callable[[], None]] = {
     "half a gradient": _replace(torch_npu, "npu_fusion_attention", _gradient_is_halved),
     "lengths one short": _replace(
         torch_npu, "npu_fused_infer_attention_score", _lengths_are_one_short
+    ),
+    "copies in another order": _replace(
+        torch_npu, "npu_moe_init_routing_v2", _copies_run_by_choice
     ),
     "the sign of the sine": _replace(operators, "rotary_tables", _sine_is_negative),
     "a sum in bf16": _replace(dist, "all_reduce", _bf16_sum_is_one_more),

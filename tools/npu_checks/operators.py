@@ -17,6 +17,7 @@ from npu_checks.check import Check, CheckFailed, Figures
 from npu_checks.world import set_variables
 from r1zero.distributed import device as devices
 from r1zero.models.config import ModelConfig
+from r1zero.models.family import LocalExperts
 from r1zero.models.rotary import rotary_tables
 from r1zero.ops.attention import Segments, packed_causal_attention
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
@@ -144,6 +145,11 @@ def cases(device: torch.device, small: bool) -> Iterator[Case]:
     yield norm("RMSNorm", width, device, add=False)
     yield norm("add and RMSNorm", width, device, add=True)
     yield activation("SwiGLU", width, device)
+    for held in ((0, 8), (2, 6)):
+        for tokens in (16, 600):
+            yield mixture(
+                f"experts {held[0]} to {held[1] - 1} of 8, {tokens} tokens", held, tokens, device
+            )
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -354,5 +360,30 @@ def activation(name: str, width: int, device: torch.device) -> Case:
 
     def plain(dtype: torch.dtype) -> Results:
         return [reference.swiglu(gate_up.to(dtype))]
+
+    return Case(name, ours, plain)
+
+
+def mixture(name: str, held: tuple[int, int], tokens: int, device: torch.device) -> Case:
+    """What experts [first, end) of eight add to tokens that go to three each."""
+    first, end = held
+    width = 256
+    inner = 128
+    x = random(tokens, width)
+    gate_up = random(end - first, 2 * inner, width) / 16
+    down = random(end - first, width, inner) / 8
+    scores = torch.randn(tokens, 8)
+    ids = scores.topk(3, dim=-1).indices
+    weights = scores.gather(1, ids).softmax(dim=-1)
+
+    def ours() -> Results:
+        kernels = decoder_operators(Model(64, 1), device, 16)
+        local = LocalExperts(gate_up.to(device), down.to(device), first, total=8)
+        return [kernels.experts(x.to(device), ids.to(device), weights.to(device), local)]
+
+    def plain(dtype: torch.dtype) -> Results:
+        return [
+            reference.experts(x.to(dtype), ids, weights, gate_up.to(dtype), down.to(dtype), first)
+        ]
 
     return Case(name, ours, plain)

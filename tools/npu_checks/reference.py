@@ -63,6 +63,27 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     return gate * torch.sigmoid(gate) * up
 
 
+def experts(
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    first: int,
+) -> torch.Tensor:
+    """The weighted sum of a gated MLP for each expert of a token that is among those given.
+
+    x [T, H], ids and weights [T, k], gate_up [E, 2 F, H] and down [E, H, F] of the experts from
+    number `first` on. Returns [T, H].
+    """
+    output = torch.zeros_like(x)
+    for number in range(len(gate_up)):
+        weight = (weights * (ids == first + number)).sum(dim=-1, keepdim=True).to(x.dtype)
+        hidden = swiglu(x @ gate_up[number].T)
+        output += (hidden * weight) @ down[number].T
+    return output
+
+
 def rotate_half(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn pairs (x[i], x[i + D/2]) by the angle of their position: cos, sin [..., D]."""
     half = x.shape[-1] // 2

@@ -27,7 +27,7 @@ __version__ = _contract.RELEASE
 for _name in _contract.define_operators():
     globals()[_name] = getattr(torch.ops.npu, _name)
 
-from torch_npu import _attention, _kernels  # noqa: E402, F401
+from torch_npu import _attention, _experts, _kernels  # noqa: E402, F401
 
 # What MindSpeed reads: types that the device does not have.
 unsupported_dtype = [torch.quint8, torch.quint4x2, torch.quint2x4, torch.qint32, torch.qint8]

@@ -111,6 +111,8 @@ def _refuse(name: str) -> Callable[..., Any]:
 
 
 def _to_host(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_to_host(part) for part in value]
     if not isinstance(value, torch.Tensor):
         return value
     if value.device.type != "npu":
@@ -127,6 +129,6 @@ def _hosted(values: dict[str, Any]) -> dict[str, Any]:
 def _to_device(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().to("npu")
-    if isinstance(value, tuple):
-        return tuple(_to_device(part) for part in value)
+    if isinstance(value, tuple | list):
+        return type(value)(_to_device(part) for part in value)
     return value
