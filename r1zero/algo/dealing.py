@@ -84,6 +84,16 @@ def _num_scores(groups: Sequence[Group]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleSize:
+    """A sample as balance and microbatches see it, on ranks that do not have it: see packing.Sized."""
+
+    number: int
+    position: int
+    prompt_tokens: int
+    own_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Deal:
     """Samples that are learned from together, and the share of each train replica."""
 
@@ -94,17 +104,12 @@ class Deal:
     numbers: np.ndarray  # int64 [n], its samples, ascending: position * G + member
     counted: np.ndarray  # int64 [n], tokens of each that the loss mask leaves
     trains: np.ndarray  # bool [n], those that are learnt from, and so in a share
-    shares: list[list[int]]  # numbers, by replica
+    sizes: list[list[SampleSize]]  # of the samples in each replica's share, by number
 
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A sample as the balance over replicas sees it: see packing.Sized."""
-
-    number: int
-    position: int
-    prompt_tokens: int
-    own_tokens: int
+    @property
+    def shares(self) -> list[list[int]]:
+        """The numbers of each replica's samples."""
+        return [[size.number for size in share] for share in self.sizes]
 
 
 class Dealer:
@@ -252,11 +257,10 @@ class Dealer:
         trains = known.trains[rows, members]
         learnt = numbers[trains].tolist()
         lengths = known.lengths[rows, members][trains].tolist()
-        entries = []
+        sizes = []
         for number, length in zip(learnt, lengths, strict=True):
             prompt = self._batch.prompts[number // size]
-            entries.append(_Entry(number, number // size, len(prompt.tokens), length - 1))
-        shares = balance_over_replicas(entries, self._loads)
+            sizes.append(SampleSize(number, number // size, len(prompt.tokens), length - 1))
         return Deal(
             update,
             is_first,
@@ -265,5 +269,5 @@ class Dealer:
             numbers,
             known.counted[rows, members],
             trains,
-            [[entry.number for entry in share] for share in shares],
+            balance_over_replicas(sizes, self._loads),
         )

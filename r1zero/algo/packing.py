@@ -115,7 +115,8 @@ class Microbatch:
 def pack(items: list[TrainSample], device: torch.device, multiple_of: int = 1) -> Microbatch:
     """Lay the items end to end, a prompt once for neighbours that share it.
 
-    Tokens that fill up to `multiple_of` form a segment of their own.
+    Tokens that fill up to `multiple_of` form a segment of their own. Without items there is nothing
+    else: a microbatch that runs and predicts nothing.
     """
     lay = _MicrobatchBuilder()
     starts = [0]
@@ -128,15 +129,13 @@ def pack(items: list[TrainSample], device: torch.device, multiple_of: int = 1) -
             lay.logit_positions += [prompt_rows[-1:], np.arange(begin, begin + item.own_tokens)]
             lay.targets.append(item.sample.tokens)
             starts.append(starts[-1] + len(item.sample.tokens))
-    if lay.total % multiple_of:
-        lay.add(
-            np.zeros(multiple_of - lay.total % multiple_of, dtype=np.int64),
-            0,
-            np.empty(0, dtype=np.int64),
-        )
+    length = max(1, -(-lay.total // multiple_of)) * multiple_of
+    filler = np.zeros(length - lay.total, dtype=np.int64)
+    lay.add(filler, 0, np.empty(0, dtype=np.int64))
 
     def tensor(parts: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+        whole = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+        return torch.from_numpy(whole.astype(np.int64)).to(device)
 
     segments = Segments(lay.cu_seqlens_q, lay.cu_seqlens_k, tensor(lay.key_rows))
     return Microbatch(
@@ -214,9 +213,7 @@ def balance_over_replicas(items: Sequence[S], loads: list[int]) -> list[list[S]]
     return [sorted(share, key=lambda item: item.number) for share in shares]
 
 
-def cut_microbatches(
-    items: Sequence[TrainSample], max_samples: int, max_tokens: int | None
-) -> list[list[TrainSample]]:
+def cut_microbatches(items: Sequence[S], max_samples: int, max_tokens: int | None) -> list[list[S]]:
     """Cut a replica's share into microbatches: by tokens when a budget is given, else by samples.
 
     With a budget, pieces of prompt groups go longest first into the first microbatch with room; an
@@ -230,7 +227,7 @@ def cut_microbatches(
         for prompt_group in prompt_groups(items)
         for piece in _pieces(prompt_group, max_tokens)
     ]
-    filled: list[list[TrainSample]] = []
+    filled: list[list[S]] = []
     room: list[int] = []
     for piece in sorted(pieces, key=lambda piece: (-num_tokens(piece), piece[0].number)):
         place = next((i for i, free in enumerate(room) if free >= num_tokens(piece)), None)
@@ -243,9 +240,9 @@ def cut_microbatches(
     return filled
 
 
-def _pieces(prompt_group: list[TrainSample], max_tokens: int) -> list[list[TrainSample]]:
+def _pieces(prompt_group: list[S], max_tokens: int) -> list[list[S]]:
     """Cut a prompt group where the next response would pass the budget."""
-    pieces: list[list[TrainSample]] = [[]]
+    pieces: list[list[S]] = [[]]
     for item in prompt_group:
         if pieces[-1] and num_tokens([*pieces[-1], item]) > max_tokens:
             pieces.append([])

@@ -23,6 +23,7 @@ from r1zero.algo.dealing import Deal, SampleTable
 from r1zero.algo.entropy import EntropyCoefficient
 from r1zero.algo.group_table import GroupTable
 from r1zero.algo.kl import KLCoefficient
+from r1zero.algo.lockstep import fill_up, most_microbatches
 from r1zero.algo.loss import LossTerms, Sums, microbatch_loss
 from r1zero.algo.loss_batch import LossBatch
 from r1zero.algo.packing import Microbatch, TrainSample, cut_microbatches
@@ -166,11 +167,8 @@ class Actor:
         learnt = int(deal.counted[deal.trains].sum())
         update.num_tokens += learnt
         self._weigh(deal)
-        items = self._items(delivery)
-        if items and learnt:
-            microbatches = cut_microbatches(
-                items, self.cfg.micro_batch_size, self.cfg.max_tokens_per_microbatch
-            )
+        if learnt:
+            microbatches = self._microbatches(delivery)
             if self._moved and epoch == 0 and self.cfg.old_logprobs == "recompute":
                 self._look_back(microbatches)
             if epoch == 0 and self.cfg.base_is_reference:
@@ -179,6 +177,13 @@ class Actor:
         if not deal.is_last:
             return []
         return [self._take_step() if update.num_tokens else None]
+
+    def _microbatches(self, delivery: Delivery) -> list[list[TrainSample]]:
+        """This replica's samples, in as many microbatches as every other replica has."""
+        max_samples = self.cfg.micro_batch_size
+        max_tokens = self.cfg.max_tokens_per_microbatch
+        own = cut_microbatches(self._items(delivery), max_samples, max_tokens)
+        return fill_up(own, most_microbatches(delivery.deal.sizes, max_samples, max_tokens))
 
     def _items(self, delivery: Delivery) -> list[TrainSample]:
         """This replica's samples."""

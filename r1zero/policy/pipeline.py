@@ -6,7 +6,8 @@ Megatron's schedule for two stages and three microbatches, F forward and B backw
     stage 1        F0  B0  F1  B1  F2  B2
 
 Packed microbatches differ in length, so every stage packs each one itself and the hidden states
-that come from the stage before have its shape.
+that come from the stage before have its shape. One without items (algo/lockstep.py) is run like the
+others, and its loss is 0.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def run_pipeline(
     backward: bool,
 ) -> list[Any]:
     """Feed the microbatches through this replica. Returns what `loss` handed back, one for each
-    microbatch, on the last stage; nothing on the others."""
+    microbatch with items, on the last stage; nothing on the others."""
     assert microbatches, "a pipeline needs at least one microbatch"
     sequence_multiple = 1
     if model.config.sequence_parallel:
@@ -56,7 +57,7 @@ def run_pipeline(
         schedule = forward_backward_pipelining_without_interleaving
         communicator = P2PCommunicator(pp_group=model.groups.pp, config=model.config)
     with model.active(), torch.set_grad_enabled(backward):
-        return schedule(
+        handed_back = schedule(
             forward_step_func=forward_step,
             data_iterator=iter(microbatches),
             model=module,
@@ -67,6 +68,7 @@ def run_pipeline(
             p2p_communicator=communicator,
             pg_collection=model.groups,
         )
+    return [values for values in handed_back if values is not None]
 
 
 def _loss_step(
@@ -82,7 +84,10 @@ def _loss_step(
     logprobs, entropy = token_logprobs(
         rows, model.module.head_weight(), batch.targets, temperature, model.groups.tp, model.unused
     )
-    value, handed_back = loss(batch, logprobs, entropy)
+    value = logprobs.sum()  # 0, when nothing is predicted
+    handed_back = None
+    if batch.items:
+        value, handed_back = loss(batch, logprobs, entropy)
     return value, torch.tensor(0, dtype=torch.int, device=model.device.torch), handed_back
 
 

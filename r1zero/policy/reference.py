@@ -6,9 +6,12 @@ It never learns. It stays as it was loaded, or takes the policy's weights every 
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 
+from r1zero.algo.lockstep import fill_up
 from r1zero.algo.packing import TrainSample, cut_microbatches
+from r1zero.distributed.collectives import all_max
 from r1zero.models.layout import WeightLayout, WeightTarget
 from r1zero.models.params import EMBEDDING, OUTPUT_LAYER
 from r1zero.policy.megatron import RoleModel
@@ -38,15 +41,24 @@ class Reference:
         for group in groups:
             for sample in group.training:
                 items.append(TrainSample(len(items), group.position, group.prompt, sample))
-        if not items:
+        own = cut_microbatches(items, self.max_samples, self.max_tokens)
+        microbatches = fill_up(own, self._most(len(own)))
+        if not microbatches:
             return groups
-        microbatches = cut_microbatches(items, self.max_samples, self.max_tokens)
         found = compute_logprobs(self.model, self.model.module, microbatches, self.temperature)
         if self.model.grid.is_last_stage:
             for item in items:
                 item.sample.ref_logprobs = found[item.number]
                 self._tokens += len(found[item.number])
         return groups
+
+    def _most(self, microbatches: int) -> int:
+        """The microbatches of the replica that has most. Every rank of the role asks at once."""
+        grid = self.model.grid
+        if grid.span.dp == 1:
+            return microbatches
+        assert grid.role_control is not None
+        return int(all_max(torch.tensor([microbatches]), grid.role_control))
 
     def weights(self) -> WeightTarget:
         """Where the policy's weights go at a reset."""

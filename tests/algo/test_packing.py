@@ -38,6 +38,14 @@ def test_filling_up_adds_a_segment_that_nobody_sees():
     assert len(batch.tokens) == 8 and batch.segments.cu_seqlens_q == [2, 5, 8]
 
 
+@pytest.mark.parametrize("multiple_of", [1, 4])
+def test_without_items_there_is_filler_and_nothing_to_predict(multiple_of):
+    batch = pack([], CPU, multiple_of)
+    assert batch.tokens.tolist() == [0] * multiple_of
+    assert batch.segments.cu_seqlens_q == [multiple_of]
+    assert batch.logit_positions.tolist() == batch.targets.tolist() == []
+
+
 def test_attention_in_a_pack_equals_each_sequence_alone():
     items = random_items()
     batch = pack(items, CPU)
