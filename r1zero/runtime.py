@@ -397,7 +397,8 @@ def _reference(run: Run, world: World, unused: Sequence[range]) -> AnyReference:
         world.device,
         run.dtype.torch,
         training.seq_length,
-        sequence_parallel=False,
+        # Without it every TP rank would send all tokens to the experts.
+        sequence_parallel=training.sequence_parallel and files.shape.experts is not None,
         recompute=False,
         seed=training.seed,
         unused=unused,

@@ -1,7 +1,7 @@
 """Megatron-core on CPUs (gloo): the torch.cuda calls that it makes unasked answer for the CPU.
 
 megatron-core 0.16.1 has no CPU platform of its own. This is the measured minimum for dense models
-with TP, PP, DP and sequence parallelism.
+and mixtures of experts with TP, PP, DP, EP and sequence parallelism.
 """
 
 from __future__ import annotations
@@ -18,11 +18,22 @@ import torch.utils._device
 Factory = Callable[..., torch.Tensor]
 
 
+class _NoEvent:
+    """Stands for torch.cuda.Event: a CPU runs in order, so what it waits for has happened."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
 class _NoStream:
     """Stands for torch.cuda.Stream, which must stay a class: libraries annotate with it."""
 
     def wait_stream(self, stream: object) -> None:
         """A CPU runs in order."""
+
+    def record_event(self) -> _NoEvent:
+        """What the token dispatcher of a MoE layer waits for."""
+        return _NoEvent()
 
 
 def _cpu_device() -> torch.device:
@@ -58,9 +69,12 @@ def answer_cuda_with_cpu() -> None:
     _replace(torch.optim.Optimizer, _own_methods(torch.optim.Optimizer))
     _import_megatron()
     from megatron.core.tensor_parallel import random
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    for module in (moe_utils, token_dispatcher):  # the second has it by its name
+        _replace(module, {"maybe_move_tensor_to_cpu": _on_host})
 
 
 def _import_megatron() -> None:
@@ -116,6 +130,14 @@ def _replace(owner: object, replacements: Mapping[str, object]) -> None:
 
 def _stay(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     """Stands for torch.Tensor.cuda."""
+    return tensor
+
+
+def _on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """What a MoE layer reads on the host, such as the counts of an all-to-all, which takes no tensors.
+    megatron-core leaves a tensor of the CPU as it is, whatever is asked for."""
+    if as_numpy and torch.is_tensor(tensor):
+        return tensor.numpy()
     return tensor
 
 

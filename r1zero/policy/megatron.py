@@ -87,7 +87,7 @@ class RoleModel:
         self.config = _transformer_config(shape, grid, device, dtype, sequence_parallel, recompute)
         with self.active():
             model_parallel_cuda_manual_seed(
-                seed, tp_rank=grid.tp_index, ep_rank=0, etp_rank=grid.tp_index
+                seed, tp_rank=grid.tp_index, ep_rank=grid.expert_index, etp_rank=0
             )
             self.module = Backbone(
                 self.config,
@@ -111,21 +111,24 @@ class RoleModel:
 
         A rank may hold two roles with different layouts, so they are set for each use.
         """
-        names = (
-            "_TENSOR_MODEL_PARALLEL_GROUP",
-            "_PIPELINE_MODEL_PARALLEL_GROUP",
-            "_DATA_PARALLEL_GROUP",
-            "_DATA_PARALLEL_GROUP_WITH_CP",
-        )
-        before = [vars(parallel_state)[name] for name in names]
-        groups = (self.groups.tp, self.groups.pp, self.groups.dp, self.groups.dp_cp)
-        vars(parallel_state).update(zip(names, groups, strict=True))
+        groups = {
+            "_TENSOR_MODEL_PARALLEL_GROUP": self.groups.tp,
+            "_PIPELINE_MODEL_PARALLEL_GROUP": self.groups.pp,
+            "_DATA_PARALLEL_GROUP": self.groups.dp,
+            "_DATA_PARALLEL_GROUP_WITH_CP": self.groups.dp_cp,
+            "_TENSOR_AND_DATA_PARALLEL_GROUP_WITH_CP": self.groups.tp_dp_cp,
+            "_EXPERT_MODEL_PARALLEL_GROUP": self.groups.ep,
+            "_EXPERT_TENSOR_PARALLEL_GROUP": self.groups.expt_tp,
+            "_EXPERT_DATA_PARALLEL_GROUP": self.groups.expt_dp,
+        }
+        before = {name: vars(parallel_state)[name] for name in groups}
+        vars(parallel_state).update(groups)
         if parallel_state._GLOBAL_MEMORY_BUFFER is None:
             parallel_state._set_global_memory_buffer()
         try:
             yield
         finally:
-            vars(parallel_state).update(zip(names, before, strict=True))
+            vars(parallel_state).update(before)
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """This rank's parameters by Megatron name with global layer numbers."""
@@ -140,8 +143,9 @@ class RoleModel:
         return named
 
     def _mark_cut_parameters(self) -> None:
-        """Say which parameters TP cuts. Megatron does it while initialising at random, which
-        loading leaves out; unmarked, the gradient norm would count one TP rank's shards only."""
+        """Say which parameters are cut. Megatron does it while initialising at random, which
+        loading leaves out; unmarked, the gradient norm would count one TP rank's shards only, and
+        its experts, of which no rank has another's."""
         parameters = self.parameters()
         for tensor in stage_params(self.shape, self.grid.stage, self.stages):
             parameter = parameters[tensor.name]
@@ -189,32 +193,37 @@ class RoleModel:
 
 
 def _collection(grid: Grid) -> ProcessGroupCollection:
-    """Name the role's groups as Megatron does. No context or expert parallelism: groups of one; a
-    role that does not learn has no groups over its replicas either."""
+    """Name the role's groups as Megatron does; a role that does not learn has no groups over its
+    replicas.
+
+    Megatron does not know of context parallelism: its ranks are data-parallel ones to it, whose tokens
+    add to one gradient. Experts are cut by EP only, never by TP.
+    """
     alone = grid.groups["self"]
     tp = grid.groups["tp"]
+    ep = grid.groups["ep"]
     dp = grid.groups.get("dp", alone)
-    mp = grid.groups.get("mp", alone)
+    expt_dp = grid.groups["expt_dp"]
     everyone = grid.groups.get("all", alone)
     return ProcessGroupCollection(
         tp=tp,
         pp=grid.groups["pp"],
-        mp=mp,
+        mp=grid.groups.get("mp", alone),
         dp=dp,
         dp_cp=dp,
         tp_cp=tp,
-        tp_dp_cp=everyone,
+        tp_dp_cp=grid.groups["tp_dp"],
         cp=alone,
-        ep=alone,
+        ep=ep,
         hcp=None,
         embd=grid.groups.get("embd"),
         pos_embd=alone if grid.is_first_stage else None,
-        expt_tp=tp,
-        tp_ep=tp,
-        tp_ep_pp=mp,
-        expt_dp=dp,
+        expt_tp=alone,
+        tp_ep=ep,
+        tp_ep_pp=grid.groups["tp_ep_pp"],
+        expt_dp=expt_dp,
         intra_dp_cp=dp,
-        intra_expt_dp=dp,
+        intra_expt_dp=expt_dp,
         inter_dist_opt=None,
         intra_dist_opt=everyone,
     )
@@ -266,6 +275,10 @@ def _transformer_config(
         gradient_accumulation_fusion=False,
         persist_layer_norm=False,
     )
+    if shape.experts is not None:
+        options |= {"expert_model_parallel_size": span.ep, "expert_tensor_parallel_size": 1}
+    if span.pp > 1 and span.num_layer_list:
+        options["pipeline_model_parallel_layout"] = _stage_contents(span.num_layer_list)
     if recompute:
         options |= {
             "recompute_granularity": "full",
@@ -273,6 +286,18 @@ def _transformer_config(
             "recompute_num_layers": 1,
         }
     return TransformerConfig(**options | family_of(shape).transformer_options(shape))
+
+
+def _stage_contents(num_layer_list: Sequence[int]) -> list[list[str]]:
+    """What each pipeline stage holds, in Megatron's words.
+
+    >>> _stage_contents((1, 2))
+    [['embedding', 'decoder'], ['decoder', 'decoder', 'loss']]
+    """
+    contents = [["decoder"] * layers for layers in num_layer_list]
+    contents[0].insert(0, "embedding")
+    contents[-1].append("loss")
+    return contents
 
 
 def _layer_specs(
