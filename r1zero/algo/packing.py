@@ -90,8 +90,18 @@ class Microbatch:
     # int64 [R], places in `tokens` whose output predicts a response token
     logit_positions: torch.Tensor
     targets: torch.Tensor  # int64 [R]
-    # [items + 1], where each sample's response begins in `logit_positions`
+    # [items + 1], where each sample's response begins in `targets`
     response_cu_seqlens: list[int]
+    # Under context parallelism (algo/zigzag.py) `tokens` are those of one rank, and of R it predicts
+    # these, int64, to which `logit_positions` belong. None: all of them.
+    own_rows: torch.Tensor | None = None
+
+    @property
+    def own_targets(self) -> torch.Tensor:
+        """What the outputs at `logit_positions` predict: int64 of the same length."""
+        if self.own_rows is None:
+            return self.targets
+        return self.targets[self.own_rows]
 
     def per_token(self, per_sample: Sequence[float]) -> torch.Tensor:
         """Repeat one number per sample for each of its response tokens: fp32 [R]."""

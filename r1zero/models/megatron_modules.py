@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
@@ -16,6 +17,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from r1zero.ops.attention import Segments, packed_causal_attention
 from r1zero.ops.norm import rms_norm
 from r1zero.ops.rotary import rotate_packed
+from r1zero.ops.token_gather import gather_tokens
 
 
 class RMSNorm(torch.nn.Module):
@@ -47,6 +49,9 @@ class PackedBatch(PackedSeqParams):
     segments: Segments | None = None
     cos: torch.Tensor | None = None  # [T, 1, head_dim]
     sin: torch.Tensor | None = None
+    # Ranks that share the tokens of a microbatch (context parallelism). Not Megatron's own cp_group,
+    # which knows of no such ranks.
+    token_group: dist.ProcessGroup | None = None
 
 
 class PackedAttention(MegatronModule):
@@ -83,5 +88,7 @@ class PackedAttention(MegatronModule):
         assert batch.segments is not None and batch.cos is not None and batch.sin is not None
         query = rotate_packed(query, batch.cos, batch.sin)
         key = rotate_packed(key, batch.cos, batch.sin)
+        key = gather_tokens(key, batch.token_group)
+        value = gather_tokens(value, batch.token_group)
         output = packed_causal_attention(query, key, value, batch.segments, self.scale)
         return output.reshape(output.shape[0], -1)

@@ -11,8 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from r1zero.ops import npu
+
+# Queries times keys of a mask that a layer keeps for its backward pass. Larger ones are made in
+# parts, and anew in the backward pass: of 4,000 queries with 32,000 keys a mask has 512 MB in fp32.
+LARGEST_MASK = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +27,8 @@ class Segments:
 
     Segment i holds the queries [cu_seqlens_q[i - 1], cu_seqlens_q[i]). Its keys are [cu_seqlens_k[i
     - 1], cu_seqlens_k[i]) of the tokens listed in `key_rows`: first the prefix, then the segment
-    itself, so that the last query sees all of them. Without `key_rows` there is no prefix, and keys
+    itself, so that the last query sees all of them. There may be more keys than queries: those of
+    other ranks, under context parallelism. Without `key_rows` there is no prefix, and keys
     lie as the queries do. Both are cumulative lengths without the leading 0 of flash-attention's,
     and host integers, since the fused kernels take lists and must not wait for the device.
 
@@ -67,7 +73,8 @@ def packed_causal_attention(
 ) -> torch.Tensor:
     """Causal attention within the segments of a packed batch, with grouped queries. Differentiable.
 
-    query [T, heads, D], key and value [T, kv heads, D]. Returns [T, heads, D].
+    query [T, heads, D], key and value [T, kv heads, D], or more of them, of which `key_rows` are
+    read. Returns [T, heads, D].
     """
     if segments.key_rows is not None:
         key = key[segments.key_rows]
@@ -101,10 +108,53 @@ def _attend_to_prefix_and_self(
     """
     num_queries = query.shape[2]
     num_keys = key.shape[2]
-    mask = None
-    if num_keys > num_queries:
-        everything = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
-        mask = everything.tril(num_keys - num_queries)
+    if num_keys == num_queries:
+        return _scaled_dot_product(query, key, value, scale)
+    if num_queries * num_keys <= LARGEST_MASK:
+        return _attend_by_mask(query, key, value, scale)
+    return checkpoint(
+        _attend_in_blocks, query, key, value, scale, use_reentrant=False, preserve_rng_state=False
+    )
+
+
+def _attend_in_blocks(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """The same, some queries at a time, each with the keys that they see: no mask is larger than
+    LARGEST_MASK.
+
+    Blocks of 2 of the queries 4 5 6 7 with the keys 0 to 7: 4 5 with 0 to 5, then 6 7 with 0 to 7.
+    """
+    num_queries = query.shape[2]
+    num_keys = key.shape[2]
+    size = max(1, LARGEST_MASK // num_keys)
+    outputs = []
+    for first in range(0, num_queries, size):
+        block = query[:, :, first : first + size]
+        seen = num_keys - num_queries + first + block.shape[2]
+        outputs.append(_attend_by_mask(block, key[:, :, :seen], value[:, :, :seen], scale))
+    return torch.cat(outputs, dim=1)
+
+
+def _attend_by_mask(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """The same by a mask of all queries and keys."""
+    num_queries = query.shape[2]
+    num_keys = key.shape[2]
+    everything = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
+    mask = everything.tril(num_keys - num_queries)
+    return _scaled_dot_product(query, key, value, scale, mask)
+
+
+def _scaled_dot_product(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """PyTorch's attention, causal without a mask: [heads, q, D]."""
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
     )[0]

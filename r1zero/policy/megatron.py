@@ -177,6 +177,7 @@ class RoleModel:
             segments=batch.segments,
             cos=self._cos[batch.positions],
             sin=self._sin[batch.positions],
+            token_group=self.grid.groups["cp"],
         )
         return (module or self.module)(
             batch.tokens[None], batch.positions[None], None, packed_seq_params=packed

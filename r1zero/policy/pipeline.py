@@ -24,6 +24,8 @@ from megatron.core.pipeline_parallel.schedules import (
 )
 
 from r1zero.algo.packing import Microbatch, TrainSample, pack
+from r1zero.algo.zigzag import shard
+from r1zero.ops.token_gather import join_rows
 from r1zero.policy.logprobs import token_logprobs
 from r1zero.policy.megatron import RoleModel
 
@@ -42,12 +44,9 @@ def run_pipeline(
     """Feed the microbatches through this replica. Returns what `loss` handed back, one for each
     microbatch with items, on the last stage; nothing on the others."""
     assert microbatches, "a pipeline needs at least one microbatch"
-    sequence_multiple = 1
-    if model.config.sequence_parallel:
-        sequence_multiple = model.grid.span.tp
 
     def forward_step(batches: Any, stage: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
-        batch = pack(next(batches), model.device.torch, sequence_multiple)
+        batch = _pack(model, next(batches))
         last_step = partial(_loss_step, model, batch, temperature=temperature, loss=loss)
         return model.hidden(batch, stage), last_step
 
@@ -71,6 +70,18 @@ def run_pipeline(
     return [values for values in handed_back if values is not None]
 
 
+def _pack(model: RoleModel, items: list[TrainSample]) -> Microbatch:
+    """The tokens of a microbatch that this rank computes."""
+    grid = model.grid
+    multiple = 1
+    if model.config.sequence_parallel:
+        multiple = grid.span.tp
+    if grid.span.cp == 1:
+        return pack(items, model.device.torch, multiple)
+    whole = pack(items, torch.device("cpu"))
+    return shard(whole, grid.span.cp, grid.cp_index, multiple, model.device.torch)
+
+
 def _loss_step(
     model: RoleModel,
     batch: Microbatch,
@@ -79,11 +90,20 @@ def _loss_step(
     loss: LossFunction,
 ) -> tuple[torch.Tensor, torch.Tensor, Any]:
     """From the last stage's hidden states [T, 1, H] to what Megatron's schedule takes: the loss, a
-    token count that is not used, and what `loss` handed back."""
+    token count that is not used, and what `loss` handed back.
+
+    Under context parallelism each rank computes the loss of all rows, which may depend on whole
+    responses, and learns from its own.
+    """
     rows = model.full_hidden(hidden)[batch.logit_positions]
+    head = model.module.head_weight()
     logprobs, entropy = token_logprobs(
-        rows, model.module.head_weight(), batch.targets, temperature, model.groups.tp, model.unused
+        rows, head, batch.own_targets, temperature, model.groups.tp, model.unused
     )
+    if batch.own_rows is not None and batch.items:
+        own = torch.stack([logprobs, entropy])
+        group = model.grid.groups["cp"]
+        logprobs, entropy = join_rows(own, batch.own_rows, len(batch.targets), group)
     value = logprobs.sum()  # 0, when nothing is predicted
     handed_back = None
     if batch.items:
