@@ -192,13 +192,15 @@ class CheckpointManager:
             )
 
     def _reference_to_write(self) -> Reference | None:
-        """The reference, on ranks of its first replica; None before it was ever reset: its start
+        """The reference, on ranks that hold its first copy; None before it was ever reset: its start
         weights are where they were."""
         reference = self.runtime.reference
-        was_reset = self.runtime.progress.reference_version > 0
-        if isinstance(reference, Reference) and was_reset and reference.model.grid.replica == 0:
-            return reference
-        return None
+        if not isinstance(reference, Reference) or self.runtime.progress.reference_version == 0:
+            return None
+        grid = reference.model.grid
+        if grid.replica > 0 or grid.cp_index > 0:
+            return None
+        return reference
 
     def _show_folder(self) -> None:
         """Let a network disk show what is there: NFS may not yet, until it is asked."""

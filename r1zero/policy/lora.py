@@ -185,14 +185,15 @@ class Adapters:
         self, spec: ParamSpec, parameter: torch.Tensor
     ) -> ShardedTensor | ShardedTensorFactory:
         grid = self.model.grid
+        copy = grid.cp_index + grid.span.cp * grid.replica
         if spec.axis is None:
-            replica = (0, grid.tp_index, grid.replica)
+            replica = (0, grid.tp_index, copy)
             return ShardedTensor.from_rank_offsets(spec.name, parameter, replica_id=replica)
         tensor = ShardedTensor.from_rank_offsets(
             spec.name,
             parameter,
             (_cut_dim(spec, parameter), grid.tp_index, grid.span.tp),
-            replica_id=(0, 0, grid.replica),
+            replica_id=(0, 0, copy),
         )
         if len(spec.view) > parameter.dim():  # gate above up
             return apply_swiglu_sharded_factory(tensor, ())

@@ -73,7 +73,7 @@ class Reference:
         if not grid.is_first_stage and not grid.is_last_stage:
             return
         name = EMBEDDING if grid.is_first_stage else OUTPUT_LAYER
-        first = grid.span.rank_at(tp=grid.tp_index, dp=grid.replica)
+        first = grid.span.rank_at(tp=grid.tp_index, cp=grid.cp_index, dp=grid.replica)
         embedding = self.model.parameters()[name].detach()
         dist.broadcast(embedding, src=first, group=grid.groups["embd"])
 
