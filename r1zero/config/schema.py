@@ -174,7 +174,8 @@ class Training:
     bf16: OrNull[Flag] = None
     # Cut activations along the sequence between TP ranks; off at TP 1.
     sequence_parallel: Flag = False
-    # Ranks of train, and of ref, that share the tokens of each microbatch: for long responses.
+    # Ranks of train, and of ref, that share the tokens of each microbatch: for long responses
+    # (docs/context_parallel.md). Bounds of a microbatch are those of all its tokens.
     context_parallel_size: Count = 1
     # Keep Adam's moments and the fp32 master weights in host memory, pinned, between updates: 12 bytes
     # less of device memory for each parameter of a train rank's share, and as many over the bus each
