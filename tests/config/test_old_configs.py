@@ -200,7 +200,7 @@ def test_other_keys_of_megatron_are_accepted_while_they_say_what_holds(old: Path
         any(key in warning for warning in warnings)
         for key in ("log_interval", "overlap_grad_reduce")
     )
-    with pytest.raises(BadInput, match="training.fp16: true is not supported, only false"):
+    with pytest.raises(BadInput, match="training.fp16: True is not supported, only False"):
         load_config(str(old / "more.yaml"), ["training.fp16=true"])
 
 
