@@ -33,7 +33,7 @@ import torch
 from r1zero.config.paths import user_path
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.models.family import register_own
+from r1zero.models.family import family_of, register_own
 from r1zero.models.params import FIRST, WHOLE, param_table
 from r1zero.weights.detect import CONFIG, config_folder, detect
 from r1zero.weights.open import open_weights, stored_shape
@@ -126,6 +126,19 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
     add("--target-tensor-parallel-size", "--tp", type=at_least_1, default=1, metavar="N")
     add("--target-pipeline-parallel-size", "--pp", type=at_least_1, default=1, metavar="N")
     add(
+        "--target-expert-parallel-size",
+        "--ep",
+        type=at_least_1,
+        default=1,
+        metavar="N",
+        help="parts into which legacy files share out experts, each of which stays whole; default 1",
+    )
+    add(
+        "--moe-grouped-gemm",
+        action="store_true",
+        help="write experts to legacy files as Megatron's GroupedMLP keeps them, not SequentialMLP",
+    )
+    add(
         "--num-layer-list",
         "--layers-per-stage",
         metavar="N,N,...",
@@ -161,6 +174,11 @@ def _add_accepted(parser: argparse.ArgumentParser) -> None:
         add(name, action="store_true", help="accepted; always so where the model is")
     add("--model-type", choices=["GPT"], help="accepted")
     add(
+        "--expert-tensor-parallel-size",
+        choices=["1"],
+        help="accepted; experts that are written are not cut by tensor parallelism",
+    )
+    add(
         "--tokenizer-model",
         metavar="FILE",
         help="accepted; tokenizer files are copied with config.json",
@@ -187,7 +205,7 @@ def convert(args: argparse.Namespace) -> None:
     layout = plan_layout(args, shape)
     weights = open_weights(args.load_dir, shape)
     name, dtype = type_to_write(args, weights)
-    print(f"from: {found}", flush=True)
+    print(f"from: {weights.found}", flush=True)
     if kind == "hf":
         assert beside is not None, "folders() asks for it"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -254,26 +272,50 @@ def type_to_write(args: argparse.Namespace, weights: Weights) -> tuple[str, torc
 
 def plan_layout(args: argparse.Namespace, shape: ModelConfig) -> LegacyLayout:
     """The cuts of legacy files. BadInput when they do not fit the model."""
+    check_cuts(args, shape)
+    return LegacyLayout(
+        tp=args.target_tensor_parallel_size,
+        layers=layers_of_stages(args, shape),
+        vocab_multiple=args.make_vocab_size_divisible_by,
+        ep=args.target_expert_parallel_size,
+        grouped_experts=args.moe_grouped_gemm,
+    )
+
+
+def check_cuts(args: argparse.Namespace, shape: ModelConfig) -> None:
+    """BadInput when TP or EP does not divide what it cuts."""
     tp = args.target_tensor_parallel_size
-    pp = args.target_pipeline_parallel_size
-    cut = {
-        "num_attention_heads": shape.num_heads,
-        "ffn_hidden_size": shape.ffn_hidden_size,
-        "qkv rows": shape.qkv_size,
-    }
+    ep = args.target_expert_parallel_size
+    cut = {"num_attention_heads": shape.num_heads, "qkv rows": shape.qkv_size}
+    if "ffn_hidden_size" in family_of(shape).cut_sizes(shape):
+        cut["ffn_hidden_size"] = shape.ffn_hidden_size
     uneven = [f"{key} {size}" for key, size in cut.items() if size % tp]
     if uneven:
         raise BadInput(
             f"--target-tensor-parallel-size {tp} does not divide {', '.join(uneven)}; "
             "choose one that does"
         )
+    if shape.experts is None and ep > 1:
+        raise BadInput(
+            f"--target-expert-parallel-size {ep}: this model has no experts; leave it out"
+        )
+    if shape.experts is not None and shape.experts.count % ep:
+        raise BadInput(
+            f"--target-expert-parallel-size {ep} does not divide num_experts "
+            f"{shape.experts.count}; choose one that does"
+        )
+
+
+def layers_of_stages(args: argparse.Namespace, shape: ModelConfig) -> tuple[int, ...]:
+    """Layers of each pipeline stage. BadInput when they cannot be so."""
+    pp = args.target_pipeline_parallel_size
     if args.num_layer_list is None:
         if shape.num_layers % pp:
             raise BadInput(
                 f"--target-pipeline-parallel-size {pp} does not divide num_layers "
                 f"{shape.num_layers}; choose one that does, or say --num-layer-list"
             )
-        return LegacyLayout(tp, (shape.num_layers // pp,) * pp, args.make_vocab_size_divisible_by)
+        return (shape.num_layers // pp,) * pp
     words = args.num_layer_list.split(",")
     layers = tuple(int(word) for word in words if word.strip().isdecimal())
     if (
@@ -286,7 +328,7 @@ def plan_layout(args: argparse.Namespace, shape: ModelConfig) -> LegacyLayout:
             f"--num-layer-list {args.num_layer_list} must be {pp} numbers of layers, one for each "
             f"pipeline stage, that add up to {shape.num_layers}"
         )
-    return LegacyLayout(tp, layers, args.make_vocab_size_divisible_by)
+    return layers
 
 
 @contextlib.contextmanager

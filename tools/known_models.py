@@ -1,6 +1,6 @@
 """Models of known shape for tools that count and plan: nothing is loaded, no folder needed.
 
-The Qwen2.5 lists of tensors are the program's own. DeepSeek-V3's is written down here, for its family
+The lists of tensors of Qwen2.5 and Qwen3-MoE are the program's own. DeepSeek-V3's is written down here, for its family
 is not among those that can be trained: to see what such a list would cost.
 """
 
@@ -40,6 +40,34 @@ QWEN25_72B = QWEN25 | {
     "intermediate_size": 29568,
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
+}
+QWEN3_MOE: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "norm_topk_prob": True,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+    "vocab_size": 151936,
+}
+QWEN3_30B_A3B = QWEN3_MOE | {
+    "num_hidden_layers": 48,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_attention_heads": 32,
+}
+QWEN3_235B_A22B = QWEN3_MOE | {
+    "num_hidden_layers": 94,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 1536,
+    "num_attention_heads": 64,
 }
 
 

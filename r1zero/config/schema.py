@@ -655,6 +655,9 @@ class Network:
     untie_embeddings_and_output_weights: OrNull[Flag] = None
     add_qkv_bias: OrNull[Flag] = None
     qk_layernorm: OrNull[Flag] = None
+    num_experts: OrNull[Whole] = None
+    moe_router_topk: OrNull[Whole] = None
+    moe_ffn_hidden_size: OrNull[Whole] = None  # of an expert
     hf_model_type: OrNull[Text] = None  # where the other keys do not tell the family
 
 

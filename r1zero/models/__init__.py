@@ -8,9 +8,11 @@ from r1zero.models.mistral import Mistral
 from r1zero.models.olmo2 import Olmo2
 from r1zero.models.qwen2 import Qwen2
 from r1zero.models.qwen3 import Qwen3
+from r1zero.models.qwen3_moe import Qwen3Moe
 
 register(Qwen2())
 register(Qwen3())
+register(Qwen3Moe())
 register(Llama())
 register(Mistral())
 register(Olmo2())

@@ -44,7 +44,7 @@ NEUTRAL: dict[str, object] = {
 class DenseFamily(ModelFamily):
     """Families of the dense block. The class variables are what most of them differ in."""
 
-    checked_arguments = (
+    checked_arguments: ClassVar[tuple[str, ...]] = (
         "num_layers",
         "hidden_size",
         "num_attention_heads",
@@ -161,8 +161,12 @@ class DenseFamily(ModelFamily):
             layer_param(
                 layer, "pre_mlp_layernorm.weight", "post_attention_layernorm.weight", hidden, None
             ),
-            *gated_mlp(config, layer),
+            *self.mlp_params(config, layer),
         ]
+
+    def mlp_params(self, config: ModelConfig, layer: int) -> list[ParamSpec]:
+        """What stands behind the second norm of a layer."""
+        return gated_mlp(config, layer)
 
     def qk_norm_params(self, config: ModelConfig, layer: int) -> list[ParamSpec]:
         """The norms of queries and keys: one weight for all heads."""

@@ -17,5 +17,6 @@ class Llama(DenseFamily):
     kv_heads_may_be_missing = True
 
     def matches_megatron(self, keys: Mapping[str, Any]) -> bool:
-        """Neither biases nor norms of queries and keys."""
-        return not keys.get("add_qkv_bias") and not keys.get("qk_layernorm")
+        """Neither biases nor norms of queries and keys nor experts."""
+        others = ("add_qkv_bias", "qk_layernorm", "num_experts")
+        return not any(keys.get(key) for key in others)

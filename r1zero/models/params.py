@@ -65,6 +65,13 @@ class ParamSpec:
     kv_groups: int | None = None  # linear_qkv only: how many groups its rows interleave
     cut: Cut = "tp"  # what cuts `axis`
 
+    @property
+    def has_halves(self) -> bool:
+        """Whether it is a linear_fc1, in which gate lies above up: (2, F, H), of experts (E, 2, F,
+        H)."""
+        stacked = 1 if self.cut == "experts" else 0
+        return len(self.view) - stacked == 3
+
 
 @dataclass(frozen=True, slots=True)
 class Shards:

@@ -16,5 +16,6 @@ class Qwen2(DenseFamily):
     qkv_bias = True
 
     def matches_megatron(self, keys: Mapping[str, Any]) -> bool:
-        """Biases, and no norms of queries and keys."""
-        return bool(keys.get("add_qkv_bias")) and not keys.get("qk_layernorm")
+        """Biases, no norms of queries and keys, and no experts."""
+        others = keys.get("qk_layernorm") or keys.get("num_experts")
+        return bool(keys.get("add_qkv_bias")) and not others

@@ -3,7 +3,7 @@ start.
 
     Hugging Face    DIR/config.json, *.safetensors
     torch_dist      DIR/latest_checkpointed_iteration.txt, iter_0000010/{metadata.json, .metadata, *.distcp}
-    legacy          DIR/latest_checkpointed_iteration.txt, iter_0000010/mp_rank_TT[_PPP]/model_optim_rng.pt
+    legacy          DIR/latest_checkpointed_iteration.txt, iter_0000010/mp_rank_TT[_PPP][_EEE]/model_optim_rng.pt
 
 Of a Megatron checkpoint the path may be DIR, and the tracker file tells the iteration, or one
 iteration's folder. The tracker holds a number, or `release` for the folder of that name.
@@ -11,11 +11,13 @@ iteration's folder. The tracker holds a number, or `release` for the folder of t
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from r1zero.errors import BadInput
 
@@ -23,12 +25,21 @@ TRACKER = "latest_checkpointed_iteration.txt"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
+LEGACY_FILE = "model_optim_rng.pt"
 KINDS = {
     "hf": "Hugging Face folder",
     "torch_dist": "Megatron torch_dist checkpoint",
     "legacy": "Megatron legacy checkpoint",
 }
 _SHARD = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+
+
+class ShardPlace(NamedTuple):
+    """Whose parameters a legacy file holds: by their index among TP, PP and EP ranks."""
+
+    tp: int
+    pp: int = 0
+    ep: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +49,35 @@ class WeightsOnDisk:
     kind: str  # a key of KINDS
     folder: Path  # that holds the files themselves
     iteration: int | None = None  # None: released weights, or no iterations at all
-    files: dict[tuple[int, int], Path] = field(default_factory=dict)  # legacy: by (TP, PP) index
+    # Legacy. At PP 1 names have no stage: their second number, read as one here, is then an expert's.
+    files: dict[ShardPlace, Path] = field(default_factory=dict)
 
     @property
-    def layout(self) -> tuple[int, int]:
-        """TP and PP sizes of legacy files."""
-        tps, pps = zip(*self.files, strict=True)
-        return max(tps) + 1, max(pps) + 1
+    def layout(self) -> ShardPlace:
+        """TP, PP and EP sizes of legacy files."""
+        tps, pps, eps = zip(*self.files, strict=True)
+        return ShardPlace(max(tps) + 1, max(pps) + 1, max(eps) + 1)
 
     def __str__(self) -> str:
         text = f"{KINDS[self.kind]} {self.folder}"
         if self.iteration is not None:
             text += f", iteration {self.iteration}"
         if self.files:
-            text += ", saved at TP{} PP{}".format(*self.layout)
+            text += f", saved at {layout_text(*self.layout)}"
         return text
+
+
+def layout_text(tp: int, pp: int, ep: int) -> str:
+    """Sizes as people write them; EP only of a model with experts."""
+    text = f"TP{tp} PP{pp}"
+    if ep > 1:
+        text += f" EP{ep}"
+    return text
+
+
+def folder_name(tp: int, *others: int) -> str:
+    """The folder of a legacy file: after the TP index that of a stage, an expert rank, or both."""
+    return f"mp_rank_{tp:02d}" + "".join(f"_{number:03d}" for number in others)
 
 
 def detect(path: str | Path) -> WeightsOnDisk:
@@ -192,41 +217,43 @@ def _iteration(folder: Path, number: int | None) -> WeightsOnDisk:
     return WeightsOnDisk("torch_dist", folder, number)
 
 
-def _shards(folder: Path) -> dict[tuple[int, int], Path]:
-    """The file of each (TP, PP) index.
+def _shards(folder: Path) -> dict[ShardPlace, Path]:
+    """The file of each rank.
 
     Conversions to several layouts may share a folder: the first whole one is taken.
     """
-    grids: dict[bool, dict[tuple[int, int], Path]] = {}
+    grids: dict[int, dict[ShardPlace, Path]] = {}  # by how many numbers are in a name
     for entry in sorted(folder.iterdir()):
         if match := _SHARD.fullmatch(entry.name):
-            tp, pp, ep = match.groups()
-            if ep is not None:
-                raise BadInput(
-                    f"{folder} was saved with expert parallelism ({entry.name}); only dense "
-                    "models can be read"
-                )
-            grids.setdefault(pp is not None, {})[int(tp), int(pp or 0)] = (
-                entry / "model_optim_rng.pt"
-            )
-    missing = []
-    for staged, files in sorted(grids.items()):
-        tps, pps = (1 + max(index) for index in zip(*files, strict=True))
-        names = {
-            (tp, pp): f"mp_rank_{tp:02d}" + f"_{pp:03d}" * staged
-            for tp in range(tps)
-            for pp in range(pps)
-        }
-        missing = [
-            name
-            for index, name in names.items()
-            if index not in files or not files[index].is_file()
-        ]
+            place = [int(text) for text in match.groups() if text is not None]
+            grid = grids.setdefault(len(place), {})
+            grid[ShardPlace(*place)] = entry / LEGACY_FILE
+    missing: list[str] = []
+    for numbers, files in sorted(grids.items()):
+        missing = _missing(numbers, files)
         if not missing:
             return files
     raise BadInput(
-        f"{folder} lacks model_optim_rng.pt in {', '.join(missing[:8])}; copy the checkpoint again"
+        f"{folder} lacks {LEGACY_FILE} in {', '.join(missing[:8])}; copy the checkpoint again"
     )
+
+
+def _missing(numbers: int, files: dict[ShardPlace, Path]) -> list[str]:
+    """Names of folders that have no file, of those with so many numbers in their name.
+
+    Every TP, PP and EP index goes with every other, but where experts are not cut by TP. There the
+    ranks of a stage count through both, and at TP 2, EP 4 only these have files:
+
+        mp_rank_00_000  mp_rank_01_001  mp_rank_00_002  mp_rank_01_003
+    """
+    tps, pps, eps = (1 + max(sizes) for sizes in zip(*files, strict=True))
+    places = itertools.product(range(tps), range(pps), range(eps))
+    grid = [ShardPlace(*indices)[:numbers] for indices in places]
+    dealt = [place for place in grid if place[-1] % tps == place[0]]
+    found = [place[:numbers] for place, path in sorted(files.items()) if path.is_file()]
+    if found == dealt:
+        return []
+    return [folder_name(*place) for place in grid if place not in found]
 
 
 def _size(path: Path) -> int:

@@ -83,8 +83,11 @@ def _read(
     files: dict[str, safe_open], tensor: ParamSpec, index: ShardIndex, shards: Shards
 ) -> torch.Tensor:
     """Build one rank's shard from slices of its sources, in the dtype of the file."""
-    sources = [files[name].get_slice(name) for name in tensor.hf]
     local = local_shape(tensor, shards)
+    if tensor.cut == "experts":
+        names = expert_sources(tensor, index, shards)
+        return torch.stack([files[name].get_slice(name)[:] for name in names]).view(local)
+    sources = [files[name].get_slice(name) for name in tensor.hf]
     if tensor.axis is None:
         return sources[0][:].contiguous()
     if tensor.kv_groups is not None:
@@ -95,6 +98,28 @@ def _read(
     by_columns = len(sources) == 1 and tensor.axis == 1
     parts = [source[:, cut] if by_columns else source[cut] for source in sources]
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).contiguous()
+
+
+def expert_sources(tensor: ParamSpec, index: ShardIndex, shards: Shards) -> tuple[str, ...]:
+    """Names of the matrices of a rank's own experts. Four experts, rank 1 of EP 2:
+
+    >>> hf = ("gate 0", "up 0", "gate 1", "up 1", "gate 2", "up 2", "gate 3", "up 3")
+    >>> fc1 = ParamSpec(
+    ...     name="linear_fc1",
+    ...     hf=hf,
+    ...     hf_shape=((3, 2),) * 8,
+    ...     view=(4, 2, 3, 2),
+    ...     axis=0,
+    ...     cut="experts",
+    ...     layer=0,
+    ...     place="layer",
+    ... )
+    >>> expert_sources(fc1, ShardIndex(ep=1), Shards(ep=2))
+    ('gate 2', 'up 2', 'gate 3', 'up 3')
+    """
+    count = len(tensor.hf) // shards.of(tensor)
+    first = index.of(tensor) * count
+    return tensor.hf[first : first + count]
 
 
 def _read_qkv(sources: list, tensor: ParamSpec, start: int, stop: int) -> torch.Tensor:

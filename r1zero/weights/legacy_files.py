@@ -1,4 +1,4 @@
-"""Megatron's legacy checkpoints: one file of torch.save for each TP and PP index.
+"""Megatron's legacy checkpoints: one file of torch.save for each TP, PP and EP index.
 
     {args, checkpoint_version, iteration, model, optimizer, ...}    virtual stages: model0, model1, ...
 
@@ -9,14 +9,18 @@ rest costs nothing.
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, param_table
-from r1zero.weights.detect import WeightsOnDisk
+from r1zero.weights import legacy_experts
+from r1zero.weights.detect import ShardPlace, WeightsOnDisk, layout_text
 from r1zero.weights.headers import refuse_misfits
 from r1zero.weights.source import (
     MegatronWeights,
@@ -36,34 +40,37 @@ class LegacyWeights(MegatronWeights):
     def __init__(self, found: WeightsOnDisk, shape: ModelConfig) -> None:
         """Map all files and check that together they hold the model. BadInput listing what does not
         fit."""
+        contents = {place: load_pickled(path) for place, path in found.files.items()}
+        found = _with_expert_ranks(found, contents)
         super().__init__(found, shape)
-        self.tp, self.pp = found.layout
-        files = {index: load_pickled(path) for index, path in found.files.items()}
-        for index, content in files.items():
-            _check_content(found, index, content, shape)
-        chunks = _chunks(files[0, 0])
-        for index, content in files.items():
-            if _chunks(content) != chunks:
-                raise BadInput(
-                    f"{found.files[index]} holds {', '.join(_chunks(content))}, but "
-                    f"{found.files[0, 0]} {', '.join(chunks)}: they are of two checkpoints; copy "
-                    "the checkpoint again"
-                )
+        self.tp, self.pp, self.ep = found.layout
+        files = dict(zip(found.files, contents.values(), strict=True))
+        for place, content in files.items():
+            _check_content(found, place, content, shape)
+        states = _states(found, files)
+        self._experts = {
+            tensor.name: legacy_experts.take_pieces(tensor, states, self.tp, self.ep)
+            for tensor in param_table(shape)
+            if tensor.cut == "experts"
+        }
         self.shards = [
-            _join([files[tp, pp][chunk] for chunk in chunks for pp in range(self.pp)])
-            for tp in range(self.tp)
+            next(state for (tp, _), state in states.items() if tp == index)
+            for index in range(self.tp)
         ]
-        refuse_misfits(
-            found.folder, [problem for tp in range(self.tp) for problem in self._problems(tp)]
-        )
+        refuse_misfits(found.folder, self._expert_problems() + self._problems(states))
 
     @property
     def dtypes(self) -> set[torch.dtype]:
         """The types of all tensors."""
-        return {self.shards[0][tensor.name].dtype for tensor in param_table(self.shape)}
+        found = {value.dtype for value in self.shards[0].values()}
+        for pieces in self._experts.values():
+            found.update(piece.load().dtype for piece in pieces)
+        return found
 
     def pieces(self, tensor: ParamSpec) -> list[StoredPiece]:
-        """One piece for each TP rank that holds a part."""
+        """One piece for each TP rank that holds a part, or for each expert's part."""
+        if tensor.cut == "experts":
+            return self._experts[tensor.name]
         return [self._piece(tensor, tp) for tp in range(self.tp if tensor.axis is not None else 1)]
 
     def stores(self, name: str) -> bool:
@@ -80,39 +87,84 @@ class LegacyWeights(MegatronWeights):
             box[tensor.axis] = slice(tp * size, (tp + 1) * size)
         return StoredPiece(tuple(box), partial(param.detach))
 
-    def _problems(self, tp: int) -> list[str]:
-        state = self.shards[tp]
-        if self.tp > 1:
-            where = f" (in mp_rank_{tp:02d})"
-        else:
+    def _expert_problems(self) -> list[str]:
+        """What is wrong with the experts of all files together."""
+        found = []
+        for tensor in param_table(self.shape):
+            if tensor.cut == "experts":
+                found += legacy_experts.problems(tensor, self._experts[tensor.name])
+        return found
+
+    def _problems(self, states: Mapping[tuple[int, int], State]) -> list[str]:
+        """What is wrong with the other tensors, which every expert rank's file has."""
+        table = param_table(self.shape)
+        expected = {tensor.name: tensor for tensor in table if tensor.cut != "experts"}
+        found = []
+        for (tp, ep), state in states.items():
             where = ""
-        expected = {tensor.name: tensor for tensor in param_table(self.shape)}
+            if len(states) > 1:
+                where = f" (in {self._folders_of(tp, ep)})"
+            found += [problem + where for problem in self._state_problems(expected, state)]
+        return found
+
+    def _folders_of(self, tp: int, ep: int) -> str:
+        """The beginning of the names of these ranks' folders, and the expert rank behind it."""
+        if self.ep == 1:
+            return f"mp_rank_{tp:02d}"
+        return f"mp_rank_{tp:02d} of expert rank {ep}"
+
+    def _state_problems(self, expected: Mapping[str, ParamSpec], state: State) -> list[str]:
         problems = [f"{name} is missing" for name in expected if name not in state]
         for name, value in state.items():
             if name in expected:
                 problems += misfit(expected[name], tuple(value.shape), value.dtype, self.tp)
             elif not (name == OUTPUT_LAYER and self.shape.tie_word_embeddings):
                 problems.append(f"{name} is unexpected")
-        return [problem + where for problem in problems]
+        return problems
 
 
 def read_args(found: WeightsOnDisk) -> Namespace | None:
     """The arguments that a checkpoint was written with, if it says."""
-    args = load_pickled(found.files[0, 0]).get("args")
+    args = load_pickled(min(found.files.values())).get("args")
     if isinstance(args, Namespace):
         return args
     return None
 
 
+def _with_expert_ranks(
+    found: WeightsOnDisk, contents: Mapping[ShardPlace, object]
+) -> WeightsOnDisk:
+    """Tell stages from expert ranks where a folder's name has two numbers.
+
+    Of a pipeline only the first stage has the embedding. Where the second number is an expert
+    rank's, every file has it.
+    """
+    if found.layout.pp == 1 or found.layout.ep > 1:
+        return found
+    later = next(content for place, content in contents.items() if place.pp > 0)
+    if EMBEDDING not in map(canonical, _first_chunk(later) or {}):
+        return found
+    files = {ShardPlace(tp, 0, ep): path for (tp, ep, _), path in found.files.items()}
+    return replace(found, files=files)
+
+
+def _first_chunk(content: object) -> Mapping[str, object] | None:
+    """A file's part of the model, or the first of several; None when it has none."""
+    if not isinstance(content, dict):
+        return None
+    chunk = content.get("model", content.get("model0"))
+    if isinstance(chunk, dict):
+        return chunk
+    return None
+
+
 def _check_content(
-    found: WeightsOnDisk, index: tuple[int, int], content: object, shape: ModelConfig
+    found: WeightsOnDisk, place: ShardPlace, content: object, shape: ModelConfig
 ) -> None:
     """Refuse a file that holds no model of megatron-core, or was written for another layout."""
-    path = found.files[index]
-    if not isinstance(content, dict):
-        content = {}
-    chunk = content.get("model", content.get("model0"))
-    if not isinstance(chunk, dict):
+    path = found.files[place]
+    chunk = _first_chunk(content)
+    if chunk is None or not isinstance(content, dict):
         raise BadInput(f"{path} holds no model; give a checkpoint of Megatron")
     if "language_model" in chunk:
         raise BadInput(
@@ -120,17 +172,50 @@ def _check_content(
         )
     args = content.get("args")
     if isinstance(args, Namespace):
-        given = vars(args)
-        saved = given.get("tensor_model_parallel_size"), given.get("pipeline_model_parallel_size")
-        if None not in saved and saved != found.layout:
+        saved = _saved_layout(vars(args))
+        if saved not in (None, found.layout):
             raise BadInput(
-                "{} was saved at TP{} PP{}, but {} holds files of TP{} PP{}; copy the "
-                "checkpoint again".format(path, *saved, found.folder, *found.layout)
+                f"{path} was saved at {layout_text(*saved)}, but {found.folder} holds files of "
+                f"{layout_text(*found.layout)}; copy the checkpoint again"
             )
         check_args(found, args, shape)
 
 
-def _chunks(content: dict) -> list[str]:
+def _saved_layout(given: Mapping[str, Any]) -> ShardPlace | None:
+    """TP, PP and EP sizes by the arguments of a checkpoint, if they say."""
+    tp = given.get("tensor_model_parallel_size")
+    pp = given.get("pipeline_model_parallel_size")
+    if tp is None or pp is None:
+        return None
+    return ShardPlace(tp, pp, given.get("expert_model_parallel_size") or 1)
+
+
+def _states(
+    found: WeightsOnDisk, files: Mapping[ShardPlace, Mapping[str, Any]]
+) -> dict[tuple[int, int], State]:
+    """The tensors of all stages by TP and EP index. BadInput when files do not belong together."""
+    first = min(files)
+    chunks = _chunks(files[first])
+    for place, content in files.items():
+        if _chunks(content) != chunks:
+            raise BadInput(
+                f"{found.files[place]} holds {', '.join(_chunks(content))}, but "
+                f"{found.files[first]} {', '.join(chunks)}: they are of two checkpoints; copy "
+                "the checkpoint again"
+            )
+    states = {}
+    for tp, ep in sorted({(place.tp, place.ep) for place in files}):
+        stages = [files.get(ShardPlace(tp, pp, ep)) for pp in range(found.layout.pp)]
+        if None in stages:
+            raise BadInput(
+                f"{found.folder} lacks the file of TP rank {tp} on stage {stages.index(None)}; copy "
+                "the checkpoint again"
+            )
+        states[tp, ep] = _join([stage[chunk] for chunk in chunks for stage in stages if stage])
+    return states
+
+
+def _chunks(content: Mapping[str, Any]) -> list[str]:
     """The keys of a file's parts of the model: several with virtual pipeline stages."""
     if "model" in content:
         return ["model"]

@@ -253,11 +253,10 @@ def split(tensor: ParamSpec, full: torch.Tensor) -> Iterator[tuple[str, torch.Te
     if tensor.kv_groups is not None:
         view = view.view(tensor.kv_groups, -1, *tensor.view[1:])
         parts = view.split([size[0] // tensor.kv_groups for size in tensor.hf_shape], dim=1)
+    elif len(tensor.hf) > 1:  # one lies behind the other, of one shape
+        parts = view.view(len(tensor.hf), *tensor.hf_shape[0])
     else:
-        if len(tensor.hf) > 1:
-            parts = view
-        else:
-            parts = (view,)
+        parts = (view,)
     for name, size, part in zip(tensor.hf, tensor.hf_shape, parts, strict=True):
         yield name, part.reshape(size)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import tempfile
 import warnings
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from math import prod
 from pathlib import Path
 
 import torch
@@ -23,6 +23,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from r1zero.models.config import ModelConfig
+from r1zero.models.moe import experts_of, has_experts, layers_are_alike
 from r1zero.models.params import (
     OUTPUT_LAYER,
     WHOLE,
@@ -33,19 +35,22 @@ from r1zero.models.params import (
     param_table,
     shard,
 )
-from r1zero.weights.detect import TRACKER
-from r1zero.weights.source import FUSED_NORMS, PADDED, Weights
+from r1zero.weights import legacy_experts
+from r1zero.weights.detect import LEGACY_FILE, TRACKER, folder_name
+from r1zero.weights.source import FUSED_NORMS, PADDED, SHARDED_EXPERTS, Weights
+
+State = dict[str, torch.Tensor]
 
 ITERATION = 1  # of converted weights; Megatron takes neither 0 nor, everywhere, `release`
 # Modules of a layer that may keep fp8 state of Transformer Engine; Megatron's loader asks for all
 # of them.
-EXTRA_STATES = (
+ATTENTION_STATES = (
     "self_attention.linear_qkv",
     "self_attention.linear_proj",
     "self_attention.core_attention",
-    "mlp.linear_fc1",
-    "mlp.linear_fc2",
 )
+DENSE_STATES = ("mlp.linear_fc1", "mlp.linear_fc2")
+EXPERT_STATES = (f"mlp.{SHARDED_EXPERTS}.linear_fc1", f"mlp.{SHARDED_EXPERTS}.linear_fc2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,8 @@ class LegacyLayout:
     tp: int
     layers: tuple[int, ...]  # of each pipeline stage
     vocab_multiple: int = 1  # the vocabulary is padded to a multiple of this times TP
+    ep: int = 1
+    grouped_experts: bool = False  # named as by GroupedMLP, else as by SequentialMLP
 
     @property
     def pp(self) -> int:
@@ -67,19 +74,19 @@ class LegacyLayout:
 
 
 def save_legacy(folder: Path, weights: Weights, dtype: torch.dtype, layout: LegacyLayout) -> None:
-    """Write a file for each TP and PP index, and the tracker, into a new `folder`. OSError when it
-    is full.
+    """Write a file for each TP, PP and EP index, and the tracker, into a new `folder`. OSError when
+    it is full.
 
     A stage's shards are gathered in mapped scratch files beside, so memory holds one whole tensor.
     """
-    (folder / f"iter_{ITERATION:07d}").mkdir(parents=True)
-    args = _arguments(weights, dtype, layout.tp, layout.pp, layout.padded(weights.shape.vocab_size))
+    iteration = folder / f"iter_{ITERATION:07d}"
+    iteration.mkdir(parents=True)
+    args = _arguments(weights, dtype, layout)
     for stage in range(layout.pp):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             shards = _stage_shards(weights, dtype, layout, stage, Path(scratch))
-            for tp_rank, model in enumerate(shards):
-                name = f"mp_rank_{tp_rank:02d}" + f"_{stage:03d}" * (layout.pp > 1)
-                path = folder / f"iter_{ITERATION:07d}" / name / "model_optim_rng.pt"
+            for (tp, ep), model in shards.items():
+                path = iteration / _rank_folder(layout, tp, stage, ep) / LEGACY_FILE
                 path.parent.mkdir()
                 torch.save(
                     {
@@ -112,7 +119,7 @@ def save_dist(folder: Path, weights: Weights, dtype: torch.dtype) -> None:
         except checkpoint.CheckpointException as error:
             [(cause, _)] = error.failures.values()  # of the one rank
             raise cause from None
-    args = _arguments(weights, dtype, 1, 1, weights.shape.vocab_size)
+    args = _arguments(weights, dtype, LegacyLayout(tp=1, layers=(weights.shape.num_layers,)))
     torch.save(
         {
             "args": args,
@@ -135,11 +142,10 @@ def save_dist(folder: Path, weights: Weights, dtype: torch.dtype) -> None:
     (folder / TRACKER).write_text(str(ITERATION))
 
 
-def _arguments(
-    weights: Weights, dtype: torch.dtype, tp: int, pp: int, padded_vocab_size: int
-) -> Namespace:
+def _arguments(weights: Weights, dtype: torch.dtype, layout: LegacyLayout) -> Namespace:
     """What Megatron compares with its own arguments when it loads."""
-    keys = weights.shape.to_megatron() | {"padded_vocab_size": padded_vocab_size}
+    padded = layout.padded(weights.shape.vocab_size)
+    keys = weights.shape.to_megatron() | {"padded_vocab_size": padded}
     return Namespace(
         **keys,
         group_query_attention=True,
@@ -148,8 +154,9 @@ def _arguments(
         normalization="RMSNorm",
         add_bias_linear=False,
         params_dtype=dtype,
-        tensor_model_parallel_size=tp,
-        pipeline_model_parallel_size=pp,
+        tensor_model_parallel_size=layout.tp,
+        pipeline_model_parallel_size=layout.pp,
+        expert_model_parallel_size=layout.ep,
         iteration=ITERATION,
         consumed_train_samples=0,
         consumed_valid_samples=0,
@@ -159,13 +166,24 @@ def _arguments(
 # Legacy files.
 
 
+def _rank_folder(layout: LegacyLayout, tp: int, stage: int, ep: int) -> str:
+    """The name of a rank's folder, which has no stage or no expert rank where there is only one."""
+    numbers = [tp]
+    if layout.pp > 1:
+        numbers.append(stage)
+    if layout.ep > 1:
+        numbers.append(ep)
+    return folder_name(*numbers)
+
+
 def _stage_shards(
     weights: Weights, dtype: torch.dtype, layout: LegacyLayout, stage: int, scratch: Path
-) -> list[dict[str, torch.Tensor]]:
-    """The parameters of one stage by Megatron's names, for each TP rank, on mapped files."""
-    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(layout.tp)]
+) -> dict[tuple[int, int], State]:
+    """The parameters of one stage by Megatron's names, for each TP and EP rank, on mapped files."""
+    ranks = itertools.product(range(layout.tp), range(layout.ep))
+    models: dict[tuple[int, int], State] = {rank: {} for rank in ranks}
     first = sum(layout.layers[:stage])
-    parts = Shards(tp=layout.tp)
+    shards = Shards(layout.tp, layout.ep)
     for tensor in _held(weights, layout, stage):
         whole = weights.read(tensor).to(dtype)
         if tensor.name in PADDED:
@@ -173,12 +191,31 @@ def _stage_shards(
         name = tensor.name
         if tensor.layer is not None:
             name = name.replace(f"layers.{tensor.layer}.", f"layers.{tensor.layer - first}.", 1)
-        for tp_rank, model in enumerate(shards):
-            size = local_shape(tensor, parts)
-            mapped = _map(scratch / f"{tp_rank}.{name}", prod(size), dtype)
-            part = shard(tensor, whole, ShardIndex(tp=tp_rank), parts)
-            model[name] = mapped.view(size).copy_(part)
-    return shards
+        parts = []
+        for number in range(shards.of(tensor)):
+            part = shard(tensor, whole, ShardIndex(number, number), shards)
+            folder = scratch / str(number)
+            if tensor.cut == "experts":
+                parts.append(_mapped_experts(folder, name, part, layout))
+            else:
+                parts.append({name: _mapped(folder / name, part)})
+        for (tp, ep), model in models.items():
+            model.update(parts[ShardIndex(tp, ep).of(tensor)])
+    return models
+
+
+def _mapped_experts(folder: Path, name: str, experts: torch.Tensor, layout: LegacyLayout) -> State:
+    """A rank's experts of one layer by the names of one of Megatron's modules, on a mapped file."""
+    if layout.grouped_experts:
+        name, experts = legacy_experts.grouped(name, experts)
+        return {name: _mapped(folder / name, experts)}
+    return legacy_experts.sequential(name, _mapped(folder / name, experts))
+
+
+def _mapped(path: Path, part: torch.Tensor) -> torch.Tensor:
+    """A copy of `part` on a new file."""
+    path.parent.mkdir(exist_ok=True)
+    return _map(path, part.numel(), part.dtype).view(part.shape).copy_(part)
 
 
 def _map(path: Path, numel: int, dtype: torch.dtype) -> torch.Tensor:
@@ -191,7 +228,7 @@ def _map(path: Path, numel: int, dtype: torch.dtype) -> torch.Tensor:
 
 def _held(weights: Weights, layout: LegacyLayout, stage: int) -> list[ParamSpec]:
     """What a stage holds; the last of several has a copy of a tied embedding."""
-    ends = list(accumulate(layout.layers))
+    ends = list(itertools.accumulate(layout.layers))
     table = param_table(weights.shape)
     held = [
         tensor
@@ -226,24 +263,21 @@ class _Planner(DefaultSavePlanner):
     def __init__(self, weights: Weights, dtype: torch.dtype) -> None:
         super().__init__(flatten_state_dict=False)
         self._weights = weights
+        self._shape = weights.shape
         self._dtype = dtype
         self._tensors: dict[MetadataIndex, ParamSpec] = {}
 
     def create_local_plan(self) -> SavePlan:
-        """One item for each tensor, stacked by layer, and for each empty place of fp8 state."""
-        count = self._weights.shape.num_layers
+        """One item for each tensor, and for each empty place of fp8 state."""
         items = []
-        for tensor in param_table(self._weights.shape):
-            items.append(self._item(tensor, count))
-            self._tensors[items[-1].index] = tensor
-        for layer in range(count):
-            items += [
-                WriteItem(
-                    MetadataIndex(f"decoder.layers.{module}._extra_state/shard_{layer}_{count}"),
-                    WriteItemType.BYTE_IO,
-                )
-                for module in EXTRA_STATES
-            ]
+        for tensor in param_table(self._shape):
+            for name in _sharded_names(self._shape, tensor):
+                item = self._item(tensor, name)
+                self._tensors[item.index] = tensor
+                items.append(item)
+        for layer in range(self._shape.num_layers):
+            for key in _extra_states(self._shape, layer):
+                items.append(WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO))
         self.plan = SavePlan(items)
         return self.plan
 
@@ -257,24 +291,68 @@ class _Planner(DefaultSavePlanner):
         assert write_item.tensor_data is not None, "the other items are bytes"
         return values.view(write_item.tensor_data.chunk.sizes)
 
-    def _item(self, tensor: ParamSpec, count: int) -> WriteItem:
+    def _item(self, tensor: ParamSpec, name: str) -> WriteItem:
+        """A whole tensor; where layers are stacked, at its layer's place in the stack."""
         size = local_shape(tensor, WHOLE)
-        name = tensor.name
         offsets = (0,) * len(size)
         whole = size
-        if tensor.layer is not None:
-            name = name.replace(f"layers.{tensor.layer}.", "layers.", 1)
-            name = next(
-                (
-                    name.removesuffix(plain) + fused
-                    for fused, plain in FUSED_NORMS.items()
-                    if name.endswith(f"layers.{plain}")
-                ),
-                name,
-            )
+        if tensor.layer is not None and layers_are_alike(self._shape):
             offsets = (tensor.layer, *offsets)
-            whole = (count, *size)
+            whole = (self._shape.num_layers, *size)
             size = (1, *size)
         chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(size))
         data = TensorWriteData(chunk, TensorProperties(dtype=self._dtype), torch.Size(whole))
         return WriteItem(MetadataIndex(name, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
+
+
+def _sharded_names(shape: ModelConfig, tensor: ParamSpec) -> list[str]:
+    """Megatron's sharded names of a tensor.
+
+    The norm in front of experts has two: Megatron's own modules call it as in front of a dense MLP,
+    Transformer Engine's do not.
+    """
+    if tensor.layer is None:
+        return [tensor.name]
+    tail = tensor.name.removeprefix(f"decoder.layers.{tensor.layer}.")
+    tails = [tail.replace("mlp.experts.", f"mlp.{SHARDED_EXPERTS}.")]
+    for fused, plain in FUSED_NORMS.items():
+        if tail == plain:
+            tails = [fused]
+    if tail == "pre_mlp_layernorm.weight" and has_experts(shape, tensor.layer):
+        tails.append(tail)
+    return [_layer_prefix(shape, tensor.layer) + tail for tail in tails]
+
+
+def _layer_prefix(shape: ModelConfig, layer: int) -> str:
+    """The beginning of a layer's sharded names; unlike layers are not stacked, but numbered."""
+    if layers_are_alike(shape):
+        return "decoder.layers."
+    return f"decoder.layers.{layer}."
+
+
+def _extra_states(shape: ModelConfig, layer: int) -> list[str]:
+    """Keys of a layer's fp8 state: its index among layers and experts, and how many there are.
+
+    Expert 5 of 8 in layer 2 of 4: linear_fc1._extra_state/shard_2.5_4.8, or shard_5_8 where layers
+    are not stacked.
+    """
+    place: list[tuple[int, int]] = []
+    if layers_are_alike(shape):
+        place.append((layer, shape.num_layers))
+    prefix = _layer_prefix(shape, layer)
+    keys = [_state_key(prefix + module, place) for module in ATTENTION_STATES]
+    if not has_experts(shape, layer):
+        return keys + [_state_key(prefix + module, place) for module in DENSE_STATES]
+    count = experts_of(shape).count
+    for expert in range(count):
+        for module in EXPERT_STATES:
+            keys.append(_state_key(prefix + module, [*place, (expert, count)]))
+    return keys
+
+
+def _state_key(module: str, place: Sequence[tuple[int, int]]) -> str:
+    """The key of a module's state, at `place`: (index, size) for each axis."""
+    axes = place or [(0, 1)]
+    offsets = ".".join(str(index) for index, _ in axes)
+    sizes = ".".join(str(size) for _, size in axes)
+    return f"{module}._extra_state/shard_{offsets}_{sizes}"

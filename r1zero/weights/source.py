@@ -39,6 +39,7 @@ FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
+SHARDED_EXPERTS = "experts.experts"
 
 
 class Weights(ABC):
@@ -160,10 +161,14 @@ def wanted_box(tensor: ParamSpec, index: ShardIndex, shards: Shards) -> Box:
 
 
 def canonical(name: str) -> str | None:
-    """Name a stored model tensor as models/params.py does; None for what holds no weights."""
+    """Name a stored model tensor as models/params.py does; None for what holds no weights.
+
+    Megatron's sharded names of experts say "experts" twice.
+    """
     if name.endswith(("_extra_state", ".inv_freq")) or "._extra_state/" in name:
         return None
     name = name.removeprefix("module.").removeprefix("model.")
+    name = name.replace(f".mlp.{SHARDED_EXPERTS}.", ".mlp.experts.")
     for fused, plain in FUSED_NORMS.items():
         if name.endswith(f".{fused}"):
             name = name.removesuffix(fused) + plain

@@ -2,8 +2,9 @@
 where.
 
 A tensor lies there in chunks of its global form; the same parameter of all layers is one tensor
-with the layers as its first axis, or, of uneven models, one tensor a layer. The gate and up halves
-of linear_fc1 lie one below the other. Optimizer states lie in the same files under names of their
+with the layers as its first axis, or, of uneven models, one tensor a layer. The experts of a layer
+are one tensor with an axis of experts before its own. The gate and up halves of linear_fc1 lie one
+below the other. Optimizer states lie in the same files under names of their
 own; they are left alone.
 """
 
@@ -112,10 +113,10 @@ class DistWeights(MegatronWeights):
                 box = tuple(
                     slice(start, start + size) for start, size in zip(offsets, sizes, strict=True)
                 )
-                whole = len(tensor.view) < 3
-                pieces += (
-                    [StoredPiece(box, load)] if whole else _halves(box, load, half, tensor.view[1])
-                )
+                if tensor.has_halves:
+                    pieces += _halves(box, load, half, tensor.view[-2])
+                else:
+                    pieces.append(StoredPiece(box, load))
         return pieces
 
     def stores(self, name: str) -> bool:
@@ -230,10 +231,10 @@ def _names(key: str, entry: object) -> Iterator[tuple[str, Stored]]:
 
 
 def _halves(
-    rows_box: Box, load: Callable[[], torch.Tensor], half: int, ffn: int
+    stored: Box, load: Callable[[], torch.Tensor], half: int, ffn: int
 ) -> Iterator[StoredPiece]:
     """Turn rows of [gate; up], counted from the start of `half`, into regions of the view (2, F,
-    H).
+    H), or of experts (E, 2, F, H).
 
     With F 4, the rows 2 to 5 are the last two of gate and the first two of up:
 
@@ -243,7 +244,7 @@ def _halves(
     (slice(0, 1, None), slice(2, 4, None)) [2, 3]
     (slice(1, 2, None), slice(0, 2, None)) [4, 5]
     """
-    rows, columns = rows_box
+    *experts, rows, columns = stored
     begin = rows.start + half * ffn
     end = rows.stop + half * ffn
     for number in range(2):
@@ -252,6 +253,7 @@ def _halves(
         if start < stop:
             inside = slice(start - begin, stop - begin)
             box = (
+                *experts,
                 slice(number, number + 1),
                 slice(start - number * ffn, stop - number * ffn),
                 columns,
@@ -260,4 +262,4 @@ def _halves(
 
 
 def _rows(load: Callable[[], torch.Tensor], rows: slice) -> torch.Tensor:
-    return load()[rows][None]
+    return load()[..., rows, :].unsqueeze(-3)

@@ -40,8 +40,8 @@ MISSING = object()
         ),
         ({"architectures": 3}, "architecture 3 is not supported"),
         (
-            {"architectures": ["Qwen3MoeForCausalLM"]},
-            "architecture 'Qwen3MoeForCausalLM' is not supported",
+            {"architectures": ["MixtralForCausalLM"]},
+            "architecture 'MixtralForCausalLM' is not supported",
         ),
         ({"num_hidden_layers": "4"}, 'num_hidden_layers: "4" must be a whole number of at least 1'),
         ({"num_hidden_layers": 4.0}, "num_hidden_layers: 4.0 must be a whole number"),

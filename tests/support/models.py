@@ -18,6 +18,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 SIZES = dict(
@@ -41,6 +43,12 @@ LLAMA3_ROPE = dict(
     high_freq_factor=4.0,
     original_max_position_embeddings=64,
 )
+EXPERTS = dict(
+    num_experts=8,
+    num_experts_per_tok=3,
+    moe_intermediate_size=48,
+    norm_topk_prob=True,
+)
 FAMILIES = {
     "qwen2": lambda **kw: Qwen2ForCausalLM(Qwen2Config(**SIZES | kw)),
     "qwen2_tied": lambda **kw: Qwen2ForCausalLM(
@@ -56,10 +64,16 @@ FAMILIES = {
         MistralConfig(**SIZES | dict(sliding_window=None) | kw)
     ),
     "olmo2": lambda **kw: Olmo2ForCausalLM(Olmo2Config(**SIZES | kw)),
+    "qwen3_moe": lambda **kw: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**SIZES | EXPERTS | dict(head_dim=24) | kw)
+    ),
+    "qwen3_moe_mixed": lambda **kw: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(**SIZES | EXPERTS | dict(head_dim=24, mlp_only_layers=[0, 2]) | kw)
+    ),
 }
 
 
-def make_model(family: str, folder: Path, **sizes: int) -> PreTrainedModel:
+def make_model(family: str, folder: Path, **sizes: object) -> PreTrainedModel:
     """Build a model with random weights, norms and biases included, save it to `folder`, and return
     it in fp32."""
     torch.manual_seed(7)
@@ -68,7 +82,7 @@ def make_model(family: str, folder: Path, **sizes: int) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
-            elif name.endswith("bias"):
+            elif name.endswith(("bias", "mlp.gate.weight")):  # a router's scores lie apart
                 parameter.normal_(0, 0.3)
             else:
                 parameter.normal_(0, 0.08)

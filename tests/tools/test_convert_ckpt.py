@@ -141,6 +141,32 @@ def test_flags_of_the_converter_before_work_as_they_did(convert, folders, tmp_pa
     assert same(folders["qwen2"], original / "mg2hf")
 
 
+@pytest.mark.parametrize("grouped", [[], ["--moe-grouped-gemm"]])
+def test_experts_are_shared_out_by_the_flags_of_the_converter_before(
+    convert, folders, tmp_path, grouped
+):
+    words = [
+        "--model-type-hf",
+        "qwen3-moe",
+        "--target-tensor-parallel-size",
+        2,
+        "--target-expert-parallel-size",
+        4,
+        "--expert-tensor-parallel-size",
+        1,
+        *grouped,
+    ]
+    assert (
+        convert("--load-dir", folders["qwen3_moe"], "--save-dir", tmp_path / "mg", *words)[0] == 0
+    )
+    folder = tmp_path / "mg" / "iter_0000001"
+    names = [f"mp_rank_0{tp}_00{ep}" for tp in (0, 1) for ep in range(4)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    code, printed = convert("--load-dir", tmp_path / "mg", "--save-dir", tmp_path / "hf")
+    assert code == 0 and "saved at TP2 PP1 EP4" in printed
+    assert same(folders["qwen3_moe"], tmp_path / "hf")
+
+
 def test_vocabulary_is_padded_with_its_last_row(convert, folders, tmp_path):
     assert (
         convert(
@@ -253,6 +279,11 @@ def test_megatron_core_runs_what_was_converted(convert, tmp_path, family):
             ["3 does not divide num_attention_heads 4"],
         ),
         (["--from", "{hf}", "--to", "{new}", "--tp", "0"], ["at least 1"]),
+        (["--from", "{hf}", "--to", "{new}", "--ep", "2"], ["this model has no experts"]),
+        (
+            ["--from", "{moe}", "--to", "{new}", "--ep", "3"],
+            ["--target-expert-parallel-size 3 does not divide num_experts 8"],
+        ),
         (
             ["--from", "{hf}", "--to", "{new}", "--pp", "3"],
             ["3 does not divide num_layers 4", "--num-layer"],
@@ -283,6 +314,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     (tmp_path / "mg" / "config.json").unlink()
     names = {
         "hf": folders["qwen2"],
+        "moe": folders["qwen3_moe"],
         "other": folders["llama"],
         **{name: tmp_path / name for name in ("empty", "mg", "new")},
     }

@@ -308,7 +308,7 @@ METADATA = ITERATION, "metadata.json"
             lambda folder: (folder / ITERATION / "mp_rank_00_000").rename(
                 folder / ITERATION / "mp_rank_00_000_000"
             ),
-            ["expert parallelism"],
+            ["was saved at TP2 PP2", "files of TP1 PP1"],
         ),
         ("legacy", cut(*SHARD), ["mp_rank_01_001", "copy"]),
         ("legacy", write("", *SHARD), ["mp_rank_01_001"]),
