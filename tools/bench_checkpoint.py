@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from r1zero.checkpoint.progress import layout_of
 from r1zero.config.schema import placement
 from r1zero.distributed.launch import hush_torch, read_launch
 from r1zero.distributed.log import hush_libraries
@@ -63,11 +64,10 @@ def main() -> int:
         shutil.rmtree(args.folder, ignore_errors=True)
         args.folder.mkdir(parents=True)
     world.barrier()
-    span = world.train.span
     numbers = {
         "model": Path(args.model).name,
         "bf16": args.bf16 == "true",
-        "layout": {"tp": span.tp, "pp": span.pp, "dp": span.dp},
+        "layout": layout_of(world.train.span),
     }
     numbers |= measure(world, policy, update, args.folder, args.updates)
     numbers |= measure_export(world, policy, args)

@@ -325,14 +325,13 @@ class CheckpointManager:
 
     def _info(self, policy: Actor) -> CheckpointInfo:
         runtime = self.runtime
-        span = policy.grid.span
         return CheckpointInfo(
             replace(runtime.progress),
             policy.scheduler.num_steps,
             policy.kl.kept,
             asdict(runtime.shape),
             str(policy.model.dtype).removeprefix("torch."),
-            {"tp": span.tp, "pp": span.pp, "dp": span.dp},
+            progress.layout_of(policy.grid.span),
             dict(self.config.start),
             entropy_coefficient=policy.entropy.kept,
             entropy_applies=policy.entropy.applies,

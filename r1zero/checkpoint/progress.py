@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1zero.distributed.placement import RankGrid
 from r1zero.errors import BadInput
 from r1zero.types import Drawn
 
@@ -52,6 +53,15 @@ class TrainerState:
         return self.step >= total_steps or self.has_reached(stop_at)
 
 
+def layout_of(grid: RankGrid) -> dict[str, int]:
+    """The axes of a role by name. Those that older checkpoints do not know only where they cut."""
+    layout = {"tp": grid.tp, "pp": grid.pp, "dp": grid.dp}
+    for axis, size in (("cp", grid.cp), ("ep", grid.ep)):
+        if size > 1:
+            layout[axis] = size
+    return layout
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
     """A checkpoint in words: the run's progress, and what it was saved from."""
@@ -62,7 +72,7 @@ class CheckpointInfo:
     kl_coefficient: float | None
     shape: dict[str, Any]  # of the model, as ModelConfig's fields
     dtype: str
-    layout: dict[str, int]  # tp, dp, pp of train
+    layout: dict[str, int]  # of train: see layout_of
     # folders of the start weights, by role: what the reference is until it is first reset; from then
     # on the checkpoint holds it (checkpoint/reference_state.py)
     start: dict[str, str]

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from r1zero.checkpoint import in_flight, lengths, manifest, store
-from r1zero.checkpoint.progress import CheckpointInfo
+from r1zero.checkpoint.progress import CheckpointInfo, layout_of
 from r1zero.checkpoint.reference_state import StoredReference
 from r1zero.checkpoint.resume import changes
 from r1zero.checkpoint.state import RunState
@@ -44,8 +44,7 @@ def restore(runtime: RunState, folder: Path) -> None:
     does not fit."""
     record = CheckpointInfo.read(folder)
     runtime.progress = record.progress
-    span = runtime.world.train.span
-    layout = {"tp": span.tp, "pp": span.pp, "dp": span.dp}
+    layout = layout_of(runtime.world.train.span)
     same_layout = layout == record.layout
     policy = runtime.policy
     if isinstance(policy, Actor):

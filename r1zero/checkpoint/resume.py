@@ -179,12 +179,13 @@ def changes(cfg_text: str, folder: Path) -> list[str]:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of keys as one level of dotted ones."""
+    """A tree of keys as one level of dotted ones; tuples as the lists that files have of them."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, tuple):
+            flat[f"{prefix}{key}"] = list(value)
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat

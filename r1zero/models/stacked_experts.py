@@ -10,8 +10,11 @@ are 435. And with TP 2 and EP 1 its gradients are wrong, since it does not mark 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.moe import moe_utils
@@ -56,6 +59,32 @@ class StackedExperts(MegatronModule):
         ):
             outputs.append(expert_mlp(expert_rows, expert_probs, gate_up, down))
         return torch.cat(outputs), None
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, ShardedTensor]:
+        """Where this rank's experts lie among all of the layer, under megatron-core's own names.
+
+        `sharded_offsets` tell of axes in front, that of the layers: (axis, index, count). Left to
+        megatron-core the experts of all EP ranks would count as copies of the same, and one rank's
+        be saved.
+        """
+        axes = len(sharded_offsets)
+        ep = self.groups.ep
+        state = {}
+        for name, stack in (("linear_fc1", self.linear_fc1), ("linear_fc2", self.linear_fc2)):
+            state[f"{prefix}{name}.weight"] = ShardedTensor.from_rank_offsets(
+                f"{prefix}experts.{name}.weight",
+                stack.weight,
+                *sharded_offsets,
+                (axes, ep.rank(), ep.size()),
+                replica_id=(0, 0, self.groups.expt_dp.rank()),
+                prepend_axis_num=axes,
+            )
+        return state
 
 
 def expert_mlp(

@@ -1,0 +1,110 @@
+"""Checkpoints of a mixture of experts: saved at EP 2, gone on from with experts cut otherwise."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import make_model
+from support.multiproc import DEVICE, run_ranks
+from support.patience import LONG
+from support.updates import OVERRIDES, deliveries, make_groups
+
+from r1zero.checkpoint.train_state import Writing, load_policy
+from r1zero.distributed.groups import World
+from r1zero.distributed.launch import Launch
+from r1zero.distributed.placement import RoleSize, place
+from r1zero.models.config import ModelConfig
+from r1zero.policy.actor import Actor
+from r1zero.policy.actor_config import actor_config
+from r1zero.policy.megatron import RoleModel
+from r1zero.preflight.resolve import load_config
+from r1zero.types import Batch, joined
+
+# Of four ranks. Where EP is less than the ranks of a stage, several hold the same experts.
+SAVED = "EP2"
+UNEVEN = "PP2_EP2_uneven"
+LAYOUTS = {
+    SAVED: RoleSize(4, ep=2),
+    "EP1": RoleSize(4),
+    "EP4": RoleSize(4, ep=4),
+    "TP2_EP2": RoleSize(4, tp=2, ep=2),
+    "TP2_EP4": RoleSize(4, tp=2, ep=4),
+    UNEVEN: RoleSize(4, pp=2, ep=2, num_layer_list=(1, 3)),
+}
+ALONE = {"one": RoleSize(1)}
+OFFLOADED = "training.optimizer_offload=true"
+
+
+def make_policy(grid, folder: Path, *overrides: str) -> Actor:
+    shape = ModelConfig.from_folder(folder / "model")
+    model = RoleModel(shape, grid, DEVICE, torch.float32, 128, True, False, seed=1)
+    model.load(folder / "model")
+    cfg, _ = load_config("tiny", [*OVERRIDES, *overrides])
+    return Actor(model, actor_config(cfg, 4))
+
+
+def update(policy: Actor) -> tuple[float, float]:
+    """One update; returns its loss and the norm of its gradient."""
+    groups = make_groups()[:2]
+    batch = Batch(1, 0, [group.prompt for group in groups], 4, 8)
+    policy.begin(batch)
+    told = []
+    for delivery in deliveries(batch, groups, policy.grid):
+        told += policy.learn(delivery)
+    [stats] = told
+    return joined([stats], "loss"), stats.grad_norm
+
+
+def going_on(rank, size, store, folder, layouts):
+    """Save in the layout that saves, if it is there, and go on in each of them; returns two updates
+    of each, by its name."""
+    folder = Path(folder)
+    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
+    roles = place(layouts, colocate=True)  # each layout as one that has all ranks
+    world = World(launch, roles, DEVICE, timedelta(seconds=LONG), store)
+    found = {}
+    if SAVED in layouts:
+        policy = make_policy(world.roles[SAVED], folder)
+        update(policy)
+        save(policy, folder / "saved", world)
+        found["without a break"] = [update(policy), update(policy)]
+    for name in layouts:
+        overrides = [OFFLOADED] if name == SAVED else []
+        policy = make_policy(world.roles[name], folder, *overrides)
+        load_policy(policy, folder / "saved", updates=1)
+        found[name] = [update(policy), update(policy)]
+    return found
+
+
+def save(policy: Actor, folder: Path, world) -> None:
+    if world.rank == 0:
+        folder.mkdir()
+    world.barrier()
+    writing = Writing(policy, folder, 1)
+    writing.run()
+    assert writing.error is None
+    world.barrier()
+    writing.finalize()
+    world.barrier()
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [("qwen3_moe", [*LAYOUTS]), ("qwen3_moe_mixed", [SAVED, UNEVEN])],
+    ids=["experts everywhere", "a stage without experts"],
+)
+def test_a_checkpoint_goes_on_however_experts_are_cut(tmp_path, family, names):
+    """With the losses and norms of a run without a break, to five digits; in the layout that saved
+    exactly, by an offloaded optimizer."""
+    make_model(family, tmp_path / "model")
+    found = run_ranks(going_on, 4, str(tmp_path), {name: LAYOUTS[name] for name in names})[0]
+    found |= run_ranks(going_on, 1, str(tmp_path), ALONE)[0]
+    expected = found.pop("without a break")
+    assert found[SAVED] == expected
+    assert found.keys() == {*names, *ALONE}
+    for name, updates in found.items():
+        for one, two in zip(updates, expected, strict=True):
+            assert one == pytest.approx(two, rel=1e-5, abs=1e-6), name
