@@ -49,6 +49,7 @@ def test_the_groups_of_a_train_rank_worked_by_hand() -> None:
         "pp": 400,
         "all": 32,
         "embd": 400,  # one group with pp, where there are two stages
+        "tp_ep_pp": 400,  # the same
     }
 
 
