@@ -27,7 +27,7 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
 from r1zero.models.layout import WeightTarget
-from r1zero.models.params import Shards, param_table
+from r1zero.models.params import ShardIndex, Shards, param_table
 from r1zero.observe.clock import Clock, seconds_by_name
 from r1zero.observe.invariants import BF16, FP32, Invariants
 from r1zero.observe.sample_log import AnySampleLog, IdleSampleLog, SampleLog
@@ -492,7 +492,8 @@ def build_engine(
     engine = kind.build(setup)
     target = engine.weights()
     grid = kind.layout.grid(world.rollout.span)
-    problems = target.problems(param_table(model.shape), Shards.of_grid(grid))
+    index = ShardIndex.of_rank(grid, world.rank)
+    problems = target.problems(param_table(model.shape), Shards.of_grid(grid), index)
     if problems:
         raise BadInput(
             f"actor_rollout.engine: {config.name} has no place for weights of this model: "

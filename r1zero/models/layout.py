@@ -10,18 +10,30 @@ linear_qkv with two groups of two query heads (each name stands for the rows of 
 
 so that box is written to rows 1 of q_proj, 0 of k_proj, 0 of v_proj, and 2 to 3 of q_proj.
 
+Hugging Face has a tensor for each expert. Those of a rank that holds the experts 4 to 7 are tensors
+of the experts 4 to 7 there: which of them a box is written to depends on the rank.
+
 Needs no torch.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from r1zero.distributed.placement import RankGrid
 from r1zero.errors import BadInput
-from r1zero.models.params import WHOLE, ParamSpec, Shards, local_view, num_elements
+from r1zero.models.params import (
+    FIRST,
+    WHOLE,
+    ParamSpec,
+    ShardIndex,
+    Shards,
+    local_view,
+    num_elements,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -60,13 +72,15 @@ class WeightTarget:
     tensors: Mapping[str, torch.Tensor]  # by the layout's names; all of one dtype
     commit: Callable[[int], None]
 
-    def problems(self, specs: Sequence[ParamSpec], shards: Shards) -> list[str]:
-        """Say of each parameter that has no place here what is wrong; `shards` as in `regions`."""
+    def problems(
+        self, specs: Sequence[ParamSpec], shards: Shards, index: ShardIndex = FIRST
+    ) -> list[str]:
+        """Say of each parameter that has no place here what is wrong; see `regions`."""
         found = []
         for spec in specs:
-            names = spec.hf
-            if self.layout.names == "megatron":
-                names = (spec.name,)
+            names: Sequence[str] = (spec.name,)
+            if self.layout.names == "hf":
+                names = hf_names(spec, shards, index)
             missing = [name for name in names if name not in self.tensors]
             held = sum(self.tensors[name].numel() for name in names if name in self.tensors)
             wanted = num_elements(spec, shards)
@@ -77,31 +91,42 @@ class WeightTarget:
         return found
 
     def regions(
-        self, spec: ParamSpec, box: Box, shards: Shards
+        self, spec: ParamSpec, box: Box, shards: Shards, index: ShardIndex = FIRST
     ) -> Iterator[tuple[Index, torch.Tensor]]:
-        """Where a box of a rank's part of `spec.view` lies, cut as by the layout's grid.
+        """Where a box of a rank's part of `spec.view` lies; parts and part are those of the layout's
+        grid.
 
         Yields (index into the box's values, the view that takes them).
         """
         if self.layout.names == "megatron":
             yield _everything(box), local_view(spec, self.tensors[spec.name], shards)[box]
             return
-        for index, name, region in hf_regions(spec, box, shards):
-            yield index, self.tensors[name].detach()[region]
+        for place, name, region in hf_regions(spec, box, shards, index):
+            yield place, self.tensors[name].detach()[region]
 
-    def write(self, spec: ParamSpec, param: torch.Tensor, shards: Shards) -> None:
-        """Write a rank's parameter in Megatron's layout, cut as by the layout's grid."""
+    def write(
+        self, spec: ParamSpec, param: torch.Tensor, shards: Shards, index: ShardIndex = FIRST
+    ) -> None:
+        """Write a rank's parameter in Megatron's layout; see `regions`."""
         values = local_view(spec, param, shards)
         whole = tuple(slice(0, size) for size in values.shape)
-        for index, place in self.regions(spec, whole, shards):
-            place.copy_(values[index])
+        for place, view in self.regions(spec, whole, shards, index):
+            view.copy_(values[place])
+
+
+def hf_names(spec: ParamSpec, shards: Shards, index: ShardIndex) -> tuple[str, ...]:
+    """The Hugging Face tensors of which a rank holds something: of experts those that it has."""
+    if spec.cut != "experts":
+        return spec.hf
+    count = len(spec.hf) // shards.ep
+    return spec.hf[index.ep * count : (index.ep + 1) * count]
 
 
 def hf_regions(
-    spec: ParamSpec, box: Box, shards: Shards = WHOLE
+    spec: ParamSpec, box: Box, shards: Shards = WHOLE, index: ShardIndex = FIRST
 ) -> Iterator[tuple[Index, str, Box]]:
-    """Cut a box of a rank's part of `spec.view` where it passes from one Hugging Face tensor to
-    the next.
+    """Cut a box of a rank's part of `spec.view` where it passes from one Hugging Face tensor to the
+    next.
 
     Yields (index into the box's values, name, region of the rank's part of that tensor). The box of
     the drawing at the top, rows 1 to 5 of 8, in one column:
@@ -116,21 +141,36 @@ def hf_regions(
     ...     place="layer",
     ...     kv_groups=2,
     ... )
-    >>> for index, name, region in hf_regions(qkv, (slice(1, 6), slice(0, 1))):
-    ...     print(index[0].start, index[0].stop, "->", name, region[0].start, region[0].stop)
+    >>> for place, name, region in hf_regions(qkv, (slice(1, 6), slice(0, 1))):
+    ...     print(place[0].start, place[0].stop, "->", name, region[0].start, region[0].stop)
     0 1 -> q 1 2
     1 2 -> k 0 1
     2 3 -> v 0 1
     3 5 -> q 2 4
     """
     if spec.kv_groups is not None:
-        assert spec.kv_groups % shards.tp == 0, f"{spec.name}: TP {shards.tp} cuts a group of heads"
+        parts = shards.of(spec)
+        assert spec.kv_groups % parts == 0, f"{spec.name}: TP {parts} cuts a group of heads"
         yield from _qkv_regions(spec, spec.kv_groups, box)
-    elif len(spec.hf) > 1:  # one lies behind the other along the view's first axis
-        for number in range(box[0].start, box[0].stop):
-            yield (number - box[0].start,), spec.hf[number], box[1:]
     else:
-        yield _everything(box), spec.hf[0], box
+        yield from _stacked_regions(spec, box, hf_names(spec, shards, index))
+
+
+def _stacked_regions(
+    spec: ParamSpec, box: Box, names: Sequence[str]
+) -> Iterator[tuple[Index, str, Box]]:
+    """The same for tensors that lie one behind the other along the view's first axes.
+
+    Gate and up of three experts, (3, 2, F, H), are the names 0 to 5; the last one's up, at the place
+    (2, 1), is name 2 * 2 + 1. One that is no other's neighbour, (F, H), has the place ().
+    """
+    axes = len(box) - len(spec.hf_shape[0])
+    for place in itertools.product(*(range(side.start, side.stop) for side in box[:axes])):
+        number = 0
+        for position, size in zip(place, spec.view, strict=False):
+            number = number * size + position
+        inside = tuple(position - side.start for position, side in zip(place, box, strict=False))
+        yield inside, names[number], box[axes:]
 
 
 def _everything(box: Box) -> Index:

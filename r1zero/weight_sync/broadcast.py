@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from r1zero.models.layout import Index, WeightTarget
-from r1zero.models.params import local_view
+from r1zero.models.params import FIRST, ShardIndex, Shards, local_view
 from r1zero.models.sizes import BUCKETS_IN_FLIGHT
 from r1zero.weight_sync.plan import Bucket, Piece, Plan, Route
 
@@ -59,6 +59,11 @@ class Publisher:
         """
         self.plan = plan.part_of(rank)
         self.rank = rank
+        self._held = Shards.of_grid(plan.train)
+        self._needed = Shards.of_grid(plan.target)
+        self._index = FIRST
+        if rank in plan.target.ranks:
+            self._index = ShardIndex.of_rank(plan.target, rank)
         self._dtype = dtype
         self._device = device
         self.source = source
@@ -146,7 +151,7 @@ class Publisher:
         for tensor, gave, got in pairs:
             if gave != got:
                 sentence = (
-                    f"after publishing, {self.plan.tensors[tensor].name} on {self.plan.target_role} "
+                    f"after publishing, {self.plan.tensors[tensor].name} on {self.plan.target.role} "
                     f"rank {self.rank} differs from train rank {route.source}: it was corrupted on the "
                     "way or has changed since"
                 )
@@ -184,7 +189,7 @@ class Publisher:
 
     def _source_view(self, piece: Piece) -> torch.Tensor:
         tensor = self.plan.tensors[piece.tensor]
-        return local_view(tensor, self.source[tensor.name], self.plan.train)[piece.source]
+        return local_view(tensor, self.source[tensor.name], self._held)[piece.source]
 
     def _write(self, piece: Piece, values: torch.Tensor) -> None:
         """Write a piece, of its shape, to where the target keeps it."""
@@ -200,7 +205,7 @@ class Publisher:
 
     def _places(self, piece: Piece) -> Iterator[tuple[Index, torch.Tensor]]:
         tensor = self.plan.tensors[piece.tensor]
-        return self.target.regions(tensor, piece.target, self.plan.target)
+        return self.target.regions(tensor, piece.target, self._needed, self._index)
 
 
 def _version_in(buffer: torch.Tensor) -> torch.Tensor:

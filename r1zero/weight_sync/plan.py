@@ -1,8 +1,8 @@
 """The resharding plan of weight sync: who sends what to whom, computed alike everywhere.
 
-Train ranks hold the model cut by TP and PP, in DP replicas; each rollout rank needs its TP shard. So
-does each ref rank of its stage, when the reference is reset: all below that is said of rollout ranks
-holds for the receivers of either role.
+Train ranks hold the model cut by TP and PP, experts by EP, in DP replicas; each rollout rank needs its
+shard. So does each ref rank of its stage, when the reference is reset: all below that is said of
+rollout ranks holds for the receivers of either role.
 For every tensor the plan intersects what is held with what is needed:
 
     linear_proj columns      0        n/4       n/2      3n/4       n
@@ -13,6 +13,17 @@ A region goes along a route, from one source to the receivers that lack it. What
 fills flat buckets; a bucket is one broadcast. Each rollout rank receives every element of its shard
 exactly once. A rank that holds what it needs copies it.
 
+Experts are cut along their own axis: of 8, train EP 4, rollout TP 2, whose ranks hold whole experts:
+
+    experts                  0    1    2    3    4    5    6    7
+    train EP 4               |-- e0 --|-- e1 --|-- e2 --|-- e3 --|
+    rollout                  |------- r0 ------|------- r1 ------|   e0 -> r0, e1 -> r0, e2 -> r1, e3 -> r1
+
+Every source is one more process group of its receivers. Of a model without experts two replicas send
+in turn. Of one with experts, which lie on many ranks, each part has one source, and what EP does not
+cut comes from a rank that sends experts to the same receivers, where there is one. Receivers that
+still have many sources get groups with several of them: see `_share_groups`.
+
 The whole plan is made everywhere, and a rank keeps its own part of it (`Plan.part_of`).
 
 Pure arithmetic: no collectives, no tensors.
@@ -21,29 +32,25 @@ Pure arithmetic: no collectives, no tensors.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from math import lcm, prod
+from math import prod
 
 from r1zero.distributed.placement import RankGrid
 from r1zero.models.layout import Box
-from r1zero.models.params import ParamSpec, Shards, Stages, local_shape, stage_of
+from r1zero.models.params import Cut as CutBy
+from r1zero.models.params import ParamSpec, ShardIndex, Shards, Stages, stage_of
+from r1zero.weight_sync.overlap import Cut, fitting_cuts, num_parts, overlaps, partners, shape_of
 
 # Replicas of train that send. Each source is one more process group, with buffers on the device, of
 # every rank that receives from it, so they must not grow with the world. Nor need they: a receiver
 # takes in its whole shard, a source gives away its stage's part of one or a few. The second is for
 # train PP 1, where source and receiver have as much to do, and for a slow link.
 SENDING_REPLICAS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A region of a tensor, or a part of one that fits a bucket. Tensors of one shape share it."""
-
-    source: Box  # in the local view of the source's parameter
-    target: Box  # in the local view of each receiver's parameter
-    numel: int
+# Groups of publishing in which a rank receives, at most; each takes two buffers of device memory. A
+# model of 8 stages whose experts lie on 16 ranks of each has 32 sources for a rollout rank of TP 4.
+GROUPS_OF_A_RECEIVER = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class Piece:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return _shape(self.source)
+        return shape_of(self.source)
 
     @property
     def numel(self) -> int:
@@ -71,6 +78,7 @@ class Bucket:
 
     source: int
     receivers: tuple[int, ...]
+    ranks: tuple[int, ...]  # the members of its broadcast, in ascending order
     pieces: tuple[Piece, ...]
 
     @property
@@ -81,11 +89,6 @@ class Bucket:
     @property
     def local(self) -> bool:
         return self.receivers == (self.source,)
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """The members of its broadcast, in ascending order."""
-        return tuple(sorted({self.source, *self.receivers}))
 
 
 @dataclass(slots=True)
@@ -98,8 +101,13 @@ class Route:
     source: int  # global rank, as the receivers
     receivers: tuple[int, ...]
     bucket_elements: int  # that a bucket holds at most
+    # The members of its process group, ascending: these and whoever shares the group.
+    ranks: tuple[int, ...] = ()
     tensors: array[int] = field(default_factory=lambda: array("i"))
     cuts: list[Cut] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ranks = tuple(sorted({self.source, *self.receivers}))
 
     def add(self, tensor: int, cut: Cut) -> None:
         self.tensors.append(tensor)
@@ -114,9 +122,9 @@ class Route:
         return self.receivers == (self.source,)
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """The members of its process group, in ascending order."""
-        return tuple(sorted({self.source, *self.receivers}))
+    def listeners(self) -> list[int]:
+        """Members of its process group for whom nothing is in it."""
+        return [rank for rank in self.ranks if rank not in (self.source, *self.receivers)]
 
     def pieces(self) -> Iterator[Piece]:
         """Lay all of it into buckets, in order: a piece that does not fit opens the next.
@@ -139,10 +147,10 @@ class Route:
         pieces: list[Piece] = []
         for piece in self.pieces():
             if pieces and piece.offset == 0:
-                yield Bucket(self.source, self.receivers, tuple(pieces))
+                yield Bucket(self.source, self.receivers, self.ranks, tuple(pieces))
                 pieces = []
             pieces.append(piece)
-        yield Bucket(self.source, self.receivers, tuple(pieces))
+        yield Bucket(self.source, self.receivers, self.ranks, tuple(pieces))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +158,13 @@ class Plan:
     """A publication, whole or as one rank has part in it."""
 
     tensors: Mapping[int, ParamSpec]  # by place in the parameter table
-    train: Shards  # into how many parts the sources cut the tensors
-    target: Shards  # and the receivers
-    target_role: str  # rollout or ref
+    train: RankGrid
+    target: RankGrid  # of rollout or ref
     routes: tuple[Route, ...]
 
     def part_of(self, rank: int) -> Plan:
-        """What this rank gives, gets and copies, in the order of the whole."""
-        routes = tuple(
-            route for route in self.routes if rank == route.source or rank in route.receivers
-        )
+        """What this rank gives, gets, copies and listens to, in the order of the whole."""
+        routes = tuple(route for route in self.routes if rank in route.ranks)
         used: set[int] = set()
         for route in routes:
             used.update(route.tensors)
@@ -205,35 +210,34 @@ def plan(
     """Lay out the publication of `tensors` (all of one dtype) to the ranks of `target`, in
     broadcasts of at most `bucket_bytes`.
 
-    Up to `senders` replicas take turns as sources, the one that has sent least first.
-    BadInput when TP does not divide a tensor or PP the layers.
+    Of a model without experts up to `senders` replicas take turns as sources, the one that has sent
+    least first. BadInput when TP or EP does not divide a tensor, or the layers cannot be spread over
+    the stages.
     """
     limit = bucket_bytes // element_size
     assert limit > 0, f"a bucket of {bucket_bytes} bytes holds no element"
-    planner = _Planner(train, target, limit, senders)
+    has_experts = any(tensor.cut == "experts" for tensor in tensors)
+    planner = _Planner(train, target, limit, None if has_experts else senders)
     train_stages = Stages.of(num_layers, train)
     target_stages = Stages.of(num_layers, target)
     for number, tensor in enumerate(tensors):
         held = stage_of(tensor, train_stages)
         needed = stage_of(tensor, target_stages)
         planner.add(number, tensor, held, needed)
+    for line in planner.lines.values():
+        _share_groups(list(line.values()))
     routes = tuple(planner.routes.values())
-    return Plan(
-        dict(enumerate(tensors)),
-        Shards.of_grid(train),
-        Shards.of_grid(target),
-        target.role,
-        routes,
-    )
+    return Plan(dict(enumerate(tensors)), train, target, routes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Move:
-    """How one region gets to the receivers of a TP index, for all tensors of one shape on one stage
-    of either side."""
+    """How one region gets to those who need it, for all tensors of one shape on one stage of either
+    side."""
 
     cuts: list[Cut]
-    copying: list[int]  # receivers that hold it
+    line: tuple[int, ...]  # the ranks that need it
+    copying: list[int]  # those of them that hold it
     receivers: tuple[int, ...]  # that do not
     sources: list[int]  # which of them sends is decided cut by cut; ascending
     routes: dict[int, Route] = field(default_factory=dict)  # to the receivers, by source
@@ -242,21 +246,24 @@ class _Move:
 class _Planner:
     """Gathers the routes of a plan, tensor by tensor."""
 
-    def __init__(self, train: RankGrid, target: RankGrid, limit: int, senders: int) -> None:
+    def __init__(self, train: RankGrid, target: RankGrid, limit: int, senders: int | None) -> None:
+        """`senders` replicas send; None: one source for each part of a model with experts."""
         self.routes: dict[tuple[int, tuple[int, ...]], Route] = {}
+        # those on which something is received, by the ranks that need it
+        self.lines: dict[tuple[int, ...], dict[tuple[int, tuple[int, ...]], Route]] = {}
         self._limit = limit
-        self._train_tp = train.tp
-        self._holders = _replica_lines(train)
-        self._sending = _apart(train.dp, senders)
-        self._target_tp = target.tp
-        self._needing = _replica_lines(target)
+        self._senders = senders
+        self._train = Shards.of_grid(train)
+        self._holding = _lines(train)
+        self._target = Shards.of_grid(target)
+        self._needing = _lines(target)
         self._sent = dict.fromkeys(train.ranks, 0)
-        self._moves: dict[tuple[tuple[int, ...], int | None, int, int], list[_Move]] = {}
+        self._moves: dict[Hashable, list[_Move]] = {}
 
     def add(self, number: int, tensor: ParamSpec, held: int, needed: int) -> None:
         """Take in a tensor that the ranks of stage `held` of train hold, and those of stage `needed`
         of the target need."""
-        alike = (tensor.view, tensor.axis, held, needed)
+        alike = (tensor.view, tensor.axis, tensor.cut, held, needed)
         if alike not in self._moves:
             self._moves[alike] = list(self._moves_of(tensor, held, needed))
         for move in self._moves[alike]:
@@ -271,36 +278,50 @@ class _Planner:
         source = min(move.sources, key=self._sent.__getitem__)
         self._sent[source] += cut.numel
         if source not in move.routes:
-            move.routes[source] = self._route(source, move.receivers)
+            route = self._route(source, move.receivers)
+            move.routes[source] = route
+            self.lines.setdefault(move.line, {})[source, move.receivers] = route
         move.routes[source].add(number, cut)
 
     def _moves_of(self, tensor: ParamSpec, stage: int, needed: int) -> Iterator[_Move]:
-        for needy in range(self._target_tp):
-            needing = self._needing[needy, needed]
-            regions = _overlaps(tensor, self._train_tp, self._target_tp, needy)
-            for holders, senders, source, target in regions:
-                held = self._ranks_at(holders, stage)
+        for needy in range(num_parts(self._target, tensor.cut)):
+            needing = self._needing[tensor.cut, needy, needed]
+            for overlap in overlaps(tensor, self._train, self._target, needy):
+                held = set()
+                for part in overlap.holders:
+                    held.update(self._holding[tensor.cut, part, stage])
                 yield _Move(
-                    _cuts(source, target, self._limit),
+                    fitting_cuts(overlap.source, overlap.target, self._limit),
+                    tuple(needing),
                     [rank for rank in needing if rank in held],
                     tuple(rank for rank in needing if rank not in held),
-                    self._sources_at(senders, stage),
+                    self._sources(tensor.cut, overlap.senders, stage, needy),
                 )
 
-    def _ranks_at(self, tps: Sequence[int], stage: int) -> set[int]:
-        """Ranks of every replica."""
-        found: set[int] = set()
-        for tp in tps:
-            found.update(self._holders[tp, stage])
-        return found
+    def _sources(self, cut: CutBy, parts: Sequence[int], stage: int, needy: int) -> list[int]:
+        """Ranks that may send these parts to the receivers of a needed part, ascending."""
+        lines = [self._holding[cut, part, stage] for part in parts]
+        if self._senders is not None:
+            chosen = []
+            for line in lines:
+                chosen += [line[place] for place in _apart(len(line), self._senders)]
+            return sorted(chosen)
+        if cut == "tp":
+            experts = self._expert_sources(stage, needy)
+            riding = sorted(rank for line in lines for rank in line if rank in experts)
+            if riding:
+                return riding
+        return sorted(line[needy % len(line)] for line in lines)
 
-    def _sources_at(self, tps: Sequence[int], stage: int) -> list[int]:
-        """Ranks of the replicas that send, ascending."""
-        found = []
-        for tp in tps:
-            line = self._holders[tp, stage]
-            found += [line[replica] for replica in self._sending]
-        return sorted(found)
+    def _expert_sources(self, stage: int, needy: int) -> set[int]:
+        """The ranks of a stage that send experts to those who need this part of what TP cuts."""
+        if self._target.ep != self._target.tp:
+            return set()  # they do not need the same experts
+        found = set()
+        for part in partners(self._train.ep, self._target.ep, needy):
+            line = self._holding["experts", part, stage]
+            found.add(line[needy % len(line)])
+        return found
 
     def _route(self, source: int, receivers: tuple[int, ...]) -> Route:
         key = (source, receivers)
@@ -309,15 +330,37 @@ class _Planner:
         return self.routes[key]
 
 
-def _replica_lines(grid: RankGrid) -> dict[tuple[int, int], list[int]]:
-    """By TP index and stage: the ranks there, one of each replica."""
-    lines = {}
-    for stage in range(grid.pp):
-        for tp in range(grid.tp):
-            lines[tp, stage] = [
-                grid.rank_at(tp=tp, dp=replica, pp=stage) for replica in range(grid.dp)
-            ]
+def _lines(grid: RankGrid) -> dict[tuple[CutBy, int, int], list[int]]:
+    """By what cuts a parameter, its part, and stage: the ranks that hold this part, ascending."""
+    lines: dict[tuple[CutBy, int, int], list[int]] = {}
+    for rank in grid.ranks:
+        stage = grid.index_of(rank).get("pp", 0)
+        index = ShardIndex.of_rank(grid, rank)
+        lines.setdefault(("tp", index.tp, stage), []).append(rank)
+        lines.setdefault(("experts", index.ep, stage), []).append(rank)
     return lines
+
+
+def _share_groups(routes: Sequence[Route]) -> None:
+    """Where receivers have more groups than they should, let neighbouring sources share one.
+
+    `routes` are those to one line of receivers. All members of a group hear a broadcast in it, so a
+    source hears what its neighbours in the group send. These are of the same stage, mostly, and on
+    the same node; where two share, each hears as much as it sends. Sources 0 to 31 to the receivers
+    128, 132, ... make 16 groups, 0 1 128 132 ..., 2 3 128 132 ..., instead of 32.
+    """
+    if len({route.ranks for route in routes}) <= GROUPS_OF_A_RECEIVER:
+        return
+    sources = sorted({route.source for route in routes})
+    for number in range(GROUPS_OF_A_RECEIVER):
+        first = number * len(sources) // GROUPS_OF_A_RECEIVER
+        stop = (number + 1) * len(sources) // GROUPS_OF_A_RECEIVER
+        together = [route for route in routes if route.source in sources[first:stop]]
+        members: set[int] = set()
+        for route in together:
+            members.update(route.ranks)
+        for route in together:
+            route.ranks = tuple(sorted(members))
 
 
 def _apart(replicas: int, most: int) -> list[int]:
@@ -328,89 +371,3 @@ def _apart(replicas: int, most: int) -> list[int]:
     """
     count = min(replicas, most)
     return [number * replicas // count for number in range(count)]
-
-
-def _overlaps(
-    tensor: ParamSpec, train_tp: int, rollout_tp: int, needy: int
-) -> Iterator[tuple[Sequence[int], Sequence[int], Box, Box]]:
-    """Yield the regions that make up the shard of rollout TP index `needy`.
-
-    Each comes as (train TP indices that hold it, those that should send it, source box, target
-    box). Boxes count from the start of the rank's own part: of 12 columns, train TP 2 and rollout
-    TP 3, r1 needs columns 4 to 7, which are
-
-        from t0's 4:6 to r1's 0:2, and from t1's 0:2 to r1's 2:4.
-    """
-    whole = tuple(slice(0, size) for size in tensor.view)
-    if tensor.axis is None:
-        # All hold it. It rides along with the cut tensors, so that it needs no process groups of
-        # its own: in the drawing at the top r1 gets its norms from t0, r2 from t1.
-        size = lcm(train_tp, rollout_tp)
-        partners = [holder for holder, _, _ in _intervals(size, train_tp, rollout_tp, needy)]
-        yield range(train_tp), partners, whole, whole
-        return
-    # refuses a TP that does not divide
-    local_shape(tensor, Shards(train_tp)), local_shape(tensor, Shards(rollout_tp))
-    size = tensor.view[tensor.axis]
-    for holder, start, stop in _intervals(size, train_tp, rollout_tp, needy):
-        source = list(whole)
-        target = list(whole)
-        for box, origin in (
-            (source, holder * (size // train_tp)),
-            (target, needy * (size // rollout_tp)),
-        ):
-            box[tensor.axis] = slice(start - origin, stop - origin)
-        yield (holder,), (holder,), tuple(source), tuple(target)
-
-
-def _intervals(
-    size: int, train_tp: int, rollout_tp: int, needy: int
-) -> Iterator[tuple[int, int, int]]:
-    """Yield (train TP index, start, stop), in global indices, of the overlaps with one rollout
-    shard.
-
-    12 columns, train TP 2 (0:6 and 6:12), rollout TP 3, of which 1 needs 4:8:
-
-    >>> list(_intervals(12, 2, 3, needy=1))
-    [(0, 4, 6), (1, 6, 8)]
-    """
-    held = size // train_tp
-    needed = size // rollout_tp
-    begin = needy * needed
-    end = (needy + 1) * needed
-    for holder in range(begin // held, -(-end // held)):
-        yield holder, max(begin, holder * held), min(end, (holder + 1) * held)
-
-
-def _cuts(source: Box, target: Box, limit: int) -> list[Cut]:
-    """Cut a region, as source and receivers see it, into parts of at most `limit` elements."""
-    parts = zip(_cut(source, limit), _cut(target, limit), strict=True)
-    return [Cut(held, needed, prod(_shape(held))) for held, needed in parts]
-
-
-def _cut(box: Box, limit: int) -> list[Box]:
-    """Cut a box along its first axes until no part has more than `limit` elements.
-
-    >>> rows_and_columns = (slice(0, 10), slice(0, 4))
-    >>> [(rows.start, rows.stop) for rows, columns in _cut(rows_and_columns, limit=12)]
-    [(0, 3), (3, 6), (6, 9), (9, 10)]
-
-    A limit of 3 cuts each row, too, into columns 0:3 and 3:4.
-    """
-    shape = _shape(box)
-    if prod(shape) <= limit:
-        return [box]
-    axis = next(axis for axis, size in enumerate(shape) if size > 1)
-    step = max(1, limit // (prod(shape) // shape[axis]))
-    begin = box[axis].start
-    end = box[axis].stop
-    parts = [slice(start, min(start + step, end)) for start in range(begin, end, step)]
-    result: list[Box] = []
-    for part in parts:
-        for small in _cut((*box[:axis], part, *box[axis + 1 :]), limit):
-            result.append(small)
-    return result
-
-
-def _shape(box: Box) -> tuple[int, ...]:
-    return tuple(side.stop - side.start for side in box)

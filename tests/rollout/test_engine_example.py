@@ -116,7 +116,7 @@ def test_megatron_parameters_are_written_to_their_places(tmp_path: Path, family:
     target = WeightTarget(WeightLayout("hf", cut=False), tensors, lambda version: None)
     stream = open_weights(tmp_path, shape).stream(param_table(shape), FIRST, WHOLE, torch.float32)
     for spec, param in stream:
-        target.write(spec, param, 1)
+        target.write(spec, param, WHOLE)
     for name, value in expected.items():
         assert torch.equal(tensors[name], value), name
 

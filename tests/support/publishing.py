@@ -7,6 +7,7 @@ import torch
 from support.shapes import small_shape
 
 from r1zero.distributed.placement import RankGrid
+from r1zero.models.config import Experts
 from r1zero.models.layout import WeightLayout, WeightTarget
 from r1zero.models.params import (
     WHOLE,
@@ -48,16 +49,14 @@ def random_model(shape, dtype=torch.bfloat16, seed=0):
 
 def held_by(rank, span, shape, full):
     """A rank's parameters, cut out of the whole model."""
-    index = span.index_of(rank)
-    tp_index = index["tp"]
-    stage = index["pp"]
-    return {
-        tensor.name: shard(
-            tensor, full[tensor.name], ShardIndex(tp_index), Shards.of_grid(span)
-        ).clone()
-        for tensor in param_table(shape)
-        if stage_of(tensor, Stages.of(shape.num_layers, span)) == stage
-    }
+    index = ShardIndex.of_rank(span, rank)
+    stages = Stages.of(shape.num_layers, span)
+    found = {}
+    for tensor in param_table(shape):
+        if stage_of(tensor, stages) == span.index_of(rank)["pp"]:
+            part = shard(tensor, full[tensor.name], index, Shards.of_grid(span))
+            found[tensor.name] = part.clone()
+    return found
 
 
 def target_of(tensors):
@@ -69,4 +68,21 @@ def spans(train_tp, pp, dp, rollout_tp, rollout_dp, colocated):
     train = RankGrid.of("train", 0, train_tp * pp * dp, train_tp, pp)
     return train, RankGrid.of(
         "rollout", 0 if colocated else train.size, rollout_tp * rollout_dp, rollout_tp, 1
+    )
+
+
+def expert_model(layers=4, experts=8):
+    """A small Qwen3-MoE, all of whose layers have experts."""
+    return small_shape(
+        family="qwen3_moe",
+        num_layers=layers,
+        hidden_size=16,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=4,
+        vocab_size=32,
+        tie_word_embeddings=False,
+        qkv_bias=False,
+        qk_norm=True,
+        experts=Experts(count=experts, top_k=2, ffn_hidden_size=12, layers=tuple(range(layers))),
     )

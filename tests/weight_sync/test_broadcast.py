@@ -8,11 +8,13 @@ import torch
 import torch.distributed as dist
 from support.multiproc import run_ranks
 from support.patience import LONG
-from support.publishing import held_by, model, random_model, spans, target_of
+from support.publishing import expert_model, held_by, model, random_model, spans, target_of
 
 from r1zero.distributed.collectives import first_finding
+from r1zero.distributed.placement import RankGrid
 from r1zero.models.params import param_table
 from r1zero.weight_sync import broadcast
+from r1zero.weight_sync import plan as plan_module
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 
@@ -111,6 +113,23 @@ def test_norms_that_tp_cuts_are_published_bit_for_bit():
         train, rollout = spans(*layout)
         world_size = max(*train.ranks, *rollout.ranks) + 1
         run_ranks(in_world, world_size, publish_twice, shape, train, rollout, 700, torch.bfloat16)
+
+
+def publish_experts(rank, shape, train, rollout, most_groups):
+    """With so many groups a receiver, in which train ranks listen to one another."""
+    plan_module.GROUPS_OF_A_RECEIVER = most_groups
+    laid = plan(param_table(shape), shape.num_layers, train, rollout, 2, 700)
+    listening = {rank for route in laid.routes for rank in route.listeners}
+    assert listening == (set(train.ranks) if most_groups == 1 else set())
+    publish_twice(rank, shape, train, rollout, 700, torch.bfloat16)
+
+
+@pytest.mark.parametrize("most_groups", [16, 1], ids=["a group a source", "one group"])
+def test_experts_are_published_bit_for_bit(most_groups):
+    """EP 4 over two replicas of TP 2, to TP 2, of which each rank holds half of the experts."""
+    train = RankGrid.of("train", 0, 4, tp=2, ep=4)
+    rollout = RankGrid.of("rollout", 4, 2, tp=2, ep=2)
+    run_ranks(in_world, 6, publish_experts, expert_model(), train, rollout, most_groups)
 
 
 def damage(rank, shape, train, rollout):
