@@ -192,6 +192,31 @@ def param_table(config: ModelConfig) -> list[ParamSpec]:
     return family_of(config).params(config)
 
 
+def single_experts(spec: ParamSpec) -> list[ParamSpec]:
+    """Each expert of a parameter that has all of a layer's, as a whole parameter of its own; none of
+    any other parameter. Named as in Megatron's grouped experts: weight0, weight1, ...
+    """
+    if spec.cut != "experts":
+        return []
+    count = spec.view[0]
+    sources = len(spec.hf) // count  # of one expert
+    found = []
+    for number in range(count):
+        own = slice(number * sources, (number + 1) * sources)
+        found.append(
+            replace(
+                spec,
+                name=f"{spec.name}{number}",
+                hf=spec.hf[own],
+                hf_shape=spec.hf_shape[own],
+                view=spec.view[1:],
+                axis=None,
+                cut="tp",
+            )
+        )
+    return found
+
+
 def num_elements(spec: ParamSpec, shards: Shards = WHOLE) -> int:
     """Elements of one rank's part; rounded down where the parts are not equal."""
     return prod(spec.view) // shards.of(spec)

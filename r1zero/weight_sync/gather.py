@@ -1,4 +1,8 @@
-"""Gather whole parameters on the ranks that write them, for export."""
+"""Gather whole parameters on the ranks that write them, for export.
+
+Of a layer's experts one comes at a time: all of them together take gigabytes. An expert lies on one
+rank of a stage, or on several that hold the same, which need not be in the replica that gives the rest.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ from r1zero.models.params import (
     local_shape,
     merge,
     param_table,
+    single_experts,
     stage_of,
 )
 
@@ -29,7 +34,8 @@ PENDING = 4  # shards that a rank has on their way, so that it goes on while rec
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A whole parameter for one rank, from the ranks of one replica."""
+    """A whole parameter, or one expert of it, for one rank; from the ranks of one replica, if they
+    hold it."""
 
     tensor: ParamSpec
     replica: int
@@ -57,9 +63,10 @@ def writers_of(files: Sequence[Sequence[ParamSpec]], num_layers: int, span: Rank
         writer     0    2    1    7    4    6
     """
     writers = []
+    stages = Stages.of(num_layers, span)
     for number, tensors in enumerate(files):
         turn, replica = divmod(number, span.dp)
-        stage = stage_of(tensors[0], Stages.of(num_layers, span))
+        stage = stage_of(tensors[0], stages)
         writers.append(span.rank_at(tp=turn % span.tp, dp=replica, pp=stage))
     return writers
 
@@ -99,43 +106,96 @@ def gather_tensors(
     wait in a circle.
     """
     span = world.train.span
+    holdings = Holdings(span, shape)
     sent: deque[tuple[dist.Work, torch.Tensor]] = deque()
     for assignment in to_controller(shape) if plan is None else plan:
         tensor = assignment.tensor
-        holders = holders_of(tensor, shape.num_layers, span, assignment.replica)
+        held = holdings.of(tensor)
+        holders = holdings.ranks(held, assignment.replica)
         if world.rank == assignment.receiver:
-            parts = [_fetch(world, tensor, rank, parameters) for rank in holders]
+            parts = [_fetch(world, held, holdings.shards, rank, parameters) for rank in holders]
             yield tensor, merge(tensor, parts)
         elif world.rank in holders:
-            shard = parameters[tensor.name].detach().cpu().contiguous()
-            sent.append((isend(shard, assignment.receiver, world.control), shard))
+            part = held.take(parameters, holdings.shards)
+            sent.append((isend(part, assignment.receiver, world.control), part))
             if len(sent) > PENDING:
                 _finish_oldest(sent)
     while sent:
         _finish_oldest(sent)
 
 
-def holders_of(tensor: ParamSpec, num_layers: int, span: RankGrid, replica: int) -> list[int]:
-    """The ranks of a replica that together hold a parameter, in the order of its parts."""
-    stage = stage_of(tensor, Stages.of(num_layers, span))
-    if tensor.axis is None:
-        return [span.rank_at(dp=replica, pp=stage)]
-    if tensor.cut == "experts":
-        # EP ranks that follow each other have all of them; those of this replica, where it can be
-        ranks = span.stage_ranks(stage)
-        first = ranks.index(span.rank_at(dp=replica, pp=stage))
-        return ranks[first // span.ep * span.ep :][: span.ep]
-    return [span.rank_at(tp=tp, dp=replica, pp=stage) for tp in range(span.tp)]
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A parameter as ranks hold it: its part, or one expert of its part."""
+
+    tensor: ParamSpec
+    expert: int | None = None  # one of all experts of its layer; None: all that a rank holds
+
+    def shape(self, shards: Shards) -> tuple[int, ...]:
+        """Of what one rank gives."""
+        whole = local_shape(self.tensor, shards)
+        return whole if self.expert is None else whole[1:]
+
+    def take(self, parameters: Mapping[str, torch.Tensor], shards: Shards) -> torch.Tensor:
+        """What this rank gives, on the CPU.
+
+        Of eight experts and EP 4 the expert 5 is the second of the third rank's two.
+        """
+        part = parameters[self.tensor.name].detach()
+        if self.expert is not None:
+            part = part[self.expert % (self.tensor.view[0] // shards.ep)]
+        return part.cpu().contiguous()
+
+
+class Holdings:
+    """Which train ranks hold what."""
+
+    def __init__(self, span: RankGrid, shape: ModelConfig) -> None:
+        self.shards = Shards.of_grid(span)
+        self._span = span
+        self._stages = Stages.of(shape.num_layers, span)
+        self._stage_ranks = [span.stage_ranks(stage) for stage in range(span.pp)]
+        self._singles: dict[str, Held] = {}
+        for tensor in param_table(shape):
+            for number, single in enumerate(single_experts(tensor)):
+                self._singles[single.name] = Held(tensor, number)
+
+    def of(self, tensor: ParamSpec) -> Held:
+        """Where a parameter, or a single expert, is found."""
+        return self._singles.get(tensor.name) or Held(tensor)
+
+    def ranks(self, held: Held, replica: int) -> list[int]:
+        """The ranks that together hold it, in the order of its parts."""
+        tensor = held.tensor
+        stage = stage_of(tensor, self._stages)
+        if held.expert is not None:
+            part = held.expert * self.shards.ep // tensor.view[0]
+            return [self._expert_ranks(stage, replica)[part]]
+        if tensor.axis is None:
+            return [self._span.rank_at(dp=replica, pp=stage)]
+        if tensor.cut == "experts":
+            return self._expert_ranks(stage, replica)
+        return [self._span.rank_at(tp=tp, dp=replica, pp=stage) for tp in range(self.shards.tp)]
+
+    def _expert_ranks(self, stage: int, replica: int) -> list[int]:
+        """The EP ranks, which follow each other, that have all experts of a stage; of this replica,
+        where it can be.
+
+        Of the ranks 0 to 7 with TP 2, DP 4, EP 4, for replica 3, which is 6 and 7: 4 5 6 7.
+        """
+        ranks = self._stage_ranks[stage]
+        place = ranks.index(self._span.rank_at(dp=replica, pp=stage))
+        first = place - place % self.shards.ep
+        return ranks[first : first + self.shards.ep]
 
 
 def _fetch(
-    world: World, tensor: ParamSpec, rank: int, parameters: Mapping[str, torch.Tensor]
+    world: World, held: Held, shards: Shards, rank: int, parameters: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     if rank == world.rank:
-        return parameters[tensor.name].detach().cpu()
-    shape = local_shape(tensor, Shards.of_grid(world.train.span))
-    shard = torch.empty(shape, dtype=next(iter(parameters.values())).dtype)
-    return recv(shard, rank, world.control)
+        return held.take(parameters, shards)
+    part = torch.empty(held.shape(shards), dtype=next(iter(parameters.values())).dtype)
+    return recv(part, rank, world.control)
 
 
 def _finish_oldest(sent: deque[tuple[dist.Work, torch.Tensor]]) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import WHOLE, ParamSpec, local_view, param_table
+from r1zero.models.params import WHOLE, ParamSpec, local_view, param_table, single_experts
 from r1zero.run_folder.durable import sync
 from r1zero.weights.detect import CONFIG, INDEX, SINGLE
 
@@ -55,7 +55,7 @@ class ModelFile:
     dtype: torch.dtype
     # type, shape and place of each Hugging Face tensor, as the file begins with them
     header: Mapping[str, Any]
-    tensors: tuple[ParamSpec, ...]  # those that have a part in it
+    tensors: tuple[ParamSpec, ...]  # those that have a part in it; experts one by one
 
     @property
     def names(self) -> list[str]:
@@ -122,8 +122,9 @@ def write(
 ) -> None:
     """Write and sync these files from whole tensors in Megatron's layout for TP 1, in any order.
 
-    The stream has each tensor of these files once. Parts of it that lie in other files are left to
-    those who write them. OSError when one cannot be written.
+    The stream has each tensor of these files once; experts one by one, or all of a layer as one.
+    Parts of it that lie in other files are left to those who write them. OSError when one cannot be
+    written.
 
     A safetensors file is the length of its header, 8 bytes; the header, JSON: type, shape and place
     of each tensor; and the values. All is known beforehand, so each tensor goes to its place when
@@ -137,7 +138,7 @@ def write(
             start = _write_header(opened, file.header)
             for name in file.names:
                 places[name] = opened, start + file.header[name]["data_offsets"][0]
-        for tensor, full in stream:
+        for tensor, full in _one_by_one(stream):
             assert tensor.name in missing, f"{tensor.name} is not in these files, or came twice"
             missing.discard(tensor.name)
             for name, part in split(tensor, full):
@@ -149,6 +150,18 @@ def write(
     assert not missing, f"the stream ended without {sorted(missing)}"
     for file in files:
         sync(partial / file.name)  # here a network disk says that it is full
+
+
+def _one_by_one(
+    stream: Iterable[tuple[ParamSpec, torch.Tensor]],
+) -> Iterator[tuple[ParamSpec, torch.Tensor]]:
+    """Take the experts of a layer apart, where they come as one tensor."""
+    for tensor, full in stream:
+        singles = single_experts(tensor)
+        if singles:
+            yield from zip(singles, full, strict=True)
+        else:
+            yield tensor, full
 
 
 def complete(
@@ -200,7 +213,7 @@ def plan_files(
     headers: list[dict[str, Any]] = []
     members: list[list[ParamSpec]] = []
     end = shard_bytes
-    for tensor in param_table(shape):
+    for tensor in _written(shape):
         for name, size in zip(tensor.hf, tensor.hf_shape, strict=True):
             num_bytes = prod(size) * dtype.itemsize
             if not headers or end + num_bytes > shard_bytes:
@@ -219,6 +232,12 @@ def plan_files(
         ModelFile(_file_name(number, len(headers)), dtype, header, tuple(tensors))
         for number, (header, tensors) in enumerate(zip(headers, members, strict=True), 1)
     ]
+
+
+def _written(shape: ModelConfig) -> Iterator[ParamSpec]:
+    """The parameters of the model, each expert one of its own."""
+    for tensor in param_table(shape):
+        yield from single_experts(tensor) or [tensor]
 
 
 def _file_name(number: int, count: int) -> str:
