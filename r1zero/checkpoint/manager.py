@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 
 from r1zero.checkpoint import in_flight, lengths, manifest, progress, store
 from r1zero.checkpoint.progress import CheckpointInfo
-from r1zero.checkpoint.reference_state import ReferenceWriting
+from r1zero.checkpoint.reference_state import ReferenceWriting, files_of
 from r1zero.checkpoint.state import RunState
 from r1zero.checkpoint.train_state import Writing, rng_states
 from r1zero.checkpoint.writing import FileWriting
@@ -64,9 +64,7 @@ class _Save:
     folder: Path  # that it is written into
     info: CheckpointInfo | None = None  # on train ranks
     policy: Writing | None = None  # on train ranks
-    reference: ReferenceWriting | None = (
-        None  # on ref ranks of the first replica, once it was reset
-    )
+    reference: ReferenceWriting | None = None  # on ref ranks that write it, once it was reset
     rng: dict[str, torch.Tensor] | None = None  # on the controller
     lengths: dict[str, np.ndarray] | None = None  # on the controller
     groups: _Written = NOTHING  # what is drawn and not yet learnt from, on ranks that hold it
@@ -192,15 +190,13 @@ class CheckpointManager:
             )
 
     def _reference_to_write(self) -> Reference | None:
-        """The reference, on ranks that hold its first copy; None before it was ever reset: its start
+        """The reference, on ranks that write a part of it; None before it was ever reset: its start
         weights are where they were."""
         reference = self.runtime.reference
-        if not isinstance(reference, Reference) or self.runtime.progress.reference_version == 0:
-            return None
-        grid = reference.model.grid
-        if grid.replica > 0 or grid.cp_index > 0:
-            return None
-        return reference
+        was_reset = self.runtime.progress.reference_version > 0
+        if isinstance(reference, Reference) and was_reset and files_of(reference.model.grid):
+            return reference
+        return None
 
     def _show_folder(self) -> None:
         """Let a network disk show what is there: NFS may not yet, until it is asked."""

@@ -1,8 +1,9 @@
-"""The reference in a checkpoint: what the ref ranks of one replica hold, in the dtype of the run.
+"""The reference in a checkpoint: all that ref ranks hold, each part once, in the dtype of the run.
 
     reference/stage_001_tp_00.safetensors    parameters of stage 1, those that TP rank 0 holds
+    reference/stage_001_ep_003.safetensors   part 3 of the experts of stage 1
 
-Tensors have Megatron's names with global layer numbers; one that TP does not cut lies with TP rank 0.
+Tensors have Megatron's names with global layer numbers; one that nothing cuts lies with TP rank 0.
 Any layout reads what any other wrote, piece by piece. A reference that was never reset is not written:
 its start weights are where they were.
 """
@@ -19,10 +20,12 @@ from safetensors.torch import save_file
 
 from r1zero.checkpoint.manifest import describe
 from r1zero.checkpoint.writing import FileWriting
+from r1zero.distributed.groups import Grid
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import (
     EMBEDDING,
+    Cut,
     ParamSpec,
     ShardIndex,
     Shards,
@@ -38,45 +41,66 @@ from r1zero.weights.source import MegatronWeights, StoredPiece, wanted_box
 FOLDER = "reference"
 
 
+def files_of(grid: Grid) -> dict[Cut, str]:
+    """The files that a ref rank writes, by what cuts the parameters in them.
+
+    Of what TP cuts, the first replica writes, and of its CP ranks the first; of the experts, in each
+    stage the first rank that holds a part. With TP 2, DP 4, EP 4 these are the ranks 0 and 1, and 0
+    to 3.
+    """
+    found: dict[Cut, str] = {}
+    stage = f"stage_{grid.stage:03d}"
+    if grid.replica == 0 and grid.cp_index == 0:
+        found["tp"] = f"{FOLDER}/{stage}_tp_{grid.tp_index:02d}.safetensors"
+    span = grid.span
+    place = grid.tp_index + span.tp * (grid.cp_index + span.cp * grid.replica)
+    if place < span.ep:
+        found["experts"] = f"{FOLDER}/{stage}_ep_{grid.expert_index:03d}.safetensors"
+    return found
+
+
 class ReferenceWriting(FileWriting):
-    """This rank's part of the reference on its way to disk; of the first replica only."""
+    """This rank's part of the reference on its way to disk."""
 
     def __init__(self, reference: Reference, folder: Path) -> None:
         super().__init__()
         model = reference.model
         grid = model.grid
-        assert grid.replica == 0, "one replica writes"
+        files = files_of(grid)
         self._folder = folder
-        self._name = f"{FOLDER}/stage_{grid.stage:03d}_tp_{grid.tp_index:02d}.safetensors"
         parameters = model.parameters()
-        self._tensors: dict[str, torch.Tensor] = {}
-        for tensor in _stored_here(model.shape, grid.stage, model.stages):
-            if tensor.axis is not None or grid.tp_index == 0:
-                self._tensors[tensor.name] = parameters[tensor.name].detach()
+        self._tensors: dict[str, dict[str, torch.Tensor]] = {}  # by file, then by name
+        for tensor in _stored_here(model.shape, grid):
+            is_cut = tensor.axis is not None
+            if tensor.cut in files and (is_cut or grid.tp_index == 0):
+                content = self._tensors.setdefault(files[tensor.cut], {})
+                content[tensor.name] = parameters[tensor.name].detach()
 
     def copy(self) -> None:
         """See FileWriting: the next reset changes all of it."""
-        for name, tensor in self._tensors.items():
-            self._tensors[name] = tensor.to("cpu", copy=True)
+        for content in self._tensors.values():
+            for name, tensor in content.items():
+                content[name] = tensor.to("cpu", copy=True)
 
     def run(self) -> None:
         """See FileWriting."""
-        path = self._folder / self._name
         try:
-            path.parent.mkdir(exist_ok=True)
-            save_file({name: value.to("cpu") for name, value in self._tensors.items()}, path)
-            sync(path)
-            sync_folder(path.parent)
-            self.files[self._name] = describe(path)
+            for name, content in self._tensors.items():
+                path = self._folder / name
+                path.parent.mkdir(exist_ok=True)
+                save_file({name: value.to("cpu") for name, value in content.items()}, path)
+                sync(path)
+                sync_folder(path.parent)
+                self.files[name] = describe(path)
         except (OSError, SafetensorError) as error:  # which covers what the system said
             self.error = str(error)
         self._tensors = {}
 
 
-def _stored_here(shape: ModelConfig, stage: int, stages: Stages) -> Iterator[ParamSpec]:
+def _stored_here(shape: ModelConfig, grid: Grid) -> Iterator[ParamSpec]:
     """What a stage writes: each parameter of the table, and no copy of the embedding."""
     names = {tensor.name for tensor in param_table(shape)}
-    for tensor in stage_params(shape, stage, stages):
+    for tensor in stage_params(shape, grid.stage, Stages.of(shape.num_layers, grid.span)):
         if tensor.name in names:
             yield tensor
 
@@ -88,9 +112,9 @@ class StoredReference(MegatronWeights):
         """Open all files. BadInput when one cannot be read or a parameter is missing."""
         folder = checkpoint / FOLDER
         super().__init__(WeightsOnDisk("reference", folder), shape)
-        self._files: dict[str, list[safe_open]] = {}  # by parameter, in order of the TP ranks
+        self._files: dict[str, list[safe_open]] = {}  # by parameter, in order of its parts
         try:
-            for path in sorted(folder.glob("stage_*_tp_*.safetensors")):
+            for path in sorted(folder.glob("stage_*.safetensors")):
                 file = safe_open(path, framework="pt")
                 for name in file.keys():  # noqa: SIM118 - no mapping
                     self._files.setdefault(name, []).append(file)
@@ -106,11 +130,12 @@ class StoredReference(MegatronWeights):
         return {self._files[EMBEDDING][0].get_tensor(EMBEDDING).dtype}
 
     def pieces(self, tensor: ParamSpec) -> list[StoredPiece]:
-        """One piece for each TP rank that wrote a part."""
+        """One piece for each rank that wrote a part."""
         files = self._files[tensor.name]
+        shards = Shards(tp=len(files), ep=len(files))
         found = []
-        for tp_rank, file in enumerate(files):
-            box = wanted_box(tensor, ShardIndex(tp=tp_rank), Shards(tp=len(files)))
+        for number, file in enumerate(files):
+            box = wanted_box(tensor, ShardIndex(tp=number, ep=number), shards)
             sizes = [side.stop - side.start for side in box]
             found.append(StoredPiece(box, partial(_load, file, tensor.name, sizes)))
         return found
