@@ -71,7 +71,7 @@ QWEN3_235B_A22B = QWEN3_MOE | {
 }
 
 
-def dense(config: dict[str, Any]) -> list[ParamSpec]:
+def tensors_of(config: dict[str, Any]) -> list[ParamSpec]:
     """The tensors of a model that the program knows, by its config.json."""
     return param_table(ModelConfig.from_config(config))
 
@@ -89,7 +89,7 @@ EXPERT_FFN = 2048
 def deepseek_v3(experts: int = 256, dense_layers: int = DENSE_LAYERS) -> list[ParamSpec]:
     """The tensors of DeepSeek-V3 with three layers more, in Megatron's names.
 
-    Every expert is a matrix pair of its own that TP cuts: there is no expert parallelism yet.
+    Every expert is a matrix pair of its own that TP cuts: no expert parallelism.
     """
     vocabulary = (VOCABULARY, HIDDEN)
     tensors = [_tensor(EMBEDDING, vocabulary, 0, place="first")]

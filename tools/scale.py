@@ -4,6 +4,8 @@
     python tools/scale.py --config qwen25_7b                     # as the configuration has it
     python tools/scale.py --config qwen25_7b --ranks 16 256      # its roles in proportion
     python tools/scale.py --model 72b --train 2048 --train-tp 8 --train-pp 8 --rollout 4096 --rollout-tp 8
+    python tools/scale.py --model qwen3_235b --train 128 --train-tp 4 --train-pp 8 --train-ep 16 --rollout 32 \
+        --rollout-tp 4 --train-layers 11 12 12 12 12 12 12 11
     python tools/scale.py --model deepseek_v3 --train 512 --train-tp 8 --train-pp 16 --rollout 512 --rollout-tp 32
 
 Real code over simulated ranks: the placement, the list of groups, the plan of publishing. Of each role
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -24,12 +27,21 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 sys.path.insert(1, str(Path(__file__).resolve().parent))
 
-from known_models import LAYERS, QWEN25_7B, QWEN25_32B, QWEN25_72B, deepseek_v3, dense
+from known_models import (
+    LAYERS,
+    QWEN3_30B_A3B,
+    QWEN3_235B_A22B,
+    QWEN25_7B,
+    QWEN25_32B,
+    QWEN25_72B,
+    deepseek_v3,
+    tensors_of,
+)
 
 from r1zero.config.command_line import CommandLine
 from r1zero.config.schema import Config, role_sizes
 from r1zero.distributed.npu_environment import present, tensor_megabytes
-from r1zero.distributed.placement import Placement, RoleSize, place
+from r1zero.distributed.placement import Placement, RankGrid, RoleSize, place
 from r1zero.errors import BadInput
 from r1zero.models.params import ParamSpec, param_table
 from r1zero.preflight.dry_run import aligned
@@ -43,9 +55,11 @@ BUCKET_MEGABYTES = 64
 
 
 NETWORKS: dict[str, Callable[[], Network]] = {
-    "7b": lambda: _network(dense(QWEN25_7B), 28),
-    "32b": lambda: _network(dense(QWEN25_32B), 64),
-    "72b": lambda: _network(dense(QWEN25_72B), 80),
+    "7b": lambda: _network(tensors_of(QWEN25_7B), 28),
+    "32b": lambda: _network(tensors_of(QWEN25_32B), 64),
+    "72b": lambda: _network(tensors_of(QWEN25_72B), 80),
+    "qwen3_30b": lambda: _network(tensors_of(QWEN3_30B_A3B), 48),
+    "qwen3_235b": lambda: _network(tensors_of(QWEN3_235B_A22B), 94),
     "deepseek_v3": lambda: _network(deepseek_v3(), LAYERS),
 }
 
@@ -85,6 +99,11 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{role}-tp", type=int, help="its tensor parallel size")
         if role != "rollout":
             parser.add_argument(f"--{role}-pp", type=int, help="its pipeline parallel size")
+            parser.add_argument(f"--{role}-ep", type=int, help="its expert parallel size")
+            parser.add_argument(
+                f"--{role}-layers", type=int, nargs="+", help="layers of each of its stages"
+            )
+    parser.add_argument("--cp", type=int, help="context parallel size of train and ref")
     parser.add_argument(
         "--prompts", type=int, help="in a global batch; default 512 or the config's"
     )
@@ -177,16 +196,22 @@ def overridden(sizes: dict[str, RoleSize], args: argparse.Namespace) -> dict[str
     for role in ROLES:
         size = sizes.get(role, RoleSize(0))
         given = {"ranks": getattr(args, role), "tp": getattr(args, f"{role}_tp")}
-        given["pp"] = getattr(args, f"{role}_pp", None)
+        if role == "rollout":
+            given["ep"] = given["tp"]  # each TP rank holds whole experts
+        else:
+            given["pp"] = getattr(args, f"{role}_pp")
+            given["ep"] = getattr(args, f"{role}_ep")
+            given["num_layer_list"] = getattr(args, f"{role}_layers")
+            given["cp"] = args.cp
         size = replace(size, **{key: value for key, value in given.items() if value is not None})
         if size.ranks:
-            found[role] = size
+            found[role] = replace(size, num_layer_list=tuple(size.num_layer_list))
     return found
 
 
 def in_proportion(sizes: dict[str, RoleSize], ranks: int) -> dict[str, RoleSize]:
-    """Roles in a world of about so many ranks: whole replicas, at least one, as near to their shares
-    as can be. What is left goes to rollout.
+    """Roles in a world of about so many ranks: whole replicas, at least one, and as many as hold all
+    experts, as near to their shares as can be. What is left goes to rollout.
 
     >>> sizes = {"train": RoleSize(8, 2, 4), "rollout": RoleSize(6, 2), "ref": RoleSize(2, 2)}
     >>> [size.ranks for size in in_proportion(sizes, 256).values()]
@@ -195,7 +220,7 @@ def in_proportion(sizes: dict[str, RoleSize], ranks: int) -> dict[str, RoleSize]
     total = sum(size.ranks for size in sizes.values())
     found = {}
     for role, size in sizes.items():
-        replica = size.tp * size.pp
+        replica = math.lcm(size.tp * size.cp, size.ep) * size.pp
         found[role] = replace(
             size, ranks=replica * max(1, round(size.ranks / replica * ranks / total))
         )
@@ -210,12 +235,19 @@ def in_proportion(sizes: dict[str, RoleSize], ranks: int) -> dict[str, RoleSize]
     return found | {"rollout": replace(rollout, ranks=left)}
 
 
+def cuts(grid: RankGrid) -> str:
+    """How a role cuts its model: TP, PP and DP, and what else it has more than one of."""
+    sizes = [f"TP {grid.tp}", f"PP {grid.pp}", f"DP {grid.dp}"]
+    if grid.cp > 1:
+        sizes.append(f"CP {grid.cp}")
+    if grid.ep > 1 and grid.role != "rollout":
+        sizes.append(f"EP {grid.ep}")
+    return ", ".join(sizes)
+
+
 def told(world: World, scale: Scale) -> str:
     """A table for people."""
-    grids = ", ".join(
-        f"{grid.role} {grid.size} (TP {grid.tp}, PP {grid.pp}, DP {grid.dp})"
-        for grid in world.placed.grids
-    )
+    grids = ", ".join(f"{grid.role} {grid.size} ({cuts(grid)})" for grid in world.placed.grids)
     load = world.load
     return "\n".join(
         [

@@ -7,8 +7,11 @@ Of each role the rank with the most is told, of each number.
 Bytes of samples follow from what is sent (distributed/wire.py, policy/handover.py). A broadcast on
 the host is taken to be a binomial tree, in which the root sends ceil(log2 k) times to k ranks.
 
-Bytes of a checkpoint: the weights, cut by TP and PP, and the optimizer's 12 for each parameter, both
-shared out among the replicas. Memory of HCCL: two buffers for each group that is connected at start.
+Where the receivers of a publication have many sources, several of them share a group and hear one
+another: bytes in, for a train rank.
+
+Bytes of a checkpoint: the weights, cut by TP, PP and EP, and the optimizer's 12 for each parameter, both
+shared out among the ranks that hold the same. Memory of HCCL: two buffers for each group that is connected at start.
 """
 
 from __future__ import annotations
@@ -178,7 +181,7 @@ class _Publishing:
             for route in published.routes:
                 amount = route.numel * element_size
                 pieces += len(route.cuts)
-                for rank in route.receivers:
+                for rank in (*route.receivers, *route.listeners):
                     received[rank] += amount
                 if not route.local:
                     sent[route.source] += amount
@@ -252,10 +255,11 @@ def _hops(ranks: int) -> int:
 
 def _checkpoint(network: Network, train: RankGrid) -> int:
     """Bytes that a train rank of the fullest stage writes."""
-    elements = [0] * train.pp
+    elements = [0.0] * train.pp
     stages = Stages.of(network.num_layers, train)
     shards = Shards.of_grid(train)
     for tensor in network.adapters or network.tensors:
         stage = stage_of(tensor, stages)
-        elements[stage] += num_elements(tensor, shards)
-    return max(elements) * (OPTIMIZER_BYTES + network.element_size) // train.dp
+        copies = train.expert_data_size if tensor.cut == "experts" else train.cp * train.dp
+        elements[stage] += num_elements(tensor, shards) / copies
+    return int(max(elements) * (OPTIMIZER_BYTES + network.element_size))

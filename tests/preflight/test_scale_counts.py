@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from support.publishing import expert_model
 from support.shapes import small_shape
 
 from r1zero.algo.dealing import SampleTable
@@ -23,6 +24,7 @@ from r1zero.preflight.scale import (
     scale_table,
 )
 from r1zero.types import Group, Prompt, Sample
+from r1zero.weight_sync import plan as plan_module
 
 SHAPE = small_shape()
 NETWORK = Network(tensors=param_table(SHAPE), num_layers=2, element_size=2)
@@ -88,6 +90,40 @@ def test_a_checkpoint_is_shared_out_among_the_replicas() -> None:
     # The first of two layers and the embedding on TP 2: weights of 2 bytes, 12 of the optimizer.
     first = [tensor for tensor in NETWORK.tensors if tensor.layer == 0 or tensor.place == "first"]
     assert once == sum(num_elements(tensor, Shards(2)) for tensor in first) * 14
+
+
+def test_a_model_with_experts_by_hand() -> None:
+    """TP 2, PP 2, DP 4, EP 8 to two replicas of TP 2; two layers of eight experts."""
+    shape = expert_model(layers=2)
+    tensors = param_table(shape)
+    network = Network(tensors=tensors, num_layers=2, element_size=2)
+    sizes = {
+        "train": RoleSize(16, tp=2, pp=2, ep=8),
+        "rollout": RoleSize(4, tp=2, ep=2),
+    }
+    placed = place(sizes, colocate=False)
+    roles = count(placed, placed.rollout, network, LOAD, 4, 100).roles
+    # A rollout rank gets four of the eight parts of each stage's experts.
+    assert roles["rollout"].publish_groups == 2 * 4
+    assert roles["rollout"].published_in == 2 * sum(
+        num_elements(spec, Shards(tp=2, ep=2)) for spec in tensors
+    )
+    assert roles["train"].publish_groups == 1 and roles["train"].published_in == 0
+    # Of the last stage, which has the last norm, too: experts without copies, all else shared out among four replicas.
+    held = [spec for spec in tensors if spec.layer == 1 or spec.place == "last"]
+    experts = sum(num_elements(spec, Shards(ep=8)) for spec in held if spec.cut == "experts")
+    rest = sum(num_elements(spec, Shards(tp=2)) for spec in held if spec.cut == "tp")
+    assert roles["train"].checkpoint == int((experts + rest / 4) * 14)
+
+
+def test_sources_that_share_a_group_hear_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "GROUPS_OF_A_RECEIVER", 1)
+    placed = world(train=4, rollout=2, ref=1)
+    roles = counted(placed).roles
+    assert roles["rollout"].publish_groups == roles["train"].publish_groups == 1
+    assert roles["rollout"].published_in == shard(2)
+    # the other stage's, of the two that give to a rollout rank
+    assert 0 < roles["train"].published_in < shard(2)
 
 
 def samples_of(load: Load, looked_at: bool) -> list[Group]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from math import prod
 from typing import Any
 
@@ -30,6 +31,35 @@ def test_thousands_of_ranks_are_in_a_dozen_groups_each(capsys: pytest.CaptureFix
     assert found["world_size"] == 6144 and found["roles"].keys() == {"train", "rollout"}
     assert found["roles"]["rollout"]["publish_groups"] <= 16
     assert found["roles"]["rollout"]["published_in"] == pytest.approx(18.2e9, rel=0.01)
+
+
+LARGE_EXPERTS = """
+    --model qwen3_235b --train 128 --train-tp 4 --train-pp 8 --train-ep 16 --train-layers 11 12 12 12 12 12 12 11
+    --rollout 32 --rollout-tp 4
+""".split()
+
+
+def test_235b_is_planned_with_few_groups_and_little_time(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each rollout rank has 32 sources: 8 stages, and 4 of the 16 parts of their experts."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    [found] = lines(capsys, *LARGE_EXPERTS)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert after.ru_utime - before.ru_utime < 30  # seconds of the processor; half a second
+    assert after.ru_maxrss < 2 * 2**20  # kilobytes
+    roles = found["roles"]
+    assert roles["rollout"]["publish_groups"] == 16 and roles["train"]["publish_groups"] == 1
+    # a quarter of 235.1 billion parameters, and of each uncut one the whole
+    assert roles["rollout"]["published_in"] == pytest.approx(235.1e9 / 4 * 2, rel=0.001)
+    assert roles["train"]["published_out"] == pytest.approx(4.06e9, rel=0.01)
+    assert roles["train"]["published_in"] == pytest.approx(4.06e9, rel=0.01)
+
+
+def test_replicas_in_proportion_hold_all_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "--model qwen3_30b --train 16 --train-tp 2 --train-pp 2 --train-ep 8 --rollout 8"
+    [found] = lines(capsys, *arguments.split(), "--rollout-tp", "4", "--ranks", "60")
+    assert [found["roles"][role]["ranks"] for role in ("train", "rollout")] == [32, 28]
 
 
 def test_flags_and_overrides_win_over_the_config(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +104,8 @@ def test_built_in_models_have_the_parameters_of_the_real_ones() -> None:
         return sum(sizes) / 1e9
 
     # As the models' cards state them, in thousands of millions.
+    assert parameters("qwen3_30b") == pytest.approx(30.5, abs=0.05)
+    assert parameters("qwen3_235b") == pytest.approx(235.1, abs=0.05)
     assert parameters("7b") == pytest.approx(7.6156, abs=1e-4)
     assert parameters("32b") == pytest.approx(32.76, abs=0.01)
     assert parameters("72b") == pytest.approx(72.71, abs=0.01)
