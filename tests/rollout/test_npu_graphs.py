@@ -3,7 +3,7 @@ and goes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from support.npu_process import on_npu
 from support.shapes import small_shape
 
-from r1zero.models.config import ModelConfig
+from r1zero.models.config import Experts, ModelConfig
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep, PassOutput
 from r1zero.rollout.decoder import Decoder
 from r1zero.rollout.engine import EngineLimits, NativeEngine
@@ -54,6 +54,12 @@ def noted(method: Any, seen: list[str]) -> Any:
 
 
 DENSE = small_shape()
+MIXTURE = small_shape(
+    family="qwen3_moe",
+    qk_norm=True,
+    qkv_bias=False,
+    experts=Experts(count=4, top_k=2, ffn_hidden_size=32, layers=(1,)),
+)
 
 
 def decoder_on_npu(graphs: bool, shape: ModelConfig = DENSE) -> Decoder:
@@ -66,17 +72,20 @@ def decoder_on_npu(graphs: bool, shape: ModelConfig = DENSE) -> Decoder:
 
 
 def drawn_tokens(
-    graphs: bool, max_running: int, shape: ModelConfig = DENSE
+    graphs: bool,
+    max_running: int,
+    shape: ModelConfig = DENSE,
+    budget: int = 48,
+    counts: Sequence[int] = (3, 6, 6),
 ) -> tuple[list[list[int]], list[str]]:
-    """All samples of three batches, each with the experts of its tokens, and what was called: graphs
-    outlive a batch, and the second one is larger, so that the cache moves."""
-    engine = NativeEngine(
-        decoder_on_npu(graphs, shape), (3,), EngineLimits(48, 10**6, max_running, block=BLOCK)
-    )
+    """All samples of batches of so many prompts, each with the experts of its tokens, and what was
+    called: graphs outlive a batch, and the second one is larger, so that the cache moves."""
+    limits = EngineLimits(budget, 10**6, max_running, block=BLOCK)
+    engine = NativeEngine(decoder_on_npu(graphs, shape), (3,), limits)
     engine.weights().commit(0)
     samples = []
     with calls() as seen:
-        for step, count in ((1, 3), (2, 6), (3, 6)):
+        for step, count in enumerate(counts, start=1):
             ids = [np.arange(4, 9 + 5 * number, dtype=np.int32) for number in range(count)]
             prompts = [Prompt(number, "", tokens, "") for number, tokens in enumerate(ids)]
             batch = Batch(step, 0, prompts, 3, 3 * count, keeps_routes=True)
@@ -97,6 +106,16 @@ def test_captured_decoding_steps_draw_the_same_samples(max_running):
     assert seen.count("replay") > 90 and not nothing
     # 16 rows for the first batch's cache; then for that of the two others, where 18 rows run, 32, too
     assert seen.count("__enter__") == (2 if max_running == 5 else 3)
+
+
+def test_captured_decoding_steps_record_the_experts_of_their_tokens():
+    captured, seen = on_npu(drawn_tokens, True, 5, MIXTURE, 12, (2,))
+    plain, _ = on_npu(drawn_tokens, False, 5, MIXTURE, 12, (2,))
+    assert captured == plain and len(plain) == 6
+    assert seen.count("replay") > 10
+    assert all(len(sample) % 3 == 1 for sample in plain), (
+        "n tokens and two experts of all but the last"
+    )
 
 
 def test_lengths_are_handed_over_when_the_replay_before_is_done():
