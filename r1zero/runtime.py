@@ -38,6 +38,7 @@ from r1zero.policy.idle import AnyActor, AnyReference, IdleActor, IdleReference
 from r1zero.policy.lora import Adapters
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.reference import Reference
+from r1zero.policy.route_handover import RouteGiver
 from r1zero.preflight.run import ModelFiles, Run
 from r1zero.reward.config import RewardConfig
 from r1zero.reward.executor import RewardExecutor
@@ -96,7 +97,9 @@ class Runtime:
     # those of a checkpoint, with the groups of this rank's rollout replica
     restored: list[tuple[Batch, list[Group]]] = field(default_factory=list)
     drawn: Drawn = field(default_factory=lambda: Drawn(0, 0, 0))  # by the last step
-    _giver: Giver | None = None  # of the batch that was generated last
+    # of the batch that was generated last
+    _giver: Giver | None = None
+    _route_giver: RouteGiver | None = None
     # response tokens of a batch that this rank's roles saw, by its step
     tokens: dict[int, dict[str, int]] = field(default_factory=dict)
     hold: Hold = field(default_factory=Hold)  # on the run's folders; empty but on the controller
@@ -152,6 +155,13 @@ class Runtime:
             self._giver = Giver(self.move, batch, self.world.giver, self.world.train)
         self._giver.go_on(batch)
         return self._giver
+
+    def route_giver(self, batch: Batch) -> RouteGiver:
+        """What gives the routes of a batch to train: one in all its rounds."""
+        if self._route_giver is None or not batch.first:
+            self._route_giver = RouteGiver(self.move, batch, self.world.rollout, self.world.train)
+        self._route_giver.go_on(batch)
+        return self._route_giver
 
     def groups_in_flight(self) -> list[Group]:
         """Groups that this rank's rollout replica drew and nobody has learnt from, on its output
@@ -248,7 +258,7 @@ def build_runtime(run: Run, world: World) -> Runtime:
     eval_prompts = {}
     if world.is_controller:
         prompts = _prompts(run, run.train_data, tokens.tokenizer)
-        planner = BatchPlanner(run.config, prompts, world.rollout.span.dp)
+        planner = BatchPlanner(run.config, prompts, world.rollout.span.dp, run.replays_routes)
         for source in run.eval_data:
             eval_prompts[source.name] = _prompts(run, [source], tokens.tokenizer)
     policy = _policy(run, world, tokens.unused)

@@ -17,6 +17,9 @@ learn from what came earlier. What each role waits for, and who ends the wait:
 Without a KL term there is no ref, and rollout hands over to train: `world.giver` is who does. The
 reference is what it was loaded with, or takes the policy's weights every so many steps.
 
+Of a model with experts, which of them a token went to travels straight from rollout to train, which
+repeats it (routing replay).
+
 Where groups that teach nothing are replaced, a batch is drawn in rounds: the same lines once more,
 with a plan that goes on behind the last position. It is known which groups train by their positions.
 
@@ -82,6 +85,7 @@ def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
     move = runtime.move
     clock = runtime.clock
     giver = runtime.giver(batch)
+    route_giver = runtime.route_giver(batch)
     for part in batch.parts:
         with clock.span("rollout"):
             groups = engine.collect(part)
@@ -89,10 +93,12 @@ def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
             groups = runtime.reward_manager.score(groups)
             groups = runtime.selector.select(batch, groups)
             runtime.sample_log.add(batch, groups)
+            drawn = groups
         with clock.span("wait"):
             groups = move.send_to_replicas(
                 batch, groups, part.positions, world.rollout, world.giver
             )
+            route_giver.give(drawn)  # to train, past the reference
         with clock.span("ref"):
             groups = runtime.reference.add_logprobs(groups)
         with clock.span("wait"):
@@ -119,7 +125,7 @@ def learn(step: int, runtime: Runtime) -> StepOutcome | None:
     clock = runtime.clock
     policy = runtime.policy
     first = runtime.batches.pop(step)
-    taker = Taker(move, first, world.giver, world.train)
+    taker = Taker(move, first, world.giver, world.train, world.rollout)
     policy.begin(first)
     updates = []
     for batch in rounds(first, taker, runtime):

@@ -152,6 +152,20 @@ class Sample:
 
 
 @dataclass(slots=True)
+class RecordedRoutes:
+    """Which experts tokens went to, as they travel: `Sample.routes` by the number of the sample, and
+    `Group.prompt_routes` by the position of the prompt."""
+
+    prompts: dict[int, np.ndarray] = field(default_factory=dict)
+    samples: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def add(self, other: RecordedRoutes) -> None:
+        """Take those of another."""
+        self.prompts |= other.prompts
+        self.samples |= other.samples
+
+
+@dataclass(slots=True)
 class Group:
     """A prompt of the global batch with its G samples; `position` is its place in the batch."""
 

@@ -209,7 +209,7 @@ def exchange(world: World, drawn: Batch, groups: list[Group]) -> None:
             for sample in group.samples:
                 sample.ref_logprobs = sample.logprobs
         giver.give(arrived)
-    taker = Taker(move, batch, world.giver, world.train)
+    taker = Taker(move, batch, world.giver, world.train, world.rollout)
     learnt_from = []
     for _ in batch.parts:
         learnt_from += taker.take()

@@ -7,7 +7,7 @@ attend to it: with short answers to long prompts that is most of the work.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Protocol, TypeVar
 
@@ -51,6 +51,18 @@ class TrainSample:
     position: int
     prompt: Prompt
     sample: Sample
+    prompt_routes: np.ndarray | None = None  # of the prompt's tokens: see Sample.routes
+
+    @property
+    def routes(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Which experts the tokens of its prompt, and its own, went to; None if that is not known."""
+        if self.prompt_routes is None or self.sample.routes is None:
+            return None
+        return self.prompt_routes, self.sample.routes
+
+    def without_routes(self) -> TrainSample:
+        """The same for a model whose routers choose themselves."""
+        return replace(self, prompt_routes=None)
 
     @property
     def prompt_tokens(self) -> int:
@@ -95,6 +107,9 @@ class Microbatch:
     # Under context parallelism (algo/zigzag.py) `tokens` are those of one rank, and of R it predicts
     # these, int64, to which `logit_positions` belong. None: all of them.
     own_rows: torch.Tensor | None = None
+    # uint8 [T, layers with experts, experts per token], experts that tokens go to (routing replay).
+    # None: routers choose themselves.
+    routes: torch.Tensor | None = None
 
     @property
     def own_targets(self) -> torch.Tensor:
@@ -116,6 +131,15 @@ class Microbatch:
             self.targets.device
         )
 
+    def predictions(self) -> torch.Tensor:
+        """How many response tokens that the loss counts are predicted from each token: int64 [T],
+        [0 2 1 1 1] in the example."""
+        counted = self.concat([item.sample.mask for item in self.items]).long()
+        if self.own_rows is not None:
+            counted = counted[self.own_rows]
+        found = torch.zeros_like(self.tokens)
+        return found.index_add_(0, self.logit_positions, counted)
+
     def split(self, values: torch.Tensor) -> list[np.ndarray]:
         """Cut [R] into one fp32 array per sample: the inverse of `concat`."""
         array = values.detach().float().cpu().numpy()
@@ -126,7 +150,7 @@ def pack(items: list[TrainSample], device: torch.device, multiple_of: int = 1) -
     """Lay the items end to end, a prompt once for neighbours that share it.
 
     Tokens that fill up to `multiple_of` form a segment of their own. Without items there is nothing
-    else: a microbatch that runs and predicts nothing.
+    else: a microbatch that runs and predicts nothing. Routes are those of all items, or none.
     """
     lay = _MicrobatchBuilder()
     starts = [0]
@@ -140,8 +164,9 @@ def pack(items: list[TrainSample], device: torch.device, multiple_of: int = 1) -
             lay.targets.append(item.sample.tokens)
             starts.append(starts[-1] + len(item.sample.tokens))
     length = max(1, -(-lay.total // multiple_of)) * multiple_of
-    filler = np.zeros(length - lay.total, dtype=np.int64)
-    lay.add(filler, 0, np.empty(0, dtype=np.int64))
+    filled = length - lay.total
+    routes = _routes(items, filled)
+    lay.add(np.zeros(filled, dtype=np.int64), 0, np.empty(0, dtype=np.int64))
 
     def tensor(parts: list[np.ndarray]) -> torch.Tensor:
         whole = np.concatenate([np.empty(0, dtype=np.int64), *parts])
@@ -156,7 +181,31 @@ def pack(items: list[TrainSample], device: torch.device, multiple_of: int = 1) -
         tensor(lay.logit_positions),
         tensor(lay.targets),
         starts,
+        routes=None if routes is None else torch.from_numpy(routes).to(device),
     )
+
+
+def _routes(items: Sequence[TrainSample], filled: int) -> np.ndarray | None:
+    """Which experts the tokens of a microbatch go to, uint8 [T, layers, k]; None unless there are
+    items and all of them know.
+
+    The `filled` tokens that fill it up go where the first ones go, and so to experts that the router
+    would choose, too: all to the same, one expert would be busy while others wait.
+    """
+    parts: list[np.ndarray] = []
+    for prompt_group in prompt_groups(items):
+        for number, item in enumerate(prompt_group):
+            if item.routes is None:
+                return None
+            of_prompt, own = item.routes
+            if number == 0:
+                parts.append(of_prompt)
+            parts.append(own)
+    if not parts:
+        return None
+    routes = np.concatenate(parts)
+    first = np.arange(filled) % len(routes)
+    return np.concatenate([routes, routes[first]])
 
 
 class _MicrobatchBuilder:

@@ -97,6 +97,15 @@ MISMATCH_OF_SEQUENCES = Stat(
     starts_at_zero=False,
     log_scale=True,
 )
+ROUTER_AGREEMENT = Stat(
+    key="mismatch/router_agreement",
+    reduce=Reduce.TOKEN_MEAN,
+    title="Routers that agree",
+    label="tokens and layers",
+    unit="share",
+    note="Where routes are replayed: the trainer's router would have chosen the experts of the engine's.",
+    starts_at_zero=False,
+)
 FIRST_DRIFT = Stat(
     key="ratio/first_drift",
     reduce=Reduce.TOKEN_MEAN,
@@ -161,6 +170,7 @@ LOSS = Stat(
 )
 
 BEFORE_OWN = (KL, ENTROPY)
+OF_MODEL = (ROUTER_AGREEMENT,)  # counted where the model runs, and not by the loss
 OF_MISMATCH = (MISMATCH, MISMATCH_MAX, MISMATCH_KL, MISMATCH_OF_SEQUENCES, IMPORTANCE_RATIO)
 OF_CORRECTION = (IMPORTANCE, TRUNCATED, REJECTED)
 AFTER_OWN = (

@@ -97,6 +97,7 @@ def shard(
         targets=batch.targets.to(device),
         response_cu_seqlens=batch.response_cu_seqlens,
         own_rows=torch.from_numpy(own_rows).to(device),
+        routes=None if batch.routes is None else batch.routes[tokens].to(device),
     )
 
 

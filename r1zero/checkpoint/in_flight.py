@@ -3,7 +3,8 @@
     in_flight/replica_0003.safetensors    what rollout replica 3 holds of them
 
 Arrays of one type lie end to end in one tensor of that type. The tensor "text", UTF-8, is JSON: the
-groups with all their fields, and in place of an array where it lies:
+groups with all their fields, and in place of an array where it lies, with its shape if it has
+several axes:
 
     {"position": 3, "prompt": {"index": 17, "tokens": {"array": "int32", "start": 0, "stop": 9}, ...}, ...}
 
@@ -82,6 +83,7 @@ def plan_of(batch: Batch) -> dict[str, Any]:
         "response_limit": batch.response_limit,
         "first_draws": batch.first_draws,
         "pool": batch.pool,
+        "keeps_routes": batch.keeps_routes,
         "parts": parts,
     }
 
@@ -106,6 +108,7 @@ def planned(plan: Mapping[str, Any], groups: Sequence[Group]) -> Batch:
         response_limit=plan.get("response_limit"),
         first_draws=tuple((step, position) for step, position in plan.get("first_draws", ())),
         pool=plan.get("pool"),
+        keeps_routes=plan.get("keeps_routes", False),
     )
 
 
@@ -116,15 +119,18 @@ class _Pool:
         self._parts: dict[str, list[np.ndarray]] = {}
         self._sizes: dict[str, int] = {}
 
-    def add(self, array: np.ndarray) -> dict[str, str | int]:
+    def add(self, array: np.ndarray) -> dict[str, Any]:
         """Lay an array behind the others of its type; returns where it lies."""
-        assert isinstance(array, np.ndarray) and array.ndim == 1, f"no field of a group: {array!r}"
+        assert isinstance(array, np.ndarray), f"no field of a group: {array!r}"
         kind = str(array.dtype)
         start = self._sizes.get(kind, 0)
-        stop = start + len(array)
-        self._parts.setdefault(kind, []).append(array)
+        stop = start + array.size
+        self._parts.setdefault(kind, []).append(array.reshape(-1))
         self._sizes[kind] = stop
-        return {"array": kind, "start": start, "stop": stop}
+        place: dict[str, Any] = {"array": kind, "start": start, "stop": stop}
+        if array.ndim != 1:
+            place["shape"] = array.shape
+        return place
 
     def tensors(self) -> dict[str, np.ndarray]:
         """One array of each type."""
@@ -146,9 +152,10 @@ def _unpacked(tensors: dict[str, np.ndarray]) -> list[Group]:
     """The groups that were packed into these tensors."""
 
     def with_array(entry: dict[str, Any]) -> Any:
-        if entry.keys() == {"array", "start", "stop"}:
-            return tensors[entry["array"]][entry["start"] : entry["stop"]].copy()
-        return entry
+        if not entry.keys() >= {"array", "start", "stop"}:
+            return entry
+        flat = tensors[entry["array"]][entry["start"] : entry["stop"]].copy()
+        return flat.reshape(entry.get("shape", flat.shape))
 
     plain = json.loads(tensors[TEXT].tobytes(), object_hook=with_array)
     return [_group(**fields) for fields in plain]

@@ -359,6 +359,9 @@ class ActorRollout:
     # Capture decoding steps as graphs, which only NPUs can (not yet run on hardware there). Default:
     # true on NPUs, false elsewhere.
     decode_graphs: OrNull[Flag] = None
+    # Of a model with experts: the trainer's routers repeat which experts the rollout engine sent each
+    # token to (docs/moe.md). Default: true where the engine tells them, which the native one does.
+    routing_replay: OrNull[Flag] = None
     # Learning.
     micro_batch_size: Count = 1  # responses in one forward and backward pass of a replica
     # If given, this many tokens at most instead.

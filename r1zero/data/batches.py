@@ -40,11 +40,15 @@ class Standing:
 class BatchPlanner:
     """Plans the batches of a run."""
 
-    def __init__(self, config: Config, prompts: Prompts, replicas: int) -> None:
-        """`replicas` of rollout share a batch."""
+    def __init__(
+        self, config: Config, prompts: Prompts, replicas: int, keeps_routes: bool = False
+    ) -> None:
+        """`replicas` of rollout share a batch, and tell which experts tokens went to if it
+        `keeps_routes`."""
         self._config = config
         self._prompts = prompts
         self._replicas = replicas
+        self._keeps_routes = keeps_routes
         self._lengths = ExpectedLengths()
         self._tail: TailBatching | None = None
         if config.training.tail_batching is not None:
@@ -80,6 +84,7 @@ class BatchPlanner:
             staleness=now.ahead,
             reference_version=now.reference_version,
             response_limit=draw.limit,
+            keeps_routes=self._keeps_routes,
             first_draws=draw.first_draws,
             pool=pool,
             most_rounds=config.algorithm.max_rounds if draw.limit is None and pool else 1,

@@ -4,8 +4,8 @@ A move is an asynchronous send for the giver and a blocking receive for the take
 the pipeline: rollout ranks hand over a minibatch and go on decoding, while the ranks that wait for
 it wake up.
 
-Samples travel as flat buffers (distributed/wire.py), everything else as pickled objects. What goes
-to the replicas of a role is a stream of its own: ranks may be far ahead of each other, and a sample
+Samples and routes travel as flat buffers (distributed/wire.py, route_wire.py), everything else as
+pickled objects. What goes to the replicas of a role is a stream of its own: ranks may be far ahead of each other, and a sample
 of the next batch that is on its way must not stand between two ranks that gather records.
 """
 
@@ -20,16 +20,18 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 
-from r1zero.distributed import collectives, wire
+from r1zero.distributed import collectives, route_wire, wire
 from r1zero.distributed.groups import Grid, World
-from r1zero.types import Batch, Group, Sample
+from r1zero.types import Batch, Group, RecordedRoutes, Sample
 
 # Tags beside that of control messages: of values that output ranks join, on their way to the first
-# of them, back, and on to the next role; then of samples, one for each role that takes them.
+# of them, back, and on to the next role; of routes; then of samples, one for each role that takes
+# them.
 UPWARD = 1
 DOWNWARD = 2
 ONWARD = 3
-FIRST_OF_ROLES = 4
+ROUTES = 4
+FIRST_OF_ROLES = 5
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -37,7 +39,7 @@ P = ParamSpec("P")
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes of samples that a rank sent to others and received from them.
+    """Bytes of samples and their routes that a rank sent to others and received from them.
 
     What it tells the other ranks of its replica is not counted, what they hear of it is.
     """
@@ -154,12 +156,32 @@ class RoleTransfer:
             found |= wire.unpack_samples(self._tell_replica(buffer, taker))
         return found
 
+    def send_routes(self, batch: Batch, routes: RecordedRoutes, rank: int) -> None:
+        """Send routes of a batch to an input rank of the role that trains."""
+        self._send_samples(route_wire.pack_routes(routes), rank, ROUTES, batch.step)
+
+    def receive_routes(self, senders: Sequence[int], taker: Grid) -> RecordedRoutes:
+        """Take what these ranks send to this rank's replica, on all its ranks."""
+        found = RecordedRoutes()
+        for sender in senders:
+            buffer = None
+            if taker.is_input_rank:
+                buffer = self._receive_samples(sender, ROUTES)
+            found.add(route_wire.unpack_routes(self._tell_replica(buffer, taker)))
+        return found
+
     def join_outputs(
-        self, value: T, join: Callable[[list[T]], T], batch: Batch, giver: Grid, taker: Grid
+        self,
+        value: T,
+        join: Callable[[list[T]], T],
+        batch: Batch,
+        giver: Grid,
+        taker: Grid | None = None,
     ) -> T:
         """Join a value of every output rank of a role, in order of their replicas.
 
-        All of them must come. Returns it there; `receive_joined` takes it on the taker's ranks.
+        All of them must come. Returns it there; `receive_joined` takes it on the taker's ranks, if
+        there is one.
         """
         ranks = [giver.span.output_rank(replica) for replica in range(giver.span.dp)]
         leader = ranks[0]
@@ -169,7 +191,8 @@ class RoleTransfer:
         joined = join([value, *(self._receive(rank, UPWARD) for rank in ranks[1:])])
         for rank in ranks[1:]:
             self._send(joined, rank, batch.step, DOWNWARD)
-        self._send(joined, taker.span.first, batch.step, ONWARD)
+        if taker is not None:
+            self._send(joined, taker.span.first, batch.step, ONWARD)
         return joined
 
     def receive_joined(self, giver: Grid, taker: Grid) -> Any:

@@ -14,6 +14,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 
+from r1zero.models.router_replay import RouterReplay
 from r1zero.ops.attention import Segments, packed_causal_attention
 from r1zero.ops.norm import rms_norm
 from r1zero.ops.rotary import rotate_packed
@@ -52,6 +53,10 @@ class PackedBatch(PackedSeqParams):
     # Ranks that share the tokens of a microbatch (context parallelism). Not Megatron's own cp_group,
     # which knows of no such ranks.
     token_group: dist.ProcessGroup | None = None
+    # Routing replay (models/router_replay.py), of the tokens that this rank's routers see. None: they
+    # choose themselves.
+    routes: torch.Tensor | None = None  # uint8 [T / TP, layers with experts, experts per token]
+    predictions: torch.Tensor | None = None  # int64 [T / TP], response tokens predicted from each
 
 
 class PackedAttention(MegatronModule):
@@ -72,6 +77,7 @@ class PackedAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.scale = softmax_scale or config.kv_channels**-0.5
+        self.router_replay: RouterReplay | None = None  # of the layer, if it has experts
 
     def forward(
         self,
@@ -86,6 +92,8 @@ class PackedAttention(MegatronModule):
         batch = packed_seq_params
         assert isinstance(batch, PackedBatch), "the policy only runs packed batches"
         assert batch.segments is not None and batch.cos is not None and batch.sin is not None
+        if self.router_replay is not None:
+            self.router_replay.take(batch)
         query = rotate_packed(query, batch.cos, batch.sin)
         key = rotate_packed(key, batch.cos, batch.sin)
         key = gather_tokens(key, batch.token_group)

@@ -35,6 +35,7 @@ from r1zero.algo.stats import (
     KL_COEFFICIENT,
     OF_CORRECTION,
     OF_MISMATCH,
+    ROUTER_AGREEMENT,
 )
 from r1zero.algo.whitening import whiten
 from r1zero.config.schema import EntropyCtrl, KlCtrl
@@ -46,7 +47,7 @@ from r1zero.policy.lora import Adapters
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.offload import OffloadedState
 from r1zero.policy.pipeline import compute_logprobs, run_pipeline
-from r1zero.types import Batch, UpdateStats, joined
+from r1zero.types import Batch, Tally, UpdateStats, joined
 
 
 @dataclass(slots=True)
@@ -158,6 +159,7 @@ class Actor:
 
     def _learn(self, delivery: Delivery, epoch: int) -> list[UpdateStats | None]:
         """Add the gradients of a delivery to its update, and take the step if it is complete."""
+        assert self._batch is not None
         deal = delivery.deal
         if deal.is_first:
             self._update = Update(is_first=not self._moved)
@@ -174,6 +176,8 @@ class Actor:
             if epoch == 0 and self.cfg.base_is_reference:
                 self._look_at_base(microbatches)
             self._add_gradients(deal, microbatches)
+        if epoch + 1 == self._batch.epochs:
+            delivery.forget_routes()
         if not deal.is_last:
             return []
         return [self._take_step() if update.num_tokens else None]
@@ -193,22 +197,26 @@ class Actor:
         for number in delivery.deal.shares[self.grid.replica]:
             position = number // size
             prompt = self._batch.prompts[position]
-            items.append(TrainSample(number, position, prompt, delivery.samples[number]))
+            sample = delivery.samples[number]
+            routes = delivery.prompt_routes.get(position)
+            items.append(TrainSample(number, position, prompt, sample, routes))
         return items
 
     def _look_back(self, microbatches: list[list[TrainSample]]) -> None:
         """Compute the old log-probs of samples that come after the first update of their batch."""
-        with self._behaviour_weights():
+        agreement = self.model.router_agreement
+        with self._behaviour_weights(), agreement.counting(with_gradients=False):
             self._old_logprobs |= compute_logprobs(
                 self.model, self.ddp, microbatches, self.cfg.temperature
             )
 
     def _look_at_base(self, microbatches: list[list[TrainSample]]) -> None:
         """Compute the reference log-probs of samples, with the adapters switched off. The last stage
-        has them."""
+        has them. Its routers choose themselves, as those of any reference."""
         assert self.adapters is not None
+        free = [[item.without_routes() for item in microbatch] for microbatch in microbatches]
         with self.adapters.disabled():
-            found = compute_logprobs(self.model, self.ddp, microbatches, self.cfg.temperature)
+            found = compute_logprobs(self.model, self.ddp, free, self.cfg.temperature)
         for microbatch in microbatches:
             for item in microbatch:
                 item.sample.ref_logprobs = found.get(item.number)
@@ -231,9 +239,17 @@ class Actor:
             batch = self._loss_batch(advantages, packed, logprobs, entropy)
             return microbatch_loss(batch, self.cfg.objective, terms)
 
-        self._update.sums += run_pipeline(
-            self.model, self.ddp, microbatches, self.cfg.temperature, loss, backward=True
-        )
+        with self._counting_agreement():
+            self._update.sums += run_pipeline(
+                self.model, self.ddp, microbatches, self.cfg.temperature, loss, backward=True
+            )
+
+    def _counting_agreement(self) -> contextlib.AbstractContextManager:
+        """Compare routers with the engine's while the weights are those of the start of the batch;
+        later ones are compared where their old log-probs are computed."""
+        if self._moved:
+            return contextlib.nullcontext()
+        return self.model.router_agreement.counting(with_gradients=True)
 
     def _take_step(self) -> UpdateStats:
         """Add the gradients of all replicas up, and take one optimizer step."""
@@ -363,8 +379,22 @@ class Actor:
         tallies = sums.tallies(self.stats)
         for key in self._not_measured(update):
             del tallies[key]
+        tallies |= self._router_agreement()
         lr = self.optimizer.param_groups[0]["lr"]
         return UpdateStats(tallies, sums.tokens, grad_norm, lr)
+
+    def _router_agreement(self) -> dict[str, Tally]:
+        """How often routers of all ranks would have chosen what they replay; nothing if none did."""
+        if self.model.shape.experts is None:
+            return {}
+        assert self.grid.role_control is not None
+        sums = self.model.router_agreement.take().cpu()
+        all_sum(sums, self.grid.role_control)
+        same, compared = sums.tolist()
+        if not compared:
+            return {}
+        key = ROUTER_AGREEMENT.key
+        return {key: Tally(ROUTER_AGREEMENT.reduce, same, compared)}
 
     def _not_measured(self, update: Update) -> set[str]:
         """Statistics whose values say nothing in this update."""

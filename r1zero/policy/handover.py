@@ -12,8 +12,10 @@ All sends are asynchronous: ref ranks go on with the next part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from r1zero.algo.dealing import Deal, Dealer, SampleTable
 from r1zero.distributed.groups import Grid
@@ -27,6 +29,14 @@ class Delivery:
 
     deal: Deal
     samples: Mapping[int, Sample]  # its replica's share, by number
+    # By position: the routes of their prompts, if the batch keeps routes.
+    prompt_routes: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def forget_routes(self) -> None:
+        """Free the memory of the routes: nobody learns from them once more."""
+        self.prompt_routes.clear()
+        for sample in self.samples.values():
+            sample.routes = None
 
 
 class Giver:
@@ -69,11 +79,15 @@ class Giver:
 class Taker:
     """The end at the train ranks, for one global batch. Takes nothing on other ranks."""
 
-    def __init__(self, move: RoleTransfer, batch: Batch, giver: Grid, taker: Grid) -> None:
+    def __init__(
+        self, move: RoleTransfer, batch: Batch, giver: Grid, taker: Grid, rollout: Grid
+    ) -> None:
+        """If the batch keeps routes, they are taken from `rollout` (route_handover.py)."""
         self._move = move
         self._batch = batch
         self._giver = giver
         self._taker = taker
+        self._rollout = rollout
         self._dealer = Dealer(batch, taker.span.dp)
 
     def go_on(self, batch: Batch) -> None:
@@ -96,12 +110,22 @@ class Taker:
         if not self._taker.member:
             return []
         table = self._move.receive_joined(self._giver, self._taker)
-        return [Delivery(deal, self._samples(deal)) for deal in self._dealer.add(table)]
+        return [self._delivery(deal) for deal in self._dealer.add(table)]
 
-    def _samples(self, deal: Deal) -> Mapping[int, Sample]:
+    def _delivery(self, deal: Deal) -> Delivery:
         """This replica's share of a deal."""
         numbers = deal.shares[self._taker.replica]
-        span = self._giver.span
+        samples = self._move.receive_samples(self._senders(self._giver, numbers), self._taker)
+        if not self._batch.keeps_routes:
+            return Delivery(deal, samples)
+        senders = self._senders(self._rollout, numbers)
+        routes = self._move.receive_routes(senders, self._taker)
+        for number, ids in routes.samples.items():
+            samples[number].routes = ids
+        return Delivery(deal, samples, routes.prompts)
+
+    def _senders(self, role: Grid, numbers: Sequence[int]) -> list[int]:
+        """The ranks of a role that send these samples, in ascending order."""
+        span = role.span
         size = self._batch.samples_per_prompt
-        senders = {span.output_rank(span.replica_of(number // size)) for number in numbers}
-        return self._move.receive_samples(sorted(senders), self._taker)
+        return sorted({span.output_rank(span.replica_of(number // size)) for number in numbers})

@@ -39,6 +39,7 @@ from r1zero.models.params import (
     stage_params,
 )
 from r1zero.models.rotary import rotary_tables
+from r1zero.models.router_replay import RouterAgreement, RouterReplay
 from r1zero.models.unused import local_columns
 from r1zero.weights.open import open_weights
 from r1zero.weights.source import Weights
@@ -101,6 +102,8 @@ class RoleModel:
                 pg_collection=self.groups,
             )
         self._mark_cut_parameters()
+        self.router_agreement = RouterAgreement(device.torch)
+        self._replay_routes()
         cos, sin = rotary_tables(shape, max_positions, device.torch)
         self._cos = cos.to(dtype)[:, None]
         self._sin = sin.to(dtype)[:, None]
@@ -155,6 +158,19 @@ class RoleModel:
                 dim = next((d for d in range(len(part)) if part[d] != whole[d]), 0)
                 set_tensor_model_parallel_attributes(parameter, True, dim, 1)
 
+    def _replay_routes(self) -> None:
+        """Let routers choose the experts that a batch names, if it does."""
+        experts = self.shape.experts
+        if experts is None:
+            return
+        for layer in self.module.decoder.layers:
+            number = layer.layer_number - 1  # Megatron counts from 1, over all stages
+            if number not in experts.layers:
+                continue
+            replay = RouterReplay(experts.layers.index(number), self.router_agreement)
+            layer.mlp.router.router_replay = replay
+            layer.self_attention.core_attention.router_replay = replay
+
     def load(self, path: str) -> None:
         """Fill the parameters from a Hugging Face folder or a Megatron checkpoint. BadInput if it
         does not fit."""
@@ -179,9 +195,18 @@ class RoleModel:
             sin=self._sin[batch.positions],
             token_group=self.grid.groups["cp"],
         )
+        if batch.routes is not None:
+            packed.routes = self._own_tokens(batch.routes)
+            packed.predictions = self._own_tokens(batch.predictions())
         return (module or self.module)(
             batch.tokens[None], batch.positions[None], None, packed_seq_params=packed
         )
+
+    def _own_tokens(self, per_token: torch.Tensor) -> torch.Tensor:
+        """What a router on this rank sees of [T, ...]: under sequence parallelism a part."""
+        if not self.config.sequence_parallel:
+            return per_token
+        return per_token.chunk(self.grid.span.tp)[self.grid.tp_index]
 
     def full_hidden(self, hidden: torch.Tensor) -> torch.Tensor:
         """Make the last stage's output whole on every TP rank: [tokens, hidden], gradient summed

@@ -30,6 +30,7 @@ from r1zero.preflight.cautions import cautions
 from r1zero.preflight.checks import check_found
 from r1zero.preflight.datasets import keeping, templates_of
 from r1zero.preflight.found import Found, ModelFound, dtype_of, look
+from r1zero.preflight.replay import replays_routes
 from r1zero.reward.config import RewardConfig, reward_config
 from r1zero.rollout.interface import EngineConfig, Sampling
 from r1zero.run_folder.exported import MODEL
@@ -101,6 +102,11 @@ class Run:
             max_running=actor.max_running_samples,
             graphs=actor.decode_graphs,
         )
+
+    @property
+    def replays_routes(self) -> bool:
+        """Routers of the trainer repeat what those of the rollout engine chose."""
+        return replays_routes(self.config, self.actor.shape)
 
     @property
     def sampling(self) -> Sampling:

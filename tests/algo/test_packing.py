@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,34 @@ def test_without_items_there_is_filler_and_nothing_to_predict(multiple_of):
     assert batch.tokens.tolist() == [0] * multiple_of
     assert batch.segments.cu_seqlens_q == [multiple_of]
     assert batch.logit_positions.tolist() == batch.targets.tolist() == []
+
+
+def with_routes(number, prompt, response):
+    """An item that says where its tokens went: ids that tell the number of the item and the token."""
+    made = item(number, 0, prompt, response)
+    made.sample.routes = np.full((len(response) - 1, 2, 1), 10 + number, np.uint8)
+    return replace(made, prompt_routes=np.arange(2 * len(prompt), dtype=np.uint8).reshape(-1, 2, 1))
+
+
+def test_routes_lie_as_their_tokens_do_and_fillers_go_where_the_first_ones_go():
+    items = [with_routes(0, [7, 8], [1, 2, 3]), with_routes(1, [7, 8], [4, 5])]
+    batch = pack(items, CPU)
+    assert batch.routes.dtype == torch.uint8 and batch.routes.shape == (5, 2, 1)
+    assert batch.routes[:, :, 0].tolist() == [[0, 1], [2, 3], [10, 10], [10, 10], [11, 11]]
+    filled = pack(items, CPU, multiple_of=4)
+    assert torch.equal(filled.routes, batch.routes[[0, 1, 2, 3, 4, 0, 1, 2]])
+    of_one_token = pack([with_routes(0, [7], [1])], CPU, multiple_of=3)
+    assert of_one_token.routes[:, :, 0].tolist() == [[0, 1]] * 3
+    free = [items[0], items[1].without_routes()]
+    assert pack(free, CPU).routes is None, "all routers choose, or none does"
+    assert pack(random_items(), CPU).routes is None
+
+
+def test_predictions_are_counted_at_the_tokens_that_they_are_made_from():
+    items = [item(0, 0, [7, 8], [1, 2, 3]), item(1, 0, [7, 8], [4, 5])]
+    assert pack(items, CPU).predictions().tolist() == [0, 2, 1, 1, 1]
+    items[0].sample.loss_mask = np.array([False, True, False])
+    assert pack(items, CPU, multiple_of=4).predictions().tolist() == [0, 1, 1, 0, 1, 0, 0, 0]
 
 
 def test_attention_in_a_pack_equals_each_sequence_alone():

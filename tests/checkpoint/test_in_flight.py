@@ -30,6 +30,12 @@ def sample(length: int, seed: int) -> Sample:
     )
 
 
+def chance_routes(tokens: int, seed: int) -> np.ndarray:
+    """Expert ids of so many tokens in 3 layers, uint8 [tokens, 3, 2]."""
+    chance = np.random.default_rng(seed)
+    return chance.integers(0, 256, (tokens, 3, 2), dtype=np.uint8)
+
+
 def groups_of(*positions: int) -> list[Group]:
     """Groups that differ in every field, the first sample of each with all that may be missing."""
     found = []
@@ -45,8 +51,11 @@ def groups_of(*positions: int) -> list[Group]:
         full.ref_logprobs = -np.arange(5, dtype=np.float32)
         full.loss_mask = np.array([True, False, True, True, False])
         full.advantage = -0.3
+        full.routes = chance_routes(4, position)
         samples = [full, sample(0, position + 1), sample(3, position + 2)]
-        found.append(Group(position, prompt, samples, trains=position % 2 == 0))
+        group = Group(position, prompt, samples, trains=position % 2 == 0)
+        group.prompt_routes = chance_routes(position + 1, position + 50)
+        found.append(group)
     return found
 
 

@@ -136,7 +136,7 @@ def moves_body(rank, size, store, folder, text):
     Giver(move, batch, world.ref, world.train).give(groups)
     told["samples"] = [
         sample.tokens.tolist()
-        for delivery in Taker(move, batch, world.ref, world.train).take()
+        for delivery in Taker(move, batch, world.ref, world.train, world.rollout).take()
         for _, sample in sorted(delivery.samples.items())
     ]
     told["plan"] = move.from_controller(lambda: world.rank + 7)

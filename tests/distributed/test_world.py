@@ -149,7 +149,7 @@ def move_body(rank, size, store):
     if world.ref.member:
         groups = look(groups)
     Giver(move, batch, world.ref, world.train).give(groups)
-    deliveries = Taker(move, batch, world.ref, world.train).take()
+    deliveries = Taker(move, batch, world.ref, world.train, world.rollout).take()
     nothing = move.send_to_replicas(batch, [], range(0), world.rollout, world.ref)
     told = move.from_controller(lambda: {"from": world.rank})
     move.flush(1)

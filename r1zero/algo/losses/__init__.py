@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from r1zero.algo.stats import Stat, all_stats
+from r1zero.algo.stats import OF_MODEL, Stat, all_stats
 from r1zero.config.registry import Table
 from r1zero.errors import BadInput, nearest
 
@@ -168,6 +168,7 @@ def stats_of(name: str) -> tuple[Stat, ...]:
 
     Of an own loss only those that every loss has: to look at a folder runs no code of it.
     """
+    of_loss = all_stats(())
     if name in LOSSES.names():
-        return LOSSES[name].all_stats
-    return all_stats(())
+        of_loss = LOSSES[name].all_stats
+    return (*of_loss, *OF_MODEL)
