@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -72,7 +73,7 @@ def make_model(folder: Path, args: argparse.Namespace, scale: float) -> None:
 
     cfg, _ = load_config("tiny")
     tokenizer = AutoTokenizer.from_pretrained(cfg.training.tokenizer_name_or_path)
-    shape = Qwen3MoeConfig(
+    sizes: dict[str, Any] = dict(
         vocab_size=-(-len(tokenizer) // 8) * 8,
         hidden_size=64,
         intermediate_size=96,
@@ -90,7 +91,7 @@ def make_model(folder: Path, args: argparse.Namespace, scale: float) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(SEED)
-    model = Qwen3MoeForCausalLM(shape)
+    model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("mlp.gate.weight"):
