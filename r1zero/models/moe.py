@@ -82,13 +82,13 @@ def _stacked(
 def activation_elements(config: ModelConfig) -> float:
     """Elements that experts keep of one token for the backward pass, in elements of 2 bytes.
 
-    Of each of the k copies of a token: the expert's input, H; gate and up, their product and what
-    goes into the second product, 5 F; the product before it is cast, in fp32, 2 F. And of the
-    router, in fp32, scores and weights of all experts, 4 E.
+    Of each of the k copies of a token: the expert's input, H; gate and up, 2 F, silu of gate, its
+    product with up, and that times the router's weight, F each. And of the router, in fp32, scores
+    and weights of all experts, 4 E.
 
     Routing is taken to be even: a rank whose experts are chosen twice as often keeps twice as many
     copies.
     """
     experts = experts_of(config)
-    copy = config.hidden_size + 7 * experts.ffn_hidden_size
+    copy = config.hidden_size + 5 * experts.ffn_hidden_size
     return experts.top_k * copy + 4 * experts.count

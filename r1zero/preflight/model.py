@@ -81,12 +81,21 @@ def _check_positions(cfg: Config, shape: ModelConfig) -> list[str]:
 
 
 def _check_rank(cfg: Config, shape: ModelConfig) -> list[str]:
-    """A product B A has no higher rank than the smaller side of the weight that it is added to."""
+    """A product B A has no higher rank than the smaller side of the weight that it is added to.
+
+    Experts have no adapters: theirs would be one of each, of another shape than all others.
+    """
     lora = lora_config(cfg.actor_rollout)
     if lora is None:
         return []
+    adapters = adapter_table(shape, lora)
+    if any(adapter.weight.cut == "experts" for adapter in adapters):
+        return [
+            f"actor_rollout.lora.targets: {list(lora.targets)} adapts the MLP, but that of the model "
+            "has experts, which have no adapters; [qkv, proj] would work"
+        ]
     sides = {}
-    for adapter in adapter_table(shape, lora):
+    for adapter in adapters:
         columns = adapter.a.view[-1]
         rows = num_elements(adapter.b) // lora.rank
         sides[adapter.weight.name] = min(rows, columns)

@@ -169,7 +169,7 @@ def test_experts_keep_more_where_sequence_parallelism_does_not_cut_their_tokens(
     dense = family.activation_elements(shape, 0, 4, True)
     cut = family.activation_elements(shape, 1, 4, True)
     whole = family.activation_elements(shape, 1, 4, False)
-    copies = 8 * (2048 + 7 * 768) + 4 * 128
+    copies = 8 * (2048 + 5 * 768) + 4 * 128
     assert cut - dense == copies / 4 - 4 * 6144 / 4
     assert whole - family.activation_elements(shape, 0, 4, False) == copies - 4 * 6144 / 4
 

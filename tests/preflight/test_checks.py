@@ -455,6 +455,22 @@ def test_adapters_have_no_higher_rank_than_their_weights(home: Path) -> None:
     assert "fc2" in problem and "32 is the most" in problem
 
 
+def test_experts_have_no_adapters(home: Path) -> None:
+    experts = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "norm_topk_prob": True,
+    }
+    (home / "net" / "config.json").write_text(json.dumps(SHAPE | experts))
+    refusal = "actor_rollout.lora.targets: ['qkv', 'fc1'] adapts the MLP"
+    words = ["actor_rollout.lora={rank: 2, targets: [qkv, fc1]}"]
+    assert any(problem.startswith(refusal) for problem in check(load(home, *words)))
+    words = ["actor_rollout.lora={rank: 2, targets: [qkv, proj]}"]
+    assert not any("lora" in problem for problem in check(load(home, *words)))
+
+
 def test_model_file_may_shorten_the_positions(home: Path) -> None:
     keys = MODEL | {"max_position_embeddings": 90}
     (home / "model" / "small.yaml").write_text(yaml.safe_dump({"small": keys}))
