@@ -94,7 +94,6 @@ FIXED: dict[str, tuple[tuple[object, ...], str]] = {
         "only models without bias outside the qkv projection are supported",
     ),
     "fp16": ((False,), "weights are bf16 or fp32: set bf16"),
-    "expert_model_parallel_size": ((1,), "only dense models are supported"),
     "rotary_percent": ((1,), "only models that rotate whole heads are supported"),
     "attention_dropout": ((0,), "there is no dropout, or ratios would not start at 1"),
     "hidden_dropout": ((0,), "there is no dropout, or ratios would not start at 1"),

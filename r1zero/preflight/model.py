@@ -11,6 +11,7 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
 from r1zero.models.lora import adapter_table, lora_config
 from r1zero.models.params import num_elements
+from r1zero.preflight.experts import check_policy_experts, check_reference_experts
 from r1zero.preflight.found import Found, ModelFound
 
 
@@ -28,6 +29,7 @@ def check_models(found: Found) -> list[str]:
         problems += _check_model_keys(cfg, found.actor, policy) + _check_positions(cfg, policy)
         for axis in ("tensor_model", "pipeline_model", "infer_tensor"):
             problems += _check_grid(cfg, f"actor_rollout.{axis}_parallel_size", policy)
+        problems += check_policy_experts(cfg, policy)
         problems += _check_rank(cfg, policy)
     if found.reference is not None and found.reference.shape is not None:
         problems += _check_reference(cfg, found.reference, found.reference.shape, policy)
@@ -41,6 +43,7 @@ def _check_reference(
     problems = _check_model_keys(cfg, model, reference)
     for axis in ("tensor_model", "pipeline_model"):
         problems += _check_grid(cfg, f"ref.{axis}_parallel_size", reference)
+    problems += check_reference_experts(cfg, reference)
     if policy is not None and policy.vocab_size != reference.vocab_size:
         problems.append(
             f"ref.load: {cfg.ref.load} has a vocabulary of {reference.vocab_size} rows, but "
@@ -112,6 +115,10 @@ def _check_grid(cfg: Config, key: str, shape: ModelConfig) -> list[str]:
     """A parallel size must divide what it cuts."""
     value = attrgetter(key)(cfg)
     if "pipeline" in key:
+        role, _, _ = key.partition(".")
+        listed = attrgetter(f"{role}.num_layer_list")(cfg)
+        if listed is not None:
+            return _check_stages(f"{role}.num_layer_list", listed, shape)
         cut = {"num_layers": shape.num_layers}
     else:
         cut = family_of(shape).cut_sizes(shape)
@@ -125,6 +132,16 @@ def _check_grid(cfg: Config, key: str, shape: ModelConfig) -> list[str]:
             f"{key}: {value} does not divide {', '.join(uneven)} of the model; "
             f"{neighbours(value, works)}"
         )
+    ]
+
+
+def _check_stages(key: str, listed: list[int], shape: ModelConfig) -> list[str]:
+    """The layers of all pipeline stages are those of the model."""
+    if sum(listed) == shape.num_layers:
+        return []
+    return [
+        f"{key}: {listed} has {sum(listed)} layers, but the model has {shape.num_layers}; give each "
+        "stage as many that they add up to that"
     ]
 
 

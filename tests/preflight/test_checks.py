@@ -331,6 +331,23 @@ RULES = [
         ["ref.pipeline_model_parallel_size=3", "resource_pool.ref=[3]"],
         ["ref.pipeline_model_parallel_size: 3 does not divide num_layers 4", "2 and 4"],
     ),
+    (
+        [
+            "actor_rollout.pipeline_model_parallel_size=2",
+            "actor_rollout.num_layer_list=[1,2]",
+            "actor_rollout.num_gpus_for_train=2",
+            "resource_pool.actor_rollout=[4]",
+        ],
+        ["actor_rollout.num_layer_list: [1, 2] has 3 layers", "the model has 4"],
+    ),
+    (
+        [
+            "actor_rollout.expert_model_parallel_size=2",
+            "actor_rollout.num_gpus_for_train=2",
+            "resource_pool.actor_rollout=[4]",
+        ],
+        ["actor_rollout.expert_model_parallel_size: 2", "the model has none", "1 would work"],
+    ),
     # The template.
     (["training.prompt_type=qwen_r2"], ["training.prompt_type", "qwen_r2", "qwen_r1"]),
     (["training.prompt_type_path=/nowhere.json"], ["training.prompt_type", "/nowhere.json"]),
