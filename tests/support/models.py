@@ -3,6 +3,7 @@ transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -87,4 +88,24 @@ def make_model(family: str, folder: Path, **sizes: object) -> PreTrainedModel:
             else:
                 parameter.normal_(0, 0.08)
     model.save_pretrained(folder)
+    model.config._experts_implementation = "eager"  # grouped products are less exact
     return model
+
+
+def file_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of a model by the names that its files have: transformers 5 has all experts of a layer
+    in one."""
+    found = {}
+    for name, value in tensors.items():
+        place, _, kind = name.rpartition(".")
+        if kind == "gate_up_proj":
+            for expert, gate_up in enumerate(value):
+                gate, up = gate_up.chunk(2)
+                found[f"{place}.{expert}.gate_proj.weight"] = gate
+                found[f"{place}.{expert}.up_proj.weight"] = up
+        elif kind == "down_proj":
+            for expert, down in enumerate(value):
+                found[f"{place}.{expert}.down_proj.weight"] = down
+        else:
+            found[name] = value
+    return found

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from support.models import file_tensors
 from support.multiproc import DEVICE
 from support.plain_advantages import SCORE_WEIGHTS, plain_advantages
 from support.surrogates import CLIP, SURROGATES
@@ -274,7 +275,7 @@ def compare(model, found, weights, epochs=1, tolerance=1e-5, **objective):
     shape = ModelConfig.from_config(
         model.config.to_dict() | {"architectures": [type(model).__name__]}
     )
-    state = model.state_dict()
+    state = file_tensors(model.state_dict())
     for tensor in param_table(shape):
         new = to_hf(tensor, weights[tensor.name])
         for name, value in zip(tensor.hf, new, strict=True):
@@ -289,4 +290,8 @@ def to_hf(tensor, merged):
         size = tensor.hf_shape[1][0] // tensor.kv_groups
         parts = heads.split([heads.shape[1] - 2 * size, size, size], dim=1)
         return [part.reshape(-1, *merged.shape[1:]) for part in parts]
+    if tensor.cut == "experts":
+        merged = merged.flatten(
+            0, 1
+        )  # gate, up, gate, up ... or down, down ..., one below the other
     return merged.chunk(len(tensor.hf), dim=0)
