@@ -43,9 +43,11 @@ from r1zero.config.schema import Config, role_sizes
 from r1zero.distributed.npu_environment import present, tensor_megabytes
 from r1zero.distributed.placement import Placement, RankGrid, RoleSize, place
 from r1zero.errors import BadInput
+from r1zero.models.config import ModelConfig
 from r1zero.models.params import ParamSpec, param_table
 from r1zero.preflight.dry_run import aligned
 from r1zero.preflight.found import dtype_of, look
+from r1zero.preflight.replay import route_bytes
 from r1zero.preflight.resolve import load_config
 from r1zero.preflight.scale import Load, Network, Scale, count, scale_table
 
@@ -146,7 +148,7 @@ def worlds(args: argparse.Namespace) -> Iterator[World]:
         cfg, _ = load_config(args.config, args.overrides)
         name = name or cfg.name
         bucket = cfg.training.publish_bucket_megabytes
-        load = load_of(cfg)
+        load = load_of(cfg, look(cfg).actor.shape)
         sizes = role_sizes(cfg)
         if args.model is None:
             network = network_of(cfg)
@@ -154,6 +156,8 @@ def worlds(args: argparse.Namespace) -> Iterator[World]:
         groups=args.prompts or load.groups,
         group_size=args.group or load.group_size,
         tokens=args.tokens or load.tokens,
+        prompt_tokens=load.prompt_tokens,
+        route_bytes=load.route_bytes,
     )
     sizes = overridden(sizes, args)
     network = network or NETWORKS[args.model]()
@@ -162,12 +166,14 @@ def worlds(args: argparse.Namespace) -> Iterator[World]:
         yield World(name, placed, network, load, bucket)
 
 
-def load_of(cfg: Config) -> Load:
+def load_of(cfg: Config, shape: ModelConfig | None) -> Load:
     """The samples of a step, all of them as long as they may be."""
     return Load(
         groups=cfg.training.global_batch_size,
         group_size=cfg.actor_rollout.n_samples_per_prompt,
         tokens=cfg.response_budget,
+        prompt_tokens=cfg.actor_rollout.max_prompt_length,
+        route_bytes=0 if shape is None else route_bytes(cfg, shape),
     )
 
 

@@ -162,7 +162,7 @@ def _load(target: WeightTarget, weights: Weights, world: World, dtype: torch.dty
     index = ShardIndex.of_rank(grid, world.rank)
     shards = Shards.of_grid(grid)
     for spec, part in weights.stream(param_table(weights.shape), index, shards, dtype):
-        target.write(spec, part, shards)
+        target.write(spec, part, shards, index)
     target.commit(0)
 
 

@@ -19,6 +19,13 @@ def replays_routes(cfg: Config, shape: ModelConfig | None) -> bool:
     return not _obstacles(cfg, shape)
 
 
+def route_bytes(cfg: Config, shape: ModelConfig) -> int:
+    """Bytes of what is replayed of one token: an expert's id is one. 384 of Qwen3-30B-A3B."""
+    if shape.experts is None or not replays_routes(cfg, shape):
+        return 0
+    return len(shape.experts.layers) * shape.experts.top_k
+
+
 def check_replay(cfg: Config, shape: ModelConfig | None) -> list[str]:
     """Return a sentence if replay is asked for and cannot be."""
     if not cfg.actor_rollout.routing_replay or shape is None:

@@ -4,7 +4,8 @@ The lists that a run makes its groups by (distributed/group_list.py) and the pla
 by (weight_sync/plan.py) are pure, so any number of ranks can be asked for here without one of them.
 Of each role the rank with the most is told, of each number.
 
-Bytes of samples follow from what is sent (distributed/wire.py, policy/handover.py). A broadcast on
+Bytes of samples follow from what is sent (distributed/wire.py, policy/handover.py), and with them those
+of routes, which replay takes past the reference (policy/route_handover.py). A broadcast on
 the host is taken to be a binomial tree, in which the root sends ceil(log2 k) times to k ranks.
 
 Where the receivers of a publication have many sources, several of them share a group and hear one
@@ -56,6 +57,8 @@ class Load:
     groups: int
     group_size: int
     tokens: int  # of a response
+    prompt_tokens: int = 0
+    route_bytes: int = 0  # of the experts that a token went to, if they are replayed
 
     @property
     def samples(self) -> int:
@@ -64,6 +67,16 @@ class Load:
     def bytes(self, token_bytes: int) -> int:
         """All samples as they travel."""
         return self.groups * GROUP_BYTES + self.samples * (SAMPLE_BYTES + token_bytes * self.tokens)
+
+    @property
+    def response_routes(self) -> int:
+        """Bytes of the routes of all responses."""
+        return self.samples * self.tokens * self.route_bytes
+
+    @property
+    def prompt_routes(self) -> int:
+        """The same of all prompts, once."""
+        return self.groups * self.prompt_tokens * self.route_bytes
 
     @property
     def table_bytes(self) -> int:
@@ -237,14 +250,18 @@ def _samples(placed: Placement, role: str, load: Load) -> tuple[int, int]:
     has_ref = placed.ref is not None
     looked_at = load.bytes(LOOKED_AT_BYTES) if has_ref else drawn
     told = _hops(grid.size // grid.dp)
+    # the routes of a prompt go to each replica of train that learns from one of its samples
+    prompt_copies = min(placed.train.dp, load.group_size)
     if role == "rollout":
-        # who hands over to train joins the table of all groups and tells it
-        tables = 0 if has_ref else load.table_bytes
-        return tables, drawn // grid.dp + 2 * tables
+        # who hands over to train joins the table of all groups and tells it; so does who sends routes
+        tables = 0 if has_ref and not load.route_bytes else load.table_bytes
+        given = drawn + load.response_routes + prompt_copies * load.prompt_routes
+        return tables, given // grid.dp + 2 * tables
     if role == "ref":
         share = drawn // grid.dp
         return share + load.table_bytes, told * share + looked_at // grid.dp + 2 * load.table_bytes
-    share = looked_at // grid.dp
+    share = (looked_at + load.response_routes) // grid.dp
+    share += load.prompt_routes * prompt_copies // grid.dp
     return load.table_bytes + share, _hops(grid.size) * load.table_bytes + told * share
 
 

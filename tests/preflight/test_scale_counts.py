@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from support.publishing import expert_model
 from support.shapes import small_shape
 
 from r1zero.algo.dealing import SampleTable
-from r1zero.distributed import wire
+from r1zero.distributed import route_wire, wire
 from r1zero.distributed.placement import Placement, RoleSize, place
 from r1zero.errors import BadInput
 from r1zero.models.params import Shards, num_elements, param_table
@@ -23,7 +23,7 @@ from r1zero.preflight.scale import (
     count,
     scale_table,
 )
-from r1zero.types import Group, Prompt, Sample
+from r1zero.types import Group, Prompt, RecordedRoutes, Sample
 from r1zero.weight_sync import plan as plan_module
 
 SHAPE = small_shape()
@@ -165,6 +165,39 @@ def test_bytes_of_samples_by_hand() -> None:
     # Replicas of four ranks, told in two rounds; eight train ranks, told the table in three.
     assert roles["train"].samples_in == table + looked_at // 2
     assert roles["train"].samples_out == 3 * table + 2 * (looked_at // 2)
+
+
+def test_bytes_of_routes_by_hand() -> None:
+    """As above, with prompts of five tokens and three bytes of experts for each token."""
+    placed = world(train=8, rollout=4, ref=2)
+    load = replace(LOAD, prompt_tokens=5, route_bytes=3)
+    without = counted(placed).roles
+    roles = count(placed, placed.rollout, NETWORK, load, 4, 100).roles
+    responses = 24 * 10 * 3
+    prompts = 6 * 5 * 3
+    assert load.response_routes == responses and load.prompt_routes == prompts
+    # both train replicas learn from each prompt
+    rollout = responses // 2 + prompts + 2 * load.table_bytes
+    assert roles["rollout"].samples_out - without["rollout"].samples_out == rollout
+    train = responses // 2 + prompts
+    assert roles["train"].samples_in - without["train"].samples_in == train
+    assert roles["train"].samples_out - without["train"].samples_out == 2 * train
+    assert roles["ref"] == without["ref"]
+
+
+def test_routes_take_the_bytes_that_are_sent() -> None:
+    def ids(tokens: int) -> np.ndarray:
+        return np.zeros((tokens, 1, 3), np.uint8)
+
+    load = replace(LOAD, prompt_tokens=5, route_bytes=3)
+    routes = RecordedRoutes(
+        prompts={group: ids(5) for group in range(load.groups)},
+        samples={sample: ids(9) for sample in range(load.samples)},
+    )
+    sent = route_wire.pack_routes(routes).numel()
+    counted = load.response_routes + load.prompt_routes
+    # a row of 16 bytes for each; no routes of a response's last token
+    assert sent - counted == 32 + 16 * (6 + 24) - 24 * 3
 
 
 def test_the_table_has_a_line_for_each_role() -> None:
