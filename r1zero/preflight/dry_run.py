@@ -60,6 +60,7 @@ from r1zero.models.sizes import (
 from r1zero.preflight.advice import look_ahead
 from r1zero.preflight.files import absent
 from r1zero.preflight.found import Found, dtype_of
+from r1zero.preflight.replay import route_bytes
 from r1zero.preflight.run import Run
 from r1zero.preflight.scale import Load, Network, count, scale_table
 from r1zero.preflight.step_model import Step
@@ -210,6 +211,8 @@ def groups_table(cfg: Config, placed: Placement, policy: ModelConfig | None) -> 
             groups=cfg.training.global_batch_size,
             group_size=cfg.actor_rollout.n_samples_per_prompt,
             tokens=cfg.response_budget,
+            prompt_tokens=cfg.actor_rollout.max_prompt_length,
+            route_bytes=route_bytes(cfg, policy),
         ),
         cfg.training.publish_bucket_megabytes,
         tensor_megabytes(present()),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import resource
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.tool import functions, run_here
 
+ROOT = Path(__file__).resolve().parents[2]
+# but for those whose models are made on first use
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[!t]*.yaml"))
 TRAIN_72B = "--train 2048 --train-tp 8 --train-pp 8 --rollout 4096 --rollout-tp 8".split()
 
 
@@ -54,6 +58,15 @@ def test_235b_is_planned_with_few_groups_and_little_time(
     assert roles["rollout"]["published_in"] == pytest.approx(235.1e9 / 4 * 2, rel=0.001)
     assert roles["train"]["published_out"] == pytest.approx(4.06e9, rel=0.01)
     assert roles["train"]["published_in"] == pytest.approx(4.06e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_rank_of_a_shipped_configuration_is_in_two_dozen_groups_at_most(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [found] = lines(capsys, "--config", name)
+    for role in found["roles"].values():
+        assert role["device_groups"] + role["publish_groups"] <= 24
 
 
 def test_replicas_in_proportion_hold_all_experts(capsys: pytest.CaptureFixture[str]) -> None:
