@@ -49,8 +49,9 @@ if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} || $nodes != *" ${NODE_RANK:-none} "
 fi
 
 set_up
-for file in "$config" "$root/configs/$config" "$root/configs/$config.yaml"; do
-  if [[ "$*" == *embedded:tiny* ]] || grep -qs embedded:tiny "$file"; then make_tiny; break; fi
+files=("$config" "$root/configs/$config" "$root/configs/$config.yaml")
+for name in tiny tiny_moe; do
+  if grep -qs "embedded:$name\b" - "${files[@]}" <<<"$*"; then make_tiny "$name"; fi
 done
 
 program=("$root/r1zero/main.py" --config "$config" "$@")

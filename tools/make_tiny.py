@@ -1,6 +1,6 @@
-"""Make the embedded tiny model and its problems: python tools/make_tiny.py [--output DIR] [--force]
+"""Make an embedded tiny model and its problems: python tools/make_tiny.py [tiny|tiny_moe] [--output DIR] [--force]
 
-Nothing is done when DIR (default .cache/tiny) is there and was made by this very
+Nothing is done when DIR (default .cache/tiny or .cache/tiny_moe) is there and was made by this very
 tools/tiny_recipe.py.
 """
 
@@ -18,17 +18,19 @@ STAMP = "recipe.sha256"
 
 sys.path.insert(0, str(ROOT))
 
+from r1zero.config.keys import EMBEDDED, EMBEDDED_NAMES
 from r1zero.data.template import Template
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--output", type=Path, default=ROOT / ".cache" / "tiny", help="folder to make"
+        "name", nargs="?", choices=EMBEDDED_NAMES, default=EMBEDDED_NAMES[0], help="which model"
     )
+    parser.add_argument("--output", type=Path, help="folder to make; default .cache/NAME")
     parser.add_argument("--force", action="store_true", help="make it again when it is there")
     args = parser.parse_args()
-    folder = args.output
+    folder = args.output or EMBEDDED / args.name
     recipe = recipe_hash()
     if folder.exists() and not (folder / STAMP).is_file():
         print(
@@ -37,7 +39,7 @@ def main() -> int:
         )
         return 2
     if is_made(folder, recipe) and not args.force:
-        print(f"tiny: {folder} is up to date")
+        print(f"{args.name}: {folder} is up to date")
         return 0
     from tiny_recipe import make  # imports torch and transformers, some seconds
 
@@ -51,7 +53,7 @@ def main() -> int:
         )
         return 2
     try:
-        make(unfinished)
+        make(unfinished, args.name)
         (unfinished / STAMP).write_text(recipe)
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -62,7 +64,7 @@ def main() -> int:
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"tiny: made {folder}")
+    print(f"{args.name}: made {folder}")
     return 0
 
 

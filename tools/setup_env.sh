@@ -29,7 +29,7 @@ set_up() {
   fi
 }
 
-make_tiny() { locked "$python" "$root/tools/make_tiny.py"; }
+make_tiny() { locked "$python" "$root/tools/make_tiny.py" "$@"; }
 
 # locked COMMAND...: run it while no other launch does, since nodes may share this disk.
 locked() {

@@ -1,9 +1,10 @@
-"""The recipe of the embedded tiny model and its problems, for tools/make_tiny.py.
+"""The recipe of the embedded tiny models and their problems, for tools/make_tiny.py.
 
-The problems are sums of two two-digit numbers. A small Qwen2 model is warmed up (supervised
-fine-tuning, about 40 s on one core) to answer in two ways: it computes digit by digit, which is
-right, or it guesses, which it does more often. GRPO then has something real to find: that computing
-in the full format pays.
+The problems are sums of two two-digit numbers. A small model is warmed up (supervised fine-tuning,
+about 40 s on one core) to answer in two ways: it computes digit by digit, which is right, or it
+guesses, which it does more often. GRPO then has something real to find: that computing in the full
+format pays. `tiny` is a Qwen2 model; `tiny_moe` a Qwen3-MoE model whose layers have eight experts,
+of which a token takes two.
 
 The pairs {a, b} are cut into three disjoint parts: one is seen by the warm-up, one becomes
 train.parquet for GRPO, one becomes eval.parquet and is seen by neither.
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -27,7 +29,15 @@ import pyarrow.parquet as pq
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch.nn import functional as F
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from transformers.utils.logging import disable_progress_bar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,6 +54,16 @@ FFN = 192
 LAYERS = 2
 HEADS = 4
 KV_HEADS = 2
+EXPERTS = 8  # of tiny_moe
+TOP_K = 2
+EXPERT_FFN = 64
+EXPERT_SIZES: dict[str, Any] = {
+    "head_dim": HIDDEN // HEADS,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": TOP_K,
+    "moe_intermediate_size": EXPERT_FFN,
+    "norm_topk_prob": True,
+}
 # of the mixed answers after the clean steps
 GUESS_SHARE = 0.7
 BROKEN_SHARE = 0.3
@@ -73,8 +93,8 @@ PHRASES = (
 Pair = tuple[int, int]
 
 
-def make(folder: Path) -> None:
-    """Write model/, train.parquet and eval.parquet into the new `folder`."""
+def make(folder: Path, name: str) -> None:
+    """Write model/, train.parquet and eval.parquet of `name` into the new `folder`."""
     torch.set_num_threads(1)  # one count everywhere, since sums in another order give other weights
     torch.manual_seed(SEED)
     disable_progress_bar()
@@ -82,15 +102,17 @@ def make(folder: Path) -> None:
     warm_up, train, held_out = split_pairs(random)
     prompt = Template("qwen_r1").render
     tokenizer = make_tokenizer(prompt)
-    model = warmed_up_model(tokenizer, warm_up, prompt, random)
+    model = new_model(name, tokenizer)
+    print(f"{name}: warming up a model of {model.num_parameters():,} parameters", flush=True)
+    train_on_answers(model, tokenizer, warm_up, prompt, random)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
-    for name, pairs in (("train", train), ("eval", held_out[:EVAL_ROWS])):
+    for part, pairs in (("train", train), ("eval", held_out[:EVAL_ROWS])):
         columns = {
             "question": [question(pair) for pair in pairs],
             "ground_truth_answer": [str(sum(pair)) for pair in pairs],
         }
-        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+        pq.write_table(pa.table(columns), folder / f"{part}.parquet")
 
 
 def split_pairs(random: np.random.Generator) -> tuple[list[Pair], list[Pair], list[Pair]]:
@@ -159,34 +181,44 @@ def make_tokenizer(prompt: Callable[[str], str]) -> PreTrainedTokenizerFast:
     )
 
 
-def warmed_up_model(
+def new_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A model with random weights, of tiny or of tiny_moe."""
+    end_of_turn = tokenizer.eos_token_id
+    end_of_text = tokenizer.pad_token_id
+    sizes: dict[str, Any] = {
+        "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
+        "hidden_size": HIDDEN,
+        "intermediate_size": FFN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": end_of_turn,
+        "pad_token_id": end_of_text,
+        "initializer_range": 0.05,
+    }
+    model: PreTrainedModel
+    if name == "tiny":
+        model = Qwen2ForCausalLM(Qwen2Config(**sizes))
+    else:
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **EXPERT_SIZES))
+    model = model.float()
+    model.generation_config = GenerationConfig(
+        eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text
+    )
+    return model
+
+
+def train_on_answers(
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     pairs: list[Pair],
     prompt: Callable[[str], str],
     random: np.random.Generator,
-) -> Qwen2ForCausalLM:
-    """Train a new model on computed answers, then on mixed ones."""
-    end_of_turn = tokenizer.eos_token_id
-    end_of_text = tokenizer.pad_token_id
-    config = Qwen2Config(
-        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
-        hidden_size=HIDDEN,
-        intermediate_size=FFN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=end_of_turn,
-        pad_token_id=end_of_text,
-        initializer_range=0.05,
-    )
-    model = Qwen2ForCausalLM(config).float()
-    model.generation_config = GenerationConfig(
-        eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text
-    )
-    print(f"tiny: warming up a model of {model.num_parameters():,} parameters", flush=True)
+) -> None:
+    """Train on computed answers, then on mixed ones."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     start = time.perf_counter()
     for step in range(1, STEPS + 1):
@@ -205,15 +237,14 @@ def warmed_up_model(
         optimizer.step()
         if step % 100 == 0:
             print(
-                f"tiny: warm-up step {step} of {STEPS}, loss {loss.item():.3f}, "
+                f"warm-up step {step} of {STEPS}, loss {loss.item():.3f}, "
                 f"{time.perf_counter() - start:.0f} s",
                 flush=True,
             )
-    return model
 
 
 def answer_loss(
-    model: Qwen2ForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     prompts: list[str],
     answers: list[str],

@@ -278,11 +278,13 @@ def names_files(hint: Any) -> bool:
 
 
 ROOT = Path(__file__).resolve().parents[2]
-EMBEDDED = ROOT / ".cache"  # where tools/make_tiny.py puts its model and data
+EMBEDDED = ROOT / ".cache"  # where tools/make_tiny.py puts its models and data
+EMBEDDED_NAMES = ("tiny", "tiny_moe")
 
 
 def embedded(part: str) -> AfterValidator:
-    """Turn `embedded:tiny` into the place of its model, train or eval part; others stay.
+    """Turn `embedded:tiny` into the place of its model, train or eval part, and `embedded:tiny_moe`;
+    others stay.
 
     `embedded:tiny/eval` names the part itself.
     """
@@ -292,9 +294,12 @@ def embedded(part: str) -> AfterValidator:
         if not path.startswith("embedded:"):
             return path
         name, _, chosen = path.removeprefix("embedded:").partition("/")
-        if name != "tiny" or (chosen or part) not in parts:
+        if name not in EMBEDDED_NAMES or (chosen or part) not in parts:
             known = ", ".join(f"embedded:tiny/{entry}" for entry in parts)
-            raise wrong(f"{path} is unknown; embedded are embedded:tiny and, of its parts, {known}")
+            raise wrong(
+                f"{path} is unknown; embedded are embedded:tiny, embedded:tiny_moe and, of their "
+                f"parts, {known}"
+            )
         return str(EMBEDDED / name / parts[chosen or part])
 
     return AfterValidator(place)

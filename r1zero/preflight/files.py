@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from r1zero.config.keys import EMBEDDED_NAMES
 from r1zero.config.parse import LARGEST, read_json
 from r1zero.config.paths import expand
 from r1zero.config.schema import Config, filled
@@ -29,7 +30,6 @@ from r1zero.preflight.found import Found, ModelFound
 from r1zero.weights.detect import CONFIG, check_files, detect
 from r1zero.weights.headers import StoredTensor, read_header, refuse_others, weight_files
 
-TINY = "tiny"
 FOLDERS = ("actor_rollout.load", "ref.load", "training.tokenizer_name_or_path")
 
 
@@ -191,8 +191,9 @@ def _missing_sentences(missing: dict[str, str]) -> list[str]:
         else:
             kind = "Hugging Face model folder"
         kind += " or a Megatron checkpoint" * key.endswith(".load")
-        if Path(path).parts[-3:-1] == (".cache", TINY):
-            way_out = "; make it with `python tools/make_tiny.py`"
+        folder = Path(path).parent
+        if folder.parent.name == ".cache" and folder.name in EMBEDDED_NAMES:
+            way_out = f"; make it with `python tools/make_tiny.py {folder.name}`"
         else:
             beside = Path(path).parent
             if beside.is_dir():

@@ -207,6 +207,8 @@ def test_embedded_names_become_paths(home: Path) -> None:
     assert cfg.actor_rollout.load == cfg.ref.load == str(made / "model")
     assert cfg.actor_rollout.data_path == cfg.training.eval_data_path == str(made / "eval.parquet")
     assert load_config("tiny")[0].actor_rollout.data_path == str(made / "train.parquet")
+    mixture, _ = load_config("tiny", ["actor_rollout.load=embedded:tiny_moe"])
+    assert mixture.actor_rollout.load == str(ROOT / ".cache" / "tiny_moe" / "model")
     with pytest.raises(BadInput, match="embedded:huge is unknown.*embedded:tiny"):
         load_config("tiny", ["actor_rollout.load=embedded:huge"])
 

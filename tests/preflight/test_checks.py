@@ -506,9 +506,10 @@ def test_missing_model_folder(home: Path) -> None:
     assert check(cfg, absent_ok=True) == []
 
 
-def test_missing_tiny_model_names_the_tool(home: Path) -> None:
-    problem = only(check(load(home, f"actor_rollout.load={home}/.cache/tiny/model")))
-    assert "tools/make_tiny.py" in problem
+@pytest.mark.parametrize("name", ["tiny", "tiny_moe"])
+def test_missing_tiny_model_names_the_tool(home: Path, name: str) -> None:
+    problem = only(check(load(home, f"actor_rollout.load={home}/.cache/{name}/model")))
+    assert f"python tools/make_tiny.py {name}`" in problem
 
 
 def test_folder_without_config_json(home: Path) -> None:
