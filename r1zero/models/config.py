@@ -66,6 +66,17 @@ class ModelConfig:
         """Elements of all parameters."""
         return sum(num_elements(spec) for spec in family_of(self).params(self))
 
+    @property
+    def num_active_parameters(self) -> int:
+        """Those that compute a token: of each layer's experts only the chosen ones."""
+        total = 0
+        for spec in family_of(self).params(self):
+            elements = num_elements(spec)
+            if self.experts is not None and spec.cut == "experts":
+                elements = elements * self.experts.top_k // self.experts.count
+            total += elements
+        return total
+
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
         """Read `config.json` in `folder`. BadInput when it is missing or not a supported model."""

@@ -6,6 +6,7 @@ are a guess.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from r1zero.algo.losses import LOSSES
 from r1zero.config.rules import check_pool
 from r1zero.config.schema import Config, placement, with_ranks
-from r1zero.distributed.placement import Placement
+from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.preflight.step_model import Job, Lengths, Rates, Step, predict
 from r1zero.preflight.step_rates import measured_job, measured_lengths, measured_rates
 
@@ -120,22 +121,22 @@ def _best_split(
     Work is first taken to shrink as replicas are added, so that a step lasts as long as its busiest
     role, and what the others need for one part. The splits that look best then are played.
     """
-    ranks_of_replica = [grid.size // grid.dp for grid in placed.grids]
+    units = [_unit(grid) for grid in placed.grids]
 
-    def roughly(replicas: Sequence[int]) -> float:
+    def roughly(counts: Sequence[int]) -> float:
         busy = [
-            now.busy[grid.role] * grid.dp / count
-            for grid, count in zip(placed.grids, replicas, strict=True)
+            now.busy[grid.role] * grid.size / (count * unit)
+            for grid, count, unit in zip(placed.grids, counts, units, strict=True)
         ]
         return max(busy) + (sum(busy) - max(busy)) / job.parts
 
     best: Split | None = None
     limit = (1 - NOTABLE) * now.seconds
-    candidates = _splits(placed.world_size, ranks_of_replica)
+    candidates = _splits(placed.world_size, units)
     for candidate in sorted(candidates, key=roughly)[:PLAYED]:
         ranks = {
-            grid.role: count * size
-            for grid, count, size in zip(placed.grids, candidate, ranks_of_replica, strict=True)
+            grid.role: count * unit
+            for grid, count, unit in zip(placed.grids, candidate, units, strict=True)
         }
         changed, keys = with_ranks(cfg, ranks)
         if check_pool(changed):
@@ -147,19 +148,30 @@ def _best_split(
     return best
 
 
-def _splits(ranks: int, ranks_of_replica: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Every way to fill `ranks` with at least one replica of each role.
+def _unit(grid: RankGrid) -> int:
+    """The ranks that a role grows by: as many replicas as its experts are dealt to.
 
-    Six ranks, for roles whose replicas take 2 and 1:
+    A replica of TP 2 x PP 2 takes four ranks, two a stage. With EP 8 four replicas fill a group, so
+    that the role grows by 16 ranks.
+    """
+    stage = grid.tp * grid.cp
+    replicas = grid.ep // math.gcd(grid.ep, stage)
+    return replicas * grid.size // grid.dp
+
+
+def _splits(ranks: int, units: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Every way to fill `ranks` with at least one unit of each role.
+
+    Six ranks, for roles whose units take 2 and 1:
 
     >>> list(_splits(6, [2, 1]))
     [(1, 4), (2, 2)]
     """
-    first, *others = ranks_of_replica
+    first, *others = units
     if not others:
         if ranks > 0 and ranks % first == 0:
             yield (ranks // first,)
         return
-    for replicas in range(1, ranks // first + 1):
-        for rest in _splits(ranks - replicas * first, others):
-            yield (replicas, *rest)
+    for count in range(1, ranks // first + 1):
+        for rest in _splits(ranks - count * first, others):
+            yield (count, *rest)

@@ -8,14 +8,17 @@ ranks of a role the fullest is shown):
                minibatches are taken with the weights that drew them. With actor_rollout.lora those of the
                model once, and N is from here on the number of the adapters' parameters
   gradients    N x 4: Megatron accumulates and reduces them in fp32
-  optimizer    N x 12 / DP in bf16 (fp32 master weight and two moments), N x 8 / DP in fp32, by the
-               distributed optimizer (Rajbhandari et al. 2020, ZeRO stage 1). With
+  optimizer    N x 12 in bf16 (fp32 master weight and two moments), N x 8 in fp32, shared by the ranks
+               that hold the same parameters, by the distributed optimizer (Rajbhandari et al. 2020,
+               ZeRO stage 1): of experts TP x CP x DP / EP ranks, of all else CP x DP. With
                training.optimizer_offload that is in host memory, and here what visits at a time: as much
                of 32 M parameters, or of the largest tensor on the rank
-  activations  T tokens of a microbatch. With full recomputation the input of every layer, T x hidden x B,
+  activations  T tokens of a microbatch on a CP rank. With full recomputation the input of every layer,
+               T x hidden x B,
                plus what one layer keeps for its backward pass; without, what every layer keeps (counted as
-               by Korthikanti et al. 2022, with fused attention and a gated MLP); times the microbatches in
-               flight on that stage (PP - stage, at most). Plus the output layer: three chunks of logits and,
+               by Korthikanti et al. 2022, with fused attention and a gated MLP, and experts chosen
+               evenly), the keys and values of all CP ranks among it; times the microbatches in flight
+               on that stage (PP - stage, at most). Plus the output layer: three chunks of logits and,
                where it learns, its gradient, both fp32
   KV cache     2 x layers x kv heads / TP x head size x B for each token of a replica's prompts, once, and of
                its responses, in whole blocks; max_tokens_to_oom tokens at most, and as many with
@@ -40,7 +43,7 @@ from r1zero.distributed.npu_environment import present, tensor_megabytes
 from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
-from r1zero.models.lora import LoraConfig, adapter_params, lora_config
+from r1zero.models.lora import adapter_params, lora_config
 from r1zero.models.params import (
     ParamSpec,
     Shards,
@@ -113,25 +116,36 @@ def banner(run: Run, node_of_rank: Sequence[int]) -> str:
 
 def roles_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
     """One line a role: its ranks, its nodes, its grid."""
-    rows = [["role", "ranks", "nodes", "TP", "PP", "DP"]]
+    axes = _shown_axes(placed)
+    rows = [["role", "ranks", "nodes", *(axis.upper() for axis in axes)]]
     for span in placed.grids:
         on = sorted({node_of_rank[rank] for rank in span.ranks})
-        rows.append(
-            [span.role, _range(span.ranks), _range(on), *map(str, (span.tp, span.pp, span.dp))]
-        )
+        sizes = [str(getattr(span, axis)) for axis in axes]
+        rows.append([span.role, _range(span.ranks), _range(on), *sizes])
     return aligned(rows)
 
 
 def placement_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
     """One line a rank: its node, its roles, and its place in the grid of each."""
-    rows = [["rank", "node", "role", "TP", "PP", "DP"]]
+    axes = _shown_axes(placed)
+    rows = [["rank", "node", "role", *(axis.upper() for axis in axes)]]
     for rank in range(placed.world_size):
-        for span in placed.grids:
-            if rank in span.ranks:
-                index = span.index_of(rank)
-                place = [str(index[axis]) for axis in ("tp", "pp", "dp")]
-                rows.append([str(rank), str(node_of_rank[rank]), span.role, *place])
+        for role in placed.roles_of(rank):
+            span = placed.roles[role]
+            index = span.index_of(rank) | {"ep": span.expert_index(rank)}
+            place = [str(index[axis]) for axis in axes]
+            rows.append([str(rank), str(node_of_rank[rank]), role, *place])
     return aligned(rows)
+
+
+def _shown_axes(placed: Placement) -> list[str]:
+    """TP, PP and DP; CP and EP where a role that looks at whole sequences has them."""
+    shown = ["tp", "pp", "dp"]
+    for axis in ("cp", "ep"):
+        sizes = [getattr(span, axis) for span in placed.grids if span.role != "rollout"]
+        if max(sizes) > 1:
+            shown.append(axis)
+    return shown
 
 
 def batch_line(cfg: Config, placed: Placement) -> str:
@@ -150,6 +164,8 @@ def batch_line(cfg: Config, placed: Placement) -> str:
         even = cfg.minibatch_size % (replicas * actor.micro_batch_size) == 0
         size = f"{'' if even else 'at most '}{actor.micro_batch_size}"
         micro = f"{count} microbatch{'es' if count > 1 else ''} of {size}"
+    if placed.train.cp > 1:
+        micro = f"CP {placed.train.cp} x {micro}"
     prompts = cfg.training.global_batch_size
     plural = "s" if updates > 1 else ""
     return (
@@ -276,11 +292,9 @@ def memory(
 def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     size = dtype_of(cfg).itemsize
     frozen = 0
-    learning = stage_parameters(shape, span, stage)
-    lora = lora_config(cfg.actor_rollout)
-    if lora is not None:
-        frozen = learning
-        learning = stage_adapters(shape, lora, span, stage)
+    learning = _rank_elements(_learning(cfg, shape, span, stage), span)
+    if lora_config(cfg.actor_rollout) is not None:
+        frozen = stage_parameters(shape, span, stage)
     copies = 2 if cfg.keeps_start_weights else 1
     return Memory(
         weights=(frozen + learning * copies) * size,
@@ -326,18 +340,21 @@ def _train_activations(cfg: Config, shape: ModelConfig, span: RankGrid, stage: i
     """Bytes that a train rank keeps for the backward pass."""
     actor = cfg.actor_rollout
     size = dtype_of(cfg).itemsize
-    tokens = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
+    sequence_parallel = cfg.training.sequence_parallel
+    microbatch = actor.max_tokens_per_microbatch or actor.micro_batch_size * cfg.training.seq_length
+    tokens = -(-microbatch // span.cp)
     layers = Stages.of(shape.num_layers, span).layers(stage)
     kept = [
-        layer_activations(shape, span.tp, tokens, size, cfg.training.sequence_parallel, layer)
+        layer_activations(shape, span.tp, tokens, size, sequence_parallel, layer)
         for layer in layers
     ]
+    gathered = gathered_keys(shape, span, tokens) * size
     if actor.recompute_granularity == "full":
-        cut = span.tp if cfg.training.sequence_parallel else 1
+        cut = span.tp if sequence_parallel else 1
         in_flight = (span.pp - stage) * len(layers) * tokens * shape.hidden_size * size / cut
-        activations = in_flight + max(kept)
+        activations = in_flight + max(kept) + gathered
     else:
-        activations = (span.pp - stage) * sum(kept)
+        activations = (span.pp - stage) * (sum(kept) + len(layers) * gathered)
     if stage < span.pp - 1:
         return activations
     activations += logits_bytes(shape, span.tp, tokens)
@@ -370,14 +387,20 @@ def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int)
 
 def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
     size = dtype_of(cfg).itemsize
-    tokens = cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
+    microbatch = (
+        cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
+    )
+    tokens = -(-microbatch // span.cp)
+    # the reference of a model with experts takes part in sequence parallelism, which they ask for
+    sequence_parallel = cfg.training.sequence_parallel and shape.experts is not None
+    layer = layer_activations(shape, span.tp, tokens, size, sequence_parallel)
     if stage == span.pp - 1:
         logits = logits_bytes(shape, span.tp, tokens)
     else:
         logits = 0
     return Memory(
         weights=stage_parameters(shape, span, stage) * size,
-        activations=layer_activations(shape, span.tp, tokens, size, False) + logits,
+        activations=layer + gathered_keys(shape, span, tokens) * size + logits,
         buckets=0 if cfg.ref.reset_interval is None else _bucket_bytes(cfg),
     )
 
@@ -395,17 +418,13 @@ def stage_parameters(shape: ModelConfig, span: RankGrid, stage: int) -> int:
 
     A tied output layer is the embedding itself, unless that lives on another stage.
     """
-    held = stage_params(shape, stage, Stages.of(shape.num_layers, span))
-    shards = Shards.of_grid(span)
-    return sum(num_elements(spec, shards) for spec in held)
+    return _rank_elements(stage_params(shape, stage, Stages.of(shape.num_layers, span)), span)
 
 
-def stage_adapters(shape: ModelConfig, lora: LoraConfig, span: RankGrid, stage: int) -> int:
-    """Parameters of adapters on one rank of a pipeline stage."""
-    stages = Stages.of(shape.num_layers, span)
+def _rank_elements(specs: Sequence[ParamSpec], span: RankGrid) -> int:
+    """Elements of these parameters on one rank that holds them."""
     shards = Shards.of_grid(span)
-    held = [spec for spec in adapter_params(shape, lora) if stage_of(spec, stages) == stage]
-    return sum(num_elements(spec, shards) for spec in held)
+    return sum(num_elements(spec, shards) for spec in specs)
 
 
 def layer_activations(
@@ -413,6 +432,12 @@ def layer_activations(
 ) -> float:
     """Bytes that one layer keeps for its backward pass."""
     return tokens * size * family_of(shape).activation_elements(shape, layer, tp, sequence_parallel)
+
+
+def gathered_keys(shape: ModelConfig, span: RankGrid, tokens: int) -> float:
+    """Elements of the keys and values that a rank takes from the others of its CP group, in one
+    layer."""
+    return (span.cp - 1) * tokens * 2 * shape.num_kv_heads / span.tp * shape.head_dim
 
 
 def logits_bytes(shape: ModelConfig, tp: int, tokens: int) -> float:

@@ -16,9 +16,10 @@ from statistics import NormalDist, fmean
 import numpy as np
 
 from r1zero.config.schema import Config
-from r1zero.distributed.placement import Placement
+from r1zero.distributed.placement import Placement, RankGrid
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
+from r1zero.models.params import Shards, num_elements, param_table
 from r1zero.preflight.found import dtype_of
 from r1zero.preflight.step_model import Job, Lengths, LogNormal, Rates, predict
 
@@ -57,10 +58,11 @@ def guessed_rates(cfg: Config, placed: Placement, shape: ModelConfig) -> Rates:
     actor = cfg.actor_rollout
     size = dtype_of(cfg).itemsize
     parameters = shape.num_parameters
-    train = placed.train.tp * placed.train.pp  # ranks of a replica, as the next two
+    active = shape.num_active_parameters
+    train = placed.train.size // placed.train.dp  # ranks of a replica, as the next two
     rollout = placed.rollout.tp
-    ref = placed.ref.tp * placed.ref.pp if placed.ref is not None else 1
-    forward = FORWARD_FLOPS * parameters / (PEAK * FORWARD_SHARE)
+    ref = placed.ref.size // placed.ref.dp if placed.ref is not None else 1
+    forward = FORWARD_FLOPS * active / (PEAK * FORWARD_SHARE)
     learn = LEARN_FLOPS
     if actor.recompute_granularity == "full":
         learn = RECOMPUTE_FLOPS
@@ -68,26 +70,32 @@ def guessed_rates(cfg: Config, placed: Placement, shape: ModelConfig) -> Rates:
         learn -= WEIGHT_GRADIENT_FLOPS
     if cfg.base_is_reference:
         learn += FORWARD_FLOPS
-    optimizer = OPTIMIZER * parameters / train
+    optimizer = OPTIMIZER * _rank_parameters(shape, placed.train)
     if cfg.training.optimizer_offload:  # there and back
-        state = parameters / train / placed.train.dp * dtype_of(cfg).optimizer_bytes
+        state = parameters / placed.train.size * dtype_of(cfg).optimizer_bytes
         optimizer += 2 * state / BUS
     floor = EAGER_FLOOR if actor.decode_graphs is False else GRAPH_FLOOR
     floor *= shape.num_layers / FLOOR_LAYERS
     context = MEAN_PROMPT * actor.max_prompt_length + MEAN_RESPONSE * cfg.response_budget / 2
     cache = family_of(shape).kv_cache_elements(shape, rollout) * size * context
-    product = FORWARD_FLOPS * parameters / rollout / (PEAK * DECODE_SHARE)
+    product = FORWARD_FLOPS * active / rollout / (PEAK * DECODE_SHARE)
     return Rates(
         decode_step=floor + parameters * size / rollout / BANDWIDTH,
         decode_row=product + cache / BANDWIDTH,
         prefill=forward / rollout,
         ref=forward / ref,
-        learn=learn * parameters / (PEAK * LEARN_SHARE) / train,
+        learn=learn * active / (PEAK * LEARN_SHARE) / train,
         look=forward / train,
         optimizer=optimizer,
         publish=parameters * size / rollout / LINK,
         source=GUESS,
     )
+
+
+def _rank_parameters(shape: ModelConfig, span: RankGrid) -> float:
+    """Parameters on a rank, on average over its stages."""
+    shards = Shards.of_grid(span)
+    return sum(num_elements(spec, shards) for spec in param_table(shape)) / span.pp
 
 
 def guessed_lengths(cfg: Config) -> LogNormal:
