@@ -13,7 +13,7 @@ from support.shapes import small_shape
 from r1zero.checkpoint import manager
 from r1zero.config.load import CONFIGS
 from r1zero.config.schema import ROOT, placement
-from r1zero.distributed.placement import RankGrid
+from r1zero.distributed.placement import RankGrid, RoleSize, place
 from r1zero.models import dtype
 from r1zero.models.config import ModelConfig
 from r1zero.policy import logprobs
@@ -21,6 +21,7 @@ from r1zero.preflight import dry_run, outputs
 from r1zero.preflight.checks import check
 from r1zero.preflight.dry_run import (
     CACHE_BLOCK,
+    ESTIMATES,
     batch_line,
     layer_activations,
     memory,
@@ -28,6 +29,7 @@ from r1zero.preflight.dry_run import (
     outlook_table,
     placement_table,
     report,
+    roles_table,
     stage_parameters,
 )
 from r1zero.preflight.found import look
@@ -169,6 +171,33 @@ def test_train_memory_follows_the_configuration(
     before = memory(base, placement(base, base.world_size), shape_7b(), shape_7b())["train"]
     after = memory(cfg, placement(cfg, cfg.world_size), shape_7b(), shape_7b())["train"]
     assert getattr(after, key) == pytest.approx(ratio * getattr(before, key))
+
+
+def test_context_parallel_ranks_share_tokens_and_optimizer() -> None:
+    """A replica on four ranks: a fourth of the tokens, keys of all of them, optimizer in four parts."""
+    shape = tiny_shape()
+    cfg, _ = load_config("tiny", ["actor_rollout.micro_batch_size=4"])
+    whole = RankGrid.of("train", 0, 1)
+    cut = RankGrid.of("train", 0, 4, cp=4)
+    one = ESTIMATES["train"](cfg, shape, whole, 0)
+    four = ESTIMATES["train"](cfg, shape, cut, 0)
+    assert four.weights == one.weights and four.gradients == one.gradients
+    assert four.optimizer == one.optimizer / 4
+    # 4 layers take 64 tokens of each of three others: a key and a value of 2 heads of 4, fp32
+    gathered = 4 * 3 * 64 * 2 * 2 * 4 * 4
+    tokens_only = one.activations - 16 * 8 * 4  # without the gradient of the output layer
+    assert four.activations == tokens_only / 4 + 16 * 8 * 4 + gathered
+
+
+def test_the_tables_show_axes_that_some_role_has() -> None:
+    sizes = {"train": RoleSize(8, tp=2, cp=2, ep=4), "rollout": RoleSize(2, tp=2, ep=2)}
+    placed = place(sizes, colocate=False)
+    roles = [line.split() for line in roles_table(placed, [0] * 10).splitlines()]
+    assert roles[0] == ["role", "ranks", "nodes", "TP", "PP", "DP", "CP", "EP"]
+    assert roles[1] == ["train", "0-7", "0", "2", "1", "2", "2", "4"]
+    ranks = [line.split() for line in placement_table(placed, [0] * 10).splitlines()]
+    # Rank 6 is tp 0, cp 1, dp 1: number 6 of its stage, with the experts of index 2.
+    assert ranks[1 + 6] == ["6", "0", "train", "0", "0", "1", "1", "2"]
 
 
 def test_recomputation_saves_activations() -> None:
