@@ -59,7 +59,6 @@ def test_keys_without_effect_are_those_that_the_page_names(old_config: str, old_
         "algorithm.adv_estimator=gae",
         "training.stage=ray_ppo",
         "algorithm.kl_penalty=full",
-        "training.expert_model_parallel_size=2",
     ],
 )
 def test_what_the_page_calls_refused_is_refused(old_config: str, override: str) -> None:
