@@ -118,6 +118,17 @@ def test_qwen3_with_its_norms_of_queries_and_keys_gives_the_samples_of_the_cpu(n
     assert_same(expected, npu.train(tmp_path / "npu", 1, job, fp32=True), steps=[1])
 
 
+def test_experts_on_two_ranks_give_the_samples_of_the_cpu(npu, tiny, tmp_path):
+    folder = tmp_path / "mixture"
+    make_model("qwen3_moe", folder, vocab_size=ModelConfig.from_folder(tiny / "model").vocab_size)
+    for file in (tiny / "model").glob("*token*"):
+        shutil.copy(file, folder)
+    job = [*JOB, f"actor_rollout.load={folder}", f"ref.load={folder}", "training.train_iters=1"]
+    expected = run(tmp_path / "cpu", 1, "tiny", job)
+    cut = colocated(2, "actor_rollout.expert_model_parallel_size=2")
+    assert_same(expected, npu.train(tmp_path / "npu", 2, job + cut, fp32=True), steps=[1])
+
+
 def test_graphs_draw_the_samples_of_plain_decoding(npu, tmp_path):
     """In bf16, which is all that NPUs decode in."""
     plain = npu.train(tmp_path / "plain", 1, [*JOB, "actor_rollout.decode_graphs=false"])
