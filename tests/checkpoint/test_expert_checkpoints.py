@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from support.layouts import make_layouts
 from support.models import make_model
 from support.multiproc import DEVICE, run_ranks
-from support.patience import LONG
 from support.updates import OVERRIDES, deliveries, make_groups
+from support.worlds import metrics, run, samples
 
 from r1zero.checkpoint.train_state import Writing, load_policy
-from r1zero.distributed.groups import World
-from r1zero.distributed.launch import Launch
-from r1zero.distributed.placement import RoleSize, place
+from r1zero.distributed.placement import RoleSize
 from r1zero.models.config import ModelConfig
 from r1zero.policy.actor import Actor
 from r1zero.policy.actor_config import actor_config
@@ -35,6 +34,7 @@ LAYOUTS = {
     UNEVEN: RoleSize(4, pp=2, ep=2, num_layer_list=(1, 3)),
 }
 ALONE = {"one": RoleSize(1)}
+TIMES = ("time/", "throughput/", "memory/", "publish/gigabytes")
 OFFLOADED = "training.optimizer_offload=true"
 
 
@@ -62,9 +62,7 @@ def going_on(rank, size, store, folder, layouts):
     """Save in the layout that saves, if it is there, and go on in each of them; returns two updates
     of each, by its name."""
     folder = Path(folder)
-    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    roles = place(layouts, colocate=True)  # each layout as one that has all ranks
-    world = World(launch, roles, DEVICE, timedelta(seconds=LONG), store)
+    world = make_layouts(rank, size, store, layouts)
     found = {}
     if SAVED in layouts:
         policy = make_policy(world.roles[SAVED], folder)
@@ -108,3 +106,45 @@ def test_a_checkpoint_goes_on_however_experts_are_cut(tmp_path, family, names):
     for name, updates in found.items():
         for one, two in zip(updates, expected, strict=True):
             assert one == pytest.approx(two, rel=1e-5, abs=1e-6), name
+
+
+# All roles on four ranks; experts over the ranks of two replicas.
+RUN = [
+    "resource_pool.colocate=true",
+    "resource_pool.actor_rollout=[4]",
+    "resource_pool.ref=[]",
+    "actor_rollout.expert_model_parallel_size=4",
+    "actor_rollout.tensor_model_parallel_size=2",
+    "training.sequence_parallel=true",
+    "training.optimizer_offload=true",
+    "training.train_iters=2",
+    "training.save_interval=1",
+    "training.global_batch_size=4",
+    "training.eval_data_path=null",
+    "actor_rollout.ppo_mini_batch_size=8",
+    "actor_rollout.n_samples_per_prompt=4",
+    "actor_rollout.entropy_coeff=0.01",  # rewards of a random model are all alike
+    "ref.reset_interval=1",  # a reference with experts is saved, too
+]
+
+
+def test_a_run_goes_on_exactly(tiny, tmp_path):
+    """Back to its first step, it takes the second one again."""
+    folder = tmp_path / "model"
+    vocabulary = ModelConfig.from_folder(tiny / "model").vocab_size
+    make_model("qwen3_moe", folder, vocab_size=vocabulary, num_hidden_layers=2)
+    for file in (tiny / "model").glob("*token*"):
+        shutil.copy(file, folder)
+    job = [*RUN, f"actor_rollout.load={folder}", f"ref.load={folder}"]
+    whole = run(tmp_path / "whole", 4, "tiny", job)
+    back = tmp_path / "back"
+    shutil.copytree(whole, back)
+    (back / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1\n")
+    run(back, 4, "tiny", job)
+    assert "TP2 PP1 DP2 EP4" in (back / "logs" / "rank_0000.log").read_text()
+    expected, found = metrics(whole)[-1], metrics(back)[-1]
+    assert expected["step"] == found["step"] == 2
+    assert found["grad_norm"] > 0
+    measured = {key for key in expected if not key.startswith(TIMES)}
+    assert {key: found[key] for key in measured} == {key: expected[key] for key in measured}
+    assert samples(back, 2) == samples(whole, 2)
