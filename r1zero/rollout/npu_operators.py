@@ -12,11 +12,11 @@ from functools import partial
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 
 from r1zero.models.family import Attend, LocalExperts
 from r1zero.ops import npu
 from r1zero.rollout.block_attention import DecodeStep
-from r1zero.rollout.experts import multiply_by_experts
 from r1zero.rollout.npu_graphs import SIZES
 from r1zero.rollout.operators import Heads, Operators, RotaryRows
 
@@ -64,7 +64,7 @@ class NpuOperators(Operators):
         """
         held = len(experts.gate_up)
         if held == 1:  # the grouped product takes two groups at least
-            return multiply_by_experts(x, ids, weights, experts, self.silu_mul)
+            return self._single_expert(x, ids, weights, experts)
         first = experts.first
         rows, places, counts = npu.sort_by_expert(x, ids.int(), first, first + held, experts.total)
         elsewhere = places < 0
@@ -84,6 +84,19 @@ class NpuOperators(Operators):
         copies = found.index_select(0, places.clamp(min=0)).masked_fill(elsewhere[:, None], 0)
         # npu_moe_token_unpermute adds up, too, but has no word for copies without a place
         return copies.view(*ids.shape, -1).sum(dim=1)
+
+    def _single_expert(
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        experts: LocalExperts,
+    ) -> torch.Tensor:
+        """As `experts`, of a rank that holds one: it computes all tokens, and those that go elsewhere
+        count nothing. So the host need not wait for their number."""
+        scales = weights.masked_fill(ids != experts.first, 0).sum(dim=1, keepdim=True)
+        hidden = self.silu_mul(F.linear(x, experts.gate_up[0]))
+        return F.linear((hidden * scales).to(x.dtype), experts.down[0])
 
     def rotary(self, positions: torch.Tensor) -> RotaryRows:
         """Rows for keys and values, [2, T, 1, D]."""

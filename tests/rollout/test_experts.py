@@ -148,6 +148,22 @@ def test_a_single_expert_of_a_rank_takes_the_plain_product():
         assert on_npu(npu_difference, "few", part, 4, 512) < 2e-2
 
 
+def experts_in_a_capture(parts: int) -> None:
+    """Nothing in them waits for the device, which a capture refuses."""
+    x, ids, weights, experts = inputs("few", 0, parts, torch.bfloat16)
+    tables = torch.zeros(1, 16, dtype=torch.bfloat16, device="npu")
+    made = native.operators(Heads(1, 1, 16, 1e-6, tables, tables))
+    there = LocalExperts(experts.gate_up.to("npu"), experts.down.to("npu"), 0, experts.total)
+    on_device = [tensor.to("npu") for tensor in (x, ids, weights)]
+    with torch.npu.graph(torch.npu.NPUGraph()):
+        made.experts(*on_device, there)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_experts_can_be_captured(parts):
+    on_npu(experts_in_a_capture, parts)
+
+
 def experts_launches(parts: int) -> int:
     x, ids, weights, experts = inputs("few", 0, parts, torch.bfloat16)
     tables = torch.zeros(1, 16, dtype=torch.bfloat16, device="npu")
