@@ -129,7 +129,10 @@ class EngineSetup:
 
 
 class EngineKind(Protocol):
-    """A class of engines, as the table of engines holds it."""
+    """A class of engines, as the table of engines holds it.
+
+    One whose samples have `routes` says so by `keeps_routes = True`; without it none are replayed.
+    """
 
     layout: WeightLayout
 

@@ -41,7 +41,7 @@ def test_in_fp32_trainer_and_engine_agree_on_the_way_past_a_reference(overrides,
     [step] = metrics(run(tmp_path / "run", 4, "tiny", [*overrides, *layout]))
     assert step["updates"] == 2
     assert step["mismatch/max"] < 1e-5
-    assert step[AGREEMENT] == 1.0
+    assert step[AGREEMENT] > 0.999  # two experts may be equally good even in fp32
 
 
 def test_in_bf16_replay_brings_trainer_and_engine_closer(overrides, tmp_path):
