@@ -122,11 +122,9 @@ def looked_up_and_gradients(model):
     return looked_up, gradients
 
 
-@pytest.fixture(scope="module")
-def moe(tmp_path_factory):
-    """A small Qwen3-MoE of transformers, its folder, and log-probs and gradients by it."""
-    folder = tmp_path_factory.mktemp("moe")
-    model = make_model("qwen3_moe", folder)
+def with_references(family, folder):
+    """A small model of transformers, its folder, and log-probs and gradients by it."""
+    model = make_model(family, folder)
     tokens = sum(len(item.sample.tokens) for item in items())
     logprobs = {}
     for item in items():
@@ -145,6 +143,12 @@ def moe(tmp_path_factory):
         logprobs=logprobs,
         gradients=file_tensors(gradients),
     )
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory):
+    """A small Qwen3-MoE."""
+    return with_references("qwen3_moe", tmp_path_factory.mktemp("moe"))
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +188,14 @@ def test_logprobs_and_gradients_equal_transformers(moe, passes, name, recompute)
         np.testing.assert_allclose(looked_up[number], expected, rtol=0, atol=TOLERANCE)
     size = {**ONE, **LAYOUTS}[name]
     error, where = worst_gradient(moe, size, [gradients for _, gradients in results])
+    assert error < TOLERANCE, f"the gradient of {where} differs by {error:.1e} of its largest"
+
+
+def test_layers_without_experts_lie_between_those_with_some(tmp_path):
+    mixed = with_references("qwen3_moe_mixed", tmp_path)
+    size = RoleSize(2, tp=2, ep=2)
+    found = run_ranks(passes_body, 2, mixed.folder, {"tp2_ep2": size})
+    error, where = worst_gradient(mixed, size, [of_rank["tp2_ep2", True][1] for of_rank in found])
     assert error < TOLERANCE, f"the gradient of {where} differs by {error:.1e} of its largest"
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.models import make_model
 from support.multiproc import run_ranks
-from support.updates import compare, update_body, variants_body
+from support.updates import compare, update_body, updates, variants_body
+from support.worlds import make_world
 
 from r1zero.algo.advantages import ADVANTAGES
 from r1zero.algo.aggregation import AGGREGATIONS
@@ -231,6 +232,18 @@ def test_to_skip_a_group_of_equal_rewards_changes_nothing_without_kl_and_entropy
 def test_other_families_learn_the_same(tmp_path, family, size, layout):
     model = make_model(family, tmp_path)
     (losses, weights), *_ = run_ranks(update_body, size, str(tmp_path), layout, [])
+    compare(model, losses, weights)
+
+
+def unequal_stages_body(rank, size, store, folder):
+    world = make_world(rank, size, store, (1, 2), num_layer_list=(1, 3))
+    return updates(world, folder, ["actor_rollout.micro_batch_size=2"], (), ())
+
+
+def test_stages_of_unequal_length_learn_the_same(tmp_path):
+    """With tied weights, which the first and the last stage share."""
+    model = make_model("qwen2_tied", tmp_path)
+    (losses, weights), *_ = run_ranks(unequal_stages_body, 2, str(tmp_path))
     compare(model, losses, weights)
 
 
