@@ -6,7 +6,6 @@ The segments here are short, and may be cut into small chunks.
 from __future__ import annotations
 
 import copy
-import shutil
 from datetime import timedelta
 
 import numpy as np
@@ -17,7 +16,6 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from safetensors.torch import save_file
 from support.items import item
 from support.models import make_model
 from support.multiproc import DEVICE, run_ranks
@@ -42,6 +40,12 @@ LAYOUTS = {
     "cp2_dp2": {"cp": 2},
     "tp2_cp2": {"tp": 2, "cp": 2},
     "cp2_pp2": {"cp": 2, "pp": 2},
+}
+EXPERT_LAYOUTS = {
+    "cp2_dp2": {"cp": 2},
+    "cp2_dp2_ep4": {"cp": 2, "ep": 4},
+    "tp2_cp2_ep2": {"tp": 2, "cp": 2, "ep": 2},
+    "cp2_pp2_ep2": {"cp": 2, "pp": 2, "ep": 2, "num_layer_list": (1, 3)},
 }
 LENGTHS = [(23, [41, 9]), (2, [60, 1]), (50, [3, 18])]  # of a prompt and its responses
 
@@ -74,8 +78,8 @@ def loss_of_microbatch(batch, logprobs, entropy):
 
 
 def by_transformers(model, gradients):
-    """Log-probs of every response; the gradients of the summed loss go into a folder, as if they
-    were the weights of the model."""
+    """Log-probs of every response; the gradients of the summed loss go into a folder, as weights of
+    the model."""
     found = {}
     loss = 0.0
     for number, each in enumerate(items()):
@@ -88,14 +92,16 @@ def by_transformers(model, gradients):
         loss = loss + loss_of_response(logprobs, entropy)
         found[number] = logprobs.detach().numpy()
     loss.backward()
-    named = {name: parameter.grad for name, parameter in model.named_parameters()}
-    save_file(named, gradients / "model.safetensors")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.grad)
+    model.save_pretrained(gradients)
     return found
 
 
-def layouts_body(rank, size, store, weights, gradients, recompute):
+def layouts_body(rank, size, store, layouts, weights, gradients, recompute):
     """By layout, the log-probs and the error of every gradient, relative to its largest element."""
-    sizes = {name: RoleSize(size, **axes) for name, axes in LAYOUTS.items()}
+    sizes = {name: RoleSize(size, **axes) for name, axes in layouts.items()}
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     world = World(launch, place(sizes, colocate=True), DEVICE, timedelta(seconds=LONG), store)
     found = {}
@@ -135,15 +141,16 @@ def gradients_of(model, microbatches):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_logprobs_and_gradients_equal_transformers(tmp_path, recompute):
+@pytest.mark.parametrize(
+    ("family", "layouts"), [("qwen2", LAYOUTS), ("qwen3_moe", EXPERT_LAYOUTS)], ids=["qwen2", "moe"]
+)
+def test_logprobs_and_gradients_equal_transformers(tmp_path, family, layouts, recompute):
     weights = tmp_path / "weights"
     gradients = tmp_path / "gradients"
-    model = make_model("qwen2", weights)
-    gradients.mkdir()
-    shutil.copy(weights / "config.json", gradients)
+    model = make_model(family, weights)
     expected = by_transformers(model, gradients)
-    ranks = run_ranks(layouts_body, SIZE, str(weights), str(gradients), recompute)
-    for layout in LAYOUTS:
+    ranks = run_ranks(layouts_body, SIZE, layouts, str(weights), str(gradients), recompute)
+    for layout in layouts:
         logprobs = {}
         for of_rank in ranks:
             found, errors = of_rank[layout]
