@@ -80,7 +80,7 @@ class Measured:
 def main() -> int:
     args = parse()
     context = multiprocessing.get_context("fork")
-    queue: SimpleQueue[Measured] = context.SimpleQueue()
+    queue: SimpleQueue[tuple] = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = []
         for rank in range(args.cp):
@@ -91,7 +91,7 @@ def main() -> int:
             process.join()
     if any(process.exitcode for process in ranks):
         return 1
-    found = [queue.get() for _ in ranks]
+    found = [Measured(*queue.get()) for _ in ranks]
     pairs = [each.pairs for each in found]
     told = {
         "cp": args.cp,
@@ -145,7 +145,7 @@ def run_rank(rank: int, args: argparse.Namespace, folder: str, queue: SimpleQueu
     grown = peak_memory() - before
     dealt = deal(pack([sample], torch.device("cpu")).segments, size)
     pairs = sum(piece.pairs for piece in dealt[rank])
-    queue.put(Measured(tokens, pairs, loss, grown, seconds))
+    queue.put((tokens, pairs, loss, grown, seconds))
     world.barrier()
     world.leave()
     os._exit(0)
