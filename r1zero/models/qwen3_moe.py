@@ -34,7 +34,6 @@ class Qwen3Moe(Qwen3):
         "moe_router_topk",
         "moe_ffn_hidden_size",
         "moe_router_score_function",
-        "moe_router_pre_softmax",
     )
 
     # -- config.json and Megatron's names ------------------------------------------------------
@@ -51,11 +50,13 @@ class Qwen3Moe(Qwen3):
     def hf_from_megatron(self, keys: Mapping[str, Any]) -> dict[str, Any]:
         """The config.json of a model in Megatron's names. Raises KeyError or BadInput."""
         hf_config.refuse_others(keys, {"moe_router_score_function": "softmax"})
+        # Softmax over the chosen is that over all, renormalised: MindSpeed-LLM may say it so.
+        renormalised = bool(keys.get("norm_topk_prob"))
         return super().hf_from_megatron(keys) | {
             "num_experts": keys["num_experts"],
             "num_experts_per_tok": keys["moe_router_topk"],
             "moe_intermediate_size": keys["moe_ffn_hidden_size"],
-            "norm_topk_prob": not keys.get("moe_router_pre_softmax", False),
+            "norm_topk_prob": renormalised or not keys.get("moe_router_pre_softmax"),
             "mlp_only_layers": _dense_layers(keys),
         }
 
@@ -220,7 +221,7 @@ def _layer_pattern(config: ModelConfig) -> int | list[int]:
 
 def _dense_layers(keys: Mapping[str, Any]) -> list[int]:
     """The layers without experts by Megatron's moe_layer_freq: a list as above, or N, where the
-    layers 0, N, 2 N have experts.
+    layers 0, N, 2 N have experts. In MindSpeed-LLM's arguments -1 is none.
 
     >>> _dense_layers({"num_layers": 5, "moe_layer_freq": 2})
     [1, 3]
@@ -228,6 +229,8 @@ def _dense_layers(keys: Mapping[str, Any]) -> list[int]:
     pattern = keys.get("moe_layer_freq", 1)
     if isinstance(pattern, list):
         return [layer for layer, has_experts in enumerate(pattern) if not has_experts]
+    if pattern == -1:
+        return []
     every = hf_config.count({"moe_layer_freq": pattern}, "moe_layer_freq")
     return [layer for layer in range(keys["num_layers"]) if layer % every]
 

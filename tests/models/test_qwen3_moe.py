@@ -146,6 +146,11 @@ def test_megatrons_frequency_counts_from_the_first_layer() -> None:
     )
 
 
+def test_arguments_of_mindspeed_llm_are_read() -> None:
+    theirs = {"moe_layer_freq": -1, "moe_router_pre_softmax": True, "norm_topk_prob": True}
+    assert ModelConfig.from_megatron(read().to_megatron() | theirs) == read()
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("moe_router_score_function", "sigmoid"), ("moe_router_pre_softmax", True)],

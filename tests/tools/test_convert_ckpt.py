@@ -167,6 +167,17 @@ def test_experts_are_shared_out_by_the_flags_of_the_converter_before(
     assert same(folders["qwen3_moe"], tmp_path / "hf")
 
 
+def test_arguments_of_a_checkpoint_tell_its_experts(convert, folders, tmp_path):
+    source = folders["qwen3_moe_mixed"]
+    assert convert("--from", source, "--to", tmp_path / "a", "--pp", 2, "--ep", 2)[0] == 0
+    (tmp_path / "a" / "config.json").unlink()
+    words = ["--to-type", "mg", "--ckpt-format", "torch_dist"]
+    assert convert("--from", tmp_path / "a", "--to", tmp_path / "b", *words)[0] == 0
+    words = ["--to-type", "hf", "--hf-dir", source]
+    assert convert("--from", tmp_path / "b", "--to", tmp_path / "hf", *words)[0] == 0
+    assert same(source, tmp_path / "hf")
+
+
 def test_vocabulary_is_padded_with_its_last_row(convert, folders, tmp_path):
     assert (
         convert(
