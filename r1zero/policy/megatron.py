@@ -101,6 +101,7 @@ class RoleModel:
                 position_embedding_type="none",
                 pg_collection=self.groups,
             )
+        self._move_routers()
         self._mark_cut_parameters()
         self.router_agreement = RouterAgreement(device.torch)
         self._replay_routes()
@@ -144,6 +145,17 @@ class RoleModel:
                 name = f"{prefix}decoder.layers.{int(layer) + offset}.{tail}"
             named[name] = parameter
         return named
+
+    def _move_routers(self) -> None:
+        """Megatron makes routers on the host. They become new parameters on the device, with the marks
+        that Megatron gave them."""
+        for module in self.module.modules():
+            for name, host in module.named_parameters(recurse=False):
+                if host.device.type == self.device.torch.type:
+                    continue
+                moved = torch.nn.Parameter(host.detach().to(self.device.torch))
+                vars(moved).update(vars(host))
+                setattr(module, name, moved)
 
     def _mark_cut_parameters(self) -> None:
         """Say which parameters are cut. Megatron does it while initialising at random, which
