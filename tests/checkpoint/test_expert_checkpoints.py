@@ -23,10 +23,10 @@ from r1zero.preflight.resolve import load_config
 from r1zero.types import Batch, joined
 
 # Of four ranks. Where EP is less than the ranks of a stage, several hold the same experts.
-SAVED = "EP2"
+SAVED = "CP2_EP2"
 UNEVEN = "PP2_EP2_uneven"
 LAYOUTS = {
-    SAVED: RoleSize(4, ep=2),
+    SAVED: RoleSize(4, cp=2, ep=2),
     "EP1": RoleSize(4),
     "EP4": RoleSize(4, ep=4),
     "TP2_EP2": RoleSize(4, tp=2, ep=2),
