@@ -2,9 +2,10 @@
 
 Expert parallelism lays the experts of a layer across replicas, so the tokens of every microbatch
 travel between replicas in every layer, and one that has fewer microbatches would leave the others
-waiting for it. What a replica lacks it runs empty: see packing.pack. Models without experts do the
-same, so that there is one way, and lose nothing by it: their replicas wait for the last one anyway,
-at the end of an update.
+waiting for it. What a replica lacks it runs empty: see packing.pack. In training,
+models without experts do the same, so that there is one way, and lose nothing by it: their replicas
+wait for the last one anyway, at the end of an update. Replicas of the reference never meet, unless
+experts lie across them.
 """
 
 from __future__ import annotations

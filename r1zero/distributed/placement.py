@@ -95,6 +95,11 @@ class RankGrid:
         return self.tp * self.cp * self.dp // self.ep
 
     @property
+    def experts_span_replicas(self) -> bool:
+        """Whether a replica needs experts of ranks outside of it."""
+        return self.tp * self.cp % self.ep != 0
+
+    @property
     def ranks(self) -> list[int]:
         return list(range(self.first, self.first + self.size))
 

@@ -53,9 +53,13 @@ class Reference:
         return groups
 
     def _most(self, microbatches: int) -> int:
-        """The microbatches of the replica that has most. Every rank of the role asks at once."""
+        """The microbatches of the replica that has most, where experts lie across replicas.
+
+        Then every rank of the role asks at once. Elsewhere a replica need not wait for the groups of
+        another.
+        """
         grid = self.model.grid
-        if grid.span.dp == 1:
+        if not grid.span.experts_span_replicas:
             return microbatches
         assert grid.role_control is not None
         return int(all_max(torch.tensor([microbatches]), grid.role_control))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from r1zero.distributed.group_list import PlannedGroup, count_groups, groups_of
-from r1zero.distributed.placement import Placement, RoleSize, place
+from r1zero.distributed.placement import Placement, RankGrid, RoleSize, place
 
 SEED = place(
     {"train": RoleSize(8, 2, 4), "rollout": RoleSize(6, 2), "ref": RoleSize(2)}, colocate=False
@@ -69,6 +69,8 @@ def test_the_groups_of_experts_and_of_context_parallelism_worked_by_hand() -> No
     assert found["expt_dp"].ranks == (1, 5)
     assert found["tp_dp"].ranks == tuple(range(8))
     assert found["tp_ep_pp"].ranks == (4, 5, 6, 7, 12, 13, 14, 15)
+    assert not placed.train.experts_span_replicas, "four ranks hold a replica, and all experts"
+    assert RankGrid.of("ref", 0, 8, tp=2, ep=4).experts_span_replicas
     assert found["ep"].warm and found["expt_dp"].megabytes == 200
 
 
