@@ -41,7 +41,7 @@ class TransformersEngine:
         self.listeners: list[EngineListener] = []
         self._model = model
         self._setup = setup
-        self._target = WeightTarget(self.layout, dict(model.named_parameters()), self._commit)
+        self._target = WeightTarget(self.layout, file_tensors(model), self._commit)
         self._unused = local_columns(setup.unused, 0, setup.shape.vocab_size)
         self._request: tuple[Batch, Sampling, np.ndarray] | None = None
         self._waiting: list[int] = []  # positions
@@ -142,3 +142,25 @@ class TransformersEngine:
         )
         for listener in self.listeners:
             listener.on_sample(group, member)
+
+
+def file_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's tensors by the names that its files have.
+
+    transformers 5 keeps all experts of a layer in two tensors, [E, 2 F, H] and [E, H, F], where files
+    have three for each expert. Those are views here: what is written to them lies in the model.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        place, _, kind = name.rpartition(".")
+        if kind == "gate_up_proj":
+            for expert, gate_up in enumerate(parameter.detach()):
+                gate, up = gate_up.chunk(2)
+                found[f"{place}.{expert}.gate_proj.weight"] = gate
+                found[f"{place}.{expert}.up_proj.weight"] = up
+        elif kind == "down_proj":
+            for expert, down in enumerate(parameter.detach()):
+                found[f"{place}.{expert}.down_proj.weight"] = down
+        else:
+            found[name] = parameter
+    return found

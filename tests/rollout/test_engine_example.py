@@ -6,6 +6,7 @@ Its weights are those that publishing wrote into Hugging Face's tensors.
 from __future__ import annotations
 
 import math
+import runpy
 from itertools import chain, product
 from pathlib import Path
 
@@ -119,6 +120,24 @@ def test_megatron_parameters_are_written_to_their_places(tmp_path: Path, family:
         target.write(spec, param, WHOLE)
     for name, value in expected.items():
         assert torch.equal(tensors[name], value), name
+
+
+def test_experts_are_written_into_the_model_of_transformers(tmp_path: Path) -> None:
+    """Its tensors hold all experts of a layer, where files and the target have one for each."""
+    make_model("qwen3_moe", tmp_path)
+    shape = ModelConfig.from_folder(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    expected = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for value in model.parameters():
+        value.data.fill_(-1.0)
+    tensors = runpy.run_path(str(EXAMPLE))["file_tensors"](model)
+    target = WeightTarget(WeightLayout("hf", cut=False), tensors, lambda version: None)
+    table = param_table(shape)
+    assert target.problems(table, WHOLE) == []
+    for spec, param in open_weights(tmp_path, shape).stream(table, FIRST, WHOLE, torch.float32):
+        target.write(spec, param, WHOLE)
+    for name, value in model.named_parameters():
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize("tp", [1, 2])
