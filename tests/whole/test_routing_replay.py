@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from support.models import make_model
-from support.worlds import SHORT, metrics, run
+from support.multiproc import run_ranks
+from support.patience import LONG
+from support.worlds import SHORT, metrics, resolved_run, run
 
 from r1zero.preflight.resolve import load_config
+from r1zero.trainer import prepare, train
 
 AGREEMENT = "mismatch/router_agreement"
 
@@ -26,6 +29,13 @@ def overrides(tmp_path_factory) -> list[str]:
     return [*SHORT, "training.train_iters=1", f"actor_rollout.load={folder}"]
 
 
+def preempting_body(rank: int, size: int, store: object, overrides: list[str]) -> int:
+    """Train; returns how often samples made room for others on this rank."""
+    runtime = prepare(*resolved_run(rank, size, store, "tiny", overrides))
+    train(runtime)
+    return getattr(runtime.engine, "preemptions", 0)
+
+
 def test_in_fp32_trainer_and_engine_agree_on_the_way_past_a_reference(overrides, tmp_path):
     """Two replicas whose ranks share the experts; samples that make room for others in the engine's
     cache; two updates, so that the second one looks back with the same routes."""
@@ -34,11 +44,15 @@ def test_in_fp32_trainer_and_engine_agree_on_the_way_past_a_reference(overrides,
         "actor_rollout.expert_model_parallel_size=2",
         "actor_rollout.num_gpus_for_infer=1",
         "resource_pool.actor_rollout=[3]",
-        "actor_rollout.max_tokens_to_oom=150",
+        "training.seq_length=128",
+        "actor_rollout.max_tokens_to_oom=256",
         "actor_rollout.ppo_mini_batch_size=8",
         "actor_rollout.recompute_granularity=full",
     ]
-    [step] = metrics(run(tmp_path / "run", 4, "tiny", [*overrides, *layout]))
+    layout.append(f"output_dir={tmp_path}")
+    preemptions = run_ranks(preempting_body, 4, [*overrides, *layout], timeout_seconds=LONG)
+    assert max(preemptions) > 0
+    [step] = metrics(tmp_path)
     assert step["updates"] == 2
     assert step["mismatch/max"] < 1e-5
     assert step[AGREEMENT] > 0.999  # two experts may be equally good even in fp32
