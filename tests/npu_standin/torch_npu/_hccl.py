@@ -213,6 +213,18 @@ class Group(dist.ProcessGroup):
             self._allgather_base(output, tensor)
         return _Work(outputs)
 
+    @as_one_launch
+    def alltoall_base(self, output, tensor, output_splits, input_splits, options=None):
+        _check(output)
+        _check(tensor)
+        host = _on_host(output)
+        options = options or dist.AllToAllOptions()
+        self._gloo.alltoall_base(
+            host, _on_host(tensor), list(output_splits), list(input_splits), options
+        ).wait()
+        output.detach().copy_(host)
+        return _Work(output)
+
     def barrier(self, opts=None):
         self._gloo.barrier().wait()
         return _Work(None)
@@ -235,6 +247,7 @@ class Group(dist.ProcessGroup):
     all_gather_single = _allgather_base
     allgather_single = _allgather_base
     reduce_scatter_single = _reduce_scatter_base
+    all_to_all_single = alltoall_base
     all_gather_single_coalesced = allgather_into_tensor_coalesced
     allgather_single_coalesced = allgather_into_tensor_coalesced
     reduce_scatter_single_coalesced = reduce_scatter_tensor_coalesced

@@ -64,6 +64,7 @@ torch.nn.Module.to = _answering(torch.nn.Module.to, moves=True)
 torch.nn.Module.to_empty = _answering(torch.nn.Module.to_empty)
 torch.Tensor.cuda = torch.Tensor.npu
 torch.Tensor.is_cuda = torch.Tensor.is_npu
+torch.Tensor.record_stream = lambda tensor, stream: None  # there is one order of all work
 torch.nn.Module.cuda = torch.nn.Module.npu
 torch.jit.script = lambda what, *_, **__: what
 torch.cuda = torch_npu.npu
