@@ -42,3 +42,14 @@ def test_an_optimizer_in_host_memory_learns_and_goes_on_as_one_that_stays(
         for key in ("loss", "kl", "grad_norm", "mismatch/max", "response_length/mean"):
             assert stays[key] == left[key], key
         assert stays[peak] - left[peak] > 0.99 * masters
+
+
+def test_ranks_that_share_the_tokens_of_a_microbatch_see_what_the_engine_saw(
+    npu: NpuServer, tmp_path: Path
+):
+    """Policy and reference under context parallelism, of the weights that drew the samples."""
+    job = [*SHORT, "training.train_iters=1", "resource_pool.colocate=true"]
+    folder = npu.train(tmp_path, 2, [*job, "training.context_parallel_size=2"])
+    [line] = metrics(folder)
+    assert line["invariants/broken"] == 0, "log-probs are the engine's within the rounding of bf16"
+    assert line["kl"] == 0 and line["grad_norm"] > 0
