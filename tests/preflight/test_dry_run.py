@@ -220,6 +220,23 @@ def test_one_node_config_fits_its_npus_and_its_comment() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["qwen3_30b_a3b", "qwen3_30b_a3b_32k", "qwen25_7b_32k", "qwen3_235b_a22b"]
+)
+def test_large_configs_fit_or_say_what_they_need(name: str) -> None:
+    cfg, _ = load_config(name, ["actor_rollout.load=/nowhere", "ref.load=/nowhere"])
+    found = look(cfg)
+    assert found.placement is not None and found.actor.shape is not None
+    needed = memory(cfg, found.placement, found.actor.shape, found.reference_shape)
+    comment = (CONFIGS / f"{name}.yaml").read_text()
+    for role, item in needed.items():
+        gigabytes = item.total / 1e9
+        assert f"= {gigabytes:.1f}" in comment, (role, gigabytes)
+        if (name, role) != ("qwen3_235b_a22b", "rollout"):
+            assert gigabytes < 0.75 * 64, "the rest is for what is not counted"
+    assert "not run on hardware" in " ".join(comment.replace("#", "").split())
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
         [],
