@@ -15,7 +15,16 @@ from r1zero.preflight.versions import TESTED, check_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "ascend.md").read_text()
-CONFIGS = ["tiny", "qwen25_7b", "qwen25_7b_one_node", "qwen25_7b_a3"]
+CONFIGS = [
+    "tiny",
+    "qwen25_7b",
+    "qwen25_7b_one_node",
+    "qwen25_7b_a3",
+    "qwen25_7b_32k",
+    "qwen3_30b_a3b",
+    "qwen3_30b_a3b_32k",
+    "qwen3_235b_a22b",
+]
 
 
 def rows(head: str) -> list[list[str]]:
