@@ -45,7 +45,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TENSOR_PLANE = {
     "policy/logprobs.py",
     "policy/reference.py",
+    "ops/token_gather.py",
     "rollout/decoder.py",
+    "rollout/routes.py",
     "rollout/sampler.py",
     "weight_sync/broadcast.py",
     "distributed/device.py",
