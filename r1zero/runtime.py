@@ -15,6 +15,7 @@ from r1zero.algo.dealing import SampleTable
 from r1zero.algo.selection import AllGroups, GroupSelector, TeachingGroups
 from r1zero.checkpoint.config import CheckpointConfig
 from r1zero.checkpoint.progress import TrainerState
+from r1zero.config.own_code import is_own
 from r1zero.data.batches import BatchPlanner, Standing
 from r1zero.data.ends import Ends, find_ends
 from r1zero.data.prompts import Prompts, decode, load_tokenizer, vocabulary_of
@@ -52,10 +53,11 @@ from r1zero.rollout.interface import (
     RolloutEngine,
     Sampling,
 )
+from r1zero.rollout.route_check import check_routes
 from r1zero.rollout.stored import GroupSource
 from r1zero.run_folder.claim import Hold
 from r1zero.run_folder.samples import SampleFiles
-from r1zero.types import Batch, Drawn, Group, RankRecord
+from r1zero.types import Batch, Drawn, Group, Part, RankRecord
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 
@@ -148,6 +150,19 @@ class Runtime:
             shape = (len(batch.prompts), batch.samples_per_prompt)
             budgets = np.full(shape, batch.response_limit)
         self.engine.submit(batch, mine, self.sampling, budgets)
+
+    def collect(self, batch: Batch, part: Part, source: GroupSource) -> list[Group]:
+        """The groups of a part, from the engine or from what was stored. BadInput for routes of an
+        engine of the user's that cannot be replayed."""
+        groups = source.collect(part)
+        name = self.run.config.actor_rollout.engine
+        experts = self.shape.experts
+        if experts is None or not batch.keeps_routes or not is_own(name):
+            return groups
+        # What is stored may be older than routes. Others than output ranks have the same, and forget it.
+        if source is self.engine and self.world.rollout.is_output_rank:
+            check_routes(name, groups, experts)
+        return groups
 
     def giver(self, batch: Batch) -> Giver:
         """What gives the groups of a batch to train: one in all its rounds."""

@@ -88,7 +88,7 @@ def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
     route_giver = runtime.route_giver(batch)
     for part in batch.parts:
         with clock.span("rollout"):
-            groups = engine.collect(part)
+            groups = runtime.collect(batch, part, engine)
         with clock.span("reward"):
             groups = runtime.reward_manager.score(groups)
             groups = runtime.selector.select(batch, groups)

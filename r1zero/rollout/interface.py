@@ -92,7 +92,8 @@ class RolloutEngine(Protocol):
         Parts come in the order of the batch: those of longer responses after those of shorter ones
         at the same positions. Every sample has tokens, log-probs (of the whole distribution at the sampling temperature),
         `truncated`, `version` and `loss_mask`. Of a model with experts it also has `routes`, and its
-        group `prompt_routes`, if the batch wants them (`keeps_routes`).
+        group `prompt_routes`, if the batch wants them (`keeps_routes`); each row holds different
+        experts. An engine of the user's whose routes are otherwise ends the run (route_check.py).
         """
 
     def progress(self) -> RolloutProgress:
