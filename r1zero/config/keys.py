@@ -20,6 +20,7 @@ from pydantic import (
     Discriminator,
     Field,
     GetCoreSchemaHandler,
+    PlainValidator,
     ValidationError,
     WrapValidator,
 )
@@ -257,6 +258,19 @@ def _layers(value: Any) -> Any:
 
 
 LayerList = Annotated[Listed[Count], BeforeValidator(_layers)]
+
+
+def _layer_freq(value: Any) -> int | list[int]:
+    freq = as_list(value)
+    if type(freq) is int and (freq == -1 or freq >= 1):
+        return freq
+    if isinstance(freq, list) and all(type(entry) is int and entry in (0, 1) for entry in freq):
+        return freq
+    raise wrong(f"{value!r} must be 1, N for every Nth layer, or a list with 0 or 1 for each layer")
+
+
+# Which layers have experts, as Megatron says it; -1 of MindSpeed-LLM is all.
+LayerFreq = Annotated[int | list[int], PlainValidator(_layer_freq)]
 
 
 # -- paths ----------------------------------------------------------------------------------------

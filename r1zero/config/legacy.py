@@ -21,6 +21,10 @@ _OVERLAP = "roles overlap instead: generation goes on while others learn"
 _FUSED = "the device chooses its kernels"
 _RECOMPUTE = "recompute_granularity: full recomputes one layer at a time"
 _CONFIG_JSON = "config.json in the model folder says it"
+_DISPATCH = "tokens travel to the ranks of their experts by all-to-all"
+_ONE_ALGORITHM = "there is one: keys and values are gathered (docs/context_parallel.md)"
+_BALANCE = "a balancing loss would pull against the reward (docs/moe.md)"
+_WHOLE_EXPERTS = "experts are whole: expert_model_parallel_size shares them out, over TP ranks, too"
 
 NO_EFFECT: dict[str, str] = {
     "has_labels": _LABELS,
@@ -53,6 +57,11 @@ NO_EFFECT: dict[str, str] = {
     "use_mc2": _FUSED,
     "no_masked_softmax_fusion": _FUSED,
     "no_gradient_accumulation_fusion": _FUSED,
+    "moe_grouped_gemm": _FUSED,
+    "moe_permutation_async_comm": _DISPATCH,
+    "moe_token_dispatcher_type": _DISPATCH,
+    "context_parallel_algo": _ONE_ALGORITHM,
+    "use_cp_send_recv_overlap": _ONE_ALGORITHM,
     "attention_softmax_in_fp32": "attention always computes its softmax in fp32",
     "init_method_std": "weights are loaded, never drawn",
     "make_vocab_size_divisible_by": "the vocabulary keeps the rows that the model folder has",
@@ -97,6 +106,12 @@ FIXED: dict[str, tuple[tuple[object, ...], str]] = {
     "rotary_percent": ((1,), "only models that rotate whole heads are supported"),
     "attention_dropout": ((0,), "there is no dropout, or ratios would not start at 1"),
     "hidden_dropout": ((0,), "there is no dropout, or ratios would not start at 1"),
+    "expert_tensor_parallel_size": ((1,), _WHOLE_EXPERTS),
+    "moe_tp_extend_ep": ((False,), _WHOLE_EXPERTS),
+    "moe_router_load_balancing_type": (("none",), _BALANCE),
+    "moe_aux_loss_coeff": ((0,), _BALANCE),
+    "n_shared_experts": ((0,), "only models whose experts are all routed are supported"),
+    "swap_optimizer": ((False,), "say training.optimizer_offload: true"),
 }
 
 # Older keys of `reward`, and what they are below reward.settings: a function, or its setting.

@@ -27,6 +27,7 @@ from r1zero.config.keys import (
     Count,
     FilePath,
     Flag,
+    LayerFreq,
     LayerList,
     Listed,
     Named,
@@ -661,6 +662,9 @@ class Network:
     num_experts: OrNull[Whole] = None
     moe_router_topk: OrNull[Whole] = None
     moe_ffn_hidden_size: OrNull[Whole] = None  # of an expert
+    moe_layer_freq: OrNull[LayerFreq] = None  # default: all layers have experts
+    moe_router_pre_softmax: OrNull[Flag] = None  # softmax over all experts, not over the chosen
+    norm_topk_prob: OrNull[Flag] = None  # weights of the chosen add up to 1
     hf_model_type: OrNull[Text] = None  # where the other keys do not tell the family
 
 

@@ -58,6 +58,10 @@ class ModelFamily(ABC):
     def to_megatron(self, config: ModelConfig) -> dict[str, Any]:
         """Say the same in Megatron's names."""
 
+    def in_own_words(self, config: ModelConfig, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """A model file's keys as `to_megatron` says them, where Megatron has several ways."""
+        return dict(keys)
+
     def matches_megatron(self, keys: Mapping[str, Any]) -> bool:
         """Whether these keys, which name no family, can only be of this one."""
         return False

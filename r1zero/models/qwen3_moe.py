@@ -64,6 +64,15 @@ class Qwen3Moe(Qwen3):
         """Say the same in Megatron's names."""
         return super().to_megatron(config) | _megatron_experts(config)
 
+    def in_own_words(self, config: ModelConfig, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Layers with experts are a list unless all are alike; the chosen have the softmax."""
+        said = super().in_own_words(config, keys)
+        if "moe_layer_freq" in keys:
+            said["moe_layer_freq"] = _plain_pattern(keys["moe_layer_freq"], config.num_layers)
+        if keys.get("norm_topk_prob"):
+            said["moe_router_pre_softmax"] = False
+        return said
+
     # -- parameters and sizes ------------------------------------------------------------------
 
     def mlp_params(self, config: ModelConfig, layer: int) -> list[ParamSpec]:
@@ -219,6 +228,19 @@ def _layer_pattern(config: ModelConfig) -> int | list[int]:
     return [int(moe.has_experts(config, layer)) for layer in range(config.num_layers)]
 
 
+def _plain_pattern(given: int | list[int], num_layers: int) -> int | list[int]:
+    """Any moe_layer_freq as `_layer_pattern` says it; see `_dense_layers`.
+
+    >>> _plain_pattern(-1, 4), _plain_pattern(2, 4), _plain_pattern([1, 1, 1, 1], 4)
+    (1, [1, 0, 1, 0], 1)
+    """
+    pattern = given
+    if isinstance(given, int):
+        dense = _dense_layers({"num_layers": num_layers, "moe_layer_freq": given})
+        pattern = [int(layer not in dense) for layer in range(num_layers)]
+    return 1 if pattern == [1] * num_layers else pattern
+
+
 def _dense_layers(keys: Mapping[str, Any]) -> list[int]:
     """The layers without experts by Megatron's moe_layer_freq: a list as above, or N, where the
     layers 0, N, 2 N have experts. In MindSpeed-LLM's arguments -1 is none.
@@ -228,6 +250,11 @@ def _dense_layers(keys: Mapping[str, Any]) -> list[int]:
     """
     pattern = keys.get("moe_layer_freq", 1)
     if isinstance(pattern, list):
+        if len(pattern) != keys["num_layers"]:
+            raise BadInput(
+                f"moe_layer_freq: {shown(pattern)} is of {len(pattern)} layers, but num_layers is "
+                f"{keys['num_layers']}"
+            )
         return [layer for layer, has_experts in enumerate(pattern) if not has_experts]
     if pattern == -1:
         return []

@@ -151,11 +151,12 @@ def _check_model_keys(cfg: Config, model: ModelFound, shape: ModelConfig) -> lis
     del truth["max_position_embeddings"]  # fewer may be asked for
     name = attrgetter(f"{model.role}.model")(cfg)
     given = cfg.model_keys(model.role)
+    said = family_of(shape).in_own_words(shape, given)
     problems = [
         f"model {name}: {key}: {shown(value)} is not what {model.folder}/config.json says; "
         f"{shown(truth[key])} would work, or leave the key out"
         for key, value in given.items()
-        if key in truth and value != truth[key]
+        if key in truth and said[key] != truth[key]
     ]
     positions = given.get("max_position_embeddings", 0)
     if positions > shape.max_positions:

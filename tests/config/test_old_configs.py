@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from support.small_config import only, write
 
 from r1zero.errors import BadInput
+from r1zero.models.config import ModelConfig
+from r1zero.models.family import family_of
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
 
@@ -216,6 +219,100 @@ def test_old_config_with_the_values_of_the_text(old: Path, spelling: str) -> Non
     cfg, warnings = load_config(write(old, "text", text))
     assert check(cfg, absent_ok=True) == [] and cfg.updates_per_step == 8
     assert any(spelling.split(":")[0].replace("-", "_") in warning for warning in warnings)
+
+
+# What a script of MindSpeed-LLM for Qwen3-MoE says beside the sizes.
+EXPERTS = """
+  num_experts: 8
+  moe_router_topk: 2
+  moe_ffn_hidden_size: 64
+  moe_layer_freq: -1
+  moe_router_pre_softmax: true
+  norm_topk_prob: true
+  n_shared_experts: 0
+  moe_grouped_gemm: true
+  moe_permutation_async_comm: true
+  moe_token_dispatcher_type: alltoall
+  moe_router_load_balancing_type: none
+  moe_aux_loss_coeff: 0.0
+  moe_tp_extend_ep: false
+  expert_tensor_parallel_size: 1
+  context_parallel_algo: ulysses_cp_algo
+  use_cp_send_recv_overlap: true
+  swap_optimizer: false
+"""
+
+
+def of_experts(old: Path, keys: str = EXPERTS) -> str:
+    """A configuration whose model file has keys of experts, beside a folder with that model."""
+    text = OLD_MODEL.replace("add_qkv_bias: true", "add_qkv_bias: false\n  qk_layernorm: true")
+    (old / "model" / "qwen25-7b.yaml").write_text(text + keys)
+    return write(old, "experts", OLD.replace("./ckpt", str(old / "net")))
+
+
+def test_keys_of_experts_are_accepted_while_they_say_what_holds(old: Path) -> None:
+    path = of_experts(old)
+    cfg, warnings = load_config(path)
+    assert check(cfg, absent_ok=True) == []
+    network = cfg.model["qwen25-7b"]
+    assert (network["moe_layer_freq"], network["norm_topk_prob"]) == (-1, True)
+    told = "\n".join(warnings)
+    for key in ("moe_grouped_gemm", "moe_permutation_async_comm", "moe_token_dispatcher_type"):
+        assert key in told
+    assert "context_parallel_algo" in told and "use_cp_send_recv_overlap" in told
+
+
+def test_ways_of_megatron_to_say_the_same_agree_with_config_json(old: Path) -> None:
+    of_experts(old)
+    keys = yaml.safe_load((old / "model" / "qwen25-7b.yaml").read_text())["qwen25-7b"]
+    network = ModelConfig.from_megatron(keys)
+    (old / "net").mkdir()
+    (old / "net" / "config.json").write_text(
+        json.dumps(
+            family_of(network).hf_from_megatron(keys) | {"architectures": ["Qwen3MoeForCausalLM"]}
+        )
+    )
+
+    def disagreeing(keys: str) -> list[str]:
+        cfg, _ = load_config(of_experts(old, keys))
+        return [problem for problem in check(cfg) if "config.json says" in problem]
+
+    assert disagreeing(EXPERTS) == []
+    for layers in ("1", str([1] * 28)):
+        assert disagreeing(EXPERTS.replace("freq: -1", f"freq: {layers}")) == []
+    for layers in ("2", str([0] + [1] * 27), "[1]"):
+        problem = only(disagreeing(EXPERTS.replace("freq: -1", f"freq: {layers}")))
+        assert f"moe_layer_freq: {layers} is not what" in problem
+    problem = only(disagreeing(EXPERTS.replace("norm_topk_prob: true", "norm_topk_prob: false")))
+    assert "moe_router_pre_softmax: true is not what" in problem
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("expert_tensor_parallel_size=2", "experts are whole: expert_model_parallel_size shares"),
+        ("moe_tp_extend_ep=true", "experts are whole"),
+        ("moe_router_load_balancing_type=aux_loss", "would pull against the reward"),
+        ("moe_aux_loss_coeff=0.001", "would pull against the reward"),
+        ("n_shared_experts=1", "all routed"),
+        ("swap_optimizer=true", "say training.optimizer_offload: true"),
+    ],
+)
+def test_what_experts_cannot_be_is_refused_with_the_reason(
+    old: Path, override: str, reason: str
+) -> None:
+    path = of_experts(old)
+    with pytest.raises(BadInput) as refused:
+        load_config(path, [f"training.{override}"])
+    problem = only(str(refused.value).splitlines())
+    assert "is not supported, only" in problem and reason in problem
+
+
+@pytest.mark.parametrize("layers", ["0", "true", "[1, 2]", "half"])
+def test_layers_with_experts_are_a_number_or_a_list(old: Path, layers: str) -> None:
+    path = of_experts(old, EXPERTS.replace("freq: -1", f"freq: {layers}"))
+    with pytest.raises(BadInput, match="moe_layer_freq: .* must be 1, N for every Nth layer, or"):
+        load_config(path)
 
 
 def test_old_reason_config_loads(old: Path) -> None:

@@ -146,6 +146,12 @@ def test_megatrons_frequency_counts_from_the_first_layer() -> None:
     )
 
 
+def test_a_list_of_layers_with_experts_has_one_entry_a_layer() -> None:
+    keys = read().to_megatron() | {"moe_layer_freq": [1, 0, 1]}
+    with pytest.raises(BadInput, match="is of 3 layers, but num_layers is 48"):
+        ModelConfig.from_megatron(keys)
+
+
 def test_arguments_of_mindspeed_llm_are_read() -> None:
     theirs = {"moe_layer_freq": -1, "moe_router_pre_softmax": True, "norm_topk_prob": True}
     assert ModelConfig.from_megatron(read().to_megatron() | theirs) == read()

@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from r1zero.config import legacy, schema
 from r1zero.config.load import read_config
+from r1zero.config.validate import field_names
 from r1zero.errors import BadInput
 from r1zero.preflight.checks import check
 from r1zero.preflight.resolve import load_config
@@ -63,6 +66,19 @@ def test_keys_without_effect_are_those_that_the_page_names(old_config: str, old_
 )
 def test_what_the_page_calls_refused_is_refused(old_config: str, override: str) -> None:
     assert override.split("=")[0] in problems(old_config, override)
+
+
+def test_the_table_of_keys_of_experts_is_what_the_program_does() -> None:
+    start = PAGE.index("| keys of experts")
+    rows = PAGE[start:].split("\n\n")[0].splitlines()[2:]
+    read, ineffective, fixed, refused = (re.findall("`([^`]+)`", row) for row in rows)
+    assert set(read) <= field_names(schema.Network)
+    assert set(ineffective) <= set(legacy.NO_EFFECT)
+    for text in fixed:
+        [(key, value)] = yaml.safe_load(text).items()
+        assert value in legacy.FIXED[key][0]
+    [(key, value)] = yaml.safe_load(refused[0]).items()
+    assert value not in legacy.FIXED[key][0] and refused[1] in legacy.FIXED[key][1]
 
 
 def problems(config: str, override: str) -> str:
