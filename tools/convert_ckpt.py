@@ -23,6 +23,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,7 +36,7 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of, register_own
 from r1zero.models.params import FIRST, WHOLE, param_table
-from r1zero.weights.detect import CONFIG, config_folder, detect
+from r1zero.weights.detect import CONFIG, config_folder, detect, layout_text
 from r1zero.weights.open import open_weights, stored_shape
 from r1zero.weights.save_huggingface import copy_beside, save_hf
 from r1zero.weights.save_megatron import LegacyLayout, save_dist, save_legacy
@@ -149,7 +150,7 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
         "--mg-format",
         choices=["legacy", "torch", "torch_dist"],
         default="legacy",
-        help="of Megatron output; torch_dist fits any TP and PP; default legacy, also called torch",
+        help="of Megatron output; torch_dist fits any TP, PP and EP; default legacy, also called torch",
     )
     add(
         "--make-vocab-size-divisible-by",
@@ -203,6 +204,8 @@ def convert(args: argparse.Namespace) -> None:
     else:
         shape = stored_shape(found)
     layout = plan_layout(args, shape)
+    if kind == "mg" and args.ckpt_format == "torch_dist":
+        refuse_layout_of_experts(args)
     weights = open_weights(args.load_dir, shape)
     name, dtype = type_to_write(args, weights)
     print(f"from: {weights.found}", flush=True)
@@ -225,9 +228,21 @@ def convert(args: argparse.Namespace) -> None:
             if beside is not None:
                 copy_beside(beside, folder, torch_name(dtype))
     print(
-        f"to:   {detect(target)}, {name}, {shape.num_parameters * dtype.itemsize / 1e9:.2f} GB in "
+        f"to:   {told(target, layout)}, {name}, {shape.num_parameters * dtype.itemsize / 1e9:.2f} GB in "
         f"{time.monotonic() - start:.0f} s"
     )
+
+
+def told(target: Path, layout: LegacyLayout) -> str:
+    """What was written. Names of legacy files do not tell stages from experts, but the plan does:
+
+    mp_rank_01_003 may be of TP2 PP4, and of TP2 PP1 EP4.
+    """
+    found = detect(target)
+    if found.kind != "legacy":
+        return str(found)
+    cuts = layout_text(layout.tp, layout.pp, layout.ep)
+    return f"{replace(found, files={})}, saved at {cuts}"
 
 
 def folders(args: argparse.Namespace, source: str, kind: str) -> tuple[Path | None, Path]:
@@ -299,11 +314,24 @@ def check_cuts(args: argparse.Namespace, shape: ModelConfig) -> None:
         raise BadInput(
             f"--target-expert-parallel-size {ep}: this model has no experts; leave it out"
         )
+    if shape.experts is None and args.moe_grouped_gemm:
+        raise BadInput("--moe-grouped-gemm: this model has no experts; leave it out")
     if shape.experts is not None and shape.experts.count % ep:
         raise BadInput(
             f"--target-expert-parallel-size {ep} does not divide num_experts "
             f"{shape.experts.count}; choose one that does"
         )
+
+
+def refuse_layout_of_experts(args: argparse.Namespace) -> None:
+    """BadInput for what says how legacy files keep experts: torch_dist has one way."""
+    if args.target_expert_parallel_size > 1:
+        raise BadInput(
+            f"--target-expert-parallel-size {args.target_expert_parallel_size}: torch_dist fits any; "
+            "leave it out"
+        )
+    if args.moe_grouped_gemm:
+        raise BadInput("--moe-grouped-gemm: torch_dist keeps experts in one way; leave it out")
 
 
 def layers_of_stages(args: argparse.Namespace, shape: ModelConfig) -> tuple[int, ...]:

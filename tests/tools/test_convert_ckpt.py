@@ -156,9 +156,10 @@ def test_experts_are_shared_out_by_the_flags_of_the_converter_before(
         1,
         *grouped,
     ]
-    assert (
-        convert("--load-dir", folders["qwen3_moe"], "--save-dir", tmp_path / "mg", *words)[0] == 0
+    code, printed = convert(
+        "--load-dir", folders["qwen3_moe"], "--save-dir", tmp_path / "mg", *words
     )
+    assert code == 0 and "saved at TP2 PP1 EP4, bf16" in printed
     folder = tmp_path / "mg" / "iter_0000001"
     names = [f"mp_rank_0{tp}_00{ep}" for tp in (0, 1) for ep in range(4)]
     assert sorted(path.name for path in folder.iterdir()) == names
@@ -291,6 +292,18 @@ def test_megatron_core_runs_what_was_converted(convert, tmp_path, family):
         ),
         (["--from", "{hf}", "--to", "{new}", "--tp", "0"], ["at least 1"]),
         (["--from", "{hf}", "--to", "{new}", "--ep", "2"], ["this model has no experts"]),
+        (
+            ["--from", "{hf}", "--to", "{new}", "--moe-grouped-gemm"],
+            ["--moe-grouped-gemm: this model has no experts"],
+        ),
+        (
+            ["--from", "{moe}", "--to", "{new}", "--ckpt-format", "torch_dist", "--ep", "2"],
+            ["--target-expert-parallel-size 2: torch_dist fits any; leave it out"],
+        ),
+        (
+            ["--from", "{moe}", "--to", "{new}", "--mg-format", "torch_dist", "--moe-grouped-gemm"],
+            ["--moe-grouped-gemm: torch_dist"],
+        ),
         (
             ["--from", "{moe}", "--to", "{new}", "--ep", "3"],
             ["--target-expert-parallel-size 3 does not divide num_experts 8"],
