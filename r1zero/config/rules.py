@@ -15,15 +15,17 @@ from r1zero.errors import multiple, shown
 SCORE_KEYS = ("reward", "response_length")  # what scores of an evaluation begin with
 
 
-def check_keys(cfg: Config) -> list[str]:
-    """Return a sentence for every rule among keys that is broken."""
-    return [sentence for rule in RULES for sentence in rule(cfg)]
+def check_keys(cfg: Config, world_size: int | None = None) -> list[str]:
+    """Return a sentence for every rule among keys that is broken, in a world of so many ranks if
+    that is known."""
+    problems = [sentence for rule in RULES for sentence in rule(cfg)]
+    return problems + check_pool(cfg, world_size)
 
 
 def check_sound_keys(cfg: Config) -> list[str]:
     """The same for a configuration without its wrong keys; rules that need one are left out."""
     problems = []
-    for rule in RULES:
+    for rule in (*RULES, check_pool):
         try:
             problems += rule(cfg)
         except AttributeError:  # of a key that is not there, and that enough was said about
@@ -305,11 +307,18 @@ def check_tail_batching(cfg: Config) -> list[str]:
 # -- ranks ----------------------------------------------------------------------------------------
 
 
-def check_pool(cfg: Config) -> list[str]:
-    """The counts of ranks against each other and against the grids. Colocated roles need none."""
+def check_pool(cfg: Config, world_size: int | None = None) -> list[str]:
+    """The counts of ranks against each other and against the grids. Colocated roles need none.
+
+    A world of one rank holds all roles, whatever the counts: what it cannot cut is told where roles
+    are placed in it.
+    """
     if cfg.resource_pool.colocate:
         return []
-    return check_total(cfg) + check_grids(cfg) + check_nodes(cfg)
+    problems = check_total(cfg) + check_nodes(cfg)
+    if world_size == 1:
+        return problems
+    return problems + check_grids(cfg)
 
 
 def check_total(cfg: Config) -> list[str]:
@@ -408,7 +417,6 @@ RULES = (
     check_skipping,
     check_replacing,
     check_tail_batching,
-    check_pool,
     check_prompt_length,
     check_token_limits,
 )

@@ -62,7 +62,7 @@ def check_found(found: Found, absent_ok: bool = False) -> list[str]:
 def _check(found: Found, absent_ok: bool) -> list[str]:
     """What keys say together, and the files; single values are right."""
     cfg = found.config
-    problems = check_keys(cfg) + check_rewards(cfg) + check_objective(cfg)
+    problems = check_keys(cfg, found.world_size) + check_rewards(cfg) + check_objective(cfg)
     problems += found.misplaced
     problems += check_batches(cfg)
     problems += engine_problems(cfg.actor_rollout.engine)

@@ -21,12 +21,16 @@ from r1zero.models.dtype import Dtype
 from r1zero.weights.detect import config_folder
 
 SIZES = (
+    "training.context_parallel_size",
     "actor_rollout.tensor_model_parallel_size",
     "actor_rollout.pipeline_model_parallel_size",
+    "actor_rollout.expert_model_parallel_size",
     "actor_rollout.infer_tensor_parallel_size",
     "ref.tensor_model_parallel_size",
     "ref.pipeline_model_parallel_size",
+    "ref.expert_model_parallel_size",
 )
+STAGES = ("actor_rollout.num_layer_list", "ref.num_layer_list")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,7 @@ def look(
         world_size = cfg.world_size
     placed: Placement | None = None
     misplaced: list[str] = []
-    if not check_pool(cfg):  # else that is said
+    if not check_pool(cfg, world_size):  # else that is said
         node_of_rank = node_of_rank or nodes(cfg, world_size)
         placed, misplaced = _place(cfg, world_size, node_of_rank)
     actor = _find_model(cfg, "actor_rollout")
@@ -119,18 +123,43 @@ def _place(
     """The roles' grids in the world, and a sentence for each reason why they or the nodes do not
     fit."""
     if world_size == 1:
-        wrong = [
-            f"{key}: {attrgetter(key)(cfg)} must be 1 in a world of one rank; start "
-            f"{cfg.world_size} processes or set it to 1"
-            for key in SIZES
-            if attrgetter(key)(cfg) != 1 and (cfg.has_reference or not key.startswith("ref."))
-        ]
-        if wrong:
-            return None, wrong
-        return placement(cfg, 1), []
+        return _place_alone(cfg)
     try:
         placed = placement(cfg, world_size)
     except BadInput as error:
         return None, [f"resource_pool: {error}"]
     crossed = placed.nodes_crossed(list(node_of_rank))
     return placed, [f"resource_pool: {sentence}" for sentence in crossed]
+
+
+def _place_alone(cfg: Config) -> tuple[Placement | None, list[str]]:
+    """The same in a world of one rank, which cuts no model."""
+    ways = "set it to 1"
+    if _fits_its_pool(cfg):
+        ways = f"start {cfg.world_size} processes or set it to 1"
+    wrong = [
+        f"{key}: {attrgetter(key)(cfg)} must be 1 in a world of one rank; {ways}"
+        for key in _of_roles(cfg, SIZES)
+        if attrgetter(key)(cfg) != 1
+    ]
+    for key in _of_roles(cfg, STAGES):
+        listed = attrgetter(key)(cfg)
+        if listed is not None and len(listed) > 1:
+            wrong.append(f"{key}: {listed} must be left out in a world of one rank")
+    if wrong:
+        return None, wrong
+    return placement(cfg, 1), []
+
+
+def _fits_its_pool(cfg: Config) -> bool:
+    """Whether the world that the pool asks for, of more ranks than one, can be laid out."""
+    size = cfg.world_size
+    if size == 1 or check_pool(cfg, size):
+        return False
+    placed, _ = _place(cfg, size, nodes(cfg, size))
+    return placed is not None
+
+
+def _of_roles(cfg: Config, keys: Sequence[str]) -> list[str]:
+    """Those keys whose role the run has."""
+    return [key for key in keys if cfg.has_reference or not key.startswith("ref.")]
