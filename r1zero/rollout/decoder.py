@@ -277,7 +277,7 @@ class Decoder:
             raise BadInput(
                 "the tensor parallel ranks of a rollout replica choose different experts for the "
                 "same tokens, as their sums differ in the last bits; set "
-                "training.deterministic=true, or actor_rollout's tensor parallel size to 1"
+                "actor_rollout.infer_tensor_parallel_size=1, or try training.deterministic=true"
             )
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
