@@ -39,6 +39,7 @@ from r1zero.preflight import checks, dry_run
 from r1zero.preflight.cautions import cautions
 from r1zero.preflight.datasets import look_at_data
 from r1zero.preflight.found import look
+from r1zero.preflight.replay import replay_cautions
 from r1zero.preflight.resolve import load_config
 from r1zero.preflight.run import Run, complete
 
@@ -119,6 +120,7 @@ def _look(cfg: Config, warnings: list[str], report: bool) -> int:
             + unread_by_loss(cfg.algorithm, cfg.actor_rollout)
             + unsummed_terms(cfg.algorithm, cfg.actor_rollout)
             + cautions(cfg)
+            + replay_cautions(cfg, found.actor.shape)
         )
         lines += [f"warning: {warning}" for warning in told]
     return tell(lines + look_at_data(cfg))

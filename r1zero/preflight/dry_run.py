@@ -23,6 +23,8 @@ ranks of a role the fullest is shown):
   KV cache     2 x layers x kv heads / TP x head size x B for each token of a replica's prompts, once, and of
                its responses, in whole blocks; max_tokens_to_oom tokens at most, and as many with
                eval_data_path, whose problems are answered all at once
+  routes       in host memory, in a line of its own: what is replayed of a token, for all responses of a
+               step that a replica learns from, as long as allowed, on each of its ranks
   buckets      broadcasts of weights under way: to rollout ranks, and to ref ranks that are ever reset
 
 The step is predicted by a model of it (step_model.py), with rates that are a guess.
@@ -63,7 +65,7 @@ from r1zero.models.sizes import (
 from r1zero.preflight.advice import look_ahead
 from r1zero.preflight.files import absent
 from r1zero.preflight.found import Found, dtype_of
-from r1zero.preflight.replay import route_bytes
+from r1zero.preflight.replay import replay_line, route_bytes
 from r1zero.preflight.run import Run
 from r1zero.preflight.scale import Load, Network, count, scale_table
 from r1zero.preflight.step_model import Step
@@ -89,6 +91,18 @@ class Memory:
         return sum(getattr(self, entry.name) for entry in fields(self))
 
 
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Bytes of a train rank that lie in host memory, whatever the device."""
+
+    optimizer: float  # with training.optimizer_offload
+    routes: float  # of all responses of a step that its replica learns from
+
+    @property
+    def total(self) -> float:
+        return self.optimizer + self.routes
+
+
 def report(found: Found) -> str:
     """Describe the run: configuration, placement, batches, memory, and what could not be looked
     at."""
@@ -97,6 +111,7 @@ def report(found: Found) -> str:
     assert placed is not None, "checked before"
     table = placement_table(placed, found.node_of_rank)
     parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed)]
+    parts.append(replay_line(cfg, found.actor.shape))
     parts.append(memory_table(cfg, placed, found.actor.shape, found.reference_shape))
     parts.append(groups_table(cfg, placed, found.actor.shape))
     parts.append(outlook_table(cfg, placed, found.actor.shape))
@@ -110,8 +125,9 @@ def banner(run: Run, node_of_rank: Sequence[int]) -> str:
     memory."""
     cfg = run.config
     parts = [roles_table(run.placement, node_of_rank), batch_line(cfg, run.placement)]
+    parts.append(replay_line(cfg, run.actor.shape))
     parts.append(memory_table(cfg, run.placement, run.actor.shape, run.reference_shape))
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)
 
 
 def roles_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
@@ -193,10 +209,11 @@ def memory_table(
         lines.append(
             f"a rank has all roles: {sum(item.total for item in found.values()) / 1e9:.2f} GB"
         )
-    if cfg.training.optimizer_offload:
-        train = placed.train
-        states = [_optimizer_state(cfg, policy, train, stage) for stage in range(train.pp)]
-        lines.append(f"host memory of the optimizer: {max(states) / 1e9:.2f} GB a train rank")
+    host = host_memory(cfg, placed, policy)
+    if host.optimizer:
+        lines.append(f"host memory of the optimizer: {host.optimizer / 1e9:.2f} GB a train rank")
+    if host.routes:
+        lines.append(f"host memory of routes: up to {host.routes / 1e9:.2f} GB on each train rank")
     missing = absent(cfg)
     loaded = [(cfg.actor_rollout.load, cfg.actor_rollout.model)]
     if cfg.has_reference:
@@ -287,6 +304,18 @@ def memory(
         stages = [ESTIMATES[role](cfg, shape, span, stage) for stage in range(span.pp)]
         found[role] = max(stages, key=lambda item: item.total)
     return found
+
+
+def host_memory(cfg: Config, placed: Placement, policy: ModelConfig) -> HostMemory:
+    """Estimate what the fullest train rank keeps in host memory. Every rank of a replica has the
+    routes of all that the replica learns from."""
+    train = placed.train
+    optimizer = 0.0
+    if cfg.training.optimizer_offload:
+        stages = range(train.pp)
+        optimizer = max(_optimizer_state(cfg, policy, train, stage) for stage in stages)
+    tokens = cfg.num_samples * cfg.response_budget / train.dp
+    return HostMemory(optimizer, tokens * route_bytes(cfg, policy))
 
 
 def _train_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:

@@ -33,6 +33,28 @@ def check_replay(cfg: Config, shape: ModelConfig | None) -> list[str]:
     return [f"{KEY}: true, but {obstacle}; leave it out" for obstacle in _obstacles(cfg, shape)]
 
 
+def replay_line(cfg: Config, shape: ModelConfig | None) -> str:
+    """Say whether the run replays routes; "" of a model without experts."""
+    if shape is None or shape.experts is None:
+        return ""
+    if replays_routes(cfg, shape):
+        return f"routing replay: on, {route_bytes(cfg, shape)} bytes a token"
+    if cfg.actor_rollout.routing_replay is False:
+        return f"routing replay: off, as {KEY} says"
+    return f"routing replay: off: {_obstacles(cfg, shape)[0]}"
+
+
+def replay_cautions(cfg: Config, shape: ModelConfig | None) -> list[str]:
+    """A sentence if a model with experts learns without replay and nobody said that it should."""
+    if shape is None or shape.experts is None or cfg.actor_rollout.routing_replay is not None:
+        return []
+    return [
+        f"{KEY}: off, since {obstacle}: trainer and rollout engine may choose different experts for a "
+        "token, and log-probs differ by more than rounding; set it to false if that is meant"
+        for obstacle in _obstacles(cfg, shape)
+    ]
+
+
 def _obstacles(cfg: Config, shape: ModelConfig) -> list[str]:
     """What stands in the way of replay."""
     if shape.experts is None:

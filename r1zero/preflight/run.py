@@ -30,7 +30,7 @@ from r1zero.preflight.cautions import cautions
 from r1zero.preflight.checks import check_found
 from r1zero.preflight.datasets import keeping, templates_of
 from r1zero.preflight.found import Found, ModelFound, dtype_of, look
-from r1zero.preflight.replay import replays_routes
+from r1zero.preflight.replay import replay_cautions, replays_routes
 from r1zero.reward.config import RewardConfig, reward_config
 from r1zero.rollout.interface import EngineConfig, Sampling
 from r1zero.run_folder.exported import MODEL
@@ -186,6 +186,7 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
             *unread_by_loss(cfg.algorithm, cfg.actor_rollout),
             *unsummed_terms(cfg.algorithm, cfg.actor_rollout),
             *cautions(cfg),
+            *replay_cautions(cfg, found.actor.shape),
         ),
     )
 

@@ -23,6 +23,7 @@ from r1zero.preflight.dry_run import (
     CACHE_BLOCK,
     ESTIMATES,
     batch_line,
+    host_memory,
     layer_activations,
     memory,
     memory_table,
@@ -141,6 +142,18 @@ def test_an_offloaded_optimizer_by_hand() -> None:
     table = memory_table(cfg, placed, shape_7b(), shape_7b())
     assert f"host memory of the optimizer: {before.optimizer / 1e9:.2f} GB a train rank" in table
     assert "host memory" not in memory_table(plain, placed, shape_7b(), shape_7b())
+
+
+def test_routes_in_host_memory_by_hand() -> None:
+    """48 layers x 8 experts; 512 responses of 32,768 tokens, all of them one replica's."""
+    cfg, _ = load_config("qwen3_30b_a3b_32k")
+    found = look(cfg)
+    told = dry_run.report(found)
+    assert host_memory(cfg, found.placement, found.actor.shape).routes == 512 * 32768 * 384
+    assert "routing replay: on, 384 bytes a token" in told
+    assert "host memory of routes: up to 6.44 GB on each train rank" in told
+    free, _ = load_config("qwen3_30b_a3b_32k", ["actor_rollout.routing_replay=false"])
+    assert "host memory" not in dry_run.report(look(free))
 
 
 def test_layer_activations_by_hand() -> None:

@@ -7,7 +7,7 @@ from support.shapes import small_shape
 
 from r1zero.models.config import Experts
 from r1zero.preflight.checks import check
-from r1zero.preflight.replay import check_replay, replays_routes
+from r1zero.preflight.replay import check_replay, replay_cautions, replay_line, replays_routes
 from r1zero.preflight.resolve import load_config
 
 DENSE = small_shape()
@@ -65,3 +65,23 @@ def test_an_own_engine_says_whether_it_tells_where_tokens_went(tmp_path):
     [problem] = check_replay(config(silent, "actor_rollout.routing_replay=true"), moe())
     assert "silent.py:Engine does not tell which experts tokens go to; leave it out" in problem
     assert replays_routes(config(f"actor_rollout.engine={tmp_path}/telling.py:Engine"), moe())
+
+
+def test_a_line_says_whether_routes_are_replayed():
+    assert replay_line(config(), moe()) == "routing replay: on, 4 bytes a token"
+    off = replay_line(config("actor_rollout.routing_replay=false"), moe())
+    assert off == "routing replay: off, as actor_rollout.routing_replay says"
+    assert replay_line(config(), DENSE) == replay_line(config(), None) == ""
+
+
+def test_who_does_not_replay_and_did_not_say_so_is_warned(tmp_path):
+    (tmp_path / "silent.py").write_text(ENGINE.format(more=""))
+    silent = f"actor_rollout.engine={tmp_path}/silent.py:Engine"
+    told = replay_line(config(silent), moe())
+    assert told.startswith("routing replay: off: the engine ")
+    assert told.endswith("silent.py:Engine does not tell which experts tokens go to")
+    [warning] = replay_cautions(config(silent), moe())
+    assert warning.startswith("actor_rollout.routing_replay: off, since the engine ")
+    assert warning.endswith("set it to false if that is meant")
+    assert replay_cautions(config(silent, "actor_rollout.routing_replay=false"), moe()) == []
+    assert replay_cautions(config(), moe()) == replay_cautions(config(silent), DENSE) == []
