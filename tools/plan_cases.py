@@ -21,14 +21,14 @@ from known_models import (
     tensors_of,
 )
 
-from r1zero.distributed.placement import RankGrid
+from r1zero.distributed.placement import Placement, RankGrid, RoleSize, place
 from r1zero.models.params import ParamSpec
 
 
 @dataclass(frozen=True, slots=True)
 class PlanCase:
-    """A model, and the ranks that publish it: train TP, PP, and rollout TP, which is its EP, too;
-    train EP, and the layers of its stages where they are not even."""
+    """A model, and the ranks that publish it: train TP, PP, and rollout TP; train EP, and the layers
+    of its stages where they are not even."""
 
     tensors: Callable[[], list[ParamSpec]]
     num_layers: int
@@ -42,20 +42,25 @@ class PlanCase:
 
     @property
     def train(self) -> RankGrid:
-        return RankGrid.of(
-            "train",
-            0,
-            self.train_ranks,
-            tp=self.train_tp,
-            pp=self.train_pp,
-            ep=self.train_ep,
-            num_layer_list=self.num_layer_list,
-        )
+        return self._placed.train
 
     @property
     def rollout(self) -> RankGrid:
-        tp = self.rollout_tp
-        return RankGrid.of("rollout", self.train_ranks, self.rollout_ranks, tp=tp, ep=tp)
+        return self._placed.rollout
+
+    @property
+    def _placed(self) -> Placement:
+        sizes = {
+            "train": RoleSize(
+                self.train_ranks,
+                tp=self.train_tp,
+                pp=self.train_pp,
+                ep=self.train_ep,
+                num_layer_list=self.num_layer_list,
+            ),
+            "rollout": RoleSize(self.rollout_ranks, tp=self.rollout_tp),
+        }
+        return place(sizes, colocate=False)
 
 
 def with_experts(experts: int = 256) -> list[ParamSpec]:

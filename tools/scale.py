@@ -202,9 +202,7 @@ def overridden(sizes: dict[str, RoleSize], args: argparse.Namespace) -> dict[str
     for role in ROLES:
         size = sizes.get(role, RoleSize(0))
         given = {"ranks": getattr(args, role), "tp": getattr(args, f"{role}_tp")}
-        if role == "rollout":
-            given["ep"] = given["tp"]  # each TP rank holds whole experts
-        else:
+        if role != "rollout":
             given["pp"] = getattr(args, f"{role}_pp")
             given["ep"] = getattr(args, f"{role}_ep")
             given["num_layer_list"] = getattr(args, f"{role}_layers")

@@ -802,8 +802,7 @@ def role_sizes(cfg: Config) -> dict[str, RoleSize]:
             ep=actor.expert_model_parallel_size,
             num_layer_list=tuple(actor.num_layer_list or ()),
         ),
-        # Each TP rank holds whole experts.
-        "rollout": RoleSize(actor.num_gpus_for_infer, tp=rollout_tp, ep=rollout_tp),
+        "rollout": RoleSize(actor.num_gpus_for_infer, tp=rollout_tp),
     }
     if cfg.has_reference:
         sizes["ref"] = RoleSize(

@@ -25,7 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from r1zero.errors import BadInput
@@ -251,7 +251,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class RoleSize:
-    """How many ranks a role gets, and how they cut its model."""
+    """How many ranks a role gets, and how they cut its model. Of rollout `ep` is TP, whatever it says."""
 
     ranks: int
     tp: int = 1
@@ -274,7 +274,10 @@ def place(sizes: Mapping[str, RoleSize], colocate: bool) -> Placement:
         )
     first = 0
     roles = {}
-    for role, size in sizes.items():
+    for role, asked in sizes.items():
+        size = asked
+        if role == "rollout":
+            size = replace(asked, ep=asked.tp)  # each TP rank of an engine holds whole experts
         _check_size(role, size)
         roles[role] = RankGrid.of(
             role,

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from support.model_folders import base
+from support.models import make_model
 from support.multiproc import DEVICE, run_ranks
 from support.patience import LONG
 from support.tool import TOOLS, functions
@@ -304,6 +305,26 @@ def test_neither_tensor_parallelism_nor_the_rounds_change_the_answers(
     )
     assert content["scores"] == on_one_rank[0]["scores"]
     assert [row["response"] for row in rows] == [row["response"] for row in on_one_rank[1]]
+
+
+def test_experts_are_dealt_over_tensor_parallel_ranks(
+    flags: list[str], tiny: Path, tmp_path: Path
+) -> None:
+    make_model("qwen3_moe_mixed", tmp_path / "model")
+    chosen = [
+        "--model",
+        str(tmp_path / "model"),
+        "--temperature",
+        "0",
+        "--problems",
+        "4",
+        "--k",
+        "1",
+    ]
+    chosen += ["--tokenizer-name-or-path", str(tiny / "model"), "--max-new-tokens", "8"]
+    _, rows = evaluated(1, tmp_path / "one", *flags, *chosen)
+    _, cut = evaluated(2, tmp_path / "two", *flags, *chosen, "--tensor-model-parallel-size", "2")
+    assert [row["response"] for row in cut] == [row["response"] for row in rows]
 
 
 def test_preprocessed_problems_get_the_same_answers(

@@ -203,7 +203,7 @@ def test_context_parallel_ranks_share_tokens_and_optimizer() -> None:
 
 
 def test_the_tables_show_axes_that_some_role_has() -> None:
-    sizes = {"train": RoleSize(8, tp=2, cp=2, ep=4), "rollout": RoleSize(2, tp=2, ep=2)}
+    sizes = {"train": RoleSize(8, tp=2, cp=2, ep=4), "rollout": RoleSize(2, tp=2)}
     placed = place(sizes, colocate=False)
     roles = [line.split() for line in roles_table(placed, [0] * 10).splitlines()]
     assert roles[0] == ["role", "ranks", "nodes", "TP", "PP", "DP", "CP", "EP"]

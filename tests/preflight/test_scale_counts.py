@@ -99,7 +99,7 @@ def test_a_model_with_experts_by_hand() -> None:
     network = Network(tensors=tensors, num_layers=2, element_size=2)
     sizes = {
         "train": RoleSize(16, tp=2, pp=2, ep=8),
-        "rollout": RoleSize(4, tp=2, ep=2),
+        "rollout": RoleSize(4, tp=2),
     }
     placed = place(sizes, colocate=False)
     roles = count(placed, placed.rollout, network, LOAD, 4, 100).roles

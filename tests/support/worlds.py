@@ -103,7 +103,7 @@ def make_world(rank, size, store, train, rollout=None, ref=None, **layout):
     placement = place(
         {
             "train": RoleSize(size, *train, **layout),
-            "rollout": RoleSize(size, rollout or 1, ep=rollout or 1),
+            "rollout": RoleSize(size, rollout or 1),
             "ref": RoleSize(size, ref or 1),
         },
         colocate=True,
