@@ -137,9 +137,9 @@ def learn(step: int, runtime: Runtime) -> StepOutcome | None:
             for delivery in deliveries:
                 with clock.span("update"):
                     updates += policy.learn(delivery)
-    for _ in range(1, batch.epochs):
+    for epoch in range(1, batch.epochs):
         with clock.span("update"):
-            updates += policy.learn_again()
+            updates += policy.learn_again(epoch)
 
     # Publish. All wait on the control plane first, and then enter the device collectives together.
     with clock.span("wait"):

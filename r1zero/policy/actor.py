@@ -122,11 +122,11 @@ class Actor:
         self._deliveries.append(delivery)
         return self._learn(delivery, epoch=0)
 
-    def learn_again(self) -> list[UpdateStats | None]:
-        """Learn once more from the whole batch, in the same order."""
+    def learn_again(self, epoch: int) -> list[UpdateStats | None]:
+        """Learn once more from the whole batch, in the same order. The first epoch after `learn` is 1."""
         updates = []
         for delivery in self._deliveries:
-            updates += self._learn(delivery, epoch=1)
+            updates += self._learn(delivery, epoch)
         return updates
 
     def finish(self, updates: list[UpdateStats | None], batch: Batch) -> None:

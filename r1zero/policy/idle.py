@@ -32,7 +32,7 @@ class IdleActor:
     def learn(self, delivery: Delivery) -> list[UpdateStats | None]:
         return []
 
-    def learn_again(self) -> list[UpdateStats | None]:
+    def learn_again(self, epoch: int) -> list[UpdateStats | None]:
         return []
 
     def finish(self, updates: list[UpdateStats | None], batch: Batch) -> None:

@@ -59,7 +59,7 @@ def test_idle_roles_have_no_groups_no_tokens_and_no_update() -> None:
     actor = IdleActor()
     actor.begin(batch)
     assert actor.learn(Delivery(deal, {})) == []
-    assert actor.learn_again() == []
+    assert actor.learn_again(1) == []
     actor.finish([], batch)
     assert actor.parameters() == {}
     reference = IdleReference()

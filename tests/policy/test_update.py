@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.models import make_model
 from support.multiproc import run_ranks
-from support.updates import compare, update_body, updates, variants_body
+from support.updates import compare, taught, update_body, updates, variants_body
 from support.worlds import make_world
 
 from r1zero.algo.advantages import ADVANTAGES
 from r1zero.algo.aggregation import AGGREGATIONS
 from r1zero.algo.parts import cut_parts
+from r1zero.policy.actor import Actor
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -265,3 +267,26 @@ def test_two_epochs_equal_plain_pytorch(tmp_path):
     )
     # Six updates amplify rounding: each starts from weights that already differ in the last place.
     compare(model, losses, weights, epochs=2, tolerance=2e-5)
+
+
+def forgetting_body(rank, size, store, folder):
+    """By epoch, how many deliveries still have routes once they were learnt from."""
+    left = [0, 0, 0]
+    real = Actor._learn
+
+    def learn(self, delivery, epoch):
+        if epoch == 0:
+            delivery.prompt_routes[0] = np.zeros((3, 1, 1), np.uint8)
+        taken = real(self, delivery, epoch)
+        left[epoch] += len(delivery.prompt_routes)
+        return taken
+
+    Actor._learn = learn
+    world = make_world(rank, size, store, (1, 1))
+    taught(world, folder, ["actor_rollout.ppo_epochs=3"], plan={"epochs": 3})
+    return left
+
+
+def test_routes_are_forgotten_after_the_last_epoch(tmp_path):
+    make_model("qwen2", tmp_path)
+    assert run_ranks(forgetting_body, 1, str(tmp_path)) == [[3, 3, 0]]

@@ -151,8 +151,8 @@ def taught(world, folder, overrides, chosen=(), plan=(), dtype=torch.float32):
     stats = []
     for delivery in deliveries(batch, groups, world.train):
         stats += policy.learn(delivery)
-    for _ in range(1, cfg.actor_rollout.ppo_epochs):
-        stats += policy.learn_again()
+    for epoch in range(1, cfg.actor_rollout.ppo_epochs):
+        stats += policy.learn_again(epoch)
     return policy, stats
 
 
