@@ -422,8 +422,9 @@ def _reference(run: Run, world: World, unused: Sequence[range]) -> AnyReference:
         world.device,
         run.dtype.torch,
         training.seq_length,
-        # Without it every TP rank would send all tokens to the experts.
-        sequence_parallel=training.sequence_parallel and files.shape.experts is not None,
+        # Without it every TP rank would send all tokens to the experts. The key is that of train,
+        # and off where train has no TP.
+        sequence_parallel=files.shape.experts is not None,
         recompute=False,
         seed=training.seed,
         unused=unused,

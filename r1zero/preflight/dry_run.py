@@ -420,8 +420,7 @@ def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> 
         cfg.ref.max_tokens_per_microbatch or cfg.ref.micro_batch_size * cfg.training.seq_length
     )
     tokens = -(-microbatch // span.cp)
-    # the reference of a model with experts takes part in sequence parallelism, which they ask for
-    sequence_parallel = cfg.training.sequence_parallel and shape.experts is not None
+    sequence_parallel = shape.experts is not None  # which ask for it, whatever train does
     layer = layer_activations(shape, span.tp, tokens, size, sequence_parallel)
     if stage == span.pp - 1:
         logits = logits_bytes(shape, span.tp, tokens)

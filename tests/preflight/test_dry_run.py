@@ -74,6 +74,19 @@ def tiny_shape(**changes: object) -> ModelConfig:
     return ModelConfig.from_config(config | changes)
 
 
+def expert_shape(**changes: object) -> ModelConfig:
+    """With eight experts in each layer."""
+    experts = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+    }
+    return tiny_shape(**experts | changes)
+
+
 def test_shape_of_the_model_file_has_the_parameters_of_the_real_model() -> None:
     assert shape_7b().num_parameters == QWEN_7B
     assert stage_parameters(shape_7b(), grid(1, 1), 0) == QWEN_7B
@@ -200,6 +213,18 @@ def test_context_parallel_ranks_share_tokens_and_optimizer() -> None:
     gathered = 4 * 3 * 64 * 2 * 2 * 4 * 4
     tokens_only = one.activations - 16 * 8 * 4  # without the gradient of the output layer
     assert four.activations == tokens_only / 4 + 16 * 8 * 4 + gathered
+
+
+def test_tensor_parallel_ranks_of_a_reference_share_tokens_where_there_are_experts() -> None:
+    """Whatever train does, whose TP decides what the key of sequence parallelism is."""
+    cfg, _ = load_config("tiny", ["training.sequence_parallel=true"])
+    assert not cfg.training.sequence_parallel, "train has no TP"
+    shape = expert_shape()
+    tokens = cfg.ref.micro_batch_size * cfg.training.seq_length
+    logits = 3 * 4 * tokens * shape.vocab_size / 2
+    layer = layer_activations(shape, 2, tokens, 4, True)
+    found = ESTIMATES["ref"](cfg, shape, RankGrid.of("ref", 0, 2, tp=2), 0)
+    assert found.activations == layer + logits
 
 
 def test_the_tables_show_axes_that_some_role_has() -> None:

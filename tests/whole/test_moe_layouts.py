@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.models import make_model
-from support.worlds import metrics, run, samples
+from support.multiproc import run_ranks
+from support.worlds import metrics, resolved_run, run, samples
 
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import Shards, local_shape, param_table
 from r1zero.preflight.resolve import load_config
+from r1zero.runtime import _reference
 
 # fp32 sums in another order; three updates carry the difference on.
 TOLERANCE = 2e-4
@@ -126,3 +128,24 @@ def test_the_30b_placement_trains_and_each_rollout_rank_gets_its_shard(job, tmp_
     for step in metrics(folder):
         assert step["publish/bytes"] == 4 * 4 * shard  # ranks, and bytes of a number
         assert np.isfinite(step["loss"]) and step["grad_norm"] > 0
+
+
+def reference_body(rank, size, store, overrides):
+    """Whether the reference of a run cuts tokens over TP."""
+    run, world = resolved_run(rank, size, store, "tiny", overrides)
+    return _reference(run, world, ()).model.config.sequence_parallel
+
+
+def test_a_reference_cuts_tokens_over_tp_where_train_has_none(job, tmp_path):
+    """Else each of its TP ranks would send all tokens to the experts."""
+    layout = [
+        "resource_pool.colocate=true",
+        "actor_rollout.num_gpus_for_train=2",
+        "actor_rollout.num_gpus_for_infer=2",
+        "ref.tensor_model_parallel_size=2",
+        "ref.expert_model_parallel_size=2",
+        "resource_pool.actor_rollout=[2]",
+        "resource_pool.ref=[2]",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    assert run_ranks(reference_body, 2, job + layout) == [True, True]
