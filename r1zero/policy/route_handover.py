@@ -62,8 +62,10 @@ class RouteGiver:
 
     def _hold(self, group: Group) -> None:
         """Keep a group until its samples are dealt out. Nobody asks for the routes of those that do not
-        train."""
+        train, unless the batch is saved, and goes on with another configuration in which they do."""
         self._held[group.position] = group
+        if self._keeps:
+            return
         for sample in group.samples:
             if not (group.trains and sample.trains):
                 sample.routes = None
