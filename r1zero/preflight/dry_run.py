@@ -403,7 +403,7 @@ def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int)
     tokens = prompts * actor.max_prompt_length + blocks * CACHE_BLOCK
     if cfg.training.evaluates or tokens > actor.max_tokens_to_oom:
         tokens = actor.max_tokens_to_oom
-    prefill = layer_activations(shape, span.tp, actor.max_prompt_length, size, False)
+    prefill = largest_layer(shape, span, stage, actor.max_prompt_length, size, False)
     running = min(samples, actor.max_running_samples or samples)
     logits = 2 * running * shape.vocab_size * 4  # of all vocabulary shards, and the probabilities
     return Memory(
@@ -421,7 +421,7 @@ def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> 
     )
     tokens = -(-microbatch // span.cp)
     sequence_parallel = shape.experts is not None  # which ask for it, whatever train does
-    layer = layer_activations(shape, span.tp, tokens, size, sequence_parallel)
+    layer = largest_layer(shape, span, stage, tokens, size, sequence_parallel)
     if stage == span.pp - 1:
         logits = logits_bytes(shape, span.tp, tokens)
     else:
@@ -456,10 +456,20 @@ def _rank_elements(specs: Sequence[ParamSpec], span: RankGrid) -> int:
 
 
 def layer_activations(
-    shape: ModelConfig, tp: int, tokens: int, size: int, sequence_parallel: bool, layer: int = 0
+    shape: ModelConfig, tp: int, tokens: int, size: int, sequence_parallel: bool, layer: int
 ) -> float:
     """Bytes that one layer keeps for its backward pass."""
     return tokens * size * family_of(shape).activation_elements(shape, layer, tp, sequence_parallel)
+
+
+def largest_layer(
+    shape: ModelConfig, span: RankGrid, stage: int, tokens: int, size: int, sequence_parallel: bool
+) -> float:
+    """The same of the layer of a stage that keeps most: with experts in some layers only, they differ."""
+    return max(
+        layer_activations(shape, span.tp, tokens, size, sequence_parallel, layer)
+        for layer in Stages.of(shape.num_layers, span).layers(stage)
+    )
 
 
 def gathered_keys(shape: ModelConfig, span: RankGrid, tokens: int) -> float:

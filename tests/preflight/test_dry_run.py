@@ -171,8 +171,8 @@ def test_routes_in_host_memory_by_hand() -> None:
 
 def test_layer_activations_by_hand() -> None:
     # 10 tokens, fp32: whole 6 x 8; cut 2 x qkv (24) + attention 8 + 4 x 12, halved by TP2.
-    assert layer_activations(tiny_shape(), 2, 10, 4, False) == 10 * 4 * (48 + 104 / 2)
-    assert layer_activations(tiny_shape(), 2, 10, 4, True) == 10 * 4 * (48 + 104) / 2
+    assert layer_activations(tiny_shape(), 2, 10, 4, False, 0) == 10 * 4 * (48 + 104 / 2)
+    assert layer_activations(tiny_shape(), 2, 10, 4, True, 0) == 10 * 4 * (48 + 104) / 2
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,21 @@ def test_tensor_parallel_ranks_of_a_reference_share_tokens_where_there_are_exper
     shape = expert_shape()
     tokens = cfg.ref.micro_batch_size * cfg.training.seq_length
     logits = 3 * 4 * tokens * shape.vocab_size / 2
-    layer = layer_activations(shape, 2, tokens, 4, True)
+    layer = layer_activations(shape, 2, tokens, 4, True, 0)
     found = ESTIMATES["ref"](cfg, shape, RankGrid.of("ref", 0, 2, tp=2), 0)
     assert found.activations == layer + logits
+
+
+@pytest.mark.parametrize("role", ["ref", "rollout"])
+def test_the_largest_layer_counts_where_some_have_experts(role: str) -> None:
+    """Here those with experts keep more, and the first layer has none."""
+    cfg, _ = load_config("tiny")
+    one = RankGrid.of(role, 0, 1)
+    all_layers = ESTIMATES[role](cfg, expert_shape(), one, 0)
+    some = ESTIMATES[role](cfg, expert_shape(mlp_only_layers=[0, 2]), one, 0)
+    assert some.activations == all_layers.activations
+    none = ESTIMATES[role](cfg, tiny_shape(), one, 0)
+    assert none.activations < some.activations
 
 
 def test_the_tables_show_axes_that_some_role_has() -> None:
