@@ -371,11 +371,13 @@ def tell_memory(job: Job, everyone: list[NodeReport], findings: Findings) -> Non
     """Free memory of each node against the estimate of its ranks, where that can be made."""
     if job.found is None:
         return
-    needed = machine.needed_gigabytes(job.found)
+    needed = machine.needed_gigabytes(job.found, everyone[0].kind)
     if needed is None:
         return
     for number, rank in job.nodes:
         node = everyone[rank]
+        for note in machine.memory_notes(job.found.config, node):
+            findings.note("memory", note)
         share = {other: needed[other] for other in job.ranks_on(number)}
         if node.kind != "cpu" and job.started:  # each process has told of its own device
             free = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from r1zero.config.schema import Config
 from r1zero.distributed.open_files import UNLIMITED, needed, needed_by_agent
-from r1zero.preflight.dry_run import memory
+from r1zero.preflight.dry_run import host_memory, memory
 from r1zero.preflight.found import Found
 
 # resident in a process with torch, Megatron and transformers loaded, without a model
@@ -49,18 +49,21 @@ class NodeReport:
     launcher_files: int = UNLIMITED
 
 
-def needed_gigabytes(found: Found) -> list[float] | None:
-    """The estimate of each rank, all its roles together; None when the roles do not fit the world
-    or a model's shape is not known."""
+def needed_gigabytes(found: Found, kind: str) -> list[float] | None:
+    """The estimate of each rank on devices of a kind, all its roles together; None when the roles do
+    not fit the world or a model's shape is not known."""
     placed = found.placement
     policy = found.actor.shape
     reference = found.reference_shape
     if placed is None or policy is None or (reference is None and placed.ref is not None):
         return None
     by_role = memory(found.config, placed, policy, reference)
+    sizes = {role: item.total for role, item in by_role.items()}
+    if kind == "cpu":  # whose memory is that of the host
+        sizes["train"] += host_memory(found.config, placed, policy).total
     result = []
     for rank in range(placed.world_size):
-        result.append(sum(by_role[role].total for role in placed.roles_of(rank)) / 1e9)
+        result.append(sum(sizes[role] for role in placed.roles_of(rank)) / 1e9)
     return result
 
 
@@ -126,6 +129,16 @@ def check_memory(node: NodeReport, needed: Mapping[int, float]) -> list[str]:
         f"{free:.1f} GB free; end what else runs there, or {way_out}"
         for (rank, size), free in zip(needed.items(), node.free_gigabytes, strict=False)
         if size > free
+    ]
+
+
+def memory_notes(cfg: Config, node: NodeReport) -> list[str]:
+    """What a configuration does about memory that does not help on this node."""
+    if not cfg.training.optimizer_offload or node.kind != "cpu":
+        return []
+    return [
+        f"{node.host}: training.optimizer_offload saves nothing on a CPU, whose memory is that of the "
+        "host; leave it out"
     ]
 
 

@@ -255,9 +255,22 @@ NODE = NodeReport(
 )
 
 
+def test_an_offloaded_optimizer_stays_in_the_memory_of_a_cpu(home):
+    plain = look(load(home), 4)
+    offloaded = look(load(home, "training.optimizer_offload=true"), 4)
+    whole = machine.needed_gigabytes(plain, "cpu")[0]
+    # and what visits the device, here all of so small a model
+    assert machine.needed_gigabytes(offloaded, "cpu")[0] > whole
+    assert machine.needed_gigabytes(offloaded, "npu")[0] <= whole
+    [note] = machine.memory_notes(offloaded.config, NODE)
+    assert note.startswith("first: training.optimizer_offload saves nothing on a CPU")
+    assert machine.memory_notes(plain.config, NODE) == []
+    assert machine.memory_notes(offloaded.config, replace(NODE, kind="npu")) == []
+
+
 def test_memory_devices_and_nodes_that_do_not_suffice_are_named_with_a_way_out(home):
     cfg = load(home)
-    needed = machine.needed_gigabytes(look(cfg, 4))
+    needed = machine.needed_gigabytes(look(cfg, 4), "cpu")
     assert len(needed) == 4 and max(needed) == needed[0], "train ranks need most"
     assert machine.check_memory(NODE, dict(enumerate(needed))) == []
     [short] = machine.check_memory(replace(NODE, free_gigabytes=[0.5]), dict(enumerate(needed)))
