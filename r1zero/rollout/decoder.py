@@ -178,7 +178,7 @@ class Decoder:
             self.embedding if shape.tie_word_embeddings else self.weights["output_layer.weight"]
         )
         self._unused = local_columns(unused, self._first_row(), len(self.head.weight))
-        self._routes_unchecked = True  # since weights were written
+        self._unchecked = {"extend", "decode"}  # whose routes, since weights were written
         self.padding = 0  # rows at most that pad a step, each with a token in the cache
         self._step: Callable[[torch.Tensor, DecodeStep], PassOutput] = self._decode
         if graphs:
@@ -190,7 +190,7 @@ class Decoder:
         for product in self._products:
             product.prepare()
         self.head.prepare()
-        self._routes_unchecked = True
+        self._unchecked = {"extend", "decode"}
 
     @torch.inference_mode()
     def extend(self, chunks: Sequence[Chunk]) -> list[Extended]:
@@ -220,7 +220,7 @@ class Decoder:
         lengths = [len(chunk.tokens) for chunk in chunks]
         forced = forced_routes([chunk.routes for chunk in chunks], lengths, self.device)
         output = self._run(tokens, attend, last_rows, forced)
-        self._compare_routes(output.routes)
+        self._compare_routes("extend", output.routes)
         logits = self._logits(output.hidden)
         all_keys = torch.stack(keys).transpose(1, 2)
         all_values = torch.stack(values).transpose(1, 2)
@@ -235,6 +235,7 @@ class Decoder:
     def decode(self, tokens: np.ndarray, step: DecodeStep) -> Decoded:
         """Run one token of each running sample, int64 [n]."""
         output = self._step(self._tensor(tokens), step)
+        self._compare_routes("decode", output.routes)  # here, where no graph is captured
         return Decoded(self._logits(output.hidden), output.routes)
 
     def _decode(self, tokens: torch.Tensor, step: DecodeStep) -> PassOutput:
@@ -264,15 +265,16 @@ class Decoder:
         x, _ = self.operators.add_norm(hidden, delta, self.final_norm)
         return PassOutput(x, routes.taken())
 
-    def _compare_routes(self, routes: torch.Tensor | None) -> None:
-        """Compare the routes of the first pass with new weights over the TP ranks.
+    def _compare_routes(self, entry: str, routes: torch.Tensor | None) -> None:
+        """Compare the routes of the first pass of an entry with new weights over the TP ranks.
 
-        Each computes the router's scores itself. If a sum over the ranks leaves other bits on each
-        of them, two ranks may choose otherwise, and an expert is computed twice or never.
+        Few rows may be summed otherwise than many, so both entries are looked at. Each rank computes
+        the router's scores itself. If a sum over the ranks leaves other bits on each of them, two
+        ranks may choose otherwise, and an expert is computed twice or never.
         """
-        if routes is None or self.group is None or not self._routes_unchecked:
+        if routes is None or self.group is None or entry not in self._unchecked:
             return
-        self._routes_unchecked = False
+        self._unchecked.discard(entry)
         if not ranks_agree(routes, self.group):
             raise BadInput(
                 "the tensor parallel ranks of a rollout replica choose different experts for the "

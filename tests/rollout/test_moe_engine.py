@@ -153,12 +153,24 @@ def test_evaluation_records_nothing(model):
 
 def two_ranks_body(rank, size, store, folder):
     """Groups of two TP ranks, with ample and with scarce memory; and what is said if a sum left
-    other bits on one of them."""
+    other bits on one of them, of prompts or of decoding steps."""
     grid = make_world(rank, size, store, (1, 1), rollout=2).rollout
     engine = engine_on(folder, grid=grid)
     held = {name: tensor.shape for name, tensor in engine.decoder.weights.items()}
     found = [generate(engine), generate(engine_on(folder, SCARCE, grid))]
     engine.weights().commit(5)
+    extend = engine.decoder.extend
+
+    def extend_before_it_differs(chunks):
+        extended = extend(chunks)
+        if rank == 1:
+            routers_of(engine)[0]._wide.normal_()
+        return extended
+
+    engine.decoder.extend = extend_before_it_differs
+    with pytest.raises(BadInput, match="choose different experts"):
+        generate(engine)
+    engine = engine_on(folder, grid=grid)
     if rank == 1:
         routers_of(engine)[0].weight.mul_(-1)
     with pytest.raises(BadInput, match="choose different experts"):
