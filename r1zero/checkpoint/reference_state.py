@@ -25,7 +25,7 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import (
     EMBEDDING,
-    Cut,
+    CutAxis,
     ParamSpec,
     ShardIndex,
     Shards,
@@ -41,14 +41,14 @@ from r1zero.weights.source import MegatronWeights, StoredPiece, wanted_box
 FOLDER = "reference"
 
 
-def files_of(grid: Grid) -> dict[Cut, str]:
+def files_of(grid: Grid) -> dict[CutAxis, str]:
     """The files that a ref rank writes, by what cuts the parameters in them.
 
     Of what TP cuts, the first replica writes, and of its CP ranks the first; of the experts, in each
     stage the first rank that holds a part. With TP 2, DP 4, EP 4 these are the ranks 0 and 1, and 0
     to 3.
     """
-    found: dict[Cut, str] = {}
+    found: dict[CutAxis, str] = {}
     stage = f"stage_{grid.stage:03d}"
     if grid.replica == 0 and grid.cp_index == 0:
         found["tp"] = f"{FOLDER}/{stage}_tp_{grid.tp_index:02d}.safetensors"

@@ -43,7 +43,7 @@ EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
 
 
-Cut = Literal["tp", "experts"]
+CutAxis = Literal["tp", "experts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class ParamSpec:
     layer: int | None  # None for the embedding, the final norm and the output layer
     place: str  # "first" stage, the stage of its "layer", or "last" stage
     kv_groups: int | None = None  # linear_qkv only: how many groups its rows interleave
-    cut: Cut = "tp"  # what cuts `axis`
+    cut: CutAxis = "tp"  # what cuts `axis`
 
     @property
     def has_halves(self) -> bool:

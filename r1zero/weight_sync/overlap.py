@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from math import lcm, prod
 
 from r1zero.models.layout import Box
-from r1zero.models.params import Cut as CutBy
-from r1zero.models.params import ParamSpec, Shards, local_shape
+from r1zero.models.params import CutAxis, ParamSpec, Shards, local_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def partners(held: int, needed: int, needy: int) -> list[int]:
     return [holder for holder, _, _ in _intervals(lcm(held, needed), held, needed, needy)]
 
 
-def num_parts(shards: Shards, cut: CutBy) -> int:
+def num_parts(shards: Shards, cut: CutAxis) -> int:
     """Into how many parts a role cuts what is cut by this."""
     return shards.ep if cut == "experts" else shards.tp
 

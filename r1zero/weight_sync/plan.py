@@ -39,8 +39,7 @@ from math import prod
 
 from r1zero.distributed.placement import RankGrid
 from r1zero.models.layout import Box
-from r1zero.models.params import Cut as CutBy
-from r1zero.models.params import ParamSpec, ShardIndex, Shards, Stages, stage_of
+from r1zero.models.params import CutAxis, ParamSpec, ShardIndex, Shards, Stages, stage_of
 from r1zero.weight_sync.overlap import Cut, fitting_cuts, num_parts, overlaps, partners, shape_of
 
 # Replicas of train that send. Each source is one more process group, with buffers on the device, of
@@ -298,7 +297,7 @@ class _Planner:
                     self._sources(tensor.cut, overlap.senders, stage, needy),
                 )
 
-    def _sources(self, cut: CutBy, parts: Sequence[int], stage: int, needy: int) -> list[int]:
+    def _sources(self, cut: CutAxis, parts: Sequence[int], stage: int, needy: int) -> list[int]:
         """Ranks that may send these parts to the receivers of a needed part, ascending."""
         lines = [self._holding[cut, part, stage] for part in parts]
         if self._senders is not None:
@@ -311,7 +310,7 @@ class _Planner:
             riding = sorted(rank for line in lines for rank in line if rank in experts)
             if riding:
                 return riding
-        return sorted(line[needy % len(line)] for line in lines)
+        return sorted(_in_turn(line, needy) for line in lines)
 
     def _expert_sources(self, stage: int, needy: int) -> set[int]:
         """The ranks of a stage that send experts to those who need this part of what TP cuts."""
@@ -320,7 +319,7 @@ class _Planner:
         found = set()
         for part in partners(self._train.ep, self._target.ep, needy):
             line = self._holding["experts", part, stage]
-            found.add(line[needy % len(line)])
+            found.add(_in_turn(line, needy))
         return found
 
     def _route(self, source: int, receivers: tuple[int, ...]) -> Route:
@@ -330,15 +329,26 @@ class _Planner:
         return self.routes[key]
 
 
-def _lines(grid: RankGrid) -> dict[tuple[CutBy, int, int], list[int]]:
+def _lines(grid: RankGrid) -> dict[tuple[CutAxis, int, int], list[int]]:
     """By what cuts a parameter, its part, and stage: the ranks that hold this part, ascending."""
-    lines: dict[tuple[CutBy, int, int], list[int]] = {}
+    lines: dict[tuple[CutAxis, int, int], list[int]] = {}
     for rank in grid.ranks:
         stage = grid.index_of(rank).get("pp", 0)
         index = ShardIndex.of_rank(grid, rank)
         lines.setdefault(("tp", index.tp, stage), []).append(rank)
         lines.setdefault(("experts", index.ep, stage), []).append(rank)
     return lines
+
+
+def _in_turn(line: Sequence[int], needy: int) -> int:
+    """The one rank of a line that sends to those who need part `needy`: its replicas take turns.
+
+    Train ranks 0, 4 and 8 hold the same part, and rollout TP 4 needs it in four:
+
+    >>> [_in_turn([0, 4, 8], needy) for needy in range(4)]
+    [0, 4, 8, 0]
+    """
+    return line[needy % len(line)]
 
 
 def _share_groups(routes: Sequence[Route]) -> None:

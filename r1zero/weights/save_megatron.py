@@ -26,14 +26,16 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from r1zero.models.config import ModelConfig
 from r1zero.models.moe import experts_of, has_experts, layers_are_alike
 from r1zero.models.params import (
-    OUTPUT_LAYER,
     WHOLE,
     ParamSpec,
     ShardIndex,
     Shards,
+    Stages,
     local_shape,
+    name_on_stage,
     param_table,
     shard,
+    stage_params,
 )
 from r1zero.weights import legacy_experts
 from r1zero.weights.detect import LEGACY_FILE, TRACKER, folder_name
@@ -182,15 +184,13 @@ def _stage_shards(
     """The parameters of one stage by Megatron's names, for each TP and EP rank, on mapped files."""
     ranks = itertools.product(range(layout.tp), range(layout.ep))
     models: dict[tuple[int, int], State] = {rank: {} for rank in ranks}
-    first = sum(layout.layers[:stage])
+    stages = Stages(layout.layers)
     shards = Shards(layout.tp, layout.ep)
-    for tensor in _held(weights, layout, stage):
+    for tensor in stage_params(weights.shape, stage, stages):
         whole = weights.read(tensor).to(dtype)
         if tensor.name in PADDED:
             tensor, whole = _pad(tensor, whole, layout.padded(tensor.view[0]))
-        name = tensor.name
-        if tensor.layer is not None:
-            name = name.replace(f"layers.{tensor.layer}.", f"layers.{tensor.layer - first}.", 1)
+        name = name_on_stage(tensor, stages)
         parts = []
         for number in range(shards.of(tensor)):
             part = shard(tensor, whole, ShardIndex(number, number), shards)
@@ -224,24 +224,6 @@ def _map(path: Path, numel: int, dtype: torch.dtype) -> torch.Tensor:
     with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, numel * dtype.itemsize)
     return torch.from_file(str(path), shared=True, size=numel, dtype=dtype)
-
-
-def _held(weights: Weights, layout: LegacyLayout, stage: int) -> list[ParamSpec]:
-    """What a stage holds; the last of several has a copy of a tied embedding."""
-    ends = list(itertools.accumulate(layout.layers))
-    table = param_table(weights.shape)
-    held = [
-        tensor
-        for tensor in table
-        if (
-            stage == (0 if tensor.place == "first" else layout.pp - 1)
-            if tensor.layer is None
-            else ends[stage] - layout.layers[stage] <= tensor.layer < ends[stage]
-        )
-    ]
-    if weights.shape.tie_word_embeddings and layout.pp > 1 and stage == layout.pp - 1:
-        held.append(replace(table[0], name=OUTPUT_LAYER, place="last"))
-    return held
 
 
 def _pad(tensor: ParamSpec, whole: torch.Tensor, rows: int) -> tuple[ParamSpec, torch.Tensor]:
