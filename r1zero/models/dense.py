@@ -204,8 +204,13 @@ class DenseFamily(ModelFamily):
         """
         whole = 6 * config.hidden_size / (tp if sequence_parallel else 1)
         attention = 2 * config.qkv_size + config.num_heads * config.head_dim
-        cut = attention + 4 * config.ffn_hidden_size
-        return whole + cut / tp
+        return whole + attention / tp + self.mlp_elements(config, layer, tp, sequence_parallel)
+
+    def mlp_elements(
+        self, config: ModelConfig, layer: int, tp: int, sequence_parallel: bool
+    ) -> float:
+        """Elements of these that the MLP keeps."""
+        return 4 * config.ffn_hidden_size / tp
 
     def kv_cache_elements(self, config: ModelConfig, tp: int) -> float:
         """A key and a value for each kv head of each layer."""

@@ -21,6 +21,7 @@ from r1zero.models.params import ParamSpec, whole_param
 
 FC1 = "mlp.experts.linear_fc1.weight"
 FC2 = "mlp.experts.linear_fc2.weight"
+MOST_EXPERTS = 256  # of a layer: the recorded choice of a token is one byte an expert
 
 
 def experts_of(config: ModelConfig) -> Experts:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.spec_utils import ModuleSpec
 
-MOST_EXPERTS = 256  # of a layer: the recorded choice of a token is one byte an expert
-
 
 class Qwen3Moe(Qwen3):
     """transformers' Qwen3MoeForCausalLM, without sliding windows and without its auxiliary loss."""
@@ -88,19 +86,15 @@ class Qwen3Moe(Qwen3):
             del sizes["ffn_hidden_size"]
         return sizes
 
-    def activation_elements(
+    def mlp_elements(
         self, config: ModelConfig, layer: int, tp: int, sequence_parallel: bool
     ) -> float:
-        """As of dense models, with what experts keep in the place of the MLP's four products.
-
-        Each rank sends its own tokens to experts, a TP-th of them under sequence parallelism.
-        """
-        kept = super().activation_elements(config, layer, tp, sequence_parallel)
+        """What experts keep. Each rank sends its own tokens to them, a TP-th under sequence
+        parallelism."""
         if not moe.has_experts(config, layer):
-            return kept
-        dense = 4 * config.ffn_hidden_size / tp
+            return super().mlp_elements(config, layer, tp, sequence_parallel)
         tokens = 1 / tp if sequence_parallel else 1
-        return kept - dense + tokens * moe.activation_elements(config)
+        return tokens * moe.activation_elements(config)
 
     # -- the two engines -----------------------------------------------------------------------
 
@@ -176,8 +170,8 @@ def _num_experts(config: Mapping[str, Any]) -> int:
             f"{config['num_local_experts']}; leave one of them out"
         )
     count = counts.pop()
-    if count > MOST_EXPERTS:
-        raise BadInput(f"{names[0]}: {count} is not supported; at most {MOST_EXPERTS} are")
+    if count > moe.MOST_EXPERTS:
+        raise BadInput(f"{names[0]}: {count} is not supported; at most {moe.MOST_EXPERTS} are")
     return count
 
 

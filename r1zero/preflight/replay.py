@@ -5,10 +5,10 @@ from __future__ import annotations
 from r1zero.config.schema import Config
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
+from r1zero.models.moe import MOST_EXPERTS
 from r1zero.rollout.engines import ENGINES, choose_engine
 
 KEY = "actor_rollout.routing_replay"
-MOST_EXPERTS = 256  # of a layer: routes are kept in bytes
 
 
 def replays_routes(cfg: Config, shape: ModelConfig | None) -> bool:
