@@ -185,6 +185,9 @@ def load_policy(policy: Actor, folder: Path, updates: int) -> None:
     with _inside(policy):
         try:
             common = dist_checkpointing.load_common_state_dict(str(folder))
+            for own in _unchained(common["optimizer"]):
+                # Empty, of a first rank without experts; Megatron would look for this rank's in it.
+                own.pop("param_state", None)
             # Past the state of its parameters, with which MindSpeed's `load_state_dict`, standing for
             # Megatron's on NPUs, does not know what to do. It makes room for that, which is filled here.
             policy.optimizer.load_state_dict(common["optimizer"])
@@ -267,6 +270,13 @@ def _chained(states: list[dict[str, Any]]) -> dict[Any, Any]:
     if len(states) == 1:
         return states[0]
     return dict(enumerate(states))
+
+
+def _unchained(states: dict[Any, Any]) -> list[dict[str, Any]]:
+    """The states of optimizers that `_chained` laid out."""
+    if "optimizer" in states:
+        return [states]
+    return [states[number] for number in sorted(states)]
 
 
 def _sharded_model(policy: Actor) -> dict[str, ShardedTensor | ShardedTensorFactory]:

@@ -108,6 +108,27 @@ def test_a_checkpoint_goes_on_however_experts_are_cut(tmp_path, family, names):
             assert one == pytest.approx(two, rel=1e-5, abs=1e-6), name
 
 
+def broken_off(rank, size, store, folder):
+    """Two updates after a first one, without a break and from a checkpoint between, in a layout
+    whose first rank has no experts."""
+    folder = Path(folder)
+    world = make_layouts(rank, size, store, {UNEVEN: LAYOUTS[UNEVEN]})
+    policy = make_policy(world.roles[UNEVEN], folder)
+    update(policy)
+    save(policy, folder / "saved", world)
+    expected = [update(policy), update(policy)]
+    policy = make_policy(world.roles[UNEVEN], folder)
+    load_policy(policy, folder / "saved", updates=1)
+    return expected, [update(policy), update(policy)]
+
+
+def test_a_checkpoint_of_a_first_rank_without_experts_goes_on_exactly(tmp_path):
+    """What all ranks have in common is written by the first, which has no state of experts."""
+    make_model("qwen3_moe_mixed", tmp_path / "model")
+    for expected, found in run_ranks(broken_off, 4, str(tmp_path)):
+        assert found == expected
+
+
 # All roles on four ranks; experts over the ranks of two replicas.
 RUN = [
     "resource_pool.colocate=true",
