@@ -101,6 +101,7 @@ class Writing(FileWriting):
             for own, optimizer in zip(optimizers, policy.optimizer.chained_optimizers, strict=True):
                 own |= optimizer.state_dict()  # of its groups: rates, steps
                 own["param_state_sharding_type"] = SHARDING_TYPE
+            _count_alike(optimizers)
             state = {
                 "model": model,
                 "optimizer": _chained(optimizers),
@@ -277,6 +278,16 @@ def _unchained(states: dict[Any, Any]) -> list[dict[str, Any]]:
     if "optimizer" in states:
         return [states]
     return [states[number] for number in sorted(states)]
+
+
+def _count_alike(states: list[dict[str, Any]]) -> None:
+    """Give all groups of parameters the count of updates that they share. An Adam may not count for
+    a group of which this rank has no parameters (Apex's, or an offloaded one), and other ranks read
+    the count here."""
+    groups = [group for own in states for group in own["optimizer"]["param_groups"]]
+    count = max(group.get("step", 0) for group in groups)
+    for group in groups:
+        group["step"] = count
 
 
 def _sharded_model(policy: Actor) -> dict[str, ShardedTensor | ShardedTensorFactory]:

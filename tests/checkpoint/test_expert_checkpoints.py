@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing import load_common_state_dict
 from support.layouts import make_layouts
 from support.models import make_model
 from support.multiproc import DEVICE, run_ranks
@@ -108,25 +109,33 @@ def test_a_checkpoint_goes_on_however_experts_are_cut(tmp_path, family, names):
             assert one == pytest.approx(two, rel=1e-5, abs=1e-6), name
 
 
-def broken_off(rank, size, store, folder):
+def broken_off(rank, size, store, folder, overrides):
     """Two updates after a first one, without a break and from a checkpoint between, in a layout
-    whose first rank has no experts."""
+    whose first rank has no experts; and the counts of updates in a checkpoint after these."""
     folder = Path(folder)
     world = make_layouts(rank, size, store, {UNEVEN: LAYOUTS[UNEVEN]})
-    policy = make_policy(world.roles[UNEVEN], folder)
+    policy = make_policy(world.roles[UNEVEN], folder, *overrides)
     update(policy)
     save(policy, folder / "saved", world)
     expected = [update(policy), update(policy)]
-    policy = make_policy(world.roles[UNEVEN], folder)
+    policy = make_policy(world.roles[UNEVEN], folder, *overrides)
     load_policy(policy, folder / "saved", updates=1)
-    return expected, [update(policy), update(policy)]
+    found = [update(policy), update(policy)]
+    save(policy, folder / "again", world)
+    common = load_common_state_dict(str(folder / "again"))
+    counts = []
+    for state in common["optimizer"].values():
+        counts += [group["step"] for group in state["optimizer"]["param_groups"]]
+    return expected, found, counts
 
 
-def test_a_checkpoint_of_a_first_rank_without_experts_goes_on_exactly(tmp_path):
+@pytest.mark.parametrize("overrides", [[], [OFFLOADED]], ids=["stays", "offloaded"])
+def test_a_checkpoint_of_a_first_rank_without_experts_goes_on_exactly(tmp_path, overrides):
     """What all ranks have in common is written by the first, which has no state of experts."""
     make_model("qwen3_moe_mixed", tmp_path / "model")
-    for expected, found in run_ranks(broken_off, 4, str(tmp_path)):
+    for expected, found, counts in run_ranks(broken_off, 4, str(tmp_path), overrides):
         assert found == expected
+        assert set(counts) == {3}
 
 
 # All roles on four ranks; experts over the ranks of two replicas.
