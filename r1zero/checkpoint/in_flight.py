@@ -15,14 +15,14 @@ which alone see it, have spoken.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from r1zero.checkpoint.manifest import File, describe
 from r1zero.errors import BadInput
@@ -31,6 +31,8 @@ from r1zero.types import Batch, Group, Outcome, Part, Prompt, Sample, Score
 
 FOLDER = "in_flight"
 TEXT = "text"
+
+T = TypeVar("T")
 
 
 def write(folder: Path, replica: int, groups: Sequence[Group]) -> dict[str, File]:
@@ -50,18 +52,42 @@ def write(folder: Path, replica: int, groups: Sequence[Group]) -> dict[str, File
     return {name: describe(folder / name)}
 
 
-def read(folder: Path) -> list[Group]:
-    """The groups of all replicas in a checkpoint, in order of position; none when it has none.
+def size(groups: Sequence[Group]) -> int:
+    """Bytes that groups take in a checkpoint, but for their text, which is little beside arrays."""
+    result = 0
+    for group in groups:
+        holders: list[Group | Prompt | Sample] = [group, group.prompt, *group.samples]
+        for holder in holders:
+            values = [getattr(holder, field.name) for field in fields(holder)]
+            result += sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+    return result
+
+
+def read(folder: Path, positions: Container[int]) -> list[Group]:
+    """The groups at these positions in a checkpoint, in order, whatever replica wrote them. Arrays
+    of others stay on the disk: routes of all replicas can be more than a host holds.
 
     BadInput when a file is damaged.
     """
-    groups: list[Group] = []
-    for path in sorted((folder / FOLDER).glob("replica_*.safetensors")):
-        try:
-            groups += _unpacked(load_file(path))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path} cannot be read ({error})") from None
+
+    def of(plain: dict[str, Any], arrays: Any) -> Group | None:
+        if plain["position"] not in positions:
+            return None
+        return _group(**_filled(plain, arrays))
+
+    groups = [group for group in _each(folder, of) if group is not None]
     return sorted(groups, key=lambda group: group.position)
+
+
+def read_batch(folder: Path, plan: Mapping[str, Any]) -> Batch:
+    """The batch of a plan, with the prompts of the groups in a checkpoint. BadInput when a file is
+    damaged."""
+
+    def of(plain: dict[str, Any], arrays: Any) -> tuple[int, Prompt]:
+        return plain["position"], Prompt(**_filled(plain["prompt"], arrays))
+
+    prompts = dict(_each(folder, of))
+    return planned(plan, [prompts[position] for position in sorted(prompts)])
 
 
 def plan_of(batch: Batch) -> dict[str, Any]:
@@ -88,15 +114,15 @@ def plan_of(batch: Batch) -> dict[str, Any]:
     }
 
 
-def planned(plan: Mapping[str, Any], groups: Sequence[Group]) -> Batch:
-    """The batch of a plan, given the groups of all its positions in order."""
+def planned(plan: Mapping[str, Any], prompts: list[Prompt]) -> Batch:
+    """The batch of a plan, given the prompts of all its positions in order."""
     parts = []
     for first, end, shortest, beyond in plan["parts"]:
         parts.append(Part(range(first, end), range(shortest, beyond)))
     return Batch(
         step=plan["step"],
         version=plan["version"],
-        prompts=[group.prompt for group in groups],
+        prompts=prompts,
         samples_per_prompt=plan["samples_per_prompt"],
         minibatch_size=plan["minibatch_size"],
         epochs=plan["epochs"],
@@ -148,17 +174,30 @@ def _packed(groups: Sequence[Group]) -> dict[str, np.ndarray]:
     return pool.tensors() | {TEXT: np.frombuffer(text.encode(), dtype=np.uint8)}
 
 
-def _unpacked(tensors: dict[str, np.ndarray]) -> list[Group]:
-    """The groups that were packed into these tensors."""
+def _each(folder: Path, made: Callable[[dict[str, Any], Any], T]) -> list[T]:
+    """What `made` makes of each group in a checkpoint, given its fields and the file's tensors."""
+    found = []
+    for path in sorted((folder / FOLDER).glob("replica_*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as arrays:
+                for plain in json.loads(arrays.get_tensor(TEXT).tobytes()):
+                    found.append(made(plain, arrays))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"{path} cannot be read ({error})") from None
+    return found
 
-    def with_array(entry: dict[str, Any]) -> Any:
-        if not entry.keys() >= {"array", "start", "stop"}:
-            return entry
-        flat = tensors[entry["array"]][entry["start"] : entry["stop"]].copy()
-        return flat.reshape(entry.get("shape", flat.shape))
 
-    plain = json.loads(tensors[TEXT].tobytes(), object_hook=with_array)
-    return [_group(**fields) for fields in plain]
+# A tensor's slice reads that part of the file. safetensors gives what it opens no public type.
+def _filled(value: Any, arrays: Any) -> Any:
+    """Fields with arrays in their places."""
+    if isinstance(value, list):
+        return [_filled(entry, arrays) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() >= {"array", "start", "stop"}:
+        flat = arrays.get_slice(value["array"])[value["start"] : value["stop"]]
+        return flat.reshape(value.get("shape", flat.shape))
+    return {key: _filled(entry, arrays) for key, entry in value.items()}
 
 
 def _group(prompt: dict[str, Any], samples: list[dict[str, Any]], **fields: Any) -> Group:

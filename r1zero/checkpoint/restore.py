@@ -77,16 +77,13 @@ def _restore_reference(runtime: RunState, folder: Path) -> None:
 def _restore_groups(runtime: RunState, folder: Path, plan: Mapping[str, Any]) -> None:
     """Take back what was drawn ahead: every rank the batch, a rollout replica its groups."""
     rollout = runtime.world.rollout
-    groups = []
-    if rollout.is_output_rank or runtime.world.is_controller:
-        groups = in_flight.read(folder)
-    batch = runtime.move.share_batch(runtime.move.at_controller(in_flight.planned, plan, groups))
+    batch = runtime.move.share_batch(runtime.move.at_controller(in_flight.read_batch, folder, plan))
     # what the reference said is asked for anew: there may be one now, or none
     version = runtime.progress.reference_version if runtime.has_reference else None
     batch = replace(batch, reference_version=version)
     mine = []
     if rollout.is_output_rank:
-        mine = [groups[position] for position in rollout.share(len(batch.prompts))]
+        mine = in_flight.read(folder, rollout.share(len(batch.prompts)))
     runtime.restored.append((batch, mine))
 
 

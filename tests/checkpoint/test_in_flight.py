@@ -8,10 +8,11 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from r1zero.checkpoint import in_flight, manifest
 from r1zero.errors import BadInput
-from r1zero.types import Group, Outcome, Prompt, Sample, Score
+from r1zero.types import Batch, Group, Outcome, Prompt, Sample, Score
 
 
 def sample(length: int, seed: int) -> Sample:
@@ -87,7 +88,7 @@ def test_groups_of_all_replicas_come_back_in_order(tmp_path):
     files = in_flight.write(tmp_path, 1, groups_of(1, 3))
     files |= in_flight.write(tmp_path, 0, groups_of(0, 2, 4))
     files |= in_flight.write(tmp_path, 2, [])  # an idle replica
-    found = in_flight.read(tmp_path)
+    found = in_flight.read(tmp_path, range(5))
     assert_equal(found, groups_of(0, 1, 2, 3, 4), "groups")
     assert all(group.prompt.row is None for group in found)
     assert sorted(files) == [f"in_flight/replica_000{number}.safetensors" for number in range(3)]
@@ -97,8 +98,40 @@ def test_groups_of_all_replicas_come_back_in_order(tmp_path):
     found[0].samples[0].tokens[0] = 7  # arrays are the reader's own
 
 
+def test_a_replica_reads_its_own_and_the_controller_prompts(tmp_path, monkeypatch):
+    """And no routes of others, which can be gigabytes."""
+    groups = groups_of(0, 1, 2, 3)
+    in_flight.write(tmp_path, 0, groups[::2])
+    in_flight.write(tmp_path, 1, groups[1::2])
+    prompts = [group.prompt for group in groups]
+    plan = in_flight.plan_of(Batch(1, 0, prompts, 3, 4))
+    read = []
+    filled = in_flight._filled
+
+    def noting(value, arrays):
+        result = filled(value, arrays)
+        if isinstance(result, np.ndarray):
+            read.append(result)
+        return result
+
+    monkeypatch.setattr(in_flight, "_filled", noting)
+    assert_equal(in_flight.read(tmp_path, range(1, 4, 3)), groups[1:2], "groups")
+    assert sum(array.nbytes for array in read) == in_flight.size(groups[1:2])
+    read.clear()
+    assert_equal(in_flight.read_batch(tmp_path, plan).prompts, prompts, "prompts")
+    assert len(read) == 4, "the tokens of the prompts"
+
+
+def test_their_size_is_that_of_the_tensors_in_the_file(tmp_path):
+    groups = groups_of(0, 1, 2)
+    [name] = in_flight.write(tmp_path, 0, groups)
+    tensors = load_file(tmp_path / name)
+    del tensors["text"]
+    assert in_flight.size(groups) == sum(tensor.nbytes for tensor in tensors.values())
+
+
 def test_a_checkpoint_without_such_groups_has_none(tmp_path):
-    assert in_flight.read(tmp_path) == []
+    assert in_flight.read(tmp_path, range(5)) == []
 
 
 def test_a_damaged_file_is_refused(tmp_path):
@@ -107,10 +140,10 @@ def test_a_damaged_file_is_refused(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[:-3])
     with pytest.raises(BadInput, match=f"{path} cannot be read"):
-        in_flight.read(tmp_path)
+        in_flight.read(tmp_path, range(1))
     path.write_bytes(data.replace(b'"position"', b'"positiom"'))
     with pytest.raises(BadInput, match=f"{path} cannot be read"):
-        in_flight.read(tmp_path)
+        in_flight.read(tmp_path, range(1))
 
 
 def test_the_manifest_holds_them_to_their_sums(tmp_path):
