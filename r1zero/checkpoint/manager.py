@@ -26,7 +26,7 @@ from r1zero.checkpoint.reference_state import ReferenceWriting, files_of
 from r1zero.checkpoint.state import RunState
 from r1zero.checkpoint.train_state import Writing, rng_states
 from r1zero.checkpoint.writing import FileWriting
-from r1zero.distributed.collectives import all_max
+from r1zero.distributed.collectives import all_max, all_sum
 from r1zero.distributed.shutdown import PreemptionNotice
 from r1zero.models.lora import trained_parameters
 from r1zero.models.sizes import OPTIMIZER_BYTES
@@ -129,7 +129,10 @@ class CheckpointManager:
         if step == self._saved:
             return
         self._began = time.monotonic()
-        room = runtime.move.from_controller(self._make_room)
+        groups = runtime.groups_in_flight()
+        drawn = torch.tensor(in_flight.size(groups))
+        all_sum(drawn, runtime.world.control)
+        room = runtime.move.from_controller(self._make_room, int(drawn))
         if isinstance(room, str):
             self._fail(step, room)
             return
@@ -150,7 +153,7 @@ class CheckpointManager:
                 writing.start()
             else:
                 writing.run()
-        if groups := runtime.groups_in_flight():
+        if groups:
             save.groups = self._write_groups(save.folder, groups)
         self._saved = step
         self._held = time.monotonic() - self._began
@@ -261,7 +264,7 @@ class CheckpointManager:
 
     @property
     def _bytes(self) -> int:
-        """About the size of a checkpoint."""
+        """About the size of a checkpoint, but for groups on their way."""
         policy = self.runtime.policy
         assert isinstance(policy, Actor), "the controller trains"
         of_parameter = policy.model.dtype.itemsize + OPTIMIZER_BYTES
@@ -271,16 +274,18 @@ class CheckpointManager:
             size += self.runtime.shape.num_parameters * policy.model.dtype.itemsize
         return size
 
-    def _make_room(self) -> Path | str:
-        """Make the folder to write into; returns it, or what stands against it."""
+    def _make_room(self, drawn: int) -> Path | str:
+        """Make the folder to write into, given the bytes of all groups on their way; returns it, or
+        what stands against it."""
         self.runtime.hold.check()
+        needed = self._bytes + drawn
         try:
             folder = store.start(self.runtime.checkpoints, self.runtime.progress.step)
             free = shutil.disk_usage(folder).free
-            if free < self._bytes:
+            if free < needed:
                 shutil.rmtree(folder)
                 return (
-                    f"it needs {self._bytes / 1e9:.3g} GB, and {self.config.folder} has "
+                    f"it needs {needed / 1e9:.3g} GB, and {self.config.folder} has "
                     f"{free / 1e9:.3g} GB free"
                 )
             (folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))

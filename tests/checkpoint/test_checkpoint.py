@@ -20,7 +20,7 @@ from support.multiproc import run_ranks
 from support.patience import LONG
 from support.worlds import metrics, resolved_run, run, samples
 
-from r1zero.checkpoint import lengths, manager, manifest, train_state
+from r1zero.checkpoint import in_flight, lengths, manager, manifest, train_state
 from r1zero.checkpoint import store as checkpoint_store
 from r1zero.checkpoint.progress import CheckpointInfo
 from r1zero.checkpoint.resume import changes, check_resume, find
@@ -496,6 +496,8 @@ def full_disk(rank: int, size: int, store: object, overrides: list[str], when: s
     back what it took."""
     if when == "before":
         manager.OPTIMIZER_BYTES = 10**12
+    elif when == "before, with groups":
+        in_flight.size = lambda groups: 10**18 * rank  # of other ranks than the controller, too
     elif when == "reading":
 
         def broken(path: Path) -> None:
@@ -514,7 +516,7 @@ def full_disk(rank: int, size: int, store: object, overrides: list[str], when: s
         return str(error)
 
 
-@pytest.mark.parametrize("when", ["before", "while", "reading"])
+@pytest.mark.parametrize("when", ["before", "before, with groups", "while", "reading"])
 def test_a_failed_save_leaves_the_last_good_one_and_goes_on_or_stops(straight, tmp_path, when):
     folder = tmp_path / "run"
     stop_after(folder, 2)
