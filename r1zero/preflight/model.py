@@ -8,7 +8,7 @@ from operator import attrgetter
 from r1zero.config.schema import Config
 from r1zero.errors import BadInput, neighbours, shown
 from r1zero.models.config import ModelConfig
-from r1zero.models.family import family_of
+from r1zero.models.family import MODEL_TYPE, family_of
 from r1zero.models.lora import adapter_table, lora_config
 from r1zero.models.params import num_elements
 from r1zero.preflight.experts import check_policy_experts, check_reference_experts
@@ -23,7 +23,7 @@ def check_models(found: Found) -> list[str]:
     models = [model for model in (found.actor, found.reference) if model is not None]
     problems = []
     for model in models:
-        for sentence in _check_model_file(cfg, model.role):
+        for sentence in _check_model_file(cfg, model):
             problems.append(sentence)
     if policy is not None:
         problems += _check_model_keys(cfg, found.actor, policy) + _check_positions(cfg, policy)
@@ -58,15 +58,24 @@ def _check_reference(
     return problems
 
 
-def _check_model_file(cfg: Config, role: str) -> list[str]:
+def _check_model_file(cfg: Config, model: ModelFound) -> list[str]:
     """A model file must describe a network by itself, where it has to stand in for the model
-    folder."""
+    folder.
+
+    One that names its family there means to; another may say a few keys only.
+    """
+    name = attrgetter(f"{model.role}.model")(cfg)
+    keys = cfg.model_keys(model.role)
     try:
-        ModelConfig.from_megatron(cfg.model_keys(role))
-    except KeyError:
-        pass
+        ModelConfig.from_megatron(keys)
+    except KeyError as error:
+        if MODEL_TYPE in keys and model.shape is None:
+            return [
+                f"model {name}: {error.args[0]} is missing, which {MODEL_TYPE} {keys[MODEL_TYPE]} "
+                "needs; add it"
+            ]
     except BadInput as error:
-        return [f"model {attrgetter(f'{role}.model')(cfg)}: {error}"]
+        return [f"model {name}: {error}"]
     return []
 
 

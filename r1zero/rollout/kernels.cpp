@@ -1,6 +1,7 @@
 // What a CPU does between the matrix products of a decoding step, each in one pass over its data.
 //
-// Every function is plain C to the caller, takes rows of float or bf16, computes in fp32 and rounds once.
+// Every function is plain C to the caller, takes rows of float or bf16, computes in fp32 and rounds once (experts: where
+// the trainer does).
 // Rows are independent and each is summed in a fixed order, so a row's result does not depend on its
 // neighbours, on the number of threads or on the block size. Vectors are the compiler's own, hence no
 // instruction is named here, only how wide a register is.

@@ -12,6 +12,7 @@ from support.npu_process import on_npu
 
 from r1zero.models.family import LocalExperts
 from r1zero.rollout import native, npu_operators
+from r1zero.rollout.experts import multiply_by_experts
 from r1zero.rollout.operators import Heads, Operators
 from r1zero.rollout.routes import FREE, Routes, forced_routes
 
@@ -100,6 +101,18 @@ def test_a_weight_multiplies_the_activation_in_fp32_as_in_megatron():
         scaled = (F.silu(gate) * up * weights[rows]).to(torch.bfloat16)
         expected[rows] = F.linear(scaled, experts.down[number])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_kernel_rounds_where_the_products_of_many_tokens_do():
+    """One expert a token, so that no sum hides it. Sums in another order round few elements otherwise."""
+    x, ids, weights, experts = inputs("few", 0, 1, torch.bfloat16)
+    x = x.repeat(3, 1)
+    ids = ids[:, :1].repeat(3, 1)
+    weights = weights[:, :1].repeat(3, 1)
+    made = operators_of("native", torch.bfloat16)
+    few = made.experts(x, ids, weights, experts)
+    many = multiply_by_experts(x, ids, weights, experts, made.silu_mul)
+    assert (few != many).float().mean() < 0.05
 
 
 def test_a_token_is_computed_alike_whatever_runs_beside_it():
