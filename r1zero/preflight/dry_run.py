@@ -279,7 +279,10 @@ def outlook_table(cfg: Config, placed: Placement, policy: ModelConfig | None) ->
         lines[0] = aligned([*rows, _outlook_row("the split below", outlook.split.step)])
         lines.append(f"the split that would be fastest: {outlook.split.keys}")
     elif not placed.colocated:
-        lines.append(f"no other split of these {placed.world_size} ranks would be notably faster")
+        lines.append(
+            f"no other split of these {placed.world_size} ranks with these TP, PP, CP and EP would be "
+            "notably faster"
+        )
     lengths = f"responses of {guessed_lengths(cfg).mean:.0f} tokens on average"
     lines.append(f"{outlook.source}, with {lengths}: trust the order, not the seconds")
     return "\n".join(lines)
