@@ -208,6 +208,12 @@ def overridden(sizes: dict[str, RoleSize], args: argparse.Namespace) -> dict[str
             given["num_layer_list"] = getattr(args, f"{role}_layers")
             given["cp"] = args.cp
         size = replace(size, **{key: value for key, value in given.items() if value is not None})
+        stages = len(size.num_layer_list)
+        if stages not in (0, size.pp):
+            raise BadInput(
+                f"--{role}-layers: {list(size.num_layer_list)} must have a number for each of the "
+                f"{size.pp} pipeline stages; give as many"
+            )
         if size.ranks:
             found[role] = replace(size, num_layer_list=tuple(size.num_layer_list))
     return found

@@ -308,17 +308,19 @@ def check_tail_batching(cfg: Config) -> list[str]:
 
 
 def check_pool(cfg: Config, world_size: int | None = None) -> list[str]:
-    """The counts of ranks against each other and against the grids. Colocated roles need none.
+    """The counts of ranks against each other and against the grids. Colocated roles need no counts.
 
     A world of one rank holds all roles, whatever the counts: what it cannot cut is told where roles
     are placed in it.
     """
-    if cfg.resource_pool.colocate:
-        return []
-    problems = check_total(cfg) + check_nodes(cfg)
+    problems = []
+    if not cfg.resource_pool.colocate:
+        problems += check_total(cfg) + check_nodes(cfg)
     if world_size == 1:
         return problems
-    return problems + check_grids(cfg)
+    if not cfg.resource_pool.colocate:
+        problems += check_grids(cfg)
+    return problems + check_stages(cfg)
 
 
 def check_total(cfg: Config) -> list[str]:
@@ -356,6 +358,21 @@ def check_grids(cfg: Config) -> list[str]:
         *multiple("actor_rollout.num_gpus_for_infer", actor.num_gpus_for_infer, infer),
         *multiple("resource_pool.ref", sum(cfg.resource_pool.ref), reference),
     ]
+
+
+def check_stages(cfg: Config) -> list[str]:
+    """A list of layers has a number for each pipeline stage."""
+    problems = []
+    for role in ("actor_rollout", "ref") if cfg.has_reference else ("actor_rollout",):
+        section = attrgetter(role)(cfg)
+        listed = section.num_layer_list
+        stages = section.pipeline_model_parallel_size
+        if listed is not None and len(listed) != stages:
+            problems.append(
+                f"{role}.num_layer_list: {listed} must have a number for each pipeline stage, of which "
+                f"{role}.pipeline_model_parallel_size makes {stages}; give as many, or leave it out"
+            )
+    return problems
 
 
 def check_nodes(cfg: Config) -> list[str]:

@@ -305,14 +305,5 @@ def _check_size(role: str, size: RoleSize) -> None:
             f"{role} has {size.ranks} ranks, which is not a multiple of {cut}; "
             f"{' or '.join(map(str, works))} would work"
         )
-    stage = size.ranks // size.pp
-    if stage % size.ep:
-        raise BadInput(
-            f"{role} has {stage} ranks in a pipeline stage, over which EP {size.ep} cannot deal the "
-            "experts; choose an expert parallel size that divides it"
-        )
-    if size.num_layer_list and len(size.num_layer_list) != size.pp:
-        raise BadInput(
-            f"{role} has {size.pp} pipeline stages, but num_layer_list {list(size.num_layer_list)} "
-            f"says the layers of {len(size.num_layer_list)}; give a number for each stage"
-        )
+    stages = len(size.num_layer_list)
+    assert stages in (0, size.pp), f"{role}: the layers of {stages} stages for PP {size.pp}"

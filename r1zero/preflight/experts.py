@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from operator import attrgetter
 
 from r1zero.config.schema import Config
@@ -10,12 +11,19 @@ from r1zero.models.config import ModelConfig
 
 
 def check_policy_experts(cfg: Config, shape: ModelConfig) -> list[str]:
-    """The policy's in training and in rollout."""
-    problems = _check_size(cfg, "actor_rollout.expert_model_parallel_size", shape)
+    """The policy's in training and in rollout, but for EP, which needs to know of ranks, too."""
     if shape.experts is None:
-        return problems
+        return []
+    problems = []
     # each TP rank of an engine holds whole experts
-    problems += _check_size(cfg, "actor_rollout.infer_tensor_parallel_size", shape)
+    key = "actor_rollout.infer_tensor_parallel_size"
+    size = cfg.actor_rollout.infer_tensor_parallel_size or 1
+    count = shape.experts.count
+    if count % size:
+        problems.append(
+            f"{key}: {size} does not divide the {count} experts of a layer of the model; "
+            f"{neighbours(size, _divisors(count))}"
+        )
     tp = cfg.actor_rollout.tensor_model_parallel_size
     if tp > 1 and not cfg.training.sequence_parallel:
         problems.append(
@@ -26,23 +34,29 @@ def check_policy_experts(cfg: Config, shape: ModelConfig) -> list[str]:
     return problems
 
 
-def check_reference_experts(cfg: Config, shape: ModelConfig) -> list[str]:
-    """The reference's."""
-    return _check_size(cfg, "ref.expert_model_parallel_size", shape)
+def check_dealing(cfg: Config, role: str, shape: ModelConfig | None, stage: int) -> list[str]:
+    """EP deals the experts of a layer to the ranks of a stage, all of them equally many.
 
-
-def _check_size(cfg: Config, key: str, shape: ModelConfig) -> list[str]:
-    """Ranks that share the experts of a layer have equally many."""
+    Of 8 experts and 6 ranks, EP 2 gives each rank 4. `role` is a section; without a shape the number
+    of experts is not known.
+    """
+    key = f"{role}.expert_model_parallel_size"
     size = attrgetter(key)(cfg)
-    if shape.experts is None:
-        if size == 1:
-            return []
-        return [f"{key}: {size} deals experts out, but the model has none; 1 would work"]
-    count = shape.experts.count
-    if count % size == 0:
+    if size == 1:
         return []
-    works = [number for number in range(1, count + 1) if count % number == 0]
-    return [
-        f"{key}: {size} does not divide the {count} experts of a layer of the model; "
-        f"{neighbours(size, works)}"
-    ]
+    dealt = [stage]
+    told = f"the {stage} ranks of a pipeline stage"
+    if shape is not None:
+        if shape.experts is None:
+            return [f"{key}: {size} deals experts out, but the model has none; 1 would work"]
+        count = shape.experts.count
+        dealt.append(count)
+        told = f"the {count} experts of a layer and {told}"
+    common = math.gcd(*dealt)
+    if common % size == 0:
+        return []
+    return [f"{key}: {size} must divide {told}; {neighbours(size, _divisors(common))}"]
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -13,11 +13,12 @@ from operator import attrgetter
 from pathlib import Path
 
 from r1zero.config.rules import check_pool
-from r1zero.config.schema import Config, filled, nodes, placement
+from r1zero.config.schema import Config, filled, nodes, placement, role_sizes
 from r1zero.distributed.placement import Placement
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
+from r1zero.preflight.experts import check_dealing
 from r1zero.weights.detect import config_folder
 
 SIZES = (
@@ -74,12 +75,14 @@ def look(
     as `config.schema.nodes` takes them to be."""
     if world_size is None:
         world_size = cfg.world_size
+    actor = _find_model(cfg, "actor_rollout")
+    reference = _find_reference(cfg, actor)
+    models = [model for model in (actor, reference) if model is not None]
     placed: Placement | None = None
     misplaced: list[str] = []
     if not check_pool(cfg, world_size):  # else that is said
         node_of_rank = node_of_rank or nodes(cfg, world_size)
-        placed, misplaced = _place(cfg, world_size, node_of_rank)
-    actor = _find_model(cfg, "actor_rollout")
+        placed, misplaced = _place(cfg, models, world_size, node_of_rank)
     return Found(
         config=cfg,
         world_size=world_size,
@@ -87,7 +90,7 @@ def look(
         placement=placed,
         misplaced=tuple(misplaced),
         actor=actor,
-        reference=_find_reference(cfg, actor),
+        reference=reference,
     )
 
 
@@ -118,12 +121,14 @@ def _find_reference(cfg: Config, actor: ModelFound) -> ModelFound | None:
 
 
 def _place(
-    cfg: Config, world_size: int, node_of_rank: Sequence[int]
+    cfg: Config, models: Sequence[ModelFound], world_size: int, node_of_rank: Sequence[int]
 ) -> tuple[Placement | None, list[str]]:
     """The roles' grids in the world, and a sentence for each reason why they or the nodes do not
     fit."""
     if world_size == 1:
-        return _place_alone(cfg)
+        return _place_alone(cfg, models)
+    if unequal := _check_dealing(cfg, models, world_size):
+        return None, unequal
     try:
         placed = placement(cfg, world_size)
     except BadInput as error:
@@ -132,10 +137,22 @@ def _place(
     return placed, [f"resource_pool: {sentence}" for sentence in crossed]
 
 
-def _place_alone(cfg: Config) -> tuple[Placement | None, list[str]]:
+def _check_dealing(cfg: Config, models: Sequence[ModelFound], world_size: int) -> list[str]:
+    """The experts of each role against the ranks of its stages."""
+    sizes = role_sizes(cfg)
+    problems = []
+    for model in models:
+        size = sizes["ref" if model.role == "ref" else "train"]
+        ranks = world_size if cfg.resource_pool.colocate else size.ranks
+        if ranks % (size.tp * size.cp * size.pp) == 0:  # else that is said
+            problems += check_dealing(cfg, model.role, model.shape, ranks // size.pp)
+    return problems
+
+
+def _place_alone(cfg: Config, models: Sequence[ModelFound]) -> tuple[Placement | None, list[str]]:
     """The same in a world of one rank, which cuts no model."""
     ways = "set it to 1"
-    if _fits_its_pool(cfg):
+    if _fits_its_pool(cfg, models):
         ways = f"start {cfg.world_size} processes or set it to 1"
     wrong = [
         f"{key}: {attrgetter(key)(cfg)} must be 1 in a world of one rank; {ways}"
@@ -151,12 +168,12 @@ def _place_alone(cfg: Config) -> tuple[Placement | None, list[str]]:
     return placement(cfg, 1), []
 
 
-def _fits_its_pool(cfg: Config) -> bool:
+def _fits_its_pool(cfg: Config, models: Sequence[ModelFound]) -> bool:
     """Whether the world that the pool asks for, of more ranks than one, can be laid out."""
     size = cfg.world_size
     if size == 1 or check_pool(cfg, size):
         return False
-    placed, _ = _place(cfg, size, nodes(cfg, size))
+    placed, _ = _place(cfg, models, size, nodes(cfg, size))
     return placed is not None
 
 

@@ -11,7 +11,7 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.family import MODEL_TYPE, family_of
 from r1zero.models.lora import adapter_table, lora_config
 from r1zero.models.params import num_elements
-from r1zero.preflight.experts import check_policy_experts, check_reference_experts
+from r1zero.preflight.experts import check_policy_experts
 from r1zero.preflight.found import Found, ModelFound
 
 
@@ -43,7 +43,6 @@ def _check_reference(
     problems = _check_model_keys(cfg, model, reference)
     for axis in ("tensor_model", "pipeline_model"):
         problems += _check_grid(cfg, f"ref.{axis}_parallel_size", reference)
-    problems += check_reference_experts(cfg, reference)
     if policy is not None and policy.vocab_size != reference.vocab_size:
         problems.append(
             f"ref.load: {cfg.ref.load} has a vocabulary of {reference.vocab_size} rows, but "

@@ -6,20 +6,21 @@ import pytest
 from support.shapes import small_shape
 
 from r1zero.models.config import Experts
-from r1zero.preflight.experts import check_policy_experts, check_reference_experts
+from r1zero.preflight.checks import check
+from r1zero.preflight.experts import check_dealing, check_policy_experts
 from r1zero.preflight.resolve import load_config
 
 SHAPE = small_shape(experts=Experts(count=8, top_k=2, ffn_hidden_size=32, layers=(0, 1)))
 TP = "actor_rollout.tensor_model_parallel_size"
 INFER_TP = "actor_rollout.infer_tensor_parallel_size"
 EP = "actor_rollout.expert_model_parallel_size"
+PP = "actor_rollout.pipeline_model_parallel_size"
+LAYERS = "num_layer_list"
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([f"{EP}=4"], None),
-        ([f"{EP}=3"], f"{EP}: 3 does not divide the 8 experts of a layer of the model; 2 and 4"),
         ([f"{INFER_TP}=16"], f"{INFER_TP}: 16 does not divide the 8 experts"),
         ([f"{TP}=2"], "training.sequence_parallel: false does not go with experts"),
         ([f"{TP}=2", "training.sequence_parallel=true"], None),
@@ -33,10 +34,61 @@ def test_what_experts_demand_of_the_policy(overrides, said):
     assert all(problem.startswith(said) for problem in problems)
 
 
-def test_what_experts_demand_of_the_reference():
-    ranks = ["resource_pool.ref=[3]", "ref.expert_model_parallel_size=3"]
-    cfg, _ = load_config("tiny", ranks)
-    [problem] = check_reference_experts(cfg, SHAPE)
-    assert problem.startswith("ref.expert_model_parallel_size: 3 does not divide the 8 experts")
-    [problem] = check_reference_experts(cfg, small_shape())
-    assert "the model has none" in problem
+@pytest.mark.parametrize(
+    ("ep", "shape", "stage", "said"),
+    [
+        (4, SHAPE, 12, None),
+        (
+            3,
+            SHAPE,
+            2,
+            "3 must divide the 8 experts of a layer and the 2 ranks of a pipeline stage; 2 w",
+        ),
+        (
+            3,
+            SHAPE,
+            12,
+            "3 must divide the 8 experts of a layer and the 12 ranks of a pipeline stage; 2 and 4 are",
+        ),
+        (8, None, 4, "8 must divide the 4 ranks of a pipeline stage; 4 would work"),
+        (3, small_shape(), 3, "3 deals experts out, but the model has none; 1 would work"),
+    ],
+)
+def test_each_rank_of_a_stage_gets_as_many_experts(ep, shape, stage, said):
+    for role in ("actor_rollout", "ref"):
+        key = f"{role}.expert_model_parallel_size"
+        cfg, _ = load_config("tiny", [f"{key}={ep}"])
+        problems = check_dealing(cfg, role, shape, stage)
+        assert bool(problems) == (said is not None)
+        assert all(problem.startswith(f"{key}: {said}") for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "said"),
+    [
+        (
+            "tiny_moe",
+            [f"{EP}=3"],
+            f"{EP}: 3 must divide the 8 experts of a layer and the 2 ranks of a pipeline stage; 2 w",
+        ),
+        (
+            "qwen3_30b_a3b",
+            [f"{PP}=4"],
+            f"{EP}: 8 must divide the 128 experts of a layer and the 4 ranks of a pipeline stage; 4 w",
+        ),
+        (
+            "tiny",
+            [f"actor_rollout.{LAYERS}=[1,1]"],
+            f"actor_rollout.{LAYERS}: [1, 1] must have a number for each pipeline stage",
+        ),
+        (
+            "tiny",
+            [f"ref.{LAYERS}=[1,1]"],
+            f"ref.{LAYERS}: [1, 1] must have a number for each pipeline stage",
+        ),
+    ],
+)
+def test_a_layout_is_told_once_and_by_its_key(config, overrides, said):
+    cfg, _ = load_config(config, overrides)
+    [problem] = check(cfg, absent_ok=True)
+    assert problem.startswith(said)
