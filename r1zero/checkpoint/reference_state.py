@@ -52,9 +52,7 @@ def files_of(grid: Grid) -> dict[CutAxis, str]:
     stage = f"stage_{grid.stage:03d}"
     if grid.replica == 0 and grid.cp_index == 0:
         found["tp"] = f"{FOLDER}/{stage}_tp_{grid.tp_index:02d}.safetensors"
-    span = grid.span
-    place = grid.tp_index + span.tp * (grid.cp_index + span.cp * grid.replica)
-    if place < span.ep:
+    if grid.place_in_stage < grid.span.ep:
         found["experts"] = f"{FOLDER}/{stage}_ep_{grid.expert_index:03d}.safetensors"
     return found
 

@@ -218,7 +218,7 @@ def _expert_line(span: RankGrid, rank: int, name: str) -> tuple[int, ...]:
     """
     stage_index = span.index_of(rank).get("pp", 0)
     stage = span.stage_ranks(stage_index)
-    place = stage.index(rank)
+    place = span.place_in_stage(rank)
     if name == "tp_dp":
         return tuple(stage)
     if name == "expt_dp":

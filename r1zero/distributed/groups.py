@@ -49,6 +49,7 @@ class Grid:
     replica: int = 0
     stage: int = 0
     cp_index: int = 0
+    place_in_stage: int = 0  # number of this rank among those of its pipeline stage
     expert_index: int = 0  # which of the EP parts of the experts this rank holds
     # tensor plane: tp, and of cp dp pp mp all embd self ep expt_dp tp_ep_pp tp_dp those that the
     # role uses
@@ -238,6 +239,7 @@ class World:
             replica=index["dp"],
             stage=index["pp"],
             cp_index=index["cp"],
+            place_in_stage=span.place_in_stage(self.rank),
             expert_index=span.expert_index(self.rank),
             groups=mine,
             role_control=role_control,

@@ -123,11 +123,18 @@ class RankGrid:
             left //= size
         return found
 
-    def expert_index(self, rank: int) -> int:
-        """Which of the EP parts of a layer's experts a rank of this role holds."""
+    def place_in_stage(self, rank: int) -> int:
+        """Which of the ranks of its pipeline stage a rank is, tp running fastest, then cp, then dp.
+
+        In the example above rank 9 is number 3 of stage 1.
+        """
         index = self.index_of(rank)
         in_replica = index.get("tp", 0) + self.tp * index.get("cp", 0)
-        return (in_replica + self.tp * self.cp * index.get(DATA_AXIS, 0)) % self.ep
+        return in_replica + self.tp * self.cp * index.get(DATA_AXIS, 0)
+
+    def expert_index(self, rank: int) -> int:
+        """Which of the EP parts of a layer's experts a rank of this role holds."""
+        return self.place_in_stage(rank) % self.ep
 
     def stage_ranks(self, stage: int) -> list[int]:
         """All ranks of a pipeline stage, ascending."""

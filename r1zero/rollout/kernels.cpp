@@ -73,6 +73,14 @@ inline void store(T* to, Floats x, int64_t count) {
   std::memcpy(to, padded, count * sizeof(T));
 }
 
+// What is left of x once it was stored as T.
+template <typename T>
+inline Floats rounded(Floats x) {
+  T stored[WIDTH];
+  store(stored, x);
+  return load(stored);
+}
+
 inline float sum(Floats x) {
   float total = 0;
   for (int i = 0; i < WIDTH; i++) total += x[i];
@@ -213,7 +221,8 @@ void multiply_rows(int64_t rows, const float* x, int64_t apart, const T* a, cons
 }
 
 // One expert over the copies of tokens that go to it: found[copy] = down(silu(gate x) * up x * weight).
-// gate_up [2 inner, width], down [width, inner].
+// gate_up [2 inner, width], down [width, inner]. Before the second product it rounds wherever the trainer
+// and PyTorch do: gate x and up x, silu * up, and that times the weight.
 template <typename T>
 void run_expert(const ExpertsOfLayer& layer, const std::vector<int64_t>& copies, const T* x,
                 const float* weights, const T* gate_up, const T* down, float* found) {
@@ -231,8 +240,10 @@ void run_expert(const ExpertsOfLayer& layer, const std::vector<int64_t>& copies,
                   ups + f, long_inner);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t f = 0; f < inner; f += WIDTH) {
-      const Floats g = load(gates + r * long_inner + f), u = load(ups + r * long_inner + f);
-      store(gates + r * long_inner + f, g / (1.0f + exponential(-g)) * u * weights[copies[r]]);
+      const Floats g = rounded<T>(load(gates + r * long_inner + f));
+      const Floats u = rounded<T>(load(ups + r * long_inner + f));
+      const Floats hidden = rounded<T>(g / (1.0f + exponential(-g)) * u);
+      store(gates + r * long_inner + f, rounded<T>(hidden * weights[copies[r]]));
     }
   for (int64_t o = 0; o < width; o += 2) {
     const int64_t next = std::min(o + 1, width - 1);

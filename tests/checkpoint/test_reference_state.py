@@ -26,6 +26,7 @@ def grid_of(span: RankGrid, rank: int) -> Grid:
         replica=index["dp"],
         stage=index["pp"],
         cp_index=index["cp"],
+        place_in_stage=span.place_in_stage(rank),
         expert_index=span.expert_index(rank),
     )
 

@@ -59,6 +59,7 @@ def test_the_groups_of_experts_and_of_context_parallelism_worked_by_hand() -> No
     role = RoleSize(16, tp=2, pp=2, cp=2, ep=4)
     placed = place({"train": role, "rollout": RoleSize(1)}, colocate=False)
     assert placed.train.index_of(5) == {"tp": 1, "cp": 0, "dp": 1, "pp": 0}
+    assert placed.train.place_in_stage(5) == 5 and placed.train.place_in_stage(8 + 6) == 6
     assert placed.train.expert_index(5) == 1 and placed.train.expert_data_size == 2
     found = {name.split()[1]: group for name, group in by_name(placed, 5).items()}
     assert found["cp"].ranks == (5, 7)
