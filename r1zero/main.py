@@ -36,7 +36,7 @@ from r1zero.distributed.shutdown import EXIT_REQUEUE, PreemptionNotice, deadline
 from r1zero.errors import BadInput
 from r1zero.policy.actor_config import unread_by_loss, unsummed_terms
 from r1zero.preflight import checks, dry_run
-from r1zero.preflight.cautions import cautions
+from r1zero.preflight.cautions import cautions, node_cautions
 from r1zero.preflight.datasets import look_at_data
 from r1zero.preflight.found import look
 from r1zero.preflight.replay import replay_cautions
@@ -120,6 +120,7 @@ def _look(cfg: Config, warnings: list[str], report: bool) -> int:
             + unread_by_loss(cfg.algorithm, cfg.actor_rollout)
             + unsummed_terms(cfg.algorithm, cfg.actor_rollout)
             + cautions(cfg)
+            + node_cautions(found)
             + replay_cautions(cfg, found.actor.shape)
         )
         lines += [f"warning: {warning}" for warning in told]

@@ -244,16 +244,33 @@ class Placement:
 
     def nodes_crossed(self, node_of_rank: Sequence[int]) -> list[str]:
         """One sentence for every tensor-parallel group that would span two nodes."""
-        found = []
+        return [
+            f"the tensor-parallel group of {role} ranks {ranks} would lie on the nodes {nodes}, but "
+            "tensor parallelism must stay inside a node"
+            for role, ranks, nodes in self._across_nodes("tp", node_of_rank)
+        ]
+
+    def slow_nodes_crossed(self, node_of_rank: Sequence[int]) -> list[str]:
+        """For each role one sentence about the first context-parallel group that spans two nodes,
+        which works, but slowly."""
+        found: dict[str, str] = {}
+        for role, ranks, nodes in self._across_nodes("cp", node_of_rank):
+            sentence = (
+                f"the context-parallel group of {role} ranks {ranks} lies on the nodes {nodes}, so that "
+                "keys and values of every layer travel between them; it is faster inside a node"
+            )
+            found.setdefault(role, sentence)
+        return list(found.values())
+
+    def _across_nodes(
+        self, axis: str, node_of_rank: Sequence[int]
+    ) -> Iterator[tuple[str, list[int], list[int]]]:
+        """The role, the ranks and the nodes of each group along an axis that spans several nodes."""
         for role, grid in self.roles.items():
-            for ranks in grid.rank_groups("tp"):
+            for ranks in grid.rank_groups(axis):
                 nodes = sorted({node_of_rank[rank] for rank in ranks})
                 if len(nodes) > 1:
-                    found.append(
-                        f"the tensor-parallel group of {role} ranks {ranks} would lie on the nodes "
-                        f"{nodes}, but tensor parallelism must stay inside a node"
-                    )
-        return found
+                    yield role, ranks, nodes
 
 
 @dataclass(frozen=True, slots=True)

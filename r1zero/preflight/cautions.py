@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from r1zero.algo.losses import LOSSES
 from r1zero.config.schema import Config
+from r1zero.preflight.found import Found
 
 
 def cautions(cfg: Config) -> list[str]:
     """Return a sentence for everything that deserves a second look."""
     return _cut_sampling(cfg) + _several_updates(cfg) + _mean_mismatch(cfg)
+
+
+def node_cautions(found: Found) -> list[str]:
+    """The same of where ranks lie: context-parallel groups that span nodes."""
+    if found.placement is None:
+        return []
+    crossed = found.placement.slow_nodes_crossed(found.node_of_rank)
+    size = found.config.training.context_parallel_size
+    return [f"training.context_parallel_size: {size}: {sentence}" for sentence in crossed]
 
 
 def _several_updates(cfg: Config) -> list[str]:

@@ -26,7 +26,7 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
 from r1zero.models.lora import LoraConfig, lora_config
 from r1zero.policy.actor_config import ActorConfig, actor_config, unread_by_loss, unsummed_terms
-from r1zero.preflight.cautions import cautions
+from r1zero.preflight.cautions import cautions, node_cautions
 from r1zero.preflight.checks import check_found
 from r1zero.preflight.datasets import keeping, templates_of
 from r1zero.preflight.found import Found, ModelFound, dtype_of, look
@@ -186,6 +186,7 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
             *unread_by_loss(cfg.algorithm, cfg.actor_rollout),
             *unsummed_terms(cfg.algorithm, cfg.actor_rollout),
             *cautions(cfg),
+            *node_cautions(found),
             *replay_cautions(cfg, found.actor.shape),
         ),
     )
