@@ -86,12 +86,13 @@ EIGHT = [
 )
 def test_samples_and_metrics_do_not_depend_on_the_layout(job, world_of_one, tmp_path, size, layout):
     folder = run(tmp_path / "run", size, "tiny", job + layout)
-    expected = samples(world_of_one, 1)
-    found = samples(folder, 1)
-    assert len(expected) == len(found) == 16
-    for one, other in zip(expected, found, strict=True):
-        for key in ("prompt", "response", "reward", "truncated"):
-            assert one[key] == other[key], (key, one, other)
+    for step in (1, 2, 3):
+        expected = samples(world_of_one, step)
+        found = samples(folder, step)
+        assert len(expected) == len(found) == 16
+        for one, other in zip(expected, found, strict=True):
+            for key in ("prompt", "response", "reward", "truncated"):
+                assert one[key] == other[key], (step, key, one, other)
     for one, other in zip(metrics(world_of_one), metrics(folder), strict=True):
         for key in COMPARED:
             assert other[key] == pytest.approx(one[key], rel=TOLERANCE, abs=TOLERANCE), key
