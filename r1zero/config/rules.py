@@ -25,7 +25,7 @@ def check_keys(cfg: Config, world_size: int | None = None) -> list[str]:
 def check_sound_keys(cfg: Config) -> list[str]:
     """The same for a configuration without its wrong keys; rules that need one are left out."""
     problems = []
-    for rule in (*RULES, check_pool):
+    for rule in (*RULES, check_total, check_nodes, check_grids, check_stages):
         try:
             problems += rule(cfg)
         except AttributeError:  # of a key that is not there, and that enough was said about
@@ -313,18 +313,16 @@ def check_pool(cfg: Config, world_size: int | None = None) -> list[str]:
     A world of one rank holds all roles, whatever the counts: what it cannot cut is told where roles
     are placed in it.
     """
-    problems = []
-    if not cfg.resource_pool.colocate:
-        problems += check_total(cfg) + check_nodes(cfg)
+    problems = check_total(cfg) + check_nodes(cfg)
     if world_size == 1:
         return problems
-    if not cfg.resource_pool.colocate:
-        problems += check_grids(cfg)
-    return problems + check_stages(cfg)
+    return problems + check_grids(cfg) + check_stages(cfg)
 
 
 def check_total(cfg: Config) -> list[str]:
     """The pool of the actor holds its ranks for training and for generation."""
+    if cfg.resource_pool.colocate:
+        return []
     actor = cfg.actor_rollout
     entries = cfg.resource_pool.actor_rollout
     total = actor.num_gpus_for_train + actor.num_gpus_for_infer
@@ -339,6 +337,8 @@ def check_total(cfg: Config) -> list[str]:
 
 def check_grids(cfg: Config) -> list[str]:
     """Each role has whole replicas."""
+    if cfg.resource_pool.colocate:
+        return []
     actor = cfg.actor_rollout
     ref = cfg.ref
     tp = actor.tensor_model_parallel_size
@@ -377,6 +377,8 @@ def check_stages(cfg: Config) -> list[str]:
 
 def check_nodes(cfg: Config) -> list[str]:
     """An entry of the pool lies on one node."""
+    if cfg.resource_pool.colocate:
+        return []
     pool = cfg.resource_pool
     largest = max(pool.actor_rollout + pool.ref, default=0)
     if pool.ranks_per_node is None or largest <= pool.ranks_per_node:

@@ -12,15 +12,15 @@ from support.tool import functions, run_here
 def test_it_prints_the_scores_of_each_preset_and_seed(
     tiny: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--presets", "cispo", "--seeds", "2", "--steps", "2", "--interval", "1"]
+    arguments = ["--presets", "cispo", "--seeds", "1", "--steps", "2", "--interval", "1"]
     assert run_here("bench_presets.py", *arguments, "reward.workers=1") == 0
     told = capfd.readouterr()
     found = json.loads(told.out)
-    assert (found["steps"], found["seeds"], list(found["presets"])) == (2, [1234, 1235], ["cispo"])
+    assert (found["steps"], found["seeds"], list(found["presets"])) == (2, [1234], ["cispo"])
     scores = found["presets"]["cispo"]
-    assert len(scores["accuracy"]) == 2 and all(0.3 < one < 0.9 for one in scores["accuracy"])
-    assert scores["steps_to_90"] == [None, None], "two steps do not teach it"
-    assert "cispo, seed 1235: " in told.err
+    assert len(scores["accuracy"]) == 1 and 0.3 < scores["accuracy"][0] < 0.9
+    assert scores["steps_to_90"] == [None], "two steps do not teach it"
+    assert "cispo, seed 1234: " in told.err
 
 
 def test_a_run_that_fails_is_told(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
