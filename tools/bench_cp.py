@@ -13,6 +13,7 @@ Exit code 1 if a rank failed.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import os
@@ -184,7 +185,9 @@ def learn(model: RoleModel, sample: TrainSample) -> tuple[float, int]:
 
 
 def start_watching_memory() -> int:
-    """Resident bytes of this process now, from which on its peak is counted."""
+    """Resident bytes of this process now, from which on its peak is counted. What was freed is
+    given back first: else it would be filled again unseen."""
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
     return peak_memory()
 

@@ -12,6 +12,7 @@ CPU seconds, which a busy machine does not change as much, and open files at the
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -37,6 +38,14 @@ from r1zero import trainer
 from r1zero.distributed import rendezvous
 from r1zero.distributed.groups import World
 from r1zero.runtime import Runtime
+
+# What ranks import once they know their roles and model.
+for name in (
+    "megatron.core.models.gpt.gpt_layer_specs",
+    "r1zero.models.megatron_modules",
+    "r1zero.rollout.engine",
+):
+    importlib.import_module(name)
 
 # The job: 32 prompts x 4 = 128 samples, 2 updates of 64.
 JOB = [

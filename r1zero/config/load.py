@@ -41,6 +41,9 @@ from r1zero.config.unread import note_unread
 from r1zero.config.validate import build, field_names, value_of
 from r1zero.errors import BadInput, Diagnostics, nearest, readable
 
+# Written in C where libyaml is there, as every rank writes its configuration when it starts.
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 
 class WrongKeys(BadInput):
     """Keys are wrong. `sound` is the configuration without them: to read one of them raises
@@ -101,7 +104,7 @@ def dump(cfg: Config) -> str:
                 sets[name] = _without_nulls(entry)
     tree["actor_rollout_ref"] = {role: tree.pop(role) for role in ("actor_rollout", "ref")}
     told = {key: tree[key] for key in TOP if tree.get(key)}
-    text = yaml.safe_dump(told, sort_keys=False, width=110)
+    text = yaml.dump(told, Dumper=_DUMPER, sort_keys=False, width=110)
     if cfg.preset is not None:
         text = _comment(cfg.preset) + text
     return text

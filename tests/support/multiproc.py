@@ -1,6 +1,9 @@
-"""Ranks on the CPU: what to import before anything imports Megatron."""
+"""Ranks on the CPU: what to import before anything imports Megatron, and what they need later, so
+that not each of them imports it again."""
 
 from __future__ import annotations
+
+import importlib
 
 from support.forked import run_ranks  # noqa: F401 - tests take both from here
 
@@ -8,3 +11,14 @@ from r1zero.distributed.device import prepare
 
 # Before anything imports Megatron: on a CPU its stray CUDA calls must already answer.
 DEVICE = prepare("cpu", 0)
+
+for name in (
+    "megatron.core.models.gpt.gpt_layer_specs",
+    "megatron.core.models.gpt.moe_module_specs",
+    "numpy.random",
+    "pyarrow.dataset",
+    "r1zero.models.megatron_modules",
+    "r1zero.models.stacked_experts",
+    "r1zero.rollout.engine",
+):
+    importlib.import_module(name)
