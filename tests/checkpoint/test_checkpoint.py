@@ -95,8 +95,16 @@ def straight(tiny, tmp_path_factory) -> Path:
     )
 
 
+@pytest.fixture(scope="module")
+def left_early(tiny, tmp_path_factory) -> Path:
+    """The same run, left after its second step; to be copied."""
+    folder = tmp_path_factory.mktemp("left") / "run"
+    stop_after(folder, 2)
+    return folder
+
+
 def stop_after(folder: Path, step: int, *overrides: str) -> None:
-    """The same run, left early on another rank's request."""
+    """Leave the run early on another rank's request."""
     reasons = run_ranks(until, 4, [*RUN, *overrides, f"output_dir={folder}"], step)
     assert set(reasons) == {"a test asks to leave"}
 
@@ -104,9 +112,12 @@ def stop_after(folder: Path, step: int, *overrides: str) -> None:
 @pytest.mark.parametrize(
     "overrides", [[], ["training.async_save=true", "training.save_interval=1"]]
 )
-def test_resume_is_exact(straight, tmp_path, overrides):
+def test_resume_is_exact(straight, left_early, tmp_path, overrides):
     folder = tmp_path / "run"
-    stop_after(folder, 2, *overrides)
+    if overrides:
+        stop_after(folder, 2, *overrides)
+    else:
+        shutil.copytree(left_early, folder)
     assert find(folder / "checkpoints", None).name == "iter_0000002"
     run(folder, 4, "tiny", [*RUN, *overrides])
     assert numbers(folder) == numbers(straight)
@@ -253,10 +264,7 @@ def test_steps_after_the_checkpoint_are_taken_again_without_duplicates(straight,
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        (
-            (4, ["actor_rollout.num_gpus_for_train=1", "actor_rollout.num_gpus_for_infer=2"]),
-            (1, []),
-        ),
+        (None, (1, [])),  # as it was left: 1 rank to train and 2 to roll out
         (
             (
                 5,
@@ -294,10 +302,14 @@ def test_steps_after_the_checkpoint_are_taken_again_without_duplicates(straight,
     ],
     ids=["4 ranks to 1", "TP2 to DP2, 2 to 1 rollout ranks", "colocated TP2 PP2 to 3 ranks"],
 )
-def test_resume_onto_another_layout(straight, tmp_path, first, second):
+def test_resume_onto_another_layout(straight, left_early, tmp_path, first, second):
     folder = tmp_path / "run"
-    (size, layout), (new_size, new_layout) = first, second
-    run_ranks(until, size, [*RUN, *layout, f"output_dir={folder}"], 2)
+    (new_size, new_layout) = second
+    if first is None:
+        shutil.copytree(left_early, folder)
+    else:
+        (size, layout) = first
+        run_ranks(until, size, [*RUN, *layout, f"output_dir={folder}"], 2)
     run(folder, new_size, "tiny", [*RUN, *new_layout])
     ours, theirs = numbers(folder), numbers(straight)
     assert len(ours) == 4
@@ -319,6 +331,7 @@ def test_norms_that_tp_cuts_resume_onto_another_layout(tiny, tmp_path):
     # the gradient.
     whole = [
         *RUN,
+        "training.train_iters=2",
         f"actor_rollout.load={model}",
         f"ref.load={model}",
         "actor_rollout.entropy_coeff=0.1",
@@ -332,10 +345,10 @@ def test_norms_that_tp_cuts_resume_onto_another_layout(tiny, tmp_path):
         "actor_rollout.infer_tensor_parallel_size=2",
     ]
     run(tmp_path / "straight", 1, "tiny", whole)
-    run_ranks(until, 2, [*whole, *cut, f"output_dir={tmp_path / 'run'}"], 2)
+    run_ranks(until, 2, [*whole, *cut, f"output_dir={tmp_path / 'run'}"], 1)
     run(tmp_path / "run", 1, "tiny", whole)
     ours, theirs = numbers(tmp_path / "run"), numbers(tmp_path / "straight")
-    assert len(ours) == 4
+    assert len(ours) == 2
     for key in ("loss", "kl", "grad_norm", "reward/mean", "response_length/mean"):
         assert [line[key] for line in ours] == pytest.approx(
             [line[key] for line in theirs], rel=2e-4, abs=2e-6
@@ -516,14 +529,19 @@ def full_disk(rank: int, size: int, store: object, overrides: list[str], when: s
         return str(error)
 
 
-@pytest.mark.parametrize("when", ["before", "before, with groups", "while", "reading"])
-def test_a_failed_save_leaves_the_last_good_one_and_goes_on_or_stops(straight, tmp_path, when):
-    folder = tmp_path / "run"
-    stop_after(folder, 2)
+@pytest.mark.parametrize("when", ["before, with groups", "reading"])
+def test_a_failed_save_ends_the_run_if_asked_to(left_early, tmp_path, when):
+    folder = shutil.copytree(left_early, tmp_path / "run")
+    keys = ["training.save_interval=1", "training.on_save_failure=stop"]
+    said = run_ranks(full_disk, 4, [*RUN, f"output_dir={folder}", *keys], when)
+    assert said[3].startswith("the checkpoint of step 3 could not be saved: ")
+    assert find(folder / "checkpoints", None).name == "iter_0000002"
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_failed_save_leaves_the_last_good_one_and_goes_on(straight, left_early, tmp_path, when):
+    folder = shutil.copytree(left_early, tmp_path / "run")
     goes_on = [*RUN, f"output_dir={folder}", "training.save_interval=1"]
-    assert run_ranks(full_disk, 4, [*goes_on, "training.on_save_failure=stop"], when)[3].startswith(
-        "the checkpoint of step 3 could not be saved: "
-    )
     assert set(run_ranks(full_disk, 4, goes_on, when)) == {None}
     assert numbers(folder) == numbers(straight)
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [

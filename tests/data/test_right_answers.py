@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.boxed import boxed
-from support.patience import LONG
+from support.program import run_program
 from support.prompt_streams import prompts_of
 from support.small_config import load, only
 from support.tool import TOOLS, functions, run_here
@@ -314,14 +311,7 @@ def test_check_and_doctor_print_it(tiny: Path, tmp_path: Path) -> None:
         f"output_dir={tmp_path}/run",
     ]
     for command in (["r1zero/main.py", "--check"], ["tools/doctor.py"]):
-        done = subprocess.run(
-            [sys.executable, *command, *arguments],
-            cwd=ROOT,
-            text=True,
-            capture_output=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            timeout=LONG,
-        )
+        done = run_program(ROOT / command[0], *command[1:], *arguments, folder=ROOT)
         assert done.returncode == 0 and not done.stderr, done.stderr
         assert sentence in done.stdout and "'He has 7 apples' (a sentence)" in done.stdout
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 import yaml
 from support.launch_sh import launch
 from support.patience import LONG
+from support.program import run_program
 from support.small_config import load, write
 from support.tool import functions
 
@@ -52,13 +53,7 @@ POD = {"RANK": "0", "MASTER_ADDR": "m", "MASTER_PORT": "23456"}
 
 
 def program(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "r1zero" / "main.py"), *arguments],
-        text=True,
-        capture_output=True,
-        timeout=LONG,
-        env=os.environ | variables,
-    )
+    return run_program(ROOT / "r1zero" / "main.py", *arguments, environment=os.environ | variables)
 
 
 # -- rank variables --------------------------------------------------------------------------------
@@ -442,11 +437,13 @@ sys.exit(main.main())
 def test_only_bad_input_is_told_as_the_users_mistake(
     tiny: Path, tmp_path: Path, module: str, name: str, error: str, code: int, said: str
 ) -> None:
-    script = PLANTED.format(root=str(ROOT), module=module, name=name, error=error, out=tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", script], text=True, capture_output=True, timeout=LONG
+    run = tmp_path / "run"
+    script = tmp_path / "planted.py"
+    script.write_text(
+        PLANTED.format(root=str(ROOT), module=module, name=name, error=error, out=run)
     )
-    log = tmp_path / "logs" / "rank_0000.log"
+    done = run_program(script)
+    log = run / "logs" / "rank_0000.log"
     logged = log.read_text() if log.exists() else ""
     assert done.returncode == code and said in done.stderr, done.stderr
     assert ("Traceback" in done.stderr + logged) == (code == 1)

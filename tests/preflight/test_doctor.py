@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.multiproc import run_ranks
 from support.patience import LONG
+from support.program import run_program
 from support.small_config import load
 
 from r1zero.distributed.launch import Launch
@@ -25,12 +26,16 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCTOR = str(ROOT / "tools" / "doctor.py")
 
 
-def doctor(
-    *arguments: str, launcher: tuple[str, ...] = (), **variables: str
-) -> tuple[int, list[str], str]:
+def doctor(*arguments: str) -> tuple[int, list[str], str]:
     """Run it; exit code, lines of standard output, standard error."""
+    done = run_program(DOCTOR, *arguments, folder=ROOT)
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+def doctor_alone(*words: str, **variables: str) -> tuple[int, list[str], str]:
+    """The same in an interpreter of its own: `words` come behind its name."""
     done = subprocess.run(
-        [sys.executable, *launcher, DOCTOR, *arguments],
+        [sys.executable, *words],
         text=True,
         capture_output=True,
         timeout=LONG,
@@ -55,10 +60,8 @@ def test_this_machine_is_fine_and_nothing_is_left_behind(tiny, tmp_path):
 
 
 def test_under_torchrun_every_planned_group_adds_up(tiny, tmp_path):
-    code, lines, errors = doctor(
-        f"output_dir={tmp_path}/run",
-        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"),
-    )
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4")
+    code, lines, errors = doctor_alone(*torchrun, DOCTOR, f"output_dir={tmp_path}/run")
     assert code == 0, (lines, errors)
     assert lines[-1].startswith("ok       groups       4 ranks:"), lines
 
@@ -224,7 +227,8 @@ class npu:
 
 def test_variables_of_npus_are_printed_and_judged(tiny, tmp_path):
     (tmp_path / "torch_npu.py").write_text(TORCH_NPU)
-    code, lines, errors = doctor(
+    code, lines, errors = doctor_alone(
+        DOCTOR,
         f"output_dir={tmp_path}/run",
         "training.distributed_timeout_minutes=60",
         PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]),
