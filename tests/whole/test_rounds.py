@@ -93,27 +93,25 @@ def test_the_same_groups_train_on_every_layout(tiny, tmp_path, keys):
     assert by_position(one, 2, "prompt_index") == list(range(8, 22)), "the stream goes on"
 
 
-@pytest.mark.parametrize("size", [1, 4])
-def test_a_run_that_fails_in_the_second_round_goes_on_as_if_it_had_not(tiny, tmp_path, size):
+def test_a_run_that_fails_in_the_second_round_goes_on_as_if_it_had_not(tiny, tmp_path):
     data = write_data(tmp_path / "data.parquet", tiny, RIGHT + LATER)
     job = [*JOB, *data, "training.train_iters=3", "training.save_interval=1"]
-    whole = run(tmp_path / "whole", size, "tiny", job)
+    whole = run(tmp_path / "whole", 4, "tiny", job)
     broken = tmp_path / "broken"
     overrides = [*job, f"output_dir={broken}"]
     with pytest.raises(AssertionError, match="fails in its second round"):
-        run_ranks(stop_body, size, overrides, 2)
+        run_ranks(stop_body, 4, overrides, 2)
     assert len(metrics(broken)) == 1
-    run(broken, size, "tiny", job)
+    run(broken, 4, "tiny", job)
     assert numbers(broken) == numbers(whole)
     for step in (1, 2, 3):
         assert samples(broken, step) == samples(whole, step)
 
 
-@pytest.mark.parametrize("size", [1, 4])
-def test_where_nothing_is_ever_kept_the_last_round_ends_the_step(tiny, tmp_path, size):
+def test_where_nothing_is_ever_kept_the_last_round_ends_the_step(tiny, tmp_path):
     data = write_data(tmp_path / "data.parquet", tiny, [4, 0] * 4)
     keys = ["algorithm.max_rounds=2", "training.global_batch_size=2"]
-    folder = run(tmp_path / "run", size, "tiny", [*JOB, *data, *keys])
+    folder = run(tmp_path / "run", 4, "tiny", [*JOB, *data, *keys])
     for line, drawn in zip(metrics(folder), (2 + 16, 16 + 16), strict=True):
         assert line["groups/drawn"] == drawn and line["groups/kept"] == 0
         assert (line["groups/rounds"], line["groups/short"]) == (2, 2)
