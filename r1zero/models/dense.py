@@ -37,7 +37,6 @@ NEUTRAL: dict[str, object] = {
     "mlp_bias": False,
     "use_sliding_window": False,
     "partial_rotary_factor": 1,
-    "quantization_config": None,
 }
 
 
@@ -63,6 +62,7 @@ class DenseFamily(ModelFamily):
     def read_config(self, config: Mapping[str, Any]) -> ModelConfig:
         """Read a config.json. Raises KeyError or BadInput."""
         hf_config.refuse_others(config, self.neutral)
+        hf_config.fp8_block(config)  # whose weights are read as any others
         layers = hf_config.count(config, "num_hidden_layers")
         hidden = hf_config.count(config, "hidden_size")
         heads = hf_config.count(config, "num_attention_heads")

@@ -52,6 +52,22 @@ def refuse_others(mapping: Mapping[str, Any], neutral: Mapping[str, object]) -> 
             raise BadInput(f"{key}: {shown(mapping[key])} is not supported; only {shown(value)} is")
 
 
+def fp8_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns that share a scale where weights are in fp8 (weights/fp8.py); None where they
+    are not. BadInput for any other quantization."""
+    given = config.get("quantization_config")
+    if given is None:
+        return None
+    if isinstance(given, dict) and given.get("quant_method") == "fp8":
+        match given.get("fmt", "e4m3"), given.get("weight_block_size"):
+            case "e4m3", [int(rows), int(columns)] if rows > 0 and columns > 0:
+                return rows, columns
+    raise BadInput(
+        f"quantization_config: {shown(given)} is not supported; only fp8 in e4m3 with blocks is, "
+        'such as {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}'
+    )
+
+
 def refuse_partial_attention(config: Mapping[str, Any], layers: int) -> None:
     """BadInput where not every layer attends to all tokens before."""
     if config.get("layer_types") not in (None, ["full_attention"] * layers):

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from r1zero.config.parse import read_json
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
+from r1zero.models.hf_config import fp8_block
 from r1zero.models.params import param_table
-from r1zero.weights.detect import INDEX, SINGLE
+from r1zero.weights import fp8
+from r1zero.weights.detect import CONFIG, INDEX, SINGLE
 
 FLOATS = ("BF16", "F16", "F32", "F64")  # safetensors' names
 HEAD = "lm_head.weight"
@@ -94,6 +97,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def refuse_others(folder: Path, stored: Mapping[str, StoredTensor], shape: ModelConfig) -> None:
     """BadInput listing how the tensors of a folder differ from those that its config.json asks
     for."""
+    block = fp8_block(read_json(folder / CONFIG))
     expected: dict[str, tuple[int, ...]] = {}
     for tensor in param_table(shape):
         expected.update(zip(tensor.hf, tensor.hf_shape, strict=True))
@@ -102,11 +106,17 @@ def refuse_others(folder: Path, stored: Mapping[str, StoredTensor], shape: Model
     for name, found in stored.items():
         if name in expected:
             problems += _misfit(name, found, expected[name])
-        elif not name.endswith("rotary_emb.inv_freq") and not (
-            name == HEAD and shape.tie_word_embeddings
-        ):
+            if found.dtype == fp8.FP8:
+                problems += fp8.misfits(name, stored, block)
+        elif not _is_known(name, stored, shape):
             problems.append(f"{name} is unexpected")
     refuse_misfits(folder, problems)
+
+
+def _is_known(name: str, stored: Mapping[str, StoredTensor], shape: ModelConfig) -> bool:
+    """Whether a tensor may be there beside those of the network."""
+    is_copy = name == HEAD and shape.tie_word_embeddings
+    return is_copy or name.endswith("rotary_emb.inv_freq") or fp8.is_scale(name, stored)
 
 
 def refuse_misfits(folder: Path, problems: list[str]) -> None:
@@ -139,6 +149,6 @@ def _refuse_prefix(folder: Path, names: Iterable[str], expected: Iterable[str]) 
 def _misfit(name: str, found: StoredTensor, expected: tuple[int, ...]) -> list[str]:
     if found.shape != expected:
         return [f"{name} has the shape {found.shape} instead of {expected}"]
-    if found.dtype in FLOATS:
+    if found.dtype in (*FLOATS, fp8.FP8):
         return []
     return [f"{name} has the type {found.dtype} instead of one of {', '.join(FLOATS)}"]

@@ -6,11 +6,15 @@ in models/params.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from safetensors import SafetensorError, safe_open
 
+from r1zero.config.parse import read_json
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
+from r1zero.models.hf_config import fp8_block
 from r1zero.models.params import (
     EMBEDDING,
     FIRST,
@@ -22,11 +26,42 @@ from r1zero.models.params import (
     local_shape,
     param_table,
 )
-from r1zero.weights.detect import WeightsOnDisk
+from r1zero.weights import fp8
+from r1zero.weights.detect import CONFIG, WeightsOnDisk
 from r1zero.weights.headers import HEAD, StoredTensor, read_header, refuse_others, weight_files
 from r1zero.weights.source import Weights, refuse_untied
 
-FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+FLOATS = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    fp8.FP8: torch.bfloat16,  # what such models are computed in
+}
+
+
+class Tensors:
+    """The tensors of all files of a folder, by name; what is in fp8 is read in fp32 (fp8.py)."""
+
+    def __init__(self, files: dict[str, safe_open], block: fp8.Block | None) -> None:
+        self._files = files
+        self._block = block
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that its values are to be kept in."""
+        return FLOATS[self._files[name].get_slice(name).get_dtype()]
+
+    def slice_of(self, name: str) -> Any:
+        """What reads its values, as `slice_of(name)[rows]` and `[rows, columns]`."""
+        values = self._files[name].get_slice(name)
+        if values.get_dtype() != fp8.FP8:
+            return values
+        assert self._block is not None, "else the folder was refused"
+        scales = name + fp8.SUFFIX
+        return fp8.BlockScaled(values, self._files[scales].get_slice(scales), self._block)
 
 
 class HuggingFaceWeights(Weights):
@@ -35,7 +70,7 @@ class HuggingFaceWeights(Weights):
     def __init__(self, found: WeightsOnDisk, shape: ModelConfig) -> None:
         """Open all files and check the whole model. BadInput listing what does not fit."""
         super().__init__(found, shape)
-        self._files = _open(found, shape)
+        self._tensors = _open(found, shape)
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -43,27 +78,27 @@ class HuggingFaceWeights(Weights):
         result: set[torch.dtype] = set()
         for tensor in param_table(self.shape):
             for name in tensor.hf:
-                result.add(FLOATS[self._files[name].get_slice(name).get_dtype()])
+                result.add(self._tensors.dtype(name))
         return result
 
     def read(
         self, tensor: ParamSpec, index: ShardIndex = FIRST, shards: Shards = WHOLE
     ) -> torch.Tensor:
         """Read one rank's parameter only. BadInput if a tied model has another output layer."""
-        part = _read(self._files, tensor, index, shards)
+        part = _read(self._tensors, tensor, index, shards)
         if (
             tensor.name in (EMBEDDING, OUTPUT_LAYER)
             and self.shape.tie_word_embeddings
-            and HEAD in self._files
+            and HEAD in self._tensors
         ):
             first = index.of(tensor) * len(part)
-            head = self._files[HEAD].get_slice(HEAD)[first : first + len(part)]
+            head = self._tensors.slice_of(HEAD)[first : first + len(part)]
             refuse_untied(self.found, part, head)
         return part
 
 
-def _open(found: WeightsOnDisk, shape: ModelConfig) -> dict[str, safe_open]:
-    """Map each tensor's Hugging Face name to its open file. BadInput listing what does not fit."""
+def _open(found: WeightsOnDisk, shape: ModelConfig) -> Tensors:
+    """Open all files and look at their headers. BadInput listing what does not fit."""
     files: dict[str, safe_open] = {}
     stored: dict[str, StoredTensor] = {}
     for path in weight_files(found.folder):
@@ -76,18 +111,16 @@ def _open(found: WeightsOnDisk, shape: ModelConfig) -> dict[str, safe_open]:
             ) from None
         files.update(dict.fromkeys(file.keys(), file))
     refuse_others(found.folder, stored, shape)
-    return files
+    return Tensors(files, fp8_block(read_json(found.folder / CONFIG)))
 
 
-def _read(
-    files: dict[str, safe_open], tensor: ParamSpec, index: ShardIndex, shards: Shards
-) -> torch.Tensor:
-    """Build one rank's shard from slices of its sources, in the dtype of the file."""
+def _read(tensors: Tensors, tensor: ParamSpec, index: ShardIndex, shards: Shards) -> torch.Tensor:
+    """Build one rank's shard from slices of its sources, in the dtype of the file, fp8 in fp32."""
     local = local_shape(tensor, shards)
     if tensor.cut == "experts":
         names = expert_sources(tensor, index, shards)
-        return torch.stack([files[name].get_slice(name)[:] for name in names]).view(local)
-    sources = [files[name].get_slice(name) for name in tensor.hf]
+        return torch.stack([tensors.slice_of(name)[:] for name in names]).view(local)
+    sources = [tensors.slice_of(name) for name in tensor.hf]
     if tensor.axis is None:
         return sources[0][:].contiguous()
     if tensor.kv_groups is not None:

@@ -282,12 +282,13 @@ def split(tensor: ParamSpec, full: torch.Tensor) -> Iterator[tuple[str, torch.Te
 
 def copy_beside(source: Path, folder: Path, dtype_name: str) -> None:
     """Copy config, tokenizer and template files; config.json then names the dtype that was
-    written."""
+    written, and no quantization."""
     for pattern in BESIDE:
         for path in sorted(source.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
     path = folder / CONFIG
     config = json.loads(path.read_text())
+    config.pop("quantization_config", None)
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
         config[key] = dtype_name
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -72,7 +72,25 @@ MISSING = object()
         ),
         (
             {"quantization_config": {"quant_method": "fp8"}},
-            "quantization_config: {'quant_method': 'fp8'} is not",
+            "quantization_config: {'quant_method': 'fp8'} is not supported; only fp8 in e4m3 with",
+        ),
+        (
+            {"quantization_config": {"quant_method": "gptq", "weight_block_size": [128, 128]}},
+            "quantization_config: {'quant_method': 'gptq'",
+        ),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 0]}},
+            "only fp8 in e4m3 with blocks is",
+        ),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "fp8",
+                    "fmt": "e5m2",
+                    "weight_block_size": [128, 128],
+                }
+            },
+            "only fp8 in e4m3 with blocks is",
         ),
         ({"hidden_act": "gelu"}, "hidden_act: gelu is not supported; only silu is"),
         (LLAMA | {"attention_bias": True}, "attention_bias: true is not supported"),
