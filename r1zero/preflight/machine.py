@@ -8,8 +8,8 @@ from pathlib import Path
 
 from r1zero.config.schema import Config
 from r1zero.distributed.open_files import UNLIMITED, needed, needed_by_agent
-from r1zero.preflight.dry_run import host_memory, memory
 from r1zero.preflight.found import Found
+from r1zero.preflight.memory import host_memory, memory
 
 # resident in a process with torch, Megatron and transformers loaded, without a model
 PROCESS_GIGABYTES = 0.6

@@ -19,8 +19,9 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.observe.alarms import Alarms
-from r1zero.preflight.dry_run import groups_table, memory, report
+from r1zero.preflight.dry_run import groups_table, report
 from r1zero.preflight.found import look
+from r1zero.preflight.memory import memory
 from r1zero.preflight.resolve import load_config
 from r1zero.preflight.run import resolve
 from r1zero.trainer import train

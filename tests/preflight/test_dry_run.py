@@ -18,22 +18,25 @@ from r1zero.models import dtype
 from r1zero.models.config import ModelConfig
 from r1zero.policy import logprobs
 from r1zero.preflight import dry_run, outputs
+from r1zero.preflight import memory as estimates
 from r1zero.preflight.checks import check
 from r1zero.preflight.dry_run import (
-    CACHE_BLOCK,
-    ESTIMATES,
     batch_line,
-    host_memory,
-    layer_activations,
-    memory,
     memory_table,
     outlook_table,
     placement_table,
     report,
     roles_table,
-    stage_parameters,
 )
 from r1zero.preflight.found import look
+from r1zero.preflight.memory import (
+    CACHE_BLOCK,
+    ESTIMATES,
+    host_memory,
+    layer_activations,
+    memory,
+    stage_parameters,
+)
 from r1zero.preflight.resolve import load_config
 from r1zero.rollout import kv_cache
 from r1zero.rollout.decoder import Decoder
@@ -408,9 +411,9 @@ def test_no_size_is_written_down_twice() -> None:
 
 
 def test_the_estimate_follows_what_the_parts_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert signature(Publisher).parameters["in_flight"].default == dry_run.BUCKETS_IN_FLIGHT
-    assert logprobs.LOGIT_CHUNK_ELEMENTS == dry_run.LOGIT_CHUNK_ELEMENTS
-    assert max(kv_cache.CPU_CACHE_BLOCK, kv_cache.NPU_CACHE_BLOCK) == dry_run.CACHE_BLOCK
+    assert signature(Publisher).parameters["in_flight"].default == estimates.BUCKETS_IN_FLIGHT
+    assert logprobs.LOGIT_CHUNK_ELEMENTS == estimates.LOGIT_CHUNK_ELEMENTS
+    assert max(kv_cache.CPU_CACHE_BLOCK, kv_cache.NPU_CACHE_BLOCK) == estimates.CACHE_BLOCK
     assert outputs.OPTIMIZER_BYTES == manager.OPTIMIZER_BYTES == dtype.OPTIMIZER_BYTES
     assert dtype.OPTIMIZER_BYTES == dtype.MOMENT_BYTES + 4
 

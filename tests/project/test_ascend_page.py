@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from r1zero.preflight.dry_run import memory
 from r1zero.preflight.found import look
+from r1zero.preflight.memory import memory
 from r1zero.preflight.resolve import load_config
 from r1zero.preflight.versions import TESTED, check_versions
 

@@ -9,8 +9,8 @@ from typing import Any
 from npu_checks import jobs
 from npu_checks.check import Check, CheckFailed, Figures
 from npu_checks.mismatch import model_name, model_overrides
-from r1zero.preflight.dry_run import memory
 from r1zero.preflight.found import look
+from r1zero.preflight.memory import memory
 from r1zero.preflight.resolve import load_config
 
 STEPS = 2  # of which the second is told: the first compiles and captures
