@@ -7,10 +7,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from r1zero.checkpoint import manifest, store
 from r1zero.checkpoint.progress import CheckpointInfo
+from r1zero.config.parse import parse_dumped
 from r1zero.config.schema import CHECKPOINTS
 from r1zero.errors import BadInput, shown
 from r1zero.models.config import ModelConfig
@@ -169,8 +168,8 @@ def _check_adapters(folder: Path, lora: LoraConfig | None) -> None:
 def changes(cfg_text: str, folder: Path) -> list[str]:
     """What differs between a configuration and the one that a checkpoint was saved with: "key old
     -> new"."""
-    old = _flat(yaml.safe_load((folder / "config.yaml").read_text()))
-    new = _flat(yaml.safe_load(cfg_text))
+    old = _flat(parse_dumped((folder / "config.yaml").read_text()))
+    new = _flat(parse_dumped(cfg_text))
     return [
         f"{key} {old.get(key, 'default')} -> {new.get(key, 'default')}"
         for key in sorted(old.keys() | new.keys())

@@ -93,6 +93,11 @@ def parse(text: str) -> Any:
         raise yaml.YAMLError("brackets are nested too deep") from None
 
 
+def parse_dumped(text: str) -> Any:
+    """Read YAML that this program has written, in C where libyaml is there. yaml.YAMLError."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def read_yaml(path: Path) -> dict[Any, Any]:
     """Read a file that holds a YAML mapping. BadInput with file and line."""
     try:

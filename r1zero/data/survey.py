@@ -6,6 +6,7 @@ see them, too?), and what all questions say (an instruction may contradict the p
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,12 +54,18 @@ def question_in(template: Template, text: str) -> str:
 
     A text that is not of the template's form is returned whole.
     """
-    pattern = {"{question}": "(?P<question>.*)", "{system}": ".*?"}
-    pieces = [pattern.get(piece) or re.escape(piece) for piece in _PLACES.split(template.text)]
-    match = re.fullmatch("".join(pieces), text, re.DOTALL)
+    match = _form(template.text).fullmatch(text)
     if match:
         return match["question"]
     return text
+
+
+@functools.cache
+def _form(text: str) -> re.Pattern[str]:
+    """What the prompts of a template look like."""
+    pattern = {"{question}": "(?P<question>.*)", "{system}": ".*?"}
+    pieces = [pattern.get(piece) or re.escape(piece) for piece in _PLACES.split(text)]
+    return re.compile("".join(pieces), re.DOTALL)
 
 
 def _about_answers(data: DataSet) -> list[str]:

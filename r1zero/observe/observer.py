@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from r1zero.config.parse import parse_dumped
 from r1zero.distributed.board import Board
 from r1zero.distributed.groups import World
 from r1zero.observe.alarms import Alarms
@@ -94,7 +93,7 @@ class Observer:
         self._report = LiveReport(self._folder, config.report_interval)
         self._guard = FailureGuard(config.max_failure_rate)
         self._alarms = Alarms(mismatch_limit, config.max_failure_rate, faster_split)
-        keys = yaml.safe_load(config.config_text)
+        keys = parse_dumped(config.config_text)
         self._sinks = Sinks(
             {
                 kind: partial(open_tracker, kind, self._folder, config.run_name, keys)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from r1zero.algo.losses import stats_of
+from r1zero.config.parse import parse_dumped
 from r1zero.report.sample_selection import finite, length_percentiles, pack_step
 from r1zero.run_folder.samples import samples_path
 
@@ -214,7 +215,7 @@ class RunHistory:
         else:
             text = ""
         try:
-            config = yaml.safe_load(text)
+            config = parse_dumped(text)
         except yaml.YAMLError:
             config = None
         return text, config if isinstance(config, dict) else {}

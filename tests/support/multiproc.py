@@ -7,6 +7,7 @@ import importlib
 
 from support.forked import run_ranks  # noqa: F401 - tests take both from here
 
+from r1zero.config.load import read_config
 from r1zero.distributed.device import prepare
 
 # Before anything imports Megatron: on a CPU its stray CUDA calls must already answer.
@@ -22,3 +23,4 @@ for name in (
     "r1zero.rollout.engine",
 ):
     importlib.import_module(name)
+read_config("tiny", [])  # what checks the keys of a configuration is made once
