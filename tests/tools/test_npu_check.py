@@ -17,13 +17,15 @@ import pytest
 from support.npu_process import on_npu
 from support.npu_worlds import environment
 from support.patience import LONG
-from support.tool import run_here
+from support.tool import functions, run_here
 
 from r1zero.preflight.found import look
 from r1zero.preflight.resolve import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-# Items that start one job at most, and ranks.
+# Items that are run by the tool itself, in processes of their own.
+IN_PROCESSES = ("float64", "tiny_job")
+# The others, which start one job at most, and ranks.
 PASSING = [
     ("versions", 1),
     ("environment", 1),
@@ -93,17 +95,30 @@ def test_without_an_npu_it_says_so_in_one_sentence() -> None:
     assert "no NPU that torch_npu sees" in sentence and "set_env.sh" in sentence
 
 
+def test_every_item_is_seen_to_pass_here() -> None:
+    names = {item.name for item in functions("npu_check.py")["ITEMS"]}
+    assert names == {item for item, _ in PASSING} | set(IN_PROCESSES)
+
+
 def test_it_runs_items_in_processes_of_their_own_and_reports_them(npu, tmp_path: Path) -> None:
-    items = ("float64", "tiny_job")
     report = tmp_path / "report.json"
     code, out, err = npu_check(
-        *("--devices", "2", "--size", "small", "--only", ",".join(items), "--out", str(report)),
+        *(
+            "--devices",
+            "2",
+            "--size",
+            "small",
+            "--only",
+            ",".join(IN_PROCESSES),
+            "--out",
+            str(report),
+        ),
         **environment(),
     )
     assert code == 0, out + err
     found = json.loads(report.read_text())
     verdicts = {name: outcome["verdict"] for name, outcome in found["items"].items()}
-    assert verdicts == dict.fromkeys(items, "PASS")
+    assert verdicts == dict.fromkeys(IN_PROCESSES, "PASS")
     for name, outcome in found["items"].items():
         assert f"{name:12} PASS" in out and outcome["line"] in out
         assert outcome["values"], f"{name} has no figures"
