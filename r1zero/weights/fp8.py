@@ -6,7 +6,7 @@ Despite its name the number is a factor: weight = fp8 value x scale (README_WEIG
 "Dequantization Method"). The products are made in fp32 here, so a weight is rounded once to fp32, and
 once more where the model is kept in bf16. Nothing is computed in fp8.
 
-Safetensors' header of such a matrix, [2048, 7168], and of its scales:
+What follows for safetensors' header, with the sizes of an expert of DeepSeek-V3:
 
     "model.layers.3.mlp.experts.0.gate_proj.weight": {"dtype": "F8_E4M3", "shape": [2048, 7168], ...}
     "model.layers.3.mlp.experts.0.gate_proj.weight_scale_inv": {"dtype": "F32", "shape": [16, 56], ...}
