@@ -94,10 +94,18 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return stored
 
 
+def block_of(folder: Path) -> fp8.Block | None:
+    """The blocks of a folder in fp8, by its config.json; None for another. BadInput for other
+    quantizations."""
+    if not (folder / CONFIG).is_file():
+        return None
+    return fp8_block(read_json(folder / CONFIG))
+
+
 def refuse_others(folder: Path, stored: Mapping[str, StoredTensor], shape: ModelConfig) -> None:
     """BadInput listing how the tensors of a folder differ from those that its config.json asks
     for."""
-    block = fp8_block(read_json(folder / CONFIG))
+    block = block_of(folder)
     expected: dict[str, tuple[int, ...]] = {}
     for tensor in param_table(shape):
         expected.update(zip(tensor.hf, tensor.hf_shape, strict=True))

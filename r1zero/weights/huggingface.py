@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from r1zero.config.parse import read_json
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.models.hf_config import fp8_block
 from r1zero.models.params import (
     EMBEDDING,
     FIRST,
@@ -27,8 +25,15 @@ from r1zero.models.params import (
     param_table,
 )
 from r1zero.weights import fp8
-from r1zero.weights.detect import CONFIG, WeightsOnDisk
-from r1zero.weights.headers import HEAD, StoredTensor, read_header, refuse_others, weight_files
+from r1zero.weights.detect import WeightsOnDisk
+from r1zero.weights.headers import (
+    HEAD,
+    StoredTensor,
+    block_of,
+    read_header,
+    refuse_others,
+    weight_files,
+)
 from r1zero.weights.source import Weights, refuse_untied
 
 FLOATS = {
@@ -111,7 +116,7 @@ def _open(found: WeightsOnDisk, shape: ModelConfig) -> Tensors:
             ) from None
         files.update(dict.fromkeys(file.keys(), file))
     refuse_others(found.folder, stored, shape)
-    return Tensors(files, fp8_block(read_json(found.folder / CONFIG)))
+    return Tensors(files, block_of(found.folder))
 
 
 def _read(tensors: Tensors, tensor: ParamSpec, index: ShardIndex, shards: Shards) -> torch.Tensor:
