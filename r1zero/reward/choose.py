@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from r1zero.config.own_code import is_own, own_name
-from r1zero.config.settings import Given, as_given, read_settings
+from r1zero.config.settings import Given, as_given, default_settings, read_settings
 from r1zero.errors import BadInput, Diagnostics, nearest
 from r1zero.reward.functions import REWARD_FUNCTIONS
 from r1zero.reward.loaded import load_function, settings_name, shown_name
@@ -163,7 +163,10 @@ def read_reward_settings(given: Given, notes: Diagnostics) -> dict[str, dict[str
             if name in given:
                 notes.refuse(f"{section}: it takes those of {function.declared.shares}; give these")
             continue
-        found = read_settings(function.function, given.get(name, {}), section, notes)
+        if given.get(name):
+            found = read_settings(function.function, given[name], section, notes)
+        else:
+            found = default_settings(function.function)
         if found:
             settings[name] = found
     return settings

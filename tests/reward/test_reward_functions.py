@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from r1zero.errors import BadInput
+from r1zero.config.settings import default_settings, read_settings
+from r1zero.errors import BadInput, Diagnostics
 from r1zero.reward.boxes import extract_answer
 from r1zero.reward.choose import check_names, choose
 from r1zero.reward.functions import REWARD_FUNCTIONS
@@ -394,6 +395,15 @@ def test_settings_that_do_not_fit_are_told_with_their_key(
     names = ["mine.scorers:hard", "mine.scorers:plain", "acc", "cosine"]
     with pytest.raises(BadInput, match=re.escape(sentence)):
         choose(names, settings)
+
+
+def test_settings_of_which_none_is_given_are_the_defaults_of_the_annotated_ones() -> None:
+    """The short way of a configuration beside the one that reads annotations."""
+    for name in REWARD_FUNCTIONS.names():
+        function = REWARD_FUNCTIONS[name].function
+        notes = Diagnostics()
+        assert default_settings(function) == read_settings(function, {}, name, notes)
+        assert not notes.problems
 
 
 def test_settings_that_two_functions_could_mean_are_refused(module: str) -> None:
