@@ -218,6 +218,11 @@ def _announce(runtime: Runtime) -> None:
         for line in look_at_prompts(read, run.templates):
             log.info(line)
         _announce_tokens(runtime)
+        if not world.device.multiplies(run.dtype.torch):
+            log.warning(
+                "warning: training.bf16: this processor has no products in bf16, so that a step takes "
+                "many times as long as in fp32; set it to false"
+            )
 
 
 def _announce_tokens(runtime: Runtime) -> None:
