@@ -58,6 +58,7 @@ from r1zero.rollout.stored import GroupSource
 from r1zero.run_folder.claim import Hold
 from r1zero.run_folder.samples import SampleFiles
 from r1zero.types import Batch, Drawn, Group, Part, RankRecord
+from r1zero.weight_sync.bits import table_in_bits
 from r1zero.weight_sync.broadcast import Publisher
 from r1zero.weight_sync.plan import plan
 
@@ -458,7 +459,7 @@ def _publisher_to(
     """What brings the weights of the train ranks to those of `grid`, which hold them in `target`."""
     megabytes = run.config.training.publish_bucket_megabytes
     reshard = plan(
-        param_table(run.actor.shape),
+        table_in_bits(param_table(run.actor.shape), run.dtype.torch),
         run.actor.shape.num_layers,
         world.train.span,
         grid,

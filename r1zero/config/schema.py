@@ -665,6 +665,25 @@ class Network:
     moe_layer_freq: OrNull[LayerFreq] = None  # default: all layers have experts
     moe_router_pre_softmax: OrNull[Flag] = None  # softmax over all experts, not over the chosen
     norm_topk_prob: OrNull[Flag] = None  # weights of the chosen add up to 1
+    moe_router_score_function: OrNull[Text] = None  # softmax or sigmoid; default: softmax
+    moe_router_enable_expert_bias: OrNull[Flag] = None  # which counts in the choice only
+    moe_router_num_groups: OrNull[Whole] = None  # of experts; null: one
+    moe_router_group_topk: OrNull[Whole] = None  # of which a token takes its experts
+    moe_router_topk_scaling_factor: OrNull[Number] = None  # of the sum of a token's experts
+    moe_shared_expert_intermediate_size: OrNull[Whole] = None  # of all shared experts together
+    multi_latent_attention: OrNull[Flag] = None
+    q_lora_rank: OrNull[Whole] = None  # of the latent of queries; null: there is none
+    kv_lora_rank: OrNull[Whole] = None  # of the latent of keys and values
+    qk_head_dim: OrNull[Whole] = None  # columns of a head without a position
+    qk_pos_emb_head_dim: OrNull[Whole] = None  # and those with one
+    v_head_dim: OrNull[Whole] = None
+    rope_type: OrNull[Text] = None  # rope or yarn; default: rope
+    rotary_scaling_factor: OrNull[Number] = None  # of yarn, as the five below
+    beta_fast: OrNull[Number] = None
+    beta_slow: OrNull[Number] = None
+    mscale: OrNull[Number] = None
+    mscale_all_dim: OrNull[Number] = None
+    original_max_position_embeddings: OrNull[Whole] = None
     hf_model_type: OrNull[Text] = None  # where the other keys do not tell the family
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from r1zero.config.parse import read_json
 from r1zero.errors import BadInput
 from r1zero.models import hf_config
 from r1zero.models.family import by_architecture, by_megatron, family_of
-from r1zero.models.hf_config import RopeScaling
+from r1zero.models.hf_config import RopeScaling, YarnScaling
 from r1zero.models.params import num_elements
 
-__all__ = ["Experts", "ModelConfig", "RopeScaling"]
+__all__ = ["Experts", "Latent", "ModelConfig", "RopeScaling", "YarnScaling"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +30,52 @@ class Experts:
     top_k: int  # that each token goes to
     ffn_hidden_size: int  # of each
     layers: tuple[int, ...]  # that have them, ascending; the others have a dense MLP
+    scores: Literal["softmax", "sigmoid"] = "softmax"  # what becomes of the router's product
+    # Groups of experts that follow each other, and of how many of them a token's experts come.
+    groups: int = 1
+    top_k_groups: int = 1
+    scale: float = 1.0  # of the sum of a token's experts
+    shared_ffn_size: int = 0  # of the shared experts together, which compute every token
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias of each expert, which is not trained, counts where experts are chosen."""
+        return self.scores == "sigmoid"
+
+
+# Of the norms of latents, whatever the other norms of a model have.
+LATENT_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
+
+    Keys and values of all heads are made of one latent vector of each token, and of one key with its
+    position, which all heads share. A head's query and key have columns without a position, then
+    those with it.
+    """
+
+    query_latent: int | None  # of the latent that queries are made of; None: of the hidden state
+    rank: int  # of the latent of keys and values
+    nope_dim: int  # columns of a query and a key without a position
+    rope_dim: int  # those with it
+    value_dim: int
+
+    @property
+    def query_dim(self) -> int:
+        """Columns of a head's query, and of its key."""
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def cached_dim(self) -> int:
+        """Columns that the cache has of a token: its latent, then its key with the position."""
+        return self.rank + self.rope_dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder with grouped-query attention, rotary positions, RMSNorm and a gated MLP.
+    """A decoder with grouped-query or latent attention, rotary positions, RMSNorm and a gated MLP.
 
     A family with sizes beyond these adds them in a subclass.
     """
@@ -45,16 +86,32 @@ class ModelConfig:
     ffn_hidden_size: int
     num_heads: int
     num_kv_heads: int
-    head_dim: int
+    head_dim: int  # columns of a query and its key
     vocab_size: int  # rows of the embedding, padding included
     max_positions: int
     rope_theta: float
-    rope_scaling: RopeScaling | None
+    rope_scaling: RopeScaling | YarnScaling | None
     norm_eps: float
     tie_word_embeddings: bool  # the output layer is the embedding
     qkv_bias: bool
     qk_norm: bool  # queries and keys are normalised, how is the family's
     experts: Experts | None = None  # None: all layers have a dense MLP
+    latent: Latent | None = None  # None: grouped-query attention
+    # Layers behind the last one in a folder, which predict further tokens and are not computed here.
+    further_layers: int = 0
+
+    @property
+    def rotary_dim(self) -> int:
+        """Columns of a head that are turned by their position."""
+        return self.latent.rope_dim if self.latent else self.head_dim
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied with before the softmax."""
+        scale: float = self.head_dim**-0.5
+        if isinstance(self.rope_scaling, YarnScaling):
+            scale *= self.rope_scaling.score_scale
+        return scale
 
     @property
     def qkv_size(self) -> int:

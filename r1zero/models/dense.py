@@ -216,6 +216,10 @@ class DenseFamily(ModelFamily):
         """A key and a value for each kv head of each layer."""
         return 2 * config.num_layers * config.num_kv_heads / tp * config.head_dim
 
+    def gathered_elements(self, config: ModelConfig, tp: int) -> float:
+        """A key and a value for each kv head."""
+        return 2 * config.num_kv_heads / tp * config.head_dim
+
     # -- the two engines -----------------------------------------------------------------------
 
     def layer_spec(
@@ -244,9 +248,9 @@ class DenseFamily(ModelFamily):
 class GatedMlp:
     """SwiGLU of the rollout engine: gate and up in one product."""
 
-    def __init__(self, weights: LayerWeights) -> None:
-        self.gate_up = weights.linear("mlp.linear_fc1")
-        self.down = weights.linear("mlp.linear_fc2")
+    def __init__(self, weights: LayerWeights, name: str = "mlp") -> None:
+        self.gate_up = weights.linear(f"{name}.linear_fc1")
+        self.down = weights.linear(f"{name}.linear_fc2")
 
     def __call__(self, x: torch.Tensor, run: ForwardPass) -> torch.Tensor:
         """[T, H] -> [T, H], to be summed over the TP ranks."""

@@ -84,6 +84,10 @@ class ModelFamily(ABC):
     def kv_cache_elements(self, config: ModelConfig, tp: int) -> float:
         """Elements of one token in the KV cache of a TP rank, all layers together."""
 
+    @abstractmethod
+    def gathered_elements(self, config: ModelConfig, tp: int) -> float:
+        """Elements of one token that a TP rank gathers in a layer under context parallelism."""
+
     def transformer_options(self, config: ModelConfig) -> dict[str, Any]:
         """Fields of Megatron's TransformerConfig that differ from those of a dense model."""
         return {}
@@ -109,6 +113,9 @@ class LayerWeights(Protocol):
 
     def linear(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """x -> x W^T + b by the weight `name`.weight and, if there is one, `name`.bias."""
+
+    def up_projection(self, name: str) -> UpProjection:
+        """The same, of latents to keys and values."""
 
     def router(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         """x [T, H] -> scores [T, experts] by the weight of this name, multiplied in fp32."""
@@ -175,12 +182,45 @@ class Attend(Protocol):
         """
 
 
+class UpProjection(Protocol):
+    """The product that makes keys and values of latents: x [T, rank] -> [T, heads * (nope + value)],
+    for each head its key's columns without a position, then its value."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[heads * (nope + value), rank]."""
+
+    def __call__(self, x: torch.Tensor, /) -> torch.Tensor:
+        """Multiply."""
+
+
+class AttendLatent(Protocol):
+    """The same of latent attention (`Latent`)."""
+
+    def __call__(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        latent: torch.Tensor,
+        key: torch.Tensor,
+        up: UpProjection,
+        /,
+    ) -> torch.Tensor:
+        """query [T, heads * (nope + rope)], latent [T, rank] behind its norm, and the key that all
+        heads share, [T, rope] -> [T, heads * value].
+
+        Query and key are not turned yet. The columns to turn are pairs that lie side by side, as in
+        Hugging Face's files: (x0, x1), (x2, x3), ...
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class ForwardPass:
     """What all blocks of one pass of the rollout engine share."""
 
     operators: DecoderOperators
     attend: Attend
+    attend_latent: AttendLatent
     all_reduce: Callable[[torch.Tensor], torch.Tensor]  # sum over the TP ranks, in place
     # (number of the layer among those with experts, scores fp32 [T, experts]) -> the experts of each
     # token, int64 [T, k]: those with the highest scores, or those of an earlier pass

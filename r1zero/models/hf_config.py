@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ ROPE_KEYS = {
     "high_freq_factor",
     "original_max_position_embeddings",
 }
+YARN_KEYS = {"beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
+# Layers that predict further tokens (MTP); transformers 5 has the second one.
+FURTHER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers")
 DEFAULT_ROPE_THETA = 10000.0
 
 
@@ -35,6 +38,35 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """YaRN (arXiv:2309.00071, sections 3.2 to 3.4), as DeepSeek-V3 has it: columns that turn slowly
+    are stretched, and scores are sharpened for it."""
+
+    factor: float
+    beta_fast: float  # turns over the original positions from which on a column stays as it is
+    beta_slow: float  # up to which it is divided by `factor`
+    mscale: float
+    mscale_all_dim: float
+    original_max_positions: int
+
+    @property
+    def table_scale(self) -> float:
+        """Of cosine and sine."""
+        return self._attention(self.mscale) / self._attention(self.mscale_all_dim)
+
+    @property
+    def score_scale(self) -> float:
+        """Of attention scores, on top of head_dim ** -0.5."""
+        return self._attention(self.mscale_all_dim) ** 2
+
+    def _attention(self, mscale: float) -> float:
+        """The paper's sqrt(1 / t), eq. 22, times `mscale` in its logarithm."""
+        if self.factor <= 1:
+            return 1.0
+        return 0.1 * mscale * math.log(self.factor) + 1.0
 
 
 def architecture(config: Mapping[str, Any]) -> object:
@@ -149,22 +181,53 @@ def head_dim(
     return size
 
 
-def rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from the keys of transformers 4 (`rope_theta`) or 5 (`rope_parameters`)."""
+def rope(
+    config: Mapping[str, Any], kinds: Sequence[str] = ("default", "llama3")
+) -> tuple[float, RopeScaling | YarnScaling | None]:
+    """Base and scaling, from the keys of transformers 4 (`rope_theta`) or 5 (`rope_parameters`), of
+    one of these kinds."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(given, dict) or not set(given) <= ROPE_KEYS:
+    known = ROPE_KEYS | YARN_KEYS if "yarn" in kinds else ROPE_KEYS
+    if not isinstance(given, dict) or not set(given) <= known:
         raise BadInput(
             f"rope_parameters: {given} is not supported; known are the keys "
-            + ", ".join(sorted(ROPE_KEYS))
+            + ", ".join(sorted(known))
         )
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise BadInput(f"rope type {kind!r} is not supported; supported are default and llama3")
+    if kind not in kinds:
+        raise BadInput(f"rope type {kind!r} is not supported; supported are {' and '.join(kinds)}")
     refuse_others(given, {"partial_rotary_factor": 1})
     theta = positive({"rope_theta": DEFAULT_ROPE_THETA, **config, **given}, "rope_theta")
     if kind == "default":
         return theta, None
+    if kind == "yarn":
+        return theta, _yarn(given)
     return theta, _llama3(given)
+
+
+def _yarn(given: Mapping[str, Any]) -> YarnScaling:
+    """With transformers' defaults: without mscale_all_dim the tables are scaled, and scores are not."""
+    given = {"beta_fast": 32, "beta_slow": 1, **given}
+    mscale = 1.0
+    mscale_all_dim = 0.0
+    if given.get("mscale_all_dim"):
+        mscale = positive(given, "mscale")
+        mscale_all_dim = positive(given, "mscale_all_dim")
+    else:
+        refuse_others(given, {"mscale": 1})
+    scaling = YarnScaling(
+        factor=positive(given, "factor"),
+        beta_fast=positive(given, "beta_fast"),
+        beta_slow=positive(given, "beta_slow"),
+        mscale=mscale,
+        mscale_all_dim=mscale_all_dim,
+        original_max_positions=count(given, "original_max_position_embeddings"),
+    )
+    if scaling.beta_fast <= scaling.beta_slow:
+        raise BadInput(
+            f"beta_fast: {scaling.beta_fast:g} must be above beta_slow {scaling.beta_slow:g}"
+        )
+    return scaling
 
 
 def _llama3(given: Mapping[str, Any]) -> RopeScaling:

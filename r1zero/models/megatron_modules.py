@@ -48,7 +48,7 @@ class PackedBatch(PackedSeqParams):
     """What Megatron hands down to every layer's attention: segments and rotary tables."""
 
     segments: Segments | None = None
-    cos: torch.Tensor | None = None  # [T, 1, head_dim]
+    cos: torch.Tensor | None = None  # [T, 1, rotary_dim]
     sin: torch.Tensor | None = None
     # Ranks that share the tokens of a microbatch (context parallelism). Not Megatron's own cp_group,
     # which knows of no such ranks.
@@ -59,7 +59,23 @@ class PackedBatch(PackedSeqParams):
     predictions: torch.Tensor | None = None  # int64 [T / TP], response tokens predicted from each
 
 
-class PackedAttention(MegatronModule):
+class BatchAttention(MegatronModule):
+    """Attention that is handed the batch in every pass, and hands its routes on to the layer's
+    router."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config=config)
+        self.router_replay: RouterReplay | None = None  # of the layer, if it has experts
+
+    def take(self, batch: object) -> PackedBatch:
+        """The batch that Megatron hands down."""
+        assert isinstance(batch, PackedBatch), "the policy only runs packed batches"
+        if self.router_replay is not None:
+            self.router_replay.take(batch)
+        return batch
+
+
+class PackedAttention(BatchAttention):
     """Core attention over a packed batch, RoPE included; stands where Megatron puts its own.
 
     Responses of a group continue one shared prompt, so positions are not those that Megatron would
@@ -77,7 +93,6 @@ class PackedAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.scale = softmax_scale or config.kv_channels**-0.5
-        self.router_replay: RouterReplay | None = None  # of the layer, if it has experts
 
     def forward(
         self,
@@ -89,11 +104,8 @@ class PackedAttention(MegatronModule):
         **_: object,
     ) -> torch.Tensor:
         """query [T, heads, D], key and value [T, kv heads, D] -> [T, heads * D]."""
-        batch = packed_seq_params
-        assert isinstance(batch, PackedBatch), "the policy only runs packed batches"
+        batch = self.take(packed_seq_params)
         assert batch.segments is not None and batch.cos is not None and batch.sin is not None
-        if self.router_replay is not None:
-            self.router_replay.take(batch)
         query = rotate_packed(query, batch.cos, batch.sin)
         key = rotate_packed(key, batch.cos, batch.sin)
         key = gather_tokens(key, batch.token_group)

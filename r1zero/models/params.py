@@ -64,6 +64,7 @@ class ParamSpec:
     place: str  # "first" stage, the stage of its "layer", or "last" stage
     kv_groups: int | None = None  # linear_qkv only: how many groups its rows interleave
     cut: CutAxis = "tp"  # what cuts `axis`
+    fp32: bool = False  # whatever type the model has
 
     @property
     def has_halves(self) -> bool:
@@ -259,6 +260,13 @@ def local_shape(spec: ParamSpec, shards: Shards) -> tuple[int, ...]:
     """Return the shape of one rank's parameter in Megatron. BadInput if it cannot be cut into equal
     parts."""
     return _fold(spec, _local_view_shape(spec, shards.of(spec)))
+
+
+def type_of(spec: ParamSpec, dtype: torch.dtype) -> torch.dtype:
+    """The type of a parameter of a model that has `dtype`."""
+    import torch
+
+    return torch.float32 if spec.fp32 else dtype
 
 
 def local_view(spec: ParamSpec, param: torch.Tensor, shards: Shards) -> torch.Tensor:

@@ -55,18 +55,18 @@ class Qwen3Moe(Qwen3):
             "num_experts_per_tok": keys["moe_router_topk"],
             "moe_intermediate_size": keys["moe_ffn_hidden_size"],
             "norm_topk_prob": renormalised or not keys.get("moe_router_pre_softmax"),
-            "mlp_only_layers": _dense_layers(keys),
+            "mlp_only_layers": moe.dense_layers(keys),
         }
 
     def to_megatron(self, config: ModelConfig) -> dict[str, Any]:
         """Say the same in Megatron's names."""
-        return super().to_megatron(config) | _megatron_experts(config)
+        return super().to_megatron(config) | moe.megatron_arguments(config)
 
     def in_own_words(self, config: ModelConfig, keys: Mapping[str, Any]) -> dict[str, Any]:
         """Layers with experts are a list unless all are alike; the chosen have the softmax."""
         said = super().in_own_words(config, keys)
         if "moe_layer_freq" in keys:
-            said["moe_layer_freq"] = _plain_pattern(keys["moe_layer_freq"], config.num_layers)
+            said["moe_layer_freq"] = moe.plain_pattern(keys["moe_layer_freq"], config.num_layers)
         if keys.get("norm_topk_prob"):
             said["moe_router_pre_softmax"] = False
         return said
@@ -77,7 +77,7 @@ class Qwen3Moe(Qwen3):
         """Router and experts, or a dense MLP."""
         if not moe.has_experts(config, layer):
             return gated_mlp(config, layer)
-        return [moe.router(config, layer), *moe.stacked_experts(config, layer)]
+        return moe.moe_params(config, layer)
 
     def cut_sizes(self, config: ModelConfig) -> dict[str, int]:
         """As of dense models; the MLP's inner size only where there is a dense one."""
@@ -99,22 +99,8 @@ class Qwen3Moe(Qwen3):
     # -- the two engines -----------------------------------------------------------------------
 
     def transformer_options(self, config: ModelConfig) -> dict[str, Any]:
-        """The router in fp32, softmax over the chosen (norm_topk_prob), and no balancing: an
-        auxiliary loss would work against the reward."""
-        experts = moe.experts_of(config)
-        return {
-            "num_moe_experts": experts.count,
-            "moe_ffn_hidden_size": experts.ffn_hidden_size,
-            "moe_layer_freq": _layer_pattern(config),
-            "moe_router_topk": experts.top_k,
-            "moe_router_score_function": "softmax",
-            "moe_router_pre_softmax": False,
-            "moe_router_dtype": "fp32",
-            "moe_router_load_balancing_type": "none",
-            "moe_aux_loss_coeff": 0.0,
-            "moe_grouped_gemm": False,
-            "moe_permute_fusion": False,
-        }
+        """Those of experts: softmax over the chosen (norm_topk_prob)."""
+        return moe.transformer_options(config)
 
     def layer_spec(
         self, config: ModelConfig, layer: int, groups: ProcessGroupCollection
@@ -123,7 +109,7 @@ class Qwen3Moe(Qwen3):
         MLP."""
         spec = super().layer_spec(config, layer, groups)
         if moe.has_experts(config, layer):
-            spec.submodules.mlp = _expert_layer(config)
+            spec.submodules.mlp = moe.expert_layer(config)
         return spec
 
     def decoder_block(self, config: ModelConfig, layer: int, weights: LayerWeights) -> DecoderBlock:
@@ -163,16 +149,13 @@ def _num_experts(config: Mapping[str, Any]) -> int:
     names = [key for key in ("num_experts", "num_local_experts") if key in config]
     if not names:
         raise KeyError("num_experts")
-    counts = {hf_config.count(config, name) for name in names}
+    counts = {moe.num_experts(config, name) for name in names}
     if len(counts) > 1:
         raise BadInput(
             f"num_experts: {config['num_experts']} is not num_local_experts "
             f"{config['num_local_experts']}; leave one of them out"
         )
-    count = counts.pop()
-    if count > moe.MOST_EXPERTS:
-        raise BadInput(f"{names[0]}: {count} is not supported; at most {moe.MOST_EXPERTS} are")
-    return count
+    return counts.pop()
 
 
 def _expert_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
@@ -193,78 +176,3 @@ def _expert_layers(config: Mapping[str, Any], num_layers: int) -> tuple[int, ...
             "experts is a Qwen3ForCausalLM"
         )
     return found
-
-
-# -- Megatron's names ----------------------------------------------------------------------------
-
-
-def _megatron_experts(config: ModelConfig) -> dict[str, Any]:
-    """The experts in the names of Megatron's arguments."""
-    experts = moe.experts_of(config)
-    return {
-        "num_experts": experts.count,
-        "moe_router_topk": experts.top_k,
-        "moe_ffn_hidden_size": experts.ffn_hidden_size,
-        "moe_layer_freq": _layer_pattern(config),
-        "moe_router_score_function": "softmax",
-        "moe_router_pre_softmax": False,
-    }
-
-
-def _layer_pattern(config: ModelConfig) -> int | list[int]:
-    """Megatron's moe_layer_freq: 1 where all layers have experts, else a list, 0 for a dense layer.
-
-    Megatron keeps the layers of a checkpoint apart where it is a list: unlike layers cannot be
-    stacked.
-    """
-    if moe.layers_are_alike(config):
-        return 1
-    return [int(moe.has_experts(config, layer)) for layer in range(config.num_layers)]
-
-
-def _plain_pattern(given: int | list[int], num_layers: int) -> int | list[int]:
-    """Any moe_layer_freq as `_layer_pattern` says it; see `_dense_layers`.
-
-    >>> _plain_pattern(-1, 4), _plain_pattern(2, 4), _plain_pattern([1, 1, 1, 1], 4)
-    (1, [1, 0, 1, 0], 1)
-    """
-    pattern = given
-    if isinstance(given, int):
-        dense = _dense_layers({"num_layers": num_layers, "moe_layer_freq": given})
-        pattern = [int(layer not in dense) for layer in range(num_layers)]
-    return 1 if pattern == [1] * num_layers else pattern
-
-
-def _dense_layers(keys: Mapping[str, Any]) -> list[int]:
-    """The layers without experts by Megatron's moe_layer_freq: a list as above, or N, where the
-    layers 0, N, 2 N have experts. In MindSpeed-LLM's arguments -1 is none.
-
-    >>> _dense_layers({"num_layers": 5, "moe_layer_freq": 2})
-    [1, 3]
-    """
-    pattern = keys.get("moe_layer_freq", 1)
-    if isinstance(pattern, list):
-        if len(pattern) != keys["num_layers"]:
-            raise BadInput(
-                f"moe_layer_freq: {shown(pattern)} is of {len(pattern)} layers, but num_layers is "
-                f"{keys['num_layers']}"
-            )
-        return [layer for layer, has_experts in enumerate(pattern) if not has_experts]
-    if pattern == -1:
-        return []
-    every = hf_config.count({"moe_layer_freq": pattern}, "moe_layer_freq")
-    return [layer for layer in range(keys["num_layers"]) if layer % every]
-
-
-# -- Megatron's modules --------------------------------------------------------------------------
-
-
-def _expert_layer(config: ModelConfig) -> ModuleSpec:
-    """megatron-core's layer of experts with ours in it."""
-    from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
-
-    from r1zero.models.stacked_experts import StackedExperts
-
-    spec = get_moe_module_spec(use_te=False, num_experts=moe.experts_of(config).count)
-    spec.submodules.experts = StackedExperts
-    return spec

@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.moe.router import TopKRouter
 
 if not hasattr(moe_utils, "te_general_gemm"):
     # megatron-core's router asks for it in every pass, and has it only beside Transformer Engine.
@@ -85,6 +86,23 @@ class StackedExperts(MegatronModule):
                 prepend_axis_num=axes,
             )
         return state
+
+
+class BiasedRouter(TopKRouter):
+    """A router that chooses by scores and a bias of each expert, which is loaded and stays as it is.
+
+    Megatron moves its own at each update, by 0 at the least, and sums over all ranks for it.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, pg_collection: ProcessGroupCollection | None = None
+    ) -> None:
+        super().__init__(config=config, pg_collection=pg_collection)
+        assert config.num_moe_experts is not None
+        device = torch.cuda.current_device()
+        del self.expert_bias
+        bias = torch.zeros(config.num_moe_experts, dtype=torch.float32, device=device)
+        self.register_buffer("expert_bias", bias)
 
 
 def expert_mlp(

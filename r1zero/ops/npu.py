@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.nn.functional as F
 
 from r1zero.distributed.torch_modules import torch_npu_module
 
@@ -85,8 +86,15 @@ def _fusion_attention(
     ends_k: list[int],
     scale: float,
 ) -> torch.Tensor:
-    """One call: varlen_attention of at most MOST_SEQUENCES."""
-    return torch_npu_module().npu_fusion_attention(
+    """One call: varlen_attention of at most MOST_SEQUENCES.
+
+    The documentation wants values shaped as keys, so narrower ones get columns of zeros, whose
+    products are cut off again.
+    """
+    width = value.shape[2]
+    if width < key.shape[2]:
+        value = F.pad(value, (0, key.shape[2] - width))
+    output = torch_npu_module().npu_fusion_attention(
         query,
         key,
         value,
@@ -98,6 +106,7 @@ def _fusion_attention(
         actual_seq_kvlen=ends_k,
         sparse_mode=CAUSAL_TO_THE_LAST,
     )[0]
+    return output[..., :width]
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -15,6 +15,15 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return x * cos + torch.cat([-b, a], dim=-1) * sin
 
 
+def pairs_to_halves(x: torch.Tensor) -> torch.Tensor:
+    """Columns whose pairs lie side by side, as the halves that `rotate` turns against each other.
+
+    >>> pairs_to_halves(torch.tensor([0, 1, 2, 3, 4, 5]))
+    tensor([0, 2, 4, 1, 3, 5])
+    """
+    return torch.cat([x[..., 0::2], x[..., 1::2]], dim=-1)
+
+
 def rotate_packed(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn the heads of a packed batch, x [T, heads, D], by cos and sin [T, 1, D]. Differentiable
     by x.

@@ -29,7 +29,8 @@ from r1zero.distributed.device import Device
 from r1zero.distributed.groups import Grid
 from r1zero.models.config import ModelConfig
 from r1zero.models.family import family_of
-from r1zero.models.megatron_modules import PackedBatch, RMSNorm
+from r1zero.models.megatron_modules import BatchAttention, PackedBatch, RMSNorm
+from r1zero.models.moe import BIAS
 from r1zero.models.params import (
     WHOLE,
     ShardIndex,
@@ -135,10 +136,13 @@ class RoleModel:
             vars(parallel_state).update(before)
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """This rank's parameters by Megatron name with global layer numbers."""
+        """This rank's parameters by Megatron name with global layer numbers, those that are never
+        trained included."""
         offset = self.stages.first_layer(self.grid.stage)
         named = {}
-        for name, parameter in self.module.named_parameters():
+        found = dict(self.module.named_parameters())
+        found |= {name: bias for name, bias in self.module.named_buffers() if name.endswith(BIAS)}
+        for name, parameter in found.items():
             prefix, _, rest = name.partition("decoder.layers.")
             if rest:
                 layer, _, tail = rest.partition(".")
@@ -181,7 +185,9 @@ class RoleModel:
                 continue
             replay = RouterReplay(experts.layers.index(number), self.router_agreement)
             layer.mlp.router.router_replay = replay
-            layer.self_attention.core_attention.router_replay = replay
+            for module in layer.self_attention.modules():
+                if isinstance(module, BatchAttention):
+                    module.router_replay = replay
 
     def load(self, path: str) -> None:
         """Fill the parameters from a Hugging Face folder or a Megatron checkpoint. BadInput if it

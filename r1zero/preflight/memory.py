@@ -271,9 +271,9 @@ def largest_layer(
 
 
 def gathered_keys(shape: ModelConfig, span: RankGrid, tokens: int) -> float:
-    """Elements of the keys and values that a rank takes from the others of its CP group, in one
-    layer."""
-    return (span.cp - 1) * tokens * 2 * shape.num_kv_heads / span.tp * shape.head_dim
+    """Elements of the keys and values, or of what they are made of, that a rank takes from the others
+    of its CP group, in one layer."""
+    return (span.cp - 1) * tokens * family_of(shape).gathered_elements(shape, span.tp)
 
 
 def logits_bytes(shape: ModelConfig, tp: int, tokens: int) -> float:

@@ -99,6 +99,11 @@ def _check_rank(cfg: Config, shape: ModelConfig) -> list[str]:
     lora = lora_config(cfg.actor_rollout)
     if lora is None:
         return []
+    if shape.latent is not None:
+        return [
+            f"actor_rollout.lora.rank: {lora.rank} is not supported with the latent attention of "
+            f"{cfg.actor_rollout.load}, whose projections have no adapters; set it to 0"
+        ]
     adapters = adapter_table(shape, lora)
     if any(adapter.weight.cut == "experts" for adapter in adapters):
         return [

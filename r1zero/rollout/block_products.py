@@ -59,9 +59,35 @@ class BlockProducts:
         return torch.where(self._places <= positions[:, None, None], 0.0, MASK_BIAS)
 
     def attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask_bias: torch.Tensor
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask_bias: torch.Tensor,
+        scale: float,
     ) -> torch.Tensor:
-        """query [n, heads, D], keys and values [blocks, kv heads, block, D] -> [n, heads * D]."""
+        """query [n, heads, D], keys and values [blocks, kv heads, block, D] -> [n, heads, D]."""
+        return self._mix(self._scores(query, keys), values, mask_bias, scale)
+
+    def attend_latents(
+        self,
+        query: torch.Tensor,
+        turned: torch.Tensor,
+        keys: torch.Tensor,
+        latents: torch.Tensor,
+        mask_bias: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """The same in the latent space, where a score has two parts.
+
+        query [n, heads, rank] with latents [blocks, 1, block, rank], and turned [n, heads, rope] with
+        keys [blocks, 1, block, rope] -> [n, heads, rank].
+        """
+        scores = self._scores(query, latents) + self._scores(turned, keys)
+        return self._mix(scores, latents, mask_bias, scale)
+
+    def _scores(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """query [n, heads, D], keys [blocks, kv heads, block, D] -> [n, heads, W * block]."""
         count, heads, dim = query.shape
         queries = query.reshape(-1, dim)
         own_keys = keys[self.own_start : self.pool.num_blocks].flatten(0, 1)
@@ -73,9 +99,15 @@ class BlockProducts:
                 keys.new_zeros(1, self.pool.block),
             ]
         )
-        # [n, heads, W * block]
-        by_sample = scores.index_select(0, self.entries).view(count, heads, -1)
-        weights = torch.add(mask_bias, by_sample, alpha=dim**-0.5).softmax(dim=-1)
+        return scores.index_select(0, self.entries).view(count, heads, -1)
+
+    def _mix(
+        self, scores: torch.Tensor, values: torch.Tensor, mask_bias: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Softmax and the values: scores [n, heads, W * block] -> [n, heads, D]."""
+        count, heads, _ = scores.shape
+        dim = values.shape[3]
+        weights = torch.add(mask_bias, scores, alpha=scale).softmax(dim=-1)
         weights = weights.to(values.dtype).view(-1, self.pool.block)  # [n * heads * W, block]
         own_values = values[self.own_start : self.pool.num_blocks].flatten(0, 1)
         shared_values = values[: self.shared_range].flatten(0, 1)
@@ -87,7 +119,7 @@ class BlockProducts:
             ]
         )
         by_entry = found.index_select(0, self.entries).view(count, heads, -1, dim)
-        return by_entry.sum(dim=2).view(count, -1)
+        return by_entry.sum(dim=2)
 
     def _flat(self, table: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(table).reshape(-1)).to(self.device)

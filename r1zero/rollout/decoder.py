@@ -20,16 +20,25 @@ import torch.nn.functional as F
 
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.models.family import Attend, DecoderBlock, ForwardPass, LocalExperts, family_of
-from r1zero.models.params import Shards, local_shape, param_table
+from r1zero.models.family import (
+    Attend,
+    AttendLatent,
+    DecoderBlock,
+    ForwardPass,
+    LocalExperts,
+    UpProjection,
+    family_of,
+)
+from r1zero.models.params import Shards, local_shape, param_table, type_of
 from r1zero.models.rotary import rotary_tables
 from r1zero.models.unused import blank, local_columns
 from r1zero.ops.attention import Segments, packed_causal_attention
 from r1zero.rollout.block_attention import DecodeStep, PassOutput
+from r1zero.rollout.latent import expand
 from r1zero.rollout.linear import Linear, Router
 from r1zero.rollout.native import operators
 from r1zero.rollout.npu_graphs import MOST_PADDING, DecodeGraphs
-from r1zero.rollout.operators import Heads
+from r1zero.rollout.operators import Heads, Operators, RotaryRows
 from r1zero.rollout.routes import Routes, forced_routes, ranks_agree
 
 
@@ -62,6 +71,10 @@ class LayerShards:
         linear = Linear(self.tensor(f"{name}.weight"), bias)
         self._products.append(linear)
         return linear
+
+    def up_projection(self, name: str) -> Linear:
+        """The same, of latents to keys and values."""
+        return self.linear(name)
 
     def router(self, name: str) -> Router:
         """The product in fp32 by the weight of this name."""
@@ -153,10 +166,11 @@ class Decoder:
         self.group = group if tp > 1 else None
         self._ranks = tp
         self.heads = shape.num_heads // tp
-        self.kv_heads = shape.num_kv_heads // tp
+        # of latent attention one, which all heads share
+        self.kv_heads = shape.num_kv_heads // tp if shape.latent is None else 1
         shards = Shards(tp, ep=tp)  # experts are whole, and dealt to the TP ranks
         self.weights = {
-            t.name: torch.zeros(local_shape(t, shards), dtype=dtype, device=device)
+            t.name: torch.zeros(local_shape(t, shards), dtype=type_of(t, dtype), device=device)
             for t in param_table(shape)
         }
         cos, sin = rotary_tables(shape, max_positions, device)
@@ -166,8 +180,10 @@ class Decoder:
                 self.heads // self.kv_heads,
                 shape.head_dim,
                 shape.norm_eps,
+                shape.attention_scale,
                 cos.to(dtype),
                 sin.to(dtype),
+                shape.latent,
             )
         )
         self._products: list[Linear | Router] = []
@@ -181,7 +197,8 @@ class Decoder:
         self._unchecked = {"extend", "decode"}  # whose routes, since weights were written
         self.padding = 0  # rows at most that pad a step, each with a token in the cache
         self._step: Callable[[torch.Tensor, DecodeStep], PassOutput] = self._decode
-        if graphs:
+        # A step of latent attention by products has other shapes whenever a block comes or goes.
+        if graphs and shape.latent is None:
             self.padding = MOST_PADDING
             self._step = DecodeGraphs(self._decode, max_positions)
 
@@ -201,32 +218,17 @@ class Decoder:
             np.concatenate([np.arange(chunk.start, chunk.end) for chunk in chunks])
         )
         ends = np.cumsum([len(chunk.tokens) for chunk in chunks]).tolist()
-        segments = Segments(ends, np.cumsum([chunk.end for chunk in chunks]).tolist())
-        rotary = self.operators.rotary(positions)
-        keys = []
-        values = []
-
-        def attend(
-            layer: int, qkv: torch.Tensor, q_norm: torch.Tensor | None, k_norm: torch.Tensor | None
-        ) -> torch.Tensor:
-            query, key, value = self.operators.split_qkv_rope(qkv, q_norm, k_norm, rotary)
-            keys.append(key)
-            values.append(value)
-            key, value = _after(chunks, layer, key, value, ends)
-            found = packed_causal_attention(query, key, value, segments, self.shape.head_dim**-0.5)
-            return found.reshape(len(tokens), -1)
-
+        attention = _ChunkAttention(self.operators, chunks, positions, ends)
         last_rows = self._tensor(np.asarray(ends)) - 1
         lengths = [len(chunk.tokens) for chunk in chunks]
         forced = forced_routes([chunk.routes for chunk in chunks], lengths, self.device)
-        output = self._run(tokens, attend, last_rows, forced)
+        output = self._run(tokens, attention, last_rows, forced)
         self._compare_routes("extend", output.routes)
         logits = self._logits(output.hidden)
-        all_keys = torch.stack(keys).transpose(1, 2)
-        all_values = torch.stack(values).transpose(1, 2)
+        added = attention.added()
         extended = []
         for (first, end), last in zip(pairwise([0, *ends]), logits, strict=True):
-            new = KeyValues(all_keys[:, :, first:end], all_values[:, :, first:end])
+            new = KeyValues(added.keys[:, :, first:end], added.values[:, :, first:end])
             routes = None if output.routes is None else output.routes[first:end]
             extended.append(Extended(new, last, routes))
         return extended
@@ -240,12 +242,14 @@ class Decoder:
 
     def _decode(self, tokens: torch.Tensor, step: DecodeStep) -> PassOutput:
         """All layers of a decoding step."""
-        return self._run(tokens, self.operators.decoding(step))
+        if self.shape.latent is None:
+            return self._run(tokens, _Attention(attend=self.operators.decoding(step)))
+        return self._run(tokens, _Attention(attend_latent=self.operators.decoding_latent(step)))
 
     def _run(
         self,
         tokens: torch.Tensor,
-        attend: Attend,
+        attention: _Attention | _ChunkAttention,
         last: torch.Tensor | None = None,
         forced: torch.Tensor | None = None,
     ) -> PassOutput:
@@ -253,7 +257,9 @@ class Decoder:
         as in `Routes`."""
         top_k = self.shape.experts.top_k if self.shape.experts else 0
         routes = Routes(top_k, forced)
-        run = ForwardPass(self.operators, attend, self._sum, routes.choose)
+        run = ForwardPass(
+            self.operators, attention.attend, attention.attend_latent, self._sum, routes.choose
+        )
         hidden = self._embed(tokens)
         delta: torch.Tensor | None = None
         for block in self.blocks:
@@ -317,6 +323,86 @@ class Decoder:
     def _block(self, layer: int) -> DecoderBlock:
         weights = LayerShards(self.weights, layer, self._products, self._rank(), self._ranks)
         return family_of(self.shape).decoder_block(self.shape, layer, weights)
+
+
+def _other(*_: object) -> torch.Tensor:
+    """In the place of the attention that a model does not have."""
+    raise AssertionError("a block calls the attention that its ModelConfig has")
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """That of one pass, grouped-query or latent."""
+
+    attend: Attend = _other
+    attend_latent: AttendLatent = _other
+
+
+class _ChunkAttention:
+    """RoPE and causal attention of chunks, each after what is cached of its sequence."""
+
+    def __init__(
+        self,
+        operators: Operators,
+        chunks: Sequence[Chunk],
+        positions: torch.Tensor,
+        ends: Sequence[int],
+    ) -> None:
+        """`positions` are those of all tokens, int64 [T], and `ends` cumulative numbers of tokens."""
+        self._operators = operators
+        self._chunks = chunks
+        self._ends = ends
+        self._segments = Segments(list(ends), np.cumsum([chunk.end for chunk in chunks]).tolist())
+        self._keys: list[torch.Tensor] = []  # of the layers so far, each [T, kv heads, D]
+        self._values: list[torch.Tensor] = []
+        self._rotary = self._rows_of_tables(positions)
+
+    def _rows_of_tables(self, positions: torch.Tensor) -> RotaryRows:
+        if self._operators.heads.latent is None:
+            return self._operators.rotary(positions)
+        return self._operators.latent_rotary(positions)
+
+    def added(self) -> KeyValues:
+        """Keys and values of the new tokens, behind all layers."""
+        keys = torch.stack(self._keys).transpose(1, 2)
+        return KeyValues(keys, torch.stack(self._values).transpose(1, 2))
+
+    def attend(
+        self,
+        layer: int,
+        qkv: torch.Tensor,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+    ) -> torch.Tensor:
+        query, key, value = self._operators.split_qkv_rope(qkv, q_norm, k_norm, self._rotary)
+        key, value = self._after_cached(layer, key, value)
+        return self._mix(query, key, value)
+
+    def attend_latent(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        latent: torch.Tensor,
+        key: torch.Tensor,
+        up: UpProjection,
+    ) -> torch.Tensor:
+        tokens = self._operators.turn_latent(query, latent, key, self._rotary)
+        key, latent = self._after_cached(layer, tokens.key, tokens.latent)
+        keys, values = expand(latent, key, up, self._operators.latent)
+        return self._mix(tokens.whole_query(), keys, values)
+
+    def _mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        scale = self._operators.heads.scale
+        found = packed_causal_attention(query, key, value, self._segments, scale)
+        return found.reshape(len(query), -1)
+
+    def _after_cached(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep what is new of a layer, and lay it behind what is cached."""
+        self._keys.append(key)
+        self._values.append(value)
+        return _after(self._chunks, layer, key, value, self._ends)
 
 
 def _after(

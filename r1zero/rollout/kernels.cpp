@@ -349,14 +349,15 @@ float soften(float* scores, int64_t count, float scale) {
 
 // One step's samples, and where their tokens are. Mirrored in native.py.
 struct DecodeStep {
-  int64_t rows, kv_heads, per_group, dim, block, table_width, threads;
-  float eps;
+  int64_t rows, kv_heads, per_group, dim, value_dim, block, table_width, threads;  // of a key; of a value
+  float eps, scale;  // of norms; of scores before the softmax
   const int32_t* table;  // [rows, table_width] blocks of each sample in order
   const int64_t* positions;  // [rows] of the new token
   const void *cos, *sin;  // [positions, dim]
 };
 
-// One layer's cache: keys [blocks, kv heads, dim, block], values [blocks, kv heads, block, dim].
+// One layer's cache: keys [blocks, kv heads, dim, block], values [blocks, kv heads, block, value dim], which
+// is dim but for latent attention.
 template <typename T>
 struct Cache {
   T *keys, *values;
@@ -393,8 +394,7 @@ void attend_heads(const DecodeStep& step, const Cache<T>& cache, int64_t row, in
                                  b < last ? cache.keys + lies(row, b + 1) : first_values, block,
                                  b < last ? block : filled, dim, scores + b * block, stride);
   float totals[HEADS];
-  const float scale = 1.0f / std::sqrt(float(dim));
-  for (int h = 0; h < HEADS; h++) totals[h] = soften(scores + h * stride, count, scale);
+  for (int h = 0; h < HEADS; h++) totals[h] = soften(scores + h * stride, count, step.scale);
   const T* next_keys = cache.keys + lies(std::min(row + 1, step.rows - 1), 0);
   for (int64_t b = 0; b <= last; b++)  // weights times values, which lie [block][dim]
     multiply_block<HEADS, true>(scores + b * block, stride, cache.values + lies(row, b),
@@ -445,6 +445,112 @@ void attend(const DecodeStep* step, T* keys, T* values, T* qkv, const T* q_norm,
   for (int64_t head = 0; head < step->kv_heads; head++)
     for (int64_t row = 0; row < step->rows; row++)
       attend_one(*step, cache, qkv, q_norm, k_norm, row, head, out);
+}
+
+// -- latent attention over blocks ---------------------------------------------------------------
+
+constexpr int LATENT_HEADS = 16;  // query heads that share one pass over a sample's blocks
+constexpr int TILE_TOKENS = 4;  // whose scores with HEADS heads are summed in registers
+
+// scores[h][t] += the product of query h and latent t, for TOKENS latents that follow each other. Queries are
+// floats, zero behind their end.
+template <int HEADS, int TOKENS, typename T>
+void score_latents(const float* queries, int64_t apart, const T* latents, int64_t rank, float* scores,
+                   int64_t stride) {
+  Floats sums[HEADS][TOKENS] = {};
+  for (int64_t i = 0; i < rank; i += WIDTH) {
+    Floats of_latents[TOKENS];
+    for (int t = 0; t < TOKENS; t++) of_latents[t] = load(latents + t * rank + i, rank - i);
+    for (int h = 0; h < HEADS; h++) {
+      const Floats of_query = load(queries + h * apart + i);
+      for (int t = 0; t < TOKENS; t++) sums[h][t] += of_query * of_latents[t];
+    }
+  }
+  for (int h = 0; h < HEADS; h++)
+    for (int t = 0; t < TOKENS; t++) scores[h * stride + t] += sum(sums[h][t]);
+}
+
+// What a pass reads of one sample, and its scratch: scores [heads, stride], mixed latents [heads, apart].
+template <typename T>
+struct LatentPass {
+  const DecodeStep& step;
+  const T *keys, *latents;  // those of the cache
+  const int32_t* table;  // of this sample
+  int64_t count, stride, apart;
+  float *scores, *mixed;
+
+  int64_t filled(int64_t b) const { return std::min(step.block, count - b * step.block); }
+  const T* keys_of(int64_t b) const { return keys + table[b] * step.dim * step.block; }
+  const T* latents_of(int64_t b) const { return latents + table[b] * step.value_dim * step.block; }
+};
+
+// Scores of HEADS heads from `head` on with block b: of the turned parts, then of the latents.
+template <int HEADS, typename T>
+void score_block(const LatentPass<T>& pass, int64_t b, int64_t head, const float* queries, const float* turned) {
+  const int64_t rank = pass.step.value_dim, dim = pass.step.dim, count = pass.filled(b);
+  const T *keys = pass.keys_of(b), *latents = pass.latents_of(b);
+  float* scores = pass.scores + head * pass.stride + b * pass.step.block;
+  multiply_block<HEADS, false>(turned + head * dim, dim, keys, latents, pass.step.block, count, dim, scores,
+                               pass.stride);
+  const float* of_heads = queries + head * pass.apart;
+  int64_t t = 0;
+  for (; t + TILE_TOKENS <= count; t += TILE_TOKENS)
+    score_latents<HEADS, TILE_TOKENS>(of_heads, pass.apart, latents + t * rank, rank, scores + t, pass.stride);
+  for (; t < count; t++)
+    score_latents<HEADS, 1>(of_heads, pass.apart, latents + t * rank, rank, scores + t, pass.stride);
+}
+
+// Add what HEADS heads from `head` on mix of the latents of block b.
+template <int HEADS, typename T>
+void mix_block(const LatentPass<T>& pass, int64_t b, int64_t head) {
+  const int64_t rank = pass.step.value_dim;
+  const T* latents = pass.latents_of(b);
+  multiply_block<HEADS, true>(pass.scores + head * pass.stride + b * pass.step.block, pass.stride, latents, latents,
+                              rank, rank, pass.filled(b), pass.mixed + head * pass.apart, pass.apart);
+}
+
+// `heads` heads of one sample: query [heads, rank], turned [heads, dim] -> out [heads, rank]. A block stays in
+// the processor's cache while all heads read it.
+template <typename T>
+void attend_latent_heads(const DecodeStep& step, const T* keys, const T* latents, int64_t row, int64_t heads,
+                         const T* query, const T* turned, T* out) {
+  thread_local std::vector<float> scratch;
+  const int64_t rank = step.value_dim, dim = step.dim, count = step.positions[row] + 1;
+  const int64_t blocks = (count + step.block - 1) / step.block;
+  const int64_t stride = padded(count + step.block) + WIDTH, apart = padded(rank);
+  // Heads that are missing to a full register tile are queries of zero: another tile rounds otherwise.
+  const int64_t tiled = (heads + MAX_HEADS - 1) / MAX_HEADS * MAX_HEADS;
+  scratch.assign(tiled * (stride + 2 * apart + dim) + WIDTH, 0.0f);
+  float *scores = scratch.data(), *mixed = scores + tiled * stride, *queries = mixed + tiled * apart;
+  float* turns = queries + tiled * apart;
+  for (int64_t h = 0; h < heads; h++) {
+    for (int64_t i = 0; i < rank; i += WIDTH) store(queries + h * apart + i, load(query + h * rank + i, rank - i));
+    for (int64_t i = 0; i < dim; i++) turns[h * dim + i] = value(turned[h * dim + i]);
+  }
+  const LatentPass<T> pass{step, keys, latents, step.table + row * step.table_width, count, stride, apart, scores, mixed};
+  for (int64_t b = 0; b < blocks; b++)
+    for (int64_t h = 0; h < tiled; h += MAX_HEADS) score_block<MAX_HEADS>(pass, b, h, queries, turns);
+  std::vector<float> totals(heads);
+  for (int64_t h = 0; h < heads; h++) totals[h] = soften(scores + h * stride, count, step.scale);
+  for (int64_t b = 0; b < blocks; b++)
+    for (int64_t h = 0; h < tiled; h += MAX_HEADS) mix_block<MAX_HEADS>(pass, b, h);
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t i = 0; i < rank; i += WIDTH)
+      store(out + h * rank + i, load(mixed + h * apart + i) / totals[h], rank - i);
+}
+
+// query [rows, heads, value dim] in the latent space, turned [rows, heads, dim] -> out [rows, heads, value dim].
+// The new tokens are in the cache already.
+template <typename T>
+void attend_latent(const DecodeStep* step, const T* keys, const T* latents, const T* query, const T* turned, T* out) {
+  const int64_t heads = step->per_group, rank = step->value_dim, dim = step->dim;
+#pragma omp parallel for num_threads(step->threads) schedule(dynamic) collapse(2)
+  for (int64_t first = 0; first < heads; first += LATENT_HEADS)
+    for (int64_t row = 0; row < step->rows; row++) {
+      const int64_t head = row * heads + first;
+      attend_latent_heads(*step, keys, latents, row, std::min<int64_t>(heads - first, LATENT_HEADS),
+                          query + head * rank, turned + head * dim, out + head * rank);
+    }
 }
 
 // -- sampling tokens ----------------------------------------------------------------------------
@@ -522,6 +628,10 @@ void sample(const T* logits, const float* uniform, int64_t rows, int64_t size, f
   extern "C" void attend_##T(const DecodeStep* step, T* keys, T* values, T* qkv, const T* q_norm,               \
                              const T* k_norm, T* out) {                                                   \
     attend(step, keys, values, qkv, q_norm, k_norm, out);                                                 \
+  }                                                                                                       \
+  extern "C" void attend_latent_##T(const DecodeStep* step, const T* keys, const T* latents, const T* query, \
+                                    const T* turned, T* out) {                                            \
+    attend_latent(step, keys, latents, query, turned, out);                                               \
   }                                                                                                       \
   extern "C" void sample_##T(const T* logits, const float* uniform, int64_t rows, int64_t size,             \
                            float temperature, int64_t* tokens, float* logprobs, int threads) {            \

@@ -31,6 +31,9 @@ class BlockPool:
     """The keys and values of all running samples and their prompts: [layers, blocks, kv heads,
     block, D].
 
+    With latent attention a token has one key, with the position, of `rope_dim` columns, and for a
+    value its latent, of `rank` columns.
+
     That is their shape; how they lie in memory is what reads them fastest. `token_major`: as
     [layers, blocks, block, kv heads, D]. Behind the blocks that can be taken, blocks for `spare`
     more tokens belong to nobody: rows that pad a step write there.
@@ -48,7 +51,8 @@ class BlockPool:
     ) -> None:
         self.block = block or (NPU_CACHE_BLOCK if device.type == "npu" else CPU_CACHE_BLOCK)
         self.num_blocks = 0
-        self._layout = (shape.num_layers, kv_heads, shape.head_dim, dtype, device)
+        self._layout = (shape.num_layers, kv_heads, dtype, device)
+        self._key_dim, self._value_dim = _columns(shape)
         self._token_major = token_major
         self._spare_blocks = -(-spare // self.block)
         self.keys = self.values = torch.empty(0)
@@ -78,22 +82,26 @@ class BlockPool:
         assert not self._shared and not self._own
         if num_blocks <= self.num_blocks:
             return
-        layers, kv_heads, dim, dtype, device = self._layout
+        layers, kv_heads, dtype, device = self._layout
         self.num_blocks = num_blocks
         self.keys = self.values = torch.empty(0)  # free before allocating anew
         all_blocks = num_blocks + self._spare_blocks
-        size = (layers, all_blocks, kv_heads, self.block, dim)
-        # Zeros, since a masked score times a value that is not a number would still be none.
+        by_head = (layers, all_blocks, kv_heads, self.block)
+        by_token = (layers, all_blocks, self.block, kv_heads)
+
+        def zeros(*size: int) -> torch.Tensor:
+            # Not empty, since a masked score times a value that is not a number would still be none.
+            return torch.zeros(size, dtype=dtype, device=device)
+
         if self._token_major:
-            lying = (layers, all_blocks, self.block, kv_heads, dim)
-            self.keys = torch.zeros(lying, dtype=dtype, device=device).transpose(2, 3)
-            self.values = torch.zeros(lying, dtype=dtype, device=device).transpose(2, 3)
+            self.keys = zeros(*by_token, self._key_dim).transpose(2, 3)
+            self.values = zeros(*by_token, self._value_dim).transpose(2, 3)
         elif device.type == "cpu":  # keys with tokens side by side: many are scored at once
-            self.keys = torch.zeros((*size[:3], dim, self.block), dtype=dtype).transpose(3, 4)
-            self.values = torch.zeros(size, dtype=dtype, device=device)
+            self.keys = zeros(*by_head[:3], self._key_dim, self.block).transpose(3, 4)
+            self.values = zeros(*by_head, self._value_dim)
         else:
-            self.keys = torch.zeros(size, dtype=dtype, device=device)
-            self.values = torch.zeros(size, dtype=dtype, device=device)
+            self.keys = zeros(*by_head, self._key_dim)
+            self.values = zeros(*by_head, self._value_dim)
         self._free = set(range(num_blocks))
         self._lowest = list(range(num_blocks))
         self._highest = list(range(1 - num_blocks, 1))
@@ -140,3 +148,10 @@ class BlockPool:
             pass
         self._free.remove(block)
         return block
+
+
+def _columns(shape: ModelConfig) -> tuple[int, int]:
+    """Columns that the cache has of a key and of a value."""
+    if shape.latent is None:
+        return shape.head_dim, shape.head_dim
+    return shape.latent.rope_dim, shape.latent.rank

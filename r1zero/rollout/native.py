@@ -50,6 +50,7 @@ SIGNATURES = {
     "silu_mul": (_pointer, _pointer, _int64, _int64, _int),
     "experts": (_pointer, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
     "attend": (_pointer, _pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
+    "attend_latent": (_pointer, _pointer, _pointer, _pointer, _pointer, _pointer),
     "sample": (_pointer, _pointer, _int64, _int64, _float, _pointer, _pointer, _int),
 }
 
@@ -76,10 +77,12 @@ class _DecodeStepStruct(ctypes.Structure):
         ("kv_heads", _int64),
         ("per_group", _int64),
         ("dim", _int64),
+        ("value_dim", _int64),
         ("block", _int64),
         ("table_width", _int64),
         ("threads", _int64),
         ("eps", _float),
+        ("scale", _float),
         ("table", _pointer),
         ("positions", _pointer),
         ("cos", _pointer),
@@ -257,6 +260,25 @@ class NativeOperators(Operators):
         )
         return out
 
+    def _attend_to_latents(
+        self, step: DecodeStep, layer: int, query: torch.Tensor, turned: torch.Tensor
+    ) -> torch.Tensor:
+        """As Operators._attend_to_latents: a latent is read once for many heads."""
+        pool = step.layout.pool
+        described = self._describe(step)
+        query = query.contiguous()
+        turned = turned.contiguous()
+        out = torch.empty_like(query)
+        self._kernels["attend_latent"](
+            ctypes.byref(described),
+            pool.keys[layer].data_ptr(),
+            pool.values[layer].data_ptr(),
+            query.data_ptr(),
+            turned.data_ptr(),
+            out.data_ptr(),
+        )
+        return out
+
     def sample(
         self,
         logits: torch.Tensor,
@@ -287,11 +309,13 @@ class NativeOperators(Operators):
             len(table),
             heads.kv_heads,
             heads.per_group,
-            heads.dim,
+            step.layout.pool.keys.shape[-1],
+            step.layout.pool.values.shape[-1],
             step.layout.pool.block,
             table.shape[1],
             torch.get_num_threads(),
             heads.eps,
+            heads.scale,
             table.data_ptr(),
             step.positions.data_ptr(),
             heads.cos.data_ptr(),

@@ -14,11 +14,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from r1zero.models.family import Attend, LocalExperts
+from r1zero.models.config import Latent
+from r1zero.models.family import Attend, AttendLatent, LocalExperts, UpProjection
 from r1zero.ops.rotary import rotate
 from r1zero.rollout import sampler
 from r1zero.rollout.block_attention import DecodeStep
 from r1zero.rollout.experts import multiply_by_experts
+from r1zero.rollout.latent import LatentTokens, absorb, values_of_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,10 @@ class Heads:
     per_group: int  # query heads that share a kv head
     dim: int
     eps: float  # of every RMSNorm
-    cos: torch.Tensor  # [positions, dim]
+    scale: float  # of scores before the softmax
+    cos: torch.Tensor  # [positions, columns that are turned]
     sin: torch.Tensor
+    latent: Latent | None = None  # then all share one kv head, and `dim` is that of queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,61 @@ class Operators:
         values = step.layout.pool.values[layer]
         keys[step.block, :, step.offset] = key
         values[step.block, :, step.offset] = value
-        return step.layout.products.attend(query, keys, values, step.mask_bias)
+        scale = self.heads.scale
+        found = step.layout.products.attend(query, keys, values, step.mask_bias, scale)
+        return found.view(len(qkv), -1)
+
+    def latent_rotary(self, positions: torch.Tensor) -> RotaryRows:
+        """The same of latent attention, [T, 1, rope]."""
+        at = self.heads
+        return RotaryRows(at.cos[positions][:, None], at.sin[positions][:, None])
+
+    def turn_latent(
+        self, query: torch.Tensor, latent: torch.Tensor, key: torch.Tensor, rotary: RotaryRows
+    ) -> LatentTokens:
+        """Part the queries of this rank's heads, and turn them and the key: see AttendLatent."""
+        return LatentTokens.turned_by(self.latent, query, latent, key, rotary.cos, rotary.sin)
+
+    def decoding_latent(self, step: DecodeStep) -> AttendLatent:
+        """The same of latent attention, in the latent space (latent.py)."""
+        return partial(self._attend_latent, step, self.latent_rotary(step.positions))
+
+    def _attend_latent(
+        self,
+        step: DecodeStep,
+        rotary: RotaryRows,
+        layer: int,
+        query: torch.Tensor,
+        latent: torch.Tensor,
+        key: torch.Tensor,
+        up: UpProjection,
+    ) -> torch.Tensor:
+        """Attend in one layer: see AttendLatent."""
+        tokens = self.turn_latent(query, latent, key, rotary)
+        self._write_latents(step, layer, tokens)
+        found = self._attend_to_latents(step, layer, absorb(tokens.query, up), tokens.turned)
+        return values_of_heads(found, up, self.latent.value_dim)
+
+    @property
+    def latent(self) -> Latent:
+        """The sizes of latent attention."""
+        assert self.heads.latent is not None, "a model without latent attention"
+        return self.heads.latent
+
+    def _write_latents(self, step: DecodeStep, layer: int, tokens: LatentTokens) -> None:
+        """Write the new tokens into the cache."""
+        pool = step.layout.pool
+        pool.keys[layer][step.block, :, step.offset] = tokens.key
+        pool.values[layer][step.block, :, step.offset] = tokens.latent
+
+    def _attend_to_latents(
+        self, step: DecodeStep, layer: int, query: torch.Tensor, turned: torch.Tensor
+    ) -> torch.Tensor:
+        """query [n, heads, rank] and turned [n, heads, rope] -> mixed latents [n, heads, rank]."""
+        pool = step.layout.pool
+        return step.layout.products.attend_latents(
+            query, turned, pool.keys[layer], pool.values[layer], step.mask_bias, self.heads.scale
+        )
 
     def sample(
         self,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ import torch.distributed as dist
 from r1zero.models.layout import Index, WeightTarget
 from r1zero.models.params import FIRST, ShardIndex, Shards, local_view
 from r1zero.models.sizes import BUCKETS_IN_FLIGHT
+from r1zero.weight_sync.bits import all_as_bits, as_bits
 from r1zero.weight_sync.plan import Bucket, Piece, Plan, Route
 
 # before a bucket's pieces: the version, int64, and nothing, so that they lie even
@@ -55,7 +57,8 @@ class Publisher:
         Of the plan only this rank's part is kept. `group_for` is called for the groups that this
         rank is in; what order two of them come in is the same on all ranks. `source` has the
         tensors of train ranks, `target` those of ranks that receive; elsewhere they are empty. All hold
-        `dtype`. At most `in_flight` buckets are under way at a time.
+        `dtype`, or fp32 where the plan has their bits (bits.py). At most `in_flight` buckets are under
+        way at a time.
         """
         self.plan = plan.part_of(rank)
         self.rank = rank
@@ -67,9 +70,11 @@ class Publisher:
         self._dtype = dtype
         self._device = device
         self.source = source
-        self.target = target
-        for name, param in (*source.items(), *target.tensors.items()):
-            assert param.dtype == dtype, (
+        table = list(plan.tensors.values())
+        self.target = replace(target, tensors=all_as_bits(target.tensors, table, dtype))
+        in_fp32 = {spec.name for spec in table if spec.fp32}
+        for name, param in (*source.items(), *self.target.tensors.items()):
+            assert param.dtype == dtype or name in in_fp32, (
                 f"{name} is {param.dtype}, but weights are published as {dtype}"
             )
         self._groups = {ranks: group_for(ranks) for ranks in self.plan.groups()}
@@ -189,7 +194,8 @@ class Publisher:
 
     def _source_view(self, piece: Piece) -> torch.Tensor:
         tensor = self.plan.tensors[piece.tensor]
-        return local_view(tensor, self.source[tensor.name], self._held)[piece.source]
+        param = as_bits(self.source[tensor.name], self._dtype)
+        return local_view(tensor, param, self._held)[piece.source]
 
     def _write(self, piece: Piece, values: torch.Tensor) -> None:
         """Write a piece, of its shape, to where the target keeps it."""

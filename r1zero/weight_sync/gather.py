@@ -27,6 +27,7 @@ from r1zero.models.params import (
     param_table,
     single_experts,
     stage_of,
+    type_of,
 )
 
 PENDING = 4  # shards that a rank has on their way, so that it goes on while receivers write
@@ -194,7 +195,8 @@ def _fetch(
 ) -> torch.Tensor:
     if rank == world.rank:
         return held.take(parameters, shards)
-    part = torch.empty(held.shape(shards), dtype=next(iter(parameters.values())).dtype)
+    of_model = next(iter(parameters.values())).dtype  # those in fp32 always come last
+    part = torch.empty(held.shape(shards), dtype=type_of(held.tensor, of_model))
     return recv(part, rank, world.control)
 
 

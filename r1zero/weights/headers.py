@@ -124,7 +124,15 @@ def refuse_others(folder: Path, stored: Mapping[str, StoredTensor], shape: Model
 def _is_known(name: str, stored: Mapping[str, StoredTensor], shape: ModelConfig) -> bool:
     """Whether a tensor may be there beside those of the network."""
     is_copy = name == HEAD and shape.tie_word_embeddings
-    return is_copy or name.endswith("rotary_emb.inv_freq") or fp8.is_scale(name, stored)
+    known = is_copy or name.endswith("rotary_emb.inv_freq") or fp8.is_scale(name, stored)
+    return known or _is_further_layer(name, shape)
+
+
+def _is_further_layer(name: str, shape: ModelConfig) -> bool:
+    """Whether a tensor is of a layer behind the last one, which predicts further tokens. The 62nd of
+    DeepSeek-V3 is model.layers.61."""
+    layers = range(shape.num_layers, shape.num_layers + shape.further_layers)
+    return any(name.startswith(f"model.layers.{layer}.") for layer in layers)
 
 
 def refuse_misfits(folder: Path, problems: list[str]) -> None:

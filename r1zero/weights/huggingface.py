@@ -79,9 +79,11 @@ class HuggingFaceWeights(Weights):
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        """The types of all tensors."""
+        """As Weights.dtypes."""
         result: set[torch.dtype] = set()
         for tensor in param_table(self.shape):
+            if tensor.fp32:
+                continue
             for name in tensor.hf:
                 result.add(self._tensors.dtype(name))
         return result

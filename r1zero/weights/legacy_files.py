@@ -61,8 +61,9 @@ class LegacyWeights(MegatronWeights):
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        """The types of all tensors."""
-        found = {value.dtype for value in self.shards[0].values()}
+        """As Weights.dtypes."""
+        in_fp32 = {tensor.name for tensor in param_table(self.shape) if tensor.fp32}
+        found = {value.dtype for name, value in self.shards[0].items() if name not in in_fp32}
         for pieces in self._experts.values():
             found.update(piece.load().dtype for piece in pieces)
         return found

@@ -21,8 +21,16 @@ from typing import Any, BinaryIO
 import torch
 
 from r1zero.errors import BadInput
+from r1zero.models import hf_config
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import WHOLE, ParamSpec, local_view, param_table, single_experts
+from r1zero.models.params import (
+    WHOLE,
+    ParamSpec,
+    local_view,
+    param_table,
+    single_experts,
+    type_of,
+)
 from r1zero.run_folder.durable import sync
 from r1zero.weights.detect import CONFIG, INDEX, SINGLE
 
@@ -145,7 +153,7 @@ def write(
                 if name in places:
                     target, place = places[name]
                     target.seek(place)
-                    values = part.to("cpu", files[0].dtype).contiguous()
+                    values = part.to("cpu", type_of(tensor, files[0].dtype)).contiguous()
                     target.write(values.view(torch.uint8).numpy().data)
     assert not missing, f"the stream ended without {sorted(missing)}"
     for file in files:
@@ -215,13 +223,14 @@ def plan_files(
     end = shard_bytes
     for tensor in _written(shape):
         for name, size in zip(tensor.hf, tensor.hf_shape, strict=True):
-            num_bytes = prod(size) * dtype.itemsize
+            kept = type_of(tensor, dtype)
+            num_bytes = prod(size) * kept.itemsize
             if not headers or end + num_bytes > shard_bytes:
                 headers.append({"__metadata__": {"format": "pt"}})
                 members.append([])
                 end = 0
             headers[-1][name] = {
-                "dtype": TYPE_NAMES[dtype],
+                "dtype": TYPE_NAMES[kept],
                 "shape": size,
                 "data_offsets": [end, end + num_bytes],
             }
@@ -282,13 +291,16 @@ def split(tensor: ParamSpec, full: torch.Tensor) -> Iterator[tuple[str, torch.Te
 
 def copy_beside(source: Path, folder: Path, dtype_name: str) -> None:
     """Copy config, tokenizer and template files; config.json then names the dtype that was
-    written, and no quantization."""
+    written, no quantization, and no layers that are not among the weights."""
     for pattern in BESIDE:
         for path in sorted(source.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
     path = folder / CONFIG
     config = json.loads(path.read_text())
     config.pop("quantization_config", None)
+    for key in hf_config.FURTHER_LAYERS:
+        if key in config:
+            config[key] = 0
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
         config[key] = dtype_name
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -36,6 +36,7 @@ from r1zero.models.params import (
     param_table,
     shard,
     stage_params,
+    type_of,
 )
 from r1zero.weights import legacy_experts
 from r1zero.weights.detect import LEGACY_FILE, TRACKER, folder_name
@@ -150,7 +151,7 @@ def _arguments(weights: Weights, dtype: torch.dtype, layout: LegacyLayout) -> Na
     keys = weights.shape.to_megatron() | {"padded_vocab_size": padded}
     return Namespace(
         **keys,
-        group_query_attention=True,
+        group_query_attention=weights.shape.latent is None,
         position_embedding_type="rope",
         swiglu=True,
         normalization="RMSNorm",
@@ -187,7 +188,7 @@ def _stage_shards(
     stages = Stages(layout.layers)
     shards = Shards(layout.tp, layout.ep)
     for tensor in stage_params(weights.shape, stage, stages):
-        whole = weights.read(tensor).to(dtype)
+        whole = weights.read(tensor).to(type_of(tensor, dtype))
         if tensor.name in PADDED:
             tensor, whole = _pad(tensor, whole, layout.padded(tensor.view[0]))
         name = name_on_stage(tensor, stages)
@@ -269,7 +270,8 @@ class _Planner(DefaultSavePlanner):
             nothing = io.BytesIO()
             torch.save([None], nothing)
             return nothing
-        values = self._weights.read(self._tensors[write_item.index]).to(self._dtype)
+        tensor = self._tensors[write_item.index]
+        values = self._weights.read(tensor).to(type_of(tensor, self._dtype))
         assert write_item.tensor_data is not None, "the other items are bytes"
         return values.view(write_item.tensor_data.chunk.sizes)
 
@@ -283,7 +285,9 @@ class _Planner(DefaultSavePlanner):
             whole = (self._shape.num_layers, *size)
             size = (1, *size)
         chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(size))
-        data = TensorWriteData(chunk, TensorProperties(dtype=self._dtype), torch.Size(whole))
+        data = TensorWriteData(
+            chunk, TensorProperties(dtype=type_of(tensor, self._dtype)), torch.Size(whole)
+        )
         return WriteItem(MetadataIndex(name, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
 
 
@@ -291,12 +295,14 @@ def _sharded_names(shape: ModelConfig, tensor: ParamSpec) -> list[str]:
     """Megatron's sharded names of a tensor.
 
     The norm in front of experts has two: Megatron's own modules call it as in front of a dense MLP,
-    Transformer Engine's do not.
+    Transformer Engine's do not. With latent attention norms have their plain names.
     """
     if tensor.layer is None:
         return [tensor.name]
     tail = tensor.name.removeprefix(f"decoder.layers.{tensor.layer}.")
     tails = [tail.replace("mlp.experts.", f"mlp.{SHARDED_EXPERTS}.")]
+    if shape.latent is not None:
+        return [_layer_prefix(shape, tensor.layer) + tail for tail in tails]
     for fused, plain in FUSED_NORMS.items():
         if tail == plain:
             tails = [fused]
@@ -316,8 +322,10 @@ def _extra_states(shape: ModelConfig, layer: int) -> list[str]:
     """Keys of a layer's fp8 state: its index among layers and experts, and how many there are.
 
     Expert 5 of 8 in layer 2 of 4: linear_fc1._extra_state/shard_2.5_4.8, or shard_5_8 where layers
-    are not stacked.
+    are not stacked. None with latent attention, whose modules are Megatron's own.
     """
+    if shape.latent is not None:
+        return []
     place: list[tuple[int, int]] = []
     if layers_are_alike(shape):
         place.append((layer, shape.num_layers))

@@ -23,6 +23,7 @@ from r1zero.models.params import (
     ShardIndex,
     Shards,
     local_shape,
+    type_of,
 )
 from r1zero.weights.detect import WeightsOnDisk
 from r1zero.weights.headers import refuse_misfits
@@ -38,6 +39,8 @@ MOST_PADDING = 8192
 FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+    "self_attention.linear_q_up_proj.layer_norm_weight": "self_attention.q_layernorm.weight",
+    "self_attention.linear_kv_up_proj.layer_norm_weight": "self_attention.kv_layernorm.weight",
 }
 SHARDED_EXPERTS = "experts.experts"
 
@@ -63,17 +66,18 @@ class Weights(ABC):
     @property
     @abstractmethod
     def dtypes(self) -> set[torch.dtype]:
-        """The types of all tensors."""
+        """The types of all tensors but those that are fp32 whatever the model has."""
 
     def stream(
         self, wanted: Iterable[ParamSpec], index: ShardIndex, shards: Shards, dtype: torch.dtype
     ) -> Iterator[tuple[ParamSpec, torch.Tensor]]:
-        """Yield this rank's shard of each wanted tensor, read when its turn comes.
+        """Yield this rank's shard of each wanted tensor, in `dtype` but for those that are fp32 always,
+        read when its turn comes.
 
         BadInput when a value is not finite in `dtype`: every later number would be NaN.
         """
         for tensor in wanted:
-            part = self.read(tensor, index, shards).to(dtype)
+            part = self.read(tensor, index, shards).to(type_of(tensor, dtype))
             if not torch.isfinite(part.sum(dtype=torch.float32)):  # one pass, no copy
                 raise BadInput(
                     f"{tensor.name} in {self.found.folder} holds values that are NaN or infinite "
@@ -167,6 +171,8 @@ def canonical(name: str) -> str | None:
     """
     if name.endswith(("_extra_state", ".inv_freq")) or "._extra_state/" in name:
         return None
+    if name.startswith("mtp."):  # layers that predict further tokens
+        return None
     name = name.removeprefix("module.").removeprefix("model.")
     name = name.replace(f".mlp.{SHARDED_EXPERTS}.", ".mlp.experts.")
     for fused, plain in FUSED_NORMS.items():
@@ -206,7 +212,7 @@ def check_args(found: WeightsOnDisk, args: Namespace, shape: ModelConfig) -> Non
     given = vars(args)
     truth = shape.to_megatron()
     keys = list(family_of(shape).checked_arguments)
-    if given.get("group_query_attention"):
+    if given.get("group_query_attention") and shape.latent is None:
         keys.append("num_query_groups")
     refuse_misfits(
         found.folder,

@@ -97,9 +97,11 @@ class DistWeights(MegatronWeights):
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        """The types of all tensors."""
+        """As Weights.dtypes."""
         result: set[torch.dtype] = set()
         for tensor in param_table(self.shape):
+            if tensor.fp32:
+                continue
             for stored, _ in self._parts(tensor):
                 result.add(stored.entry.properties.dtype)
         return result

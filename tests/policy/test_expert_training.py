@@ -118,7 +118,11 @@ def looked_up_and_gradients(model):
     run_pipeline(model, ddp, microbatches, TEMPERATURE, loss, backward=True)
     with model.active():
         finalize_model_grads([ddp], None, pg_collection=model.groups)
-    gradients = {name: value.main_grad.clone() for name, value in model.parameters().items()}
+    gradients = {
+        name: value.main_grad.clone()
+        for name, value in model.parameters().items()
+        if value.requires_grad
+    }
     return looked_up, gradients
 
 
@@ -145,10 +149,11 @@ def with_references(family, folder):
     )
 
 
-@pytest.fixture(scope="module")
-def moe(tmp_path_factory):
-    """A small Qwen3-MoE."""
-    return with_references("qwen3_moe", tmp_path_factory.mktemp("moe"))
+@pytest.fixture(scope="module", params=["qwen3_moe", "deepseek_v3"])
+def moe(request, tmp_path_factory):
+    """A small Qwen3-MoE; and a DeepSeek-V3: latent attention with YaRN, a dense layer, then experts in
+    groups beside shared ones."""
+    return with_references(request.param, tmp_path_factory.mktemp("moe"))
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +171,10 @@ def of_layout(passes, name):
 
 def worst_gradient(moe, size, of_ranks):
     """(Largest error in parts of the largest element of its tensor, its name), over all tensors."""
+    trained = [spec for spec in param_table(moe.shape) if not spec.fp32]
     whole = joined_parts(moe.shape, size, of_ranks)
     errors = []
-    for spec in param_table(moe.shape):
+    for spec in trained:
         for name, value in zip(spec.hf, to_hf(spec, whole[spec.name]), strict=True):
             expected = moe.gradients[name]
             error = (value - expected).abs().max() / (expected.abs().max() + 1e-12)
@@ -191,8 +197,11 @@ def test_logprobs_and_gradients_equal_transformers(moe, passes, name, recompute)
     assert error < TOLERANCE, f"the gradient of {where} differs by {error:.1e} of its largest"
 
 
-def test_layers_without_experts_lie_between_those_with_some(tmp_path):
-    mixed = with_references("qwen3_moe_mixed", tmp_path)
+@pytest.mark.parametrize("family", ["qwen3_moe_mixed", "moonlight"])
+def test_other_mixtures_at_two_ranks(tmp_path, family):
+    """Layers without experts between those with some; and latent attention without a latent of queries,
+    experts in one group."""
+    mixed = with_references(family, tmp_path)
     size = RoleSize(2, tp=2, ep=2)
     found = run_ranks(passes_body, 2, mixed.folder, {"tp2_ep2": size})
     error, where = worst_gradient(mixed, size, [of_rank["tp2_ep2", True][1] for of_rank in found])
@@ -204,7 +213,7 @@ def test_without_its_mark_experts_of_tp_ranks_learn_from_a_part_of_the_tokens(mo
     layout = {"tp2": RoleSize(2, tp=2)}
     found = run_ranks(passes_body, 2, moe.folder, layout, [("allreduce", True)])
     gradients = [of_rank["tp2", False][1] for of_rank in found]
-    with pytest.raises(AssertionError, match="has another decoder.layers.0.mlp.experts"):
+    with pytest.raises(AssertionError, match=r"has another decoder.layers.\d.mlp.experts"):
         worst_gradient(moe, layout["tp2"], gradients)
 
 
@@ -262,14 +271,15 @@ def test_without_its_mark_the_norm_leaves_experts_out(moe, learnt):
 
 
 def test_bf16_trains(moe, learnt):
-    """As in fp32 but for rounding."""
+    """As in fp32 but for rounding, and for routers that rounding makes decide otherwise."""
     found = run_ranks(updates_body, 2, moe.folder, TWO, torch.bfloat16)
     losses = [np.array(of_ranks[0]["tp2_ep2"][0])[:, 0] for of_ranks in (found, learnt)]
-    np.testing.assert_allclose(*losses, rtol=0.01, atol=1e-3)
+    np.testing.assert_allclose(*losses, rtol=0.03, atol=1e-3)
     weights = weights_of(moe, "tp2_ep2", TWO["tp2_ep2"], found)
     exact = weights_of(moe, "tp2_ep2", LAYOUTS["tp2_ep2"], learnt)
+    in_fp32 = {spec.name for spec in param_table(moe.shape) if spec.fp32}
     for name, value in exact.items():
-        assert weights[name].dtype == torch.bfloat16
+        assert weights[name].dtype == (torch.float32 if name in in_fp32 else torch.bfloat16)
         assert (weights[name].float() - value).norm() < 0.01 * value.norm(), name
 
 

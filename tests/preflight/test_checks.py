@@ -488,6 +488,28 @@ def test_experts_have_no_adapters(home: Path) -> None:
     assert not any("lora" in problem for problem in check(load(home, *words)))
 
 
+def test_latent_attention_has_no_adapters(home: Path) -> None:
+    latent = {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "num_key_value_heads": SHAPE["num_attention_heads"],
+        "q_lora_rank": None,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 8,
+        "routed_scaling_factor": 1.0,
+    }
+    (home / "net" / "config.json").write_text(json.dumps(SHAPE | latent))
+    refusal = "actor_rollout.lora.rank: 2 is not supported with the latent attention of"
+    found = check(load(home, "actor_rollout.lora={rank: 2, targets: [proj]}"))
+    assert any(problem.startswith(refusal) for problem in found), found
+
+
 def test_model_file_may_shorten_the_positions(home: Path) -> None:
     keys = MODEL | {"max_position_embeddings": 90}
     (home / "model" / "small.yaml").write_text(yaml.safe_dump({"small": keys}))

@@ -55,7 +55,9 @@ def by_hand(x, ids, weights, experts):
 
 
 def operators_of(kind, dtype):
-    heads = Heads(1, 1, 16, 1e-6, torch.zeros(1, 16, dtype=dtype), torch.zeros(1, 16, dtype=dtype))
+    heads = Heads(
+        1, 1, 16, 1e-6, 0.25, torch.zeros(1, 16, dtype=dtype), torch.zeros(1, 16, dtype=dtype)
+    )
     if kind == "plain":
         return Operators(heads)
     library, reason = native.load()
@@ -134,7 +136,7 @@ def npu_difference(case: str, part: int, parts: int, few: int) -> float:
     waiting for their counts."""
     x, ids, weights, experts = inputs(case, part, parts, torch.bfloat16)
     tables = torch.zeros(1, 16, dtype=torch.bfloat16, device="npu")
-    made = native.operators(Heads(1, 1, 16, 1e-6, tables, tables))
+    made = native.operators(Heads(1, 1, 16, 1e-6, 0.25, tables, tables))
     there = LocalExperts(
         experts.gate_up.to("npu"), experts.down.to("npu"), experts.first, experts.total
     )
@@ -165,7 +167,7 @@ def experts_in_a_capture(parts: int) -> None:
     """Nothing in them waits for the device, which a capture refuses."""
     x, ids, weights, experts = inputs("few", 0, parts, torch.bfloat16)
     tables = torch.zeros(1, 16, dtype=torch.bfloat16, device="npu")
-    made = native.operators(Heads(1, 1, 16, 1e-6, tables, tables))
+    made = native.operators(Heads(1, 1, 16, 1e-6, 0.25, tables, tables))
     there = LocalExperts(experts.gate_up.to("npu"), experts.down.to("npu"), 0, experts.total)
     on_device = [tensor.to("npu") for tensor in (x, ids, weights)]
     with torch.npu.graph(torch.npu.NPUGraph()):
@@ -180,7 +182,7 @@ def test_experts_can_be_captured(parts):
 def experts_launches(parts: int) -> int:
     x, ids, weights, experts = inputs("few", 0, parts, torch.bfloat16)
     tables = torch.zeros(1, 16, dtype=torch.bfloat16, device="npu")
-    made = native.operators(Heads(1, 1, 16, 1e-6, tables, tables))
+    made = native.operators(Heads(1, 1, 16, 1e-6, 0.25, tables, tables))
     there = LocalExperts(experts.gate_up.to("npu"), experts.down.to("npu"), 0, experts.total)
     on_device = [tensor.to("npu") for tensor in (x, ids, weights)]
     with Launches() as seen:

@@ -14,9 +14,11 @@ import torch
 from support.patience import LONG
 from support.shapes import small_shape
 
+from r1zero.models.config import Latent
 from r1zero.rollout import native
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
+from r1zero.rollout.linear import Linear
 from r1zero.rollout.operators import Heads, Operators
 from r1zero.rollout.sampler import Sampling
 
@@ -45,7 +47,7 @@ def both(library, dtype, kv_heads=2, per_group=3, dim=24):
     torch.manual_seed(0)
     angles = torch.rand(200, dim // 2) * 6
     cos, sin = (torch.cat([f(angles)] * 2, dim=-1).to(dtype) for f in (torch.cos, torch.sin))
-    heads = Heads(kv_heads, per_group, dim, 1e-6, cos, sin)
+    heads = Heads(kv_heads, per_group, dim, 1e-6, dim**-0.5, cos, sin)
     return native.NativeOperators(heads, library), Operators(heads)
 
 
@@ -144,6 +146,67 @@ def test_attention_is_the_same_bit_for_bit_for_any_block_size_and_any_threads(li
             torch.testing.assert_close(found, expected, rtol=0, atol=0)
     finally:
         torch.set_num_threads(threads)
+
+
+def latent_operators(library, dtype, heads, rank, rope):
+    """The kernels and PyTorch's operators of a model with latent attention."""
+    torch.manual_seed(0)
+    sizes = Latent(query_latent=None, rank=rank, nope_dim=24, rope_dim=rope, value_dim=20)
+    angles = torch.rand(200, rope // 2) * 6
+    cos, sin = (torch.cat([f(angles)] * 2, dim=-1).to(dtype) for f in (torch.cos, torch.sin))
+    made = Heads(1, heads, sizes.query_dim, 1e-6, 0.2, cos, sin, sizes)
+    return native.NativeOperators(made, library), Operators(made)
+
+
+def attend_latent(operators, dtype, block, lengths=(5, 1, 32, 90, 64, 17)):
+    """Latent attention of six samples, two of which share prompt blocks; the output and the cache."""
+    torch.manual_seed(1)
+    heads = operators.heads.per_group
+    sizes = operators.latent
+    shape = small_shape(num_layers=1, num_heads=heads, latent=sizes)
+    pool = BlockPool(shape, 1, dtype, CPU, block)
+    pool.reserve(300)
+    keys = torch.randn(6, 1, 1, 128, sizes.rope_dim).to(dtype)
+    latents = torch.randn(6, 1, 1, 128, sizes.rank).to(dtype)
+    keys[1] = keys[0]
+    latents[1] = latents[0]
+    rows = []
+    for number, length in enumerate(lengths):
+        shared = []
+        if number == 0:
+            shared = pool.take_shared(4 // block)
+        elif number == 1:
+            shared = rows[0].shared[: length // block]
+        own = pool.take_own(length // block + 1 - len(shared))
+        blocks = (shared + own)[: -(-length // block)]
+        pool.write(blocks, keys[number, :, :, :length], latents[number, :, :, :length])
+        rows.append(SampleBlocks(0 if number < 2 else number, shared, own))
+    step = DecodeStep(DecodeLayout(rows, pool, 2, heads, CPU), np.array(lengths))
+    query = torch.randn(6, heads * sizes.query_dim).to(dtype)
+    latent = torch.randn(6, sizes.rank).to(dtype)
+    key = torch.randn(6, sizes.rope_dim).to(dtype)
+    up = Linear(torch.randn(heads * 44, sizes.rank).mul(sizes.rank**-0.5).to(dtype))
+    found = operators.decoding_latent(step)(0, query, latent, key, up)
+    return found, pool.keys.clone(), pool.values.clone()
+
+
+@pytest.mark.parametrize(
+    ("heads", "rank", "rope", "block"),
+    [(1, 16, 8, 1), (4, 32, 16, 4), (16, 512, 64, 64), (22, 67, 10, 5), (7, 40, 20, 33)],
+)
+def test_latent_attention(library, dtype, heads, rank, rope, block):
+    ours, theirs = latent_operators(library, dtype, heads, rank, rope)
+    found, expected = (attend_latent(x, dtype, block) for x in (ours, theirs))
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_latent_attention_is_the_same_bit_for_bit_for_any_block_size(library, dtype):
+    ours, _ = latent_operators(library, dtype, 18, 48, 16)
+    expected, *_ = attend_latent(ours, dtype, 64)
+    for block in (1, 16, 33, 128):
+        found, *_ = attend_latent(ours, dtype, block)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("vocab", [1, 7, 128, 300, 49152])

@@ -30,7 +30,7 @@ BF16 = 5e-2
 def heads_on(device: str, kv_heads: int, per_group: int, dim: int) -> Heads:
     angles = torch.arange(64)[:, None] / 10 ** torch.linspace(0, 2, dim // 2)
     tables = [torch.cat([f(angles)] * 2, dim=-1).bfloat16() for f in (torch.cos, torch.sin)]
-    return Heads(kv_heads, per_group, dim, 1e-6, *(table.to(device) for table in tables))
+    return Heads(kv_heads, per_group, dim, 1e-6, dim**-0.5, *(table.to(device) for table in tables))
 
 
 def attended(made: Operators, normed: bool) -> list[torch.Tensor]:

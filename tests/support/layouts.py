@@ -33,11 +33,14 @@ def joined_parts(
     shape: ModelConfig, size: RoleSize, of_ranks: Sequence[Mapping[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
     """The whole tensors of a layout from what each of its ranks has of them, by Megatron's name.
-    Those that hold the same must hold it to the last bit."""
+    Those that hold the same must hold it to the last bit. What none has, such as the gradient of what
+    is not trained, is left out."""
     span = layouts_placement({"layout": size}).roles["layout"]
     stages = Stages.of(shape.num_layers, span)
     found = {}
     for spec in param_table(shape):
+        if spec.name not in of_ranks[span.stage_ranks(stage_of(spec, stages))[0]]:
+            continue
         parts: dict[int, torch.Tensor] = {}
         for rank in span.stage_ranks(stage_of(spec, stages)):
             part = of_ranks[rank][spec.name]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -50,7 +52,59 @@ EXPERTS = dict(
     moe_intermediate_size=48,
     norm_topk_prob=True,
 )
+YARN = dict(
+    rope_type="yarn",
+    rope_theta=10000.0,
+    factor=4.0,
+    beta_fast=32,
+    beta_slow=1,
+    mscale=1.0,
+    mscale_all_dim=1.0,
+    original_max_position_embeddings=64,
+)
+LATENT = dict(
+    num_key_value_heads=4,
+    q_lora_rank=40,
+    kv_lora_rank=32,
+    qk_nope_head_dim=24,
+    qk_rope_head_dim=16,
+    v_head_dim=20,
+    first_k_dense_replace=1,
+    moe_intermediate_size=48,
+    routed_scaling_factor=2.5,
+)
 FAMILIES = {
+    "deepseek_v3": lambda **kw: DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            **SIZES
+            | LATENT
+            | dict(
+                n_routed_experts=16,
+                num_experts_per_tok=4,
+                n_group=4,
+                topk_group=2,
+                n_shared_experts=1,
+                rope_parameters=YARN,
+            )
+            | kw
+        )
+    ),
+    "moonlight": lambda **kw: DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            **SIZES
+            | LATENT
+            | dict(
+                q_lora_rank=None,
+                n_routed_experts=8,
+                num_experts_per_tok=3,
+                n_group=1,
+                topk_group=1,
+                n_shared_experts=2,
+                rms_norm_eps=1e-5,
+            )
+            | kw
+        )
+    ),
     "qwen2": lambda **kw: Qwen2ForCausalLM(Qwen2Config(**SIZES | kw)),
     "qwen2_tied": lambda **kw: Qwen2ForCausalLM(
         Qwen2Config(**SIZES | dict(tie_word_embeddings=True) | kw)
@@ -87,6 +141,9 @@ def make_model(family: str, folder: Path, **sizes: object) -> PreTrainedModel:
                 parameter.normal_(0, 0.3)
             else:
                 parameter.normal_(0, 0.08)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.1)
     model.save_pretrained(folder)
     model.config._experts_implementation = "eager"  # grouped products are less exact
     return model

@@ -3,6 +3,7 @@ that not each of them imports it again."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 
 from support.forked import run_ranks  # noqa: F401 - tests take both from here
@@ -24,3 +25,5 @@ for name in (
 ):
     importlib.import_module(name)
 read_config("tiny", [])  # what checks the keys of a configuration is made once
+gc.collect()
+gc.freeze()  # a rank's garbage collector leaves these pages shared

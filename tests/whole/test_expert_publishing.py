@@ -6,7 +6,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from support.models import make_model
 from support.worlds import SHORT, metrics, run
@@ -40,18 +39,17 @@ RESETS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model with eight experts in each of four layers, and the tokenizer of tiny."""
-    folder = tmp_path_factory.mktemp("moe")
-    make_model("qwen3_moe", folder)
+def model_of(family: str, folder: Path) -> Path:
+    """A random model with experts, and the tokenizer of tiny."""
+    make_model(family, folder)
     tokenizer = Path(load_config("tiny", [])[0].training.tokenizer_name_or_path)
     for path in tokenizer.glob("tokenizer*"):
         shutil.copy(path, folder)
     return folder
 
 
-def test_every_copy_of_the_experts_is_what_was_learnt(model: Path, tmp_path: Path) -> None:
+def test_every_copy_of_the_experts_is_what_was_learnt(tmp_path: Path) -> None:
+    model = model_of("qwen3_moe", tmp_path / "start")
     overrides = [*SHORT, *LAYOUT, *RESETS, f"actor_rollout.load={model}"]
     folder = run(tmp_path / "run", 12, "tiny", overrides)
     shape = ModelConfig.from_folder(model)
@@ -73,3 +71,32 @@ def test_every_copy_of_the_experts_is_what_was_learnt(model: Path, tmp_path: Pat
         learnt = policy.read(spec)
         assert all(torch.equal(copy.read(spec), learnt) for copy in copies), spec.name
         assert not torch.equal(start.read(spec), learnt), spec.name
+
+
+def test_a_bias_of_the_choice_stays_in_fp32_on_every_way_of_a_bf16_model(tmp_path: Path) -> None:
+    """DeepSeek-V3's, which is not trained: two numbers of bf16 a piece when it is published."""
+    model = model_of("deepseek_v3", tmp_path / "start")
+    overrides = [*SHORT, *LAYOUT, *RESETS, f"actor_rollout.load={model}", "training.bf16=true"]
+    folder = run(tmp_path / "run", 12, "tiny", overrides)
+    shape = ModelConfig.from_folder(model)
+    table = param_table(shape)
+    numbers = 0
+    for spec in table:
+        of_each = 2 if spec.fp32 else 1
+        numbers += 2 * num_elements(spec, Shards(tp=2, ep=2)) * of_each  # two engines' ranks
+        numbers += 2 * num_elements(spec, Shards(ep=2)) * of_each  # and two of the reference
+    first, second = metrics(folder)
+    assert first["publish/bytes"] == second["publish/bytes"] == 2 * numbers
+    assert second["mismatch/mean"] < 0.05, "the engine computes with what it got"
+    assert not first["invariants/broken"] and not second["invariants/broken"]
+
+    checkpoint = folder / "checkpoints" / "iter_0000002"
+    policy = open_weights(checkpoint, shape)
+    copies = [StoredReference(checkpoint, shape), open_weights(folder / "model", shape)]
+    start = open_weights(model, shape)
+    for spec in table:
+        learnt = policy.read(spec)
+        assert learnt.dtype == (torch.float32 if spec.fp32 else torch.bfloat16)
+        assert all(torch.equal(copy.read(spec), learnt) for copy in copies), spec.name
+        if spec.fp32:
+            assert torch.equal(start.read(spec), learnt), spec.name

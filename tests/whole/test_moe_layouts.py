@@ -28,11 +28,15 @@ def score(cases):
 
 
 @pytest.fixture(scope="module")
-def job(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Three steps of a random Qwen3-MoE with the tiny model's tokenizer."""
+def job(
+    request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """Three steps of a random model with the tiny model's tokenizer: a Qwen3-MoE, unless the test names
+    another family."""
+    family = getattr(request, "param", "qwen3_moe")
     folder = tmp_path_factory.mktemp("moe")
     vocabulary = ModelConfig.from_folder(tiny / "model").vocab_size
-    make_model("qwen3_moe", folder / "model", vocab_size=vocabulary, num_key_value_heads=KV_HEADS)
+    make_model(family, folder / "model", vocab_size=vocabulary, num_key_value_heads=KV_HEADS)
     for file in (tiny / "model").glob("*token*"):
         shutil.copy(file, folder / "model")
     (folder / "reward.py").write_text(REWARD)
@@ -79,6 +83,7 @@ EIGHT = [
 ]
 
 
+@pytest.mark.parametrize("job", ["qwen3_moe", "deepseek_v3"], indirect=True)
 @pytest.mark.parametrize(
     ("size", "layout"),
     [(4, FOUR), (8, EIGHT)],

@@ -240,7 +240,15 @@ def decoder_operators(model: Model, device: torch.device, positions: int) -> Ope
     """The decoder's operators on a device, for bf16."""
     cos, sin = rotary_tables(model.config(positions), positions, device)
     return operators(
-        Heads(model.kv_heads, model.per_group, model.dim, EPS, cos.bfloat16(), sin.bfloat16())
+        Heads(
+            model.kv_heads,
+            model.per_group,
+            model.dim,
+            EPS,
+            model.dim**-0.5,
+            cos.bfloat16(),
+            sin.bfloat16(),
+        )
     )
 
 
