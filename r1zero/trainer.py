@@ -15,6 +15,7 @@ from r1zero.config.load import dump
 from r1zero.data.ends import split_marks
 from r1zero.data.prompts import vocabulary_of
 from r1zero.distributed.board import Board
+from r1zero.distributed.device import multiplies
 from r1zero.distributed.groups import World
 from r1zero.distributed.log import start_logging
 from r1zero.distributed.shutdown import PreemptionNotice
@@ -218,7 +219,7 @@ def _announce(runtime: Runtime) -> None:
         for line in look_at_prompts(read, run.templates):
             log.info(line)
         _announce_tokens(runtime)
-        if not world.device.multiplies(run.dtype.torch):
+        if not multiplies(world.device, run.dtype.torch):
             log.warning(
                 "warning: training.bf16: this processor has no products in bf16, so that a step takes "
                 "many times as long as in fp32; set it to false"

@@ -70,7 +70,6 @@ NO_EFFECT: dict[str, str] = {
     "rope_scaling_factor": _CONFIG_JSON,
     "low_freq_factor": _CONFIG_JSON,
     "high_freq_factor": _CONFIG_JSON,
-    "original_max_position_embeddings": _CONFIG_JSON,
 }
 
 # Keys of the tree that are accepted without effect, with their section.

@@ -51,13 +51,6 @@ class Device:
             return device_module(self.kind).max_memory_allocated() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
-    def multiplies(self, dtype: torch.dtype) -> bool:
-        """Whether it has products of this type. A CPU takes bf16 without AVX-512 or the like, too, many
-        times slower than fp32."""
-        if not self.is_cpu or dtype != torch.bfloat16:
-            return True
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
     def timer(self) -> HostTimer | EventTimer:
         """What tells when something was done here."""
         if self.is_cpu:
@@ -81,6 +74,14 @@ class Device:
         options = torch_npu_module()._C._distributed_c10d.ProcessGroupHCCL.Options()
         options.hccl_config = group_config(os.environ, buffer_megabytes, decodes)
         return options
+
+
+def multiplies(device: Device, dtype: torch.dtype) -> bool:
+    """Whether a device has products of this type. A CPU takes bf16 without AVX-512 or the like, too, many
+    times slower than fp32."""
+    if not device.is_cpu or dtype != torch.bfloat16:
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def detect() -> str:

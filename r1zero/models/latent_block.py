@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from r1zero.models.config import LATENT_NORM_EPS, Latent, ModelConfig
 from r1zero.models.dense import GatedMlp, Mlp
 from r1zero.models.family import ForwardPass, LayerWeights
-from r1zero.ops.norm import rms_norm
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +34,7 @@ class LatentQuery:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply."""
         if self.down is not None:
-            x = rms_norm(self.down(x), self.norm, LATENT_NORM_EPS)
+            x = _normed(self.down(x), self.norm)
         return self.up(x)
 
 
@@ -64,8 +63,15 @@ class LatentBlock:
         """Leave the MLP's output [T, H] to be added by what follows."""
         x, hidden = run.operators.add_norm(hidden, delta, self.input_norm)
         latent, key = self.kv_down(x).split(self.parts, dim=-1)
-        latent = rms_norm(latent, self.kv_norm, LATENT_NORM_EPS)
+        latent = _normed(latent, self.kv_norm)
         mixed = run.attend_latent(self.layer, self.query(x), latent, key, self.kv_up)
         delta = run.all_reduce(self.proj(mixed))
         x, hidden = run.operators.add_norm(hidden, delta, self.mlp_norm)
         return hidden, run.all_reduce(self.mlp(x, run))
+
+
+def _normed(latent: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """RMSNorm of latents, with their own epsilon."""
+    from r1zero.ops.norm import rms_norm
+
+    return rms_norm(latent, weight, LATENT_NORM_EPS)

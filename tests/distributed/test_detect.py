@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from support.patience import LONG
 from support.tool import functions
 
 from r1zero.config.load import dump
+from r1zero.distributed import device
 from r1zero.distributed.detect import uses_npu
 from r1zero.errors import BadInput
 from r1zero.models.dtype import Dtype
@@ -211,3 +213,13 @@ def test_the_dry_run_counts_with_the_type_that_the_device_takes(tiny, torch_npu)
     assert weights() == "bf16: false"
     torch_npu(HAS_NPUS)
     assert weights() == "bf16: true"
+
+
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_a_processor_tells_which_types_it_multiplies(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    cpu = device.open_device("cpu", 0)
+    assert device.multiplies(cpu, torch.float32)
+    assert device.multiplies(cpu, torch.bfloat16) == has_bf16
