@@ -50,7 +50,7 @@ fi
 
 set_up
 files=("$config" "$root/configs/$config" "$root/configs/$config.yaml")
-for name in tiny tiny_moe; do
+for name in tiny tiny_moe tiny_mla; do
   if grep -qs "embedded:$name\b" - "${files[@]}" <<<"$*"; then make_tiny "$name"; fi
 done
 

@@ -1,6 +1,6 @@
-"""Make an embedded tiny model and its problems: python tools/make_tiny.py [tiny|tiny_moe] [--output DIR] [--force]
+"""Make an embedded tiny model and its problems: python tools/make_tiny.py [tiny|tiny_moe|tiny_mla] [--output DIR] [--force]
 
-Nothing is done when DIR (default .cache/tiny or .cache/tiny_moe) is there and was made by this very
+Nothing is done when DIR (default .cache/tiny and so on) is there and was made by this very
 tools/tiny_recipe.py.
 """
 

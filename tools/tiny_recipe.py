@@ -4,7 +4,8 @@ The problems are sums of two two-digit numbers. A small model is warmed up (supe
 about 40 s on one core) to answer in two ways: it computes digit by digit, which is right, or it
 guesses, which it does more often. GRPO then has something real to find: that computing in the full
 format pays. `tiny` is a Qwen2 model; `tiny_moe` a Qwen3-MoE model whose layers have eight experts,
-of which a token takes two.
+of which a token takes two; `tiny_mla` a DeepSeek-V3 model, whose second layer has eight experts in
+four groups.
 
 The pairs {a, b} are cut into three disjoint parts: one is seen by the warm-up, one becomes
 train.parquet for GRPO, one becomes eval.parquet and is seen by neither.
@@ -30,6 +31,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch.nn import functional as F
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -64,6 +67,25 @@ EXPERT_SIZES: dict[str, Any] = {
     "moe_intermediate_size": EXPERT_FFN,
     "norm_topk_prob": True,
 }
+LATENT_SIZES: dict[str, Any] = {  # of tiny_mla
+    "num_key_value_heads": HEADS,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": HIDDEN // HEADS,
+    "qk_rope_head_dim": HIDDEN // HEADS,
+    "v_head_dim": HIDDEN // HEADS,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": EXPERTS,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": EXPERT_FFN,
+    "routed_scaling_factor": 1.0,
+    "norm_topk_prob": True,
+    "num_mtp_layers": 0,
+}
+BIAS_SPREAD = 0.05  # of the experts' scores
 # of the mixed answers after the clean steps
 GUESS_SHARE = 0.7
 BROKEN_SHARE = 0.3
@@ -182,7 +204,7 @@ def make_tokenizer(prompt: Callable[[str], str]) -> PreTrainedTokenizerFast:
 
 
 def new_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A model with random weights, of tiny or of tiny_moe."""
+    """A model with random weights, of one of the embedded ones."""
     end_of_turn = tokenizer.eos_token_id
     end_of_text = tokenizer.pad_token_id
     sizes: dict[str, Any] = {
@@ -202,8 +224,13 @@ def new_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     model: PreTrainedModel
     if name == "tiny":
         model = Qwen2ForCausalLM(Qwen2Config(**sizes))
-    else:
+    elif name == "tiny_moe":
         model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **EXPERT_SIZES))
+    else:
+        model = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes | LATENT_SIZES))
+        for buffer_name, buffer in model.named_buffers():
+            if buffer_name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, BIAS_SPREAD)
     model = model.float()
     model.generation_config = GenerationConfig(
         eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text

@@ -293,12 +293,12 @@ def names_files(hint: Any) -> bool:
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / ".cache"  # where tools/make_tiny.py puts its models and data
-EMBEDDED_NAMES = ("tiny", "tiny_moe")
+EMBEDDED_NAMES = ("tiny", "tiny_moe", "tiny_mla")
 
 
 def embedded(part: str) -> AfterValidator:
-    """Turn `embedded:tiny` into the place of its model, train or eval part, and `embedded:tiny_moe`;
-    others stay.
+    """Turn `embedded:tiny` into the place of its model, train or eval part, and so the other embedded
+    ones; others stay.
 
     `embedded:tiny/eval` names the part itself.
     """
@@ -309,11 +309,9 @@ def embedded(part: str) -> AfterValidator:
             return path
         name, _, chosen = path.removeprefix("embedded:").partition("/")
         if name not in EMBEDDED_NAMES or (chosen or part) not in parts:
+            names = ", ".join(f"embedded:{entry}" for entry in EMBEDDED_NAMES)
             known = ", ".join(f"embedded:tiny/{entry}" for entry in parts)
-            raise wrong(
-                f"{path} is unknown; embedded are embedded:tiny, embedded:tiny_moe and, of their "
-                f"parts, {known}"
-            )
+            raise wrong(f"{path} is unknown; embedded are {names} and, of their parts, {known}")
         return str(EMBEDDED / name / parts[chosen or part])
 
     return AfterValidator(place)
