@@ -72,6 +72,7 @@ LATENT = dict(
     first_k_dense_replace=1,
     moe_intermediate_size=48,
     routed_scaling_factor=2.5,
+    num_mtp_layers=0,
 )
 FAMILIES = {
     "deepseek_v3": lambda **kw: DeepseekV3ForCausalLM(
