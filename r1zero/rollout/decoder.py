@@ -358,6 +358,7 @@ class _ChunkAttention:
         self._rotary = self._rows_of_tables(positions)
 
     def _rows_of_tables(self, positions: torch.Tensor) -> RotaryRows:
+        """The rows of cos and sin, as the model's attention takes them."""
         if self._operators.heads.latent is None:
             return self._operators.rotary(positions)
         return self._operators.latent_rotary(positions)
@@ -374,6 +375,7 @@ class _ChunkAttention:
         q_norm: torch.Tensor | None,
         k_norm: torch.Tensor | None,
     ) -> torch.Tensor:
+        """See Attend."""
         query, key, value = self._operators.split_qkv_rope(qkv, q_norm, k_norm, self._rotary)
         key, value = self._after_cached(layer, key, value)
         return self._mix(query, key, value)
@@ -386,12 +388,14 @@ class _ChunkAttention:
         key: torch.Tensor,
         up: UpProjection,
     ) -> torch.Tensor:
+        """See AttendLatent; keys and values of the heads are made, once for each pass."""
         tokens = self._operators.turn_latent(query, latent, key, self._rotary)
         key, latent = self._after_cached(layer, tokens.key, tokens.latent)
         keys, values = expand(latent, key, up, self._operators.latent)
         return self._mix(tokens.whole_query(), keys, values)
 
     def _mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Causal attention of all chunks, [T, heads * D]."""
         scale = self._operators.heads.scale
         found = packed_causal_attention(query, key, value, self._segments, scale)
         return found.reshape(len(query), -1)
