@@ -39,6 +39,9 @@ MOST_PADDING = 8192
 FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+# Those of latent attention, which are read so and never written.
+FUSED_LATENT_NORMS = {
     "self_attention.linear_q_up_proj.layer_norm_weight": "self_attention.q_layernorm.weight",
     "self_attention.linear_kv_up_proj.layer_norm_weight": "self_attention.kv_layernorm.weight",
 }
@@ -175,7 +178,7 @@ def canonical(name: str) -> str | None:
         return None
     name = name.removeprefix("module.").removeprefix("model.")
     name = name.replace(f".mlp.{SHARDED_EXPERTS}.", ".mlp.experts.")
-    for fused, plain in FUSED_NORMS.items():
+    for fused, plain in (FUSED_NORMS | FUSED_LATENT_NORMS).items():
         if name.endswith(f".{fused}"):
             name = name.removesuffix(fused) + plain
     return name
