@@ -31,15 +31,12 @@ from r1zero.models.config import Experts, Latent, ModelConfig, YarnScaling
 from r1zero.models.dense import NEUTRAL, DenseFamily, gated_mlp, layer_param
 from r1zero.models.family import DecoderBlock, LayerWeights
 from r1zero.models.latent_block import LatentBlock
-from r1zero.models.moe_block import MoeMlp
+from r1zero.models.moe_block import BEST_OF_GROUP, MoeMlp
 from r1zero.models.params import ParamSpec
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.spec_utils import ModuleSpec
-
-# Experts of a group whose scores add up to the group's.
-BEST_OF_A_GROUP = 2
 
 
 class DeepseekV3(DenseFamily):
@@ -370,13 +367,13 @@ def _read_groups(config: Mapping[str, Any], count: int, top_k: int) -> tuple[int
         return 1, 1
     groups = hf_config.count(config, "n_group")
     top_k_groups = hf_config.count(config, "topk_group")
-    if count % groups or count // groups < BEST_OF_A_GROUP:
+    if count % groups or count // groups < BEST_OF_GROUP:
         raise BadInput(
             f"n_group: {groups} does not deal n_routed_experts {count} evenly, two to a group at least"
         )
     if top_k_groups > groups:
         raise BadInput(f"topk_group: {top_k_groups} is more than n_group {groups}")
-    if top_k // top_k_groups != BEST_OF_A_GROUP:
+    if top_k // top_k_groups != BEST_OF_GROUP:
         raise BadInput(
             f"topk_group: {top_k_groups} is not supported with num_experts_per_tok {top_k}; only half "
             "as many groups as experts of a token are"
