@@ -99,9 +99,9 @@ def parse() -> argparse.Namespace:
     for role in ROLES:
         parser.add_argument(f"--{role}", type=int, help=f"ranks of {role}")
         parser.add_argument(f"--{role}-tp", type=int, help="its tensor parallel size")
+        parser.add_argument(f"--{role}-ep", type=int, help="its expert parallel size")
         if role != "rollout":
             parser.add_argument(f"--{role}-pp", type=int, help="its pipeline parallel size")
-            parser.add_argument(f"--{role}-ep", type=int, help="its expert parallel size")
             parser.add_argument(
                 f"--{role}-layers", type=int, nargs="+", help="layers of each of its stages"
             )
@@ -201,10 +201,10 @@ def overridden(sizes: dict[str, RoleSize], args: argparse.Namespace) -> dict[str
     found = {}
     for role in ROLES:
         size = sizes.get(role, RoleSize(0))
-        given = {"ranks": getattr(args, role), "tp": getattr(args, f"{role}_tp")}
+        given = {name: getattr(args, f"{role}_{name}") for name in ("tp", "ep")}
+        given["ranks"] = getattr(args, role)
         if role != "rollout":
             given["pp"] = getattr(args, f"{role}_pp")
-            given["ep"] = getattr(args, f"{role}_ep")
             given["num_layer_list"] = getattr(args, f"{role}_layers")
             given["cp"] = args.cp
         size = replace(size, **{key: value for key, value in given.items() if value is not None})
@@ -236,11 +236,11 @@ def in_proportion(sizes: dict[str, RoleSize], ranks: int) -> dict[str, RoleSize]
         )
     others = sum(size.ranks for role, size in found.items() if role != "rollout")
     rollout = found["rollout"]
-    left = (ranks - others) // rollout.tp * rollout.tp
+    unit = math.lcm(rollout.tp, rollout.ep)
+    left = (ranks - others) // unit * unit
     if left < 1:
         raise BadInput(
-            f"--ranks: {ranks} are too few for one replica of each role; "
-            f"{others + rollout.tp} would work"
+            f"--ranks: {ranks} are too few for one replica of each role; {others + unit} would work"
         )
     return found | {"rollout": replace(rollout, ranks=left)}
 
@@ -250,7 +250,7 @@ def cuts(grid: RankGrid) -> str:
     sizes = [f"TP {grid.tp}", f"PP {grid.pp}", f"DP {grid.dp}"]
     if grid.cp > 1:
         sizes.append(f"CP {grid.cp}")
-    if grid.ep > 1 and grid.role != "rollout":
+    if grid.ep > 1 and (grid.role != "rollout" or grid.experts_span_replicas):
         sizes.append(f"EP {grid.ep}")
     return ", ".join(sizes)
 

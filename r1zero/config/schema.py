@@ -424,6 +424,9 @@ class ActorRollout:
     # Of train: layers of each pipeline stage, as [7, 8, 7] or "7,8,7". Default: evenly.
     num_layer_list: OrNull[LayerList] = None
     infer_tensor_parallel_size: OrNull[Count] = None  # default that of train
+    # Of rollout: ranks that share the experts of each layer, a multiple of its TP. Default: the TP ranks
+    # of a replica. More: several replicas, which then run in step.
+    infer_expert_parallel_size: OrNull[Count] = None
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -821,7 +824,11 @@ def role_sizes(cfg: Config) -> dict[str, RoleSize]:
             ep=actor.expert_model_parallel_size,
             num_layer_list=tuple(actor.num_layer_list or ()),
         ),
-        "rollout": RoleSize(actor.num_gpus_for_infer, tp=rollout_tp),
+        "rollout": RoleSize(
+            actor.num_gpus_for_infer,
+            tp=rollout_tp,
+            ep=actor.infer_expert_parallel_size or rollout_tp,
+        ),
     }
     if cfg.has_reference:
         sizes["ref"] = RoleSize(

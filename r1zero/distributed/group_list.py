@@ -12,6 +12,8 @@ A role's code talks inside lines of its grid, named after the axes along which t
     mp               its ranks with one cp index       nothing; Megatron asks who is in it
     ep               the experts of a layer            tokens on their way to experts and back
     expt_dp          the same experts everywhere       their gradients and parameters
+    ep_dp            in ep, those of one TP index      in rollout tokens on their way to experts and back
+    ep_dp_control    the same                          how many tokens; on the host
     tp_ep_pp         all experts, of all layers        nothing, as mp
     tp_dp            a stage                           nothing, as mp
     all              the whole role                    norms of gradients
@@ -71,7 +73,8 @@ class PlannedGroup:
 
 
 CONTROL = Use(HOST)
-OF_EXPERTS = ("ep", "expt_dp", "tp_ep_pp", "tp_dp")
+OF_REPLICAS = ("ep_dp", "ep_dp_control")  # that share experts
+OF_EXPERTS = ("ep", "expt_dp", "tp_ep_pp", "tp_dp", *OF_REPLICAS)
 EVERYTHING = {
     # Saving a checkpoint, Megatron sends a flag from device to device over its default group, which
     # this one stands for.
@@ -97,6 +100,8 @@ USES: Mapping[str, Mapping[str, Use]] = {
         "role_control": CONTROL,
         "replica_control": CONTROL,
         "tp": Use(DEVICE, large=True, warm=True, decodes=True),
+        "ep_dp": Use(DEVICE, large=True, warm=True, decodes=True),
+        "ep_dp_control": CONTROL,
     },
     "ref": {
         "role_control": CONTROL,
@@ -144,6 +149,8 @@ def _of_role(span: RankGrid, rank: int, tensor_megabytes: int) -> list[PlannedGr
     """The groups of a rank in one role, one for each name that the role uses."""
     found = []
     for name, use in USES.get(span.role, EVERYTHING).items():
+        if name in OF_REPLICAS and not span.experts_span_replicas:
+            continue
         ranks = _line(span, rank, name)
         if rank not in ranks:
             continue
@@ -214,7 +221,8 @@ def _expert_line(span: RankGrid, rank: int, name: str) -> tuple[int, ...]:
     """The same for groups that expert parallelism makes: EP ranks of a stage that follow each other
     hold all experts of a layer.
 
-    The ranks 0 to 7 of one stage with EP 4: ep 0 1 2 3 and 4 5 6 7, expt_dp 0 4, 1 5, 2 6 and 3 7.
+    The ranks 0 to 7 of one stage with EP 4: ep 0 1 2 3 and 4 5 6 7, expt_dp 0 4, 1 5, 2 6 and 3 7; with
+    TP 2 ep_dp 0 2, 1 3, 4 6 and 5 7.
     """
     stage_index = span.index_of(rank).get("pp", 0)
     stage = span.stage_ranks(stage_index)
@@ -224,8 +232,11 @@ def _expert_line(span: RankGrid, rank: int, name: str) -> tuple[int, ...]:
     if name == "expt_dp":
         return tuple(stage[place % span.ep :: span.ep])
     first = place - place % span.ep
+    together = stage[first : first + span.ep]
     if name == "ep":
-        return tuple(stage[first : first + span.ep])
+        return tuple(together)
+    if name in OF_REPLICAS:
+        return tuple(together[place % span.tp :: span.tp])
     ranks: list[int] = []
     for number in range(span.pp):
         ranks += span.stage_ranks(number)[first : first + span.ep]

@@ -51,8 +51,7 @@ class Grid:
     cp_index: int = 0
     place_in_stage: int = 0  # number of this rank among those of its pipeline stage
     expert_index: int = 0  # which of the EP parts of the experts this rank holds
-    # tensor plane: tp, and of cp dp pp mp all embd self ep expt_dp tp_ep_pp tp_dp those that the
-    # role uses
+    # by the names of group_list, those that the role uses but for the next two
     groups: dict[str, dist.ProcessGroup] = field(default_factory=dict)
     # gloo over all ranks of the role; on devices it carries their tensors, too
     role_control: dist.ProcessGroup | None = None

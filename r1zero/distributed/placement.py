@@ -18,6 +18,9 @@ tp 2, dp 4 and EP 4, one stage:
     rank            0  1  2  3  4  5  6  7
     replica         0  0  1  1  2  2  3  3
     expert index    0  1  2  3  0  1  2  3
+
+In rollout, where each TP rank holds whole experts, EP is a multiple of TP: the experts lie on the ranks of
+one replica, or of several that follow each other.
 """
 
 from __future__ import annotations
@@ -275,7 +278,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class RoleSize:
-    """How many ranks a role gets, and how they cut its model. Of rollout `ep` is TP, whatever it says."""
+    """How many ranks a role gets, and how they cut its model. Of rollout `ep` is TP at least."""
 
     ranks: int
     tp: int = 1
@@ -289,7 +292,8 @@ def place(sizes: Mapping[str, RoleSize], colocate: bool) -> Placement:
     """Lay the roles out, in the order given.
 
     Colocated, each role spans the same ranks, so all sizes must be equal.
-    BadInput when a size is not a multiple of its TP * PP or colocated sizes differ.
+    BadInput when a size is not a multiple of its TP * PP, rollout's EP not one of its TP, or colocated
+    sizes differ.
     """
     if colocate and len({size.ranks for size in sizes.values()}) > 1:
         found = ", ".join(f"{role} {size.ranks}" for role, size in sizes.items())
@@ -301,7 +305,7 @@ def place(sizes: Mapping[str, RoleSize], colocate: bool) -> Placement:
     for role, asked in sizes.items():
         size = asked
         if role == "rollout":
-            size = replace(asked, ep=asked.tp)  # each TP rank of an engine holds whole experts
+            size = replace(asked, ep=max(asked.tp, asked.ep))
         _check_size(role, size)
         roles[role] = RankGrid.of(
             role,
@@ -328,6 +332,11 @@ def _check_size(role: str, size: RoleSize) -> None:
         raise BadInput(
             f"{role} has {size.ranks} ranks, which is not a multiple of {cut}; "
             f"{' or '.join(map(str, works))} would work"
+        )
+    if role == "rollout" and size.ep % size.tp:
+        raise BadInput(
+            f"rollout has EP {size.ep} and TP {size.tp}: EP must be a multiple of TP, since each rank of "
+            f"a replica holds whole experts; {size.tp} would work"
         )
     stages = len(size.num_layer_list)
     assert stages in (0, size.pp), f"{role}: the layers of {stages} stages for PP {size.pp}"

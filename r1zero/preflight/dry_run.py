@@ -82,11 +82,12 @@ def placement_table(placed: Placement, node_of_rank: Sequence[int]) -> str:
 
 
 def _shown_axes(placed: Placement) -> list[str]:
-    """TP, PP and DP; CP and EP where a role that looks at whole sequences has them."""
+    """TP, PP and DP; CP and EP where a role that looks at whole sequences has them, EP also where
+    replicas of rollout share experts."""
     shown = ["tp", "pp", "dp"]
     for axis in ("cp", "ep"):
-        sizes = [getattr(span, axis) for span in placed.grids if span.role != "rollout"]
-        if max(sizes) > 1:
+        cut = any(getattr(span, axis) > 1 for span in placed.grids if span.role != "rollout")
+        if cut or (axis == "ep" and placed.rollout.experts_span_replicas):
             shown.append(axis)
     return shown
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from operator import attrgetter
 
 from r1zero.config.schema import Config
+from r1zero.distributed.placement import RoleSize
 from r1zero.errors import neighbours
 from r1zero.models.config import ModelConfig
+
+# The role that is cut so, and the section of its model.
+EP_KEYS: Mapping[str, tuple[str, str]] = {
+    "actor_rollout.expert_model_parallel_size": ("train", "actor_rollout"),
+    "actor_rollout.infer_expert_parallel_size": ("rollout", "actor_rollout"),
+    "ref.expert_model_parallel_size": ("ref", "ref"),
+}
+INFER_EP = "actor_rollout.infer_expert_parallel_size"
+INFER_TP = "actor_rollout.infer_tensor_parallel_size"
 
 
 def check_policy_experts(cfg: Config, shape: ModelConfig) -> list[str]:
@@ -16,12 +27,11 @@ def check_policy_experts(cfg: Config, shape: ModelConfig) -> list[str]:
         return []
     problems = []
     # each TP rank of an engine holds whole experts
-    key = "actor_rollout.infer_tensor_parallel_size"
     size = cfg.actor_rollout.infer_tensor_parallel_size or 1
     count = shape.experts.count
     if count % size:
         problems.append(
-            f"{key}: {size} does not divide the {count} experts of a layer of the model; "
+            f"{INFER_TP}: {size} does not divide the {count} experts of a layer of the model; "
             f"{neighbours(size, _divisors(count))}"
         )
     tp = cfg.actor_rollout.tensor_model_parallel_size
@@ -34,15 +44,14 @@ def check_policy_experts(cfg: Config, shape: ModelConfig) -> list[str]:
     return problems
 
 
-def check_dealing(cfg: Config, role: str, shape: ModelConfig | None, stage: int) -> list[str]:
+def check_dealing(cfg: Config, key: str, shape: ModelConfig | None, stage: int) -> list[str]:
     """EP deals the experts of a layer to the ranks of a stage, all of them equally many.
 
-    Of 8 experts and 6 ranks, EP 2 gives each rank 4. `role` is a section; without a shape the number
-    of experts is not known.
+    Of 8 experts and 6 ranks, EP 2 gives each rank 4. `key` is one of EP_KEYS; without a shape the
+    number of experts is not known.
     """
-    key = f"{role}.expert_model_parallel_size"
     size = attrgetter(key)(cfg)
-    if size == 1:
+    if size is None or size == 1:
         return []
     dealt = [stage]
     told = f"the {stage} ranks of a pipeline stage"
@@ -56,6 +65,29 @@ def check_dealing(cfg: Config, role: str, shape: ModelConfig | None, stage: int)
     if common % size == 0:
         return []
     return [f"{key}: {size} must divide {told}; {neighbours(size, _divisors(common))}"]
+
+
+def check_sharing(cfg: Config, size: RoleSize) -> list[str]:
+    """Replicas of rollout that share experts: whole replicas, whose steps no graph can capture."""
+    asked = cfg.actor_rollout.infer_expert_parallel_size
+    if asked is None:
+        return []
+    if asked % size.tp:
+        return [
+            f"{INFER_EP}: {asked} must be a multiple of {INFER_TP} {size.tp}, since each rank of a "
+            f"replica holds whole experts; {neighbours(asked, _multiples(size.tp, asked))}"
+        ]
+    if asked > size.tp and cfg.actor_rollout.decode_graphs:
+        return [
+            "actor_rollout.decode_graphs: true does not go with replicas that share experts "
+            f"({INFER_EP} {asked} of {INFER_TP} {size.tp}), whose steps have other shapes whenever "
+            "another replica has more to run; leave it out"
+        ]
+    return []
+
+
+def _multiples(number: int, beyond: int) -> list[int]:
+    return list(range(number, beyond + number + 1, number))
 
 
 def _divisors(number: int) -> list[int]:

@@ -18,7 +18,7 @@ from r1zero.distributed.placement import Placement
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
-from r1zero.preflight.experts import check_dealing
+from r1zero.preflight.experts import EP_KEYS, check_dealing, check_sharing
 from r1zero.weights.detect import config_folder
 
 SIZES = (
@@ -27,6 +27,7 @@ SIZES = (
     "actor_rollout.pipeline_model_parallel_size",
     "actor_rollout.expert_model_parallel_size",
     "actor_rollout.infer_tensor_parallel_size",
+    "actor_rollout.infer_expert_parallel_size",
     "ref.tensor_model_parallel_size",
     "ref.pipeline_model_parallel_size",
     "ref.expert_model_parallel_size",
@@ -140,13 +141,16 @@ def _place(
 def _check_dealing(cfg: Config, models: Sequence[ModelFound], world_size: int) -> list[str]:
     """The experts of each role against the ranks of its stages."""
     sizes = role_sizes(cfg)
+    shapes = {model.role: model.shape for model in models}
     problems = []
-    for model in models:
-        size = sizes["ref" if model.role == "ref" else "train"]
+    for key, (role, section) in EP_KEYS.items():
+        if role not in sizes:
+            continue
+        size = sizes[role]
         ranks = world_size if cfg.resource_pool.colocate else size.ranks
         if ranks % (size.tp * size.cp * size.pp) == 0:  # else that is said
-            problems += check_dealing(cfg, model.role, model.shape, ranks // size.pp)
-    return problems
+            problems += check_dealing(cfg, key, shapes[section], ranks // size.pp)
+    return problems or check_sharing(cfg, sizes["rollout"])
 
 
 def _place_alone(cfg: Config, models: Sequence[ModelFound]) -> tuple[Placement | None, list[str]]:
@@ -157,7 +161,7 @@ def _place_alone(cfg: Config, models: Sequence[ModelFound]) -> tuple[Placement |
     wrong = [
         f"{key}: {attrgetter(key)(cfg)} must be 1 in a world of one rank; {ways}"
         for key in _of_roles(cfg, SIZES)
-        if attrgetter(key)(cfg) != 1
+        if attrgetter(key)(cfg) not in (1, None)
     ]
     for key in _of_roles(cfg, STAGES):
         listed = attrgetter(key)(cfg)

@@ -18,7 +18,8 @@ ranks of a role the fullest is shown):
                by Korthikanti et al. 2022, with fused attention and a gated MLP, and experts chosen
                evenly), the keys and values of all CP ranks among it; times the microbatches in flight
                on that stage (PP - stage, at most). Plus the output layer: three chunks of logits and,
-               where it learns, its gradient, both fp32
+               where it learns, its gradient, both fp32. Where rollout replicas share experts, the
+               tokens that they exchange
   KV cache     2 x layers x kv heads / TP x head size x B for each token of a replica's prompts, once, and of
                its responses, in whole blocks; max_tokens_to_oom tokens at most, and as many with
                eval_data_path, whose problems are answered all at once
@@ -51,6 +52,8 @@ from r1zero.models.params import (
 from r1zero.models.sizes import (
     BUCKETS_IN_FLIGHT,
     CPU_CACHE_BLOCK,
+    EXCHANGE_COPIES,
+    EXCHANGED_TOKENS,
     LOGIT_CHUNK_ELEMENTS,
     NPU_CACHE_BLOCK,
     OFFLOAD_VISIT_ELEMENTS,
@@ -205,9 +208,12 @@ def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int)
     prefill = largest_layer(shape, span, stage, actor.max_prompt_length, size, False)
     running = min(samples, actor.max_running_samples or samples)
     logits = 2 * running * shape.vocab_size * 4  # of all vocabulary shards, and the probabilities
+    exchanged = 0
+    if span.experts_span_replicas:
+        exchanged = EXCHANGE_COPIES * EXCHANGED_TOKENS * shape.hidden_size * size
     return Memory(
         weights=stage_parameters(shape, span, stage) * size,
-        activations=prefill + logits,
+        activations=prefill + logits + exchanged,
         kv_cache=token * tokens,
         buckets=_bucket_bytes(cfg),
     )

@@ -24,6 +24,7 @@ from r1zero.models.family import (
     Attend,
     AttendLatent,
     DecoderBlock,
+    DecoderOperators,
     ForwardPass,
     LocalExperts,
     UpProjection,
@@ -34,6 +35,7 @@ from r1zero.models.rotary import rotary_tables
 from r1zero.models.unused import blank, local_columns
 from r1zero.ops.attention import Segments, packed_causal_attention
 from r1zero.rollout.block_attention import DecodeStep, PassOutput
+from r1zero.rollout.expert_replicas import ExpertReplicas, SharedExperts
 from r1zero.rollout.latent import expand
 from r1zero.rollout.linear import Linear, Router
 from r1zero.rollout.native import operators
@@ -50,16 +52,18 @@ class LayerShards:
         weights: Mapping[str, torch.Tensor],
         layer: int,
         products: list[Linear | Router],
-        rank: int,
-        ranks: int,
+        held: list[LocalExperts],
+        index: int,
+        parts: int,
     ) -> None:
-        """Each product that is made is added to `products`, to be laid out when weights were
-        written. `rank` is this one's among the `ranks` of TP."""
+        """Each product that is made is added to `products`, to be laid out when weights were written,
+        and the layer's experts, if it has some, to `held`: part `index` of the `parts` of EP."""
         self._weights = weights
         self._prefix = f"decoder.layers.{layer}."
         self._products = products
-        self._rank = rank
-        self._ranks = ranks
+        self._held = held
+        self._index = index
+        self._parts = parts
 
     def tensor(self, name: str) -> torch.Tensor:
         """The weight of this name."""
@@ -86,8 +90,10 @@ class LayerShards:
         """This rank's experts. Of 8 on 4 ranks the third has those from 4 on."""
         gate_up = self.tensor(f"{name}.linear_fc1.weight")
         down = self.tensor(f"{name}.linear_fc2.weight")
-        held = len(gate_up)
-        return LocalExperts(gate_up, down, first=self._rank * held, total=self._ranks * held)
+        count = len(gate_up)
+        own = LocalExperts(gate_up, down, first=self._index * count, total=self._parts * count)
+        self._held.append(own)
+        return own
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +164,25 @@ class Decoder:
         max_positions: int,
         graphs: bool = False,
         unused: Sequence[range] = (),
+        replicas: ExpertReplicas | None = None,
     ) -> None:
-        """Allocate this rank's weights. `unused` ids belong to no token and are never drawn."""
+        """Allocate this rank's weights. `unused` ids belong to no token and are never drawn.
+
+        `replicas`: with which this one shares experts; None: it has all of them, on its TP ranks.
+        """
         self.shape = shape
         self.dtype = dtype
         self.device = device
         self.group = group if tp > 1 else None
-        self._ranks = tp
+        self.replicas = replicas
         self.heads = shape.num_heads // tp
         # of latent attention one, which all heads share
         self.kv_heads = shape.num_kv_heads // tp if shape.latent is None else 1
-        shards = Shards(tp, ep=tp)  # experts are whole, and dealt to the TP ranks
+        self._shards = Shards(tp, ep=replicas.parts if replicas else tp)  # experts are whole
         self.weights = {
-            t.name: torch.zeros(local_shape(t, shards), dtype=type_of(t, dtype), device=device)
+            t.name: torch.zeros(
+                local_shape(t, self._shards), dtype=type_of(t, dtype), device=device
+            )
             for t in param_table(shape)
         }
         cos, sin = rotary_tables(shape, max_positions, device)
@@ -187,6 +199,7 @@ class Decoder:
             )
         )
         self._products: list[Linear | Router] = []
+        self._experts: list[LocalExperts] = []  # by layer
         self.blocks = [self._block(layer) for layer in range(shape.num_layers)]
         self.embedding = self.weights["embedding.word_embeddings.weight"]
         self.final_norm = self.weights["decoder.final_layernorm.weight"]
@@ -197,8 +210,9 @@ class Decoder:
         self._unchecked = {"extend", "decode"}  # whose routes, since weights were written
         self.padding = 0  # rows at most that pad a step, each with a token in the cache
         self._step: Callable[[torch.Tensor, DecodeStep], PassOutput] = self._decode
-        # A step of latent attention by products has other shapes whenever a block comes or goes.
-        if graphs and shape.latent is None:
+        # A step of latent attention by products has other shapes whenever a block comes or goes, and
+        # that of a replica which shares experts whenever another one has more or less to run.
+        if graphs and shape.latent is None and replicas is None:
             self.padding = MOST_PADDING
             self._step = DecodeGraphs(self._decode, max_positions)
 
@@ -240,6 +254,20 @@ class Decoder:
         self._compare_routes("decode", output.routes)  # here, where no graph is captured
         return Decoded(self._logits(output.hidden), output.routes)
 
+    @torch.inference_mode()
+    def serve(self) -> bool:
+        """Multiply by this rank's experts in the next pass of the replicas that share them. False if
+        there is none: no replica has anything to run, or this one shares nothing."""
+        if self.replicas is None or not self.replicas.begin(0, self.device):
+            return False
+        assert self.shape.experts is not None, "replicas share experts"
+        nothing = self.embedding.new_empty(0, self.shape.hidden_size)
+        ids = torch.empty(0, self.shape.experts.top_k, dtype=torch.int64, device=self.device)
+        weights = torch.empty_like(ids, dtype=torch.float32)
+        for experts in self._experts:
+            self.replicas.multiply(nothing, ids, weights, experts, self.operators)
+        return True
+
     def _decode(self, tokens: torch.Tensor, step: DecodeStep) -> PassOutput:
         """All layers of a decoding step."""
         if self.shape.latent is None:
@@ -257,8 +285,12 @@ class Decoder:
         as in `Routes`."""
         top_k = self.shape.experts.top_k if self.shape.experts else 0
         routes = Routes(top_k, forced)
+        operators: DecoderOperators = self.operators
+        if self.replicas is not None:
+            self.replicas.begin(len(tokens), self.device)
+            operators = SharedExperts(self.operators, self.replicas)
         run = ForwardPass(
-            self.operators, attention.attend, attention.attend_latent, self._sum, routes.choose
+            operators, attention.attend, attention.attend_latent, self._sum, routes.choose
         )
         hidden = self._embed(tokens)
         delta: torch.Tensor | None = None
@@ -321,7 +353,11 @@ class Decoder:
         return partial
 
     def _block(self, layer: int) -> DecoderBlock:
-        weights = LayerShards(self.weights, layer, self._products, self._rank(), self._ranks)
+        index = self._rank()
+        parts = self._shards.ep
+        if self.replicas is not None:
+            index = self.replicas.index
+        weights = LayerShards(self.weights, layer, self._products, self._experts, index, parts)
         return family_of(self.shape).decoder_block(self.shape, layer, weights)
 
 

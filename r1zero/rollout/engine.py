@@ -17,6 +17,7 @@ import torch
 from r1zero.models.layout import WeightLayout, WeightTarget
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.decoder import Chunk, Decoder
+from r1zero.rollout.expert_replicas import ExpertReplicas
 from r1zero.rollout.interface import EngineListener, EngineSetup, RolloutProgress, Sampling
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
 from r1zero.rollout.prompts import PromptCache, PromptCaches
@@ -58,6 +59,9 @@ class NativeEngine:
     @classmethod
     def build(cls, setup: EngineSetup) -> NativeEngine:
         """Make an engine without weights. BadInput when TP does not divide the model."""
+        replicas = None
+        if setup.grid.span.experts_span_replicas:
+            replicas = ExpertReplicas(setup.grid)
         graphs = setup.config.graphs
         if graphs is None:
             graphs = setup.device.type == "npu"
@@ -70,6 +74,7 @@ class NativeEngine:
             setup.config.max_length,
             graphs=graphs,
             unused=setup.unused,
+            replicas=replicas,
         )
         limits = EngineLimits(
             setup.config.max_response, setup.config.max_cache_tokens, setup.config.max_running
@@ -132,11 +137,7 @@ class NativeEngine:
     def collect(self, part: Part) -> list[Group]:
         """Decode until the groups of the part are complete, keeping rows busy with all others."""
         positions = [p for p in part.positions if p in self._groups]
-        while self._undecided(positions, part):
-            self._admit()
-            if self._rows.count:
-                self._append_block()
-                self._decode()
+        while self._advance(self._undecided(positions, part)):
             for listener in self.listeners:
                 listener.on_step()
         complete = [self._groups[p] for p in positions if not self._open[p]]
@@ -171,6 +172,25 @@ class NativeEngine:
         return bool(waits)
 
     # -- one step -------------------------------------------------------------------------------
+
+    def _advance(self, waits: bool) -> bool:
+        """Draw a token of each running sample, if a part `waits` for one. False when none does, nor
+        any of a replica with which this one shares experts.
+
+        Such a replica cannot run a pass alone. While it goes on, this one draws samples of later
+        parts; where it has none, its experts serve.
+        """
+        replicas = self.decoder.replicas
+        if replicas is not None:
+            replicas.waits = waits
+            waits = waits or (replicas.others_wait and any(self._open.values()))
+        if not waits:
+            return self.decoder.serve()
+        self._admit()
+        if self._rows.count:
+            self._append_block()
+            self._decode()
+        return True
 
     def _admit(self) -> None:
         """Give rows to waiting samples in order, as far as rows, blocks and finished prompts go."""

@@ -47,6 +47,7 @@ TENSOR_PLANE = {
     "policy/reference.py",
     "ops/token_gather.py",
     "rollout/decoder.py",
+    "rollout/expert_replicas.py",
     "rollout/routes.py",
     "rollout/sampler.py",
     "weight_sync/broadcast.py",

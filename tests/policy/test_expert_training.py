@@ -37,6 +37,7 @@ LAYOUTS = {
     "tp2_ep2": RoleSize(4, tp=2, ep=2),
     "tp2_ep4": RoleSize(4, tp=2, ep=4),
     "pp2_ep2": RoleSize(4, pp=2, ep=2, num_layer_list=(1, 3)),
+    "tp2_pp2_ep2": RoleSize(4, tp=2, pp=2, ep=2, num_layer_list=(1, 3)),
 }
 ONE = {"one": RoleSize(1)}
 TEMPERATURE = 0.8

@@ -97,13 +97,13 @@ def make_runtime(store, folder, *overrides, rank=0, size=1):
     return prepare(run, World(launch, run.placement, DEVICE, timedelta(seconds=LONG), store))
 
 
-def make_world(rank, size, store, train, rollout=None, ref=None, **layout):
+def make_world(rank, size, store, train, rollout=None, ref=None, rollout_ep=1, **layout):
     """A colocated world: `train` is (TP, PP), `layout` the rest of its RoleSize; rollout and ref follow
-    with TP only."""
+    with TP, and rollout with EP."""
     placement = place(
         {
             "train": RoleSize(size, *train, **layout),
-            "rollout": RoleSize(size, rollout or 1),
+            "rollout": RoleSize(size, rollout or 1, ep=rollout_ep),
             "ref": RoleSize(size, ref or 1),
         },
         colocate=True,

@@ -76,7 +76,8 @@ EIGHT = [
     "actor_rollout.tensor_model_parallel_size=2",
     "actor_rollout.expert_model_parallel_size=4",
     "actor_rollout.num_gpus_for_infer=2",
-    "actor_rollout.infer_tensor_parallel_size=2",
+    "actor_rollout.infer_tensor_parallel_size=1",
+    "actor_rollout.infer_expert_parallel_size=2",
     "ref.expert_model_parallel_size=2",
     "resource_pool.actor_rollout=[6]",
     "resource_pool.ref=[2]",
@@ -87,7 +88,7 @@ EIGHT = [
 @pytest.mark.parametrize(
     ("size", "layout"),
     [(4, FOUR), (8, EIGHT)],
-    ids=["train DP2 EP2", "train TP2 CP2 EP4, rollout TP2, ref CP2 EP2"],
+    ids=["train DP2 EP2", "train TP2 CP2 EP4, rollout DP2 EP2, ref CP2 EP2"],
 )
 def test_samples_and_metrics_do_not_depend_on_the_layout(job, world_of_one, tmp_path, size, layout):
     folder = run(tmp_path / "run", size, "tiny", job + layout)
@@ -105,6 +106,33 @@ def test_samples_and_metrics_do_not_depend_on_the_layout(job, world_of_one, tmp_
         assert other["grad_norm"] > 0
 
 
+SIXTEEN = [
+    "training.train_iters=2",
+    "training.sequence_parallel=true",
+    "actor_rollout.num_gpus_for_train=8",
+    "actor_rollout.tensor_model_parallel_size=2",
+    "actor_rollout.pipeline_model_parallel_size=2",
+    "actor_rollout.num_layer_list=[1, 3]",
+    "actor_rollout.expert_model_parallel_size=4",
+    "actor_rollout.num_gpus_for_infer=4",
+    "ref.expert_model_parallel_size=4",
+    "resource_pool.actor_rollout=[12]",
+    "resource_pool.ref=[4]",
+]
+
+
+def assert_trains_and_publishes(job, layout, folder, shards):
+    """Two steps of 16 ranks learn with the engine's routes, and each of the four rollout ranks receives
+    its shard."""
+    run(folder, 16, "tiny", job + SIXTEEN + layout)
+    shape = ModelConfig.from_folder(load_config("tiny", job)[0].actor_rollout.load)
+    sizes = {spec.name: int(np.prod(local_shape(spec, shards))) for spec in param_table(shape)}
+    for step in metrics(folder):
+        assert step["publish/bytes"] == 4 * 4 * sum(sizes.values())  # ranks, and bytes of a number
+        assert np.isfinite(step["loss"]) and step["grad_norm"] > 0
+        assert step["mismatch/max"] < 1e-5 and step["mismatch/router_agreement"] == 1
+
+
 def test_the_30b_placement_trains_and_each_rollout_rank_gets_its_shard(job, tmp_path):
     """The layout of configs/qwen3_30b_a3b.yaml with half of the ranks, on uneven stages."""
     cfg, _ = load_config("qwen3_30b_a3b")
@@ -113,27 +141,25 @@ def test_the_30b_placement_trains_and_each_rollout_rank_gets_its_shard(job, tmp_
     assert actor.num_gpus_for_train == 2 * 8 and actor.expert_model_parallel_size == 2 * 4
     assert actor.num_gpus_for_infer == 2 * 4 and actor.infer_tensor_parallel_size == 4
     assert sum(cfg.resource_pool.ref) == cfg.ref.expert_model_parallel_size == 2 * 4
+    layout = ["actor_rollout.infer_tensor_parallel_size=4"]
+    assert_trains_and_publishes(job, layout, tmp_path / "run", Shards(tp=4, ep=4))
+
+
+@pytest.mark.parametrize("job", ["deepseek_v3"], indirect=True)
+def test_the_placement_of_deepseek_v3_does_too(job, tmp_path):
+    """That of configs/deepseek_v3_671b.yaml with every size cut down: replicas of rollout and of the
+    reference share experts."""
+    cfg, _ = load_config("deepseek_v3_671b")
+    actor = cfg.actor_rollout
+    assert actor.expert_model_parallel_size > actor.tensor_model_parallel_size > 1
+    assert actor.infer_expert_parallel_size > actor.infer_tensor_parallel_size > 1
+    assert cfg.ref.expert_model_parallel_size > cfg.ref.tensor_model_parallel_size > 1
     layout = [
-        "training.train_iters=2",
-        "training.sequence_parallel=true",
-        "actor_rollout.num_gpus_for_train=8",
-        "actor_rollout.tensor_model_parallel_size=2",
-        "actor_rollout.pipeline_model_parallel_size=2",
-        "actor_rollout.num_layer_list=[1, 3]",
-        "actor_rollout.expert_model_parallel_size=4",
-        "actor_rollout.num_gpus_for_infer=4",
-        "actor_rollout.infer_tensor_parallel_size=4",
-        "ref.expert_model_parallel_size=4",
-        "resource_pool.actor_rollout=[12]",
-        "resource_pool.ref=[4]",
+        "actor_rollout.infer_tensor_parallel_size=2",
+        "actor_rollout.infer_expert_parallel_size=4",
+        "ref.tensor_model_parallel_size=2",
     ]
-    folder = run(tmp_path / "run", 16, "tiny", job + layout)
-    shape = ModelConfig.from_folder(load_config("tiny", job)[0].actor_rollout.load)
-    shards = Shards(tp=4, ep=4)
-    shard = sum(int(np.prod(local_shape(spec, shards))) for spec in param_table(shape))
-    for step in metrics(folder):
-        assert step["publish/bytes"] == 4 * 4 * shard  # ranks, and bytes of a number
-        assert np.isfinite(step["loss"]) and step["grad_norm"] > 0
+    assert_trains_and_publishes(job, layout, tmp_path / "run", Shards(tp=2, ep=4))
 
 
 def reference_body(rank, size, store, overrides):

@@ -107,7 +107,11 @@ def test_experts_on_two_ranks_give_the_samples_of_the_cpu(npu, tiny, tmp_path):
         shutil.copy(file, folder)
     job = [*JOB, f"actor_rollout.load={folder}", f"ref.load={folder}", "training.train_iters=1"]
     expected = run(tmp_path / "cpu", 1, "tiny", job)
-    cut = colocated(2, "actor_rollout.expert_model_parallel_size=2")
+    cut = colocated(
+        2,
+        "actor_rollout.expert_model_parallel_size=2",
+        "actor_rollout.infer_expert_parallel_size=2",  # by two replicas
+    )
     assert_same(expected, npu.train(tmp_path / "npu", 2, job + cut, fp32=True), steps=[1])
 
 
