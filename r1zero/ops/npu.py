@@ -28,6 +28,10 @@ ONE_OUTPUT = 2  # of `split_item`
 SPLIT_ROWS = 0  # of `group_type`: the groups are groups of rows
 # Packed sequences of one call of npu_fusion_attention, by its documentation.
 MOST_SEQUENCES = 1024
+# Sizes of latent attention that npu_fused_infer_attention_score_v2 takes, by its documentation.
+LATENT_RANK = 512
+LATENT_ROPE = 64
+LATENT_HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @functools.cache
@@ -191,8 +195,9 @@ def write_cache(
 ) -> None:
     """Write the keys and values of T tokens into a block cache by npu_scatter_pa_kv_cache.
 
-    keys and values [T, kv heads, D], caches [blocks, block, kv heads, D], all contiguous; slots
-    [T], int32 or int64: block * size of a block + place in it, no two the same.
+    keys and values [T, kv heads, D], caches [blocks, block, kv heads, D], all contiguous; D of keys
+    and of values may differ. slots [T], int32 or int64: block * size of a block + place in it, no
+    two the same.
     """
     torch_npu_module().npu_scatter_pa_kv_cache(
         keys,
@@ -234,3 +239,59 @@ def paged_attention(
         sparse_mode=NO_MASK,
     )
     return output.view(len(query), -1)
+
+
+def takes_latents(rank: int, rope_dim: int, heads: int) -> bool:
+    """Whether `paged_latent_attention` takes latent attention of these sizes."""
+    return rank == LATENT_RANK and rope_dim == LATENT_ROPE and heads <= LATENT_HEADS[-1]
+
+
+def paged_latent_attention(
+    query: torch.Tensor,
+    turned: torch.Tensor,
+    latents: torch.Tensor,
+    keys: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths: list[int],
+    scale: float,
+) -> torch.Tensor:
+    """Decode attention in the latent space over a block cache, by
+    npu_fused_infer_attention_score_v2.
+
+    A score is scale * (query . latent + turned . key), and latents are what is mixed. query
+    [n, heads, 512] and turned [n, heads, 64] lie in any order; latents [blocks, block, 1, 512] and
+    keys [blocks, block, 1, 64] are contiguous, of 16 or 128 tokens a block, with less than 2^31
+    elements; block_table int32 [n, most blocks]; lengths: tokens of each row. fp16 or bf16. Returns
+    [n, heads, 512], which lies head by head, as the product that takes it back to values reads it.
+    """
+    blocks, block, _, rank = latents.shape
+    heads = query.shape[1]
+    counted = next(count for count in LATENT_HEADS if count >= heads)
+    # One kv head lies in memory alike in both documented layouts of a cache, so (blocks, kv heads,
+    # block, D) is named, which is said to be the faster one.
+    cache = latents.view(blocks, 1, block, rank)
+    output, _ = torch_npu_module().npu_fused_infer_attention_score_v2(
+        _with_heads(query, counted),
+        cache,
+        cache,
+        query_rope=_with_heads(turned, counted),
+        key_rope=keys.view(blocks, 1, block, -1),
+        block_table=block_table,
+        actual_seq_kvlen=lengths,
+        num_query_heads=counted,
+        num_key_value_heads=1,
+        softmax_scale=scale,
+        input_layout="BNSD_NBSD",  # takes [n, heads, 1, D] and gives [heads, n, 1, D]
+        block_size=block,
+        sparse_mode=NO_MASK,
+    )
+    return output[:heads, :, 0].transpose(0, 1)
+
+
+def _with_heads(x: torch.Tensor, count: int) -> torch.Tensor:
+    """x [n, heads, D] with heads of zeros behind its own, if they are fewer than `count`: contiguous
+    [n, count, 1, D]."""
+    missing = count - x.shape[1]
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    return x.contiguous()[:, :, None]

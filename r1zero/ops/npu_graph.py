@@ -39,9 +39,14 @@ class GraphPool:
         behind the replay before: an attention that has not run yet would take the lengths of the
         next step. Each captured attention waits for its own part of the update, so that the replay
         behind it needs no wait.
+
+        They go by the names that `paged_attention` and `paged_latent_attention` have for them: each
+        captured call takes its own, and torch_npu passes over the other one.
         """
         self._replayed.synchronize()
         graph = self._graphs[size]
-        graph.update(cpu_update_input=[{"actual_seq_lengths_kv": lengths}])
+        graph.update(
+            cpu_update_input=[{"actual_seq_lengths_kv": lengths, "actual_seq_kvlen": lengths}]
+        )
         graph.replay()
         self._replayed.record()

@@ -210,9 +210,8 @@ class Decoder:
         self._unchecked = {"extend", "decode"}  # whose routes, since weights were written
         self.padding = 0  # rows at most that pad a step, each with a token in the cache
         self._step: Callable[[torch.Tensor, DecodeStep], PassOutput] = self._decode
-        # A step of latent attention by products has other shapes whenever a block comes or goes, and
-        # that of a replica which shares experts whenever another one has more or less to run.
-        if graphs and shape.latent is None and replicas is None:
+        # A step of a replica that shares experts has other shapes whenever another one has more to run.
+        if graphs and self.operators.capturable and replicas is None:
             self.padding = MOST_PADDING
             self._step = DecodeGraphs(self._decode, max_positions)
 

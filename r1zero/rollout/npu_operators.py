@@ -2,8 +2,14 @@
 
 A dense layer is eleven launches: add and norm, qkv, RoPE of the queries, RoPE of the keys, cache
 write, attention, output, add and norm, gate and up, SwiGLU, down. Experts take the place of the last
-three with a sort, two grouped products and PyTorch's operators around them. Checked against
-torch_npu's published contract, not yet run on hardware.
+three with a sort, two grouped products and PyTorch's operators around them.
+
+Latent attention decodes by one fused operator, too, where that takes its sizes: latents of 512
+columns, keys of 64, up to 128 heads a rank, as DeepSeek-V3 and Moonlight have them. With other sizes,
+which small models for tests have, PyTorch's operators attend to latents, and no step is captured
+as a graph.
+
+Checked against torch_npu's published contract, not yet run on hardware.
 """
 
 from __future__ import annotations
@@ -14,9 +20,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from r1zero.models.family import Attend, LocalExperts
+from r1zero.models.family import Attend, AttendLatent, LocalExperts, UpProjection
 from r1zero.ops import npu
 from r1zero.rollout.block_attention import DecodeStep
+from r1zero.rollout.latent import absorb, values_of_heads
 from r1zero.rollout.npu_graphs import SIZES
 from r1zero.rollout.operators import Heads, Operators, RotaryRows
 
@@ -36,6 +43,11 @@ class NpuOperators(Operators):
         # are two: the keys', and one that turns by nothing.
         self._cos = torch.stack([heads.cos, torch.ones_like(heads.cos)])
         self._sin = torch.stack([heads.sin, torch.zeros_like(heads.sin)])
+        latent = heads.latent
+        self._fuses_latents = latent is not None and npu.takes_latents(
+            latent.rank, latent.rope_dim, heads.per_group
+        )
+        self.capturable = latent is None or self._fuses_latents
 
     def add_norm(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
@@ -131,8 +143,7 @@ class NpuOperators(Operators):
 
     def decoding(self, step: DecodeStep) -> Attend:
         """As Operators.decoding."""
-        slots = torch.add(step.offset, step.block, alpha=step.layout.pool.block)
-        return partial(self._attend_by_slots, step, slots, self.rotary(step.positions))
+        return partial(self._attend_by_slots, step, _slots(step), self.rotary(step.positions))
 
     def _attend_by_slots(
         self,
@@ -151,6 +162,46 @@ class NpuOperators(Operators):
         values = step.layout.pool.values[layer].transpose(1, 2)
         npu.write_cache(key, value, keys, values, slots)
         return npu.paged_attention(query, keys, values, step.layout.table, step.lengths)
+
+    def decoding_latent(self, step: DecodeStep) -> AttendLatent:
+        """As Operators.decoding_latent."""
+        if not self._fuses_latents:
+            return super().decoding_latent(step)
+        rotary = self.latent_rotary(step.positions)
+        return partial(self._attend_latent_by_slots, step, _slots(step), rotary)
+
+    def _attend_latent_by_slots(
+        self,
+        step: DecodeStep,
+        slots: torch.Tensor,
+        rotary: RotaryRows,
+        layer: int,
+        query: torch.Tensor,
+        latent: torch.Tensor,
+        key: torch.Tensor,
+        up: UpProjection,
+    ) -> torch.Tensor:
+        """Attend in one layer: see AttendLatent. Token i of the step goes to slots[i] of the cache."""
+        tokens = self.turn_latent(query, latent, key, rotary)
+        # as they lie in memory: [blocks, block, 1, columns]
+        keys = step.layout.pool.keys[layer].transpose(1, 2)
+        latents = step.layout.pool.values[layer].transpose(1, 2)
+        npu.write_cache(tokens.key, tokens.latent, keys, latents, slots)
+        mixed = npu.paged_latent_attention(
+            absorb(tokens.query, up),
+            tokens.turned,
+            latents,
+            keys,
+            step.layout.table,
+            step.lengths,
+            self.heads.scale,
+        )
+        return values_of_heads(mixed, up, self.latent.value_dim)
+
+
+def _slots(step: DecodeStep) -> torch.Tensor:
+    """Where in the cache the new token of each row goes, int64 [n]."""
+    return torch.add(step.offset, step.block, alpha=step.layout.pool.block)
 
 
 def _in_sorted_order(

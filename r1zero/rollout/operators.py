@@ -50,6 +50,9 @@ class Operators:
 
     # whether a block of the cache lies in memory token by token: see BlockPool
     token_major: ClassVar[bool] = False
+    # Whether a decoding step launches the same whatever blocks its rows have: see npu_graphs.py. By
+    # products it has other shapes whenever a block comes or goes.
+    capturable: bool = False
 
     def __init__(self, heads: Heads) -> None:
         self.heads = heads
@@ -139,7 +142,9 @@ class Operators:
     def latent_rotary(self, positions: torch.Tensor) -> RotaryRows:
         """The same of latent attention, [T, 1, rope]."""
         at = self.heads
-        return RotaryRows(at.cos[positions][:, None], at.sin[positions][:, None])
+        return RotaryRows(
+            at.cos.index_select(0, positions)[:, None], at.sin.index_select(0, positions)[:, None]
+        )
 
     def turn_latent(
         self, query: torch.Tensor, latent: torch.Tensor, key: torch.Tensor, rotary: RotaryRows

@@ -148,6 +148,61 @@ def test_decode_attention_with_the_block_size_of_npus():
     assert on_npu(paged, 4, 2, 64, 128, [127, 128, 129]) < BF16
 
 
+def paged_latents(heads: int, block: int, lengths: list[int]) -> float:
+    """The same of latent attention: a latent and a key of each token, which all heads share."""
+    torch.manual_seed(0)
+    rows = len(lengths)
+    width = max(-(-length // block) for length in lengths) + 1
+    table = torch.randperm(rows * width).view(rows, width).int()
+    latents = torch.randn(rows, max(lengths), 1, 512).bfloat16()
+    keys = torch.randn(rows, max(lengths), 1, 64).bfloat16()
+    query = torch.randn(heads, rows, 512).bfloat16().transpose(0, 1)  # lies head by head
+    turned = torch.randn(rows, heads, 64).bfloat16()
+    of_latents = torch.zeros(rows * width, block, 1, 512).bfloat16().to("npu")
+    of_keys = torch.zeros(rows * width, block, 1, 64).bfloat16().to("npu")
+    for place in range(max(lengths)):
+        alive = [row for row in range(rows) if lengths[row] > place]
+        slots = table[alive, place // block].long() * block + place % block
+        new = keys[alive, place].to("npu"), latents[alive, place].to("npu")
+        npu.write_cache(*new, of_keys, of_latents, slots.to("npu"))
+    caches = of_latents, of_keys
+    found = npu.paged_latent_attention(
+        query.to("npu"), turned.to("npu"), *caches, table.to("npu"), lengths, 0.05
+    )
+    expected = []
+    for row, length in enumerate(lengths):
+        latent = latents[row, :length, 0].float()
+        scores = query[row].float() @ latent.T
+        scores += turned[row].float() @ keys[row, :length, 0].float().T
+        expected.append((0.05 * scores).softmax(-1) @ latent)
+    return largest_difference(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 16, 20, 128])
+def test_decode_attention_to_latents_sees_each_rows_tokens(heads):
+    """The operator takes powers of two; 20 are the heads of GLM-4.7-Flash."""
+    assert on_npu(paged_latents, heads, 16, [1, 15, 16, 17, 40]) < BF16
+
+
+def test_decode_attention_to_latents_with_the_block_size_of_npus():
+    assert on_npu(paged_latents, 4, 128, [127, 128, 129]) < BF16
+
+
+@pytest.mark.parametrize(
+    ("sizes", "taken"),
+    [
+        ((512, 64, 128), True),  # DeepSeek-V3
+        ((512, 64, 8), True),  # Moonlight on two ranks
+        ((512, 64, 7), True),
+        ((512, 64, 129), False),
+        ((256, 64, 16), False),
+        ((512, 32, 16), False),
+    ],
+)
+def test_sizes_of_latent_attention_that_the_fused_operator_takes(sizes, taken):
+    assert npu.takes_latents(*sizes) == taken
+
+
 def varlen(ends: list[int], key_ends: list[int], rows: list[int] | None) -> list[float]:
     torch.manual_seed(0)
     inputs = [torch.randn(ends[-1], heads, 16) for heads in (4, 2, 2)]

@@ -41,6 +41,7 @@ def test_the_search_finds_the_calls_that_are_there(uses):
     assert {
         "torch_npu.npu_fusion_attention",
         "torch_npu.npu_fused_infer_attention_score",
+        "torch_npu.npu_fused_infer_attention_score_v2",
         "torch_npu.npu.NPUGraph",
         "torch_npu.npu.Event().elapsed_time",
         "torch_npu.npu.max_memory_allocated",

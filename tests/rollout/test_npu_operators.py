@@ -1,5 +1,5 @@
 """Decoding by the fused operators of NPUs, on the stand-in: equal to PyTorch's operators, in eleven
-launches a layer."""
+launches a layer, with latent attention in 21."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.launches import Launches
 from support.npu_process import on_npu
 from support.shapes import small_shape
 
-from r1zero.models.config import ModelConfig
+from r1zero.models.config import Latent, ModelConfig
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.decoder import Chunk, Decoder
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
@@ -109,6 +109,13 @@ FAMILIES = {
     "qwen2": {},
     "qwen3": {"family": "qwen3", "qk_norm": True, "qkv_bias": False},
     "olmo2": {"family": "olmo2", "qk_norm": True, "qkv_bias": False},
+    "deepseek_v3": {
+        "family": "deepseek_v3",
+        "num_kv_heads": 4,
+        "head_dim": 80,
+        "qkv_bias": False,
+        "latent": Latent(query_latent=24, rank=512, nope_dim=16, rope_dim=64, value_dim=12),
+    },
 }
 
 
@@ -136,9 +143,10 @@ def launches_of_a_layer(family: str) -> int:
 
 
 @pytest.mark.parametrize(
-    # q/k norms are two, and laying the new keys beside their values
+    # q/k norms are two, and laying the new keys beside their values; latent attention has four
+    # products more, two norms of latents, and three copies that put columns and queries in order
     ("family", "most"),
-    [("qwen2", 11), ("qwen3", 14)],
+    [("qwen2", 11), ("qwen3", 14), ("deepseek_v3", 21)],
 )
 def test_launches_of_a_decoding_step(family, most):
     assert on_npu(launches_of_a_layer, family) == most

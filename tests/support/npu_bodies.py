@@ -112,6 +112,36 @@ def _decode(**changes: Any) -> Any:
     return call(query, cache, cache, **{**arguments, **changes})[0]
 
 
+def _decode_latents(**changes: Any) -> Any:
+    latents = changes.pop("latents", _halves(4, 1, 16, 512))
+    query = changes.pop("query", _halves(3, 4, 1, 512))
+    arguments = {
+        "query_rope": _halves(3, 4, 1, 64),
+        "key_rope": _halves(4, 1, 16, 64),
+        "block_table": torch.zeros(3, 2, device="npu", dtype=torch.int32),
+        "actual_seq_kvlen": [1, 16, 17],
+        "num_query_heads": 4,
+        "num_key_value_heads": 1,
+        "softmax_scale": 0.25,
+        "input_layout": "BNSD_NBSD",
+        "block_size": 16,
+    }
+    call = torch_npu.npu_fused_infer_attention_score_v2
+    return call(query, latents, latents, **{**arguments, **changes})[0]
+
+
+def _write_cache(**changes: Any) -> None:
+    arguments = {
+        "key": _halves(3, 1, 64),
+        "value": _halves(3, 1, 512),
+        "key_cache": _halves(4, 16, 1, 64),
+        "value_cache": _halves(4, 16, 1, 512),
+        "slot_mapping": torch.tensor([0, 17, 63]).to("npu"),
+        "cache_mode": "Norm",
+    }
+    torch_npu.npu_scatter_pa_kv_cache(**{**arguments, **changes})
+
+
 def _train_attention(**changes: Any) -> Any:
     x = torch.ones(4, 2, 16, device="npu")
     arguments = {
@@ -169,9 +199,15 @@ def _device_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Ten
     return torch.ones(*shape, device="npu", dtype=dtype)
 
 
+def _halves(*shape: int) -> torch.Tensor:
+    return _device_tensor(*shape, dtype=torch.bfloat16)
+
+
 CALLS: dict[str, Callable[[], object]] = {
     "a norm": _norm,
     "a decode attention": _decode,
+    "an attention to latents": _decode_latents,
+    "a cache write": _write_cache,
     "a training attention": _train_attention,
     "a sum": lambda: _add_up(_device_tensor(2), hccl_buffer_size=8),
     "a replay": _replay_after_an_update,
@@ -184,6 +220,35 @@ CALLS: dict[str, Callable[[], object]] = {
     "fp32 for the decode attention": lambda: _decode(query=_device_tensor(3, 4, 1, 16)),
     "int64 block table": lambda: _decode(block_table=_device_tensor(3, 2, dtype=torch.int64)),
     "fewer lengths than rows": lambda: _decode(actual_seq_lengths_kv=[1, 16]),
+    "latents of another size": lambda: _decode_latents(
+        query=_halves(3, 4, 1, 256), latents=_halves(4, 1, 16, 256)
+    ),
+    "latents of another size than queries": lambda: _decode_latents(latents=_halves(4, 1, 16, 256)),
+    "a rotary part of another size": lambda: _decode_latents(query_rope=_halves(3, 4, 1, 32)),
+    "keys of another size": lambda: _decode_latents(key_rope=_halves(4, 1, 16, 32)),
+    "heads of latents that are no power of two": lambda: _decode_latents(
+        query=_halves(3, 3, 1, 512), query_rope=_halves(3, 3, 1, 64), num_query_heads=3
+    ),
+    "two queries of a row": lambda: _decode_latents(
+        query=_halves(3, 4, 2, 512), query_rope=_halves(3, 4, 2, 64)
+    ),
+    "two kv heads of latents": lambda: _decode_latents(num_key_value_heads=2),
+    "blocks of 32 latents": lambda: _decode_latents(
+        latents=_halves(4, 1, 32, 512), key_rope=_halves(4, 1, 32, 64), block_size=32
+    ),
+    "a causal mode for latents": lambda: _decode_latents(sparse_mode=3),
+    "fp32 for latents": lambda: _decode_latents(query=_device_tensor(3, 4, 1, 512)),
+    "queries of latents that lie head by head": lambda: _decode_latents(
+        query=_halves(4, 3, 1, 512).transpose(0, 1)
+    ),
+    "no rotary parts": lambda: _decode_latents(query_rope=None, key_rope=None),
+    "latents without a block table": lambda: _decode_latents(block_table=None),
+    "a block table that is too narrow": lambda: _decode_latents(actual_seq_kvlen=[1, 16, 33]),
+    "keys of other tokens than values": lambda: _write_cache(key=_halves(2, 1, 64)),
+    "values of another size than their cache": lambda: _write_cache(value=_halves(3, 1, 256)),
+    "two tokens for one slot": lambda: _write_cache(
+        slot_mapping=torch.tensor([0, 17, 17]).to("npu")
+    ),
     "ends before the last token": lambda: _train_attention(actual_seq_qlen=[1, 3]),
     "a mask that is not compressed": lambda: _train_attention(
         atten_mask=_device_tensor(4, 4, dtype=torch.bool).triu(1)

@@ -101,10 +101,22 @@ def _without(*keywords: str) -> Callable[[Callable], Callable]:
     return change
 
 
-def _lengths_are_one_short(function: Callable) -> Callable:
-    def call(*args: Any, actual_seq_lengths_kv: list[int], **given: Any) -> Any:
-        short = [max(1, length - 1) for length in actual_seq_lengths_kv]
-        return function(*args, actual_seq_lengths_kv=short, **given)
+def _one_short(keyword: str) -> Callable[[Callable], Callable]:
+    """The same function, to which these lengths come one short."""
+
+    def change(function: Callable) -> Callable:
+        def call(*args: Any, **given: Any) -> Any:
+            given[keyword] = [max(1, length - 1) for length in given[keyword]]
+            return function(*args, **given)
+
+        return call
+
+    return change
+
+
+def _rotary_part_is_zero(function: Callable) -> Callable:
+    def call(*args: Any, query_rope: torch.Tensor, **given: Any) -> Any:
+        return function(*args, query_rope=query_rope * 0, **given)
 
     return call
 
@@ -219,7 +231,13 @@ FAULTS: dict[str, Callable[[], None]] = {
     "no mask": _replace(torch_npu, "npu_fusion_attention", _without("atten_mask")),
     "half a gradient": _replace(torch_npu, "npu_fusion_attention", _gradient_is_halved),
     "lengths one short": _replace(
-        torch_npu, "npu_fused_infer_attention_score", _lengths_are_one_short
+        torch_npu, "npu_fused_infer_attention_score", _one_short("actual_seq_lengths_kv")
+    ),
+    "lengths of latents one short": _replace(
+        torch_npu, "npu_fused_infer_attention_score_v2", _one_short("actual_seq_kvlen")
+    ),
+    "latents without the rotary part": _replace(
+        torch_npu, "npu_fused_infer_attention_score_v2", _rotary_part_is_zero
     ),
     "copies in another order": _replace(
         torch_npu, "npu_moe_init_routing_v2", _copies_run_by_choice

@@ -47,6 +47,8 @@ BROKEN = [
     ("operators", 1, "no mask", "training attention, head size 64 is off by"),
     ("operators", 1, "half a gradient", "training attention, head size 64 is off by"),
     ("operators", 1, "lengths one short", "decode attention, head size 64 is off by"),
+    ("operators", 1, "lengths of latents one short", "attention to latents, 2 heads is off by"),
+    ("operators", 1, "latents without the rotary part", "attention to latents, 3 heads is off by"),
     ("operators", 1, "copies in another order", "experts 0 to 7 of 8, 16 tokens is off by"),
     ("operators", 1, "the sign of the sine", "rotary, head size 64 is off by"),
     ("groups", 2, "a sum in bf16", "the sum in bf16 over the world [0, 1]: 1 of 1000 elements"),

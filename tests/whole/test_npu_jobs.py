@@ -99,13 +99,18 @@ def test_resets_of_a_reference_on_two_stages_give_the_samples_of_the_cpu(npu, tm
     assert len(list(files.iterdir())) == 2, "one a stage"
 
 
-def test_experts_on_two_ranks_give_the_samples_of_the_cpu(npu, tiny, tmp_path):
-    """Of Qwen3's block, with its norms of queries and keys."""
-    folder = tmp_path / "mixture"
-    make_model("qwen3_moe", folder, vocab_size=ModelConfig.from_folder(tiny / "model").vocab_size)
+def one_step_of(family: str, folder: Path, tiny: Path, **sizes: int) -> list[str]:
+    """One step of a random model of this family with the tiny model's tokenizer."""
+    vocabulary = ModelConfig.from_folder(tiny / "model").vocab_size
+    make_model(family, folder, vocab_size=vocabulary, **sizes)
     for file in (tiny / "model").glob("*token*"):
         shutil.copy(file, folder)
-    job = [*JOB, f"actor_rollout.load={folder}", f"ref.load={folder}", "training.train_iters=1"]
+    return [*JOB, f"actor_rollout.load={folder}", f"ref.load={folder}", "training.train_iters=1"]
+
+
+def test_experts_on_two_ranks_give_the_samples_of_the_cpu(npu, tiny, tmp_path):
+    """Of Qwen3's block, with its norms of queries and keys."""
+    job = one_step_of("qwen3_moe", tmp_path / "mixture", tiny)
     expected = run(tmp_path / "cpu", 1, "tiny", job)
     cut = colocated(
         2,
@@ -113,6 +118,23 @@ def test_experts_on_two_ranks_give_the_samples_of_the_cpu(npu, tiny, tmp_path):
         "actor_rollout.infer_expert_parallel_size=2",  # by two replicas
     )
     assert_same(expected, npu.train(tmp_path / "npu", 2, job + cut, fp32=True), steps=[1])
+
+
+def test_latents_in_graphs_on_two_ranks_give_the_samples_of_the_cpu(npu, tiny, tmp_path):
+    """Of DeepSeek-V3, with the sizes that the fused operator takes; three heads a rank it does not,
+    and they are padded."""
+    sizes = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "kv_lora_rank": 512,
+        "qk_rope_head_dim": 64,
+    }
+    job = one_step_of("deepseek_v3", tmp_path / "latent", tiny, **sizes)
+    expected = run(tmp_path / "cpu", 1, "tiny", job)
+    cut = ["actor_rollout.infer_tensor_parallel_size=2", "actor_rollout.decode_graphs=true"]
+    found = npu.train(tmp_path / "npu", 2, job + colocated(2, *cut), fp32=True)
+    assert_same(expected, found, steps=[1])
 
 
 @pytest.fixture(scope="module")

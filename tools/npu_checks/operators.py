@@ -7,7 +7,7 @@ same inputs: it rounds after every step, a fused kernel at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from npu_checks import reference
 from npu_checks.check import Check, CheckFailed, Figures
 from npu_checks.world import set_variables
 from r1zero.distributed import device as devices
-from r1zero.models.config import ModelConfig
+from r1zero.models.config import Latent, ModelConfig
 from r1zero.models.family import LocalExperts
 from r1zero.models.rotary import rotary_tables
 from r1zero.ops.attention import Segments, packed_causal_attention
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
+from r1zero.rollout.linear import Linear
 from r1zero.rollout.native import operators
 from r1zero.rollout.operators import Heads, Operators
 
@@ -31,6 +32,10 @@ LENGTHS = (1, 127, 128, 129, 4096)  # around the size of a block, and a long one
 SMALL_LENGTHS = (1, 127, 128, 129, 300)
 EPS = 1e-6
 THETA = 1e6
+# Of DeepSeek-V3; and heads of a rank, of which 20 are padded to 32.
+LATENT = Latent(query_latent=None, rank=512, nope_dim=128, rope_dim=64, value_dim=128)
+LATENT_HEADS = (16, 20)
+SMALL_LATENT_HEADS = (2, 3)
 
 Results = list[torch.Tensor]
 
@@ -141,6 +146,13 @@ def cases(device: torch.device, small: bool) -> Iterator[Case]:
             f"decode attention, {size}", model, device, SMALL_LENGTHS if small else LENGTHS
         )
         yield rotary(f"rotary, {size}", model, device)
+    for heads in SMALL_LATENT_HEADS if small else LATENT_HEADS:
+        yield latent_attention(
+            f"attention to latents, {heads} heads",
+            heads,
+            device,
+            SMALL_LENGTHS if small else LENGTHS,
+        )
     width = 256 if small else 3584
     yield norm("RMSNorm", width, device, add=False)
     yield norm("add and RMSNorm", width, device, add=True)
@@ -322,6 +334,53 @@ def decode_attention(name: str, model: Model, device: torch.device, lengths: Seq
             all_keys = torch.cat([keys, key[row : row + 1]])
             all_values = torch.cat([values, value[row : row + 1]])
             outputs.append(reference.attend(query[row : row + 1], all_keys, all_values, None))
+        return [torch.cat(outputs)]
+
+    return Case(name, ours, plain)
+
+
+def latent_attention(name: str, heads: int, device: torch.device, lengths: Sequence[int]) -> Case:
+    """The same of latent attention, against keys and values that are made of all latents."""
+    shape = replace(Model(64, 1).config(max(lengths)), latent=LATENT)
+    count = len(lengths)
+    query = random(count, heads, LATENT.query_dim)
+    up = random(heads * (LATENT.nope_dim + LATENT.value_dim), LATENT.rank) / 16
+    positions = torch.tensor(lengths) - 1
+    latents = [random(length, LATENT.rank) for length in lengths]  # the last one is the new token's
+    keys = [random(length, LATENT.rope_dim) for length in lengths]
+
+    def ours() -> Results:
+        cos, sin = rotary_tables(shape, max(lengths), device)
+        turns = (cos.bfloat16(), sin.bfloat16())
+        scale = LATENT.query_dim**-0.5
+        kernels = operators(Heads(1, heads, LATENT.query_dim, EPS, scale, *turns, LATENT))
+        pool = BlockPool(shape, 1, torch.bfloat16, device, token_major=kernels.token_major)
+        rows = shuffled_blocks(lengths, pool)
+        for row, of_keys, of_latents in zip(rows, keys, latents, strict=True):
+            before = of_keys[:-1].to(device), of_latents[:-1].to(device)
+            pool.write(row.own, before[0][None, None], before[1][None, None])
+        step = DecodeStep(DecodeLayout(rows, pool, 1, heads, device), positions.numpy())
+        new_latent = torch.stack([row[-1] for row in latents]).to(device)
+        new_key = torch.stack([row[-1] for row in keys]).to(device)
+        attend = kernels.decoding_latent(step)
+        output = attend(0, query.flatten(1).to(device), new_latent, new_key, Linear(up.to(device)))
+        return [output.view(count, heads, LATENT.value_dim)]
+
+    def plain(dtype: torch.dtype) -> Results:
+        cos, sin = tables(positions, LATENT.rope_dim, dtype)
+        nope, rope = query.to(dtype).split([LATENT.nope_dim, LATENT.rope_dim], dim=-1)
+        turned = reference.rotate_half(reference.halves(rope), cos, sin)
+        whole = torch.cat([nope, turned], dim=-1)
+        outputs = []
+        for row, length in enumerate(lengths):
+            made = (latents[row].to(dtype) @ up.to(dtype).T).view(length, heads, -1)
+            of_nope, values = made.split([LATENT.nope_dim, LATENT.value_dim], dim=-1)
+            of_rope = keys[row].to(dtype)
+            new = reference.halves(of_rope[-1:])
+            of_rope = torch.cat([of_rope[:-1], reference.rotate_half(new, cos[row], sin[row])])
+            shared = of_rope[:, None].expand(-1, heads, -1)
+            all_keys = torch.cat([of_nope, shared], dim=-1)
+            outputs.append(reference.attend(whole[row : row + 1], all_keys, values, None))
         return [torch.cat(outputs)]
 
     return Case(name, ours, plain)

@@ -94,6 +94,11 @@ def rotate_half(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return torch.cat([first, second], dim=-1)
 
 
+def halves(x: torch.Tensor) -> torch.Tensor:
+    """Pairs of columns that lie side by side, (x[0], x[1]), (x[2], x[3]), as rotate_half has them."""
+    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+
+
 def rotary_angles(positions: torch.Tensor, dim: int, theta: float) -> torch.Tensor:
     """Angle of each position and element, fp32 [T, D]: pairs lie half a head apart."""
     steps = torch.arange(0, dim, 2, dtype=torch.float64) / dim

@@ -12,6 +12,8 @@ MAX_SEQUENCES = 1024  # of packed ones in a call
 CAUSAL_AT_THE_FIRST = 2
 CAUSAL_AT_THE_LAST = 3
 COMPRESSED = (CAUSAL_AT_THE_FIRST, CAUSAL_AT_THE_LAST)
+LATENT_HEADS = (1, 2, 4, 8, 16, 32, 64, 128)
+MOST_ELEMENTS = 2**31 - 1
 
 
 def _attend(query, key, value, scale, hidden):
@@ -176,25 +178,96 @@ def npu_fused_infer_attention_score(
     limit(heads // num_key_value_heads <= 64, f"{heads} heads over {num_key_value_heads}")
     limit(dim % 16 == 0 and dim <= 512, f"head size {dim}: a multiple of 16, at most 512")
     limit(block_size % 16 == 0 and 0 < block_size <= 512, f"block size {block_size}")
-    limit(block_table.dtype == torch.int32, f"block_table is {block_table.dtype}")
-    limit(block_table.dim() == 2, f"block_table has {block_table.dim()} axes")
-    limit(max(actual_seq_lengths_kv) <= 262144, f"{max(actual_seq_lengths_kv)} tokens of a row")
-    limit(len(block_table) == rows, f"block_table of {len(block_table)} for {rows} rows")
-    limit(len(actual_seq_lengths_kv) == rows, f"{len(actual_seq_lengths_kv)} lengths, {rows} rows")
-    widest = block_table.shape[1] * block_size
-    limit(max(actual_seq_lengths_kv) <= widest, "the block table is too narrow")
+    _check_table(block_table, actual_seq_lengths_kv, rows, block_size)
     keys = _blocks(key, num_key_value_heads, block_size)
     values = _blocks(value, num_key_value_heads, block_size)
     outputs = []
     for row, length in enumerate(actual_seq_lengths_kv):
-        used = block_table[row, : -(-length // block_size)].long()
-        k = keys[used].transpose(0, 1).flatten(1, 2)[:, :length]
-        v = values[used].transpose(0, 1).flatten(1, 2)[:, :length]
+        k = _tokens(keys, block_table[row], length)
+        v = _tokens(values, block_table[row], length)
         outputs.append(_attend(query[row], k, v, scale, None))
     output = torch.stack(outputs)
     if input_layout == "BSND":
         output = output.transpose(1, 2).contiguous()
     return output, query.new_empty(0)
+
+
+@body
+def npu_fused_infer_attention_score_v2(
+    query,
+    key,
+    value,
+    *,
+    query_rope=None,
+    key_rope=None,
+    actual_seq_kvlen=None,
+    block_table=None,
+    num_query_heads=1,
+    num_key_value_heads=0,
+    softmax_scale=1.0,
+    input_layout="BSH",
+    sparse_mode=0,
+    block_size=0,
+    return_softmax_lse=False,
+    **others,
+):
+    """Decoding over blocks with latent attention: one query a row, whose score has two parts, sees the
+    first tokens of the row's blocks, whose latents are both keys and values.
+
+    The documentation also wants as many blocks in the cache as all rows have together. That is not
+    held to: rows may share blocks, and nothing in the published sources looks at it.
+    """
+    limit(not any(value is not None for value in _tensors(others)), f"only plain calls: {others}")
+    limit(query_rope is not None and key_rope is not None, "only latent attention is played here")
+    limit(block_table is not None, "latent attention needs a block_table")
+    tensors = (query, key, value, query_rope, key_rope)
+    limit(query.dtype in HALVES, f"the inference attention takes fp16 or bf16, not {query.dtype}")
+    limit(len({x.dtype for x in tensors}) == 1, "query and cache differ in type")
+    limit(all(x.is_contiguous() for x in tensors), "not contiguous")
+    if input_layout not in ("BNSD", "BNSD_NBSD"):  # as above
+        raise NotImplementedError(f"npu_standin: input_layout {input_layout}")
+    rows, heads, tokens, rank = query.shape
+    limit(rank == 512, f"latents of {rank} columns, and only 512 are taken")
+    limit(query_rope.shape == (rows, heads, tokens, 64), f"query_rope {query_rope.shape}")
+    limit(tokens == 1, f"{tokens} queries a row")
+    limit(sparse_mode == 0, f"sparse_mode {sparse_mode} with one query a row")
+    limit(not return_softmax_lse, "softmax_lse is not played here")
+    limit(heads == num_query_heads, f"num_query_heads {num_query_heads}, query {query.shape}")
+    limit(heads in LATENT_HEADS, f"{heads} heads, and only {LATENT_HEADS} are taken")
+    limit(num_key_value_heads == 1, f"{num_key_value_heads} kv heads of latent attention")
+    limit(block_size in (16, 128), f"block size {block_size}: 16 or 128")
+    limit(key.shape == value.shape, f"keys {key.shape}, values {value.shape}")
+    limit(key.numel() <= MOST_ELEMENTS, f"a cache of {key.numel()} elements")
+    limit(key_rope.shape == (*key.shape[:-1], 64), f"keys {key.shape}, key_rope {key_rope.shape}")
+    _check_table(block_table, actual_seq_kvlen, rows, block_size)
+    latents = _blocks(value, 1, block_size)
+    limit(latents.shape[-1] == rank, f"latents {value.shape} for queries {query.shape}")
+    keys = torch.cat([_blocks(key, 1, block_size), _blocks(key_rope, 1, block_size)], dim=-1)
+    queries = torch.cat([query, query_rope], dim=-1)
+    outputs = []
+    for row, length in enumerate(actual_seq_kvlen):
+        k = _tokens(keys, block_table[row], length)
+        v = _tokens(latents, block_table[row], length)
+        outputs.append(_attend(queries[row], k, v, softmax_scale, None))
+    output = torch.stack(outputs)
+    if input_layout == "BNSD_NBSD":
+        output = output.transpose(0, 1).contiguous()
+    return output, query.new_empty(0, dtype=torch.float32)
+
+
+def _check_table(block_table, lengths, rows, block_size):
+    limit(block_table.dtype == torch.int32, f"block_table is {block_table.dtype}")
+    limit(block_table.dim() == 2, f"block_table has {block_table.dim()} axes")
+    limit(max(lengths) <= 262144, f"{max(lengths)} tokens of a row")
+    limit(len(block_table) == rows, f"block_table of {len(block_table)} for {rows} rows")
+    limit(len(lengths) == rows, f"{len(lengths)} lengths, {rows} rows")
+    limit(max(lengths) <= block_table.shape[1] * block_size, "the block table is too narrow")
+
+
+def _tokens(cache, table, length):
+    """The first tokens of a row: cache [blocks, kv heads, block, D] -> [kv heads, length, D]."""
+    used = table[: -(-length // cache.shape[2])].long()
+    return cache[used].transpose(0, 1).flatten(1, 2)[:, :length]
 
 
 def _tensors(values):

@@ -95,14 +95,18 @@ def npu_scatter_pa_kv_cache(
     seq_lens=None,
     cache_mode="PA_NZ",
 ):
-    """Write tokens [T, kv heads, D] to their slots of caches [blocks, block, kv heads, D]."""
+    """Write tokens [T, kv heads, D] to their slots of caches [blocks, block, kv heads, D]. D may be
+    another one for values than for keys."""
     limit(cache_mode == "Norm", f"cache_mode {cache_mode}: the caches lie in NZ order then")
     contiguous = (key, value, key_cache, value_cache, slot_mapping)
     limit(all(x.is_contiguous() for x in contiguous), "npu_scatter_pa_kv_cache: not contiguous")
     limit(key.dtype in (torch.float16, torch.bfloat16, torch.int8), f"keys of {key.dtype}")
     limit(key.dtype == value.dtype == key_cache.dtype == value_cache.dtype, "types differ")
-    limit(key.shape == value.shape, f"keys {key.shape}, values {value.shape}")
-    limit(key_cache.dim() == 4 and key_cache.shape[2:] == key.shape[1:], "a cache of other heads")
+    limit(key.dim() == value.dim() == 3, f"keys {key.shape}, values {value.shape}")
+    limit(key.shape[:2] == value.shape[:2], f"keys {key.shape}, values {value.shape}")
+    for new, cache in ((key, key_cache), (value, value_cache)):
+        limit(cache.dim() == 4 and cache.shape[2:] == new.shape[1:], "a cache of other heads")
+    limit(key_cache.shape[:2] == value_cache.shape[:2], "two caches of other blocks")
     limit(slot_mapping.dim() == 1, f"slot_mapping has {slot_mapping.dim()} axes")
     _check_slots(slot_mapping, key_cache, len(key))
     slots = slot_mapping.long()
