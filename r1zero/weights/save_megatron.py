@@ -9,7 +9,7 @@ import os
 import tempfile
 import warnings
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,15 +45,9 @@ from r1zero.weights.source import FUSED_NORMS, PADDED, SHARDED_EXPERTS, Weights
 State = dict[str, torch.Tensor]
 
 ITERATION = 1  # of converted weights; Megatron takes neither 0 nor, everywhere, `release`
-# Modules of a layer that may keep fp8 state of Transformer Engine; Megatron's loader asks for all
-# of them.
-ATTENTION_STATES = (
-    "self_attention.linear_qkv",
-    "self_attention.linear_proj",
-    "self_attention.core_attention",
-)
-DENSE_STATES = ("mlp.linear_fc1", "mlp.linear_fc2")
-EXPERT_STATES = (f"mlp.{SHARDED_EXPERTS}.linear_fc1", f"mlp.{SHARDED_EXPERTS}.linear_fc2")
+# In the name of a module that multiplies, and so may keep fp8 state of Transformer Engine; Megatron's
+# loader asks for that of all of them.
+PRODUCT = ".linear_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +252,8 @@ class _Planner(DefaultSavePlanner):
                 item = self._item(tensor, name)
                 self._tensors[item.index] = tensor
                 items.append(item)
-        for layer in range(self._shape.num_layers):
-            for key in _extra_states(self._shape, layer):
-                items.append(WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO))
+        for key in _extra_states(self._shape):
+            items.append(WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO))
         self.plan = SavePlan(items)
         return self.plan
 
@@ -318,26 +311,34 @@ def _layer_prefix(shape: ModelConfig, layer: int) -> str:
     return f"decoder.layers.{layer}."
 
 
-def _extra_states(shape: ModelConfig, layer: int) -> list[str]:
-    """Keys of a layer's fp8 state: its index among layers and experts, and how many there are.
+def _extra_states(shape: ModelConfig) -> Iterator[str]:
+    """Keys of the fp8 states of all layers' modules: those with products, and attention itself."""
+    for tensor in param_table(shape):
+        module = tensor.name.removesuffix(".weight")
+        if tensor.layer is None or PRODUCT not in module or tensor.name == module:
+            continue
+        tail = module.removeprefix(f"decoder.layers.{tensor.layer}.")
+        if tail == "self_attention.linear_proj":
+            yield from _state_keys(shape, tensor.layer, "self_attention.core_attention")
+        yield from _state_keys(shape, tensor.layer, tail)
+
+
+def _state_keys(shape: ModelConfig, layer: int, module: str) -> Iterator[str]:
+    """Keys of a module's states: its index among layers and experts, and how many there are.
 
     Expert 5 of 8 in layer 2 of 4: linear_fc1._extra_state/shard_2.5_4.8, or shard_5_8 where layers
-    are not stacked. None with latent attention, whose modules are Megatron's own.
+    are not stacked.
     """
-    if shape.latent is not None:
-        return []
     place: list[tuple[int, int]] = []
     if layers_are_alike(shape):
         place.append((layer, shape.num_layers))
-    prefix = _layer_prefix(shape, layer)
-    keys = [_state_key(prefix + module, place) for module in ATTENTION_STATES]
-    if not has_experts(shape, layer):
-        return keys + [_state_key(prefix + module, place) for module in DENSE_STATES]
+    if not module.startswith("mlp.experts."):
+        yield _state_key(_layer_prefix(shape, layer) + module, place)
+        return
+    name = _layer_prefix(shape, layer) + module.replace("mlp.experts.", f"mlp.{SHARDED_EXPERTS}.")
     count = experts_of(shape).count
     for expert in range(count):
-        for module in EXPERT_STATES:
-            keys.append(_state_key(prefix + module, [*place, (expert, count)]))
-    return keys
+        yield _state_key(name, [*place, (expert, count)])
 
 
 def _state_key(module: str, place: Sequence[tuple[int, int]]) -> str:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import make_model
+from support.moe_checkpoints import Layout, exchange_body
+from support.multiproc import run_ranks
 
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
@@ -64,6 +66,27 @@ def test_what_megatron_is_given_is_what_the_folder_holds(folder, tmp_path, kind,
         if not tensor.fp32:
             expected = expected.bfloat16()
         assert torch.equal(read.read(tensor, index, shards), expected), tensor.name
+
+
+# Experts are dealt to the replicas of each of two stages.
+MEGATRON = Layout(tp=1, pp=2, ep=2, etp=1)
+
+
+def test_megatrons_own_latent_attention_writes_what_is_read_and_reads_what_is_written(
+    folder, tmp_path
+):
+    """GPTModel of megatron-core with MLASelfAttention, both of its checkpoints."""
+    copied(folder, tmp_path / "hf")
+    shape = ModelConfig.from_folder(folder)
+    weights = open_weights(folder, shape)
+    save_dist(tmp_path / "from_us_dist", weights, torch.float32)
+    layout = LegacyLayout(tp=1, layers=(2, 2), ep=2)
+    save_legacy(tmp_path / "from_us_legacy", weights, torch.float32, layout)
+    assert run_ranks(exchange_body, 4, str(tmp_path), MEGATRON) == [[]] * 4
+    for kind in ("legacy", "dist"):
+        read = open_weights(tmp_path / kind, shape)
+        for tensor in param_table(shape):
+            assert torch.equal(read.read(tensor), weights.read(tensor)), tensor.name
 
 
 def test_a_folder_that_is_written_is_the_one_that_was_read_but_for_its_type(folder, tmp_path):
