@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# or each program that a test starts would compile the whole package again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import torch
@@ -52,6 +54,9 @@ def tiny() -> Path:
         check=True,
         stdout=subprocess.DEVNULL,
     )
+    from support.warm_data import read_tiny
+
+    read_tiny()
     return ROOT / ".cache" / "tiny"
 
 

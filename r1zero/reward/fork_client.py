@@ -20,6 +20,20 @@ from r1zero.reward.fork_server import MESSAGE_BYTES, PROGRAM
 END_SECONDS = 5.0  # for a fork server to kill its workers, before it is killed itself
 
 
+def start(names: Sequence[str], control: int) -> subprocess.Popen[bytes]:
+    """Start the program of a fork server that is given orders at this descriptor.
+
+    A new interpreter, since a fork of a process with torch's threads may hang; the environment is
+    inherited.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *names],
+        stdin=control,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 class ForkClient:
     """A process that forks workers; the caller gives them their numbers."""
 
@@ -29,17 +43,10 @@ class ForkClient:
         self._has_forked = False
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
-        # Popen, since a fork of a process with torch's threads may hang; the environment is
-        # inherited. A scheduler signals all processes of a job; our end is the workers' end, so
-        # they take none.
+        # A scheduler signals all processes of a job; our end is the workers' end, so they take none.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, *names],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            self._process = start(names, theirs.fileno())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()

@@ -19,7 +19,8 @@ def held_body(rank, size, store, folder, *overrides):
     runtime = make_runtime(
         store,
         folder,
-        "training.global_batch_size=8",
+        "training.global_batch_size=4",
+        "actor_rollout.ppo_mini_batch_size=32",
         "actor_rollout.lr_decay_style=constant",
         *overrides,
     )

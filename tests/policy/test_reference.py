@@ -170,14 +170,14 @@ RESETS = [
     "reward.workers=1",
     "ref.reset_interval=2",
 ]
-TRAIN_TP2_PP2_DP2 = [
-    "actor_rollout.num_gpus_for_train=8",
+TRAIN_TP2_PP2 = [
     "actor_rollout.tensor_model_parallel_size=2",
     "actor_rollout.pipeline_model_parallel_size=2",
     "actor_rollout.num_gpus_for_infer=1",
     "actor_rollout.infer_tensor_parallel_size=1",
-    "resource_pool.actor_rollout=[9]",
 ]
+TRAIN_4 = [*TRAIN_TP2_PP2, "actor_rollout.num_gpus_for_train=4", "resource_pool.actor_rollout=[5]"]
+TRAIN_8 = [*TRAIN_TP2_PP2, "actor_rollout.num_gpus_for_train=8", "resource_pool.actor_rollout=[9]"]
 REF_PP2 = ["resource_pool.ref=[2]", "ref.pipeline_model_parallel_size=2"]
 REF_TP2_DP2 = ["resource_pool.ref=[4]", "ref.tensor_model_parallel_size=2"]
 
@@ -192,10 +192,15 @@ def holds_the_policy_of(folder: Path, step: int, shape: ModelConfig, of_step: in
     )
 
 
-@pytest.mark.parametrize("ref", [REF_PP2, REF_TP2_DP2], ids=["ref PP2", "ref TP2 DP2"])
-def test_a_reset_gives_the_reference_the_policy_and_a_run_goes_on_across_it(tiny, tmp_path, ref):
-    layout = [*RESETS, *TRAIN_TP2_PP2_DP2, *ref]
-    size = 9 + (2 if ref is REF_PP2 else 4)
+@pytest.mark.parametrize(
+    ("size", "train_and_ref"),
+    [(9 + 2, [*TRAIN_8, *REF_PP2]), (5 + 4, [*TRAIN_4, *REF_TP2_DP2])],
+    ids=["train DP2, ref PP2", "ref TP2 DP2"],
+)
+def test_a_reset_gives_the_reference_the_policy_and_a_run_goes_on_across_it(
+    tiny, tmp_path, size, train_and_ref
+):
+    layout = [*RESETS, *train_and_ref]
     straight = run(tmp_path / "straight", size, "tiny", layout)
     shape = ModelConfig.from_folder(tiny / "model")
     assert holds_the_policy_of(straight, 2, shape, of_step=2)

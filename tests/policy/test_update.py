@@ -56,16 +56,20 @@ AGGREGATION_KEYS = [
 ]
 
 
+# Without a cut, with DP, TP and PP.
+CUTS = [
+    (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
+    (2, (1, 1), ["actor_rollout.micro_batch_size=3"]),
+    (2, (2, 1), ["actor_rollout.micro_batch_size=2"]),
+    (2, (1, 2), ["actor_rollout.max_tokens_per_microbatch=64"]),
+]
+LEFT_OUT = {"masked": True, "resting": (2, 3, 4)}
+
+
 @pytest.mark.parametrize(
-    ("size", "layout", "overrides"),
-    [
-        (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
-        (2, (1, 1), ["actor_rollout.micro_batch_size=3"]),
-        (2, (2, 1), ["actor_rollout.micro_batch_size=2"]),
-        (2, (1, 2), ["actor_rollout.max_tokens_per_microbatch=64"]),
-    ],
+    ("size", "layout", "overrides", "chosen"),
+    [*((*each, LEFT_OUT) for each in CUTS), (*CUTS[0], {})],
 )
-@pytest.mark.parametrize("chosen", [{}, {"masked": True, "resting": (2, 3, 4)}])
 def test_each_aggregation_equals_plain_pytorch(tmp_path, size, layout, overrides, chosen):
     """Also where tokens and groups are left out: what remains weighs what it did."""
     model = make_model("qwen2", tmp_path)
@@ -82,15 +86,7 @@ ADVANTAGE_KEYS.append([f"algorithm.advantage={EXAMPLES}/advantage_best_only.py:b
 ADVANTAGE_KEYS[ADVANTAGE_NAMES.index("pass_at_k")].append("algorithm.advantage_settings.k=2")
 
 
-@pytest.mark.parametrize(
-    ("size", "layout", "overrides"),
-    [
-        (1, (1, 1), ["actor_rollout.max_tokens_per_microbatch=40"]),
-        (2, (1, 1), ["actor_rollout.micro_batch_size=3"]),
-        (2, (2, 1), ["actor_rollout.micro_batch_size=2"]),
-        (2, (1, 2), ["actor_rollout.max_tokens_per_microbatch=64"]),
-    ],
-)
+@pytest.mark.parametrize(("size", "layout", "overrides"), CUTS)
 def test_each_advantage_equals_plain_pytorch(tmp_path, size, layout, overrides):
     """Where the loss leaves tokens out, which then count in no whitening and no length, and a
     response, which counts."""

@@ -25,7 +25,6 @@ from support.patience import LONG, wait_until
 
 from r1zero.checkpoint import manifest, progress, store
 from r1zero.checkpoint.progress import CheckpointInfo, TrainerState
-from r1zero.config.schema import Config, placement
 from r1zero.distributed import identity
 from r1zero.distributed.groups import World
 from r1zero.distributed.identity import Identity
@@ -34,7 +33,7 @@ from r1zero.errors import BadInput
 from r1zero.preflight.found import look
 from r1zero.preflight.opening import open_run
 from r1zero.preflight.resolve import load_config
-from r1zero.preflight.run import complete
+from r1zero.preflight.run import Run, complete
 from r1zero.run_folder import claim, owner
 from r1zero.run_folder.claim import take
 from r1zero.run_folder.folder import append_line
@@ -236,7 +235,7 @@ def race(folder: Path, oracle: Path, together: multiprocessing.synchronize.Barri
 
 
 def test_of_several_that_start_in_the_same_moment_one_gets_the_folder(tmp_path):
-    for _ in range(30):
+    for _ in range(12):
         leave_without_a_word(tmp_path)  # what they find is a dead one's
         together = FORK.Barrier(5)
         arguments = tmp_path, tmp_path / "oracle", together
@@ -267,18 +266,19 @@ def test_who_looked_before_others_came_and_went_does_not_get_the_folder(tmp_path
 # parts under test do not know, tells whether two contenders are in at once.
 
 
-def contend(number: int, cfg: Config, oracle: Path, orders: Connection) -> None:
+def contend(number: int, run: Run, oracle: Path, orders: Connection) -> None:
     """Take the folders, and then obey orders until one ends this process."""
+    cfg = run.config
     World._build = lambda self, span: None  # no role needs a group here
     world = World(
         Launch("single", 0, 1, 0, (0,), "", 0),
-        placement(cfg, 1),
+        run.placement,
         DEVICE,
         timedelta(seconds=LONG),
         dist.HashStore(),
     )
     try:
-        hold, opening = open_run(complete(look(cfg, 1)), world)
+        hold, opening = open_run(run, world)
     except BadInput as error:
         orders.send(("refused", str(error)))
         os._exit(2)
@@ -326,10 +326,10 @@ def save(store_: Path, history: list[tuple[int, int]], check: Callable[[], None]
 class Contender:
     """A process that contends, as the test sees it."""
 
-    def __init__(self, number: int, cfg: Config, oracle: Path) -> None:
+    def __init__(self, number: int, run: Run, oracle: Path) -> None:
         self.orders, theirs = FORK.Pipe()
         self.number, self.steps, self.answers = number, [], []
-        self.process = FORK.Process(target=contend, args=(number, cfg, oracle, theirs))
+        self.process = FORK.Process(target=contend, args=(number, run, oracle, theirs))
         self.process.start()
         theirs.close()
 
@@ -359,19 +359,19 @@ class Contender:
         assert self.process.exitcode in expected, self.process.exitcode
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_interleavings_lose_and_mix_nothing(tiny, tmp_path, seed):
     chance = random.Random(seed)
     save_to = f"actor_rollout.save={tmp_path / 'save'}"
-    configs = [
-        load_config("tiny", [f"output_dir={tmp_path / name}", save_to])[0]
+    runs = [
+        complete(look(load_config("tiny", [f"output_dir={tmp_path / name}", save_to])[0], 1))
         for name in chance.choice((("a",), ("a", "b")))
     ]
     running: list[Contender] = []
     everyone: list[Contender] = []
     for _ in range(30):
         if not running or (len(running) < 3 and chance.random() < 0.3):
-            running.append(Contender(len(everyone), chance.choice(configs), tmp_path / "oracle"))
+            running.append(Contender(len(everyone), chance.choice(runs), tmp_path / "oracle"))
             everyone.append(running[-1])
         else:
             chosen = chance.choice(running)

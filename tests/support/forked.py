@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from support.patience import LONG
+from support.warm_rewards import fork_from_here
 
 
 def run_ranks(
@@ -87,6 +88,7 @@ def _child(
     # Armed here: a watchdog thread of the parent would deadlock the forked child.
     faulthandler.dump_traceback_later(timeout_seconds - 5, exit=True)
     torch.set_num_threads(1)
+    fork_from_here()
     store = dist.FileStore(str(Path(folder) / "store"), world_size)
     store.set_timeout(timedelta(seconds=timeout_seconds))
     try:

@@ -17,11 +17,15 @@ DEVICE = prepare("cpu", 0)
 for name in (
     "megatron.core.models.gpt.gpt_layer_specs",
     "megatron.core.models.gpt.moe_module_specs",
+    "numpy.ma",
     "numpy.random",
     "pyarrow.dataset",
+    "r1zero.algo.advantages.group_norm",
+    "r1zero.algo.losses.grpo",
     "r1zero.models.megatron_modules",
     "r1zero.models.stacked_experts",
     "r1zero.rollout.engine",
+    "torch.profiler._cupti_monitor",
 ):
     importlib.import_module(name)
 read_config("tiny", [])  # what checks the keys of a configuration is made once

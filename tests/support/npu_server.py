@@ -18,13 +18,13 @@ DEVICE = prepare("npu", 0)
 
 from support import npu_bodies  # noqa: E402
 from support.forked import run_ranks  # noqa: E402
+from support.warm_data import read_tiny  # noqa: E402
 from torch_npu._record import write_seen  # noqa: E402
 
 import r1zero.rollout.engine  # noqa: E402
 import r1zero.trainer  # noqa: E402, F401
-from r1zero.config.load import read_config  # noqa: E402
 
-read_config("tiny", [])  # what checks the keys of a configuration is made once
+read_tiny()
 
 
 def recorded(rank: int, size: int, store: str, name: str, *arguments: Any) -> Any:

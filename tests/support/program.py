@@ -14,6 +14,7 @@ from pathlib import Path
 
 from support.multiproc import DEVICE  # noqa: F401 - what a forked rank must find imported
 from support.patience import LONG
+from support.warm_rewards import fork_from_here
 
 
 def run_program(
@@ -66,6 +67,7 @@ def _be(
     os.environ.update(environment)
     if folder is not None:
         os.chdir(folder)
+    fork_from_here()
     sys.argv = command
     sys.path.insert(0, str(Path(command[0]).parent))
     code = 0

@@ -30,25 +30,38 @@ def resolved_run(
     rank: int, size: int, store: object, config: str, overrides: list[str]
 ) -> tuple[Run, World]:
     """A run as main.py resolves and checks it, and its world on one node."""
-    cfg, warnings = load_config(config, overrides)
-    run = resolve(cfg, warnings, size, [0] * size)
-    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
-    world = World(launch, run.placement, DEVICE, timedelta(seconds=LONG), store)
+    run = resolved(size, config, overrides)
+    world = world_of(run, rank, size, store)
     world.barrier()  # all have looked at the run folder before one takes it
     return run, world
+
+
+def resolved(size: int, config: str, overrides: list[str]) -> Run:
+    """A run of so many ranks on one node, as main.py resolves and checks it."""
+    cfg, warnings = load_config(config, overrides)
+    return resolve(cfg, warnings, size, [0] * size)
+
+
+def world_of(run: Run, rank: int, size: int, store: object) -> World:
+    """The world of a run on one node."""
+    launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
+    return World(launch, run.placement, DEVICE, timedelta(seconds=LONG), store)
+
+
+def resolved_body(rank: int, size: int, store: object, run: Run) -> None:
+    """Train what is resolved."""
+    train(prepare(run, world_of(run, rank, size, store)))
 
 
 def run(
     folder: Path, size: int, config: str, overrides: list[str], timeout_seconds: float = LONG
 ) -> Path:
-    """Train on `size` ranks into `folder` and return it."""
-    run_ranks(
-        train_body,
-        size,
-        config,
-        [*overrides, f"output_dir={folder}"],
-        timeout_seconds=timeout_seconds,
-    )
+    """Train on `size` ranks into `folder` and return it. BadInput for what does not resolve.
+
+    That is done once, before the ranks are forked.
+    """
+    run = resolved(size, config, [*overrides, f"output_dir={folder}"])
+    run_ranks(resolved_body, size, run, timeout_seconds=timeout_seconds)
     return folder
 
 

@@ -16,7 +16,7 @@ from r1zero.models.config import ModelConfig
 from r1zero.models.params import Shards, local_shape, param_table
 from r1zero.preflight.resolve import load_config
 
-# fp32 sums in another order; three updates carry the difference on.
+# fp32 sums in another order; further updates carry the difference on.
 TOLERANCE = 2e-4
 COMPARED = (
     "reward/mean",
@@ -32,8 +32,9 @@ COMPARED = (
 SAME = ("reward/mean", "reward/acc", "reward/format", "reward/equal_groups", "response_length/mean")
 # Two updates a step, so that later minibatches need old log-probs of the weights that drew them.
 COMMON = [
-    "training.train_iters=3",
-    "actor_rollout.ppo_mini_batch_size=64",
+    "training.train_iters=2",
+    "training.global_batch_size=8",
+    "actor_rollout.ppo_mini_batch_size=32",
     "training.eval_data_path=null",
     "actor_rollout.lr=1e-4",
     "actor_rollout.micro_batch_size=8",
@@ -71,7 +72,7 @@ def world_of_one(tiny, tmp_path_factory) -> Path:
 def test_samples_and_metrics_do_not_depend_on_the_layout(world_of_one, tmp_path, size, layout):
     folder = run(tmp_path, size, "tiny", COMMON + layout)
     expected, found = samples(world_of_one, 1), samples(folder, 1)
-    assert len(expected) == 128
+    assert len(expected) == 64
     for one, other in zip(expected, found, strict=True):
         for key in (
             "prompt",
@@ -138,7 +139,7 @@ def test_replicas_without_a_prompt_harm_nothing(tiny, tmp_path):
     [
         ["training.minibatch_order=expected_length", "algorithm.old_logprobs=rollout"],
         ["training.updates=accumulate", "training.parts=5"],
-        ["training.staleness=1", "training.parts=3"],
+        ["training.staleness=1", "training.parts=3", "training.train_iters=3"],
     ],
     ids=["by expected length, ratio to the engine", "one update", "one step off"],
 )
@@ -156,7 +157,7 @@ def test_options_of_the_step_do_not_depend_on_the_layout(tiny, tmp_path, option)
             for key in COMPARED:
                 assert again[key] == pytest.approx(line[key], rel=TOLERANCE, abs=TOLERANCE), key
     updates = 1 if "training.updates=accumulate" in option else 2
-    assert [line["updates"] for line in metrics(one)] == [updates] * 3
+    assert [line["updates"] for line in metrics(one)] == [updates] * len(metrics(one))
 
 
 def test_the_samples_are_the_same_again_and_others_with_another_seed(world_of_one, tmp_path):
@@ -230,8 +231,7 @@ def test_rollout_of_the_next_minibatch_runs_while_one_is_trained(tiny, tmp_path)
         "tiny",
         [
             *COMMON,
-            "training.train_iters=2",
-            "actor_rollout.ppo_mini_batch_size=32",
+            "training.global_batch_size=16",
             "actor_rollout.max_running_samples=2",
         ],
     )
