@@ -121,6 +121,9 @@ def parse() -> argparse.Namespace:
     args = parser.parse_with_overrides()
     if args.config is None and (args.model is None or not args.train or not args.rollout):
         parser.error("name a --config, or a --model with --train and --rollout")
+    for name, value in vars(args).items():
+        if name.endswith(("tp", "pp", "ep", "cp")) and value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')}: {value} must be at least 1")
     if args.config is None and args.overrides:
         parser.error(f"{args.overrides[0]} is of a configuration; name it with --config")
     return args

@@ -825,9 +825,7 @@ def role_sizes(cfg: Config) -> dict[str, RoleSize]:
             num_layer_list=tuple(actor.num_layer_list or ()),
         ),
         "rollout": RoleSize(
-            actor.num_gpus_for_infer,
-            tp=rollout_tp,
-            ep=actor.infer_expert_parallel_size or rollout_tp,
+            actor.num_gpus_for_infer, tp=rollout_tp, ep=actor.infer_expert_parallel_size or 1
         ),
     }
     if cfg.has_reference:

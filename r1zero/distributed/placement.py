@@ -278,7 +278,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class RoleSize:
-    """How many ranks a role gets, and how they cut its model. Of rollout `ep` is TP at least."""
+    """How many ranks a role gets, and how they cut its model. Of rollout `ep` 1 is its TP."""
 
     ranks: int
     tp: int = 1
@@ -305,7 +305,7 @@ def place(sizes: Mapping[str, RoleSize], colocate: bool) -> Placement:
     for role, asked in sizes.items():
         size = asked
         if role == "rollout":
-            size = replace(asked, ep=max(asked.tp, asked.ep))
+            size = replace(asked, ep=asked.tp if asked.ep == 1 else asked.ep)
         _check_size(role, size)
         roles[role] = RankGrid.of(
             role,

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,18 +100,17 @@ def shares(batch: Batch, round_samples: int | None, span: RankGrid, replica: int
     """Return the positions of the problems that a replica answers, round by round.
 
     Ten problems in four rounds are 0 1 | 2 3 4 | 5 6 | 7 8 9; of two replicas the first answers the
-    first and the third, the second the others.
+    first and the third, the second the others. All replicas have equally many rounds, the last of which
+    may be empty: those that share experts run in step, and none decodes while another is elsewhere.
     """
     size = len(batch.prompts)
     if round_samples is None:
-        rounds = [span.share(replica, range(size))]
-    else:
-        count = -(-batch.num_samples // round_samples)
-        rounds = [
-            range(size * i // count, size * (i + 1) // count)
-            for i in span.share(replica, range(count))
-        ]
-    return [positions for positions in rounds if positions]
+        return [span.share(replica, range(size))]
+    count = -(-batch.num_samples // round_samples)
+    ends = [size * i // count for i in range(count + 1)]
+    rounds = [range(first, end) for first, end in pairwise(ends)]
+    rounds += [range(size, size)] * (-count % span.dp)
+    return rounds[replica :: span.dp]
 
 
 def _conclude(

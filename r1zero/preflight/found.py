@@ -150,7 +150,10 @@ def _check_dealing(cfg: Config, models: Sequence[ModelFound], world_size: int) -
         ranks = world_size if cfg.resource_pool.colocate else size.ranks
         if ranks % (size.tp * size.cp * size.pp) == 0:  # else that is said
             problems += check_dealing(cfg, key, shapes[section], ranks // size.pp)
-    return problems or check_sharing(cfg, sizes["rollout"])
+    policy = shapes["actor_rollout"]
+    if problems or (policy is not None and policy.experts is None):
+        return problems
+    return check_sharing(cfg, sizes["rollout"])
 
 
 def _place_alone(cfg: Config, models: Sequence[ModelFound]) -> tuple[Placement | None, list[str]]:

@@ -74,20 +74,22 @@ def guessed_rates(cfg: Config, placed: Placement, shape: ModelConfig) -> Rates:
     if cfg.training.optimizer_offload:  # there and back
         state = parameters / placed.train.size * dtype_of(cfg).optimizer_bytes
         optimizer += 2 * state / BUS
-    floor = EAGER_FLOOR if actor.decode_graphs is False else GRAPH_FLOOR
+    eager = actor.decode_graphs is False or placed.rollout.experts_span_replicas
+    floor = EAGER_FLOOR if eager else GRAPH_FLOOR
     floor *= shape.num_layers / FLOOR_LAYERS
     context = MEAN_PROMPT * actor.max_prompt_length + MEAN_RESPONSE * cfg.response_budget / 2
     cache = family_of(shape).kv_cache_elements(shape, rollout) * size * context
+    held = _rank_parameters(shape, placed.rollout) * size
     product = FORWARD_FLOPS * active / rollout / (PEAK * DECODE_SHARE)
     return Rates(
-        decode_step=floor + parameters * size / rollout / BANDWIDTH,
+        decode_step=floor + held / BANDWIDTH,
         decode_row=product + cache / BANDWIDTH,
         prefill=forward / rollout,
         ref=forward / ref,
         learn=learn * active / (PEAK * LEARN_SHARE) / train,
         look=forward / train,
         optimizer=optimizer,
-        publish=parameters * size / rollout / LINK,
+        publish=held / LINK,
         source=GUESS,
     )
 

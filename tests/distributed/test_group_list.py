@@ -86,7 +86,7 @@ def test_device_memory_of_groups_in_the_layout_of_the_text(rank: int, megabytes:
 EXPERTS = place(
     {
         "train": RoleSize(16, tp=2, pp=2, cp=2, ep=4),
-        "rollout": RoleSize(4, tp=2, ep=2),
+        "rollout": RoleSize(8, tp=2, ep=4),
         "ref": RoleSize(8, tp=2, ep=8, cp=2),
     },
     colocate=False,

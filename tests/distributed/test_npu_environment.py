@@ -145,11 +145,16 @@ def test_a_group_that_decodes_asks_for_the_vector_cores() -> None:
     assert group_config(users, 200, decodes=True) == {"hccl_buffer_size": 200}
 
 
-@pytest.mark.parametrize(("tp", "decoding"), [(2, [[2, 3], [4, 5]]), (1, [])])
-def test_only_tensor_parallel_groups_of_rollout_decode(tp: int, decoding: list[list[int]]) -> None:
+@pytest.mark.parametrize(
+    ("tp", "ep", "decoding"),
+    [(2, 1, [[2, 3], [4, 5]]), (1, 1, []), (2, 4, [[2, 3], [4, 5]]), (1, 4, [])],
+)
+def test_only_tensor_parallel_groups_of_rollout_decode(
+    tp: int, ep: int, decoding: list[list[int]]
+) -> None:
     """Train ranks have groups beside each other, which HCCL forbids for AIV; so have publications,
     whose members must agree on it."""
-    sizes = {"train": RoleSize(2, 2), "rollout": RoleSize(4, tp), "ref": RoleSize(2, 2)}
+    sizes = {"train": RoleSize(2, 2), "rollout": RoleSize(4, tp, ep=ep), "ref": RoleSize(2, 2)}
     placed = place(sizes, colocate=False)
     found = {
         group.ranks

@@ -149,8 +149,9 @@ def test_samples_and_experts_are_those_of_one_rank(folders, layout):
     assert limits is AMPLE or any(preempted for _, _, preempted in found)
 
 
-def idle_body(rank, size, store, folder):
-    """The passes of two replicas, of which the second is asked for one sample of one token."""
+def passes_body(rank, size, store, folder, budgets):
+    """What two replicas that take turns draw in two parts, of which the first has two samples, and in
+    which passes."""
     grid = make_world(rank, size, store, (1, 1), rollout_ep=2).rollout
     engine = engine_on(folder, AMPLE, grid)
     passes = []
@@ -164,12 +165,12 @@ def idle_body(rank, size, store, folder):
     engine.decoder.replicas.begin = begin_and_tell
     steps = []
     engine.listeners.append(EngineListener(on_step=lambda: steps.append(len(passes))))
-    prompts = [Prompt(n, "", np.arange(3, 8, dtype=np.int32), "") for n in range(3)]
-    parts = (Part(range(2), range(ANY_LENGTH)), Part(range(2, 3), range(ANY_LENGTH)))
+    count = len(budgets)
+    prompts = [Prompt(n, "", np.arange(3, 8, dtype=np.int32), "") for n in range(count)]
+    parts = (Part(range(2), range(ANY_LENGTH)), Part(range(2, count), range(ANY_LENGTH)))
     batch = Batch(2, 4, prompts, 1, 1, planned_parts=parts)
-    budgets = np.array([[9], [1], [2]])
     engine._end_ids = np.asarray([])  # so that budgets are lengths
-    engine.submit(batch, range(rank, 3, 2), SAMPLING, budgets)
+    engine.submit(batch, range(rank, count, 2), SAMPLING, np.array(budgets)[:, None])
     lengths = []
     for part in batch.parts:
         lengths.append([len(group.samples[0].tokens) for group in engine.collect(part)])
@@ -178,7 +179,7 @@ def idle_body(rank, size, store, folder):
 
 def test_who_is_through_serves_until_nobody_waits(folders):
     """The first replica has prompts 0 and 2, with 9 tokens and 2, the second prompt 1, with one token."""
-    first, second = run_ranks(idle_body, 2, folders["qwen3_moe"])
+    first, second = run_ranks(passes_body, 2, folders["qwen3_moe"], [9, 1, 2])
     assert first[0] == [[9], [2]]
     assert second[0] == [[1], []]
     # Two prompts and eight decoding steps; nothing is left for the second part. Each collect ends by
@@ -186,6 +187,18 @@ def test_who_is_through_serves_until_nobody_waits(folders):
     assert first[1] == [(10, True), (2, True), *[(1, True)] * 7, (0, False), (0, False)]
     assert second[1] == [(5, True), *[(0, True)] * 8, (0, False), (0, False)]
     assert second[2] == 9, "those who listen are called while it serves"
+
+
+def test_who_is_through_draws_samples_of_later_parts_until_nobody_waits(folders):
+    """As above, and the second replica also has prompt 3, with 15 tokens."""
+    first, second = run_ranks(passes_body, 2, folders["qwen3_moe"], [9, 1, 2, 15])
+    assert first[0] == [[9], [2]]
+    assert second[0] == [[1], [15]]
+    # It draws ten tokens while the first one is at its nine, the last of them before it hears that
+    # nobody waits, and the other five when they are asked for.
+    ahead = [*[(1, True)] * 8, (1, False), (0, False)]
+    assert second[1] == [(10, True), *ahead, *[(1, True)] * 5, (0, False)]
+    assert first[1][-8:] == [(0, False), (0, False), *[(0, True)] * 5, (0, False)]
 
 
 def test_true_tokens_of_a_pass_in_slices(monkeypatch):

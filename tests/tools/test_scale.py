@@ -37,6 +37,16 @@ def test_thousands_of_ranks_are_in_a_dozen_groups_each(capsys: pytest.CaptureFix
     assert found["roles"]["rollout"]["published_in"] == pytest.approx(18.2e9, rel=0.01)
 
 
+def test_rollout_shares_experts_only_where_it_is_asked_to(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """TP 4 in the configuration, so two replicas of TP 2 do not hold a quarter of the experts each."""
+    [whole] = lines(capsys, "--config", "qwen3_30b_a3b", "--rollout-tp", "2")
+    [shared] = lines(capsys, "--config", "qwen3_30b_a3b", "--rollout-tp", "2", "--rollout-ep", "4")
+    assert whole["roles"]["rollout"]["published_in"] == pytest.approx(30.5e9, rel=0.01)
+    assert shared["roles"]["rollout"]["published_in"] == pytest.approx(16.0e9, rel=0.01)
+
+
 LARGE_EXPERTS = """
     --model qwen3_235b --train 128 --train-tp 4 --train-pp 8 --train-ep 16 --train-layers 11 12 12 12 12 12 12 11
     --rollout 32 --rollout-tp 4
