@@ -33,7 +33,7 @@ from r1zero.data.problems import parse_json
 from r1zero.data.template import TEMPLATES, Template
 from r1zero.distributed.detect import check_dtype, uses_npu
 from r1zero.distributed.launch import Launch, read_launch
-from r1zero.distributed.placement import RoleSize, place
+from r1zero.distributed.placement import Placement, RoleSize, place
 from r1zero.distributed.process import end, is_first, refuse, run_rank
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
@@ -41,6 +41,7 @@ from r1zero.models.dtype import Dtype
 from r1zero.models.family import register_own
 from r1zero.preflight import files
 from r1zero.preflight.datasets import check_data, compares
+from r1zero.preflight.experts import check_dealing, check_whole_replicas
 from r1zero.preflight.run import ModelFiles
 from r1zero.reward.choose import choose, columns_of
 from r1zero.reward.config import RewardConfig
@@ -102,6 +103,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     add("--engine", default="native", help="rollout engine, as in actor_rollout.engine")
     add("--tensor-model-parallel-size", type=int, default=1)
+    add(
+        "--expert-parallel-size",
+        type=int,
+        help="ranks that share the experts of each layer, a multiple of the tensor parallel size, which "
+        "is the default",
+    )
     add(
         "--max-tokens-to-oom",
         type=int,
@@ -280,6 +287,7 @@ def check(args: argparse.Namespace, launch: Launch) -> list[str]:
             ("--workers", args.workers),
             ("--problems", args.problems),
             ("--tensor-model-parallel-size", args.tensor_model_parallel_size),
+            ("--expert-parallel-size", args.expert_parallel_size),
         )
         if value is not None and value < 1
     ]
@@ -313,7 +321,19 @@ def check(args: argparse.Namespace, launch: Launch) -> list[str]:
     problems += check_verifier(args.verifier)
     problems += engine_problems(args.engine, "--engine")
     problems += check_writable("--output", str(output_folder(args)))
-    return problems or check_files(args)
+    return problems or check_files(args) or check_experts(args, launch)
+
+
+def check_experts(args: argparse.Namespace, launch: Launch) -> list[str]:
+    """The ranks can share the model's experts as is asked."""
+    asked = args.expert_parallel_size
+    if asked is None:
+        return []
+    flag = "--expert-parallel-size"
+    shape = ModelConfig.from_folder(model_folder(args))
+    tp = args.tensor_model_parallel_size
+    dealt = check_dealing(flag, asked, shape, launch.world_size, "of this job")
+    return dealt or check_whole_replicas(flag, asked, "--tensor-model-parallel-size", tp)
 
 
 def check_verifier(names: list[str]) -> list[str]:
@@ -355,6 +375,14 @@ def check_files(args: argparse.Namespace) -> list[str]:
     return files.check_ends(folder, tokenizer, [template], args.stop, rendering, END_KEYS)
 
 
+def placement_of(args: argparse.Namespace, launch: Launch) -> Placement:
+    """Replicas on all ranks."""
+    size = RoleSize(
+        launch.world_size, args.tensor_model_parallel_size, ep=args.expert_parallel_size or 1
+    )
+    return place({"rollout": size}, colocate=True)
+
+
 def run(args: argparse.Namespace, launch: Launch) -> int:
     """Join the world and answer."""
 
@@ -368,9 +396,9 @@ def run(args: argparse.Namespace, launch: Launch) -> int:
 
         run(evaluators, output_folder(args), args.round_samples or None)
 
-    sizes = {"rollout": RoleSize(launch.world_size, args.tensor_model_parallel_size)}
-    placement = place(sizes, colocate=True)
-    return run_rank(launch, placement, timedelta(minutes=45), False, False, prepare, work)
+    return run_rank(
+        launch, placement_of(args, launch), timedelta(minutes=45), False, False, prepare, work
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python tools/scale.py --config qwen25_7b --ranks 16 256      # its roles in proportion
     python tools/scale.py --model 72b --train 2048 --train-tp 8 --train-pp 8 --rollout 4096 --rollout-tp 8
     python tools/scale.py --model qwen3_235b --train 128 --train-tp 4 --train-pp 8 --train-ep 16 --rollout 32 \
-        --rollout-tp 4 --train-layers 11 12 12 12 12 12 12 11
+        --rollout-tp 4 --rollout-ep 16 --train-layers 11 12 12 12 12 12 12 11
     python tools/scale.py --model deepseek_v3 --train 512 --train-tp 8 --train-pp 16 --rollout 512 --rollout-tp 32
 
 Real code over simulated ranks: the placement, the list of groups, the plan of publishing. Of each role

@@ -11,10 +11,12 @@ BUCKETS_IN_FLIGHT = 4
 CPU_CACHE_BLOCK = 64
 NPU_CACHE_BLOCK = 128
 # Tokens of all rollout replicas that share experts, which an exchange gathers at once. Of 7,168 columns in
-# bf16 they take 117 MB, and an exchange has so many copies of them: those gathered, those of them that are
+# bf16 they take 59 MB, and an exchange has so many copies of them: those gathered, those of them that are
 # no filler, what the rank's experts found, and sums with filler.
-EXCHANGED_TOKENS = 8192
+EXCHANGED_TOKENS = 4096
 EXCHANGE_COPIES = 4
+# And of each expert that a token goes to, on NPUs: sorted, found, and those of this rank alone.
+CHOICE_COPIES = 3
 # Of the optimizer, for each parameter: two fp32 moments, and beside bf16 weights an fp32 copy.
 MOMENT_BYTES = 8
 MASTER_BYTES = 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from operator import attrgetter
 
 from r1zero.config.schema import Config
 from r1zero.distributed.placement import RoleSize
@@ -44,17 +43,18 @@ def check_policy_experts(cfg: Config, shape: ModelConfig) -> list[str]:
     return problems
 
 
-def check_dealing(cfg: Config, key: str, shape: ModelConfig | None, stage: int) -> list[str]:
-    """EP deals the experts of a layer to the ranks of a stage, all of them equally many.
+def check_dealing(
+    key: str, size: int, shape: ModelConfig | None, ranks: int, whose: str = "of a pipeline stage"
+) -> list[str]:
+    """EP deals the experts of a layer to ranks, all of them equally many.
 
-    Of 8 experts and 6 ranks, EP 2 gives each rank 4. `key` is one of EP_KEYS; without a shape the
-    number of experts is not known.
+    Of 8 experts and 6 ranks, EP 2 gives each rank 4. `key` is what says EP, `whose` what the ranks are;
+    without a shape the number of experts is not known.
     """
-    size = attrgetter(key)(cfg)
-    if size is None or size == 1:
+    if size == 1:
         return []
-    dealt = [stage]
-    told = f"the {stage} ranks of a pipeline stage"
+    dealt = [ranks]
+    told = f"the {ranks} ranks {whose}"
     if shape is not None:
         if shape.experts is None:
             return [f"{key}: {size} deals experts out, but the model has none; 1 would work"]
@@ -67,16 +67,23 @@ def check_dealing(cfg: Config, key: str, shape: ModelConfig | None, stage: int) 
     return [f"{key}: {size} must divide {told}; {neighbours(size, _divisors(common))}"]
 
 
+def check_whole_replicas(key: str, size: int, tp_key: str, tp: int) -> list[str]:
+    """EP of rollout is of whole replicas: a multiple of their TP. The keys are what says them."""
+    if size % tp == 0:
+        return []
+    return [
+        f"{key}: {size} must be a multiple of {tp_key} {tp}, since each rank of a replica holds whole "
+        f"experts; {neighbours(size, _multiples(tp, size))}"
+    ]
+
+
 def check_sharing(cfg: Config, size: RoleSize) -> list[str]:
     """Replicas of rollout that share experts: whole replicas, whose steps no graph can capture."""
     asked = cfg.actor_rollout.infer_expert_parallel_size
     if asked is None:
         return []
-    if asked % size.tp:
-        return [
-            f"{INFER_EP}: {asked} must be a multiple of {INFER_TP} {size.tp}, since each rank of a "
-            f"replica holds whole experts; {neighbours(asked, _multiples(size.tp, asked))}"
-        ]
+    if problems := check_whole_replicas(INFER_EP, asked, INFER_TP, size.tp):
+        return problems
     if asked > size.tp and cfg.actor_rollout.decode_graphs:
         return [
             "actor_rollout.decode_graphs: true does not go with replicas that share experts "

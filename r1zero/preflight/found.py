@@ -149,7 +149,9 @@ def _check_dealing(cfg: Config, models: Sequence[ModelFound], world_size: int) -
         size = sizes[role]
         ranks = world_size if cfg.resource_pool.colocate else size.ranks
         if ranks % (size.tp * size.cp * size.pp) == 0:  # else that is said
-            problems += check_dealing(cfg, key, shapes[section], ranks // size.pp)
+            whose = "of rollout" if role == "rollout" else "of a pipeline stage"
+            asked = attrgetter(key)(cfg) or 1
+            problems += check_dealing(key, asked, shapes[section], ranks // size.pp, whose)
     policy = shapes["actor_rollout"]
     if problems or (policy is not None and policy.experts is None):
         return problems

@@ -51,6 +51,7 @@ from r1zero.models.params import (
 )
 from r1zero.models.sizes import (
     BUCKETS_IN_FLIGHT,
+    CHOICE_COPIES,
     CPU_CACHE_BLOCK,
     EXCHANGE_COPIES,
     EXCHANGED_TOKENS,
@@ -210,7 +211,9 @@ def _rollout_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int)
     logits = 2 * running * shape.vocab_size * 4  # of all vocabulary shards, and the probabilities
     exchanged = 0
     if span.experts_span_replicas:
-        exchanged = EXCHANGE_COPIES * EXCHANGED_TOKENS * shape.hidden_size * size
+        assert shape.experts is not None, "replicas share experts"
+        copies = EXCHANGE_COPIES + CHOICE_COPIES * shape.experts.top_k
+        exchanged = copies * EXCHANGED_TOKENS * shape.hidden_size * size
     return Memory(
         weights=stage_parameters(shape, span, stage) * size,
         activations=prefill + logits + exchanged,

@@ -198,6 +198,7 @@ class Decoder:
                 shape.latent,
             )
         )
+        self.operators.shares_experts = replicas is not None
         self._products: list[Linear | Router] = []
         self._experts: list[LocalExperts] = []  # by layer
         self.blocks = [self._block(layer) for layer in range(shape.num_layers)]

@@ -28,7 +28,8 @@ from r1zero.rollout.npu_graphs import SIZES
 from r1zero.rollout.operators import Heads, Operators, RotaryRows
 
 # Up to so many tokens, those of the largest captured step, the host does not wait to learn how many
-# of their copies go to this rank's experts: it lets all of them be multiplied.
+# of their copies go to this rank's experts: it lets all of them be multiplied. Where replicas share
+# experts no step is captured, and nearly all copies go elsewhere.
 FEW_TOKENS = SIZES[-1]
 
 
@@ -82,7 +83,7 @@ class NpuOperators(Operators):
         elsewhere = places < 0
         scales = _in_sorted_order(weights, places, elsewhere)
         if held < experts.total:
-            if len(x) > FEW_TOKENS:
+            if len(x) > FEW_TOKENS or self.shares_experts:
                 own = int(counts.sum())
                 rows = rows[:own]
                 scales = scales[:own]

@@ -53,6 +53,8 @@ class Operators:
     # Whether a decoding step launches the same whatever blocks its rows have: see npu_graphs.py. By
     # products it has other shapes whenever a block comes or goes.
     capturable: bool = False
+    # Whether replicas share experts: a rank then has few of those that tokens go to.
+    shares_experts: bool = False
 
     def __init__(self, heads: Heads) -> None:
         self.heads = heads

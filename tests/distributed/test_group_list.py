@@ -124,6 +124,14 @@ def test_no_ranks_wait_for_one_another_in_a_circle(placement: Placement) -> None
                 waiting[member].pop(0)
 
 
+def test_replicas_that_share_experts_meet_by_their_tp_index() -> None:
+    """Rollout ranks 16 to 23, two groups of two replicas of TP 2."""
+    for rank, met in ((16, (16, 18)), (17, (17, 19)), (22, (20, 22)), (23, (21, 23))):
+        for name in ("rollout ep_dp", "rollout ep_dp_control"):
+            assert by_name(EXPERTS, rank)[name].ranks == met
+    assert not any(name.startswith("rollout ep") for name in by_name(SEED, 8))
+
+
 def test_ranks_shared_by_roles_have_one_group_that_decodes_for_nobody() -> None:
     """HCCL forbids that for a group that has a use in training, too."""
     placed = place({"train": RoleSize(4, 2), "rollout": RoleSize(4, 2)}, colocate=True)

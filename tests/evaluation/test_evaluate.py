@@ -31,7 +31,7 @@ from r1zero.data.problems import read_problems, read_tags
 from r1zero.data.template import TEMPLATES
 from r1zero.distributed.groups import World
 from r1zero.distributed.launch import Launch
-from r1zero.distributed.placement import RankGrid, RoleSize, place
+from r1zero.distributed.placement import RankGrid
 from r1zero.evaluation.evaluate import shares
 from r1zero.evaluation.pass_at_k import bootstrap_interval, pass_at_k
 from r1zero.evaluation.scores import EvalProtocol, attempts, report, table
@@ -204,12 +204,11 @@ def evaluate_body(rank: int, size: int, store: object, arguments: list[str]) -> 
 
     tool = functions("evaluate.py")
     args = tool["parse"](arguments)
-    tp = args.tensor_model_parallel_size
     launch = Launch("single", rank, size, 0, (0,) * size, "", 0)
     assert not tool["check"](args, launch)
     world = World(
         launch,
-        place({"rollout": RoleSize(size, tp)}, colocate=True),
+        tool["placement_of"](args, launch),
         DEVICE,
         timedelta(seconds=LONG),
         store,
@@ -307,9 +306,10 @@ def test_neither_tensor_parallelism_nor_the_rounds_change_the_answers(
     assert [row["response"] for row in rows] == [row["response"] for row in on_one_rank[1]]
 
 
-def test_experts_are_dealt_over_tensor_parallel_ranks(
+def test_experts_are_dealt_over_tensor_parallel_ranks_and_over_replicas(
     flags: list[str], tiny: Path, tmp_path: Path
 ) -> None:
+    """Of replicas that share them the second has no problems in the last round."""
     make_model("qwen3_moe_mixed", tmp_path / "model")
     chosen = [
         "--model",
@@ -317,14 +317,18 @@ def test_experts_are_dealt_over_tensor_parallel_ranks(
         "--temperature",
         "0",
         "--problems",
-        "4",
+        "3",
         "--k",
+        "1",
+        "--round-samples",
         "1",
     ]
     chosen += ["--tokenizer-name-or-path", str(tiny / "model"), "--max-new-tokens", "8"]
     _, rows = evaluated(1, tmp_path / "one", *flags, *chosen)
     _, cut = evaluated(2, tmp_path / "two", *flags, *chosen, "--tensor-model-parallel-size", "2")
-    assert [row["response"] for row in cut] == [row["response"] for row in rows]
+    _, shared = evaluated(2, tmp_path / "shared", *flags, *chosen, "--expert-parallel-size", "2")
+    for other in (cut, shared):
+        assert [row["response"] for row in other] == [row["response"] for row in rows]
 
 
 def test_preprocessed_problems_get_the_same_answers(
@@ -519,6 +523,8 @@ def test_evaluation_leaves_training_as_it_was(trained: Path, tmp_path: Path) -> 
         (["--stop", "271"], "--stop: 271 is no id of this tokenizer, whose ids go up to 270"),
         (["--verifier", "accuracy"], "--verifier: accuracy .*did you mean acc"),
         (["--tensor-model-parallel-size", "2"], "2 does not divide the 1 ranks"),
+        (["--expert-parallel-size", "0"], "--expert-parallel-size: 0 must be at least 1"),
+        (["--expert-parallel-size", "2"], "2 deals experts out, but the model has none"),
         (
             ["--tensor-model-parallel-size", "0"],
             "--tensor-model-parallel-size: 0 must be at least 1",

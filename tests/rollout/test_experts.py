@@ -11,6 +11,7 @@ from support.launches import Launches
 from support.npu_process import on_npu
 
 from r1zero.models.family import LocalExperts
+from r1zero.ops import npu
 from r1zero.rollout import native, npu_operators
 from r1zero.rollout.experts import multiply_by_experts
 from r1zero.rollout.operators import Heads, Operators
@@ -193,6 +194,39 @@ def experts_launches(parts: int) -> int:
 def test_launches_of_the_experts_of_a_layer():
     assert on_npu(experts_launches, 1) == 16
     assert on_npu(experts_launches, 2) == 19, "and the rows that go elsewhere are counted"
+
+
+def rows_multiplied(shares_experts: bool) -> tuple[int, int]:
+    """Rows of the grouped product of few tokens on the second of two ranks, and how many of their
+    copies go to its experts."""
+    x, ids, weights, experts = inputs("few", 1, 2, torch.bfloat16)
+    tables = torch.zeros(1, 16, dtype=torch.bfloat16, device="npu")
+    made = native.operators(Heads(1, 1, 16, 1e-6, 0.25, tables, tables))
+    made.shares_experts = shares_experts
+    held = range(experts.first, experts.first + len(experts.gate_up))
+    there = LocalExperts(
+        experts.gate_up.to("npu"), experts.down.to("npu"), experts.first, experts.total
+    )
+    rows = []
+    multiply = npu.grouped_matmul
+
+    def counted(x, weight, counts):
+        rows.append(len(x))
+        return multiply(x, weight, counts)
+
+    npu.grouped_matmul = counted
+    try:
+        made.experts(x.to("npu"), ids.to("npu"), weights.to("npu"), there)
+    finally:
+        npu.grouped_matmul = multiply
+    return rows[0], sum(int(expert) in held for expert in ids.flatten())
+
+
+def test_where_replicas_share_experts_a_rank_multiplies_its_own_copies_only():
+    rows, own = on_npu(rows_multiplied, True)
+    assert rows == own
+    rows, own = on_npu(rows_multiplied, False)
+    assert rows > own, "not to wait for their number"
 
 
 # -- choosing -------------------------------------------------------------------------------------
