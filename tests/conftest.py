@@ -46,6 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("fast") is None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A tool that a test ran in this process may have set another count. With two threads each, two
+    processes on two cores wait for one another in every product."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Path:
     """The embedded tiny model and its data, made once and cached as the default job does."""

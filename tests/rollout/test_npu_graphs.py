@@ -14,6 +14,7 @@ import torch
 from support.npu_process import on_npu
 from support.shapes import small_shape
 
+from r1zero.distributed.placement import RankGrid
 from r1zero.models.config import Experts, ModelConfig
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep, PassOutput
 from r1zero.rollout.decoder import Decoder
@@ -203,7 +204,8 @@ def graphs_are_on(device: str, graphs: bool | None) -> bool:
         max_running=None,
         graphs=graphs,
     )
-    grid = SimpleNamespace(span=SimpleNamespace(tp=1), groups={"tp": None})
+    span = RankGrid.of("rollout", 0, 1)
+    grid = SimpleNamespace(span=span, groups={"tp": None})
     setup: Any = SimpleNamespace(
         shape=small_shape(),
         grid=grid,
