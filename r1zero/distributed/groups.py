@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -37,6 +38,7 @@ from r1zero.errors import BadInput
 # on.
 LAZY_GLOO = "TORCH_GLOO_LAZY_INIT"
 JOINED = "r1zero/joined"  # in the store
+_MADE_APART = itertools.count()  # numbers of groups that others than torch name
 
 
 @dataclass(frozen=True)
@@ -87,20 +89,24 @@ class Grid:
         """Let the role's control group stand as torch's default group.
 
         Megatron's optimizer set-up and dist_checkpointing talk to the default group whatever groups
-        they are given; over the whole world they would wait for ranks that never come. The rank
-        table is renumbered too, since torch translates "global" ranks through it.
+        they are given; over the whole world they would wait for ranks that never come.
         """
         assert self.role_control is not None
-        world = c10d._get_default_group()
-        table = c10d._world.pg_group_ranks
-        ranks = table[self.role_control]
-        table[self.role_control] = {rank: rank for rank in range(self.span.size)}
-        c10d._update_default_pg(self.role_control)
-        try:
+        with _standing_as_default(self.role_control):
             yield
-        finally:
-            c10d._update_default_pg(world)
-            table[self.role_control] = ranks
+
+    @contextlib.contextmanager
+    def replica_as_default_group(self) -> Iterator[None]:
+        """Let the replica's control group stand as torch's default group, for an engine that takes
+        all ranks it sees for its own.
+
+        What groups it makes meanwhile are not among those that torch counts: the count names the next
+        group of the whole world, and ranks that count otherwise would wait for one another under
+        different names.
+        """
+        assert self.replica_control is not None
+        with _standing_as_default(self.replica_control), _named_apart(self.replica_control):
+            yield
 
 
 class World:
@@ -259,12 +265,7 @@ def _new_group(
     text = f"{backend} {' '.join(map(str, ranks))}"
     name = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
-    def named(ranks: object, use_hashed_name: bool) -> Any:  # torch's own type since 2.10
-        return name
-
-    named_by_torch = c10d._process_group_name
-    c10d._process_group_name = named
-    try:
+    with _naming_groups(lambda: name):
         return dist.new_group(
             list(ranks),
             timeout=timeout,
@@ -272,6 +273,42 @@ def _new_group(
             pg_options=options,
             use_local_synchronization=True,
         )
+
+
+@contextlib.contextmanager
+def _standing_as_default(group: dist.ProcessGroup) -> Iterator[None]:
+    """Let a group stand as torch's default group. The rank table is renumbered too, since torch
+    translates "global" ranks through it."""
+    world = c10d._get_default_group()
+    table = c10d._world.pg_group_ranks
+    ranks = table[group]
+    table[group] = {rank: rank for rank in range(len(ranks))}
+    c10d._update_default_pg(group)
+    try:
+        yield
+    finally:
+        c10d._update_default_pg(world)
+        table[group] = ranks
+
+
+@contextlib.contextmanager
+def _named_apart(group: dist.ProcessGroup) -> Iterator[None]:
+    """Name the groups made meanwhile after this one, whose ranks all make them in the same order."""
+    with _naming_groups(lambda: f"{c10d._world.pg_names[group]}/{next(_MADE_APART)}"):
+        yield
+
+
+@contextlib.contextmanager
+def _naming_groups(name: Callable[[], str]) -> Iterator[None]:
+    """Have torch name the groups that are made meanwhile so, and not count them."""
+
+    def named(ranks: object, use_hashed_name: bool) -> Any:  # torch's own type since 2.10
+        return name()
+
+    named_by_torch = c10d._process_group_name
+    c10d._process_group_name = named
+    try:
+        yield
     finally:
         c10d._process_group_name = named_by_torch
 

@@ -5,6 +5,8 @@ Nothing is imported before an engine is asked for, so one may need packages that
 
 from __future__ import annotations
 
+import importlib.util
+
 from r1zero.config.own_code import is_own, load_own, place_problems
 from r1zero.errors import BadInput, nearest
 from r1zero.models.layout import WeightLayout
@@ -13,15 +15,24 @@ from r1zero.rollout.interface import EngineKind
 KEY = "actor_rollout.engine"
 ENGINES = {
     "native": "r1zero.rollout.engine:NativeEngine",
+    "vllm": "r1zero.rollout.vllm.engine:VllmEngine",
+}
+# A package that an engine needs beside ours, and where it comes from.
+NEEDS = {
+    "vllm": (
+        "vllm",
+        "start with the Python of an environment that has it: tools/setup_vllm_env.sh makes one for "
+        "CPUs, docs/rollout.md names the versions for NPUs",
+    ),
 }
 
 
 def engine_problems(name: str, key: str = KEY) -> list[str]:
-    """Return a sentence, which begins with `key`, if there is no such engine. A class of the
-    user's is loaded, ours is not: it needs torch."""
+    """Return a sentence, which begins with `key`, if there is no such engine, or not
+    what it needs. A class of the user's is loaded, ours is not: it needs torch."""
     if not is_own(name):
         if name in ENGINES:
-            return []
+            return _absent_package(name, key)
         hint = nearest(name, ENGINES) or "; your own is module:class or path.py:class"
         return [f"{key}: {name} is not one of {', '.join(ENGINES)}{hint}"]
     problems = place_problems(name, "class")
@@ -32,6 +43,16 @@ def engine_problems(name: str, key: str = KEY) -> list[str]:
     except BadInput as error:
         return [str(error)]
     return []
+
+
+def _absent_package(name: str, key: str) -> list[str]:
+    """Return a sentence if an engine of the table lacks a package here. Nothing is imported."""
+    if name not in NEEDS:
+        return []
+    package, way_out = NEEDS[name]
+    if importlib.util.find_spec(package) is not None:
+        return []
+    return [f"{key}: {name} needs the package {package}, which is not installed; {way_out}"]
 
 
 def choose_engine(name: str, key: str = KEY) -> EngineKind:

@@ -222,14 +222,15 @@ def test_engines_are_found_by_name_or_place(tmp_path: Path) -> None:
     assert engine_problems("native") == []
     assert engine_problems(OWN.partition("=")[2]) == []
     assert choose_engine("native").layout == WeightLayout("megatron", cut=True)
-    assert list(ENGINES) == ["native"]
+    assert choose_engine("vllm").layout == WeightLayout("hf", cut=True)
+    assert list(ENGINES) == ["native", "vllm"]
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nativ", "nativ is not one of native; did you mean native?"),
-        ("vllm", "vllm is not one of native; your own is module:class or path.py:class"),
+        ("nativ", "nativ is not one of native, vllm; did you mean native?"),
+        ("sglang", "sglang is not one of native, vllm; your own is module:class or path.py:class"),
         ("absent.py:Engine", "there is no file absent.py"),
         (f"{EXAMPLE}:Engine", "has no Engine"),
         ("r1zero.types:Sample", "r1zero.types:Sample is no rollout engine: it needs a `layout`"),

@@ -56,6 +56,10 @@ def broken(tiny, tmp_path):
     ("overrides", "sentence"),
     [
         (["actor_rollout.load=models/nowhere"], "models/nowhere"),
+        (
+            ["actor_rollout.engine=vllm"],
+            "engine: vllm needs the package vllm, which is not installed",
+        ),
         (["training.train_itrs=6"], "training.train_itrs is unknown; did you mean train_iters?"),
         (["actor_rollout.ppo_mini_batch_size=60"], "ppo_mini_batch_size"),
         (["actor_rollout.data_path={broken}/no_answer.parquet"], "ground_truth_answer"),
