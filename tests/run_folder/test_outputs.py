@@ -62,12 +62,13 @@ def earlier_run(folder: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """The files below a folder and what is in them, without those that every start adds to."""
+    """The files below a folder and what is in them, without those that every start adds to, and what
+    Python keeps of the user's own code."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in files
-        if path.parent.name not in ("logs", ".owner")
+        if path.parent.name not in ("logs", ".owner", "__pycache__")
     }
 
 
