@@ -183,7 +183,7 @@ class NativeEngine:
         replicas = self.decoder.replicas
         if replicas is not None:
             replicas.waits = waits
-            waits = waits or (replicas.others_wait and any(self._open.values()))
+            waits = waits or (replicas.anyone_waits and any(self._open.values()))
         if not waits:
             return self.decoder.serve()
         self._admit()

@@ -65,7 +65,7 @@ class ExpertReplicas:
         self.parts = grid.span.ep
         self.index = grid.expert_index
         self.waits = False  # whether this replica waits for what it runs
-        self.others_wait = False  # whether any did in the last pass
+        self.anyone_waits = False  # whether any did in the last pass, this one among them
         self._tokens = grid.groups["ep_dp"]
         self._control = grid.groups["ep_dp_control"]
         self._number = dist.get_rank(self._tokens)
@@ -81,7 +81,7 @@ class ExpertReplicas:
         said = torch.zeros(self._count, 2, dtype=torch.int64)
         said[self._number] = torch.tensor([tokens, state])
         counts, states = collectives.all_sum(said, self._control).T.tolist()
-        self.others_wait = _State.WAITS in states
+        self.anyone_waits = _State.WAITS in states
         self._slices = list(_slices(counts, device))
         return any(counts)
 

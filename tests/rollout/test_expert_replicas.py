@@ -159,7 +159,7 @@ def passes_body(rank, size, store, folder, budgets):
 
     def begin_and_tell(tokens, device):
         found = begin(tokens, device)
-        passes.append((tokens, engine.decoder.replicas.others_wait))
+        passes.append((tokens, engine.decoder.replicas.anyone_waits))
         return found
 
     engine.decoder.replicas.begin = begin_and_tell

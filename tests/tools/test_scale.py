@@ -83,6 +83,9 @@ def test_replicas_in_proportion_hold_all_experts(capsys: pytest.CaptureFixture[s
     arguments = "--model qwen3_30b --train 16 --train-tp 2 --train-pp 2 --train-ep 8 --rollout 8"
     [found] = lines(capsys, *arguments.split(), "--rollout-tp", "4", "--ranks", "60")
     assert [found["roles"][role]["ranks"] for role in ("train", "rollout")] == [32, 28]
+    shared = (*arguments.split(), "--rollout-tp", "4", "--rollout-ep", "8", "--ranks", "60")
+    [found] = lines(capsys, *shared)
+    assert [found["roles"][role]["ranks"] for role in ("train", "rollout")] == [32, 24]
 
 
 def test_flags_and_overrides_win_over_the_config(capsys: pytest.CaptureFixture[str]) -> None:
