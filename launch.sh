@@ -61,21 +61,12 @@ for argument in "$@"; do
   esac
 done
 
-if [[ -z ${NPROC_PER_NODE:-} ]]; then
-  ranks=$("$python" "${program[@]}" --print-world-size)
-  if ((ranks % NNODES)); then
-    die "$config asks for $ranks ranks, which NNODES=$NNODES does not divide; set NPROC_PER_NODE"
-  fi
-  export NPROC_PER_NODE=$((ranks / NNODES))
-fi
-"$python" "${program[@]}" --check
-
-where=(--nproc-per-node "$NPROC_PER_NODE")
+where=()
+if [[ -n ${NPROC_PER_NODE:-} ]]; then where+=(--nproc-per-node "$NPROC_PER_NODE"); fi
 if ((NNODES > 1)); then
   where+=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
     --master-port "${MASTER_PORT:-29500}")
 elif [[ -n ${MASTER_PORT:-} ]]; then
   where+=(--master-port "$MASTER_PORT")
 fi
-say "starting $NPROC_PER_NODE processes on each of $NNODES node(s): $config $*"
-exec "$python" "$root/r1zero/distributed/spawn.py" "${where[@]}" "${program[@]}"
+exec "$python" "$root/r1zero/node.py" ${where[@]+"${where[@]}"} "${program[@]}"

@@ -2,6 +2,7 @@
 
     torchrun --nproc-per-node 4 r1zero/main.py --config tiny
     srun -n 4 python r1zero/main.py --config tiny
+    bash launch.sh tiny                                    by node.py, which forks the ranks
     python r1zero/main.py --config tiny                    a world of one: all roles in one process
     python r1zero/main.py --config qwen25_7b --dry-run     what would run where; any machine
 
@@ -29,16 +30,23 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from r1zero.config.command_line import CommandLine
-from r1zero.config.schema import Config
 from r1zero.distributed.launch import Launch, announced_world_size, check_interfaces, read_launch
-from r1zero.distributed.process import begin, end, is_first, refuse, run_rank, tell
+from r1zero.distributed.process import (
+    begin,
+    end,
+    heavy_imports,
+    is_first,
+    refuse,
+    run_rank,
+    tell,
+)
 from r1zero.distributed.shutdown import EXIT_REQUEUE, PreemptionNotice, deadline
 from r1zero.errors import BadInput
 from r1zero.policy.actor_config import unread_by_loss, unsummed_terms
 from r1zero.preflight import checks, dry_run
 from r1zero.preflight.cautions import cautions, node_cautions
 from r1zero.preflight.datasets import look_at_data
-from r1zero.preflight.found import look
+from r1zero.preflight.found import Found, look
 from r1zero.preflight.replay import replay_cautions
 from r1zero.preflight.resolve import load_config
 from r1zero.preflight.run import Run, complete
@@ -50,7 +58,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Run the program; returns the exit code."""
-    args = _parse()
+    args = parse()
     # these start nothing, so no launcher matters
     looks = args.dry_run or args.check or args.print_world_size
     try:
@@ -58,7 +66,8 @@ def main() -> int:
         if args.print_world_size:
             return tell([str(cfg.world_size)])
         if looks:
-            return _look(cfg, warnings, args.dry_run)
+            found = look(cfg, announced_world_size() or cfg.world_size)
+            return tell_of(found, warnings, args.dry_run)
         launch = read_launch()
         found = look(cfg, launch.world_size, launch.known_nodes)
         problems = check_interfaces() + checks.check_found(found)
@@ -66,10 +75,11 @@ def main() -> int:
         return refuse(str(error).splitlines(), looks or is_first())
     if problems:
         return refuse(problems, launch.is_first, launch.other_node)
-    return _run(complete(found, warnings), launch)
+    return train_as(launch, complete(found, warnings))
 
 
-def _parse() -> argparse.Namespace:
+def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = CommandLine(
         ranks=True,
         prog="main.py",
@@ -103,10 +113,10 @@ def _parse() -> argparse.Namespace:
     return args
 
 
-def _look(cfg: Config, warnings: list[str], report: bool) -> int:
+def tell_of(found: Found, warnings: list[str], report: bool = False) -> int:
     """Check without a world; with `report` also print what would run. Files of another machine may
     be missing then."""
-    found = look(cfg, announced_world_size() or cfg.world_size)
+    cfg = found.config
     problems = checks.check_found(found, absent_ok=report)
     if not report:
         problems = check_interfaces() + problems
@@ -127,11 +137,12 @@ def _look(cfg: Config, warnings: list[str], report: bool) -> int:
     return tell(lines + look_at_data(cfg))
 
 
-def _run(run: Run, launch: Launch) -> int:
+def train_as(launch: Launch, run: Run) -> int:
     """Join the world and train."""
 
     def start(world: World) -> Runtime | None:
-        from r1zero.trainer import prepare
+        with heavy_imports():
+            from r1zero.trainer import prepare
 
         return prepare(run, world)
 

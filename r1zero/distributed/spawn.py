@@ -1,5 +1,4 @@
-"""Start the ranks of one node, as torchrun does, and leave with their exit code: what launch.sh
-runs.
+"""Start the ranks of one node, as torchrun does, and leave with their exit code.
 
     python r1zero/distributed/spawn.py --nnodes 2 --node-rank 0 --nproc-per-node 8 --master-addr HOST
         --master-port 29500 PROGRAM [argument ...]
@@ -9,6 +8,8 @@ leave (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1), the ranks get all the time that their 
 checkpoint take, where torchrun kills after 30 s. The exit code is the ranks' own: 75 after an early
 leave, 2 for bad input. And a rank that fails is not buried under a traceback of the launcher: the
 rank has said its one sentence.
+
+Here each rank is a new interpreter, of any program. r1zero/node.py, which launch.sh runs, forks them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any, Protocol
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 POLL_SECONDS = 0.1
@@ -34,26 +36,30 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 BAD_INPUT = 2
 
 
+class Process(Protocol):
+    """What of subprocess.Popen is used here."""
+
+    returncode: int | Any
+
+    def poll(self) -> int | None:
+        """Its exit code, -N after signal N; None while it runs."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Send it a signal, if it still runs."""
+
+
 class Ranks:
     """The processes of this node."""
 
     def __init__(self) -> None:
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Process] = []
 
-    def start(self, command: Sequence[str], environments: Sequence[dict[str, str]]) -> None:
-        """Start a process for each environment, in a session of its own.
-
-        A terminal sends Ctrl-C to all processes in its foreground; so the ranks get it once, from
-        here.
-        """
+    def start(
+        self, begin: Callable[[dict[str, str]], Process], environments: Sequence[dict[str, str]]
+    ) -> None:
+        """Let `begin` start a process for each environment, which adds to this process's own."""
         for environment in environments:
-            process = subprocess.Popen(
-                command,
-                env=os.environ | environment,
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
-            self._processes.append(process)
+            self._processes.append(begin(environment))
 
     def send(self, number: int) -> None:
         """Send a signal to the ranks that still run."""
@@ -97,33 +103,31 @@ class Ranks:
 def main(arguments: Sequence[str]) -> int:
     """Run the ranks of this node; returns the exit code."""
     args = parse(arguments)
-    if args.master_port is None:
-        port = free_port()
-    elif args.master_port.isdecimal() and 1 <= int(args.master_port) <= 65535:
-        port = int(args.master_port)
-    else:
-        print(f"r1zero: MASTER_PORT={args.master_port} must be from 1 to 65535", file=sys.stderr)
+    if problem := port_problem(args):
+        print(f"r1zero: {problem}", file=sys.stderr)
         return BAD_INPUT
-    if args.master_port is not None and args.node_rank == 0 and not is_free(port):
-        print(
-            f"r1zero: MASTER_PORT={port} is in use on this node; set another, or leave it unset "
-            "for a run on one node",
-            file=sys.stderr,
+
+    def begin(environment: dict[str, str]) -> Process:
+        return subprocess.Popen(
+            [sys.executable, *args.program],
+            env=os.environ | environment,
+            preexec_fn=stand_alone,
         )
-        return BAD_INPUT
+
     ranks = Ranks()
-    for number in FORWARDED:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup: the ranks ignore it, too
-            signal.signal(number, _forward_to(ranks))
-    ranks.start([sys.executable, *args.program], rank_environments(args, port))
+    forward_signals(ranks)
+    ranks.start(begin, rank_environments(args))
     return ranks.wait()
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="spawn.py", description="Start the ranks of one node.")
+def parse(arguments: Sequence[str], counted: bool = True) -> argparse.Namespace:
+    """Read the command line; `counted` if it must say how many ranks a node has."""
+    parser = argparse.ArgumentParser(
+        prog=os.path.basename(sys.argv[0]), description="Start the ranks of one node."
+    )
     parser.add_argument("--nnodes", type=int, default=1)
     parser.add_argument("--node-rank", type=int, default=0)
-    parser.add_argument("--nproc-per-node", type=int, required=True)
+    parser.add_argument("--nproc-per-node", type=int, required=counted)
     parser.add_argument("--master-addr", default="127.0.0.1")
     parser.add_argument("--master-port", help="default on one node a free one")
     parser.add_argument("program", nargs=argparse.REMAINDER)
@@ -133,11 +137,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def rank_environments(args: argparse.Namespace, port: int) -> list[dict[str, str]]:
-    """torchrun's variables for each rank of this node.
+def port_problem(args: argparse.Namespace) -> str | None:
+    """What is wrong with the port that was given, if one was."""
+    text = args.master_port
+    if text is None:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        return f"MASTER_PORT={text} must be from 1 to 65535"
+    if args.node_rank == 0 and not is_free(int(text)):
+        return (
+            f"MASTER_PORT={text} is in use on this node; set another, or leave it unset "
+            "for a run on one node"
+        )
+    return None
+
+
+def rank_environments(args: argparse.Namespace) -> list[dict[str, str]]:
+    """torchrun's variables for each rank of this node, on a free port if none was given.
 
     Node 1 of 2 with 4 ranks each: local ranks 0 to 3 are ranks 4 to 7 of 8.
     """
+    port = args.master_port or free_port()
     size = args.nnodes * args.nproc_per_node
     first = args.node_rank * args.nproc_per_node
     return [
@@ -171,6 +191,13 @@ def is_free(port: int) -> bool:
     return True
 
 
+def forward_signals(ranks: Ranks) -> None:
+    """From now on, what asks this process to leave asks the ranks."""
+    for number in FORWARDED:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup: the ranks ignore it, too
+            signal.signal(number, _forward_to(ranks))
+
+
 def _forward_to(ranks: Ranks) -> Callable[[int, FrameType | None], None]:
     told: list[int] = []
 
@@ -187,9 +214,13 @@ def _forward_to(ranks: Ranks) -> Callable[[int, FrameType | None], None]:
     return forward
 
 
-def _end_with_parent() -> None:
-    """Let the rank be asked to leave when this process is killed: nobody else could reach it any
-    more."""
+def stand_alone() -> None:
+    """Be a rank, in a session of its own: a terminal sends Ctrl-C to all processes in its foreground,
+    and ranks get it once, from their parent.
+
+    When that is killed the rank is asked to leave: nobody else could reach it any more.
+    """
+    os.setsid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

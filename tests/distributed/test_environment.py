@@ -109,7 +109,7 @@ def test_ranks_get_variables_of_their_own() -> None:
             "main.py",
         ]
     )
-    found = rank_environments(args, 5)
+    found = rank_environments(args)
     assert [entry["RANK"] for entry in found] == ["4", "5", "6", "7"]
     assert {entry["WORLD_SIZE"] for entry in found} == {"8"} and found[2]["LOCAL_RANK"] == "2"
 

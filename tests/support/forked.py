@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import torch
 import torch.distributed as dist
 from support.patience import LONG
 from support.warm_rewards import fork_from_here
+
+LOOK_SECONDS = 0.1
 
 
 def run_ranks(
@@ -55,7 +58,10 @@ def run_ranks(
 
 def _collect(processes: list, queue: Any, deadline: float) -> list[Any]:
     results: dict[int, Any] = {}
+    left = {process.sentinel for process in processes}
     while len(results) < len(processes):
+        # for a result, or for the end of one; what a killed rank has forked may hide that
+        wait([queue._reader, *left], LOOK_SECONDS)
         if not queue.empty():
             rank, value, error = queue.get()
             if error:
@@ -72,7 +78,8 @@ def _collect(processes: list, queue: Any, deadline: float) -> list[Any]:
                 f"time limit: ranks {sorted(set(range(len(processes))) - set(results))} are not "
                 "done"
             )
-        time.sleep(0.005)
+        # one that has ended well has put its result there before
+        left = {process.sentinel for process in processes if process.exitcode is None}
     return [results[rank] for rank in range(len(processes))]
 
 
