@@ -4,14 +4,17 @@
     pip install -e '.[cpu,bench]'
     python tools/bench_step.py --model models/SmolLM2-135M-Instruct --data data/mawps_train.parquet
     python tools/bench_step.py --model ... --data ... --vs none      ours alone; needs no TRL
+    python tools/bench_step.py --model ... --data ... --split        where reference and update take time
 
 The same model, prompts, number of samples, longest response, temperature, KL term with a reference
 model, one update a step, two cores. Ours is the program itself as it would be used: two ranks with
-all roles and a thread each, bf16 weights with fp32 master weights. TRL is one process with as many
+all roles and a thread each, bf16 weights with fp32 master weights (--dtype). TRL is one process with as many
 threads, weights and moments in bf16, fused AdamW, no gradient checkpointing, all responses
 generated in one call and learnt from in microbatches of --trl-batch. Responses end by themselves,
 so their mean lengths are printed, too. Each system takes its first step unmeasured; of the others
-the median. The systems take turns, --rounds times.
+the median. The systems take turns, --rounds times. With --split one more step of ours is traced, unmeasured:
+tools/trace_split.py counts what its products, attention, logits and the rest take, and what share of
+the speed of a large product of one thread a phase reaches.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[:1] = [str(ROOT), str(ROOT / "tools")]
+
+from trace_split import Split, read, split
 
 CONFIG = "smollm2_135m_gsm8k"
 TEMPLATE = "two_shot_chat"
@@ -38,6 +43,19 @@ TEMPERATURE = 0.8
 KL_COEF = 0.01
 LR = 1e-5
 PHASES = ("time/step", "time/rollout", "time/ref", "time/update")
+MEMORY = "memory/peak_gigabytes/train"  # of a process, which has all roles
+# Operations a second of a large product, in a process of its own.
+PEAK = """
+import sys, time, torch
+torch.set_num_threads(1)
+a, b = torch.randn(2, 2048, 2048).to(getattr(torch, sys.argv[1]))
+seconds = []
+for _ in range(4):
+    start = time.perf_counter()
+    a @ b
+    seconds.append(time.perf_counter() - start)
+print(2 * 2048**3 / min(seconds))
+"""
 
 
 def main() -> int:
@@ -51,17 +69,23 @@ def main() -> int:
         return 2
     ours = []
     theirs = []
+    splits = []
     for _ in range(args.rounds):
-        ours += our_steps(args)
+        steps, traced = our_steps(args)
+        ours += steps
+        splits.append(traced)
         if args.vs == "trl":
             theirs += in_process_of_its_own([*sys.argv[1:], "--trl-only"], args.threads)
     result = {
         key: getattr(args, key)
         for key in ("prompts", "samples", "max_new_tokens", "threads", "steps", "rounds")
     }
-    result |= {"model": args.model.name, "data": args.data.name, "dtype": "bf16"}
+    result |= {"model": args.model.name, "data": args.data.name, "dtype": args.dtype}
     result |= {f"ours_{name.split('/')[-1]}_seconds": median(ours, name) for name in PHASES}
     result["ours_mean_length"] = median(ours, "response_length/mean")
+    result["ours_peak_gigabytes"] = max(step[MEMORY] for step in ours)
+    if args.split:
+        result |= {f"ours_{name}": value for name, value in split_of(splits, args.dtype).items()}
     if theirs:
         result["trl_step_seconds"] = median(theirs, "time/step")
         result["trl_mean_length"] = median(theirs, "response_length/mean")
@@ -93,6 +117,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="of a round; the first is not counted")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--vs", choices=("trl", "none"), default="trl", help="beside what")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--split", action="store_true", help="trace one more step of ours")
     parser.add_argument("--trl-batch", type=int, default=8, help="responses in TRL's microbatch")
     parser.add_argument("--trl-only", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -133,12 +159,31 @@ def median(steps: list[dict[str, float]], name: str) -> float:
     return statistics.median(step[name] for step in steps)
 
 
-def our_steps(args: argparse.Namespace) -> list[dict[str, float]]:
-    """Train with this project; returns the metrics of each measured step."""
+def split_of(rounds: list[dict[str, Split]], dtype: str) -> dict[str, float]:
+    """The medians over the rounds of what a traced step says of its phases, by "phase_name"."""
+    word = {"bf16": "bfloat16", "fp32": "float32"}[dtype]
+    peak = float(run([sys.executable, "-c", PEAK, word], threads=1))
+    reports = []
+    for phases in rounds:
+        told: dict[str, float] = {}
+        for phase, found in phases.items():
+            told |= {f"{phase}_{name}": value for name, value in found.report(peak).items()}
+        reports.append(told)
+    medians = {name: median(reports, name) for name in reports[0]}
+    return medians | {"thread_gigaflops": peak / 1e9}
+
+
+def our_steps(
+    args: argparse.Namespace,
+) -> tuple[list[dict[str, float]], dict[str, Split]]:
+    """Train with this project; returns the metrics of each measured step, and the split of a traced
+    one, if asked for."""
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
             "output_dir": folder,
-            "training.train_iters": args.steps,
+            "training.train_iters": args.steps + args.split,
+            "training.profile_steps": f"[{args.steps + 1}]" if args.split else "[]",
+            "training.bf16": str(args.dtype == "bf16").lower(),
             "training.global_batch_size": args.prompts,
             "training.seq_length": MAX_PROMPT + args.max_new_tokens,
             "training.prompt_type": TEMPLATE,
@@ -168,7 +213,9 @@ def our_steps(args: argparse.Namespace) -> list[dict[str, float]]:
         ]
         run(command, threads=1)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines[1:]]
+        steps = [json.loads(line) for line in lines[1 : args.steps]]
+        traces = sorted((Path(folder) / "profile").rglob("*.json.gz"))
+        return steps, split(read(traces[0])) if args.split else {}
 
 
 def in_process_of_its_own(arguments: list[str], threads: int) -> list[dict[str, float]]:
@@ -221,7 +268,7 @@ def trl_steps(args: argparse.Namespace) -> list[dict[str, float]]:
             bf16=False,
             fp16=False,
             gradient_checkpointing=False,
-            model_init_kwargs={"dtype": "bfloat16"},
+            model_init_kwargs={"dtype": "bfloat16" if args.dtype == "bf16" else "float32"},
             per_device_train_batch_size=args.trl_batch,
             gradient_accumulation_steps=batch // args.trl_batch,
             num_generations=args.samples,

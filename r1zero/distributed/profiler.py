@@ -41,7 +41,8 @@ def _torch_profile(kind: str, folder: Path, name: str) -> AbstractContextManager
     if kind == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     write = partial(_write_trace, folder / f"{name}.json.gz")
-    return torch.profiler.profile(activities=activities, on_trace_ready=write)
+    # with the shapes of operators' arguments, from which tools/trace_split.py counts operations
+    return torch.profiler.profile(activities=activities, on_trace_ready=write, record_shapes=True)
 
 
 def _write_trace(path: Path, recorded: torch.profiler.profile) -> None:

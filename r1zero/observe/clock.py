@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from r1zero.types import TimeSpan
 
 T = TypeVar("T")
@@ -36,9 +38,10 @@ class Clock:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Time a block."""
+        """Time a block. In a profiler's trace it has its name, too."""
         start = self._timer.mark()
-        yield
+        with torch.profiler.record_function(name):
+            yield
         self._names.append(name)
         self._marks += [start, self._timer.mark()]
 

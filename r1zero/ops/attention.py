@@ -1,6 +1,7 @@
 """Varlen flash attention over packed sequences: cu_seqlens, grouped queries, shared prefixes.
 
-On an NPU by its fused kernel, elsewhere segment by segment with scaled_dot_product_attention.
+On an NPU by its fused kernel, on a CPU by attention_kernels.cpp where there is a C++ compiler, else
+segment by segment with scaled_dot_product_attention.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from r1zero.ops import npu
+from r1zero.ops import attention_kernels, npu
 
 # Queries times keys of a mask that a layer keeps for its backward pass. Larger ones are made in
 # parts, and anew in the backward pass: of 4,000 queries with 32,000 keys a mask has 512 MB in fp32.
@@ -76,6 +77,9 @@ def packed_causal_attention(
     query [T, heads, D], key and value [T, kv heads, D], or more of them, of which `key_rows` are
     read. Returns [T, heads, D].
     """
+    if attention_kernels.can_attend(query, key, value):
+        ends = (segments.cu_seqlens_q, segments.cu_seqlens_k)
+        return attention_kernels.attend(query, key, value, *ends, segments.key_rows, scale)
     if segments.key_rows is not None:
         key = key[segments.key_rows]
         value = value[segments.key_rows]

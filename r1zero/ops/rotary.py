@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from r1zero.ops import npu
+from r1zero.ops import npu, row_kernels
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -28,8 +28,11 @@ def rotate_packed(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
     """Turn the heads of a packed batch, x [T, heads, D], by cos and sin [T, 1, D]. Differentiable
     by x.
 
-    On an NPU by its fused kernel, elsewhere as `rotate`.
+    On an NPU by its fused kernel, on a CPU by row_kernels.cpp where there is a compiler, else as
+    `rotate`.
     """
     if x.device.type == "npu":
         return npu.rotary_mul(x[None], cos[None], sin[None])[0]
+    if row_kernels.can_run(x, cos, sin):
+        return row_kernels.rotate(x, cos, sin)
     return rotate(x, cos, sin)

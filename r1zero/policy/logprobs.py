@@ -1,7 +1,8 @@
 """Log-probs and entropy of given tokens, vocabulary-parallel, without ever holding all logits.
 
 The output layer is cut over the vocabulary (TP) and applied to a chunk of tokens at a time; the
-backward pass builds each chunk's logits again. Peak memory is chunk x V / TP instead of tokens x V.
+backward pass builds each chunk's logits again, but for the last. Peak memory is chunk x V / TP instead of
+tokens x V.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.distributed as dist
 
 from r1zero.models.sizes import LOGIT_CHUNK_ELEMENTS
 from r1zero.models.unused import blank
+from r1zero.ops.vocab import logits_gradient_, softmax_sums
 
 
 def token_logprobs(
@@ -47,40 +49,60 @@ class _TokenLogProbs(torch.autograd.Function):
         logprobs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         normaliser = torch.empty_like(logprobs)
+        local, mine = _local(targets, weight.shape[0], group)
+        logits = None
         for rows in _chunks(hidden, weight):
-            logits = _logits(hidden[rows], weight, temperature, unused)
-            normaliser[rows], mean, chosen = _reduce(logits, targets[rows], weight.shape[0], group)
-            logprobs[rows] = chosen - normaliser[rows]
+            logits = None  # of the chunk before, so that there is never more than one
+            logits = _logits(hidden[rows], weight, unused)
+            normaliser[rows], mean = softmax_sums(logits, 1 / temperature, group)
             entropy[rows] = normaliser[rows] - mean
-        ctx.save_for_backward(hidden, weight, targets, normaliser, entropy)
+            logprobs[rows] = _chosen(logits, local[rows], mine[rows], group) / temperature
+        logprobs -= normaliser
+        ctx.save_for_backward(hidden, weight, torch.where(mine, local, -1), normaliser, entropy)
+        # The backward pass begins with the last chunk and need not build its logits again.
+        ctx.last_logits = logits
+        # Where Megatron sums this weight's gradients up, in fp32: no copy of the vocabulary's size is made.
+        ctx.main_grad = getattr(weight, "main_grad", None)
         ctx.temperature = temperature
-        ctx.group = group
         ctx.unused = unused
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: torch.Tensor, grad_entropy: torch.Tensor) -> tuple:
-        """d logprob / d logit = [is target] - p and d entropy / d logit = -p (log p + entropy)."""
         hidden, weight, targets, normaliser, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = None  # of a frozen output layer
         if ctx.needs_input_grad[1]:
-            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        for rows in _chunks(hidden, weight):
-            logits = _logits(hidden[rows], weight, ctx.temperature, ctx.unused)
-            logp = logits.sub_(normaliser[rows, None])
-            p = logp.exp()
-            grad = logp.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None])
-            grad = grad.sub_(grad_logprobs[rows, None]).mul_(p)
-            local, mine = _local(targets[rows], weight.shape[0], ctx.group)
-            grad[torch.arange(len(local), device=local.device), local] += grad_logprobs[rows] * mine
-            grad = grad.div_(ctx.temperature).to(weight.dtype)
+            grad_weight = ctx.main_grad
+            if grad_weight is None:
+                grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        logits = ctx.last_logits
+        ctx.last_logits = None  # its gradient takes its place
+        for rows in reversed(_chunks(hidden, weight)):
+            if logits is None:
+                logits = _logits(hidden[rows], weight, ctx.unused)
+            of_rows = (normaliser, entropy, grad_logprobs, grad_entropy)
+            grad = logits_gradient_(
+                logits, 1 / ctx.temperature, targets[rows], *(values[rows] for values in of_rows)
+            )
+            logits = None
             grad_hidden[rows] = grad @ weight
             if grad_weight is not None:
-                grad_weight += grad.t() @ hidden[rows]
+                _add_product_(grad_weight, grad.t(), hidden[rows])
+            del grad  # before the next chunk's logits are made
+        if grad_weight is ctx.main_grad:
+            grad_weight = None  # it is where it would be added to
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, None, None, None
+
+
+def _add_product_(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a b, with the product rounded to its own type first."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
@@ -88,13 +110,8 @@ def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
     return [slice(start, min(start + size, len(hidden))) for start in range(0, len(hidden), size)]
 
 
-def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, temperature: float, unused: Sequence[slice]
-) -> torch.Tensor:
-    logits = (hidden @ weight.t()).float()
-    if temperature != 1.0:
-        logits.div_(temperature)
-    return blank(logits, unused)
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, unused: Sequence[slice]) -> torch.Tensor:
+    return blank(hidden @ weight.t(), unused)
 
 
 def _local(
@@ -107,20 +124,11 @@ def _local(
     return torch.where(mine, local, 0), mine
 
 
-def _reduce(
-    logits: torch.Tensor, targets: torch.Tensor, rows: int, group: dist.ProcessGroup
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """log-sum-exp, mean logit under the softmax and target logit, each [R], over the whole
-    vocabulary."""
-    top = logits.amax(dim=-1)
-    parallel = dist.get_world_size(group) > 1
-    if parallel:
-        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-    local, mine = _local(targets, rows, group)
-    chosen = logits.gather(1, local[:, None])[:, 0] * mine
-    weights = (logits - top[:, None]).exp_()
-    parts = torch.stack([weights.sum(-1), (weights * logits).sum(-1), chosen])
-    if parallel:
-        dist.all_reduce(parts, group=group)
-    total, weighted, chosen = parts
-    return top + total.log(), weighted / total, chosen
+def _chosen(
+    logits: torch.Tensor, local: torch.Tensor, mine: torch.Tensor, group: dist.ProcessGroup
+) -> torch.Tensor:
+    """The logit of each target, from the rank that has it: fp32 [R]."""
+    chosen = logits.gather(1, local[:, None])[:, 0].float() * mine
+    if dist.get_world_size(group) > 1:
+        dist.all_reduce(chosen, group=group)
+    return chosen

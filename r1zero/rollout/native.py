@@ -1,24 +1,13 @@
-"""The CPU's own operators: kernels.cpp, compiled once per machine and kept in the user's cache
-folder.
+"""The CPU's own operators: kernels.cpp, which ops/compiled.py compiles once per machine.
 
-Without a C++ compiler, or where the library cannot be loaded, `load` says why and generation runs
-on PyTorch's operators, slower and with equal results within float error.
+Without a C++ compiler, or where the library cannot be loaded, generation runs on PyTorch's operators,
+slower and with equal results within float error.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import fcntl
-import functools
-import hashlib
 import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from r1zero.models.family import Attend, LocalExperts
+from r1zero.ops import compiled
 from r1zero.rollout.block_attention import DecodeStep
 from r1zero.rollout.npu_operators import NpuOperators
 from r1zero.rollout.operators import Heads, Operators
@@ -34,9 +24,6 @@ from r1zero.rollout.sampler import Sampling
 log = logging.getLogger("r1zero")
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC")
-COMPILERS = ("c++", "g++", "clang++")
-TYPES = {torch.float32: "float", torch.bfloat16: "bf16"}
 
 # Tokens of an expert on average, up to which the kernel is faster.
 MOST_TOKENS_OF_EXPERT = 16
@@ -97,76 +84,11 @@ def operators(heads: Heads) -> Operators:
         return NpuOperators(heads)
     if kind != "cpu":
         return Operators(heads)
-    library, reason = load()
+    library, reason = compiled.load(SOURCE)
     if library is None:
         log.warning("generation runs without kernels of its own, slower: %s", reason)
         return Operators(heads)
     return NativeOperators(heads, library)
-
-
-@functools.cache
-def load() -> tuple[ctypes.CDLL | None, str]:
-    """The compiled kernels, or None and the reason why there are none."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    try:
-        library = _library()
-        if not library.is_file():
-            if compiler is None:
-                return None, "no C++ compiler (c++, g++ or clang++) was found"
-            _compile_once(compiler, library)
-        return ctypes.CDLL(str(library)), ""
-    except subprocess.CalledProcessError as error:
-        return None, (
-            f"{compiler} could not compile {SOURCE.name}: {' '.join(error.stderr.splitlines()[:1])}"
-        )
-    except (OSError, RuntimeError) as error:  # the latter of a user without a home folder
-        return None, f"{SOURCE.name} could not be compiled or loaded: {error}"
-
-
-def _library() -> Path:
-    """Where the library of this source and processor is kept: one home folder may serve several
-    kinds."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-    else:
-        lines = []
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    about = "\n".join((SOURCE.read_text(), *FLAGS, platform.platform(), features))
-    return (
-        Path.home()
-        / ".cache"
-        / "r1zero"
-        / f"kernels-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
-    )
-
-
-def _compile_once(compiler: str, library: Path) -> None:
-    """Compile where no other process of this user does, else wait for it: the ranks of a node start
-    together, and sixty compilers at once take all its memory."""
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with open(library.with_suffix(".lock"), "w") as turn:
-        # a home folder may be on a file system without locks: then each rank compiles
-        with contextlib.suppress(OSError):
-            fcntl.flock(turn, fcntl.LOCK_EX)
-        if not library.is_file():
-            _compile(compiler, library)
-
-
-def _compile(compiler: str, library: Path) -> None:
-    """Compile under another name, then rename: processes that start together never see half a
-    file."""
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        objects = Path(folder, "kernels.o")
-        made = Path(folder, "kernels.so")
-        # Linked without -fopenmp: the calls then meet the OpenMP that torch has loaded, and its
-        # threads.
-        for command in (
-            [*FLAGS, "-c", str(SOURCE), "-o", str(objects)],
-            ["-shared", str(objects), "-o", str(made), "-lm"],
-        ):
-            subprocess.run([compiler, *command], check=True, capture_output=True, text=True)
-        os.replace(made, library)
 
 
 class NativeOperators(Operators):
@@ -175,7 +97,7 @@ class NativeOperators(Operators):
     def __init__(self, heads: Heads, library: ctypes.CDLL) -> None:
         super().__init__(heads)
         self._kernels = {
-            name: _function(library, name, signature, heads.cos.dtype)
+            name: compiled.function(library, name, signature, heads.cos.dtype)
             for name, signature in SIGNATURES.items()
         }
 
@@ -321,12 +243,3 @@ class NativeOperators(Operators):
             heads.cos.data_ptr(),
             heads.sin.data_ptr(),
         )
-
-
-def _function(
-    library: ctypes.CDLL, name: str, signature: tuple, dtype: torch.dtype
-) -> Callable[..., None]:
-    function = library[f"{name}_{TYPES[dtype]}"]
-    function.argtypes = signature
-    function.restype = None
-    return function

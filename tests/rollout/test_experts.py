@@ -11,7 +11,7 @@ from support.launches import Launches
 from support.npu_process import on_npu
 
 from r1zero.models.family import LocalExperts
-from r1zero.ops import npu
+from r1zero.ops import compiled, npu
 from r1zero.rollout import native, npu_operators
 from r1zero.rollout.experts import multiply_by_experts
 from r1zero.rollout.operators import Heads, Operators
@@ -61,7 +61,7 @@ def operators_of(kind, dtype):
     )
     if kind == "plain":
         return Operators(heads)
-    library, reason = native.load()
+    library, reason = compiled.load(native.SOURCE)
     assert library is not None, reason
     return native.NativeOperators(heads, library)
 

@@ -15,6 +15,7 @@ from support.patience import LONG
 from support.shapes import small_shape
 
 from r1zero.models.config import Latent
+from r1zero.ops import compiled
 from r1zero.rollout import native
 from r1zero.rollout.block_attention import DecodeLayout, DecodeStep
 from r1zero.rollout.kv_cache import BlockPool, SampleBlocks
@@ -35,7 +36,7 @@ def dtype(request):
 
 @pytest.fixture(scope="module")
 def library():
-    found, reason = native.load()
+    found, reason = compiled.load(native.SOURCE)
     # without one there are no kernels, and PyTorch's operators are tested
     if reason.startswith("no C++ compiler"):
         pytest.skip(reason)
@@ -253,7 +254,10 @@ def test_not_a_number_stays_one(library, dtype):
 
 
 def test_without_a_compiler_pytorch_computes_and_the_reason_is_said(tmp_path):
-    code = "from r1zero.rollout import native; print(native.load())"
+    code = (
+        "from r1zero.ops import compiled; from r1zero.rollout import native; "
+        "print(compiled.load(native.SOURCE))"
+    )
     environment = {
         **os.environ,
         "PATH": "",
@@ -272,7 +276,7 @@ def test_a_user_without_a_home_folder_gets_the_reason_too(monkeypatch):
 
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    found, reason = native.load.__wrapped__()
+    found, reason = compiled.load.__wrapped__(native.SOURCE)
     assert found is None and "home directory" in reason
 
 
@@ -287,8 +291,8 @@ def test_of_processes_that_start_together_one_compiles(tmp_path):
     compiler.chmod(0o755)
     library = tmp_path / "cache" / "kernels.so"
     code = (
-        "import sys; from pathlib import Path; from r1zero.rollout import native; "
-        "native._compile_once(sys.argv[1], Path(sys.argv[2]))"
+        "import sys; from pathlib import Path; from r1zero.ops import compiled; "
+        "compiled.compile_once(sys.argv[1], Path(), Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, str(compiler), str(library)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
