@@ -44,6 +44,8 @@ from r1zero.preflight.run import ModelFiles, Run
 from r1zero.reward.config import RewardConfig
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.manager import RewardManager
+from r1zero.reward_model.build import JudgeSetup, build_judge
+from r1zero.reward_model.judge import AnyJudge, NoJudge
 from r1zero.rollout.engines import choose_engine
 from r1zero.rollout.interface import (
     EngineConfig,
@@ -57,6 +59,7 @@ from r1zero.rollout.route_check import check_routes
 from r1zero.rollout.stored import GroupSource
 from r1zero.run_folder.claim import Hold
 from r1zero.run_folder.samples import SampleFiles
+from r1zero.scores import MODEL
 from r1zero.types import Batch, Drawn, Group, Part, RankRecord
 from r1zero.weight_sync.bits import table_in_bits
 from r1zero.weight_sync.broadcast import Publisher
@@ -82,6 +85,7 @@ class Runtime:
     engine: RolloutEngine  # rollout
     sampling: Sampling  # of the samples to train on
     reward_manager: RewardManager  # rollout
+    judge: AnyJudge  # rollout and reward
     selector: GroupSelector  # which groups train
     sample_files: SampleFiles
     sample_log: AnySampleLog  # rollout
@@ -232,6 +236,8 @@ class Runtime:
         ref = self.world.ref
         if ref is not None and ref.is_output_rank:
             counted["ref"] += self.reference.take_tokens()
+        if self.world.reward is not None:
+            counted["reward"] += self.judge.take_tokens()
         self.tokens[batch.step] = dict(counted)
 
     def record(self, batch: Batch, publish_fault: str | None) -> RankRecord:
@@ -294,11 +300,13 @@ def build_runtime(run: Run, world: World) -> Runtime:
         run.config.training.samples_interval,
         run.config.training.train_iters,
     )
+    move = RoleTransfer(world)
+    clock = Clock(world.device.timer())
     return Runtime(
         run=run,
         world=world,
-        move=RoleTransfer(world),
-        clock=Clock(world.device.timer()),
+        move=move,
+        clock=clock,
         shape=run.actor.shape,
         tokenizer=tokens.tokenizer,
         ends=tokens.ends,
@@ -308,6 +316,7 @@ def build_runtime(run: Run, world: World) -> Runtime:
         engine=engine,
         sampling=run.sampling,
         reward_manager=reward_manager,
+        judge=_judge(run, world, move, clock, tokens),
         selector=_selector(run, world, reward_manager),
         sample_files=files,
         sample_log=_sample_log(files, world, tokens, reward_manager),
@@ -352,6 +361,7 @@ def _selector(run: Run, world: World, reward_manager: RewardManager) -> GroupSel
         return AllGroups()
     return TeachingGroups(
         verdict_functions=reward_manager.verdict_functions,
+        with_rules=run.config.reward.verifier,
         equal_groups=algorithm.equal_groups,
         accuracy=algorithm.accuracy_bounds,
         mask_truncated=algorithm.mask_truncated,
@@ -365,12 +375,15 @@ def _sample_log(
     if not world.rollout.is_output_rank:
         return IdleSampleLog()
     text_of = partial(decode, tokens.tokenizer, special=True)
+    functions = list(reward_manager.functions)
+    if world.reward is not None:
+        functions.append(MODEL)
     return SampleLog(
         files,
         world.rollout.replica,
         text_of,
         tokens.unused,
-        reward_manager.functions,
+        functions,
         reward_manager.verdict_functions,
     )
 
@@ -436,6 +449,22 @@ def _reference(run: Run, world: World, unused: Sequence[range]) -> AnyReference:
     return Reference(
         model, run.sampling.temperature, ref.micro_batch_size, ref.max_tokens_per_microbatch
     )
+
+
+def _judge(run: Run, world: World, move: RoleTransfer, clock: Clock, tokens: Tokens) -> AnyJudge:
+    """The reward model's part, on every rank of a run that has one."""
+    files = run.reward_model
+    if files is None:
+        return NoJudge()
+    setup = JudgeSetup(
+        config=run.config,
+        load=files.load,
+        folder=files.folder,
+        shape=files.shape,
+        dtype=run.dtype.torch,
+        tokenizer=tokens.tokenizer,
+    )
+    return build_judge(setup, world, move, clock)
 
 
 def _publisher(run: Run, world: World, policy: AnyActor, engine: RolloutEngine) -> Publisher:

@@ -17,6 +17,9 @@ learn from what came earlier. What each role waits for, and who ends the wait:
 Without a KL term there is no ref, and rollout hands over to train: `world.giver` is who does. The
 reference is what it was loaded with, or takes the policy's weights every so many steps.
 
+A reward model looks at what was drawn and tells rollout its values, while the next part is drawn
+(reward_model/judge.py).
+
 Of a model with experts, which of them a token went to travels straight from rollout to train, which
 repeats it (routing replay).
 
@@ -38,7 +41,7 @@ from r1zero.observe.sample_summary import join_summaries
 from r1zero.policy.handover import Taker
 from r1zero.rollout.stored import GroupSource, StoredGroups
 from r1zero.runtime import Runtime
-from r1zero.types import Batch, StepOutcome
+from r1zero.types import Batch, Group, Part, StepOutcome
 
 
 def train_step(step: int, runtime: Runtime) -> StepOutcome | None:
@@ -80,20 +83,16 @@ def rounds(batch: Batch, taker: Taker, runtime: Runtime) -> Iterator[Batch]:
 
 
 def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
-    """Sample, score, reference: part by part, each role as far as its input has come."""
+    """Sample, score, select, reference: part by part, each role as far as its input has come."""
     world = runtime.world
     move = runtime.move
     clock = runtime.clock
     giver = runtime.giver(batch)
     route_giver = runtime.route_giver(batch)
-    for part in batch.parts:
-        with clock.span("rollout"):
-            groups = runtime.collect(batch, part, engine)
+    for part, drawn in runtime.judge.judged(batch, sample(batch, engine, runtime)):
         with clock.span("reward"):
-            groups = runtime.reward_manager.score(groups)
-            groups = runtime.selector.select(batch, groups)
+            groups = runtime.selector.select(batch, drawn)
             runtime.sample_log.add(batch, groups)
-            drawn = groups
         with clock.span("wait"):
             groups = move.send_to_replicas(
                 batch, groups, part.positions, world.rollout, world.giver
@@ -108,6 +107,18 @@ def generate(batch: Batch, engine: GroupSource, runtime: Runtime) -> None:
     # Rows of the samples file, as far as they are known, while others still learn.
     with clock.span("samples"):
         runtime.sample_log.prepare(batch)
+
+
+def sample(
+    batch: Batch, engine: GroupSource, runtime: Runtime
+) -> Iterator[tuple[Part, list[Group]]]:
+    """Sample, and score by rules, part by part."""
+    for part in batch.parts:
+        with runtime.clock.span("rollout"):
+            groups = runtime.collect(batch, part, engine)
+        with runtime.clock.span("reward"):
+            groups = runtime.reward_manager.score(groups)
+        yield part, groups
 
 
 def take_up(runtime: Runtime) -> None:

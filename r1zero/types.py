@@ -81,6 +81,11 @@ class Prompt:
     # do not score.
     row: Mapping[str, Any] | None = None
     source: str = ""  # which data set it is from, if that has a name
+    category: int | None = None  # what scores its responses (scores.py)
+    # The question and the system text as the data have them, which a reward model may read in another
+    # rendering than `text`; empty of what is preprocessed.
+    question: str = ""
+    system: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,8 +355,32 @@ class TimeSpan:
 class ScoreSummary:
     """What one reward function said about some samples."""
 
-    total: Fraction  # of the values
+    total: Fraction  # of the values that count
+    counted: int  # values that do
     outcomes: Counter[Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class PairSums:
+    """Sums over samples that two reward functions, x and y, gave a value: what their correlation is
+    made of."""
+
+    samples: int
+    x: Fraction
+    y: Fraction
+    xx: Fraction  # of the products, as the next two
+    yy: Fraction
+    xy: Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """How the values of the reward model spread, and what they have in common with the rules'."""
+
+    groups: int  # with two values or more
+    deviations: Fraction  # sum of the standard deviations in these groups
+    pairs: dict[str, PairSums]  # by reward function: the model is x, the function y
+    length: PairSums  # the same with the length of the response, in tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,9 +424,12 @@ class SampleSummary:
     sources: dict[str, SourceSummary] = field(default_factory=dict)
     # of unmasked_tokens, those of kept groups that the pool had no place for
     surplus_tokens: int = 0
+    # Response tokens that a reward model looked at, those put off among them.
+    judged_tokens: int = 0
     # Groups that are put off, and their response tokens: they are in none of the other numbers.
     put_off: int = 0
     put_off_tokens: int = 0
+    model: ModelSummary | None = None  # None: the reward model read none of these samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ from r1zero.distributed.launch import Launch
 from r1zero.distributed.placement import RoleSize, place
 from r1zero.models.config import ModelConfig
 from r1zero.policy.megatron import RoleModel
-from r1zero.policy.pipeline import run_pipeline
+from r1zero.policy.pipeline import logprob_step, run_pipeline
 from r1zero.types import Prompt, Sample
 
 LIMIT = timedelta(minutes=30)
@@ -180,7 +180,8 @@ def learn(model: RoleModel, sample: TrainSample) -> tuple[float, int]:
         value = -logprobs.mean()
         return value, (value.item(), len(batch.tokens))
 
-    [found] = run_pipeline(model, model.module, [[sample]], 1.0, loss, backward=True)
+    last_step = logprob_step(model, 1.0, loss)
+    [found] = run_pipeline(model, model.module, [[sample]], last_step, backward=True)
     return found
 
 

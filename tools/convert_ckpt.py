@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import shutil
 import sys
@@ -33,14 +34,21 @@ import torch
 
 from r1zero.config.paths import user_path
 from r1zero.errors import BadInput
-from r1zero.models.config import ModelConfig
+from r1zero.models.config import ModelConfig, ValueHead
 from r1zero.models.family import family_of, register_own
 from r1zero.models.params import FIRST, WHOLE, param_table
+from r1zero.models.value_head import (
+    classifier_keys,
+    is_reward_model,
+    read_reward_config,
+    with_value_head,
+)
 from r1zero.weights.detect import CONFIG, config_folder, detect, layout_text
 from r1zero.weights.open import open_weights, stored_shape
-from r1zero.weights.save_huggingface import copy_beside, save_hf
+from r1zero.weights.save_huggingface import copy_beside, save_hf, written_config
 from r1zero.weights.save_megatron import LegacyLayout, save_dist, save_legacy
 from r1zero.weights.source import Weights
+from r1zero.weights.value_head import as_written
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TYPES = {"hf": "Hugging Face", "mg": "Megatron"}
@@ -110,6 +118,14 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         help=(
             "folder with config.json and tokenizer of a Megatron source; default: beside the "
             "checkpoint"
+        ),
+    )
+    add(
+        "--orm",
+        action="store_true",
+        help=(
+            "the Megatron source has a value head of one layer (rm_head); needed where config.json "
+            "is that of the model below it"
         ),
     )
     add(
@@ -200,9 +216,11 @@ def convert(args: argparse.Namespace) -> None:
     kind = args.save_model_type or ("mg" if source == "hf" else "hf")
     beside, target = folders(args, source, kind)
     if beside is not None:
-        shape = ModelConfig.from_folder(beside)
+        shape = read_shape(args, beside)
     else:
         shape = stored_shape(found)
+    if args.orm and shape.value_head is None:
+        shape = with_value_head(shape, ValueHead())
     layout = plan_layout(args, shape)
     if kind == "mg" and args.ckpt_format == "torch_dist":
         refuse_layout_of_experts(args)
@@ -212,12 +230,14 @@ def convert(args: argparse.Namespace) -> None:
     if kind == "hf":
         assert beside is not None, "folders() asks for it"
         target.parent.mkdir(parents=True, exist_ok=True)
+        written = as_written(weights, dtype)
         save_hf(
             target,
-            shape,
-            weights.stream(param_table(shape), FIRST, WHOLE, dtype),
+            written,
+            weights.stream(param_table(written), FIRST, WHOLE, dtype),
             beside,
             torch_name(dtype),
+            beside={CONFIG: config_text(args, beside, dtype)},
         )
     else:
         with new_folder(target) as folder:
@@ -227,10 +247,30 @@ def convert(args: argparse.Namespace) -> None:
                 save_legacy(folder, weights, dtype, layout)
             if beside is not None:
                 copy_beside(beside, folder, torch_name(dtype))
+                (folder / CONFIG).write_text(config_text(args, beside, dtype))
     print(
         f"to:   {told(target, layout)}, {name}, {shape.num_parameters * dtype.itemsize / 1e9:.2f} GB in "
         f"{time.monotonic() - start:.0f} s"
     )
+
+
+def read_shape(args: argparse.Namespace, beside: Path) -> ModelConfig:
+    """The model by its config.json, which tells a reward model; --orm is for one whose folder does
+    not. BadInput when it has no value head that can be read."""
+    if is_reward_model(beside):
+        return read_reward_config(beside)
+    if args.orm and detect(args.load_dir).kind == "hf":
+        return read_reward_config(args.load_dir)  # says that it is none
+    return ModelConfig.from_folder(beside)
+
+
+def config_text(args: argparse.Namespace, beside: Path, dtype: torch.dtype) -> str:
+    """The config.json to write: of the folder `beside`, and of a reward model also where that is the
+    folder of the model that it was made from."""
+    config = written_config(beside, torch_name(dtype))
+    if args.orm and not is_reward_model(beside):
+        config |= classifier_keys(config)
+    return json.dumps(config, indent=2) + "\n"
 
 
 def told(target: Path, layout: LegacyLayout) -> str:

@@ -277,6 +277,7 @@ def look_at_nodes(job: Job, roll: RollCall, findings: Findings) -> None:
 def inspect(job: Job, sees_token: bool) -> NodeReport:
     """Look at this node."""
     from r1zero.distributed import device
+    from r1zero.ops import compiled
     from r1zero.rollout import native
 
     cfg = job.cfg
@@ -290,6 +291,7 @@ def inspect(job: Job, sees_token: bool) -> NodeReport:
             "actor_rollout.load": actor.load,
             **{source.key: source.path for source in train_sources(cfg)},
             "ref.load": cfg.ref.load if cfg.has_reference else None,
+            "reward.load": cfg.reward.load if cfg.has_reward_model else None,
         }
         inputs = {
             key: machine.fingerprint(path)
@@ -307,7 +309,7 @@ def inspect(job: Job, sees_token: bool) -> NodeReport:
         installed(kind, cann_version()),
         sees_token,
         inputs,
-        native.load()[1] if kind == "cpu" else "",
+        compiled.load(native.SOURCE)[1] if kind == "cpu" else "",
         files=most_allowed(),
         launcher_files=allowed_launcher() if job.started else UNLIMITED,
     )

@@ -6,7 +6,8 @@ functions or settings.
 Reward functions, their settings, the response budget and the tokenizer are those of CONFIG, by
 default the run's own config.yaml; --verifier names other functions. The responses are those that
 training saw: without special tokens. The columns of the data that reward functions see are read
-from the data of CONFIG.
+from the data of CONFIG. A reward model is not asked again, so the reward of a run that has one is
+not compared.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from r1zero.reward.config import RewardConfig, reward_config
 from r1zero.reward.executor import RewardExecutor
 from r1zero.reward.math.gold import read_gold
 from r1zero.reward.types import RewardInput
-from r1zero.types import Score
+from r1zero.scores import MODEL, Score
 
 BAD_INPUT = 2
 TAIL = 100  # characters of a response that an example shows
@@ -165,11 +166,12 @@ def rescore(
     special: re.Pattern[str],
     shown: int,
 ) -> None:
-    """Score the groups and print what changed; the reward, too, when the functions are those of the
-    run."""
-    whole = config.names == cfg.algorithm.verifier_function and bool(config.of_sources) == any(
-        source.name for source in train_sources(cfg)
-    )
+    """Score the groups and print what changed; the reward, too, when it is made of these functions
+    only and they are those of the run."""
+    with_model = any(f"score/{MODEL}" in row for group in groups for row in group)
+    same_sets = bool(config.of_sources) == any(source.name for source in train_sources(cfg))
+    same_names = config.names == cfg.algorithm.verifier_function
+    whole = same_names and same_sets and not with_model
     cases = (
         [
             RewardInput(

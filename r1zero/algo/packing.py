@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ class Sized(Protocol):
 
     @property
     def own_tokens(self) -> int:
-        """Tokens beside the prompt that a model must read: the last response token predicts
-        nothing."""
+        """Tokens beside the prompt that a model must read: of one that trains the last response
+        token predicts nothing."""
 
 
 S = TypeVar("S", bound=Sized)
@@ -52,6 +52,8 @@ class TrainSample:
     prompt: Prompt
     sample: Sample
     prompt_routes: np.ndarray | None = None  # of the prompt's tokens: see Sample.routes
+    # Whether each token of the response is to be predicted, from the one before.
+    is_predicted: ClassVar[bool] = True
 
     @property
     def routes(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -71,6 +73,17 @@ class TrainSample:
     @property
     def own_tokens(self) -> int:
         return len(self.sample.tokens) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class WholeSample(TrainSample):
+    """One that a model reads to its end: not predicted, but valued by the outputs at its tokens."""
+
+    is_predicted: ClassVar[bool] = False
+
+    @property
+    def own_tokens(self) -> int:
+        return len(self.sample.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +108,12 @@ class Microbatch:
     ([1, 2, 3, 1, 4], [1, 2, 3, 4, 5], [0, 3, 5])
     """
 
-    items: list[TrainSample]
+    items: Sequence[TrainSample]
     tokens: torch.Tensor  # int64 [T]
     positions: torch.Tensor  # int64 [T]
     segments: Segments  # a prompt sees itself, a response its prompt and itself
-    # int64 [R], places in `tokens` whose output predicts a response token
+    # int64 [R], places in `tokens` whose output predicts a response token; of whole samples those of
+    # the response tokens themselves
     logit_positions: torch.Tensor
     targets: torch.Tensor  # int64 [R]
     # [items + 1], where each sample's response begins in `targets`
@@ -146,7 +160,7 @@ class Microbatch:
         return [array[a:b] for a, b in pairwise(self.response_cu_seqlens)]
 
 
-def pack(items: list[TrainSample], device: torch.device, multiple_of: int = 1) -> Microbatch:
+def pack(items: Sequence[TrainSample], device: torch.device, multiple_of: int = 1) -> Microbatch:
     """Lay the items end to end, a prompt once for neighbours that share it.
 
     Tokens that fill up to `multiple_of` form a segment of their own. Without items there is nothing
@@ -159,8 +173,10 @@ def pack(items: list[TrainSample], device: torch.device, multiple_of: int = 1) -
         first = lay.add(prompt, 0, np.empty(0, dtype=np.int64))
         prompt_rows = np.arange(first, first + len(prompt))
         for item in prompt_group:
-            begin = lay.add(item.sample.tokens[:-1], len(prompt), prompt_rows)
-            lay.logit_positions += [prompt_rows[-1:], np.arange(begin, begin + item.own_tokens)]
+            begin = lay.add(item.sample.tokens[: item.own_tokens], len(prompt), prompt_rows)
+            if item.is_predicted:
+                lay.logit_positions.append(prompt_rows[-1:])
+            lay.logit_positions.append(np.arange(begin, begin + item.own_tokens))
             lay.targets.append(item.sample.tokens)
             starts.append(starts[-1] + len(item.sample.tokens))
     length = max(1, -(-lay.total // multiple_of)) * multiple_of

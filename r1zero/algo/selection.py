@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from r1zero.scores import rules_count
 from r1zero.types import Agreement, Batch, Group, Outcome, Sample
 
 # Why a group does not train: values of Group.dropped.
@@ -44,6 +45,7 @@ class TeachingGroups:
     """Groups train that teach something, and samples that ended by themselves."""
 
     verdict_functions: Sequence[str]  # reward functions that say whether a response is right
+    with_rules: bool = True  # they count where a prompt does not say
     equal_groups: Literal["keep", "skip", "replace"]
     accuracy: tuple[float, float] | None  # least and largest share of right answers
     mask_truncated: bool
@@ -64,7 +66,8 @@ class TeachingGroups:
         response, so a group with one is kept."""
         if not any(sample.trains for sample in group.samples):
             return TRUNCATED
-        found = agreement(group, self.verdict_functions)
+        verdict_functions = self._judges(group)
+        found = agreement(group, verdict_functions)
         if found is Agreement.FAILED:
             return ""
         if found is not Agreement.MIXED:
@@ -73,12 +76,19 @@ class TeachingGroups:
                 return EQUAL
             if self.equal_groups == "skip" and rewards_equal(group):
                 return EQUAL
-        functions = applied(group, self.verdict_functions)
+        functions = applied(group, verdict_functions)
         if self.accuracy is not None and functions:
             low, high = self.accuracy
             if not low <= accuracy(group, functions) <= high:
                 return ACCURACY
         return ""
+
+    def _judges(self, group: Group) -> Sequence[str]:
+        """The functions whose verdicts say what a group teaches: none where its rewards are those of a
+        reward model alone."""
+        if rules_count(group.prompt.category, self.with_rules):
+            return self.verdict_functions
+        return ()
 
 
 def _has_not_ended(group: Group, limit: int | None) -> bool:

@@ -33,7 +33,13 @@ from r1zero.errors import BadInput, nearest, shown
 T = TypeVar("T")
 
 # Column of each part of a problem when `map_keys` says nothing else; "" = there is none.
-MAP_KEYS = {"prompt": "question", "query": "", "response": "ground_truth_answer", "system": ""}
+MAP_KEYS = {
+    "prompt": "question",
+    "query": "",
+    "response": "ground_truth_answer",
+    "system": "",
+    "category": "",
+}
 
 
 # -- mistakes -------------------------------------------------------------------------------------
@@ -258,6 +264,18 @@ def _layers(value: Any) -> Any:
 
 
 LayerList = Annotated[Listed[Count], BeforeValidator(_layers)]
+
+
+def _categories(value: Any) -> Any:
+    """One number for all data sets, or one for each, as MindSpeed-LLM's "1,0"."""
+    if isinstance(value, int) or (isinstance(value, str) and value.strip() in ("0", "1")):
+        return [value]
+    return _layers(value)
+
+
+# What scores responses where there is a reward model: 1 the reward functions, 0 the model.
+Category = Annotated[Whole, rule(lambda value: value in (0, 1), "must be 1 (rules) or 0 (model)")]
+Categories = Annotated[Listed[Category], BeforeValidator(_categories)]
 
 
 def _layer_freq(value: Any) -> int | list[int]:

@@ -250,6 +250,7 @@ def _build(
 ) -> Config:
     """Merge, check and type all sections. With problems noted, wrong keys are left out of them."""
     given = _given(sections, models, notes)
+    _leave_rewards_to_the_model(given, notes)
     settings = read_settings(given_settings(sections["reward"], notes), notes)
     given["reward"]["settings"] = SourcedValue(settings, "reward.settings")
     built: dict[str, Any] = {}
@@ -257,7 +258,8 @@ def _build(
         built[section] = build(kind, given[section], section, notes)
     name = value_of(Text, sections.get("name", path.stem), "name", notes)
     output_dir = value_of(FilePath, sections.get("output_dir", f"runs/{name}"), "output_dir", notes)
-    used = {getattr(built[role], "model", None) for role in ("actor_rollout", "ref")}
+    roles = ("actor_rollout", "ref", "reward")
+    used = {getattr(built[role], "model", None) for role in roles}
     networks = {
         model: _network(model, keys, notes) for model, keys in models.items() if model in used
     }
@@ -282,6 +284,28 @@ def _given(
     return given
 
 
+def _leave_rewards_to_the_model(
+    given: dict[str, dict[str, SourcedValue]], notes: Diagnostics
+) -> None:
+    """A configuration that names a reward model and no reward function at all has the model's rewards
+    alone, as those of MindSpeed-LLM that were written for one."""
+    ranks = given["resource_pool"].get("reward")
+    if ranks is None or ranks.value in (None, [], [0]):
+        return
+    sets = given["actor_rollout"].get("data_path")
+    entries = sets.value.values() if sets is not None and isinstance(sets.value, dict) else ()
+    names_rules = any(
+        isinstance(entry, dict) and entry.get("verifier_function") for entry in entries
+    )
+    if names_rules or "verifier_function" in given["algorithm"] or "verifier" in given["reward"]:
+        return
+    given["reward"]["verifier"] = SourcedValue(False, "reward.verifier")
+    notes.remark(
+        "reward.verifier is false, since the configuration names a reward model and no reward function: "
+        "the reward is the model's alone; name algorithm.verifier_function, or set it to true"
+    )
+
+
 def _placed(mapping: dict[str, Any], where: str) -> dict[str, SourcedValue]:
     return {key: SourcedValue(value, f"{where}{key}") for key, value in mapping.items()}
 
@@ -303,7 +327,7 @@ def _note_ineffective(section: str, mapping: dict, own: set[str], notes: Diagnos
         if where in legacy.NO_EFFECT_FIELDS:
             notes.ignore(where, legacy.NO_EFFECT_FIELDS[where])
         elif section == "reward" and key not in own:
-            notes.ignore(where, "reward functions score the responses, there is no reward model")
+            notes.ignore(where, "a reward model neither learns nor generates")
         elif key in legacy.NO_EFFECT:
             notes.ignore(where, legacy.NO_EFFECT[key])
         elif section == "ref" and key in field_names(schema.ActorRollout) - own:
@@ -452,7 +476,8 @@ def _pool(cfg: Config) -> schema.ResourcePool:
     reference = cfg.ref.tensor_model_parallel_size * cfg.ref.pipeline_model_parallel_size
     if pool.colocate:
         generator = _first_given(actor.infer_tensor_parallel_size, train_tp)
-        ranks = max(train_tp * actor.pipeline_model_parallel_size, generator, reference)
+        judge = cfg.reward.tensor_model_parallel_size * cfg.reward.pipeline_model_parallel_size
+        ranks = max(train_tp * actor.pipeline_model_parallel_size, generator, reference, judge)
         ref = pool.ref
     else:
         ranks = actor.num_gpus_for_train + actor.num_gpus_for_infer

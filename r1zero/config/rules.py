@@ -353,10 +353,15 @@ def check_grids(cfg: Config) -> list[str]:
         ("ref.pipeline_model_parallel_size", ref.pipeline_model_parallel_size),
         ("training.context_parallel_size", cfg.training.context_parallel_size),
     ]
+    reward = [
+        ("reward.tensor_model_parallel_size", cfg.reward.tensor_model_parallel_size),
+        ("reward.pipeline_model_parallel_size", cfg.reward.pipeline_model_parallel_size),
+    ]
     return [
         *multiple("actor_rollout.num_gpus_for_train", actor.num_gpus_for_train, train),
         *multiple("actor_rollout.num_gpus_for_infer", actor.num_gpus_for_infer, infer),
         *multiple("resource_pool.ref", sum(cfg.resource_pool.ref), reference),
+        *multiple("resource_pool.reward", sum(cfg.resource_pool.reward), reward),
     ]
 
 
@@ -380,13 +385,63 @@ def check_nodes(cfg: Config) -> list[str]:
     if cfg.resource_pool.colocate:
         return []
     pool = cfg.resource_pool
-    largest = max(pool.actor_rollout + pool.ref, default=0)
+    largest = max(pool.actor_rollout + pool.ref + pool.reward, default=0)
     if pool.ranks_per_node is None or largest <= pool.ranks_per_node:
         return []
     return [
         f"resource_pool.ranks_per_node: {pool.ranks_per_node} is less than the {largest} "
         f"ranks that an entry of the pool puts on one node; {largest} would work"
     ]
+
+
+# -- the reward model -----------------------------------------------------------------------------
+
+
+def check_reward_model(cfg: Config) -> list[str]:
+    """Keys of a reward model need one, and one needs its weights."""
+    reward = cfg.reward
+    if not cfg.has_reward_model:
+        return _without_reward_model(cfg)
+    problems = []
+    if reward.load is None:
+        problems.append(
+            f"resource_pool.reward: {cfg.resource_pool.reward} names ranks of a reward model, and "
+            "reward.load names no weights; name a model folder there, or leave resource_pool.reward out"
+        )
+    for key in ("std", "clip"):
+        value = getattr(reward, key)
+        if value is not None and value <= 0:
+            problems.append(f"reward.{key}: {shown(value)} must be above 0, such as 1")
+    return problems
+
+
+def _without_reward_model(cfg: Config) -> list[str]:
+    """What asks for the values of a reward model that is not there."""
+    way_out = "name ranks for it, such as resource_pool.reward: [1], and its weights in reward.load"
+    problems = []
+    if not cfg.reward.verifier:
+        problems.append(
+            f"reward.verifier: false leaves the reward to a reward model, and there is none; {way_out}, "
+            "or set it to true"
+        )
+    if 0 in (cfg.training.dataset_category or ()):
+        problems.append(
+            f"training.dataset_category: {cfg.training.dataset_category} leaves problems to a reward "
+            f"model, and there is none; {way_out}, or leave it out"
+        )
+    if column := cfg.training.map_keys.get("category"):
+        problems.append(
+            f"training.map_keys.category: {column} says which problems a reward model scores, and there "
+            f"is none; {way_out}, or leave it out"
+        )
+    if isinstance(cfg.actor_rollout.data_path, dict):
+        for name, entry in cfg.actor_rollout.data_path.items():
+            if entry.category == 0:
+                problems.append(
+                    f"actor_rollout.data_path.{name}.category: 0 leaves problems to a reward model, and "
+                    f"there is none; {way_out}, or leave it out"
+                )
+    return problems
 
 
 # -- lengths --------------------------------------------------------------------------------------
@@ -411,6 +466,7 @@ def check_token_limits(cfg: Config) -> list[str]:
         "actor_rollout.max_tokens_to_oom",
         "actor_rollout.max_tokens_per_microbatch",
         "ref.max_tokens_per_microbatch",
+        "reward.max_tokens_per_microbatch",
     )
     values = {key: attrgetter(key)(cfg) for key in keys}
     return [
@@ -436,6 +492,7 @@ RULES = (
     check_skipping,
     check_replacing,
     check_tail_batching,
+    check_reward_model,
     check_prompt_length,
     check_token_limits,
 )

@@ -22,6 +22,8 @@ from r1zero.config.keys import (
     NOT_NEGATIVE,
     ONE,
     ROOT,
+    Categories,
+    Category,
     Choice,
     Columns,
     Count,
@@ -130,6 +132,8 @@ class TrainingSet:
     verifier_function: OrNull[Listed[FilePath]] = None
     # Default algorithm.verifier_weight; with functions of its own equal shares of 1.
     verifier_weight: OrNull[ScoreWeights] = None
+    # Of its responses, default training.dataset_category.
+    category: OrNull[Category] = None
 
 
 SeveralSets = Annotated[
@@ -199,6 +203,10 @@ class Training:
     # may be a list of chat messages (docs/data.md).
     map_keys: Columns = field(default_factory=lambda: dict(MAP_KEYS))
     eval_map_keys: OrNull[Columns] = None  # of eval_data_path, where they differ
+    # Which problems a reward model scores (docs/reward_models.md): 1 the reward functions alone, 0 the
+    # model alone, one number for each data set of a blend, or one for all; default both. A column,
+    # map_keys.category, can say it of each row.
+    dataset_category: OrNull[Categories] = None
     skip_bad_rows: Flag = False  # leave rows out that have no question or answer; they are counted
     # Steps between checkpoints, one at the end; default only on early leave.
     save_interval: OrNull[Count] = None
@@ -456,12 +464,35 @@ class Ref:
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reward:
-    """Reward functions score the responses; there is no reward model (docs/rewards.md)."""
+    """Reward functions score the responses (docs/rewards.md); a reward model, too, where
+    resource_pool.reward names ranks for it (docs/reward_models.md)."""
 
-    model: OrNull[Text] = None
-    verifier: Annotated[
-        Flag, always(True, "responses are scored by reward functions, there is no reward model")
-    ] = True
+    model: OrNull[Text] = None  # model file of the reward model; default none
+    # Its weights: a Hugging Face folder or a Megatron checkpoint, with the value head.
+    load: OrNull[ModelPath] = None
+    tensor_model_parallel_size: Count = 1
+    pipeline_model_parallel_size: Count = 1
+    micro_batch_size: Count = 1  # responses in one forward pass
+    # If given, this many tokens at most instead.
+    max_tokens_per_microbatch: OrNull[Whole] = None
+    # What it reads: by default the tokens of prompt and response as they were sampled. Else their text,
+    # as this template renders it; tokenizer_template: that of the reward model's own tokenizer.
+    prompt_type: OrNull[Text] = None
+    # Folder of its tokenizer, with config.json if load has none; default load's.
+    tokenizer_name_or_path: OrNull[ModelPath] = None
+    # What becomes of its value. group: less the mean of the group, by its standard deviation. fixed:
+    # less mean, by std. none: as it is. Then no further than clip from 0.
+    normalize: OneOf[Literal["group", "fixed", "none"]] = "group"
+    mean: OrNull[Number] = None  # default that of its config.json
+    std: OrNull[Number] = None
+    clip: OrNull[Number] = None
+    # Of a process reward model: which of the values of a response's steps is that of the response.
+    of_steps: OneOf[Literal["min", "mean", "last"]] = "min"
+    # That the result is multiplied with, before it is added to the sum of the reward functions.
+    weight: Annotated[Number, between(-(10**6), 10**6, 1)] = 1.0
+    # false: the reward is that of the reward model alone; the reward functions still tell what is right.
+    # With a reward model, and neither this nor algorithm.verifier_function in the configuration: false.
+    verifier: Flag = True
     # Of the reward functions, by name: {cosine: {exceeded: -5}, my_function: {bonus: 0.5}}. Keys,
     # bounds, defaults and meanings stand at each function, those built in in
     # r1zero/reward/functions/. Older keys: accuracy, cosine, overlong_cache, repetition_ngram.
@@ -629,11 +660,12 @@ class ResourcePool:
     # whose KL is told and does nothing. With actor_rollout.lora the default is none either: train
     # ranks look back with the adapters switched off.
     ref: Ranks = field(default_factory=list)
+    # Of the reward model; default, as [0]: there is none.
     reward: Annotated[
         Listed[Whole],
         rule(
-            lambda entries: not any(entries),
-            "must be []: reward functions run on CPUs, there is no reward model",
+            lambda entries: all(0 <= entry <= MOST_RANKS for entry in entries),
+            "must list numbers of ranks, such as [2]",
         ),
     ] = field(default_factory=list)
     # Every rank of the pool has every role; num_gpus_* then do not matter.
@@ -779,13 +811,28 @@ class Config:
         return self.has_kl_term and not self.has_reference
 
     @property
+    def has_reward_model(self) -> bool:
+        """A reward model scores responses, beside the reward functions or alone."""
+        return any(self.resource_pool.reward)
+
+    @property
+    def score_weights(self) -> list[float]:
+        """Weights of the run's reward functions in the reward, and behind them that of a reward model."""
+        weights = self.algorithm.verifier_weight
+        if not self.has_reward_model:
+            return weights
+        return [*weights, self.reward.weight]
+
+    @property
     def world_size(self) -> int:
         """Ranks that the resource pool asks for."""
-        return sum(self.resource_pool.actor_rollout) + sum(self.resource_pool.ref)
+        pool = self.resource_pool
+        return sum(pool.actor_rollout) + sum(pool.ref) + sum(pool.reward)
 
     def model_keys(self, role: str) -> dict[str, Any]:
         """What the model file says about the network of `role`; empty when it names none."""
-        name = self.ref.model if role == "ref" else self.actor_rollout.model
+        names = {"ref": self.ref.model, "reward": self.reward.model}
+        name = names.get(role, self.actor_rollout.model)
         return self.model.get(name, {}) if name else {}
 
 
@@ -802,16 +849,16 @@ def placement(cfg: Config, world_size: int) -> Placement:
     if total != world_size:
         needed = " + ".join(f"{size.ranks} {role}" for role, size in sizes.items())
         raise BadInput(
-            f"the world has {world_size} ranks, but num_gpus_for_train, num_gpus_for_infer and "
-            f"resource_pool.ref need {total} ({needed}): start that many processes, or 1 for a "
-            "world that holds all roles"
+            f"the world has {world_size} ranks, but num_gpus_for_train, num_gpus_for_infer and the "
+            f"other roles of resource_pool need {total} ({needed}): start that many processes, or 1 "
+            "for a world that holds all roles"
         )
     return place(sizes, colocate=False)
 
 
 def role_sizes(cfg: Config) -> dict[str, RoleSize]:
     """The roles in the order of their ranks, with ranks of their own; see `with_ranks`. A run
-    without a reference has no ref."""
+    without a reference has no ref, one without a reward model no reward."""
     actor = cfg.actor_rollout
     ref = cfg.ref
     context_parallel = cfg.training.context_parallel_size
@@ -838,6 +885,12 @@ def role_sizes(cfg: Config) -> dict[str, RoleSize]:
             ep=ref.expert_model_parallel_size,
             num_layer_list=tuple(ref.num_layer_list or ()),
         )
+    if cfg.has_reward_model:
+        sizes["reward"] = RoleSize(
+            sum(cfg.resource_pool.reward),
+            tp=cfg.reward.tensor_model_parallel_size,
+            pp=cfg.reward.pipeline_model_parallel_size,
+        )
     return sizes
 
 
@@ -852,6 +905,9 @@ def with_ranks(cfg: Config, ranks: Mapping[str, int]) -> tuple[Config, str]:
         ref = ranks["ref"]
         pool = replace(pool, ref=[ref])
         told = f"num_gpus_for_train {train}, num_gpus_for_infer {rollout} and resource_pool.ref [{ref}]"
+    if "reward" in ranks:
+        pool = replace(pool, reward=[ranks["reward"]])
+        told += f", resource_pool.reward [{ranks['reward']}]"
     return replace(cfg, actor_rollout=actor, resource_pool=pool), told
 
 
@@ -864,7 +920,7 @@ def nodes(cfg: Config, world_size: int) -> list[int]:
     if per_node is None:
         entries = cfg.resource_pool.actor_rollout
         if len(entries) > 1:
-            per_node = max(entries + cfg.resource_pool.ref)
+            per_node = max(entries + cfg.resource_pool.ref + cfg.resource_pool.reward)
         else:
             per_node = world_size
     return [rank // per_node for rank in range(world_size)]

@@ -13,6 +13,15 @@ from typing import Any
 from r1zero.config.schema import LINEARS, Config
 from r1zero.errors import Diagnostics
 
+# Keys of the section reward that reward functions read; `verifier` is refused without a reward model.
+OF_RULES = (
+    "verifier",
+    "settings",
+    "workers",
+    "deadline_seconds",
+    "worker_memory_megabytes",
+    "max_failure_rate",
+)
 Unread = Iterator[tuple[str, str]]  # key, and why nothing reads it
 
 
@@ -66,6 +75,19 @@ def _reference(cfg: Config) -> Unread:
             yield f"ref.{entry.name}", reason
 
 
+def _reward_model(cfg: Config) -> Unread:
+    if cfg.has_reward_model:
+        if cfg.reward.normalize != "fixed":
+            for key in ("mean", "std"):
+                if _is_set(cfg.reward, key):
+                    yield f"reward.{key}", f"reward.normalize is {cfg.reward.normalize}, not fixed"
+        return
+    for entry in fields(cfg.reward):
+        if entry.name not in OF_RULES and _is_set(cfg.reward, entry.name):
+            reason = "resource_pool.reward names no ranks, so there is no reward model"
+            yield f"reward.{entry.name}", reason
+
+
 def _schedule(cfg: Config) -> Unread:
     actor = cfg.actor_rollout
     if actor.lr_decay_style == "constant" and _is_set(actor, "min_lr"):
@@ -73,7 +95,7 @@ def _schedule(cfg: Config) -> Unread:
 
 
 def _microbatches(cfg: Config) -> Unread:
-    for name in ("actor_rollout", "ref"):
+    for name in ("actor_rollout", "ref", "reward"):
         section = getattr(cfg, name)
         if section.max_tokens_per_microbatch is not None and _is_set(section, "micro_batch_size"):
             yield f"{name}.micro_batch_size", "max_tokens_per_microbatch cuts microbatches instead"
@@ -185,6 +207,7 @@ RULES = (
     _advantage,
     _kl,
     _reference,
+    _reward_model,
     _schedule,
     _microbatches,
     _entropy,

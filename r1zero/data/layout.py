@@ -9,7 +9,7 @@ from r1zero.config.schema import Training
 from r1zero.data.template import Template
 from r1zero.errors import BadInput
 
-PARTS = ("prompt", "query", "response", "system")
+PARTS = ("prompt", "query", "response", "system", "category")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,11 @@ class ColumnLayout:
 
     def refuse_tokens(self, path: str) -> None:
         """BadInput if a column is to be kept, since what is preprocessed has tokens only."""
+        if category := self.columns.get("category"):
+            raise BadInput(
+                f"{path} is preprocessed and has no column {category!r}, which {self.columns_key}.category "
+                "names; name the data that it was made of, or say dataset_category"
+            )
         for column, function in self.kept.items():
             raise BadInput(
                 f"{path} is preprocessed and has no column {column!r}, which the reward function "
@@ -48,7 +53,7 @@ def layout_of(training: Training, held_out: bool, kept: Mapping[str, str]) -> Co
         return ColumnLayout(training.map_keys, skip_bad_rows=training.skip_bad_rows, kept=kept)
     own = training.eval_map_keys or {}
     return ColumnLayout(
-        training.map_keys | own,
+        training.map_keys | own | {"category": ""},  # reward functions alone score them
         held_out=True,
         skip_bad_rows=training.skip_bad_rows,
         system_optional="system" not in own,

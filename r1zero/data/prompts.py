@@ -73,7 +73,8 @@ class Prompts:
         first = 0
         for source in parts:
             path = source.path
-            found = read_prompts(source, first, templates[source.prompt_type], tokenizer)
+            template = templates[source.prompt_type]
+            found = read_prompts(source, first, template, tokenizer)
             kept = [prompt for prompt in found.prompts if len(prompt.tokens) <= max_prompt_length]
             if not kept:
                 raise BadInput(
@@ -141,7 +142,10 @@ class PromptSet:
 
 
 def read_prompts(
-    source: DataSource, first: int, template: Template, tokenizer: PreTrainedTokenizerBase
+    source: DataSource,
+    first: int,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> PromptSet:
     """Read a raw data set, or what is tokenised under a prefix; indices count rows from `first`."""
     if is_preprocessed(source.path):
@@ -160,6 +164,9 @@ def read_prompts(
             problem.answer,
             problem.row,
             source.label,
+            category=source.category if problem.category is None else problem.category,
+            question=problem.question,
+            system=problem.system,
         )
         for number, problem, text, ids in rows
     ]
@@ -174,7 +181,14 @@ def _read_preprocessed(
     texts = detokenize(tokenizer, [row.prompt for row in rows], special=True)
     golds = map(read_gold, detokenize(tokenizer, [row.answer for row in rows], special=False))
     prompts = [
-        Prompt(first + row.index, text, row.prompt, gold, source=source.label)
+        Prompt(
+            first + row.index,
+            text,
+            row.prompt,
+            gold,
+            source=source.label,
+            category=source.category,
+        )
         for row, text, gold in zip(rows, texts, golds, strict=True)
         if gold.casefold() not in NO_ANSWERS
     ]

@@ -14,7 +14,17 @@ from r1zero.data.layout import ColumnLayout
 from r1zero.data.messages import NoQuestion, as_messages, question_and_system
 from r1zero.data.rows import UnreadableRow, Values
 from r1zero.reward.math.gold import NO_ANSWERS, read_gold, the_one_of
+from r1zero.scores import BY_MODEL, BY_RULES
 
+# What a column of categories may say: 1 the reward functions, 0 the reward model.
+CATEGORIES = {
+    "1": BY_RULES,
+    "1.0": BY_RULES,
+    "rules": BY_RULES,
+    "0": BY_MODEL,
+    "0.0": BY_MODEL,
+    "model": BY_MODEL,
+}
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -23,13 +33,15 @@ class Problem:
     """One row of the data: what is asked, the right answer, and a system text.
 
     An empty system text stands for the template's. `row` has the columns that the layout keeps; None
-    when it keeps none.
+    when it keeps none. `category` is what scores responses (scores.py); None where no
+    column says it.
     """
 
     question: str
     answer: str
     system: str
     row: dict[str, Any] | None = None
+    category: int | None = None
 
 
 def read_row(
@@ -53,7 +65,9 @@ def read_row(
             system = chat_system
         tally.chat_system(kept)
     row = {column: _value(values, column) for column in layout.kept}
-    return Problem("\n".join(filter(None, (question, query))), answer, system, row or None)
+    text = "\n".join(filter(None, (question, query)))
+    category = _category(_value(values, columns["category"]), columns["category"])
+    return Problem(text, answer, system, row or None, category)
 
 
 def _value(row: dict[str, Any], column: str) -> Any:
@@ -81,6 +95,22 @@ def _parsed(text: str) -> Any:
         return None
     except (ValueError, RecursionError):
         return None
+
+
+def _category(value: Any, column: str) -> int | None:
+    """Return what scores the responses to a problem, 1 the rules or 0 the reward model; None where
+    nothing stands."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    text = str(value).strip().casefold()
+    found = CATEGORIES.get(text)
+    if found is None and text:
+        raise BadRow(
+            f"{column} category",
+            f"column {column!r} is {value!r:.80}, which is no category",
+            "write 1 (rules) or 0 (model), or nothing for both",
+        )
+    return found
 
 
 def _question(value: Any, column: str) -> tuple[str, str]:

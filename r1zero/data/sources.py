@@ -9,6 +9,7 @@ from typing import TypeAlias
 from r1zero.config.schema import Config, EvaluationSet, TrainingSet, filled
 from r1zero.data.blend import split_blend
 from r1zero.data.layout import ColumnLayout, layout_of
+from r1zero.errors import BadInput
 
 TRAIN_DATA = "actor_rollout.data_path"
 EVAL_DATA = "training.eval_data_path"
@@ -30,6 +31,9 @@ class DataSource:
     prompt_type: str  # name of its template
     prompt_type_key: str = "training.prompt_type"
     scorers: Mapping[str, float] = field(default_factory=dict)  # reward functions, their weights
+    # What scores responses beside or in place of them (scores.py): one for each data set of
+    # a blend, or one for all; empty: both.
+    categories: tuple[int, ...] = ()
 
     @property
     def held_out(self) -> bool:
@@ -52,10 +56,25 @@ class DataSource:
 
     def parts(self) -> list[DataSource]:
         """The data sets of a blend one by one, with their shares. BadInput when it is malformed."""
-        return [
-            replace(self, path=path, share=share * self.share)
-            for share, path in split_blend(self.path)
-        ]
+        found = split_blend(self.path)
+        categories = self.categories
+        if len(categories) == 1:
+            categories = categories * len(found)
+        if len(categories) not in (0, len(found)):
+            raise BadInput(
+                f"training.dataset_category: {list(categories)} has {len(categories)} numbers for the "
+                f"{len(found)} data sets of {self.key}; give one for each, or one for all"
+            )
+        parts = []
+        for number, (share, path) in enumerate(found):
+            own = categories[number : number + 1]
+            parts.append(replace(self, path=path, share=share * self.share, categories=own))
+        return parts
+
+    @property
+    def category(self) -> int | None:
+        """That of a data set that is no blend, where its rows do not say theirs."""
+        return self.categories[0] if self.categories else None
 
 
 def no_columns(functions: Sequence[str]) -> Mapping[str, str]:
@@ -101,6 +120,7 @@ def _source(cfg: Config, held_out: bool, key: str, path: str, keep: Keep) -> Dat
         layout=layout_of(cfg.training, held_out, keep(functions)),
         prompt_type=cfg.training.prompt_type,
         scorers=dict(zip(functions, cfg.algorithm.verifier_weight, strict=False)),
+        categories=() if held_out else tuple(cfg.training.dataset_category or ()),
     )
 
 
@@ -125,4 +145,12 @@ def _named(
         prompt_type=filled(entry.prompt_type),
         prompt_type_key=f"{place}.prompt_type",
         scorers=dict(zip(functions, filled(entry.verifier_weight), strict=False)),
+        categories=_categories(entry, usual),
     )
+
+
+def _categories(entry: TrainingSet | EvaluationSet, usual: DataSource) -> tuple[int, ...]:
+    """That of a named set, or that of the run. Evaluations are scored by reward functions alone."""
+    if isinstance(entry, EvaluationSet) or entry.category is None:
+        return usual.categories
+    return (entry.category,)

@@ -3,7 +3,8 @@
 `configs/templates.json` maps each name to {"text": [pieces, joined as they stand], "system":
 default, "stop": [texts]}; in the text {question} and {system} are filled in, all other braces are
 literal. A response ends at any of the texts under "stop", each one token; where it is left out, at
-the mark that closes the question's turn, such as <|im_end|>, if there is one. Add an entry to add a
+the mark that closes the question's turn, such as <|im_end|>, if there is one. A reward model reads "close"
+behind a response; where it is left out, the first text at which a response ends. Add an entry to add a
 template.
 """
 
@@ -45,6 +46,7 @@ class Template:
             )
         self.marks = list(dict.fromkeys(_MARKS.findall(self.text)))
         self.stop: list[str] = entry.get("stop", _closing_mark(self.text))
+        self.close: str = entry.get("close", "".join(self.stop[:1]))
 
     def render(self, question: str, system: str | None = None) -> str:
         """Return the prompt for `question`; an empty `system` means the template's default.
@@ -73,14 +75,15 @@ def _read(path: Path, name: str) -> dict:
     entry = entries[name]
     if (
         not isinstance(entry, dict)
-        or not set(entry) <= {"text", "system", "stop"}
+        or not set(entry) <= {"text", "system", "stop", "close"}
         or not isinstance(entry.get("system", ""), str)
+        or not isinstance(entry.get("close", ""), str)
         or not _is_texts(entry.get("text"))
         or not _is_texts(entry.get("stop", []))
     ):
         raise BadInput(
             f'{path}: template {name!r} must have "text", a list of strings, and may have '
-            '"system", a string, and "stop", a list of strings'
+            '"system" and "close", strings, and "stop", a list of strings'
         )
     return entry
 

@@ -51,6 +51,12 @@ class Vocabulary:
         """One more than the largest id."""
         return max(self.ids, default=-1) + 1
 
+    def same_ids(self, other: Vocabulary) -> bool:
+        """Whether every token of this vocabulary has the same id in the other."""
+        theirs = other.backend.get_vocab(with_added_tokens=True)
+        ours = self.backend.get_vocab(with_added_tokens=True)
+        return all(theirs.get(token) == number for token, number in ours.items())
+
     def refuse_beyond(self, rows: int) -> None:
         """BadInput when a token has no row in a model of so many."""
         if self.size > rows:

@@ -93,6 +93,20 @@ EVERYTHING = {
     "embd": Use(DEVICE, large=True),
     "self": Use(DEVICE),
 }
+# Of a role whose model looks at samples and does not learn.
+LOOKING: Mapping[str, Use] = {
+    "role_control": CONTROL,
+    "replica_control": CONTROL,
+    "tp": Use(DEVICE, large=True, warm=True),
+    "pp": Use(DEVICE, large=True, warm=True),
+    "cp": Use(DEVICE, large=True, warm=True),
+    "ep": Use(DEVICE, large=True, warm=True),
+    "expt_dp": Use(DEVICE),
+    "tp_ep_pp": Use(DEVICE),
+    "tp_dp": Use(DEVICE),
+    "embd": Use(DEVICE),
+    "self": Use(DEVICE),
+}
 # By role; one that is not named has everything.
 USES: Mapping[str, Mapping[str, Use]] = {
     "train": EVERYTHING,
@@ -104,19 +118,8 @@ USES: Mapping[str, Mapping[str, Use]] = {
         "ep_dp": Use(DEVICE, large=True, warm=True),
         "ep_dp_control": CONTROL,
     },
-    "ref": {
-        "role_control": CONTROL,
-        "replica_control": CONTROL,
-        "tp": Use(DEVICE, large=True, warm=True),
-        "pp": Use(DEVICE, large=True, warm=True),
-        "cp": Use(DEVICE, large=True, warm=True),
-        "ep": Use(DEVICE, large=True, warm=True),
-        "expt_dp": Use(DEVICE),
-        "tp_ep_pp": Use(DEVICE),
-        "tp_dp": Use(DEVICE),
-        "embd": Use(DEVICE),
-        "self": Use(DEVICE),
-    },
+    "ref": LOOKING,
+    "reward": LOOKING,
 }
 
 

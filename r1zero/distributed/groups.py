@@ -154,6 +154,11 @@ class World:
         return self.roles.get("ref")
 
     @property
+    def reward(self) -> Grid | None:
+        """The reward model's; None without one."""
+        return self.roles.get("reward")
+
+    @property
     def giver(self) -> Grid:
         """The role that hands groups over to train: ref, or rollout where there is no reference."""
         return self.ref or self.rollout

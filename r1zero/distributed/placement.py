@@ -7,8 +7,8 @@ A role is a set of consecutive ranks laid out as a grid with named axes. The fir
     stage 1:  replica 0: 6 7   replica 1: 8 9   replica 2: 10 11
 
 so rank 9 has tp 1, dp 1, pp 1, its tensor-parallel group is 8 9, its pipeline 3 9, and its replica
-2 3 8 9. Roles follow each other in the order train, rollout, ref; when colocated, every role spans
-the whole world. A run without a reference has no role ref.
+2 3 8 9. Roles follow each other in the order train, rollout, ref, reward; when colocated, every role spans
+the whole world. A run without a reference has no role ref, one without a reward model no role reward.
 
 Context parallelism cuts the tokens of a replica's microbatches over an axis of their own, cp, between
 tp and dp. Expert parallelism has no axis: it deals the experts of a layer to the ranks of a stage,

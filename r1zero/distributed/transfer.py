@@ -25,13 +25,14 @@ from r1zero.distributed.groups import Grid, World
 from r1zero.types import Batch, Group, RecordedRoutes, Sample
 
 # Tags beside that of control messages: of values that output ranks join, on their way to the first
-# of them, back, and on to the next role; of routes; then of samples, one for each role that takes
-# them.
+# of them, back, and on to the next role; of routes; of values of positions; then of samples, one for
+# each role that takes them.
 UPWARD = 1
 DOWNWARD = 2
 ONWARD = 3
 ROUTES = 4
-FIRST_OF_ROLES = 5
+VALUES = 5
+FIRST_OF_ROLES = 6
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -168,6 +169,28 @@ class RoleTransfer:
             if taker.is_input_rank:
                 buffer = self._receive_samples(sender, ROUTES)
             found.add(route_wire.unpack_routes(self._tell_replica(buffer, taker)))
+        return found
+
+    def send_values(
+        self, batch: Batch, values: Mapping[int, T], positions: range, giver: Grid, taker: Grid
+    ) -> None:
+        """Send a value of each of some positions, on the output rank of the replica of `giver` that has
+        them, to the output ranks of the replicas of `taker` on which these positions live.
+
+        Not all positions need to have a value; `receive_values` takes them.
+        """
+        for replica in range(taker.span.dp):
+            share = taker.span.share(replica, positions)
+            if self.world.rank not in _senders(giver, share):
+                continue
+            mine = {position: values[position] for position in share if position in values}
+            self._send(mine, taker.span.output_rank(replica), batch.step, VALUES)
+
+    def receive_values(self, positions: range, giver: Grid, taker: Grid) -> dict[int, Any]:
+        """Take what `send_values` sent of these positions to this rank, an output rank of `taker`."""
+        found: dict[int, Any] = {}
+        for sender in _senders(giver, taker.span.share(taker.replica, positions)):
+            found |= self._receive(sender, VALUES)
         return found
 
     def join_outputs(

@@ -7,7 +7,8 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +18,11 @@ from r1zero.errors import BadInput
 from r1zero.models import hf_config
 from r1zero.models.family import by_architecture, by_megatron, family_of
 from r1zero.models.hf_config import RopeScaling, YarnScaling
-from r1zero.models.params import num_elements
+from r1zero.models.params import num_elements, param_table
 
-__all__ = ["Experts", "Latent", "ModelConfig", "RopeScaling", "YarnScaling"]
+__all__ = ["Experts", "Latent", "ModelConfig", "RopeScaling", "ValueHead", "YarnScaling"]
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,26 @@ class Latent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValueHead:
+    """What a reward model has in the place of the output layer: one or two linear layers on the
+    hidden state behind the final norm, computed in fp32 (models/value_head.py).
+
+    Two layers are Linear(H, H), ReLU, Linear(H, outputs), both with a bias.
+    """
+
+    layers: Literal[1, 2] = 1
+    outputs: int = 1  # 2 of a process reward model: for and against a step
+    # Of a single layer. Weights on disk that have none are read as 0, so one that is 0 may be left
+    # out of what is written.
+    bias: bool = True
+    fp32: bool = True  # on disk as well; False: there it has the type of the model
+    step_token: int | None = None  # that ends a step; None: the model values a whole response
+    # Of the values over the model's training data, if its config.json tells (OpenRLHF).
+    mean: float | None = None
+    std: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """A decoder with grouped-query or latent attention, rotary positions, RMSNorm and a gated MLP.
 
@@ -99,6 +122,17 @@ class ModelConfig:
     latent: Latent | None = None  # None: grouped-query attention
     # Layers behind the last one in a folder, which predict further tokens and are not computed here.
     further_layers: int = 0
+    # Of a reward model, which has no output layer: `tie_word_embeddings` is False there.
+    value_head: ValueHead | None = None
+
+    def __post_init__(self) -> None:
+        assert self.value_head is None or not self.tie_word_embeddings, "nothing is tied"
+
+    @property
+    def may_have_spare_output_layer(self) -> bool:
+        """Whether weights on disk may hold an output layer that is not read: a copy of the embedding,
+        or the one that a reward model was made from."""
+        return self.tie_word_embeddings or self.value_head is not None
 
     @property
     def rotary_dim(self) -> int:
@@ -121,13 +155,13 @@ class ModelConfig:
     @property
     def num_parameters(self) -> int:
         """Elements of all parameters."""
-        return sum(num_elements(spec) for spec in family_of(self).params(self))
+        return sum(num_elements(spec) for spec in param_table(self))
 
     @property
     def num_active_parameters(self) -> int:
         """Those that compute a token: of each layer's experts only the chosen ones."""
         total = 0
-        for spec in family_of(self).params(self):
+        for spec in param_table(self):
             elements = num_elements(spec)
             if self.experts is not None and spec.cut == "experts":
                 elements = elements * self.experts.top_k // self.experts.count
@@ -137,21 +171,10 @@ class ModelConfig:
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
         """Read `config.json` in `folder`. BadInput when it is missing or not a supported model."""
-        path = Path(folder) / "config.json"
-        if not path.exists():
-            raise BadInput(
-                f"{path} does not exist: `load` must name a Hugging Face model folder "
-                "with config.json and safetensors files"
-            )
-        config = read_json(path)
-        if not isinstance(config, dict):
-            raise BadInput(f"{path} must hold a JSON object")
-        try:
+        path = Path(folder) / CONFIG
+        config = read_config_file(path)
+        with naming(path):
             return cls.from_config(config)
-        except KeyError as error:
-            raise BadInput(f"{path} lacks the key {error}: is it a model's config.json?") from None
-        except BadInput as error:
-            raise BadInput(f"{path}: {error}") from None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelConfig:
@@ -167,3 +190,27 @@ class ModelConfig:
     def to_megatron(self) -> dict[str, Any]:
         """Say the same in Megatron's names."""
         return family_of(self).to_megatron(self)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The content of a config.json. BadInput when it is missing or no object."""
+    if not path.exists():
+        raise BadInput(
+            f"{path} does not exist: `load` must name a Hugging Face model folder "
+            "with config.json and safetensors files"
+        )
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise BadInput(f"{path} must hold a JSON object")
+    return config
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the file's name in front of what is wrong in it: a missing key, or a value."""
+    try:
+        yield
+    except KeyError as error:
+        raise BadInput(f"{path} lacks the key {error}: is it a model's config.json?") from None
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None

@@ -286,6 +286,14 @@ def by_architecture(architecture: object) -> ModelFamily:
     )
 
 
+def by_name(name: object) -> ModelFamily:
+    """The family of this name, transformers' model_type. BadInput if there is none."""
+    for family in _FAMILIES.values():
+        if family.name == name:
+            return family
+    raise BadInput(f"model_type {name!r} is not supported; supported are {', '.join(_FAMILIES)}")
+
+
 def by_megatron(keys: Mapping[str, Any]) -> ModelFamily:
     """The family of a model in Megatron's names: the one it names, else the one whose traits it
     has.

@@ -132,6 +132,15 @@ def positive(mapping: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
+def finite(mapping: Mapping[str, Any], key: str) -> float:
+    """A finite number."""
+    value = mapping[key]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise BadInput(f"{key}: {written(value)} must be a number")
+    return float(value)
+
+
 def flag(config: Mapping[str, Any], key: str) -> bool:
     """True or false; false when it is missing."""
     value = config.get(key)

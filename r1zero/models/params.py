@@ -13,6 +13,9 @@
       mlp.linear_fc2.weight                   [H, F]      down_proj                 columns
     decoder.final_layernorm.weight            [H]         norm                      -
     output_layer.weight                       [V, H]      lm_head (untied only)     rows
+  or, of a reward model, in fp32
+    rm_head.{weight, bias}                    [1, H]      score                     -
+    rm_head.{0, 2}.{weight, bias}             [H, H] ...  score.0, score.2          -
 
 Axes: V vocabulary, H hidden, F feed-forward, Q query rows, K key (and value) rows, all global. The
 rows of linear_qkv run by key-value group: the group's query heads, its key head, its value head.
@@ -37,10 +40,11 @@ if TYPE_CHECKING:
     import torch
 
     from r1zero.distributed.placement import RankGrid
-    from r1zero.models.config import ModelConfig
+    from r1zero.models.config import ModelConfig, ValueHead
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
+VALUE_HEAD = "rm_head"  # the module
 
 
 CutAxis = Literal["tp", "experts"]
@@ -65,6 +69,7 @@ class ParamSpec:
     kv_groups: int | None = None  # linear_qkv only: how many groups its rows interleave
     cut: CutAxis = "tp"  # what cuts `axis`
     fp32: bool = False  # whatever type the model has
+    optional: bool = False  # weights on disk need not have it: it is 0 then
 
     @property
     def has_halves(self) -> bool:
@@ -188,9 +193,33 @@ def whole_param(
 
 def param_table(config: ModelConfig) -> list[ParamSpec]:
     """List every parameter of the model once, in a fixed order; tied, the embedding is the output
-    layer.
+    layer. A reward model has a value head in its place.
     """
-    return family_of(config).params(config)
+    table = family_of(config).params(config)
+    if config.value_head is None:
+        return table
+    backbone = [spec for spec in table if spec.name != OUTPUT_LAYER]
+    return backbone + value_head_params(config.value_head, config.hidden_size)
+
+
+def value_head_params(head: ValueHead, hidden: int) -> list[ParamSpec]:
+    """The layers of a value head: small, so they are whole on every rank of the last stage."""
+    if head.layers == 1:
+        weight = _head_param("weight", (head.outputs, hidden), head.fp32)
+        if not head.bias:
+            return [weight]
+        return [weight, replace(_head_param("bias", (head.outputs,), head.fp32), optional=True)]
+    return [
+        _head_param("0.weight", (hidden, hidden), head.fp32),
+        _head_param("0.bias", (hidden,), head.fp32),
+        _head_param("2.weight", (head.outputs, hidden), head.fp32),
+        _head_param("2.bias", (head.outputs,), head.fp32),
+    ]
+
+
+def _head_param(name: str, view: tuple[int, ...], fp32: bool) -> ParamSpec:
+    spec = whole_param(f"{VALUE_HEAD}.{name}", f"score.{name}", view, None, place="last")
+    return replace(spec, fp32=fp32)
 
 
 def single_experts(spec: ParamSpec) -> list[ParamSpec]:

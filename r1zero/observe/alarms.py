@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from r1zero.observe.hacking import HackingWatch
 from r1zero.observe.metrics import WAIT_KEY
 
 Metrics = Mapping[str, float]
@@ -50,6 +51,7 @@ class Alarms:
         self._recent: deque[Metrics] = deque(maxlen=WINDOW)
         self._entropies: list[float] = []  # of the first WINDOW steps
         self._steps_never_right = 0
+        self._hacking = HackingWatch()
         # step of the newest warning of each kind that still holds
         self._last_said: dict[str, float] = {}
 
@@ -68,6 +70,7 @@ class Alarms:
         found = {kind: check(metrics) for kind, (check, key) in checks.items() if key in metrics}
         self._recent.append(metrics)
         found["wait"] = self._waiting()
+        found["hacking"] = self._hacking.look(metrics)
         step = metrics["step"]
         said = []
         for kind, sentence in found.items():

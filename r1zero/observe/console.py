@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from r1zero.observe.model_summary import MEAN_KEY
+from r1zero.scores import MODEL, Outcome
+
 # What stands before a metric, the metric, its format, its unit.
 _COLUMNS = (
     ("length ", "response_length/mean", "6.1f", ""),
@@ -15,6 +18,7 @@ _COLUMNS = (
     ("", "throughput/tokens_per_second", "6.0f", " tok/s"),
     ("", "time/step", "6.1f", " s"),
 )
+TOO_LONG_KEY = f"{MEAN_KEY}/{Outcome.TOO_LONG.name.lower()}"  # there even if it read nothing
 
 
 def step_line(m: Mapping[str, float], total: int) -> str:
@@ -27,6 +31,8 @@ def step_line(m: Mapping[str, float], total: int) -> str:
     rights = [key for key in m if key.endswith("/right")]
     parts = [f"step {m['step']:>{width}}/{total}", f"reward {_cell(m, 'reward/mean', '+.3f')}"]
     parts.append("  ".join(f"{key.split('/')[1]} {_cell(m, key, '4.0%')}" for key in rights))
+    if MEAN_KEY in m or TOO_LONG_KEY in m:  # a run with a reward model
+        parts.append(f"{MODEL} {_cell(m, MEAN_KEY, '+.3f')}")
     for before, key, form, behind in _COLUMNS:
         parts.append(f"{before}{_cell(m, key, form)}{behind}")
     return "  ".join(parts)

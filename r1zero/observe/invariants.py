@@ -151,6 +151,8 @@ def _given(role: str, samples: SampleSummary) -> int:
     the selection of the groups that train."""
     if role == "rollout":
         return samples.response_tokens + samples.put_off_tokens
+    if role == "reward":
+        return samples.judged_tokens
     if role == "train":
         return samples.unmasked_tokens - samples.surplus_tokens
     return samples.training_tokens

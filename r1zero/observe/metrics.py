@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from r1zero.distributed.placement import Placement
+from r1zero.observe.model_summary import model_metrics
+from r1zero.scores import MODEL
 from r1zero.types import (
     Agreement,
     Batch,
     Outcome,
     RankRecord,
     SampleSummary,
+    ScoreSummary,
     SourceSummary,
     UpdateStats,
     joined,
@@ -20,6 +23,8 @@ from r1zero.types import (
 
 # Phases of a step whose time is that of the slowest rank: spans of step.py.
 PHASES = ("rollout", "reward", "ref", "update", "publish", "samples")
+# Those that only some worlds have, by the role whose ranks they are of.
+PHASES_OF_ROLES = {"reward": "reward_model"}
 # Before the name of a role: seconds that its ranks waited for others.
 WAIT_KEY = "time/wait/"
 
@@ -63,13 +68,8 @@ def sample_metrics(found: SampleSummary) -> dict[str, float]:
     samples = max(1, found.samples)
     metrics = {"reward/mean": float(found.reward / samples)}
     for name, scores in found.scores.items():
-        outcomes = scores.outcomes
-        scored = outcomes.total()  # a function of one data set scores no others
-        metrics[f"reward/{name}"] = float(scores.total / scored)
-        if not outcomes[Outcome.GRADED]:
-            metrics[f"reward/{name}/right"] = outcomes[Outcome.RIGHT] / scored
-        metrics[f"reward/{name}/timeout"] = outcomes[Outcome.TIMEOUT] / scored
-        metrics[f"reward/{name}/crash"] = outcomes[Outcome.CRASH] / scored
+        metrics |= _score_metrics(name, scores)
+    metrics |= model_metrics(found.model)
     for source, each in found.sources.items():
         metrics |= _source_metrics(source, each)
     return metrics | {
@@ -82,6 +82,22 @@ def sample_metrics(found: SampleSummary) -> dict[str, float]:
         "response_length/max": found.longest,
         "response_truncated": found.truncated / samples,
     }
+
+
+def _score_metrics(name: str, found: ScoreSummary) -> dict[str, float]:
+    """The mean of a reward function, and the shares of its outcomes that tell something."""
+    outcomes = found.outcomes
+    scored = outcomes.total()  # a function of one data set scores no others
+    metrics = {}
+    if found.counted:
+        metrics[f"reward/{name}"] = float(found.total / found.counted)
+    if name != MODEL and not outcomes[Outcome.GRADED]:
+        metrics[f"reward/{name}/right"] = outcomes[Outcome.RIGHT] / scored
+    usual = {Outcome.TOO_LONG} if name == MODEL else {Outcome.TIMEOUT, Outcome.CRASH}
+    for outcome in Outcome:
+        if outcome in usual or (outcome.failed and outcomes[outcome]):
+            metrics[f"reward/{name}/{outcome.name.lower()}"] = outcomes[outcome] / scored
+    return metrics
 
 
 def _group_metrics(found: SampleSummary, batch: Batch) -> dict[str, float]:
@@ -145,7 +161,11 @@ def _time_metrics(records: Sequence[RankRecord], placement: Placement) -> dict[s
     ended = max(record.ended for record in records)
     began = min(record.began for record in records)
     metrics = {"time/step": ended - began}
-    for phase in PHASES:
+    phases = [
+        *PHASES,
+        *(PHASES_OF_ROLES[role] for role in placement.roles if role in PHASES_OF_ROLES),
+    ]
+    for phase in phases:
         metrics[f"time/{phase}"] = max(record.seconds.get(phase, 0.0) for record in records)
     for role, grid in placement.roles.items():
         of_role = records[grid.first : grid.first + grid.size]

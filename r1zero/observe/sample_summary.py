@@ -12,6 +12,8 @@ from fractions import Fraction
 import numpy as np
 
 from r1zero.algo.selection import PUT_OFF, agreement, applied, count_right, rewards_equal
+from r1zero.observe.model_summary import join_models, summarize_model
+from r1zero.scores import MODEL
 from r1zero.types import (
     Group,
     Outcome,
@@ -32,6 +34,7 @@ def summarize(
 ) -> SampleSummary:
     """Sum up scored groups. `unused` are ids that stand for no token, `verdict_functions` those whose
     scores say whether a response is right. AssertionError for a sample without a reward."""
+    judged_tokens = _judged_tokens(groups)
     put_off = [group for group in groups if group.dropped == PUT_OFF]
     groups = [group for group in groups if group.dropped != PUT_OFF]
     samples = [sample for group in groups for sample in group.samples]
@@ -43,6 +46,7 @@ def summarize(
         equal_groups=sum(map(rewards_equal, groups)),
         agreements=Counter(agreement(group, verdict_functions) for group in groups),
         dropped=Counter(group.dropped for group in groups if not group.trains),
+        judged_tokens=judged_tokens,
         put_off=len(put_off),
         put_off_tokens=sum(len(sample.tokens) for group in put_off for sample in group.samples),
         samples=len(samples),
@@ -60,6 +64,7 @@ def summarize(
         unmasked_tokens=sum(int(sample.mask.sum()) for sample in training),
         unused_ids=sum(_count_unused(sample.tokens, unused) for sample in samples),
         sources=_sources(groups, verdict_functions),
+        model=summarize_model(groups),
     )
 
 
@@ -70,6 +75,7 @@ def join_summaries(parts: Sequence[SampleSummary]) -> SampleSummary:
         equal_groups=sum(part.equal_groups for part in parts),
         agreements=sum((part.agreements for part in parts), Counter()),
         dropped=sum((part.dropped for part in parts), Counter()),
+        judged_tokens=sum(part.judged_tokens for part in parts),
         put_off=sum(part.put_off for part in parts),
         put_off_tokens=sum(part.put_off_tokens for part in parts),
         samples=sum(part.samples for part in parts),
@@ -88,6 +94,7 @@ def join_summaries(parts: Sequence[SampleSummary]) -> SampleSummary:
         unused_ids=sum(part.unused_ids for part in parts),
         sources=_join_sources(parts),
         surplus_tokens=sum(part.surplus_tokens for part in parts),
+        model=join_models([part.model for part in parts]),
     )
 
 
@@ -99,9 +106,16 @@ def _scores(samples: Sequence[Sample]) -> dict[str, ScoreSummary]:
             by_function[name].append(score)
     found = {}
     for name, scores in by_function.items():
-        total = _exact_sum(score.value for score in scores)
-        found[name] = ScoreSummary(total, Counter(score.outcome for score in scores))
+        values = [score.value for score in scores if _counts(name, score)]
+        outcomes = Counter(score.outcome for score in scores)
+        found[name] = ScoreSummary(_exact_sum(values), len(values), outcomes)
     return found
+
+
+def _counts(name: str, score: Score) -> bool:
+    """Whether a value is part of the mean of its function. A failed rule has the value of a wrong
+    answer; values of a reward model have no level, so there is none for what it could not read."""
+    return name != MODEL or not score.outcome.failed
 
 
 def _sources(groups: Sequence[Group], verdict_functions: Sequence[str]) -> dict[str, SourceSummary]:
@@ -143,8 +157,12 @@ def _join_scores(parts: Sequence[SampleSummary]) -> dict[str, ScoreSummary]:
     found: dict[str, ScoreSummary] = {}
     for part in parts:
         for name, more in part.scores.items():
-            so_far = found.get(name, ScoreSummary(Fraction(), Counter()))
-            found[name] = ScoreSummary(so_far.total + more.total, so_far.outcomes + more.outcomes)
+            so_far = found.get(name, ScoreSummary(Fraction(), 0, Counter()))
+            found[name] = ScoreSummary(
+                so_far.total + more.total,
+                so_far.counted + more.counted,
+                so_far.outcomes + more.outcomes,
+            )
     return found
 
 
@@ -152,6 +170,11 @@ def _exact_sum(values: Iterable[float]) -> Fraction:
     """The sum without rounding; most values come many times, so each is added once."""
     counts = Counter(values)
     return sum((Fraction(value) * times for value, times in counts.items()), Fraction())
+
+
+def _judged_tokens(groups: Sequence[Group]) -> int:
+    samples = [sample for group in groups for sample in group.samples]
+    return sum(len(sample.tokens) for sample in samples if MODEL in sample.scores)
 
 
 def _is_copied(sample: Sample) -> bool:

@@ -71,7 +71,8 @@ def sample_table(
     """The rows of some groups, of which there is one, as a table in the order of their positions.
 
     There are columns for all reward functions; what one did not score is null. The advantages are
-    still to come.
+    still to come. What a checkpoint held may have scores of functions that are none of these, which are
+    left out.
     """
     rows = sample_rows(sorted(groups, key=lambda group: group.position), decode)
     columns = dict(COLUMNS)

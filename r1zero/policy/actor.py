@@ -46,7 +46,7 @@ from r1zero.policy.handover import Delivery
 from r1zero.policy.lora import Adapters
 from r1zero.policy.megatron import RoleModel
 from r1zero.policy.offload import OffloadedState
-from r1zero.policy.pipeline import compute_logprobs, run_pipeline
+from r1zero.policy.pipeline import compute_logprobs, logprob_step, run_pipeline
 from r1zero.types import Batch, Tally, UpdateStats, joined
 
 
@@ -240,8 +240,9 @@ class Actor:
             return microbatch_loss(batch, self.cfg.objective, terms)
 
         with self._counting_agreement():
+            last_step = logprob_step(self.model, self.cfg.temperature, loss)
             self._update.sums += run_pipeline(
-                self.model, self.ddp, microbatches, self.cfg.temperature, loss, backward=True
+                self.model, self.ddp, microbatches, last_step, backward=True
             )
 
     def _counting_agreement(self) -> contextlib.AbstractContextManager:

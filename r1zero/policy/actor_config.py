@@ -88,7 +88,7 @@ def actor_config(cfg: Config, total_updates: int) -> ActorConfig:
     return ActorConfig(
         objective=objective,
         whitens=whitens,
-        score_weights=tuple(algorithm.verifier_weight),
+        score_weights=tuple(cfg.score_weights),
         kl_penalty=algorithm.kl_penalty,
         kl_in=algorithm.kl_in,
         kl_ctrl=algorithm.kl_ctrl,

@@ -21,7 +21,8 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
 )
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import TransformerConfig, mlp
+from megatron.core.transformer.moe import shared_experts
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from r1zero.algo.packing import Microbatch
@@ -42,6 +43,8 @@ from r1zero.models.params import (
 from r1zero.models.rotary import rotary_tables
 from r1zero.models.router_replay import RouterAgreement, RouterReplay
 from r1zero.models.unused import local_columns
+from r1zero.ops.swiglu import swiglu
+from r1zero.policy.value_head import make_value_head
 from r1zero.weights.open import open_weights
 from r1zero.weights.source import Weights
 
@@ -57,6 +60,12 @@ class Backbone(GPTModel):
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
         return self.output_layer.weight
+
+    def replace_output_layer(self, value_head: torch.nn.Module) -> None:
+        """Let go of the output layer, which Megatron makes on every last stage, and have a value head
+        in its place: a module by the name `rm_head`, as models/params.py calls it."""
+        del self.output_layer
+        self.rm_head = value_head
 
 
 class RoleModel:
@@ -86,6 +95,8 @@ class RoleModel:
         self.shards = Shards.of_grid(grid.span)
         self.unused = local_columns(unused, grid.tp_index * rows, rows)  # of this rank's logits
         self.groups = _collection(grid)
+        if device.is_cpu:
+            _fuse_swiglu()
         self.config = _transformer_config(shape, grid, device, dtype, sequence_parallel, recompute)
         with self.active():
             model_parallel_cuda_manual_seed(
@@ -102,6 +113,9 @@ class RoleModel:
                 position_embedding_type="none",
                 pg_collection=self.groups,
             )
+        if shape.value_head is not None and grid.is_last_stage:
+            head = make_value_head(shape.value_head, shape.hidden_size, device.torch)
+            self.module.replace_output_layer(head)
         self._move_routers()
         self._mark_cut_parameters()
         self.router_agreement = RouterAgreement(device.torch)
@@ -236,6 +250,17 @@ class RoleModel:
         return hidden[:, 0]
 
 
+def _fuse_swiglu() -> None:
+    """Let Megatron's gated MLPs call our SwiGLU on a CPU, as MindSpeed lets them call its own on NPUs."""
+
+    def bias_swiglu(gate_up: torch.Tensor, bias: None, *_: object) -> torch.Tensor:
+        assert bias is None, "no model has biases in its MLP"
+        return swiglu(gate_up)
+
+    mlp.bias_swiglu_impl = bias_swiglu
+    shared_experts.bias_swiglu_impl = bias_swiglu
+
+
 def _collection(grid: Grid) -> ProcessGroupCollection:
     """Name the role's groups as Megatron does; a role that does not learn has no groups over its
     replicas.
@@ -312,7 +337,7 @@ def _transformer_config(
         calculate_per_token_loss=True,
         perform_initialization=False,
         use_cpu_initialization=device.is_cpu,
-        bias_activation_fusion=not device.is_cpu,
+        bias_activation_fusion=True,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,

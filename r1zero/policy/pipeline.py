@@ -12,8 +12,7 @@ others, and its loss is 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,32 +22,42 @@ from megatron.core.pipeline_parallel.schedules import (
     forward_backward_pipelining_without_interleaving,
 )
 
-from r1zero.algo.packing import Microbatch, TrainSample, pack
+from r1zero.algo.lockstep import fill_up
+from r1zero.algo.packing import Microbatch, S, TrainSample, pack
 from r1zero.algo.zigzag import shard
+from r1zero.distributed.collectives import all_max
 from r1zero.ops.token_gather import join_rows
 from r1zero.policy.logprobs import token_logprobs
 from r1zero.policy.megatron import RoleModel
 
-# From (microbatch, log-probs [R], entropy [R]) to (loss, anything to hand back).
+# From (microbatch, the last stage's output [T (/ TP under SP), 1, H]) to (loss, anything to hand
+# back). The loss may be any scalar where there is no backward pass.
+LastStep = Callable[[Microbatch, torch.Tensor], tuple[torch.Tensor, Any]]
+# From (microbatch, log-probs [R], entropy [R]) to the same.
 LossFunction = Callable[[Microbatch, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Any]]
 
 
 def run_pipeline(
     model: RoleModel,
     module: torch.nn.Module,
-    microbatches: list[list[TrainSample]],
-    temperature: float,
-    loss: LossFunction,
+    microbatches: Sequence[Sequence[TrainSample]],
+    last_step: LastStep,
     backward: bool,
 ) -> list[Any]:
-    """Feed the microbatches through this replica. Returns what `loss` handed back, one for each
-    microbatch with items, on the last stage; nothing on the others."""
+    """Feed the microbatches through this replica, and what comes out of its last stage to
+    `last_step`. Returns what that handed back, one for each microbatch with items, on the last stage;
+    nothing on the others."""
     assert microbatches, "a pipeline needs at least one microbatch"
+    no_tokens = torch.tensor(0, dtype=torch.int, device=model.device.torch)  # Megatron counts none
 
     def forward_step(batches: Any, stage: torch.nn.Module) -> tuple[torch.Tensor, Callable]:
         batch = _pack(model, next(batches))
-        last_step = partial(_loss_step, model, batch, temperature=temperature, loss=loss)
-        return model.hidden(batch, stage), last_step
+
+        def finish(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+            loss, handed_back = last_step(batch, hidden)
+            return loss, no_tokens, handed_back
+
+        return model.hidden(batch, stage), finish
 
     schedule = forward_backward_no_pipelining
     communicator = None
@@ -70,7 +79,7 @@ def run_pipeline(
     return [values for values in handed_back if values is not None]
 
 
-def _pack(model: RoleModel, items: list[TrainSample]) -> Microbatch:
+def _pack(model: RoleModel, items: Sequence[TrainSample]) -> Microbatch:
     """The tokens of a microbatch that this rank computes."""
     grid = model.grid
     multiple = 1
@@ -82,33 +91,42 @@ def _pack(model: RoleModel, items: list[TrainSample]) -> Microbatch:
     return shard(whole, grid.span.cp, grid.cp_index, multiple, model.device.torch)
 
 
-def _loss_step(
-    model: RoleModel,
-    batch: Microbatch,
-    hidden: torch.Tensor,
-    temperature: float,
-    loss: LossFunction,
-) -> tuple[torch.Tensor, torch.Tensor, Any]:
-    """From the last stage's hidden states [T, 1, H] to what Megatron's schedule takes: the loss, a
-    token count that is not used, and what `loss` handed back.
+def logprob_step(model: RoleModel, temperature: float, loss: LossFunction) -> LastStep:
+    """The last step that computes a loss of log-probs; 0 of a microbatch without items.
 
     Under context parallelism each rank computes the loss of all rows, which may depend on whole
     responses, and learns from its own.
     """
-    rows = model.full_hidden(hidden)[batch.logit_positions]
-    head = model.module.head_weight()
-    logprobs, entropy = token_logprobs(
-        rows, head, batch.own_targets, temperature, model.groups.tp, model.unused
-    )
-    if batch.own_rows is not None and batch.items:
-        own = torch.stack([logprobs, entropy])
-        group = model.grid.groups["cp"]
-        logprobs, entropy = join_rows(own, batch.own_rows, len(batch.targets), group)
-    value = logprobs.sum()  # 0, when nothing is predicted
-    handed_back = None
-    if batch.items:
-        value, handed_back = loss(batch, logprobs, entropy)
-    return value, torch.tensor(0, dtype=torch.int, device=model.device.torch), handed_back
+
+    def last_step(batch: Microbatch, hidden: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        rows = model.full_hidden(hidden)[batch.logit_positions]
+        head = model.module.head_weight()
+        logprobs, entropy = token_logprobs(
+            rows, head, batch.own_targets, temperature, model.groups.tp, model.unused
+        )
+        if not batch.items:
+            return logprobs.sum(), None  # 0, with a gradient: nothing is predicted
+        if batch.own_rows is not None:
+            own = torch.stack([logprobs, entropy])
+            group = model.grid.groups["cp"]
+            logprobs, entropy = join_rows(own, batch.own_rows, len(batch.targets), group)
+        return loss(batch, logprobs, entropy)
+
+    return last_step
+
+
+def in_lockstep(model: RoleModel, own: list[list[S]]) -> list[list[S]]:
+    """A replica's microbatches, filled up to as many as the replica with most has, where experts lie
+    across replicas.
+
+    Then every rank of the role asks at once. Elsewhere a replica need not wait for the others, which
+    have microbatches of their own.
+    """
+    grid = model.grid
+    if not grid.span.experts_span_replicas:
+        return own
+    assert grid.role_control is not None
+    return fill_up(own, int(all_max(torch.tensor([len(own)]), grid.role_control)))
 
 
 def compute_logprobs(
@@ -126,5 +144,6 @@ def compute_logprobs(
             zip((item.number for item in batch.items), batch.split(logprobs), strict=True)
         )
 
-    handed_back = run_pipeline(model, module, microbatches, temperature, keep, backward=False)
+    last_step = logprob_step(model, temperature, keep)
+    handed_back = run_pipeline(model, module, microbatches, last_step, backward=False)
     return {number: values for pairs in handed_back for number, values in pairs}

@@ -6,16 +6,13 @@ It never learns. It stays as it was loaded, or takes the policy's weights every 
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 
-from r1zero.algo.lockstep import fill_up
 from r1zero.algo.packing import TrainSample, cut_microbatches
-from r1zero.distributed.collectives import all_max
 from r1zero.models.layout import WeightLayout, WeightTarget
 from r1zero.models.params import EMBEDDING, OUTPUT_LAYER
 from r1zero.policy.megatron import RoleModel
-from r1zero.policy.pipeline import compute_logprobs
+from r1zero.policy.pipeline import compute_logprobs, in_lockstep
 from r1zero.types import Group
 
 LAYOUT = WeightLayout(names="megatron", cut=True)
@@ -42,7 +39,7 @@ class Reference:
             for sample in group.training:
                 items.append(TrainSample(len(items), group.position, group.prompt, sample))
         own = cut_microbatches(items, self.max_samples, self.max_tokens)
-        microbatches = fill_up(own, self._most(len(own)))
+        microbatches = in_lockstep(self.model, own)
         if not microbatches:
             return groups
         found = compute_logprobs(self.model, self.model.module, microbatches, self.temperature)
@@ -51,18 +48,6 @@ class Reference:
                 item.sample.ref_logprobs = found[item.number]
                 self._tokens += len(found[item.number])
         return groups
-
-    def _most(self, microbatches: int) -> int:
-        """The microbatches of the replica that has most, where experts lie across replicas.
-
-        Then every rank of the role asks at once. Elsewhere a replica need not wait for the groups of
-        another.
-        """
-        grid = self.model.grid
-        if not grid.span.experts_span_replicas:
-            return microbatches
-        assert grid.role_control is not None
-        return int(all_max(torch.tensor([microbatches]), grid.role_control))
 
     def weights(self) -> WeightTarget:
         """Where the policy's weights go at a reset."""

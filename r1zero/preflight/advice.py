@@ -21,7 +21,7 @@ from r1zero.preflight.step_rates import measured_job, measured_lengths, measured
 GAIN = 0.1  # less of the step's time is not worth a new start
 NOTABLE = 0.02  # less is not worth a word
 PLAYED = 12  # splits, those that balance work best first
-ROLES = {"train", "rollout", "ref"}  # that the model knows
+ROLES = {"train", "rollout", "ref", "reward"}  # that the model knows
 
 # What each option would be, by its key, and what it changes beside the time.
 OPTIONS: dict[str, dict[str, Any]] = {

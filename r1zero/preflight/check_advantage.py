@@ -26,7 +26,7 @@ def check_advantage(cfg: Config, objective: Objective) -> list[str]:
     ]
     if problems:
         return problems
-    weights = np.array(cfg.algorithm.verifier_weight)
+    weights = np.array(cfg.score_weights)
     size = cfg.actor_rollout.n_samples_per_prompt
     try:
         try_out(chosen, objective.advantage_settings, size, weights)

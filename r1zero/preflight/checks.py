@@ -31,6 +31,7 @@ from r1zero.preflight.found import Found, dtype_of, look
 from r1zero.preflight.model import check_models
 from r1zero.preflight.outputs import check_outputs
 from r1zero.preflight.replay import check_replay
+from r1zero.preflight.reward_model import check_reward_model
 from r1zero.reward.choose import check_each, gives_verdict
 from r1zero.rollout.engines import engine_problems
 
@@ -68,6 +69,7 @@ def _check(found: Found, absent_ok: bool) -> list[str]:
     problems += engine_problems(cfg.actor_rollout.engine)
     problems += check_models(found)
     problems += check_replay(cfg, found.actor.shape)
+    problems += check_reward_model(found)
     problems += check_inputs(found, absent_ok)
     problems += check_loggers(cfg.training.logger, installed=not absent_ok)
     problems += check_device(cfg, absent_ok)

@@ -39,9 +39,11 @@ def report(found: Found) -> str:
     table = placement_table(placed, found.node_of_rank)
     parts = [dump(cfg).rstrip(), table, batch_line(cfg, placed)]
     parts.append(replay_line(cfg, found.actor.shape))
-    parts.append(memory_table(cfg, placed, found.actor.shape, found.reference_shape))
+    parts.append(
+        memory_table(cfg, placed, found.actor.shape, found.reference_shape, found.reward_shape)
+    )
     parts.append(groups_table(cfg, placed, found.actor.shape))
-    parts.append(outlook_table(cfg, placed, found.actor.shape))
+    parts.append(outlook_table(cfg, placed, found.actor.shape, found.reward_shape))
     missing = absent(cfg)
     parts.append("\n".join(f"not checked: {path} is not on this machine" for path in missing))
     return "\n\n".join(part for part in parts if part)
@@ -53,7 +55,9 @@ def banner(run: Run, node_of_rank: Sequence[int]) -> str:
     cfg = run.config
     parts = [roles_table(run.placement, node_of_rank), batch_line(cfg, run.placement)]
     parts.append(replay_line(cfg, run.actor.shape))
-    parts.append(memory_table(cfg, run.placement, run.actor.shape, run.reference_shape))
+    parts.append(
+        memory_table(cfg, run.placement, run.actor.shape, run.reference_shape, run.reward_shape)
+    )
     return "\n".join(part for part in parts if part)
 
 
@@ -120,15 +124,21 @@ def batch_line(cfg: Config, placed: Placement) -> str:
 
 
 def memory_table(
-    cfg: Config, placed: Placement, policy: ModelConfig | None, reference: ModelConfig | None
+    cfg: Config,
+    placed: Placement,
+    policy: ModelConfig | None,
+    reference: ModelConfig | None,
+    reward: ModelConfig | None = None,
 ) -> str:
     """Gigabytes of the fullest rank of each role."""
-    if policy is None or (reference is None and placed.ref is not None):
+    lacks_reference = reference is None and placed.ref is not None
+    lacks_reward = reward is None and "reward" in placed.roles
+    if policy is None or lacks_reference or lacks_reward:
         return (
             "memory: the shape of the model is not known here (neither its folder nor a model file)"
         )
     rows = [["GB per rank", *(entry.name.replace("_", " ") for entry in fields(Memory)), "total"]]
-    found = memory(cfg, placed, policy, reference)
+    found = memory(cfg, placed, policy, reference, reward)
     for role, item in found.items():
         values = [getattr(item, entry.name) for entry in fields(item)]
         rows.append([role, *(f"{value / 1e9:.2f}" for value in (*values, item.total))])
@@ -146,6 +156,8 @@ def memory_table(
     loaded = [(cfg.actor_rollout.load, cfg.actor_rollout.model)]
     if cfg.has_reference:
         loaded.append((filled(cfg.ref.load), cfg.ref.model))
+    if cfg.has_reward_model:
+        loaded.append((filled(cfg.reward.load), cfg.reward.model))
     lines += dict.fromkeys(
         f"the shape of {load} is taken from the model file {model}"
         for load, model in loaded
@@ -190,14 +202,19 @@ def _engine_grid(cfg: Config, placed: Placement) -> RankGrid:
     return placed.rollout
 
 
-def outlook_table(cfg: Config, placed: Placement, policy: ModelConfig | None) -> str:
+def outlook_table(
+    cfg: Config,
+    placed: Placement,
+    policy: ModelConfig | None,
+    reward: ModelConfig | None = None,
+) -> str:
     """How long a step may take on NPUs: as it is, with each option, with the best split."""
     if policy is None:
         return ""
     if cfg.training.distributed_backend in ("gloo", "nccl"):
         return "the time of a step: guessed for NPUs only; a run tells after its first steps"
     outlook = look_ahead(
-        cfg, placed, job_of(cfg), guessed_rates(cfg, placed, policy), guessed_lengths(cfg)
+        cfg, placed, job_of(cfg), guessed_rates(cfg, placed, policy, reward), guessed_lengths(cfg)
     )
     rows = [["a step", "seconds", *(f"{role} idle" for role in placed.roles), "tokens/s a rank"]]
     rows.append(_outlook_row("as it is", outlook.now))

@@ -30,7 +30,13 @@ from r1zero.preflight.found import Found, ModelFound
 from r1zero.weights.detect import CONFIG, check_files, detect
 from r1zero.weights.headers import StoredTensor, read_header, refuse_others, weight_files
 
-FOLDERS = ("actor_rollout.load", "ref.load", "training.tokenizer_name_or_path")
+FOLDERS = (
+    "actor_rollout.load",
+    "ref.load",
+    "reward.load",
+    "training.tokenizer_name_or_path",
+    "reward.tokenizer_name_or_path",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,11 @@ def absent(cfg: Config) -> dict[str, str]:
         ("actor_rollout.load", cfg.actor_rollout.load),
         ("ref.load", cfg.ref.load if cfg.has_reference else None),
         ("training.tokenizer_name_or_path", cfg.training.tokenizer_name_or_path),
+        ("reward.load", cfg.reward.load if cfg.has_reward_model else None),
+        (
+            "reward.tokenizer_name_or_path",
+            cfg.reward.tokenizer_name_or_path if cfg.has_reward_model else None,
+        ),
         *((source.key, source.path) for source in data_sets(cfg)[0]),
     ]
     return _absent([(key, path) for key, path in named if path is not None])
@@ -72,6 +83,8 @@ def missing_beside_wrong_keys(sound: Config) -> list[str]:
     values = []
     for key in (*FOLDERS, TRAIN_DATA, EVAL_DATA, EVAL_SETS):
         value = _sound_value(sound, key)
+        if key.startswith("reward.") and not _sound_value(sound, "has_reward_model"):
+            continue
         if isinstance(value, dict):
             values += [(f"{key}.{name}.path", entry.path) for name, entry in value.items()]
         else:
@@ -153,10 +166,12 @@ def _check_all_ends(
 
 def _models(found: Found) -> list[ModelFound]:
     """The models that are to be looked at, each once."""
-    reference = found.reference
-    if reference is None or reference.load == found.actor.load:
-        return [found.actor]
-    return [found.actor, reference]
+    models = [found.actor]
+    if found.reference is not None and found.reference.load != found.actor.load:
+        models.append(found.reference)
+    if found.reward_model is not None and found.reward_model.load:  # else that is told
+        models.append(found.reward_model)
+    return models
 
 
 def _vocabulary_rows(found: Found) -> int:
@@ -227,11 +242,13 @@ def _check_files(
     """The files at `path`; `problem` is why config.json in `folder` describes no network."""
     try:
         found = detect(path)
+        tokenizer = "training.tokenizer_name_or_path"
+        if key == "reward.load":
+            tokenizer = "reward.tokenizer_name_or_path"
         if found.kind != "hf" and not (folder / CONFIG).is_file():
             return [
                 f"{key}: {path} is a Megatron checkpoint, and no {CONFIG} tells the model's "
-                "shape; put the model's beside it, or set training.tokenizer_name_or_path to a "
-                "folder that has one"
+                f"shape; put the model's beside it, or set {tokenizer} to a folder that has one"
             ]
         if problem is not None:
             return [f"{key}: {problem}"]

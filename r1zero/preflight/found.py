@@ -18,6 +18,7 @@ from r1zero.distributed.placement import Placement
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.dtype import Dtype
+from r1zero.models.value_head import read_reward_config
 from r1zero.preflight.experts import EP_KEYS, check_dealing, check_sharing
 from r1zero.weights.detect import config_folder
 
@@ -31,6 +32,8 @@ SIZES = (
     "ref.tensor_model_parallel_size",
     "ref.pipeline_model_parallel_size",
     "ref.expert_model_parallel_size",
+    "reward.tensor_model_parallel_size",
+    "reward.pipeline_model_parallel_size",
 )
 STAGES = ("actor_rollout.num_layer_list", "ref.num_layer_list")
 
@@ -39,7 +42,7 @@ STAGES = ("actor_rollout.num_layer_list", "ref.num_layer_list")
 class ModelFound:
     """What is known of a role's model."""
 
-    role: str  # section of the configuration: actor_rollout or ref
+    role: str  # section of the configuration: actor_rollout, ref or reward
     load: str  # its weights
     folder: Path  # whose config.json describes the network; it may be elsewhere
     shape: ModelConfig | None  # from config.json, else from the model file; None: neither tells
@@ -57,11 +60,17 @@ class Found:
     misplaced: tuple[str, ...]  # why, or why the nodes do not suit
     actor: ModelFound
     reference: ModelFound | None  # None: the run has none
+    reward_model: ModelFound | None = None  # the same
 
     @property
     def reference_shape(self) -> ModelConfig | None:
         """None, too, when the run has no reference."""
         return None if self.reference is None else self.reference.shape
+
+    @property
+    def reward_shape(self) -> ModelConfig | None:
+        """None, too, when the run has no reward model."""
+        return None if self.reward_model is None else self.reward_model.shape
 
 
 def dtype_of(cfg: Config) -> Dtype:
@@ -92,24 +101,40 @@ def look(
         misplaced=tuple(misplaced),
         actor=actor,
         reference=reference,
+        reward_model=_find_model(cfg, "reward") if cfg.has_reward_model else None,
     )
 
 
 def _find_model(cfg: Config, role: str) -> ModelFound:
     """Read the shape of a role's model from its folder, or take the model file's word for it."""
-    load = (cfg.ref.load if role == "ref" else cfg.actor_rollout.load) or ""
-    folder = config_folder(load, cfg.training.tokenizer_name_or_path or "")
+    load = attrgetter(f"{role}.load")(cfg) or ""
+    folder = _config_folder(cfg, role, load)
     shape = None
     problem = None
     try:
-        if folder.is_dir():
-            shape = ModelConfig.from_folder(folder)
+        if load and folder.is_dir():
+            shape = _read_shape(role, folder)
     except BadInput as error:
         problem = str(error)
     if shape is None and problem is None:
         with contextlib.suppress(KeyError, BadInput):  # KeyError: the model file says too little
             shape = ModelConfig.from_megatron(cfg.model_keys(role))  # else check_models says it
     return ModelFound(role=role, load=load, folder=folder, shape=shape, problem=problem)
+
+
+def _config_folder(cfg: Config, role: str, load: str) -> Path:
+    """Where config.json of a role's model is: beside the weights, else with its tokenizer."""
+    tokenizer = cfg.training.tokenizer_name_or_path or ""
+    if role == "reward":
+        tokenizer = cfg.reward.tokenizer_name_or_path or load
+    return config_folder(load, tokenizer)
+
+
+def _read_shape(role: str, folder: Path) -> ModelConfig:
+    """Read a model's config.json. BadInput when it describes none, or one for another role."""
+    if role == "reward":
+        return read_reward_config(folder)
+    return ModelConfig.from_folder(folder)
 
 
 def _find_reference(cfg: Config, actor: ModelFound) -> ModelFound | None:
@@ -188,4 +213,5 @@ def _fits_its_pool(cfg: Config, models: Sequence[ModelFound]) -> bool:
 
 def _of_roles(cfg: Config, keys: Sequence[str]) -> list[str]:
     """Those keys whose role the run has."""
-    return [key for key in keys if cfg.has_reference or not key.startswith("ref.")]
+    has = {"ref": cfg.has_reference, "reward": cfg.has_reward_model}
+    return [key for key in keys if has.get(key.partition(".")[0], True)]

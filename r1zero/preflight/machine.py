@@ -55,9 +55,12 @@ def needed_gigabytes(found: Found, kind: str) -> list[float] | None:
     placed = found.placement
     policy = found.actor.shape
     reference = found.reference_shape
+    reward = found.reward_shape
     if placed is None or policy is None or (reference is None and placed.ref is not None):
         return None
-    by_role = memory(found.config, placed, policy, reference)
+    if found.reward_model is not None and reward is None:
+        return None
+    by_role = memory(found.config, placed, policy, reference, reward)
     sizes = {role: item.total for role, item in by_role.items()}
     if kind == "cpu":  # whose memory is that of the host
         sizes["train"] += host_memory(found.config, placed, policy).total

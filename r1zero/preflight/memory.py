@@ -94,13 +94,19 @@ class HostMemory:
 
 
 def memory(
-    cfg: Config, placed: Placement, policy: ModelConfig, reference: ModelConfig | None
+    cfg: Config,
+    placed: Placement,
+    policy: ModelConfig,
+    reference: ModelConfig | None,
+    reward: ModelConfig | None = None,
 ) -> dict[str, Memory]:
     """Estimate the memory of the fullest rank of each role. A run without a reference has no
-    `reference`."""
+    `reference`, one without a reward model no `reward`."""
     models = {}  # of any other role that of the policy
     if reference is not None:
         models["ref"] = reference
+    if reward is not None:
+        models["reward"] = reward
     found = {}
     for role, span in placed.roles.items():
         shape = models.get(role, policy)
@@ -241,10 +247,20 @@ def _ref_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> 
     )
 
 
+def _reward_memory(cfg: Config, shape: ModelConfig, span: RankGrid, stage: int) -> Memory:
+    """As a reference's, without logits: the head has a row or two."""
+    size = dtype_of(cfg).itemsize
+    reward = cfg.reward
+    tokens = reward.max_tokens_per_microbatch or reward.micro_batch_size * cfg.training.seq_length
+    layer = largest_layer(shape, span, stage, tokens, size, shape.experts is not None)
+    return Memory(weights=stage_parameters(shape, span, stage) * size, activations=layer)
+
+
 ESTIMATES: Mapping[str, Callable[[Config, ModelConfig, RankGrid, int], Memory]] = {
     "train": _train_memory,
     "rollout": _rollout_memory,
     "ref": _ref_memory,
+    "reward": _reward_memory,
 }
 
 

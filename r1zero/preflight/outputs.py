@@ -100,6 +100,8 @@ def _read(cfg: Config) -> list[tuple[str, str]]:
         ("actor_rollout.load", actor.load),
         ("ref.load", cfg.ref.load if cfg.has_reference else None),
         ("training.tokenizer_name_or_path", training.tokenizer_name_or_path),
+        ("reward.load", cfg.reward.load if cfg.has_reward_model else None),
+        ("reward.tokenizer_name_or_path", cfg.reward.tokenizer_name_or_path),
         ("training.resume", training.resume),
         ("training.prompt_type_path", training.prompt_type_path),
     ]

@@ -31,6 +31,7 @@ from r1zero.preflight.checks import check_found
 from r1zero.preflight.datasets import keeping, templates_of
 from r1zero.preflight.found import Found, ModelFound, dtype_of, look
 from r1zero.preflight.replay import replay_cautions, replays_routes
+from r1zero.preflight.reward_model import reward_model_cautions
 from r1zero.reward.config import RewardConfig, reward_config
 from r1zero.rollout.interface import EngineConfig, Sampling
 from r1zero.run_folder.exported import MODEL
@@ -54,6 +55,7 @@ class Run:
     node_of_rank: tuple[int, ...]
     actor: ModelFiles
     reference: ModelFiles | None
+    reward_model: ModelFiles | None
     dtype: Dtype
     templates: Mapping[str, Template]  # of all data sets, by name
     tokenizer: str  # folder
@@ -67,6 +69,11 @@ class Run:
     def reference_shape(self) -> ModelConfig | None:
         """None when the run has no reference."""
         return None if self.reference is None else self.reference.shape
+
+    @property
+    def reward_shape(self) -> ModelConfig | None:
+        """None when the run has no reward model."""
+        return None if self.reward_model is None else self.reward_model.shape
 
     @property
     def total_updates(self) -> int:
@@ -174,6 +181,7 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
         node_of_rank=found.node_of_rank,
         actor=_complete_model(found.actor),
         reference=None if found.reference is None else _complete_model(found.reference),
+        reward_model=None if found.reward_model is None else _complete_model(found.reward_model),
         dtype=dtype_of(cfg),
         templates=templates,
         tokenizer=filled(cfg.training.tokenizer_name_or_path),
@@ -187,6 +195,7 @@ def complete(found: Found, warnings: Sequence[str] = ()) -> Run:
             *unsummed_terms(cfg.algorithm, cfg.actor_rollout),
             *cautions(cfg),
             *node_cautions(found),
+            *reward_model_cautions(found),
             *replay_cautions(cfg, found.actor.shape),
         ),
     )

@@ -252,10 +252,15 @@ def _samples(placed: Placement, role: str, load: Load) -> tuple[int, int]:
     told = _hops(grid.size // grid.dp)
     # the routes of a prompt go to each replica of train that learns from one of its samples
     prompt_copies = min(placed.train.dp, load.group_size)
+    if role == "reward":
+        share = drawn // grid.dp
+        return share, told * share
     if role == "rollout":
         # who hands over to train joins the table of all groups and tells it; so does who sends routes
         tables = 0 if has_ref and not load.route_bytes else load.table_bytes
         given = drawn + load.response_routes + prompt_copies * load.prompt_routes
+        if "reward" in placed.roles:
+            given += drawn
         return tables, given // grid.dp + 2 * tables
     if role == "ref":
         share = drawn // grid.dp

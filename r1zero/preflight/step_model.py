@@ -4,7 +4,8 @@
     ref replica      takes part k when it is free and every rollout replica has handed it over
     train replicas   take part k together when they are free and every ref replica has handed it over
 
-Without a reference train takes over from rollout.
+Without a reference train takes over from rollout. A reward model's replicas take a part as ref's do;
+what they say of it is there for the next role when they are done and the next part is known.
 
 So the page of step.py, with work in place of moves. A part is planned before generation: the groups
 at some positions of the batch whose longest response has a length in some range. It is known when
@@ -50,6 +51,7 @@ class Job:
     longest: int  # tokens that a response may have
     microbatch: float = 1  # responses in one pass of a train replica, on average
     ref_microbatch: float = 1
+    reward_microbatch: float = 1  # of a reward model
     epochs: int = 1
     cache_tokens: int = ANY_LENGTH  # that a rollout replica can hold
     max_running: int | None = None  # rows that it decodes at a time, at most
@@ -77,6 +79,7 @@ class Rates:
     decode_row: float  # more for each row
     prefill: float  # for a token of a prompt, once for its group
     ref: float  # for a token
+    reward: float = 0.0  # for a token, of a reward model
     learn: float  # for a token: forward and backward pass of a train replica
     look: float  # for a token: the forward pass that recomputes old log-probs
     optimizer: float  # of an optimizer step
@@ -184,13 +187,21 @@ def play(
     """Play one step. `lengths` [prompts, group_size] of the responses, in the batch's order."""
     members = [_members(part, lengths.max(axis=1)) for part in parts]
     handed, decoding = _roll_out(placed.rollout, job, rates, lengths, parts)
-    looking = np.zeros((1, len(parts)))
+    judging = looking = np.zeros((1, len(parts)))
+    if "reward" in placed.roles:
+        tokens = _tokens(job, lengths, job.reward_microbatch) * rates.reward
+        judging = _look(placed.roles["reward"], job, job.reward_microbatch, tokens, members)
     if placed.ref is not None:
-        looking = _look_back(placed.ref, job, rates, lengths, members)
+        tokens = _tokens(job, lengths, job.ref_microbatch) * rates.ref
+        looking = _look(placed.ref, job, job.ref_microbatch, tokens, members)
     learning = _learn(placed.train, job, rates, lengths, members)
-    looked = _in_turn(handed.max(axis=0), looking).max(axis=0)
+    scored = handed.max(axis=0)
+    if "reward" in placed.roles:
+        scored = _answered(scored, _in_turn(scored, judging).max(axis=0))
+    looked = _in_turn(scored, looking).max(axis=0)
     if placed.colocated:  # a rank does all of it, one after the other
-        seconds = decoding.max() + looking.sum(axis=1).max() + learning.sum()
+        seconds = decoding.max() + judging.sum(axis=1).max() + looking.sum(axis=1).max()
+        seconds += learning.sum()
     elif job.staleness:  # what is learnt from has come in the step before
         seconds = max(looked[-1], learning.sum())
     else:
@@ -199,10 +210,22 @@ def play(
         "train": learning.sum() + rates.publish,
         "rollout": decoding.mean() + rates.publish,
         "ref": looking.sum(axis=1).mean(),
+        "reward": judging.sum(axis=1).mean(),
     }
     busy = {role: float(working[role]) for role in placed.roles}
-    tokens = float(lengths.sum() + job.prompt_tokens * lengths.size)
-    return Step(float(seconds + rates.publish), busy, tokens, placed.world_size)
+    count = float(lengths.sum() + job.prompt_tokens * lengths.size)
+    return Step(float(seconds + rates.publish), busy, count, placed.world_size)
+
+
+def _answered(handed: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """When rollout has taken a reward model's values of each part: once the next one is known, since it
+    does not stand still for them. Arrays [parts], seconds.
+
+    >>> _answered(np.array([1.0, 5.0, 6.0]), np.array([3.0, 8.0, 9.0]))
+    array([5., 8., 9.])
+    """
+    following = np.append(handed[1:], 0.0)
+    return np.maximum.accumulate(np.maximum(judged, following))
 
 
 def _in_order(job: Job, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -301,17 +324,21 @@ class Decoding:
         return np.interp(step, self._steps, self._seconds)
 
 
-def _look_back(
-    grid: RankGrid, job: Job, rates: Rates, lengths: np.ndarray, members: Sequence[np.ndarray]
+def _look(
+    grid: RankGrid,
+    job: Job,
+    microbatch: float,
+    seconds: np.ndarray,
+    members: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Seconds of each ref replica for its share of each part, [replicas, parts]."""
-    tokens = _tokens(job, lengths, job.ref_microbatch)
+    """Seconds of each replica of a role that looks at samples, for its share of each part, [replicas,
+    parts]; `seconds` [groups] without a pipeline's bubble."""
     work = np.zeros((grid.dp, len(members)))
     for number, positions in enumerate(members):
         for replica in range(grid.dp):
             mine = positions[positions % grid.dp == replica]
-            bubble = _bubble(len(mine) * job.group_size, job.ref_microbatch, grid.pp)
-            work[replica, number] = tokens[mine].sum() * rates.ref * bubble
+            bubble = _bubble(len(mine) * job.group_size, microbatch, grid.pp)
+            work[replica, number] = seconds[mine].sum() * bubble
     return work
 
 

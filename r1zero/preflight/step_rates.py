@@ -53,8 +53,11 @@ WEIGHT_GRADIENT_FLOPS = 2  # of LEARN_FLOPS; frozen weights have none
 # -- before a run ----------------------------------------------------------------------------------
 
 
-def guessed_rates(cfg: Config, placed: Placement, shape: ModelConfig) -> Rates:
-    """How fast a replica of each role may be on NPUs."""
+def guessed_rates(
+    cfg: Config, placed: Placement, shape: ModelConfig, reward: ModelConfig | None = None
+) -> Rates:
+    """How fast a replica of each role may be on NPUs. `shape` is that of the policy, and of what has no
+    other; `reward` that of a reward model."""
     actor = cfg.actor_rollout
     size = dtype_of(cfg).itemsize
     parameters = shape.num_parameters
@@ -63,6 +66,11 @@ def guessed_rates(cfg: Config, placed: Placement, shape: ModelConfig) -> Rates:
     rollout = placed.rollout.tp
     ref = placed.ref.size // placed.ref.dp if placed.ref is not None else 1
     forward = FORWARD_FLOPS * active / (PEAK * FORWARD_SHARE)
+    judge = 0.0
+    if "reward" in placed.roles:
+        grid = placed.roles["reward"]
+        of_model = (reward or shape).num_active_parameters
+        judge = FORWARD_FLOPS * of_model / (PEAK * FORWARD_SHARE) / (grid.size // grid.dp)
     learn = LEARN_FLOPS
     if actor.recompute_granularity == "full":
         learn = RECOMPUTE_FLOPS
@@ -86,6 +94,7 @@ def guessed_rates(cfg: Config, placed: Placement, shape: ModelConfig) -> Rates:
         decode_row=product + cache / BANDWIDTH,
         prefill=forward / rollout,
         ref=forward / ref,
+        reward=judge,
         learn=learn * active / (PEAK * LEARN_SHARE) / train,
         look=forward / train,
         optimizer=optimizer,
@@ -122,6 +131,9 @@ def job_of(cfg: Config, prompt_tokens: float | None = None, response: float | No
         microbatch=_samples(actor.max_tokens_per_microbatch, actor.micro_batch_size, sample),
         ref_microbatch=_samples(
             cfg.ref.max_tokens_per_microbatch, cfg.ref.micro_batch_size, sample
+        ),
+        reward_microbatch=_samples(
+            cfg.reward.max_tokens_per_microbatch, cfg.reward.micro_batch_size, sample
         ),
         epochs=actor.ppo_epochs,
         max_running=actor.max_running_samples,
@@ -176,13 +188,15 @@ def measured_rates(
     The model with rates of 1 says how much work a step is; the seconds that it took do the rest.
     Prefill is within decoding, the optimizer step within learning.
     """
-    seconds = {name: fmean(step[f"time/{name}"] for step in steps) for name in ("ref", "update")}
+    phases = ("ref", "reward_model", "update")
+    seconds = {name: fmean(step.get(f"time/{name}", 0.0) for step in steps) for name in phases}
     decode_step, decode_row = _decode_rates(steps, placed.rollout.dp)
     unit = Rates(
         decode_step=0,
         decode_row=0,
         prefill=0,
         ref=1,
+        reward=1,
         learn=1,
         look=FORWARD_FLOPS * LEARN_SHARE / (RECOMPUTE_FLOPS * FORWARD_SHARE),
         optimizer=0,
@@ -196,6 +210,7 @@ def measured_rates(
         decode_step=decode_step,
         decode_row=decode_row,
         ref=seconds["ref"] / work["ref"] if "ref" in work else 0.0,
+        reward=seconds["reward_model"] / work["reward"] if "reward" in work else 0.0,
         learn=learn,
         look=learn * unit.look,
         publish=fmean(step["time/publish"] for step in steps),

@@ -17,6 +17,7 @@ import yaml
 
 from r1zero.algo.losses import stats_of
 from r1zero.config.parse import parse_dumped
+from r1zero.report.model_scores import columns_of_model, model_scores
 from r1zero.report.sample_selection import finite, length_percentiles, pack_step
 from r1zero.run_folder.samples import samples_path
 
@@ -182,8 +183,8 @@ class RunHistory:
         self._unread.discard(step)
         due = self._packed.due(step)
         try:
-            table = pq.read_table(path, columns=None if due else ["response_length"])
-            self.metrics[step] |= length_percentiles(table)
+            table = pq.read_table(path, columns=None if due else _measured(path))
+            self.metrics[step] |= length_percentiles(table) | model_scores(table)
             if due:
                 packed = pack_step(table, spans)
             else:
@@ -219,6 +220,12 @@ class RunHistory:
         except yaml.YAMLError:
             config = None
         return text, config if isinstance(config, dict) else {}
+
+
+def _measured(path: Path) -> list[str]:
+    """The columns of samples that every step is measured by, whether it is packed or not."""
+    names = pq.ParquetDataset(path).schema.names
+    return ["response_length", *columns_of_model(names)]
 
 
 def _cleaned(entry: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from r1zero.scores import Outcome
+
 STEP_BYTES = 40_000  # a packed step in the page
 RAW_CHARACTERS = 400_000  # of a step before packing: bounds the seconds that it takes
 TEXT_LIMIT = 8_000  # characters of one response
@@ -24,6 +26,7 @@ KEPT = ("member", "response", "reward", "advantage", "response_length", "truncat
 KEPT_IF_THERE = ("failure",)  # which older runs have not
 SOURCE = "source"  # kept if data sets have names
 PERCENTILES = (10, 50, 90)
+FAILED = {outcome.name.lower() for outcome in Outcome if outcome.failed}
 
 
 def length_percentiles(table: pa.Table) -> dict[str, float]:
@@ -85,7 +88,7 @@ def _groups_by_priority(table: pa.Table) -> list[list[int]]:
         positions[row]
         for column in outcomes
         for row, outcome in enumerate(column)
-        if outcome in ("timeout", "crash")
+        if outcome in FAILED
     }
     rows: dict[int, list[int]] = {}
     for row, position in enumerate(positions):

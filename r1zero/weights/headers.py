@@ -107,10 +107,12 @@ def refuse_others(folder: Path, stored: Mapping[str, StoredTensor], shape: Model
     for."""
     block = block_of(folder)
     expected: dict[str, tuple[int, ...]] = {}
-    for tensor in param_table(shape):
+    table = param_table(shape)
+    for tensor in table:
         expected.update(zip(tensor.hf, tensor.hf_shape, strict=True))
     _refuse_prefix(folder, stored, expected)
-    problems = [f"{name} is missing" for name in expected if name not in stored]
+    optional = {name for tensor in table if tensor.optional for name in tensor.hf}
+    problems = [f"{name} is missing" for name in expected if name not in {*stored, *optional}]
     for name, found in stored.items():
         if name in expected:
             problems += _misfit(name, found, expected[name])
@@ -123,8 +125,8 @@ def refuse_others(folder: Path, stored: Mapping[str, StoredTensor], shape: Model
 
 def _is_known(name: str, stored: Mapping[str, StoredTensor], shape: ModelConfig) -> bool:
     """Whether a tensor may be there beside those of the network."""
-    is_copy = name == HEAD and shape.tie_word_embeddings
-    known = is_copy or name.endswith("rotary_emb.inv_freq") or fp8.is_scale(name, stored)
+    is_spare = name == HEAD and shape.may_have_spare_output_layer
+    known = is_spare or name.endswith("rotary_emb.inv_freq") or fp8.is_scale(name, stored)
     return known or _is_further_layer(name, shape)
 
 

@@ -92,6 +92,8 @@ class HuggingFaceWeights(Weights):
         self, tensor: ParamSpec, index: ShardIndex = FIRST, shards: Shards = WHOLE
     ) -> torch.Tensor:
         """Read one rank's parameter only. BadInput if a tied model has another output layer."""
+        if tensor.optional and tensor.hf[0] not in self._tensors:
+            return torch.zeros(local_shape(tensor, shards))
         part = _read(self._tensors, tensor, index, shards)
         if (
             tensor.name in (EMBEDDING, OUTPUT_LAYER)

@@ -18,7 +18,7 @@ import torch
 
 from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
-from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, ParamSpec, param_table
+from r1zero.models.params import EMBEDDING, OUTPUT_LAYER, VALUE_HEAD, ParamSpec, param_table
 from r1zero.weights import legacy_experts
 from r1zero.weights.detect import ShardPlace, WeightsOnDisk, layout_text
 from r1zero.weights.headers import refuse_misfits
@@ -72,11 +72,20 @@ class LegacyWeights(MegatronWeights):
         """One piece for each TP rank that holds a part, or for each expert's part."""
         if tensor.cut == "experts":
             return self._experts[tensor.name]
+        tensor = self._as_stored(tensor)
         return [self._piece(tensor, tp) for tp in range(self.tp if tensor.axis is not None else 1)]
 
     def stores(self, name: str) -> bool:
         """Whether a tensor of this name is stored."""
         return name in self.shards[0]
+
+    def _as_stored(self, tensor: ParamSpec) -> ParamSpec:
+        """The parameter as these files cut it: a value head of one layer by columns, or not at
+        all."""
+        stored = self.shards[0].get(tensor.name)
+        if stored is None or tuple(stored.shape) == tensor.view:
+            return tensor
+        return as_legacy(tensor)
 
     def _piece(self, tensor: ParamSpec, tp: int) -> StoredPiece:
         param = self.shards[tp][tensor.name]
@@ -115,13 +124,26 @@ class LegacyWeights(MegatronWeights):
         return f"mp_rank_{tp:02d} of expert rank {ep}"
 
     def _state_problems(self, expected: Mapping[str, ParamSpec], state: State) -> list[str]:
-        problems = [f"{name} is missing" for name in expected if name not in state]
+        problems = [
+            f"{name} is missing"
+            for name, tensor in expected.items()
+            if name not in state and not tensor.optional
+        ]
         for name, value in state.items():
             if name in expected:
-                problems += misfit(expected[name], tuple(value.shape), value.dtype, self.tp)
-            elif not (name == OUTPUT_LAYER and self.shape.tie_word_embeddings):
+                tensor = self._as_stored(expected[name])
+                problems += misfit(tensor, tuple(value.shape), value.dtype, self.tp)
+            elif not (name == OUTPUT_LAYER and self.shape.may_have_spare_output_layer):
                 problems.append(f"{name} is unexpected")
         return problems
+
+
+def as_legacy(tensor: ParamSpec) -> ParamSpec:
+    """A parameter as legacy files cut it over TP ranks: of a value head with one layer, which is whole
+    on every rank here, each has some of the columns, as MindSpeed-LLM's reward model has."""
+    if tensor.name == f"{VALUE_HEAD}.weight":
+        return replace(tensor, axis=1)
+    return tensor
 
 
 def read_args(found: WeightsOnDisk) -> Namespace | None:

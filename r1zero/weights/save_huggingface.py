@@ -295,15 +295,20 @@ def copy_beside(source: Path, folder: Path, dtype_name: str) -> None:
     for pattern in BESIDE:
         for path in sorted(source.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
-    path = folder / CONFIG
-    config = json.loads(path.read_text())
+    config = written_config(source, dtype_name)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def written_config(source: Path, dtype_name: str) -> dict[str, Any]:
+    """The content of config.json beside weights of this type, by that of the folder `source`."""
+    config: dict[str, Any] = json.loads((source / CONFIG).read_text())
     config.pop("quantization_config", None)
     for key in hf_config.FURTHER_LAYERS:
         if key in config:
             config[key] = 0
     for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]:
         config[key] = dtype_name
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    return config
 
 
 def _name_ends(path: Path, end_ids: Sequence[int]) -> None:

@@ -40,6 +40,7 @@ from r1zero.models.params import (
 )
 from r1zero.weights import legacy_experts
 from r1zero.weights.detect import LEGACY_FILE, TRACKER, folder_name
+from r1zero.weights.legacy_files import as_legacy
 from r1zero.weights.source import FUSED_NORMS, PADDED, SHARDED_EXPERTS, Weights
 
 State = dict[str, torch.Tensor]
@@ -183,6 +184,7 @@ def _stage_shards(
     shards = Shards(layout.tp, layout.ep)
     for tensor in stage_params(weights.shape, stage, stages):
         whole = weights.read(tensor).to(type_of(tensor, dtype))
+        tensor = as_legacy(tensor)
         if tensor.name in PADDED:
             tensor, whole = _pad(tensor, whole, layout.padded(tensor.view[0]))
         name = name_on_stage(tensor, stages)

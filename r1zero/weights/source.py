@@ -113,6 +113,8 @@ class MegatronWeights(Weights):
         self, tensor: ParamSpec, index: ShardIndex = FIRST, shards: Shards = WHOLE
     ) -> torch.Tensor:
         """Assemble one rank's parameter. BadInput when a tied model has another output layer."""
+        if tensor.optional and not self.stores(tensor.name):
+            return torch.zeros(local_shape(tensor, shards))
         tied = self.shape.tie_word_embeddings and tensor.name in (EMBEDDING, OUTPUT_LAYER)
         part = self._assemble(replace(tensor, name=EMBEDDING) if tied else tensor, index, shards)
         if tied and self.stores(OUTPUT_LAYER):

@@ -29,7 +29,7 @@ from r1zero.errors import BadInput
 from r1zero.models.config import ModelConfig
 from r1zero.models.layout import Box
 from r1zero.models.lora import A_NAME
-from r1zero.models.params import OUTPUT_LAYER, ParamSpec, param_table
+from r1zero.models.params import OUTPUT_LAYER, VALUE_HEAD, ParamSpec, param_table
 from r1zero.weights.detect import WeightsOnDisk
 from r1zero.weights.headers import refuse_misfits
 from r1zero.weights.source import (
@@ -41,7 +41,7 @@ from r1zero.weights.source import (
 )
 from r1zero.weights.unpickle import load_metadata, load_pickled
 
-PARTS_OF_MODEL = ("embedding", "decoder", "output_layer", "encoder", "mtp")
+PARTS_OF_MODEL = ("embedding", "decoder", "output_layer", VALUE_HEAD, "encoder", "mtp")
 # endings of linear_fc1's name when its halves are stored as two tensors
 HALVES = {"_w": 0, "_v": 1}
 
@@ -158,7 +158,7 @@ class DistWeights(MegatronWeights):
 
     def _problems(self) -> list[str]:
         problems = []
-        if self.shape.tie_word_embeddings:
+        if self.shape.may_have_spare_output_layer:
             known = {OUTPUT_LAYER}
         else:
             known = set()
@@ -167,6 +167,8 @@ class DistWeights(MegatronWeights):
             known |= {tensor.name} | (
                 {tensor.name + end for end in HALVES} if len(parts) == 2 else set()
             )
+            if not parts and tensor.optional:
+                continue
             if not parts:
                 problems.append(f"{tensor.name} is missing")
                 continue

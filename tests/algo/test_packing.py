@@ -10,7 +10,13 @@ import torch
 from support.items import item, random_items
 from torch.nn.functional import scaled_dot_product_attention
 
-from r1zero.algo.packing import balance_over_replicas, cut_microbatches, num_tokens, pack
+from r1zero.algo.packing import (
+    WholeSample,
+    balance_over_replicas,
+    cut_microbatches,
+    num_tokens,
+    pack,
+)
 from r1zero.ops.attention import packed_causal_attention
 from r1zero.types import Batch
 
@@ -31,6 +37,24 @@ def test_the_example_of_the_docstring():
     assert batch.per_token([0.5, 2.0]).tolist() == [0.5, 0.5, 0.5, 2.0, 2.0]
     joined = batch.concat([np.array([1, 2, 3.0]), np.array([4, 5.0])])
     assert [part.tolist() for part in batch.split(joined)] == [[1, 2, 3], [4, 5]]
+
+
+def whole(made):
+    """The same to be read to its end."""
+    return WholeSample(made.number, made.position, made.prompt, made.sample)
+
+
+def test_whole_samples_keep_their_last_tokens_and_share_their_prompt():
+    items = [whole(item(0, 0, [7, 8], [1, 2, 3])), whole(item(1, 0, [7, 8], [4, 5]))]
+    batch = pack(items, CPU)
+    assert batch.tokens.tolist() == [7, 8, 1, 2, 3, 4, 5]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 4, 2, 3]
+    assert batch.logit_positions.tolist() == [2, 3, 4, 5, 6]
+    assert batch.tokens[batch.logit_positions].tolist() == batch.targets.tolist()
+    assert batch.response_cu_seqlens == [0, 3, 5]
+    assert num_tokens(items) == len(batch.tokens)
+    assert cut_microbatches(items, 9, max_tokens=7) == [items]
+    assert cut_microbatches(items, 9, max_tokens=6) == [items[:1], items[1:]]
 
 
 def test_filling_up_adds_a_segment_that_nobody_sees():

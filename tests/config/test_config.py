@@ -141,7 +141,7 @@ def test_values_get_the_type_of_their_key(home: Path) -> None:
         and type(cfg.actor_rollout.max_tokens_to_oom) is int
     )
     columns = {"prompt": "problem", "query": "", "response": "ground_truth_answer", "system": ""}
-    assert cfg.training.map_keys == columns
+    assert cfg.training.map_keys == columns | {"category": ""}
     assert cfg.algorithm.verifier_weight == [1.0, 0.5]
 
 
@@ -167,7 +167,7 @@ def test_map_keys_as_the_preprocessing_command_had_them(home: Path) -> None:
         )
     )
     columns = load_config(write(home, "map", text))[0].training.map_keys
-    assert columns == {"prompt": "q", "query": "", "response": "a", "system": ""}
+    assert columns == {"prompt": "q", "query": "", "response": "a", "system": "", "category": ""}
 
 
 def test_overrides_reach_both_spellings_of_a_role(home: Path) -> None:
@@ -307,7 +307,10 @@ def test_loading_and_checking_import_no_torch() -> None:
         ("ref.bf16=true", ["ref.bf16: True", "training.bf16"]),
         ("training.stage=ray_ppo", ["training.stage", "'ray_ppo'", "'ray_grpo'"]),
         ("training.split='90,10,0'", ["training.split", "'90,10,0'", "100,0,0"]),
-        ("training.dataset_category='1,0'", ["training.dataset_category", "'1,0'", "reward model"]),
+        (
+            "training.dataset_category='1,2'",
+            ["training.dataset_category[1]", "must be 1 (rules) or 0 (model)"],
+        ),
         (
             "training.tokenizer_type=Llama2Tokenizer",
             ["training.tokenizer_type", "PretrainedFromHF"],

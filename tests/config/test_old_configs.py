@@ -354,7 +354,7 @@ def test_old_reason_config_loads(old: Path) -> None:
     assert any("training.no_save_optim" in warning for warning in warnings)
 
 
-def test_old_llama_config_loads_and_its_reward_model_is_refused(old: Path) -> None:
+def test_old_llama_config_loads_with_its_reward_model(old: Path) -> None:
     (old / "model" / "llama32-1b.yaml").write_text("""
 llama32-1b:
   use_mcore_models: true
@@ -399,10 +399,10 @@ llama32-1b:
     del config["algorithm"]["verifier_function"], config["algorithm"]["verifier_weight"]
     config["resource_pool"] = {"actor_rollout": [2], "ref": [1], "reward": [1]}
     path = write(old, "grpo_trainer_llama32_1b", yaml.safe_dump(config))
-    with pytest.raises(BadInput) as refused:
-        load_config(path)
-    assert "resource_pool.reward: [1] must be []" in only(str(refused.value).splitlines())
-    cfg, warnings = load_config(path, ["resource_pool.reward=[]"])
+    cfg, warnings = load_config(path)
+    assert cfg.has_reward_model and cfg.reward.load == "./ckpt"
+    assert not cfg.reward.verifier, "its reward is the model's: it names no reward function"
+    assert load_config(path, ["algorithm.verifier_function=[acc]"])[0].reward.verifier
     assert cfg.actor_rollout.lr == 1e-7 and cfg.algorithm.verifier_function == ["acc"]
     assert any("pad_to_multiple_of" in warning for warning in warnings)
     assert check(cfg, absent_ok=True) == []

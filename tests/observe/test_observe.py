@@ -465,6 +465,14 @@ def test_lines_of_steps_stand_below_each_other():
     assert first.startswith("step   1/120  reward +0.200  acc  50%")
 
 
+def test_a_line_tells_the_mean_of_a_reward_model_or_that_it_read_nothing():
+    line = step_line(FINE | {"step": 1, "reward/acc/right": 0.5, "reward/model": -1.25}, 9)
+    assert "acc  50%  model -1.250  length" in line
+    unread = step_line(FINE | {"step": 2, "reward/acc/right": 0.5, "reward/model/too_long": 1.0}, 9)
+    assert "acc  50%  model      -  length" in unread and len(unread) == len(line)
+    assert "model" not in step_line(FINE | {"step": 3, "reward/acc/right": 0.5}, 9)
+
+
 def test_a_step_in_which_no_group_trains_is_shown_and_judged_by_what_it_has():
     """Without updates there is no KL, entropy, gradient or mismatch; without reward functions no
     share of right answers."""

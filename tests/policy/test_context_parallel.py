@@ -29,7 +29,7 @@ from r1zero.distributed.launch import Launch
 from r1zero.distributed.placement import RoleSize, place
 from r1zero.models.config import ModelConfig
 from r1zero.policy.megatron import RoleModel
-from r1zero.policy.pipeline import compute_logprobs, run_pipeline
+from r1zero.policy.pipeline import compute_logprobs, logprob_step, run_pipeline
 
 TEMPERATURE = 0.8
 TOLERANCE = 1e-5
@@ -134,7 +134,8 @@ def gradients_of(model, microbatches):
             model.config, ddp_config, model.module, pg_collection=model.groups
         )
         ddp.zero_grad_buffer()
-    run_pipeline(model, ddp, microbatches, TEMPERATURE, loss_of_microbatch, backward=True)
+    last_step = logprob_step(model, TEMPERATURE, loss_of_microbatch)
+    run_pipeline(model, ddp, microbatches, last_step, backward=True)
     with model.active():
         finalize_model_grads([ddp], None, pg_collection=model.groups)
     trained = {name: value for name, value in model.parameters().items() if value.requires_grad}

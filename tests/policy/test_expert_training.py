@@ -25,7 +25,7 @@ from r1zero.distributed.placement import RoleSize
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import param_table
 from r1zero.policy.megatron import RoleModel
-from r1zero.policy.pipeline import compute_logprobs, run_pipeline
+from r1zero.policy.pipeline import compute_logprobs, logprob_step, run_pipeline
 from r1zero.policy.reference import Reference
 from r1zero.types import Group, Prompt, Sample, joined
 
@@ -116,7 +116,8 @@ def looked_up_and_gradients(model):
             pg_collection=model.groups,
         )
     ddp.zero_grad_buffer()
-    run_pipeline(model, ddp, microbatches, TEMPERATURE, loss, backward=True)
+    last_step = logprob_step(model, TEMPERATURE, loss)
+    run_pipeline(model, ddp, microbatches, last_step, backward=True)
     with model.active():
         finalize_model_grads([ddp], None, pg_collection=model.groups)
     gradients = {

@@ -28,7 +28,7 @@ from r1zero.distributed.placement import RoleSize, place
 from r1zero.models.config import ModelConfig
 from r1zero.models.params import ShardIndex, Shards, Stages, stage_params
 from r1zero.policy.megatron import RoleModel
-from r1zero.policy.pipeline import compute_logprobs, run_pipeline
+from r1zero.policy.pipeline import compute_logprobs, logprob_step, run_pipeline
 from r1zero.types import Prompt, Sample
 from r1zero.weights.open import open_weights
 
@@ -113,7 +113,8 @@ def learn(model, microbatches) -> None:
         )
     model.config.finalize_model_grads_func = None
     ddp.zero_grad_buffer()
-    run_pipeline(model, ddp, microbatches, TEMPERATURE, loss, backward=True)
+    last_step = logprob_step(model, TEMPERATURE, loss)
+    run_pipeline(model, ddp, microbatches, last_step, backward=True)
     with model.active():
         finalize_model_grads([ddp], None, pg_collection=model.groups)
 

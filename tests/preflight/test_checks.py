@@ -90,7 +90,7 @@ RULES = [
     ),
     (["algorithm.correction.cap=0.5"], ["algorithm.correction.cap: 0.5 must be from 1 to 1000"]),
     (["training.distributed_backend=mpi"], ["training.distributed_backend: mpi", "gloo"]),
-    (["reward.verifier=false"], ["reward.verifier: false must be true"]),
+    (["reward.verifier=false"], ["reward.verifier: false leaves the reward to a reward model"]),
     (["reward.deadline_seconds=0"], ["reward.deadline_seconds: 0.0", "10"]),
     (["algorithm.gamma=0.9"], ["algorithm.gamma: 0.9 must be 1.0"]),
     (["algorithm.adv_estimator=gae"], ["algorithm.adv_estimator: gae", "group_norm", "critic"]),
@@ -98,7 +98,10 @@ RULES = [
     (["algorithm.kl_penalty=k4"], ["algorithm.kl_penalty: k4", "kl, abs, mse, low_var_kl"]),
     (["algorithm.kl_ctrl.type=linear"], ["algorithm.kl_ctrl.type: linear", "fixed, adaptive"]),
     (["algorithm.kl_ctrl.kl_coef=-0.1"], ["algorithm.kl_ctrl.kl_coef: -0.1 must be from 0 to 100"]),
-    (["resource_pool.reward=[1]"], ["resource_pool.reward: [1] must be []"]),
+    (
+        ["resource_pool.reward=[1]"],
+        ["resource_pool.reward: [1] names ranks", "reward.load names no weights"],
+    ),
     # What would only fail in the workers: no number would be left, or no memory, or no time.
     (
         ["training.global_batch_size=4294967295"],

@@ -19,14 +19,16 @@ FLOORS = (
     ("data",),
     ("policy", "report", "rollout", "weight_sync"),
     ("checkpoint", "observe"),
+    ("reward_model",),
     ("preflight",),
     ("runtime",),
     ("step",),
     ("evaluation",),
     ("trainer",),
     ("main",),
+    ("node",),
 )
-TOP_FILES = {"__init__", "errors", "main", "runtime", "scores", "step", "trainer", "types"}
+TOP_FILES = {"__init__", "errors", "main", "node", "runtime", "scores", "step", "trainer", "types"}
 HEAVY = ("torch", "megatron", "transformers")
 
 

@@ -12,12 +12,14 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.report_runs import append, plain, samples_path, write_run, write_step
+from support.report_runs import add_model, append, plain, samples_path, write_run, write_step
 
 from r1zero.report import page as report
 from r1zero.report.history import RunHistory
+from r1zero.report.model_scores import model_scores
 from r1zero.report.page import PACKED_BYTES, LiveReport, open_runs, write_report
 from r1zero.report.sample_selection import STEP_BYTES, TEXT_LIMIT, pack_step
 
@@ -69,6 +71,55 @@ def test_percentiles_are_those_of_all_samples(tmp_path):
     series = as_json(tmp_path)["series"]
     for share in (10, 50, 90):
         assert series[f"response_length/p{share}"] == [pytest.approx(np.percentile(lengths, share))]
+
+
+def test_scores_of_the_reward_model_by_verdict_and_by_length(tmp_path):
+    """Of one question with 8 answers, of which odd ones are right and longer ones have higher scores; one
+    was too long for the model."""
+    write_step(tmp_path, 1, prompts=1)
+    values = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, None]
+    add_model(tmp_path, 1, lambda step, position, member: values[member])
+    found = model_scores(pq.read_table(samples_path(tmp_path, 1)))
+    assert found == {
+        "reward/model/of_right": (2 + 8 + 32) / 3,
+        "reward/model/of_wrong": (1 + 4 + 16 + 64) / 4,
+        "reward/model/of_quarter_1": (1 + 2) / 2,
+        "reward/model/of_quarter_2": (4 + 8) / 2,
+        "reward/model/of_quarter_3": (16 + 32) / 2,
+        "reward/model/of_quarter_4": 64,
+    }
+    series = as_json(tmp_path)["series"]
+    assert {key: series[key] for key in found} == {key: [value] for key, value in found.items()}
+
+
+def test_verdicts_on_what_the_model_scored_are_those_of_acc_or_else_of_the_first_rule(tmp_path):
+    write_step(tmp_path, 1, prompts=1)
+    add_model(tmp_path, 1, lambda step, position, member: float(member))
+    rows = pq.read_table(samples_path(tmp_path, 1)).to_pylist()
+    for row in rows:
+        row["outcome/a"] = "graded"
+        row["outcome/b"] = "right" if row["member"] < 2 else "timeout"
+    both = model_scores(pa.Table.from_pylist(rows))
+    assert both["reward/model/of_right"] == (1 + 3 + 5 + 7) / 4
+    for row in rows:
+        row["outcome/acc"] = None
+    other = model_scores(pa.Table.from_pylist(rows))
+    assert other["reward/model/of_right"] == 0.5 and "reward/model/of_wrong" not in other
+    alone = pa.Table.from_pylist(rows).drop_columns(["outcome/acc", "outcome/b"])
+    assert set(model_scores(alone)) == {f"reward/model/of_quarter_{n}" for n in (1, 2, 3, 4)}
+
+
+def test_steps_whose_samples_are_not_kept_are_measured_all_the_same(tmp_path):
+    for step in range(1, 7):
+        write_step(tmp_path, step, prompts=2)
+        add_model(tmp_path, step, lambda step, position, member: step + float(member))
+    history = RunHistory(tmp_path, 1_000)
+    history.read()
+    found = history.as_json()
+    assert len(found["packed"]) < 6
+    assert found["series"]["reward/model/of_right"] == [step + 4.0 for step in range(1, 7)]
+    plain_run = write_run(tmp_path / "without", 2)
+    assert not [key for key in as_json(plain_run)["series"] if key.startswith("reward/model")]
 
 
 def test_a_resumed_run_shows_the_attempt_that_counts(tmp_path):
@@ -193,10 +244,11 @@ def test_prompts_whose_scoring_failed_are_kept_first(tmp_path):
     table = pq.read_table(samples_path(tmp_path, 1))
     rows = table.to_pylist()
     for row in rows:
-        if (row["position"], row["member"]) in ((5, 2), (30, 7)):
-            row["outcome/acc"] = "timeout" if row["position"] == 5 else "crash"
+        place = row["position"], row["member"]
+        row["outcome/acc"] = {(5, 2): "timeout", (30, 7): "crash"}.get(place, "right")
+        row |= {"score/model": 1.0, "outcome/model": "too_long" if place == (9, 0) else "graded"}
     content = unpacked(pack_step(type(table).from_pylist(rows), []))
-    assert {105, 130} <= {prompt["prompt_index"] for prompt in content["prompts"][:2]}
+    assert {105, 109, 130} == {prompt["prompt_index"] for prompt in content["prompts"][:3]}
 
 
 def test_a_long_text_loses_its_middle_and_says_so(tmp_path):

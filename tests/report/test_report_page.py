@@ -12,7 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from support import worlds
 from support.browser import DESKTOP, PHONE, opened
-from support.report_runs import append, samples_path, write_run, write_step
+from support.report_runs import add_model, append, samples_path, write_run, write_step
 
 from r1zero.report.page import open_runs, write_report
 
@@ -396,6 +396,70 @@ def test_several_runs_are_laid_over_one_another(browser, run, tmp_path):
         assert picture(kl) != both
         page.get_by_label("Run", exact=True).select_option(label="other")
         assert count(page) == f"{8 * 128:,} of {len(rows(run)) + 8 * 128:,} samples"
+
+
+def model_run(folder: Path, steps: int = 6) -> Path:
+    """A run in which the reward model likes long answers better and better, right or not, and whose
+    right answers become fewer."""
+    for step in range(1, steps + 1):
+        numbers = {
+            "reward/model": 0.5 * step,
+            "reward/model/std": 1.0,
+            "reward/model/correlation/acc": 0.5 - 0.2 * step,
+            "reward/model/length_correlation": 0.1 * step,
+            "reward/model/too_long": 1 / 128,
+            "reward/acc/right": 0.8 - 0.1 * step,
+        }
+        write_step(folder, step, **numbers)
+        add_model(folder, step, liked)
+    (folder / "config.yaml").write_text("name: liked\n")
+    return folder
+
+
+def liked(step: int, position: int, member: int) -> float | None:
+    return None if (position, member) == (0, 0) else float(step * member)
+
+
+def test_a_reward_model_stands_beside_the_rules_and_against_length(browser, tmp_path):
+    folder = model_run(tmp_path / "liked")
+    write_report(folder / "report.html", open_runs([folder]))
+    with opened(browser, folder / "report.html") as found:
+        page = found.page
+        assert found.complaints == [] and violations(page) == []
+        titles = page.locator("#learning .chart h3").all_inner_texts()
+        at = titles.index("Right answers")
+        assert titles[at + 1 : at + 4] == [
+            "Reward model",
+            "Reward model by length",
+            "Agreement of the reward model",
+        ]
+        charts = [chart(page, title) for title in titles[at : at + 4]]
+        tops = {each.bounding_box()["y"] for each in charts[:2]}
+        assert len(tops) == 1, "side by side"
+        labels = [each.locator(".label").all_inner_texts() for each in charts]
+        values = [each.locator(".value").all_inner_texts() for each in charts]
+        assert labels[0] == ["acc"] and values[0] == ["20.0%"], "the model is no rule"
+        assert labels[1] == ["mean", "right", "wrong", "spread"]
+        # Members 1, 3, 5 and 7 are right; of the others one of 16 groups lacks its 0.
+        wrong = 6 * (16 * (2 + 4 + 6)) / (16 * 4 - 1)
+        assert values[1] == ["3.00", "24.00", f"{wrong:.2f}", "1.00"]
+        assert labels[2] == ["shortest", "2nd quarter", "3rd quarter", "longest"]
+        means = [float(value) for value in values[2]]
+        assert means == sorted(means) and means[3] == pytest.approx(6 * 6.5, abs=0.5)
+        assert labels[3] == ["acc", "response length"] and values[3] == ["\u22120.70", "0.60"]
+        assert chart(page, "Reward").locator(".label").all_inner_texts() == ["reward", "acc"]
+        assert "Model score" in page.locator(".tile dt").all_inner_texts()
+        page.get_by_label("model", exact=True).select_option("too_long")
+        assert count(page) == f"6 of {6 * 128} samples"
+        why = page.locator(".detail .scores tr", has_text="model").inner_text()
+        assert "! too long" in why and "the reward model has 512 positions" in why
+
+
+def test_a_run_without_a_reward_model_has_nothing_of_one(browser, tmp_path):
+    folder = write_run(tmp_path / "rules", 2)
+    write_report(folder / "report.html", open_runs([folder]))
+    with opened(browser, folder / "report.html") as found:
+        assert "eward model" not in found.page.inner_text("#learning")
 
 
 def test_steps_at_which_the_reference_was_reset_are_marked(browser, tmp_path):

@@ -134,20 +134,25 @@ def make_model(family: str, folder: Path, **sizes: object) -> PreTrainedModel:
     it in fp32."""
     torch.manual_seed(7)
     model = FAMILIES[family](**sizes).float().eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif name.endswith(("bias", "mlp.gate.weight")):  # a router's scores lie apart
-                parameter.normal_(0, 0.3)
-            else:
-                parameter.normal_(0, 0.08)
-        for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
-                buffer.normal_(0, 0.1)
+    fill_at_random(model)
     model.save_pretrained(folder)
     model.config._experts_implementation = "eager"  # grouped products are less exact
     return model
+
+
+@torch.no_grad()
+def fill_at_random(model: torch.nn.Module) -> None:
+    """Give all weights random values, norms, biases and routers some that show."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.uniform_(0.5, 1.5)
+        elif name.endswith(("bias", "mlp.gate.weight")):  # a router's scores lie apart
+            parameter.normal_(0, 0.3)
+        else:
+            parameter.normal_(0, 0.08)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_(0, 0.1)
 
 
 def file_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,3 +103,17 @@ def write_run(
         write_step(folder, step, text, prompts, samples)
     (folder / "config.yaml").write_text(f"name: {folder.name}\ntraining:\n  train_iters: {steps}\n")
     return folder
+
+
+def add_model(folder: Path, step: int, score: Callable[[int, int, int], float | None]) -> None:
+    """Let a reward model have scored the samples of a step by `score` of (step, position, member);
+    None: it could not read them."""
+    path = samples_path(folder, step)
+    rows = pq.read_table(path).to_pylist()
+    for row in rows:
+        value = score(step, row["position"], row["member"])
+        row["score/model"] = math.nan if value is None else value
+        row["outcome/model"] = "too_long" if value is None else "graded"
+        if value is None:
+            row["failure"] = "model: 600 tokens, and the reward model has 512 positions"
+    pq.write_table(pa.Table.from_pylist(rows), path)

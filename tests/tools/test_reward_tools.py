@@ -180,6 +180,17 @@ def test_rescore_prints_what_changed_with_examples(samples: Path, rescore: Resco
     )
 
 
+def test_rescore_leaves_a_reward_alone_that_a_reward_model_is_part_of(
+    samples: Path, rescore: Rescore
+) -> None:
+    table = pq.read_table(samples)
+    values = pa.array([0.5] * len(table))
+    pq.write_table(table.append_column("score/model", values), samples)
+    code, out, errors = rescore(str(samples))
+    assert code == 0, errors
+    assert "acc: 2 changes" in out and "reward:" not in out and "model" not in out
+
+
 def test_rescore_by_other_scorers_and_settings(samples: Path, rescore: Rescore) -> None:
     code, out, _ = rescore(str(samples), "--verifier", "acc", "length", "--examples", "0")
     assert code == 0 and "reward" not in out

@@ -15,6 +15,7 @@ import pytest
 from support.models import make_model
 from support.npu_kernels import missing_kernels
 from support.npu_worlds import environment
+from support.tiny_reward_models import make_reward_model
 from support.worlds import SHORT, metrics, run, samples
 
 from r1zero.models.config import ModelConfig
@@ -97,6 +98,24 @@ def test_resets_of_a_reference_on_two_stages_give_the_samples_of_the_cpu(npu, tm
     assert [step["reference_version"] for step in metrics(found)] == [0, 1]
     files = found / "checkpoints" / "iter_0000002" / "reference"
     assert len(list(files.iterdir())) == 2, "one a stage"
+
+
+def test_a_reward_model_on_two_ranks_gives_the_values_of_the_cpu(npu, tiny, tmp_path):
+    judge = make_reward_model(tiny, tmp_path / "judge")
+    job = [
+        *JOB,
+        "training.train_iters=1",
+        "resource_pool.reward=[1]",
+        f"reward.load={judge}",
+        "reward.micro_batch_size=4",
+    ]
+    cut = colocated(2, "reward.tensor_model_parallel_size=2")
+    expected = samples(run(tmp_path / "cpu", 1, "tiny", job), 1)
+    found = samples(npu.train(tmp_path / "npu", 2, [*job, *cut], fp32=True), 1)
+    for one, other in zip(expected, found, strict=True):
+        assert one["response"] == other["response"]
+        for key in ("score/model", "reward"):
+            assert other[key] == pytest.approx(one[key], rel=TOLERANCE, abs=TOLERANCE)
 
 
 def one_step_of(family: str, folder: Path, tiny: Path, **sizes: int) -> list[str]:

@@ -7,6 +7,7 @@ const OUTCOMES = {
   no_answer: { sign: "?", word: "no answer" },
   timeout: { sign: "!", word: "timed out" },
   crash: { sign: "!", word: "crashed" },
+  too_long: { sign: "!", word: "too long" },
   graded: { sign: "\u00b7", word: "graded" },
 };
 const BECAUSE = {
@@ -24,6 +25,7 @@ const BECAUSE = {
   no_answer: { else: "nothing was found that could be compared" },
   timeout: { else: "the rule took longer than its deadline: a failure, not a verdict" },
   crash: { else: "the rule itself failed: not a verdict" },
+  too_long: { else: "longer than what the reward model can read: a failure, not a verdict" },
   graded: { else: "a value without a verdict" },
 };
 

@@ -5,6 +5,7 @@ const WINDOW = 5;
 const FIGURES = [
   ["Reward", "reward/mean", "score"],
   ...RULES.map((rule) => [`${rule} right`, `reward/${rule}/right`, "share"]),
+  ["Model score", "reward/model", "score"],
   ["Length", "response_length/mean", "tokens"],
   ["Cut off", "response_truncated", "share"],
   ["Equal groups", "reward/equal_groups", "share"],

@@ -1,7 +1,7 @@
 // What is charted: sections of charts, each a title, a kind of number, a note and its lines.
 // A line has `key`, a metric, or `of`, a function of a run that returns its values.
 
-const PHASES = ["draw", "rollout", "reward", "ref", "update", "publish"];
+const PHASES = ["draw", "rollout", "reward", "reward_model", "ref", "update", "publish"];
 const COLORS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
 const phaseColor = (name) => `--phase-${name}`;
 
@@ -12,8 +12,10 @@ const ALL_KEYS = [...new Set(RUNS.flatMap(keysOf))].sort();
 const waitKeys = ALL_KEYS.filter((key) => key.startsWith("time/wait/"));
 const ROLES = [...new Set(["rollout", "ref", "train", ...waitKeys.map((key) => key.slice("time/wait/".length))])];
 
-// Names of the rules: those with metrics of their own, reward/<rule>/<metric>.
-const RULES = [...new Set(ALL_KEYS.map((key) => key.match(/^reward\/(.+)\/[^/]+$/)?.[1]).filter(Boolean))];
+// Names of the rules: those with metrics of their own, reward/<rule>/<metric>. The reward model is none.
+const MODEL = "reward/model/";
+const ofRules = ALL_KEYS.filter((key) => !key.startsWith(MODEL));
+const RULES = [...new Set(ofRules.map((key) => key.match(/^reward\/(.+)\/[^/]+$/)?.[1]).filter(Boolean))];
 
 // Share of the step that a role's ranks were blocked, on average.
 function waitShare(role) {
@@ -39,6 +41,48 @@ function declaredCharts() {
   return [...charts.values()];
 }
 
+// Charts of the reward model, for runs that have one.
+function modelCharts() {
+  const correlation = `${MODEL}correlation/`;
+  const compared = ALL_KEYS.filter((key) => key.startsWith(correlation));
+  const quarters = ["shortest", "2nd quarter", "3rd quarter", "longest"];
+  if (!ALL_KEYS.includes("reward/model")) return [];
+  return [
+    {
+      title: "Reward model",
+      kind: "score",
+      note:
+        "Raw scores of all, right and wrong answers, and their spread in a group. Rising while fewer " +
+        "answers are right, it is deceived.",
+      lines: [
+        { key: "reward/model", label: "mean", color: "--ink", width: 2.5 },
+        { key: `${MODEL}of_right`, label: "right", color: "--c3" },
+        { key: `${MODEL}of_wrong`, label: "wrong", color: "--c7" },
+        { key: `${MODEL}std`, label: "spread", color: "--c5", dash: [4, 3] },
+      ],
+    },
+    {
+      title: "Reward model by length",
+      kind: "score",
+      note: "Mean score of each quarter of a step's responses, by their length. Apart: it goes by length.",
+      lines: quarters.map((label, i) => ({
+        key: `${MODEL}of_quarter_${i + 1}`,
+        label,
+        color: COLORS[i],
+      })),
+    },
+    {
+      title: "Agreement of the reward model",
+      kind: "score",
+      note: "Correlation of its scores with those of each rule, and with the length of responses.",
+      lines: [
+        ...compared.map((key, i) => ({ key, label: key.slice(correlation.length), color: COLORS[i % 8] })),
+        { key: `${MODEL}length_correlation`, label: "response length", color: "--ink", dash: [4, 3] },
+      ],
+    },
+  ];
+}
+
 const SECTIONS = [
   {
     id: "learning",
@@ -60,6 +104,7 @@ const SECTIONS = [
         note: "Share of samples that each rule accepted.",
         lines: RULES.map((rule, i) => ({ key: `reward/${rule}/right`, label: rule, color: COLORS[i % 8] })),
       },
+      ...modelCharts(),
       {
         title: "Response length",
         kind: "tokens",
