@@ -46,6 +46,7 @@ TENSOR_PLANE = {
     "policy/logprobs.py",
     "policy/reference.py",
     "ops/token_gather.py",
+    "ops/vocab.py",
     "rollout/decoder.py",
     "rollout/expert_replicas.py",
     "rollout/routes.py",

@@ -246,9 +246,12 @@ def test_ctrl_c_under_launch_sh_on_four_ranks(tiny, tmp_path):
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, stdout=said, stderr=said
         )
-        wait_until((tmp_path / "metrics.jsonl").exists)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=LONG) == EXIT_REQUEUE
+        try:
+            wait_until((tmp_path / "metrics.jsonl").exists)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(timeout=LONG) == EXIT_REQUEUE
+        finally:
+            process.kill()  # its ranks end with it
     lines = (tmp_path / "said").read_text().splitlines()
     last = steps(tmp_path)[-1]
     assert any(
