@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.kernel_checks import expect_equal, need_kernels, with_gradients
 
-from r1zero.ops import attention_kernels, compiled
+from r1zero.ops import attention_kernels
 from r1zero.ops.attention import Segments, packed_causal_attention
 
 # Relative to the largest element, at least 1. fp32: sums in another order. bf16: the result is rounded once, and so
@@ -35,10 +36,7 @@ SHARED = Segments(
 
 @pytest.fixture(autouse=True)
 def _kernels():
-    library, reason = compiled.load(attention_kernels.SOURCE)
-    if reason.startswith("no C++ compiler"):
-        pytest.skip(reason)
-    assert library is not None, reason
+    need_kernels(attention_kernels.SOURCE)
 
 
 def inputs(tokens, keys, heads, kv_heads, dim, value_dim, dtype):
@@ -49,17 +47,7 @@ def inputs(tokens, keys, heads, kv_heads, dim, value_dim, dtype):
 
 def attended(x, segments):
     """The output, and the gradients of what is given for a fixed gradient of the output."""
-    x = [part.detach().clone().requires_grad_() for part in x]
-    out = packed_causal_attention(*x, segments, 0.3)
-    torch.manual_seed(1)
-    out.backward(torch.randn(out.shape).to(torch.bfloat16).to(out.dtype))
-    return [out.detach(), *(part.grad for part in x)]
-
-
-def expect_equal(found, expected, tolerance):
-    for mine, right in zip(found, expected, strict=True):
-        scale = max(1.0, right.abs().max().item()) if right.numel() else 1.0
-        torch.testing.assert_close(mine.double(), right, rtol=0, atol=tolerance * scale)
+    return with_gradients(lambda *parts: packed_causal_attention(*parts, segments, 0.3), *x)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from support.kernel_checks import expect_equal, need_kernels, with_gradients
 from support.multiproc import run_ranks
 
-from r1zero.ops import compiled, row_kernels
+from r1zero.ops import row_kernels
 from r1zero.ops.norm import rms_norm
 from r1zero.ops.rotary import rotate, rotate_packed
 from r1zero.ops.swiglu import swiglu
@@ -23,30 +24,12 @@ WIDTHS = [1, 7, 16, 67, 576]
 
 @pytest.fixture(autouse=True)
 def _kernels():
-    library, reason = compiled.load(row_kernels.SOURCE)
-    if reason.startswith("no C++ compiler"):
-        pytest.skip(reason)
-    assert library is not None, reason
+    need_kernels(row_kernels.SOURCE)
 
 
 @pytest.fixture(params=TOLERANCE, ids=["fp32", "bf16"])
 def dtype(request):
     return request.param
-
-
-def with_gradients(function, *inputs):
-    """What a function returns, and the gradients of its inputs for a fixed gradient of that."""
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
-    out = function(*inputs)
-    torch.manual_seed(1)
-    out.backward(torch.randn(out.shape).to(torch.bfloat16).to(out.dtype))
-    return [out.detach(), *(x.grad for x in inputs)]
-
-
-def expect_equal(found, expected, tolerance):
-    for mine, right in zip(found, expected, strict=True):
-        scale = max(1.0, right.abs().max().item()) if right.numel() else 1.0
-        torch.testing.assert_close(mine.double(), right, rtol=0, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5, 64, 131])
